@@ -1,0 +1,1 @@
+"""IGPO in JAX: reinforcement learning of masked-diffusion language models with inpainted hints (arXiv 2509.10396)."""

@@ -1,0 +1,1 @@
+"""The diffusion process: corruption and SFT loss, the sampler, inpainting of hints."""

@@ -1,0 +1,75 @@
+"""The forward process and the supervised loss of masked diffusion (LLaDA; igpo_method.md section 1)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
+
+MIN_NOISE = 1e-3  # epsilon of LLaDA's discretisation: keeps 1/p finite
+
+
+class Corruption(NamedTuple):
+    """Which tokens are masked, bool [b, l], and the weight 1/p of each row's cross-entropy, float32 [b]."""
+
+    masked: jax.Array
+    weight: jax.Array
+
+
+def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
+    """float32 [rows] in [0, 1): each value uniform, together evenly spread, which tames the variance of 1/t."""
+    order_key, offset_key = jax.random.split(key)
+    strata = jax.random.permutation(order_key, rows)
+    return (strata + jax.random.uniform(offset_key, (rows,))) / rows
+
+
+def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
+    """LLaDA's forward process: p = (1 - eps) u + eps per row, each token masked with probability p, weight 1/p."""
+    level_key, mask_key = jax.random.split(key)
+    p = (1 - MIN_NOISE) * stratified_uniform(level_key, rows) + MIN_NOISE
+    return Corruption(jax.random.uniform(mask_key, (rows, length)) < p[:, None], 1 / p)
+
+
+def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
+    """Exactly k random tokens masked, k uniform in 1..length, weight length/k.
+
+    The same bound in expectation (the integral of 1/t over independent masks, taken term by term in k) with less
+    variance: no row is left without a masked token, and no weight exceeds `length`.
+    """
+    level_key, mask_key = jax.random.split(key)
+    k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (rows, length)), axis=-1), axis=-1)
+    return Corruption(rank < k[:, None], length / k)
+
+
+CORRUPTIONS = {"independent": mask_independently, "count": mask_count}
+
+
+def masked_cross_entropy(logits: jax.Array, targets: jax.Array, corruption: Corruption) -> jax.Array:
+    """Sum over masked tokens of CE * weight / length per row, averaged over rows. EOS padding is an ordinary target.
+
+    Args:
+        logits: float32 [b, l, v].
+        targets: int32 [b, l].
+        corruption: as drawn for these rows.
+    """
+    cross_entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    per_row = jnp.sum(cross_entropy, axis=-1, where=corruption.masked) * corruption.weight
+    return jnp.mean(per_row) / targets.shape[1]
+
+
+def sft_loss(
+    params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
+) -> jax.Array:
+    """The bound on -log p(completion | prompt) per token (paper Eq. 1); the prompt is never masked.
+
+    Args:
+        prompt, valid: int32 and bool [b, p], padded on the left.
+        completion: int32 [b, l], padded with EOS, which is trained on.
+    """
+    noisy = jnp.where(corruption.masked, cfg.mask_id, completion)
+    tokens = jnp.concatenate([prompt, noisy], axis=1)
+    everywhere = jnp.concatenate([valid, jnp.ones(completion.shape, bool)], axis=1)
+    hidden = forward(params, tokens, everywhere, cfg)[:, prompt.shape[1] :]
+    return masked_cross_entropy(unembed(params, hidden, cfg), completion, corruption)

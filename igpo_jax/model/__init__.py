@@ -1,0 +1,1 @@
+"""The network: parameters, forward pass, checkpoint formats."""

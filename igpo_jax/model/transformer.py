@@ -1,0 +1,220 @@
+"""LLaDA's bidirectional transformer as pure functions over stacked layers.
+
+Letters in einsums: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
+
+The parameters are a nested dict. `parameter_table` is the only place that knows their shapes, logical axes and
+initialisers; `init`, `abstract` and `shardings` are derived from it.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Params = dict[str, Any]
+
+# Logical axis -> mesh axis. An axis that is missing here is an error, not silently replicated.
+SHARDING_RULES = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "norm": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of the network; hashable, so it can be a static argument of jitted functions."""
+
+    vocab_size: int
+    mask_id: int
+    eos_id: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    rope_theta: float = 500_000.0
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    stddev: float | None  # None: ones (norm scales)
+
+
+def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
+    """The nested dict of `ParameterInfo`, same structure as the parameters (llada.md section 2; `x @ w` layout)."""
+    layers, width, q_width, kv_width = cfg.layers, cfg.width, cfg.width, cfg.kv_heads * cfg.head_size
+    scale = 1 / math.sqrt(width)
+    # Residual branches start small, so that the stream's variance does not grow with depth.
+    out_scale = 1 / math.sqrt(2 * layers)
+
+    def matrix(rows, columns, axes, stddev):
+        return ParameterInfo((layers, rows, columns), ("layers", *axes), stddev)
+
+    table = {
+        "embedding": ParameterInfo((cfg.vocab_size, width), ("vocab", "embed"), 1.0 if not cfg.tied_head else scale),
+        "blocks": {
+            "attention_norm": ParameterInfo((layers, width), ("layers", "norm"), None),
+            "query": matrix(width, q_width, ("embed", "heads"), scale),
+            "key": matrix(width, kv_width, ("embed", "heads"), scale),
+            "value": matrix(width, kv_width, ("embed", "heads"), scale),
+            "attention_out": matrix(q_width, width, ("heads", "embed"), scale * out_scale),
+            "mlp_norm": ParameterInfo((layers, width), ("layers", "norm"), None),
+            "gate": matrix(width, cfg.mlp_width, ("embed", "mlp"), scale),
+            "up": matrix(width, cfg.mlp_width, ("embed", "mlp"), scale),
+            "down": matrix(cfg.mlp_width, width, ("mlp", "embed"), out_scale / math.sqrt(cfg.mlp_width)),
+        },
+        "final_norm": ParameterInfo((width,), ("norm",), None),
+    }
+    if not cfg.tied_head:
+        table["head"] = ParameterInfo((width, cfg.vocab_size), ("embed", "vocab"), scale)
+    return table
+
+
+def _map_table(function, cfg: ModelConfig):
+    return jax.tree.map(function, parameter_table(cfg), is_leaf=lambda x: isinstance(x, ParameterInfo))
+
+
+def init(key: jax.Array, cfg: ModelConfig) -> Params:
+    """Random parameters. Run it under `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
+    infos, treedef = jax.tree.flatten(parameter_table(cfg), is_leaf=lambda x: isinstance(x, ParameterInfo))
+
+    def initialise(key, info):
+        if info.stddev is None:
+            return jnp.ones(info.shape, cfg.param_dtype)
+        return (info.stddev * jax.random.normal(key, info.shape)).astype(cfg.param_dtype)
+
+    return treedef.unflatten(map(initialise, jax.random.split(key, len(infos)), infos))
+
+
+def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
+    """`jax.ShapeDtypeStruct` of every parameter, with its sharding on `mesh`."""
+    return _map_table(
+        lambda info: jax.ShapeDtypeStruct(info.shape, cfg.param_dtype, sharding=_sharding(info, mesh)), cfg
+    )
+
+
+def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
+    """`NamedSharding` of every parameter.
+
+    Raises:
+        KeyError: a logical axis has no rule in `SHARDING_RULES`.
+    """
+    return _map_table(lambda info: _sharding(info, mesh), cfg)
+
+
+def _sharding(info: ParameterInfo, mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P(*(SHARDING_RULES[axis] for axis in info.axes)))
+
+
+def weight_decay_mask(cfg: ModelConfig) -> Params:
+    """True where AdamW decays weights: matrices, not norm scales. By name: stacked norms are 2-D like matrices."""
+    return _map_table(lambda info: info.stddev is not None, cfg)
+
+
+def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Runs the transformer over whole rows; no causal mask, logits of position i speak of token i (llada.md 3).
+
+    Args:
+        params: see `parameter_table`.
+        tokens: int32 [b, t].
+        valid: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
+            the padded row: rotary embeddings are relative, so padding does not change the result.
+        cfg: static.
+
+    Returns:
+        Hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns them into logits.
+    """
+    dtype = jnp.dtype(cfg.compute_dtype)
+    x = params["embedding"][tokens].astype(dtype)
+    sin, cos = _rope_table(tokens.shape[1], cfg)
+    block = functools.partial(_block, valid=valid, sin=sin, cos=cos, cfg=cfg)
+    if cfg.remat != "none":
+        policy = {
+            "full": jax.checkpoint_policies.nothing_saveable,
+            "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        }[cfg.remat]
+        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+    x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params["blocks"])
+    return rms_norm(x, params["final_norm"], cfg.norm_epsilon)
+
+
+def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Logits in float32, [..., v], of hidden states [..., d]: operands in the compute dtype, float32 accumulation."""
+    return project_to_vocabulary(hidden, head_matrix(params, cfg))
+
+
+def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
+    """The head [d, v]; the transposed embedding where the two are tied."""
+    return params["embedding"].T if cfg.tied_head else params["head"]
+
+
+def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """hidden [..., d] x head [d, v] -> float32 [..., v]."""
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Statistics in float32, cast back before the scale is applied, as LLaDA does (llada.md 3.2)."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
+    return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def _block(x: jax.Array, layer: Params, *, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
+    layer = jax.tree.map(lambda w: w.astype(x.dtype), layer)
+    with jax.named_scope("attention"):
+        x = x + _attention(rms_norm(x, layer["attention_norm"], cfg.norm_epsilon), layer, valid, sin, cos, cfg)
+    with jax.named_scope("mlp"):
+        h = rms_norm(x, layer["mlp_norm"], cfg.norm_epsilon)
+        x = x + _linear(jax.nn.silu(_linear(h, layer["gate"])) * _linear(h, layer["up"]), layer["down"])
+    return checkpoint_name(x, "block")
+
+
+def _attention(h: jax.Array, layer: Params, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
+    b, t, _ = h.shape
+    q = _linear(h, layer["query"]).reshape(b, t, cfg.heads, cfg.head_size)
+    k = _linear(h, layer["key"]).reshape(b, t, cfg.kv_heads, cfg.head_size)
+    v = _linear(h, layer["value"]).reshape(b, t, cfg.kv_heads, cfg.head_size)
+    q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
+    a = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None, :])
+    return _linear(a.reshape(b, t, cfg.width), layer["attention_out"])
+
+
+def _linear(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [b, t, i] @ w [i, o]. Rows and positions are merged first: XLA's CPU backend is far slower at the weight
+    gradient of a product with two batch axes."""
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _rope_table(length: int, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """sin and cos of the rotary angles, float32 [t, 1, h/2]."""
+    exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * cfg.rope_theta**-exponents
+    return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
+
+
+def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Half-split rotary embedding: the first half of a head is paired with its second half; in float32, cast back."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

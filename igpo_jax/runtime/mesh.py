@@ -1,0 +1,49 @@
+"""The device mesh: axes data, fsdp, tensor; rows of a batch lie over (data, fsdp)."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; one axis may be -1 for "the rest".
+
+    Raises:
+        ValueError: more than one -1, or the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ValueError(f"{named}: sizes are positive, and at most one may be -1 (the rest)")
+    if -1 in sizes:
+        known = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = devices // known
+    if int(np.prod(sizes)) != devices:
+        raise ValueError(f"{named} does not multiply to the {devices} devices present")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_size_divisor(mesh: Mesh) -> int:
+    """Rows of a batch must be a multiple of this."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def shard_rows(x: jax.Array) -> jax.Array:
+    """Inside jit: keep the leading axis spread over (data, fsdp). Without a mesh it is the identity."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH))
+
+
+def put_rows(tree, mesh: Mesh):
+    """Host arrays [n, ...], the same on every process, to device arrays sharded over their rows."""
+    sharding = NamedSharding(mesh, P(BATCH))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
