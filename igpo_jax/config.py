@@ -1,0 +1,281 @@
+"""The configuration of a run: its defaults, its validation, and where a bare file name is looked up.
+
+A config file defines `get_config()`, which starts from `base_config()` and sets what it needs. `parse` turns the result
+into typed, frozen sections and checks every value before anything is allocated.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from igpo_jax.diffusion.corruption import CORRUPTIONS
+from igpo_jax.diffusion.inpainting import InpaintingConfig
+from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.tasks import load_task
+from igpo_jax.training import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """The supervised stage; 0 updates leave it out."""
+
+    updates: int
+    batch_size: int
+    corruption: str = "count"  # count | independent, see diffusion/corruption.py
+    microbatches: int = 1
+    checkpoint_every: int = 500  # updates
+
+
+@dataclasses.dataclass(frozen=True)
+class RLConfig:
+    """The RL stage; each iteration is one rollout and objective.inner_steps updates; 0 iterations leave it out."""
+
+    iterations: int
+    prompts: int  # N, per rollout
+    group_size: int = 8  # G
+    microbatches: int = 1
+    checkpoint_every: int = 20  # iterations
+    eval_every: int = 20  # iterations; 0: only before and after the stage
+    show_every: int = 10  # iterations between rollouts that are kept for the report
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    problems: int  # of the test split, from its beginning
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    prompt_buckets: tuple[int, ...]  # ascending; a batch is padded to the smallest that holds it
+    overflow: str = "error"  # error | drop: problems whose prompt or solution does not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A validated configuration. `model` lacks its vocabulary until the tokenizer is known: see `model_config`."""
+
+    seed: int
+    task: ConfigDict
+    tokenizer: ConfigDict
+    model: dict[str, Any]
+    data: DataConfig
+    rollout_decode: DecodeConfig
+    eval_decode: DecodeConfig
+    sft: SFTConfig
+    sft_optimizer: OptimizerConfig
+    rl: RLConfig
+    rl_optimizer: OptimizerConfig
+    inpainting: InpaintingConfig
+    objective: ObjectiveConfig
+    evaluation: EvalConfig
+    mesh: dict[str, int]
+    checkpoints_kept: int
+
+
+def _defaults(cls, **values) -> dict[str, Any]:
+    """The dataclass's fields as a dict; `values` for those without a default."""
+    return dataclasses.asdict(cls(**values))
+
+
+def base_config() -> ConfigDict:
+    """Every key there is, with its default; a key that is not here is an error."""
+    decode = _defaults(DecodeConfig, completion_length=256, block_length=32, steps=128)
+    return ConfigDict(
+        {
+            "seed": 0,
+            "task": {"name": ""},
+            "tokenizer": {"kind": "char", "vocab_size": 512},
+            "model": {
+                "width": 64,
+                "layers": 3,
+                "heads": 4,
+                "kv_heads": 4,
+                "mlp_width": 192,
+                "rope_theta": 500_000.0,
+                "tied_head": False,
+                "param_dtype": "float32",
+                "compute_dtype": "float32",
+                "remat": "none",
+            },
+            "data": _defaults(DataConfig, prompt_buckets=(256,)),
+            # How rollouts are decoded, and how answers are decoded in evaluations: same keys, same type.
+            "sampler": {**decode, "temperature": 1.2},
+            "evaluation": {**decode, **_defaults(EvalConfig, problems=500, batch_size=128)},
+            "sft": {
+                **_defaults(SFTConfig, updates=1000, batch_size=64),
+                "optimizer": _defaults(OptimizerConfig, learning_rate=1e-3, schedule="cosine", max_grad_norm=1.0),
+            },
+            "rl": {
+                **_defaults(RLConfig, iterations=100, prompts=16),
+                "optimizer": _defaults(OptimizerConfig, learning_rate=5e-7),
+            },
+            "inpainting": _defaults(InpaintingConfig),
+            "objective": _defaults(ObjectiveConfig),
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "checkpoints_kept": 2,
+        }
+    )
+
+
+def parse(config: ConfigDict) -> Settings:
+    """Typed sections of a configuration.
+
+    Raises:
+        ValueError: a value that cannot work; the message names the key.
+    """
+
+    def section(name: str, cls, values=None):
+        try:
+            return cls(**(values or {key: value for key, value in config[name].items() if key != "optimizer"}))
+        except ValueError as error:
+            raise ValueError(f"config.{name}: {error}") from None
+
+    decode_keys = [field.name for field in dataclasses.fields(DecodeConfig)]
+    evaluation = config.evaluation.to_dict()
+    settings = Settings(
+        seed=config.seed,
+        task=config.task,
+        tokenizer=config.tokenizer,
+        model=config.model.to_dict(),
+        data=DataConfig(tuple(config.data.prompt_buckets), config.data.overflow),
+        rollout_decode=section("sampler", DecodeConfig),
+        eval_decode=section("evaluation", DecodeConfig, {key: evaluation[key] for key in decode_keys}),
+        sft=section("sft", SFTConfig),
+        sft_optimizer=section("sft", OptimizerConfig, config.sft.optimizer.to_dict()),
+        rl=section("rl", RLConfig),
+        rl_optimizer=section("rl", OptimizerConfig, config.rl.optimizer.to_dict()),
+        inpainting=section("inpainting", InpaintingConfig),
+        objective=section("objective", ObjectiveConfig),
+        evaluation=EvalConfig(evaluation["problems"], evaluation["batch_size"]),
+        mesh=config.mesh.to_dict(),
+        checkpoints_kept=config.checkpoints_kept,
+    )
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    def require(condition: bool, message: str):
+        if not condition:
+            raise ValueError(message)
+
+    load_task(settings.task.name)
+    sft, rl, data, model = settings.sft, settings.rl, settings.data, settings.model
+    require(rl.group_size >= 2, f"rl.group_size={rl.group_size}: an advantage needs at least 2 completions to compare")
+    for name, stage, rows in (("sft", sft, "batch_size"), ("rl", rl, "prompts")):
+        size = getattr(stage, rows)
+        require(size >= 1, f"{name}.{rows}={size} must be at least 1")
+        require(
+            stage.microbatches >= 1 and size % stage.microbatches == 0,
+            f"{name}.{rows}={size} is not a multiple of {name}.microbatches={stage.microbatches}",
+        )
+        require(stage.checkpoint_every >= 1, f"{name}.checkpoint_every={stage.checkpoint_every} must be at least 1")
+    require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
+    require(rl.eval_every >= 0 and rl.show_every >= 1, "rl.eval_every must be at least 0, rl.show_every at least 1")
+    require(
+        sft.corruption in CORRUPTIONS, f"sft.corruption={sft.corruption!r} is none of {', '.join(map(repr, CORRUPTIONS))}"
+    )
+    require(data.overflow in ("error", "drop"), f"data.overflow={data.overflow!r} is neither 'error' nor 'drop'")
+    buckets = data.prompt_buckets
+    require(
+        len(buckets) > 0 and all(size > 0 for size in buckets) and list(buckets) == sorted(set(buckets)),
+        f"data.prompt_buckets={buckets} must be ascending positive lengths",
+    )
+    rollout, evaluation = settings.rollout_decode, settings.eval_decode
+    require(
+        rollout.completion_length == evaluation.completion_length,
+        f"sampler.completion_length={rollout.completion_length} and evaluation.completion_length="
+        f"{evaluation.completion_length} differ; prompts and completions of a run have one length",
+    )
+    require(
+        settings.evaluation.problems >= 1 and settings.evaluation.batch_size >= 1,
+        "evaluation.problems and evaluation.batch_size must be at least 1",
+    )
+    require(settings.checkpoints_kept >= 1, f"checkpoints_kept={settings.checkpoints_kept} must be at least 1")
+    require(
+        model["width"] % model["heads"] == 0 and (model["width"] // model["heads"]) % 2 == 0,
+        f"model.width={model['width']} must divide into model.heads={model['heads']} heads of even size",
+    )
+    require(
+        model["heads"] % model["kv_heads"] == 0,
+        f"model.heads={model['heads']} is not a multiple of model.kv_heads={model['kv_heads']}",
+    )
+    require(model["remat"] in ("none", "full", "dots"), f"model.remat={model['remat']!r} is not none, full or dots")
+
+
+def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
+    """Everything that is spread over devices divides evenly.
+
+    Raises:
+        ValueError: names the two config keys that do not fit together.
+    """
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    checks = [
+        ("sft.batch_size / sft.microbatches", settings.sft.batch_size // settings.sft.microbatches, "mesh.data * mesh.fsdp", rows),
+        ("rl.prompts / rl.microbatches", settings.rl.prompts // settings.rl.microbatches, "mesh.data * mesh.fsdp", rows),
+        ("evaluation.batch_size", settings.evaluation.batch_size, "mesh.data * mesh.fsdp", rows),
+        ("model.width", model.width, "mesh.fsdp", fsdp),
+        ("model.heads", model.heads, "mesh.tensor", tensor),
+        ("model.kv_heads", model.kv_heads, "mesh.tensor", tensor),
+        ("model.mlp_width", model.mlp_width, "mesh.tensor", tensor),
+        ("the vocabulary", model.vocab_size, "mesh.tensor", tensor),
+    ]
+    for name, size, axes, devices in checks:
+        if size % devices:
+            raise ValueError(f"{name} = {size} is not a multiple of {axes} = {devices}")
+
+
+def model_config(settings: Settings, tokenizer) -> ModelConfig:
+    """The vocabulary is rounded up, so that a head can be split over a tensor axis of 2, 4 or 8."""
+    return ModelConfig(
+        vocab_size=-(-tokenizer.vocab_size // 8) * 8,
+        mask_id=tokenizer.mask_id,
+        eos_id=tokenizer.eos_id,
+        **settings.model,
+    )
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """As it reads back from config.json: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def fingerprint(config: ConfigDict) -> str:
+    return hashlib.sha256(json.dumps(to_json(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ or that only one of the two has."""
+    keys = []
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def resolve_config_path(argument: str) -> str:
+    """`math.py` or `math.py:variant` -> a path: as given if it exists or has a folder, else in ./configs or the
+    repository's configs/.
+
+    Raises:
+        ValueError: there is no such file; the message lists what there is.
+    """
+    name, colon, variant = argument.partition(":")
+    folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
+    candidates = [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else [])
+    for path in candidates:
+        if path.is_file():
+            return f"{path}{colon}{variant}"
+    known = sorted({path.name for folder in folders for path in folder.glob("*.py")})
+    raise ValueError(f"no config file {name!r} here, nor in configs/; there are: {', '.join(known)}")

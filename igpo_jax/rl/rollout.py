@@ -1,0 +1,183 @@
+"""One rollout: groups of completions, their rewards, the second try with hints, the batch that is trained on.
+
+    prompts -> first try -> rewards -> all-wrong groups -> hints -> second try -> rewards -> swap -> GroupBatch
+
+(paper Algorithm 1; igpo_method.md 3). The sampler runs on the mesh; what depends on the outcome is decided on the
+host, from arrays that every process has in full, so all processes take the same branch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from igpo_jax.data.pipeline import PromptBatch
+from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced
+from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import advantages
+from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
+from igpo_jax.runtime.stopwatch import Stopwatch
+
+FIRST_TRY, SECOND_TRY = 0, 1  # the sampler's noise differs between the two
+
+# (problem ids uint32 [n], completions int32 [n, g, l]) -> rewards float32 [n, g]
+Grade = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint bool [n, g, l]; rewards
+    float32 [n, g]; ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
+
+    tokens: np.ndarray
+    written_at: np.ndarray
+    hint: np.ndarray
+    rewards: np.ndarray
+    ratio: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """groups: what the updates see. first: every group's first try. second: the triggered groups' second try, rows in
+    the order of `triggered`, or None. replaced: bool [n, g], completions swapped in. metrics: for the log."""
+
+    groups: GroupBatch
+    first: Try
+    second: Try | None
+    triggered: np.ndarray
+    replaced: np.ndarray
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    model: ModelConfig
+    decode: DecodeConfig
+    inpainting: InpaintingConfig
+    group_size: int
+    normalize_advantages: bool
+
+
+def rollout(params: Params, prompts: PromptBatch, grade: Grade, seed: int, step: int, cfg: RolloutConfig, mesh: Mesh):
+    """One rollout of `prompts` under `params`.
+
+    Args:
+        prompts: host arrays, n a multiple of data * fsdp; the same on every process.
+        grade: rewards of completions, 0.0 or 1.0.
+        seed, step: all randomness follows from them, the problem and the completion's index.
+
+    Returns:
+        `Rollout`.
+    """
+    clock = Stopwatch()
+    key = jax.random.fold_in(jax.random.key(seed), step)
+
+    first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, clock)
+    triggered = np.flatnonzero(~first.rewards.any(axis=1))
+    second, replaced = None, np.zeros(first.rewards.shape, bool)
+    final = first
+    if cfg.inpainting.enabled and triggered.size:
+        padded = _pad_rows(triggered, len(first.rewards), batch_size_divisor(mesh))
+        hinted = _try(params, _take(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, clock)
+        second = _take(hinted, slice(len(triggered)))
+        source = choose_replacements(second.rewards, prompts.problem_id[triggered], seed, step, cfg)
+        final, replaced = swap(first, second, triggered, source)
+
+    groups = GroupBatch(
+        prompt=prompts.tokens,
+        valid=prompts.valid,
+        problem_id=prompts.problem_id,
+        completions=final.tokens,
+        hint=final.hint,
+        in_loss=up_to_first_eos(final.tokens, cfg.model.eos_id),
+        advantages=np.asarray(advantages(final.rewards, cfg.normalize_advantages)),
+    )
+    metrics = _metrics(first, second, final, replaced) | clock.seconds
+    return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, metrics)
+
+
+def _try(params, prompts: PromptBatch, grade: Grade, key, attempt: int, cfg: RolloutConfig, mesh: Mesh, clock: Stopwatch) -> Try:
+    """G completions of each prompt; the second try starts from a canvas with hints."""
+    n, g, length = len(prompts.tokens), cfg.group_size, cfg.decode.completion_length
+    problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
+    canvas = np.full((n * g, length), cfg.model.mask_id, np.int32)
+    hint, ratio = np.zeros(canvas.shape, bool), np.zeros(n * g, np.float32)
+    with clock.measure("time/rollout"):
+        if attempt == SECOND_TRY:
+            canvas, hint, ratio = inpaint(
+                key, prompts.problem_id, canvas, prompts.trace, prompts.trace_length, prompts.hintable, g, cfg.inpainting
+            )
+            canvas, hint, ratio = fetch((canvas, hint, ratio))
+        rows = put_rows((np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas), mesh)
+        done = sample(params, *rows, completion_keys(key, problem, completion, attempt), cfg.model, cfg.decode)
+        tokens, written_at = fetch((done.tokens, done.written_at))
+    tokens, written_at, hint, ratio = (x.reshape(n, g, *x.shape[1:]) for x in (tokens, written_at, hint, ratio))
+    with clock.measure("time/reward"):
+        rewards = grade(prompts.problem_id, tokens)
+    return Try(tokens, written_at, hint, rewards, ratio)
+
+
+def choose_replacements(
+    rewards: np.ndarray, problem_id: np.ndarray, seed: int, step: int, cfg: RolloutConfig
+) -> list[np.ndarray]:
+    """For each triggered group, which completions of the second try are swapped in: a random subset of the correct
+    ones, at most floor(lambda * G)."""
+    most = max_replaced(cfg.inpainting, cfg.group_size)
+    draws = [np.random.default_rng([seed, step, problem]) for problem in problem_id]
+    return [np.sort(draw.permutation(np.flatnonzero(row))[:most]) for draw, row in zip(draws, rewards, strict=True)]
+
+
+def swap(first: Try, second: Try, triggered: np.ndarray, source: list[np.ndarray]) -> tuple[Try, np.ndarray]:
+    """Overwrites the last completions of each triggered group (all of them are wrong) with those in `source`."""
+    final = {field.name: getattr(first, field.name).copy() for field in dataclasses.fields(Try)}
+    replaced = np.zeros(first.rewards.shape, bool)
+    for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
+        if chosen.size:
+            replaced[group, -len(chosen) :] = True
+            for name, values in final.items():
+                values[group, -len(chosen) :] = getattr(second, name)[row, chosen]
+    return Try(**final), replaced
+
+
+def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    """bool, same shape: True up to and including the first EOS of each row; everywhere if there is none."""
+    ended = np.cumsum(tokens == eos_id, axis=-1)
+    return (ended == 0) | ((ended == 1) & (tokens == eos_id))
+
+
+def _pad_rows(rows: np.ndarray, most: int, divisor: int) -> np.ndarray:
+    """Repeats the first row until the number is `most`, or a half or a quarter of it where that is enough and divides
+    over the devices: the sampler is compiled for three sizes at the most."""
+    sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part % divisor == 0]
+    size = next(size for size in sizes if size >= len(rows))
+    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
+
+
+def _take(tree, rows):
+    """Some rows of a dataclass of host arrays."""
+    return dataclasses.replace(tree, **{f.name: getattr(tree, f.name)[rows] for f in dataclasses.fields(tree)})
+
+
+def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -> dict[str, float]:
+    def share(condition):
+        return float(np.mean(condition))
+
+    metrics = {
+        "reward/first_try": share(first.rewards),
+        "reward/final": share(final.rewards),
+        "groups/all_wrong_before": share(~first.rewards.any(axis=1)),
+        "groups/all_wrong_after": share(~final.rewards.any(axis=1)),
+        "groups/all_correct": share(first.rewards.all(axis=1)),
+        "hint/replaced": float(replaced.sum(axis=1).mean()),
+    }
+    if second is not None:
+        metrics |= {
+            "hint/rescue_rate": share(second.rewards.any(axis=1)),
+            "hint/ratio": share(second.ratio),
+            "hint/tokens": float(second.hint.sum(axis=-1).mean()),
+        }
+    return metrics

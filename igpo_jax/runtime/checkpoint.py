@@ -1,0 +1,95 @@
+"""Checkpoints of one stage in one folder: asynchronous saves, the last few and the best kept, corrupt ones passed over."""
+
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """A context manager over `<folder>/<step>/`; leaving it waits for the save that is under way.
+
+    A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
+    step i) and the configuration's fingerprint.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int, fingerprint: str, best: bool = False):
+        policies = ocp.training.preservation_policies
+        keepers = [policies.LatestN(keep)]
+        if best:
+            keepers.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        self.folder = pathlib.Path(folder).absolute()
+        self._fingerprint = fingerprint
+        self._checkpointer = ocp.training.Checkpointer(
+            self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=True
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Of the complete checkpoints, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def save(self, step: int, state, key: jax.Array, *, accuracy: float | None = None) -> None:
+        """Starts a save and returns; waits for the one before it first."""
+        if jax.default_backend() == "cpu":
+            # There the saver reads device memory in place, while the next update already writes into it.
+            state = jax.tree.map(jnp.copy, state)
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {"state": state, "progress": {"key": key}},
+            force=True,
+            overwrite=True,
+            metrics=None if accuracy is None else {"accuracy": accuracy},
+            custom_metadata={"data_position": step, "fingerprint": self._fingerprint},
+        )
+
+    def wait(self) -> None:
+        self._checkpointer.wait()
+
+    def restore_latest(self, abstract_state, abstract_key: jax.Array):
+        """(step, state, key) of the newest checkpoint that can be read, None if there is none at all.
+
+        Args:
+            abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                loaded = self._checkpointer.load_checkpointables(
+                    step, {"state": abstract_state, "progress": {"key": abstract_key}}
+                )
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), _first_line(error))
+                continue
+            for newer in steps:
+                if newer > step:
+                    self._checkpointer.delete(newer)
+            return step, loaded["state"], loaded["progress"]["key"]
+        if steps:
+            raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over")
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+
+
+def abstract_like(tree):
+    """`jax.ShapeDtypeStruct` of every leaf, with its sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,113 @@
+"""Training state and optimiser, shared by the supervised and the RL stage."""
+
+import dataclasses
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from igpo_jax.model.transformer import ModelConfig, Params, init, shardings, weight_decay_mask
+from igpo_jax.runtime.mesh import replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping by global norm, a linear warm-up, then a constant or cosine schedule."""
+
+    learning_rate: float
+    warmup_steps: int = 50
+    schedule: str = "constant"  # constant | cosine (to 5 % of the peak at the stage's last update)
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.2
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule={self.schedule!r} is neither 'constant' nor 'cosine'")
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0 or self.warmup_steps < 0:
+            raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
+
+    def learning_rate_at(self, updates: int) -> optax.Schedule:
+        """The schedule of a stage of `updates` updates."""
+        warmup = optax.linear_schedule(self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps)
+        if self.schedule == "cosine":
+            rest = optax.cosine_decay_schedule(self.learning_rate, max(updates - self.warmup_steps, 1), alpha=0.05)
+        else:
+            rest = optax.constant_schedule(self.learning_rate)
+        return optax.join_schedules([warmup, rest], [self.warmup_steps])
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 [], updates done in this stage; params: float32; opt_state: of optax."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+def make_optimizer(cfg: OptimizerConfig, updates: int, model: ModelConfig) -> optax.GradientTransformation:
+    """The optimiser of a stage of `updates` updates. Norm scales do not decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.max_grad_norm),
+        optax.adamw(
+            cfg.learning_rate_at(updates),
+            b1=cfg.b1,
+            b2=cfg.b2,
+            weight_decay=cfg.weight_decay,
+            mask=weight_decay_mask(model),
+        ),
+    )
+
+
+def state_shardings(optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh) -> TrainState:
+    """Moments lie where their parameters lie; scalars are replicated."""
+    params = shardings(model, mesh)
+    opt_state = jax.eval_shape(lambda: optimizer.init(init(jax.random.key(0), model)))
+    return TrainState(
+        step=replicated(mesh),
+        params=params,
+        opt_state=optax.tree.map_params(
+            optimizer, lambda _, sharding: sharding, opt_state, params, transform_non_params=lambda _: replicated(mesh)
+        ),
+    )
+
+
+def create_state(params: Params, optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh) -> TrainState:
+    """A fresh optimiser around a copy of `params`: updates donate the state, and the caller keeps its own."""
+
+    def create(params):
+        return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
+
+    return jax.jit(create, out_shardings=state_shardings(optimizer, model, mesh))(params)
+
+
+def apply_gradients(
+    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, jax.Array]:
+    """One update; also returns the gradients' norm before clipping."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), optax.global_norm(gradients)
+
+
+def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: int):
+    """Sums value and gradient over microbatches, one after the other; the memory of one.
+
+    Args:
+        value_and_grad: (params, part of the batch) -> ((loss, statistics), gradients), each a mean over the part.
+        batch: pytree of arrays with the same leading size, a multiple of `microbatches`. Every microbatch takes every
+            `microbatches`-th row, so that each lies over all devices.
+    """
+    if microbatches == 1:
+        return value_and_grad(params, batch)
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch)
+    shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(params, part)), None), zeros, parts
+    )
+    return jax.tree.map(lambda x: x / microbatches, total)
