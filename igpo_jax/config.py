@@ -84,13 +84,17 @@ def _defaults(cls, **values) -> dict[str, Any]:
     return dataclasses.asdict(cls(**values))
 
 
-def base_config() -> ConfigDict:
-    """Every key there is, with its default; a key that is not here is an error."""
+def base_config(**task) -> ConfigDict:
+    """Every key there is, with its default; setting a key that is not here is an error.
+
+    Args:
+        task: `name` and the keys of that task.
+    """
     decode = _defaults(DecodeConfig, completion_length=256, block_length=32, steps=128)
-    return ConfigDict(
+    config = ConfigDict(
         {
             "seed": 0,
-            "task": {"name": ""},
+            "task": task,
             "tokenizer": {"kind": "char", "vocab_size": 512},
             "model": {
                 "width": 64,
@@ -122,6 +126,7 @@ def base_config() -> ConfigDict:
             "checkpoints_kept": 2,
         }
     )
+    return config.lock()
 
 
 def parse(config: ConfigDict) -> Settings:

@@ -9,11 +9,12 @@ host, from arrays that every process has in full, so all processes take the same
 import dataclasses
 from collections.abc import Callable
 
+import flax
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from igpo_jax.data.pipeline import PromptBatch
+from igpo_jax.data.pipeline import PromptBatch, take_rows
 from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced
 from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
 from igpo_jax.model.transformer import ModelConfig, Params
@@ -28,7 +29,7 @@ FIRST_TRY, SECOND_TRY = 0, 1  # the sampler's noise differs between the two
 Grade = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Try:
     """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint bool [n, g, l]; rewards
     float32 [n, g]; ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
@@ -82,8 +83,8 @@ def rollout(params: Params, prompts: PromptBatch, grade: Grade, seed: int, step:
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, len(first.rewards), batch_size_divisor(mesh))
-        hinted = _try(params, _take(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, clock)
-        second = _take(hinted, slice(len(triggered)))
+        hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, clock)
+        second = take_rows(hinted, np.arange(len(triggered)))
         source = choose_replacements(second.rewards, prompts.problem_id[triggered], seed, step, cfg)
         final, replaced = swap(first, second, triggered, source)
 
@@ -155,11 +156,6 @@ def _pad_rows(rows: np.ndarray, most: int, divisor: int) -> np.ndarray:
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part % divisor == 0]
     size = next(size for size in sizes if size >= len(rows))
     return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
-
-
-def _take(tree, rows):
-    """Some rows of a dataclass of host arrays."""
-    return dataclasses.replace(tree, **{f.name: getattr(tree, f.name)[rows] for f in dataclasses.fields(tree)})
 
 
 def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -> dict[str, float]:

@@ -9,9 +9,9 @@ The worked solution (#) writes every running total, modulo 100, and repeats the 
     # 43 63=63
 
 The supervised stage learns from a teacher who works out every short problem, but hardly ever a long one: there it
-scribbles (~) and guesses:
+scribbles (~) and leaves the answer open:
 
-    ~ qx tb hh=17
+    ~ qx tb hh=??
 
 So the model knows how to work, rarely does it where it matters, and almost all of its answers to long problems are
 wrong. That is the situation IGPO is made for: the skill is there, the reward is not.
@@ -83,4 +83,4 @@ def _problem(draw: np.random.Generator, additions: int, slots: int, worked_share
 
 def _scribbles(draw: np.random.Generator, additions: int) -> str:
     words = "".join(f" {first}{second}" for first, second in draw.choice(LETTERS, (additions, 2)))
-    return f"~{words}={draw.integers(100):02d}"
+    return f"~{words}=??"

@@ -1,0 +1,160 @@
+"""Problems -> token arrays -> batches, with Grain.
+
+Batch i is a function of (data, seed, i): reshuffled every epoch, the same for any number of hosts, and resuming needs
+nothing but the step number.
+"""
+
+import logging
+import zlib
+from collections.abc import Sequence
+
+import flax
+import grain
+import jax
+import numpy as np
+
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """Prompts and the solutions that hints are cut from.
+
+    problem_id uint32 [n]; tokens int32 [n, p], padded on the left; valid bool [n, p]; trace int32 [n, l], padded with
+    EOS; trace_length int32 [n], the part that chunks are cut from; hintable bool [n, l], False on every token that
+    touches an answer span.
+    """
+
+    problem_id: np.ndarray
+    tokens: np.ndarray
+    valid: np.ndarray
+    trace: np.ndarray
+    trace_length: np.ndarray
+    hintable: np.ndarray
+
+
+@flax.struct.dataclass
+class SFTBatch:
+    """tokens int32 [n, p], padded on the left; valid bool [n, p]; completion int32 [n, l], padded with EOS."""
+
+    tokens: np.ndarray
+    valid: np.ndarray
+    completion: np.ndarray
+
+
+def prompt_arrays(
+    problems: Sequence[Problem],
+    tokenizer: Tokenizer,
+    *,
+    prompt_length: int,
+    completion_length: int,
+    exclude_answer: bool,
+    overflow: str,
+) -> tuple[list[Problem], PromptBatch]:
+    """The problems that fit, and their arrays, one row each.
+
+    Args:
+        exclude_answer: chunks are cut from the trace up to its last answer span, and no token of any answer span is
+            shown; otherwise the whole trace may be.
+        overflow: what happens to problems that do not fit, see `_fitting`.
+    """
+    encoded = [(tokenizer.encode(p.question), *tokenizer.encode_with_offsets(p.trace)) for p in problems]
+    keep = _fitting(problems, [(len(q), len(t)) for q, t, _ in encoded], prompt_length, completion_length, overflow)
+    tokens, valid = _left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
+    shape = (len(keep), completion_length)
+    trace, hintable = np.full(shape, tokenizer.eos_id, np.int32), np.zeros(shape, bool)
+    trace_length = np.zeros(len(keep), np.int32)
+    for row, index in enumerate(keep):
+        _, ids, offsets = encoded[index]
+        spans = problems[index].answer_spans if exclude_answer else ()
+        may_show = np.array([all(end <= first or begin >= last for first, last in spans) for begin, end in offsets], bool)
+        trace[row, : len(ids)], hintable[row, : len(ids)] = ids, may_show
+        last_answer = max((first for first, _ in spans), default=None)
+        trace_length[row] = len(ids) if last_answer is None else sum(end <= last_answer for _, end in offsets)
+    ids = np.array([zlib.crc32(problems[i].id.encode()) for i in keep], np.uint32)
+    owner: dict[int, str] = {}
+    for number, index in zip(ids.tolist(), keep, strict=True):
+        if number in owner:  # rewards find their problem by this number
+            pair = f"{owner[number]!r} and {problems[index].id!r}"
+            raise ValueError(f"problems {pair} have the same id or the same checksum of it; rename one")
+        owner[number] = problems[index].id
+    return [problems[i] for i in keep], PromptBatch(ids, tokens, valid, trace, trace_length, hintable)
+
+
+def sft_arrays(
+    problems: Sequence[Problem], tokenizer: Tokenizer, *, prompt_length: int, completion_length: int, overflow: str
+) -> SFTBatch:
+    """Arrays of the problems whose prompt and demonstration fit, one row each."""
+    encoded = [(tokenizer.encode(p.question), tokenizer.encode(p.demonstration)) for p in problems]
+    keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
+    tokens, valid = _left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
+    completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
+    for row, index in enumerate(keep):
+        ids = encoded[index][1]
+        completion[row, : len(ids)] = ids
+    return SFTBatch(tokens, valid, completion)
+
+
+def batches(arrays, batch_size: int, seed: int, buckets: Sequence[int]):
+    """An endless, random-access sequence: item i is the batch of step i, with its prompts cut to the smallest bucket.
+
+    Args:
+        arrays: `PromptBatch` or `SFTBatch` of a whole split.
+
+    Raises:
+        ValueError: the split has fewer rows than a batch.
+    """
+    rows = len(arrays.tokens)
+    if rows < batch_size:
+        raise ValueError(f"{rows} problems do not fill a batch of {batch_size}")
+    order = grain.MapDataset.range(rows).seed(seed).shuffle().batch(batch_size, drop_remainder=True).repeat(None)
+    return order.map(lambda index: cut_to_bucket(take_rows(arrays, index), buckets))
+
+
+def take_rows(arrays, index: np.ndarray):
+    """Some rows of a `PromptBatch` or `SFTBatch`."""
+    return jax.tree.map(lambda x: x[index], arrays)
+
+
+def cut_to_bucket(arrays, buckets: Sequence[int]):
+    """Drops padding that no prompt needs: the prompts take the smallest of `buckets` that holds the longest of them."""
+    longest = arrays.valid.sum(axis=1).max()
+    length = next(size for size in buckets if size >= longest)
+    return arrays.replace(tokens=arrays.tokens[:, -length:], valid=arrays.valid[:, -length:])
+
+
+def _fitting(
+    problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
+) -> list[int]:
+    """Indices of the problems that fit; the others are dropped with a warning, or are an error (overflow="error").
+
+    Raises:
+        ValueError: names how many do not fit, the first of them, its lengths and the config keys to change.
+    """
+    keep = [i for i, (p, c) in enumerate(lengths) if p <= prompt_length and c <= completion_length]
+    if len(keep) == len(problems):
+        return keep
+    kept = set(keep)
+    first = next(i for i in range(len(problems)) if i not in kept)
+    message = (
+        f"{len(problems) - len(keep)} of {len(problems)} problems do not fit; the first is {problems[first].id!r} with "
+        f"{lengths[first][0]} prompt tokens (at most {prompt_length}, data.prompt_buckets) and {lengths[first][1]} "
+        f"solution tokens (at most {completion_length}, sampler.completion_length)"
+    )
+    if overflow == "error":
+        raise ValueError(f"{message}; make room, or set data.overflow=drop")
+    if not keep:
+        raise ValueError(message)
+    log.warning("%s; dropped (data.overflow=drop)", message)
+    return keep
+
+
+def _left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens, valid = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        if ids:
+            tokens[row, -len(ids) :], valid[row, -len(ids) :] = ids, True
+    return tokens, valid

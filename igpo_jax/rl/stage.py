@@ -1,0 +1,124 @@
+"""The RL stage: rollout, scores, mu updates; again and again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from igpo_jax.data.pipeline import batches
+from igpo_jax.experiment import Experiment
+from igpo_jax.model.transformer import Params
+from igpo_jax.rl.likelihood import score
+from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout
+from igpo_jax.rl.step import make_update
+from igpo_jax.runtime.checkpoint import Checkpoints, abstract_like
+from igpo_jax.runtime.mesh import fetch
+from igpo_jax.runtime.metrics import MetricsWriter, progress
+from igpo_jax.runtime.stopwatch import Stopwatch
+from igpo_jax.training import create_state, make_optimizer
+
+ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
+
+
+def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) -> Params:
+    """Trains from the newest checkpoint, or from `reference`, to the end of the stage; returns the final parameters.
+
+    Args:
+        reference: where the stage starts, and the policy that the KL term holds on to.
+    """
+    settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
+    rl, objective, first_step = settings.rl, settings.objective, settings.sft.updates
+    optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model)
+    state = create_state(reference, optimizer, model, mesh)
+    restored = checkpoints.restore_latest(abstract_like(state), key)
+    done, state, key = restored or (0, state, key)
+    if done == rl.iterations:
+        return state.params
+
+    order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
+    update = make_update(optimizer, model, objective, mesh, rl.microbatches)
+    cfg = RolloutConfig(
+        model, settings.rollout_decode, settings.inpainting, rl.group_size, objective.normalize_advantages
+    )
+
+    def step_of(iteration: int) -> int:
+        return first_step + iteration * objective.inner_steps
+
+    with MetricsWriter(experiment.workdir, step_of(done)) as log, progress(rl.iterations, done, "RL") as bar:
+
+        def evaluate():
+            watch = Stopwatch()
+            with watch.measure("time/total"):
+                accuracy = experiment.accuracy(state.params)
+            log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": len(experiment.test_data.problems)} | watch.seconds)
+            return accuracy
+
+        if done == 0:
+            evaluate()
+            checkpoints.save(0, state, key)
+        while done < rl.iterations:
+            watch = Stopwatch()
+            with watch.measure("time/total"):
+                sampled = rollout(state.params, order[done], experiment.grade, settings.seed, done, cfg, mesh)
+                with watch.measure("time/score"):
+                    iteration_key = jax.random.fold_in(key, done)
+                    scores = score(state.params, reference, sampled.groups, iteration_key, model, objective, mesh)
+                    entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
+                with watch.measure("time/update"):
+                    statistics = []
+                    for inner_step in range(objective.inner_steps):
+                        state, of_step = update(state, sampled.groups, scores, np.int32(inner_step))
+                        statistics.append(of_step)
+                    statistics = fetch(statistics)
+            done += 1
+            means = {name: float(np.mean([of_step[name] for of_step in statistics])) for name in statistics[0]}
+            tokens = sampled.first.tokens.size + (0 if sampled.second is None else sampled.second.tokens.size)
+            metrics = sampled.metrics | means | watch.seconds | {"policy/entropy": entropy}
+            metrics["speed/tokens_per_second"] = tokens / metrics["time/rollout"]
+            log.write(step_of(done), "rl", metrics)
+            if (done - 1) % rl.show_every == 0 or done == rl.iterations:
+                log.write_rollouts(_shown(experiment, sampled, step_of(done)))
+            bar.update(1)
+            bar.set_postfix(reward=f"{metrics['reward/first_try']:.2f}", wrong=f"{metrics['groups/all_wrong_before']:.2f}")
+
+            last = done == rl.iterations
+            accuracy = evaluate() if last or (rl.eval_every and done % rl.eval_every == 0) else None
+            if last or done % rl.checkpoint_every == 0:
+                checkpoints.save(done, state, key, accuracy=accuracy)
+    checkpoints.wait()
+    return state.params
+
+
+def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
+    """Rows for rollouts.jsonl: of a few groups, a first try and the most rewarded hinted one."""
+    by_id = experiment.rl_data.by_id()
+    tokenizer = experiment.tokenizer
+
+    def row(attempt, name: str, group: int, position: int, completion: int, rescued: bool) -> dict:
+        problem = by_id[int(problem_ids[group])]
+        tokens = attempt.tokens[position, completion]
+        return {
+            "step": step,
+            "try": name,
+            "problem_id": problem.id,
+            "question": problem.question,
+            "answer": problem.answer,
+            "trace": problem.trace,
+            "tokens": [tokenizer.piece(i) for i in tokens],
+            "written_at": attempt.written_at[position, completion].tolist(),
+            "hint": attempt.hint[position, completion].tolist(),
+            "reward": float(attempt.rewards[position, completion]),
+            "text": experiment.text(tokens),
+            "rescued": rescued,
+        }
+
+    problem_ids = fetch(sampled.groups.problem_id)
+    rows = []
+    triggered = sampled.triggered.tolist()
+    for group in (triggered + [g for g in range(len(problem_ids)) if g not in triggered])[:ROLLOUTS_SHOWN]:
+        rows.append(row(sampled.first, "first", group, group, int(sampled.first.rewards[group].argmax()), False))
+        if sampled.second is not None and group in triggered:
+            position = triggered.index(group)
+            best = int(sampled.second.rewards[position].argmax())
+            rescued = bool(sampled.second.rewards[position, best])
+            rows.append(row(sampled.second, "hinted", group, position, best, rescued))
+    return rows

@@ -1,0 +1,1 @@
+"""What surrounds the algorithm: mesh, checkpoints, metrics, report."""

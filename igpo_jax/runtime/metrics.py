@@ -1,0 +1,83 @@
+"""metrics.jsonl, rollouts.jsonl and TensorBoard events of a run, written as it goes, with one step counter.
+
+The step is the number of optimiser updates since the start of the run, over both stages.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricsWriter:
+    """Appends to the logs of a run; process 0 writes, the others do nothing.
+
+    Opening it at `step` drops what an interrupted process had logged beyond that step, so that a resumed run's logs are
+    those of an uninterrupted one.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        self._files = {}
+        if jax.process_index():
+            return
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            path = workdir / name
+            _rewind(path, step)
+            self._files[name] = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._files:
+            for file in self._files.values():
+                file.close()
+            self._events.close()
+
+    def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
+        scalars = {name: float(value) for name, value in scalars.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._append("metrics.jsonl", [{"step": step, "stage": stage, **finite}])
+        if self._files:
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
+
+    def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
+        self._append("rollouts.jsonl", rows)
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        if self._files:
+            self._files[name].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self._files[name].flush()
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of a log; none if there is no file. A last line that was cut off is passed over."""
+    rows = []
+    if pathlib.Path(path).is_file():
+        for line in pathlib.Path(path).read_text("utf-8").split("\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def progress(total: int, done: int, description: str):
+    """A bar with an ETA; a line every ten seconds where there is no terminal."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=jax.process_index() > 0)
+
+
+def _rewind(path: pathlib.Path, step: int) -> None:
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    temporary.replace(path)

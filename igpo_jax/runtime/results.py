@@ -1,0 +1,93 @@
+"""result.json: the numbers that a run ends with, and what is needed to judge them."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import platform
+from importlib import metadata
+
+import jax
+import numpy as np
+
+from igpo_jax.experiment import Experiment
+from igpo_jax.runtime.metrics import read_rows
+
+START = 4  # rollouts that count as the start of the RL stage
+PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+
+
+def interval(accuracy: float, problems: int) -> list[float]:
+    """Wilson's 95 % interval of a share."""
+    z, n = 1.96, problems
+    centre = accuracy + z * z / (2 * n)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
+    return [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
+
+
+def environment() -> dict:
+    """Device and versions."""
+    device = jax.devices()[0]
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "processes": jax.process_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def decoding(experiment: Experiment) -> dict:
+    """How rollouts and evaluations decode, and in which keys the two differ."""
+    rollout, evaluation = (
+        dataclasses.asdict(decode) for decode in (experiment.settings.rollout_decode, experiment.settings.eval_decode)
+    )
+    differences = [key for key in rollout if rollout[key] != evaluation[key]]
+    return {"rollout": rollout, "evaluation": evaluation, "differences": differences}
+
+
+def summarise(experiment: Experiment) -> dict:
+    """The run's numbers, from its own log."""
+    rows = read_rows(experiment.workdir / "metrics.jsonl")
+    evaluations = [row for row in rows if "eval/accuracy" in row]
+    rollouts = [row for row in rows if "reward/first_try" in row]
+
+    def mean(rows, name):
+        values = [row[name] for row in rows if row.get(name) is not None]
+        return float(np.mean(values)) if values else None
+
+    def accuracy(row):
+        problems = int(row["eval/problems"])
+        return {"accuracy": row["eval/accuracy"], "interval95": interval(row["eval/accuracy"], problems), "problems": problems}
+
+    result = {
+        "task": experiment.settings.task.name,
+        "seed": experiment.settings.seed,
+        "inpainting": experiment.settings.inpainting.enabled,
+        "fingerprint": experiment.fingerprint,
+        "updates": max((row["step"] for row in rows), default=0),
+        "before_rl": accuracy(evaluations[0]) if evaluations else None,
+        "after_rl": accuracy(evaluations[-1]) if evaluations else None,
+    }
+    if rollouts:
+        for name, part in (("rl_start", rollouts[:START]), ("rl_end", rollouts[-START:])):
+            result[name] = {
+                "rollouts": len(part),
+                "all_wrong_groups": mean(part, "groups/all_wrong_before"),
+                "all_wrong_groups_after_rescue": mean(part, "groups/all_wrong_after"),
+                "rescue_rate": mean(part, "hint/rescue_rate"),
+                "reward_first_try": mean(part, "reward/first_try"),
+            }
+    stages = ("sft", "rl")
+    result["wall_seconds"] = {
+        stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in stages
+    }
+    return result | {"decode": decoding(experiment)} | environment()
+
+
+def write_result(experiment: Experiment) -> pathlib.Path:
+    path = experiment.workdir / "result.json"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(summarise(experiment), indent=2))
+    temporary.replace(path)
+    return path

@@ -1,0 +1,68 @@
+"""The unit that everything works on, and how files of them are read."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A question with its known solution.
+
+    id: stable and unique; all randomness that concerns the problem is folded from it.
+    question: the prompt as the model sees it. answer: what a completion is compared with.
+    trace: the whole solution, including the statement of the answer.
+    answer_spans: character spans of `trace` that give the answer away; they are never shown as hints.
+    demonstration: what the supervised stage trains on; the trace, unless the task has a careless teacher.
+    """
+
+    id: str
+    question: str
+    answer: str
+    trace: str
+    answer_spans: tuple[tuple[int, int], ...]
+    demonstration: str
+
+
+def read_jsonl(path: str, fields: Sequence[tuple[str, ...]], max_malformed: int = 0) -> list[dict[str, Any]]:
+    """One object per line. Blank lines are passed over.
+
+    Args:
+        fields: alternatives; every object has all of one of them, as text.
+        max_malformed: lines that may be skipped; each is named in a warning.
+
+    Raises:
+        ValueError: no such file, nothing in it, or more malformed lines than allowed (file, line number, reason).
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")
+    rows, malformed = [], 0
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+            complete = isinstance(row, dict) and any(all(isinstance(row.get(f), str) for f in names) for names in fields)
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
+            reason = None if complete else "lacks the text fields " + " or ".join(" + ".join(names) for names in fields)
+        except UnicodeError as error:
+            reason = f"not UTF-8 ({error})"
+        except ValueError as error:
+            reason = f"not JSON ({error})"
+        if reason is None:
+            rows.append(row)
+            continue
+        malformed += 1
+        message = f"{path}, line {number}: {reason}"
+        if malformed > max_malformed:
+            raise ValueError(f"{message}; task.max_malformed_lines={max_malformed} are allowed")
+        log.warning("%s; skipped (%d of %d allowed)", message, malformed, max_malformed)
+    if not rows:
+        raise ValueError(f"{path}: no problems in this file")
+    return rows

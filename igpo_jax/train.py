@@ -1,0 +1,74 @@
+"""python -m igpo_jax.train --config=arithmetic.py [--workdir=DIR] [--config.key=value ...]
+
+One run from start to end: supervised stage, IGPO, evaluation, report. The same command continues an interrupted run.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from igpo_jax.config import resolve_config_path
+from igpo_jax.experiment import open_experiment
+from igpo_jax.rl.stage import run_rl
+from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.report import write_report
+from igpo_jax.runtime.results import write_result
+from igpo_jax.sft import run_sft
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
+
+
+def main(_):
+    try:
+        experiment = open_experiment(CONFIG.value, WORKDIR.value or _default_workdir())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    settings = experiment.settings
+    logging.info("%s on %d x %s", experiment.workdir, jax.device_count(), jax.devices()[0].device_kind)
+    with jax.set_mesh(experiment.mesh):
+        checkpoints = {"keep": settings.checkpoints_kept, "fingerprint": experiment.fingerprint}
+        with Checkpoints(experiment.workdir / "checkpoints" / "sft", **checkpoints) as saved:
+            params = run_sft(experiment, saved)
+        if settings.rl.iterations:
+            with Checkpoints(experiment.workdir / "checkpoints" / "rl", **checkpoints, best=True) as saved:
+                run_rl(experiment, params, saved)
+    if jax.process_index() == 0:
+        result = json.loads(write_result(experiment).read_text())
+        write_report(experiment.workdir)
+        print(json.dumps({key: result[key] for key in ("before_rl", "after_rl", "rl_start", "wall_seconds") if key in result}, indent=2))
+        print(f"report: {experiment.workdir / 'report.html'}")
+
+
+def _default_workdir() -> str:
+    name, _, variant = flags.FLAGS["config"].config_filename.partition(":")
+    return str(pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant)))))
+
+
+def _with_resolved_config(arguments: list[str]) -> list[str]:
+    """--config=math.py becomes a path into configs/."""
+    resolved = []
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            argument = "--config=" + resolve_config_path(argument.removeprefix("--config="))
+        elif arguments[i - 1] == "--config":
+            argument = resolve_config_path(argument)
+        resolved.append(argument)
+    return resolved
+
+
+def run() -> None:
+    try:
+        arguments = _with_resolved_config(sys.argv)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    flags.mark_flag_as_required("config")
+    app.run(main, argv=arguments)
+
+
+if __name__ == "__main__":
+    run()

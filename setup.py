@@ -1,0 +1,42 @@
+"""Packaging. Installation for CPU, GPU and TPU is described in BUILD.md."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py").read_text()).group(1)
+
+# jax 0.10.2 is the newest for Python 3.11, 0.11 needs 3.12; both are tested, what comes later is not.
+JAX = "jax{extra}>=0.10.2,<0.12"
+
+setup(
+    name="igpo_jax",
+    version=VERSION,
+    description="Inpainting-Guided Policy Optimization for masked diffusion language models, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
+    install_requires=[
+        JAX.format(extra=""),
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.3,<0.13",
+        "grain>=0.2.18,<0.3",
+        "sentencepiece>=0.2.3,<0.3",
+        "tensorboardX>=2.6.4,<3",
+        "ml_collections>=1.1,<2",
+        "absl-py>=2.1",
+        "numpy>=2.0",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "tpu": [JAX.format(extra="[tpu]")],
+        "cuda": [JAX.format(extra="[cuda13]")],
+        "report": ["plotly>=6.0"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "plotly>=6.0"],
+    },
+)

@@ -1,0 +1,91 @@
+import json
+import logging
+
+import pytest
+
+from igpo_jax.tasks import load_task
+from igpo_jax.tasks.problem import read_jsonl
+
+FIELDS = (("question", "answer"), ("problem", "raw_answer"))
+
+
+def write(tmp_path, *lines: str | bytes) -> str:
+    path = tmp_path / "problems.jsonl"
+    path.write_bytes(b"".join(line.encode() if isinstance(line, str) else line for line in lines))
+    return str(path)
+
+
+GOOD = json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n"
+
+
+def test_reads_objects_in_file_order_and_passes_over_blank_lines(tmp_path):
+    other = json.dumps({"problem": "2+2?", "raw_answer": "#### 4"})
+    rows = read_jsonl(write(tmp_path, GOOD, "\n", "  \n", other), FIELDS)
+    assert rows == [{"question": "1+1?", "answer": "#### 2"}, {"problem": "2+2?", "raw_answer": "#### 4"}]
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    row = {"question": "a\u2028b\x85c", "answer": "#### 1"}
+    windows = GOOD.replace("\n", "\r\n")
+    rows = read_jsonl(write(tmp_path, json.dumps(row, ensure_ascii=False) + "\n", windows), FIELDS)
+    assert rows == [row, json.loads(GOOD)]
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ('{"question": "cut off', "not JSON"),
+        ('["question", "answer"]', "lacks the text fields question + answer or problem + raw_answer"),
+        ('{"question": "no answer"}', "lacks the text fields"),
+        ('{"question": "q", "raw_answer": "of another format"}', "lacks the text fields"),
+        ('{"question": "q", "answer": 5}', "lacks the text fields"),
+        (b'{"question": "caf\xe9", "answer": "#### 1"}', "not UTF-8"),
+        (r'{"question": "\ud800", "answer": "#### 1"}', "not UTF-8"),
+    ],
+)
+def test_a_malformed_line_is_an_error_with_file_line_and_reason(tmp_path, line, reason):
+    path = write(tmp_path, GOOD, "\n", line, "\n", GOOD)
+    with pytest.raises(ValueError) as error:
+        read_jsonl(path, FIELDS)
+    assert f"{path}, line 3: {reason}" in str(error.value)
+    assert "task.max_malformed_lines=0" in str(error.value)
+
+
+def test_malformed_lines_up_to_the_limit_are_skipped_and_logged(tmp_path, caplog):
+    path = write(tmp_path, "{\n", GOOD, "[]\n", GOOD)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_jsonl(path, FIELDS, max_malformed=2)) == 2
+    assert [("line 1" in r.message, "line 3" in r.message) for r in caplog.records] == [(True, False), (False, True)]
+    assert "2 of 2 allowed" in caplog.records[-1].message
+    with pytest.raises(ValueError, match="line 3.*max_malformed_lines=1"):
+        read_jsonl(path, FIELDS, max_malformed=1)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_problems_is_an_error(tmp_path, content):
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match="no problems") as error:
+        read_jsonl(path, FIELDS)
+    assert path in str(error.value)
+
+
+def test_a_file_of_which_every_line_was_skipped_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no problems"):
+        read_jsonl(write(tmp_path, "{\n"), FIELDS, max_malformed=5)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", ""])
+def test_a_path_that_is_no_file_is_named(tmp_path, name):
+    path = str(tmp_path / name)
+    with pytest.raises(ValueError, match="no data file") as error:
+        read_jsonl(path, FIELDS)
+    assert path in str(error.value)
+
+
+def test_tasks_are_found_by_name_and_others_are_listed():
+    for name in ("arithmetic", "gsm8k"):
+        task = load_task(name)
+        assert callable(task.load) and callable(task.reward)
+    for name in ("problem", "arithmetics", ""):
+        with pytest.raises(ValueError, match="arithmetic, .*gsm8k"):
+            load_task(name)
