@@ -59,14 +59,21 @@ class MetricsWriter:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a log; none if there is no file. A last line that was cut off is passed over."""
+    """Rows of a log; none if there is no file. A last line that was cut off is passed over.
+
+    Raises:
+        ValueError: a line before the last is no JSON.
+    """
     rows = []
     if pathlib.Path(path).is_file():
-        for line in pathlib.Path(path).read_text("utf-8").split("\n"):
+        # A line may have been cut off within a character.
+        lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
+        for number, line in enumerate(lines, 1):
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                break
+                if any(lines[number:]):
+                    raise ValueError(f"{path}:{number} is no JSON; repair or remove this line") from None
     return rows
 
 

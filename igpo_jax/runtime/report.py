@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.runtime.results import START, interval
 
 Row = dict[str, Any]
 
@@ -46,7 +47,7 @@ class Panel:
 INPAINTING = (
     Panel(
         "Groups without a gradient",
-        "All answers of a group are wrong; hints rescue the difference between the lines.",
+        "All answers are wrong, before and after hints, or all are correct.",
         "rl",
         (
             Series("groups/all_wrong_before", "before hints", RED),
@@ -83,24 +84,43 @@ POLICY = (
         (Series("policy/clip_fraction", "clipped", BLUE),),
         percent=True,
     ),
-    Panel("Policy loss", "Around 0 by construction; its trend says little.", "rl", (Series("policy/loss", "loss", BLUE),)),
+    Panel(
+        "Policy loss",
+        "Around 0 by construction; its trend says little.",
+        "rl",
+        (Series("policy/loss", "loss", BLUE),),
+    ),
     Panel("Gradient norm", "Before clipping.", "rl", (Series("policy/grad_norm", "norm", BLUE),)),
-    Panel("Mean ratio", "New to old probability; stays near 1.", "rl", (Series("policy/ratio_mean", "ratio", BLUE),)),
+    Panel(
+        "Mean ratio",
+        "New to old probability; stays near 1.",
+        "rl",
+        (Series("policy/ratio_mean", "ratio", BLUE),),
+    ),
 )
 SUPERVISED = (
     Panel("Loss", "Masked-diffusion loss on demonstrations.", "sft", (Series("sft/loss", "loss", BLUE),)),
     Panel("Gradient norm", "Before clipping.", "sft", (Series("sft/grad_norm", "norm", BLUE),)),
-    Panel("Learning rate", "As scheduled.", "sft", (Series("sft/learning_rate", "learning rate", BLUE),), noisy=False),
+    Panel(
+        "Learning rate",
+        "As scheduled.",
+        "sft",
+        (Series("sft/learning_rate", "learning rate", BLUE),),
+        noisy=False,
+    ),
 )
 REWARD = Panel(
     "Reward of the rollouts",
-    "Mean over sampled answers: as first tried, and of the groups that are trained on, with rescued answers.",
+    "Mean over the sampled answers; those trained on include rescued ones.",
     "rl",
     (Series("reward/first_try", "first try", BLUE), Series("reward/final", "trained on", GREEN)),
     percent=True,
 )
 SPEED = Panel(
-    "Throughput", "Tokens per second.", "rl", (Series("speed/tokens_per_second", "tokens per second", BLUE),)
+    "Throughput",
+    "Sampled tokens per second of rollout, both tries.",
+    "rl",
+    (Series("speed/tokens_per_second", "tokens per second", BLUE),),
 )
 
 
@@ -116,7 +136,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        logging.getLogger(__name__).warning("no report.html: plotly is missing; pip install 'igpo_jax[report]'")
+        logger = logging.getLogger(__name__)
+        logger.warning("no report.html: plotly is missing; pip install 'igpo_jax[report]'")
         return None
     workdir = pathlib.Path(workdir)
     if not (workdir / "config.json").is_file():
@@ -158,31 +179,30 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
         before = [row for row in evals if training and row["step"] < training[0]["step"]] or evals[:1]
         if training and len(evals) > 1:
             first = before[-1]["eval/accuracy"]
-            gain = f"{100 * (last - first):+.1f} points"
-            cards.append(("Greedy accuracy", f"{_percent(first)} → {_percent(last)}", f"{gain} by RL, {of}"))
+            change = f"{100 * (last - first):+.1f} points by RL, {of}"
+            cards.append(("Greedy accuracy", f"{_percent(first)} → {_percent(last)}", change))
         else:
             cards.append(("Greedy accuracy", _percent(last), of))
     if training:
-        few = min(5, len(training))
-        begin, end = (
-            np.mean([row["groups/all_wrong_before"] for row in part]) for part in (training[:few], training[-few:])
-        )
-        cards.append(("Groups all wrong at the start", _percent(begin), f"{_percent(end)} at the end, before hints"))
+        wrong = np.array([row["groups/all_wrong_before"] for row in training])
+        begin, end = _percent(wrong[:START].mean()), _percent(wrong[-START:].mean())
+        cards.append(("Groups all wrong at the start", begin, f"{end} at the end, before hints"))
     hinted = _stage(rows, "rl", "hint/rescue_rate")
     if hinted:
         # A rollout counts by how many groups it had to rescue.
-        weights = [row["groups/all_wrong_before"] for row in hinted]
-        rate = np.average([row["hint/rescue_rate"] for row in hinted], weights=weights if any(weights) else None)
+        rates = [row["hint/rescue_rate"] for row in hinted]
+        rate = np.average(rates, weights=[row["groups/all_wrong_before"] for row in hinted])
         cards.append(("Rescue rate", _percent(rate), "of all-wrong groups, over the run"))
-    seconds = {stage: _seconds(rows, stage) for stage in ("sft", "rl")}
+    timed = {stage: _stage(rows, stage, "time/total") for stage in ("sft", "rl")}
+    seconds = {stage: sum(row["time/total"] for row in part) for stage, part in timed.items()}
     if sum(seconds.values()):
-        parts = [f"{name} {_duration(seconds[stage])}" for stage, name in (("sft", "SFT"), ("rl", "RL")) if seconds[stage]]
+        parts = [f"{stage.upper()} {_duration(spent)}" for stage, spent in seconds.items() if spent]
         cards.append(("Training time", _duration(sum(seconds.values())), ", ".join(parts)))
     return cards
 
 
 def choose_rollouts(rows: list[Row]) -> list[Row]:
-    """Up to 8 rollouts from early to late: mostly rescued ones, some first tries, others if there are too few."""
+    """Up to 8 rollouts from early to late: mostly rescued ones, some first tries, then others."""
     rescued = _spread([row for row in rows if row["rescued"]], SHOWN_ROLLOUTS - 3)
     first = _spread([row for row in rows if row["try"] == "first"], SHOWN_ROLLOUTS - len(rescued))
     taken = [id(row) for row in rescued + first]
@@ -191,12 +211,12 @@ def choose_rollouts(rows: list[Row]) -> list[Row]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred rolling mean of [n] over about a twelfth of the curve; the window shrinks at both ends."""
+    """Centred rolling mean of [n] over about a twelfth of the curve; at the ends, over what there is of it."""
     half = len(values) // 24
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+    begin, end = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (total[end] - total[begin]) / (end - begin)
 
 
 def _sections(rows: list[Row], with_rollouts: bool) -> tuple[str, list[Row]]:
@@ -213,12 +233,14 @@ def _sections(rows: list[Row], with_rollouts: bool) -> tuple[str, list[Row]]:
                 )
                 figures.append(figure)
         if cells:
-            parts.append(f'<section><h2>{title}</h2><div class="grid columns-{columns}">{"".join(cells)}</div></section>')
+            grid = f'<div class="grid columns-{columns}">{"".join(cells)}</div>'
+            parts.append(f"<section><h2>{title}</h2>{grid}</section>")
 
     def draw(panel: Panel):
         return panel.title, panel.note, _figure(rows, panel)
 
-    accuracy = ("Accuracy", "Greedy decoding of held-out problems; bars are 95% intervals.", _accuracy_figure(rows))
+    greedy = "Greedy decoding of held-out problems; bars are 95% intervals."
+    accuracy = ("Accuracy", greedy, _accuracy_figure(rows))
     phases = ("Seconds per iteration", "Where the wall time goes.", _phases_figure(rows))
     section("Learning", [accuracy, draw(REWARD)], 2)
     section("Inpainting", [draw(panel) for panel in INPAINTING], 3)
@@ -244,15 +266,16 @@ def _figure(rows: list[Row], panel: Panel) -> Row | None:
         if smoothed:
             raw = {"line": line, "opacity": 0.28, "hoverinfo": "skip"}
             traces.append({**_trace(x, y), **raw, **axis})
-        traces.append({**_trace(x, smooth(y) if smoothed else y), "name": series.name, "line": {**line, "width": 2.2}, **axis})
+        curve = {"name": series.name, "line": {**line, "width": 2.2}}
+        traces.append({**_trace(x, smooth(y) if smoothed else y), **curve, **axis})
     layout = _layout()
     if panel.share or panel.percent:
         layout["yaxis"] |= {"tickformat": ".3~p" if panel.percent else ".0%", "rangemode": "tozero"}
     if panel.share:
-        layout["yaxis"] |= {"range": [-0.03, 1.03]}
+        layout["yaxis"] |= {"range": [0, 1.03]}
     if any(series.right for series, *_ in shown):
-        right = {"overlaying": "y", "side": "right", "showgrid": False, "tickmode": "auto", "rangemode": "tozero"}
-        layout["yaxis2"] = {**_layout()["yaxis"], **right}
+        right = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
+        layout["yaxis2"] = {**_layout()["yaxis"], **right, "tickmode": "auto"}
     return {"data": traces, "layout": layout}
 
 
@@ -261,7 +284,7 @@ def _accuracy_figure(rows: list[Row]) -> Row | None:
     evals = [row for row in rows if _finite(row.get("eval/accuracy"))]
     if not evals:
         return None
-    accuracy = [row["eval/accuracy"] for row in evals]
+    accuracy = np.array([row["eval/accuracy"] for row in evals])
     trace = {
         **_trace([row["step"] for row in evals], accuracy),
         "mode": "lines+markers",
@@ -270,12 +293,12 @@ def _accuracy_figure(rows: list[Row]) -> Row | None:
         "marker": {"size": 6, "color": BLUE},
     }
     if all(row.get("eval/problems") for row in evals):
-        low, high = zip(*(_wilson(row["eval/accuracy"], row["eval/problems"]) for row in evals), strict=True)
+        intervals = np.array([interval(row["eval/accuracy"], row["eval/problems"]) for row in evals])
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [top - p for top, p in zip(high, accuracy, strict=True)],
-            "arrayminus": [p - bottom for bottom, p in zip(low, accuracy, strict=True)],
+            "array": np.maximum(intervals[:, 1] - accuracy, 0).tolist(),
+            "arrayminus": np.maximum(accuracy - intervals[:, 0], 0).tolist(),
             "color": "rgba(59,111,182,0.45)",
             "thickness": 1.2,
             "width": 3,
@@ -283,16 +306,16 @@ def _accuracy_figure(rows: list[Row]) -> Row | None:
     layout = _layout()
     layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
     supervised = [row["step"] for row in rows if row["stage"] == "sft"]
-    if supervised and any(row["stage"] == "rl" for row in rows):
-        end = supervised[-1]
-        layout["shapes"] = [
-            {"type": "line", "x0": end, "x1": end, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": GREY, "dash": "dot"}}
+    end = supervised[-1] if supervised else 0
+    if evals[0]["step"] < end <= evals[-1]["step"]:
+        line = {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "line": {"color": GREY}}
+        label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}}
+        labels = [
+            {"text": "SFT", "xanchor": "right", "xshift": -6},
+            {"text": "RL", "xanchor": "left", "xshift": 6},
         ]
-        label = {"x": end, "yref": "paper", "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}}
-        layout["annotations"] = [
-            {**label, "text": "SFT", "xanchor": "right", "xshift": -6},
-            {**label, "text": "RL", "xanchor": "left", "xshift": 6},
-        ]
+        layout["shapes"] = [{**line, "yref": "paper", "layer": "below"}]
+        layout["annotations"] = [{**label, **text, "yref": "paper"} for text in labels]
     return {"data": [trace], "layout": layout}
 
 
@@ -317,7 +340,7 @@ def _phases_figure(rows: list[Row]) -> Row | None:
 
 
 def _legend(figure: Row) -> str:
-    """Plotly's own legend breaks into lines too early, and the panels of a row would lose their common baseline."""
+    """In place of Plotly's own, which breaks into lines too early and takes its room from the plot."""
     named = [trace for trace in figure["data"] if "name" in trace]
     keys = (f'<li><i style="background:{trace["line"]["color"]}"></i>{trace["name"]}</li>' for trace in named)
     return f'<ul class="keys">{"".join(keys)}</ul>' if len(named) > 1 else ""
@@ -325,18 +348,20 @@ def _legend(figure: Row) -> str:
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values [n], float64, of the rows that have the key."""
-    points = np.array([(row["step"], row[key]) for row in _stage(rows, stage, key)], np.float64).reshape(-1, 2)
-    return points[:, 0], points[:, 1]
+    shown = _stage(rows, stage, key)
+    return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 
 
 def _trace(x, y) -> Row:
     every = max(1, -(-len(x) // MOST_POINTS))
     x, y = ([float(f"{value:.6g}") for value in values] for values in (x[::every], y[::every]))
-    return {"type": "scatter", "mode": "lines", "x": [int(value) for value in x], "y": y}
+    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": [int(value) for value in x], "y": y}
 
 
 def _layout() -> Row:
-    axis = {"gridcolor": "#e9edf2", "zerolinecolor": "#d4dae2", "linecolor": "#d4dae2", "automargin": True, "nticks": 6}
+    lines = {"gridcolor": "#e9edf2", "zerolinecolor": "#d4dae2", "linecolor": "#d4dae2"}
+    axis = {**lines, "automargin": True, "nticks": 6}
+    title = {"text": "update", "font": {"size": 11}}
     return {
         "font": {"family": "Inter, system-ui, sans-serif", "size": 12, "color": "#3c4654"},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -344,7 +369,7 @@ def _layout() -> Row:
         "margin": {"l": 44, "r": 12, "t": 10, "b": 30},
         "hovermode": "x unified",
         "showlegend": False,
-        "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": {"text": "update", "font": {"size": 11}}},
+        "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title},
         "yaxis": {**axis},
     }
 
@@ -355,30 +380,6 @@ def _stage(rows: list[Row], stage: str, key: str) -> list[Row]:
 
 def _finite(value) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _seconds(rows: list[Row], stage: str) -> float:
-    """Of all updates of a stage; evaluations and checkpoints are not in the log."""
-    total, previous = 0.0, 0
-    for row in rows:
-        times = {key: value for key, value in row.items() if key.startswith("time/") and _finite(value)}
-        if row["stage"] == stage and times:
-            if "time/total" in times:
-                total += times["time/total"]
-            elif "time/step" in times:
-                total += times["time/step"] * (row["step"] - previous)
-            else:
-                total += sum(times.values())
-        previous = row["step"]
-    return total
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    """95 % interval of a binomial share; unlike the normal one it is right at 0 and 1."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def _spread(rows: list[Row], most: int) -> list[Row]:
@@ -406,7 +407,8 @@ def _facts(config: Row) -> list[str]:
         f"{model['layers']} layers × {model['width']}",
         f"{config['sft']['updates']:,} SFT updates",
         f"{rl['iterations']:,} RL iterations of {rl['prompts']} × {rl['group_size']} answers",
-        f"{sampler['completion_length']} tokens in {sampler['steps']} denoising steps, blocks of {sampler['block_length']}",
+        f"{sampler['completion_length']} tokens in {sampler['steps']} denoising steps",
+        f"blocks of {sampler['block_length']}",
         f"seed {config['seed']}",
     ]
 
@@ -467,7 +469,7 @@ VIEWER = """<section id="denoising">
 <div class="controls">
 <label>Completion <select id="which"></select></label>
 <button id="play" type="button">▶ Play</button>
-<label class="time">Step <input id="time" type="range" min="0" step="1"><output id="now" for="time"></output></label>
+<label class="time">Step <input id="time" type="range" min="0" step="1"><output id="now"></output></label>
 </div>
 <div class="viewer">
 <div class="problem">
@@ -490,11 +492,11 @@ VIEWER = """<section id="denoising">
 </section>"""
 
 STYLE = """
-:root { --ink: #1d2632; --soft: #5b6675; --line: #dfe4ea; --orange: #e8710a; --mono: ui-monospace, "SF Mono", Menlo,
- Consolas, "DejaVu Sans Mono", monospace; }
+:root { --ink: #1d2632; --soft: #5b6675; --line: #dfe4ea; --orange: #e8710a;
+ --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f5f7f9; color: var(--ink); font: 15px/1.5 Inter, system-ui, -apple-system, "Segoe UI",
- Roboto, sans-serif; }
+body { margin: 0; background: #f5f7f9; color: var(--ink);
+ font: 15px/1.5 Inter, system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 header, main { max-width: 1280px; margin: 0 auto; padding: 0 28px; }
 header { padding-top: 34px; }
 .kind { margin: 0; color: var(--orange); font-weight: 600; font-size: 13px; letter-spacing: .08em;
@@ -528,10 +530,10 @@ figcaption p { margin: 0 0 4px; font-size: 13px; line-height: 1.4; color: var(--
 .controls { display: flex; flex-wrap: wrap; gap: 16px; align-items: center; padding-bottom: 14px;
  border-bottom: 1px solid var(--line); font-size: 14px; color: var(--soft); }
 .controls label { display: flex; align-items: center; gap: 8px; }
-.controls select { font: inherit; color: var(--ink); padding: 6px 8px; border: 1px solid #c5ccd5; border-radius: 7px;
- background: #fff; max-width: 470px; }
-.controls button { font: inherit; font-weight: 600; width: 96px; padding: 6px 0; border: 0; border-radius: 7px;
- background: #24303f; color: #fff; cursor: pointer; }
+.controls select { font: inherit; color: var(--ink); padding: 6px 8px; border: 1px solid #c5ccd5;
+ border-radius: 7px; background: #fff; max-width: 470px; }
+.controls button { font: inherit; font-weight: 600; width: 96px; padding: 6px 0; border: 0;
+ border-radius: 7px; background: #24303f; color: #fff; cursor: pointer; }
 .controls button:hover { background: #3b4a5e; }
 .time { flex: 1; min-width: 220px; }
 .time input { flex: 1; accent-color: #24303f; }
@@ -540,16 +542,18 @@ figcaption p { margin: 0 0 4px; font-size: 13px; line-height: 1.4; color: var(--
 .viewer h3 { font-size: 13px; font-weight: 500; color: var(--soft); margin-bottom: 4px; }
 pre { margin: 0 0 14px; font: 14px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; }
 .badges { margin: 0 0 12px; display: flex; flex-wrap: wrap; gap: 6px; }
-.badge { padding: 1px 9px; border-radius: 20px; font-size: 13px; font-weight: 500; background: #edf0f4; color: #3c4654; }
+.badge { padding: 1px 9px; border-radius: 20px; font-size: 13px; font-weight: 500; background: #edf0f4;
+ color: #3c4654; }
 .badge.good { background: #ddf3e8; color: #14613f; }
 .badge.bad { background: #fbe3e0; color: #92281f; }
 .badge.hinted { background: #fff; color: #a84e00; box-shadow: inset 0 0 0 2px var(--orange); }
 .canvas { display: flex; flex-direction: column; }
 #tokens { flex: 1; align-content: start; display: flex; flex-wrap: wrap; gap: 4px 3px; margin-bottom: 16px; }
-.token { position: relative; min-width: 20px; height: 28px; padding: 0 5px; border-radius: 5px; text-align: center;
- font: 14px/28px var(--mono); white-space: pre; }
+.token { position: relative; min-width: 20px; height: 28px; padding: 0 5px; border-radius: 5px;
+ text-align: center; font: 14px/28px var(--mono); white-space: pre; }
 .token.fresh { box-shadow: 0 0 0 2px #fff, 0 0 0 4px #24303f; z-index: 1; }
-.token.hint { background: #fff4e8; color: #8a3f00; font-weight: 700; box-shadow: inset 0 0 0 3px var(--orange); }
+.token.hint { background: #fff4e8; color: #8a3f00; font-weight: 700;
+ box-shadow: inset 0 0 0 3px var(--orange); }
 .token.ended { background: #f0f2f5; color: #97a1ae; }
 .token.masked { background: #e6eaef; color: transparent; }
 .token.masked::after { content: "▁"; position: absolute; inset: 0; color: #a7b1bd; }
@@ -584,16 +588,15 @@ data.figures.forEach((figure, i) => Plotly.newPlot("figure-" + i, figure.data, f
 if (data.rollouts.length) {
   const element = (id) => document.getElementById(id);
   // Viridis: even steps look even, also in grey and to the colour-blind.
-  const viridis = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
-                   "#fde725"].map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+  const viridis = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b",
+                   "fde725"].map((hex) => [0, 2, 4].map((i) => Number("0x" + hex.slice(i, i + 2))));
   const color = (share) => {
     const at = share * (viridis.length - 1), low = Math.min(Math.floor(at), viridis.length - 2);
     return viridis[low].map((from, i) => from + (at - low) * (viridis[low + 1][i] - from));
   };
   const rgb = (parts) => "rgb(" + parts.map(Math.round).join(",") + ")";
   const isDark = ([r, g, b]) => 0.299 * r + 0.587 * g + 0.114 * b < 140;
-  element("scale").style.background = "linear-gradient(90deg," +
-    viridis.map(rgb).join(",") + ")";
+  element("scale").style.background = "linear-gradient(90deg," + viridis.map(rgb).join(",") + ")";
 
   let boxes = [], steps = 1, timer = null, open = false;
   const make = (tag, className, text) => {
@@ -630,7 +633,8 @@ if (data.rollouts.length) {
     element("time").max = steps;
     const end = rollout.tokens.indexOf("<eos>"), nodes = [];
     boxes = rollout.tokens.map((token, i) => {
-      const written = rollout.written_at[i], parts = color(steps > 1 ? Math.max(written, 0) / (steps - 1) : 0);
+      const written = rollout.written_at[i];
+      const parts = color(Math.max(written, 0) / Math.max(steps - 1, 1));
       const box = make("span", "token", token === "\\n" ? "↵" : token.replaceAll("\\n", "↵"));
       const hint = rollout.hint[i];
       box.title = hint ? "hint" : "written in step " + (written + 1);
@@ -644,7 +648,13 @@ if (data.rollouts.length) {
     const hidden = end >= 0 ? rollout.tokens.length - end - 1 : 0;
     if (hidden) {
       const toggle = make("button", "token ended", open ? "fold" : "+ " + hidden + " after the end");
-      toggle.onclick = () => { open = !open; const now = element("time").value; load(); element("time").value = now; show(); };
+      toggle.onclick = () => {
+        const now = element("time").value;
+        open = !open;
+        load();
+        element("time").value = now;
+        show();
+      };
       nodes.push(toggle);
     }
     element("tokens").replaceChildren(...nodes);
