@@ -131,6 +131,18 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     return experiment
 
 
+def read_config(workdir: str | os.PathLike) -> ConfigDict:
+    """The configuration of the run in `workdir`.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    written = pathlib.Path(workdir) / "config.json"
+    if not written.is_file():
+        raise ValueError(f"{workdir} holds no run: it has no config.json")
+    return ConfigDict(json.loads(written.read_text()), convert_dict=True)
+
+
 def _check_workdir(workdir: pathlib.Path, wanted: dict) -> bool:
     """Whether the folder holds a run already; config.json is the last file that opening a run writes."""
     written = workdir / "config.json"

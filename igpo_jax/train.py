@@ -29,7 +29,8 @@ def main(_):
     except ValueError as error:
         sys.exit(f"error: {error}")
     settings = experiment.settings
-    logging.info("%s on %d x %s", experiment.workdir, jax.device_count(), jax.devices()[0].device_kind)
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    print(f"{experiment.workdir}: {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
     with jax.set_mesh(experiment.mesh):
         checkpoints = {"keep": settings.checkpoints_kept, "fingerprint": experiment.fingerprint}
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **checkpoints) as saved:

@@ -17,7 +17,7 @@ class Checkpoints:
     step i) and the configuration's fingerprint.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, fingerprint: str, best: bool = False):
+    def __init__(self, folder: pathlib.Path, *, keep: int, fingerprint: str = "", best: bool = False):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
         if best:
@@ -62,27 +62,43 @@ class Checkpoints:
     def restore_latest(self, abstract_state, abstract_key: jax.Array):
         """(step, state, key) of the newest checkpoint that can be read, None if there is none at all.
 
+        Unreadable checkpoints that are newer are removed: the run will save those steps again.
+
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
         """
+        found = self._newest_readable({"state": abstract_state, "progress": {"key": abstract_key}})
+        if found is None:
+            return None
+        step, loaded = found
+        for newer in self.steps():
+            if newer > step:
+                self._checkpointer.delete(newer)
+        return step, loaded["state"], loaded["progress"]["key"]
+
+    def restore_params(self, abstract_params):
+        """(step, params) of the newest checkpoint that can be read, None if there is none; the optimiser stays on disk."""
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            found = self._newest_readable({"state": {"params": abstract_params}})
+        return found and (found[0], found[1]["state"]["params"])
+
+    def _newest_readable(self, abstract: dict):
         steps = self.steps()
         for step in reversed(steps):
             try:
-                loaded = self._checkpointer.load_checkpointables(
-                    step, {"state": abstract_state, "progress": {"key": abstract_key}}
-                )
+                return step, self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # whatever a damaged file makes the reader raise
-                log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), _first_line(error))
-                continue
-            for newer in steps:
-                if newer > step:
-                    self._checkpointer.delete(newer)
-            return step, loaded["state"], loaded["progress"]["key"]
+                path, reason = self.folder / str(step), _first_line(error)
+                log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
         if steps:
-            raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over")
+            raise ValueError(
+                f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over"
+            )
         return None
 
 

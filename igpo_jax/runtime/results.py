@@ -17,12 +17,12 @@ START = 4  # rollouts that count as the start of the RL stage
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
-def interval(accuracy: float, problems: int) -> list[float]:
-    """Wilson's 95 % interval of a share."""
+def accuracy_with_interval(accuracy: float, problems: int) -> dict:
+    """The share with Wilson's 95 % interval."""
     z, n = 1.96, problems
-    centre = accuracy + z * z / (2 * n)
-    half = z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
-    return [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
+    centre, spread = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
+    low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+    return {"accuracy": accuracy, "interval95": [max(low, 0.0), min(high, 1.0)], "problems": problems}
 
 
 def environment() -> dict:
@@ -56,9 +56,8 @@ def summarise(experiment: Experiment) -> dict:
         values = [row[name] for row in rows if row.get(name) is not None]
         return float(np.mean(values)) if values else None
 
-    def accuracy(row):
-        problems = int(row["eval/problems"])
-        return {"accuracy": row["eval/accuracy"], "interval95": interval(row["eval/accuracy"], problems), "problems": problems}
+    def accuracy_of(row):
+        return accuracy_with_interval(row["eval/accuracy"], int(row["eval/problems"]))
 
     result = {
         "task": experiment.settings.task.name,
@@ -66,8 +65,8 @@ def summarise(experiment: Experiment) -> dict:
         "inpainting": experiment.settings.inpainting.enabled,
         "fingerprint": experiment.fingerprint,
         "updates": max((row["step"] for row in rows), default=0),
-        "before_rl": accuracy(evaluations[0]) if evaluations else None,
-        "after_rl": accuracy(evaluations[-1]) if evaluations else None,
+        "before_rl": accuracy_of(evaluations[0]) if evaluations else None,
+        "after_rl": accuracy_of(evaluations[-1]) if evaluations else None,
     }
     if rollouts:
         for name, part in (("rl_start", rollouts[:START]), ("rl_end", rollouts[-START:])):
