@@ -88,7 +88,9 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     task = load_task(settings.task.name)
     stages = {"sft": settings.sft.updates > 0, "rl": settings.rl.iterations > 0, "test": True}
     problems = {split: task.load(settings.task, split, settings.seed) for split, used in stages.items() if used}
-    problems["test"] = problems["test"][: settings.evaluation.problems]
+    # Nothing is cut from the solutions of test problems, and none is dropped because its solution is long.
+    test = problems["test"][: settings.evaluation.problems]
+    problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
 
     if not resumed:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,16 @@ START = 4  # rollouts that count as the start of the RL stage
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
-def accuracy_with_interval(accuracy: float, problems: int) -> dict:
-    """The share with Wilson's 95 % interval."""
+def interval(accuracy: float, problems: int) -> list[float]:
+    """Wilson's 95 % interval of a share of `problems`."""
     z, n = 1.96, problems
     centre, spread = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
     low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return {"accuracy": accuracy, "interval95": [max(low, 0.0), min(high, 1.0)], "problems": problems}
+    return [max(low, 0.0), min(high, 1.0)]
+
+
+def accuracy_with_interval(accuracy: float, problems: int) -> dict:
+    return {"accuracy": accuracy, "interval95": interval(accuracy, problems), "problems": problems}
 
 
 def environment() -> dict:

@@ -1,0 +1,154 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpo_jax.diffusion.corruption import (
+    CORRUPTIONS,
+    MIN_NOISE,
+    Corruption,
+    mask_count,
+    mask_independently,
+    masked_cross_entropy,
+    sft_loss,
+    stratified_uniform,
+)
+from igpo_jax.model.transformer import ModelConfig, init
+
+MASK, EOS = 1, 2
+CFG = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=EOS, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
+ROWS = 30_000
+
+
+def row_loss_of_pattern(pattern, length):
+    """An arbitrary 'sum of cross-entropies over the masked tokens' of each mask pattern, as a table."""
+    table = np.random.default_rng(0).uniform(0.5, 3.0, (2,) * length)
+    return table[tuple(np.asarray(pattern, int).T)] * np.asarray(pattern).sum(-1)
+
+
+def exact_bound(length, lowest):
+    """E over the level p ~ U[lowest, 1) and independent masks of (1/p) sum over masked tokens, by enumeration.
+
+    A pattern with k masked tokens has density p^k (1-p)^(length-k); times 1/p this is integrated numerically.
+    """
+    p = lowest + (1 - lowest) * (np.arange(200_000) + 0.5) / 200_000
+    total = 0.0
+    for pattern in itertools.product((0, 1), repeat=length):
+        k = sum(pattern)
+        if k:
+            weight = np.mean(p ** (k - 1) * (1 - p) ** (length - k))
+            total += weight * row_loss_of_pattern(np.array([pattern]), length)[0]
+    return total
+
+
+@pytest.mark.parametrize("name, lowest", [("independent", MIN_NOISE), ("count", 0.0)])
+def test_expectation_is_the_exact_bound(name, lowest):
+    masked, weight = CORRUPTIONS[name](jax.random.key(0), ROWS, 3)
+    values = row_loss_of_pattern(masked, 3) * np.asarray(weight)
+    error = values.std() / math.sqrt(ROWS)
+    assert error < 0.05
+    assert abs(values.mean() - exact_bound(3, lowest)) < 4 * error
+
+
+def test_count_has_less_variance_than_independent_masks():
+    def spread(corrupt):
+        masked, weight = corrupt(jax.random.key(1), ROWS, 3)
+        return (row_loss_of_pattern(masked, 3) * np.asarray(weight)).std()
+
+    assert spread(mask_count) < 0.7 * spread(mask_independently)
+
+
+def test_count_masks_between_one_and_all_tokens_evenly():
+    masked, weight = mask_count(jax.random.key(2), 80, 8)
+    number = np.asarray(masked.sum(axis=1))
+    np.testing.assert_array_equal(np.bincount(number, minlength=9), [0] + [10] * 8)
+    np.testing.assert_allclose(weight, 8 / number, rtol=1e-6)
+    # Which tokens: every position about equally often (4.5 of 8 masked on average).
+    often = np.asarray(mask_count(jax.random.key(3), ROWS, 8).masked.mean(axis=0))
+    np.testing.assert_allclose(often, 4.5 / 8, atol=0.015)
+
+
+def test_independent_weight_is_the_inverse_of_the_share_that_is_masked():
+    masked, weight = mask_independently(jax.random.key(4), 64, 4000)
+    np.testing.assert_allclose(masked.mean(axis=1), 1 / weight, atol=0.05)
+    assert float(weight.max()) <= 1 / MIN_NOISE
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_stratified_uniform_has_one_value_in_every_stratum(rows):
+    first, second = (np.asarray(stratified_uniform(jax.random.key(seed), rows)) for seed in (0, 1))
+    np.testing.assert_array_equal(np.sort(np.floor(first * rows)), np.arange(rows))
+    assert not np.array_equal(first, second)
+    if rows > 1:
+        assert not np.array_equal(first, np.sort(first)), "rows must not be tied to levels"
+
+
+def test_each_stratified_value_is_uniform():
+    draws = jax.vmap(lambda key: stratified_uniform(key, 4))(jax.random.split(jax.random.key(5), 4000))
+    for row in np.asarray(draws).T:
+        counts = np.histogram(row, bins=8, range=(0, 1))[0]
+        assert np.sum((counts - 500) ** 2 / 500) < 29  # chi-square with 7 degrees of freedom, p = 1e-4
+
+
+def test_loss_of_uniform_logits_is_log_vocabulary_per_masked_token():
+    masked = jnp.array([[True, False, True, True], [False, False, False, True]])
+    corruption = Corruption(masked, jnp.array([4 / 3, 4.0]))
+    targets = jnp.array([[3, 4, 5, EOS], [3, EOS, EOS, EOS]])
+    loss = masked_cross_entropy(jnp.zeros((2, 4, 16)), targets, corruption)
+    by_hand = np.mean([3 * (4 / 3), 1 * 4.0]) * math.log(16) / 4
+    assert loss == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_loss_equals_a_loop_over_masked_tokens():
+    logits = jax.random.normal(jax.random.key(6), (3, 5, 16))
+    targets = jax.random.randint(jax.random.key(7), (3, 5), 0, 16)
+    corruption = mask_independently(jax.random.key(8), 3, 5)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    by_hand = [
+        sum(-log_probs[b, i, targets[b, i]] for i in range(5) if corruption.masked[b, i]) * corruption.weight[b] / 5
+        for b in range(3)
+    ]
+    assert masked_cross_entropy(logits, targets, corruption) == pytest.approx(float(np.mean(by_hand)), rel=1e-5)
+
+
+def test_network_without_a_head_costs_log_vocabulary():
+    params = init(jax.random.key(0), CFG)
+    params["head"] = jnp.zeros_like(params["head"])
+    prompt, completion = jnp.full((2, 3), 5), jnp.full((2, 4), 6)
+    corruption = Corruption(jnp.ones((2, 4), bool), jnp.ones(2))
+    loss = sft_loss(params, prompt, jnp.ones((2, 3), bool), completion, corruption, CFG)
+    assert loss == pytest.approx(math.log(16), rel=1e-6)
+
+
+def test_prompt_is_never_masked_and_masked_targets_are_not_seen(monkeypatch):
+    seen = {}
+
+    def record(params, tokens, valid, cfg):
+        seen.update(tokens=np.asarray(tokens), valid=np.asarray(valid))
+        return jnp.zeros((*tokens.shape, cfg.width))
+
+    monkeypatch.setattr("igpo_jax.diffusion.corruption.forward", record)
+    prompt = jnp.array([[0, 5, 6], [4, 5, 6]])
+    valid = jnp.array([[False, True, True], [True, True, True]])
+    completion = jnp.array([[7, 8, EOS, EOS], [9, 10, 11, EOS]])
+    masked = jnp.array([[True, False, True, False], [True, True, True, True]])
+    sft_loss(init(jax.random.key(0), CFG), prompt, valid, completion, Corruption(masked, jnp.ones(2)), CFG)
+    np.testing.assert_array_equal(
+        seen["tokens"], [[0, 5, 6, MASK, 8, MASK, EOS], [4, 5, 6, MASK, MASK, MASK, MASK]]
+    )
+    np.testing.assert_array_equal(seen["valid"], [[False] + [True] * 6, [True] * 7])
+
+
+def test_gradient_reaches_the_prompt_but_not_masked_targets():
+    params = init(jax.random.key(1), CFG)
+    prompt, completion = jnp.array([[5, 6]]), jnp.array([[7, 8]])
+    corruption = Corruption(jnp.array([[True, False]]), jnp.ones(1))
+
+    def gradient(params):
+        return jax.grad(sft_loss)(params, prompt, jnp.ones((1, 2), bool), completion, corruption, CFG)
+
+    touched = np.abs(gradient(params)["embedding"]).sum(axis=1) > 0
+    assert set(np.flatnonzero(touched)) == {5, 6, MASK, 8}

@@ -1,0 +1,171 @@
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpo_jax.model import transformer
+from igpo_jax.model.transformer import ModelConfig, abstract, shardings, unembed, weight_decay_mask
+
+CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
+# Compiled: op by op, most of the time would go into compiling single operations.
+forward = jax.jit(transformer.forward, static_argnums=3)
+init = jax.jit(transformer.init, static_argnums=1)
+FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "llada_tiny.npz"
+LLADA = ModelConfig(vocab_size=512, mask_id=509, eos_id=365, width=64, layers=2, heads=4, kv_heads=4, mlp_width=192)
+LLADA_NAMES = {
+    "attention_norm": "attn_norm",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "attention_out": "attn_out",
+    "mlp_norm": "ff_norm",
+    "gate": "ff_proj",
+    "up": "up_proj",
+    "down": "ff_out",
+}
+
+
+def tokens_of(rows=3, length=10, seed=0, cfg=CFG):
+    return jax.random.randint(jax.random.key(seed), (rows, length), 3, cfg.vocab_size)
+
+
+def all_valid(tokens):
+    return jnp.ones(tokens.shape, bool)
+
+
+def llada_params(fixture):
+    """The released layout, [out, in], turned into ours, [in, out]."""
+
+    def weight(name):
+        bits = fixture[f"{name}.weight"].astype(np.uint32) << 16
+        return bits.view(np.float32).T  # transposing a norm scale does nothing
+
+    blocks = {
+        ours: jnp.stack([weight(f"blocks.{i}.{theirs}") for i in range(LLADA.layers)])
+        for ours, theirs in LLADA_NAMES.items()
+    }
+    return {"embedding": weight("wte").T, "blocks": blocks, "final_norm": weight("ln_f"), "head": weight("ff_out")}
+
+
+def test_left_padding_does_not_change_valid_positions():
+    params, tokens = init(jax.random.key(1), CFG), tokens_of()
+    plain = forward(params, tokens, all_valid(tokens), CFG)
+    for filler in (0, 7):  # what lies under the padding is irrelevant
+        padded = jnp.pad(tokens, ((0, 0), (5, 0)), constant_values=filler)
+        valid = jnp.pad(all_valid(tokens), ((0, 0), (5, 0)))
+        np.testing.assert_allclose(forward(params, padded, valid, CFG)[:, 5:], plain, atol=2e-5)
+
+
+def test_every_position_sees_every_valid_position():
+    params, tokens = init(jax.random.key(1), CFG), jnp.arange(3, 13)[None]  # distinct, so that a row is a position
+    valid = all_valid(tokens).at[0, 2].set(False)
+
+    @jax.jit
+    def outputs(shift):
+        shifted = params | {"embedding": params["embedding"].at[tokens[0]].add(shift)}
+        return forward(shifted, tokens, valid, CFG)[0].sum(-1)
+
+    seen = np.abs(jax.jacobian(outputs)(jnp.zeros((10, CFG.width)))).sum(-1) > 1e-7
+    expected = np.ones((10, 10), bool)
+    expected[:, 2] = np.arange(10) == 2  # only its own residual stream
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_grouped_heads_equal_repeated_key_value_heads():
+    params, tokens = init(jax.random.key(2), CFG), tokens_of()
+    repeat = CFG.heads // CFG.kv_heads
+
+    def repeat_heads(w):
+        heads = w.reshape(CFG.layers, CFG.width, CFG.kv_heads, CFG.head_size)
+        return jnp.repeat(heads, repeat, axis=2).reshape(CFG.layers, CFG.width, CFG.width)
+
+    blocks = params["blocks"]
+    full = params | {"blocks": blocks | {name: repeat_heads(blocks[name]) for name in ("key", "value")}}
+    grouped = forward(params, tokens, all_valid(tokens), CFG)
+    repeated = forward(full, tokens, all_valid(tokens), dataclasses.replace(CFG, kv_heads=CFG.heads))
+    np.testing.assert_allclose(grouped, repeated, atol=2e-5)
+
+
+def test_tied_head_is_the_embedding():
+    cfg = dataclasses.replace(CFG, tied_head=True)
+    params, tokens = init(jax.random.key(3), cfg), tokens_of()
+    assert "head" not in params
+    hidden = forward(params, tokens, all_valid(tokens), cfg)
+    np.testing.assert_allclose(unembed(params, hidden, cfg), hidden @ params["embedding"].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied_head, param_dtype", [(False, "float32"), (True, "bfloat16")])
+def test_init_abstract_and_shardings_agree(tied_head, param_dtype, mesh_of):
+    cfg = dataclasses.replace(CFG, tied_head=tied_head, param_dtype=param_dtype)
+    mesh = mesh_of((2, 2, 2))
+    make = jax.jit(transformer.init, static_argnums=1, out_shardings=shardings(cfg, mesh))
+    params, expected = make(jax.random.key(0), cfg), abstract(cfg, mesh)
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for have, want in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        assert (have.shape, have.dtype) == (want.shape, want.dtype)
+        assert have.sharding.is_equivalent_to(want.sharding, have.ndim)
+    # A matrix lies over fsdp and tensor: a quarter of it on a device.
+    query = params["blocks"]["query"]
+    assert query.addressable_shards[0].data.size * 4 == query.size
+
+
+def test_a_logical_axis_without_a_rule_is_an_error(mesh, monkeypatch):
+    monkeypatch.delitem(transformer.SHARDING_RULES, "mlp")
+    with pytest.raises(KeyError, match="mlp"):
+        shardings(CFG, mesh)
+
+
+def test_random_parameters_keep_the_residual_stream_at_unit_scale():
+    cfg = dataclasses.replace(CFG, layers=6, width=64, mlp_width=128)
+    params, tokens = init(jax.random.key(0), cfg), tokens_of(cfg=cfg)
+    logits = unembed(params, forward(params, tokens, all_valid(tokens), cfg), cfg)
+    assert 0.5 < float(logits.std()) < 2
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_recomputation_does_not_change_gradients(remat):
+    params, tokens = init(jax.random.key(4), CFG), tokens_of()
+
+    def loss(params, cfg):
+        return jnp.sum(jnp.sin(forward(params, tokens, all_valid(tokens), cfg)))
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    cfg = dataclasses.replace(CFG, remat=remat)
+    plain, recomputed = gradient(params, CFG), gradient(params, cfg)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, recomputed)
+    kept, fewer = (len(jax.make_jaxpr(lambda p: jax.vjp(loss, p, c)[1])(params).out_avals) for c in (CFG, cfg))
+    assert fewer < kept, "or the option does nothing"
+
+
+def test_weight_decay_spares_norms_only():
+    decays = {jax.tree_util.keystr(path): value for path, value in jax.tree.leaves_with_path(weight_decay_mask(CFG))}
+    assert {name for name, value in decays.items() if not value} == {
+        "['blocks']['attention_norm']",
+        "['blocks']['mlp_norm']",
+        "['final_norm']",
+    }
+    assert sum(decays.values()) == 9
+
+
+def test_bfloat16_compute_stays_near_float32_and_gives_float32_logits():
+    params, tokens = init(jax.random.key(5), CFG), tokens_of()
+    cfg = dataclasses.replace(CFG, compute_dtype="bfloat16")
+    hidden = forward(params, tokens, all_valid(tokens), cfg)
+    logits = unembed(params, hidden, cfg)
+    exact = unembed(params, forward(params, tokens, all_valid(tokens), CFG), CFG)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    error = jnp.abs(logits - exact)
+    assert 1e-4 < float(error.max()) < 0.2
+
+
+@pytest.mark.parametrize("case", ["", "leftpad_"])
+def test_logits_equal_those_of_the_released_llada(case):
+    fixture = np.load(FIXTURE)
+    params, tokens = llada_params(fixture), fixture["forward/tokens"]
+    valid = fixture["forward/leftpad_valid"] if case else np.ones(tokens.shape, bool)
+    logits = unembed(params, forward(params, tokens, valid, LLADA), LLADA)[:, :, ::16]
+    # Rows of padding see nothing that matters; the fixture has finite nonsense there.
+    np.testing.assert_allclose(logits[valid], fixture[f"forward/{case}logits"][valid], rtol=1e-4, atol=2e-4)
