@@ -101,6 +101,8 @@ def sft_arrays(
 def batches(arrays, batch_size: int, seed: int, buckets: Sequence[int]):
     """An endless, random-access sequence: item i is the batch of step i, with its prompts cut to the smallest bucket.
 
+    Problems that do not fill an epoch's last batch wait for the next epoch, so no batch holds a problem twice.
+
     Args:
         arrays: `PromptBatch` or `SFTBatch` of a whole split.
 
