@@ -1,3 +1,4 @@
+import collections
 import zlib
 
 import numpy as np

@@ -1,0 +1,56 @@
+"""The table of README.md from the result.json files of runs: python benchmarks/seeds_table.py runs/seeds --output FILE"""
+
+import argparse
+import json
+import pathlib
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        "| seed | hints | groups all wrong at the start | rescued by hints | accuracy after SFT | after RL | gain (95 %) | "
+        "minutes SFT + RL |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in sorted(results, key=lambda r: (not r["inpainting"], r["seed"])):
+        before, after, start = result["before_rl"], result["after_rl"], result["rl_start"]
+        gain = after["accuracy"] - before["accuracy"]
+        variance = sum(e["accuracy"] * (1 - e["accuracy"]) / e["problems"] for e in (before, after))
+        seconds = result["wall_seconds"]
+        cells = [
+            str(result["seed"]),
+            "yes" if result["inpainting"] else "no",
+            percent(start["all_wrong_groups"]),
+            percent(start["rescue_rate"]),
+            percent(before["accuracy"]),
+            percent(after["accuracy"]),
+            f"{100 * gain:+.1f} ± {196 * variance**0.5:.1f}",
+            f"{seconds['sft'] / 60:.1f} + {seconds['rl'] / 60:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    one = results[0]
+    versions = ", ".join(f"{name} {one['versions'][name]}" for name in ("jax", "flax", "optax"))
+    lines.append(
+        f"\nAll numbers in percent, greedy decoding of {one['after_rl']['problems']} held-out long problems; the start is the "
+        f"first {one['rl_start']['rollouts']} rollouts. {one['device']}, Python {one['python']}, {versions}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--output", type=pathlib.Path)
+    arguments = parser.parse_args()
+    results = [json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*/result.json"))]
+    text = table(results)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
