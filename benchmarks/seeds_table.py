@@ -11,15 +11,13 @@ def percent(value: float | None) -> str:
 
 def table(results: list[dict]) -> str:
     lines = [
-        "| seed | hints | groups all wrong at the start | rescued by hints | accuracy after SFT | after RL | gain (95 %) | "
-        "minutes SFT + RL |",
-        "|---|---|---|---|---|---|---|---|",
+        "| seed | hints | groups all wrong at the start | rescued by hints | accuracy after SFT | after RL | gain (95 %) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in sorted(results, key=lambda r: (not r["inpainting"], r["seed"])):
         before, after, start = result["before_rl"], result["after_rl"], result["rl_start"]
         gain = after["accuracy"] - before["accuracy"]
         variance = sum(e["accuracy"] * (1 - e["accuracy"]) / e["problems"] for e in (before, after))
-        seconds = result["wall_seconds"]
         cells = [
             str(result["seed"]),
             "yes" if result["inpainting"] else "no",
@@ -28,7 +26,6 @@ def table(results: list[dict]) -> str:
             percent(before["accuracy"]),
             percent(after["accuracy"]),
             f"{100 * gain:+.1f} ± {196 * variance**0.5:.1f}",
-            f"{seconds['sft'] / 60:.1f} + {seconds['rl'] / 60:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     one = results[0]

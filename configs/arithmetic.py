@@ -7,7 +7,7 @@ def get_config():
     config = base_config(
         name="arithmetic",
         slots=6,  # coins of a long problem
-        worked_share=0.01,  # of the long problems, how many the teacher of the supervised stage works out
+        worked_share=0.03,  # of the long problems, how many the teacher of the supervised stage works out
         sft_problems=60_000,
         rl_problems=4_000,
         test_problems=500,
@@ -17,12 +17,12 @@ def get_config():
 
     for decode in (config.sampler, config.evaluation):
         decode.update({"completion_length": 24, "block_length": 8, "steps": 24})
-    config.sampler.temperature = 0.5
+    config.sampler.temperature = 0.35
     config.evaluation.batch_size = 125
 
-    config.sft.update({"updates": 3500, "batch_size": 128})
+    config.sft.update({"updates": 3000, "batch_size": 128})
     config.sft.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 100, "b2": 0.98, "weight_decay": 0.01})
 
-    config.rl.update({"iterations": 40, "prompts": 16, "group_size": 8, "eval_every": 10, "show_every": 5})
-    config.rl.optimizer.update({"learning_rate": 5e-5, "warmup_steps": 10, "weight_decay": 0.0})
+    config.rl.update({"iterations": 30, "prompts": 8, "group_size": 8, "eval_every": 5, "checkpoint_every": 5, "show_every": 3})
+    config.rl.optimizer.update({"learning_rate": 3e-5, "warmup_steps": 10, "weight_decay": 0.0})
     return config

@@ -126,6 +126,12 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
         rl_data=problem_set("rl") if stages["rl"] else None,
         test_data=problem_set("test"),
     )
+    for arrays, key, size in (
+        (experiment.sft_data, "sft.batch_size", settings.sft.batch_size),
+        (experiment.rl_data and experiment.rl_data.prompts, "rl.prompts", settings.rl.prompts),
+    ):
+        if arrays is not None and len(arrays.tokens) < size:
+            raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     if not resumed:
         temporary = workdir / "config.partial"
         temporary.write_text(json.dumps(wanted, indent=2))

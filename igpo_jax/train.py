@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from igpo_jax.config import resolve_config_path
+from igpo_jax.command_line import parse_flags
 from igpo_jax.experiment import open_experiment
 from igpo_jax.rl.stage import run_rl
 from igpo_jax.runtime.checkpoint import Checkpoints
@@ -50,25 +50,9 @@ def _default_workdir() -> str:
     return str(pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant)))))
 
 
-def _with_resolved_config(arguments: list[str]) -> list[str]:
-    """--config=math.py becomes a path into configs/."""
-    resolved = []
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            argument = "--config=" + resolve_config_path(argument.removeprefix("--config="))
-        elif arguments[i - 1] == "--config":
-            argument = resolve_config_path(argument)
-        resolved.append(argument)
-    return resolved
-
-
 def run() -> None:
-    try:
-        arguments = _with_resolved_config(sys.argv)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     flags.mark_flag_as_required("config")
-    app.run(main, argv=arguments)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ class DecodeConfig:
     remasking: str = "low_confidence"  # low_confidence | random
 
     def __post_init__(self):
+        if self.completion_length < 1 or self.block_length < 1:
+            raise ValueError(
+                f"completion_length={self.completion_length} and block_length={self.block_length} must be at least 1"
+            )
         if self.completion_length % self.block_length:
             raise ValueError(
                 f"completion_length={self.completion_length} is not a multiple of block_length={self.block_length}"

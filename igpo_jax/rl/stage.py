@@ -43,7 +43,8 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
     def step_of(iteration: int) -> int:
         return first_step + iteration * objective.inner_steps
 
-    with MetricsWriter(experiment.workdir, step_of(done)) as log, progress(rl.iterations, done, "RL") as bar:
+    starting = None if done else "rl"
+    with MetricsWriter(experiment.workdir, step_of(done), starting=starting) as log, progress(rl.iterations, done, "RL") as bar:
 
         def evaluate():
             watch = Stopwatch()

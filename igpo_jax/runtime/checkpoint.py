@@ -1,7 +1,9 @@
 """Checkpoints of one stage in one folder: asynchronous saves, the last few and the best kept, corrupt ones passed over."""
 
+import json
 import logging
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ class Checkpoints:
                 )
             )
         self.folder = pathlib.Path(folder).absolute()
+        _remove_unreadable_metrics(self.folder)
         self._fingerprint = fingerprint
         self._checkpointer = ocp.training.Checkpointer(
             self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=True
@@ -100,6 +103,16 @@ class Checkpoints:
                 f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over"
             )
         return None
+
+
+def _remove_unreadable_metrics(folder: pathlib.Path) -> None:
+    """Orbax reads the metrics of every step when a folder is opened, and gives up at one that is damaged."""
+    for path in folder.glob("*/metrics/metrics"):
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, FileNotFoundError) as error:
+            log.warning("%s cannot be read (%s); removed", path, _first_line(error))
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _first_line(error: Exception) -> str:

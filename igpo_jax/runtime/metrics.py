@@ -18,17 +18,17 @@ from tqdm import tqdm
 class MetricsWriter:
     """Appends to the logs of a run; process 0 writes, the others do nothing.
 
-    Opening it at `step` drops what an interrupted process had logged beyond that step, so that a resumed run's logs are
-    those of an uninterrupted one.
+    Opening it at `step` drops what an interrupted process had logged beyond that step, and all of the stage that begins
+    there (`starting`), so that a resumed run's logs are those of an uninterrupted one.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._files = {}
         if jax.process_index():
             return
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             path = workdir / name
-            _rewind(path, step)
+            _rewind(path, step, starting)
             self._files[name] = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -83,8 +83,11 @@ def progress(total: int, done: int, description: str):
     return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=jax.process_index() > 0)
 
 
-def _rewind(path: pathlib.Path, step: int) -> None:
-    rows = [row for row in read_rows(path) if row["step"] <= step]
+def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
+    def keep(row: dict[str, Any]) -> bool:
+        return row["step"] <= step and (starting is None or row.get("stage") != starting)
+
+    rows = [row for row in read_rows(path) if keep(row)]
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     temporary.replace(path)

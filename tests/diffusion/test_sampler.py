@@ -1,0 +1,343 @@
+import dataclasses
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpo_jax.diffusion.sampler import (
+    HINT,
+    DecodeConfig,
+    completion_keys,
+    gumbel_argmax,
+    rank_descending,
+    sample,
+    transfer_count,
+)
+from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
+from igpo_jax.runtime.mesh import put_rows
+
+MASK, EOS = 1, 2
+CFG = ModelConfig(vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+DECODE = DecodeConfig(completion_length=8, block_length=4, steps=4, temperature=0.8)
+LLADA_FIXTURE = pathlib.Path(__file__).parent.parent / "model" / "fixtures" / "llada_tiny.npz"
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = jax.jit(init, static_argnums=1)(jax.random.key(0), CFG)
+    params["blocks"]["attention_out"] *= 4  # positions must depend on each other
+    return params
+
+
+def constant_network(logits, cfg):
+    """Parameters under which every position has these logits, whatever the input."""
+    params = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: init(jax.random.key(0), cfg)))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    head = jnp.tile(jnp.asarray(logits, jnp.float32) / cfg.width, (cfg.width, 1))
+    return params | {"embedding": jnp.ones_like(params["embedding"]), "final_norm": jnp.ones(cfg.width), "head": head}
+
+
+def batch_of(rows=8, prompt_length=5, length=8, hints=True):
+    """Random prompts with some padding, and a canvas with some hints."""
+    draw = np.random.default_rng(1)
+    prompt = draw.integers(3, CFG.vocab_size, (rows, prompt_length), dtype=np.int32)
+    valid = np.arange(prompt_length) >= draw.integers(0, 3, rows)[:, None]
+    given = (draw.uniform(size=(rows, length)) < 0.25) & hints
+    canvas = np.where(given, draw.integers(3, CFG.vocab_size, (rows, length)), MASK).astype(np.int32)
+    keys = completion_keys(jax.random.key(3), np.arange(rows, dtype=np.uint32), np.zeros(rows, np.uint32), 0)
+    return prompt, valid, canvas, keys
+
+
+def decode(params, batch, decode=DECODE, cfg=CFG):
+    return sample(params, *batch, cfg, decode)
+
+
+def chi_square(counts, probabilities):
+    expected = np.asarray(probabilities) * np.sum(counts)
+    assert expected.min() > 5
+    return float(np.sum((counts - expected) ** 2 / expected))
+
+
+# Pieces
+
+
+@pytest.mark.parametrize("masks, counts", [
+    (32, [2] * 16),
+    (25, [2] * 9 + [1] * 7),
+    (16, [1] * 16),
+    (7, [1] * 7 + [0] * 9),
+    (0, [0] * 16),
+])  # fmt: skip
+def test_transfer_counts_of_the_released_sampler(masks, counts):
+    assert [int(transfer_count(jnp.int32(masks), jnp.int32(step), 16)) for step in range(16)] == counts
+
+
+def test_lowest_index_wins_ties():
+    ranks = rank_descending(jnp.array([[1.0, 3.0, 1.0, 3.0], [0.0, 0.0, 0.0, 0.0]]))
+    np.testing.assert_array_equal(ranks, [[2, 0, 3, 1], [0, 1, 2, 3]])
+    keys = jax.random.split(jax.random.key(0), (1, 1))
+    assert gumbel_argmax(jnp.array([[[1.0, 2.0, 2.0]]]), keys, 0.0).item() == 1
+
+
+def test_gumbel_argmax_draws_from_the_tempered_softmax():
+    logits, number = jnp.array([0.3, 1.5, -0.4, 0.9]), 20_000
+    keys = jax.random.split(jax.random.key(1), (1, number))
+    drawn = gumbel_argmax(jnp.tile(logits, (1, number, 1)), keys, 0.7)
+    counts = np.bincount(np.asarray(drawn)[0], minlength=4)
+    # 3 degrees of freedom: 21.1 is exceeded once in 10 000 times.
+    assert chi_square(counts, jax.nn.softmax(logits / 0.7)) < 21.1
+    assert chi_square(counts, jax.nn.softmax(logits)) > 21.1, "the temperature must show"
+
+
+def test_keys_belong_to_problem_completion_and_attempt_not_to_the_slot():
+    problem, completion = np.array([7, 7, 9, 9], np.uint32), np.array([0, 1, 0, 1], np.uint32)
+    keys = jax.random.key_data(completion_keys(jax.random.key(0), problem, completion, 0))
+    order = np.array([2, 0, 3, 1])
+    moved = jax.random.key_data(completion_keys(jax.random.key(0), problem[order], completion[order], 0))
+    np.testing.assert_array_equal(moved, keys[order])
+    again = jax.random.key_data(completion_keys(jax.random.key(0), problem, completion, 1))
+    assert len(np.unique(np.concatenate([keys, again]), axis=0)) == 8
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(block_length=3), "completion_length=8 is not a multiple of block_length=3"),
+    (dict(steps=5), "steps=5 is not a multiple of the number of blocks"),
+    (dict(steps=0), "steps=0"),
+    (dict(remasking="none"), "remasking='none'"),
+    (dict(temperature=-1.0), "temperature=-1.0"),
+    (dict(cfg_scale=-1.0), "cfg_scale=-1.0"),
+])  # fmt: skip
+def test_impossible_decode_configs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(DECODE, **change)
+
+
+# Against the released sampler
+
+
+@pytest.mark.parametrize("case, change", [
+    ("one_uneven_b8_s12_g32", dict(completion_length=32, steps=12)),
+    ("batch3_leftpad_b8_s16", dict(steps=16)),
+    ("batch3_leftpad_cfg0.5_b8_s8", dict(steps=8, cfg_scale=0.5)),
+])  # fmt: skip
+def test_canvas_after_every_step_equals_that_of_the_released_sampler(case, change):
+    fixture = np.load(LLADA_FIXTURE)
+    cfg = ModelConfig(vocab_size=512, mask_id=509, eos_id=365, width=64, layers=2, heads=4, kv_heads=4, mlp_width=192)
+
+    def weight(name):
+        return (fixture[f"{name}.weight"].astype(np.uint32) << 16).view(np.float32).T
+
+    names = dict(attention_norm="attn_norm", query="q_proj", key="k_proj", value="v_proj", attention_out="attn_out",
+                 mlp_norm="ff_norm", gate="ff_proj", up="up_proj", down="ff_out")  # fmt: skip
+    blocks = {ours: np.stack([weight(f"blocks.{i}.{name}") for i in range(2)]) for ours, name in names.items()}
+    params = {"embedding": weight("wte").T, "blocks": blocks, "final_norm": weight("ln_f"), "head": weight("ff_out")}
+
+    setting = DecodeConfig(**(dict(completion_length=16, block_length=8) | change))
+    prompt, trace = fixture[f"generate/{case}/prompt"], fixture[f"generate/{case}/trace"]
+    rows, length = len(prompt), setting.completion_length
+    valid = fixture.get(f"generate/{case}/valid", np.ones(prompt.shape, bool))
+    canvas = np.full((rows, length), cfg.mask_id, np.int32)
+    done = sample(params, prompt, valid, canvas, jax.random.split(jax.random.key(0), rows), cfg, setting)
+    for step, expected in enumerate(trace[..., -length:]):
+        np.testing.assert_array_equal(np.where(done.written_at < step, done.tokens, cfg.mask_id), expected, str(step))
+
+
+# Hints, masks, what was written when
+
+
+def test_hints_are_kept_and_the_schedule_is_recorded(params):
+    prompt, valid, canvas, keys = batch_of()
+    done = decode(params, (prompt, valid, canvas, keys))
+    tokens, written_at = np.asarray(done.tokens), np.asarray(done.written_at)
+    given = canvas != MASK
+    assert given.any()
+    np.testing.assert_array_equal(tokens[given], canvas[given])
+    np.testing.assert_array_equal(written_at == HINT, given)
+    assert done.evaluations == DECODE.steps
+
+    for row in range(len(canvas)):
+        for block in range(2):
+            inside = slice(4 * block, 4 * block + 4)
+            steps = written_at[row, inside][~given[row, inside]]
+            first, masks = 2 * block, len(steps)
+            have = [int((steps == first + step).sum()) for step in range(2)]
+            assert have == [int(transfer_count(masks, step, 2)) for step in range(2)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_mask_is_never_emitted(temperature):
+    logits = np.zeros(CFG.vocab_size)
+    logits[MASK] = 20
+    setting = dataclasses.replace(DECODE, temperature=temperature)
+    tokens = decode(constant_network(logits, CFG), batch_of(hints=False), setting).tokens
+    assert not np.any(tokens == MASK)
+
+
+def test_equal_confidences_are_written_from_the_left():
+    logits = np.zeros(CFG.vocab_size)
+    logits[[5, 9]] = 3
+    setting = dataclasses.replace(DECODE, temperature=0.0)
+    done = decode(constant_network(logits, CFG), batch_of(hints=False), setting)
+    np.testing.assert_array_equal(done.tokens, 5)
+    np.testing.assert_array_equal(done.written_at, [[0, 0, 1, 1, 2, 2, 3, 3]] * 8)
+
+
+# Early exit
+
+
+def test_a_row_ends_at_its_first_block_of_eos_and_the_others_go_on():
+    """Against the same draws by a sampler to which EOS means nothing."""
+    letter, setting = 7, DecodeConfig(completion_length=8, block_length=2, steps=8, temperature=1.0)
+    logits = np.full(CFG.vocab_size, -30.0)
+    logits[[EOS, letter]] = 0.3, 0.0
+    network = constant_network(logits, CFG)
+    prompt, valid, canvas, keys = batch_of(rows=32, hints=False)
+    canvas[::4, 6] = 9  # hints in the last block stay, whether the row has ended or not
+    done = decode(network, (prompt, valid, canvas, keys), setting)
+    endless = decode(network, (prompt, valid, canvas, keys), setting, dataclasses.replace(CFG, eos_id=23))
+
+    ends, expected = np.asarray(endless.tokens).reshape(32, 4, 2), np.array(endless.tokens)
+    steps = np.array(endless.written_at)
+    ended_at = [next((block for block in range(4) if (row[block] == EOS).all()), 4) for row in ends]
+    assert set(ended_at) >= {0, 1, 2, 4}, "the seed must show all cases"
+    for row, block in enumerate(ended_at):
+        rest = np.arange(8) >= 2 * (block + 1)
+        expected[row, rest & (canvas[row] == MASK)] = EOS
+        steps[row, rest & (canvas[row] == MASK)] = 2 * block + 1
+    np.testing.assert_array_equal(done.tokens, expected)
+    np.testing.assert_array_equal(done.written_at, steps)
+    assert not np.array_equal(expected, endless.tokens)
+
+
+def test_decoding_stops_when_every_row_has_ended():
+    logits = np.zeros(CFG.vocab_size)
+    logits[EOS] = 20
+    done = decode(constant_network(logits, CFG), batch_of(hints=False))
+    np.testing.assert_array_equal(done.tokens, EOS)
+    assert done.evaluations == 2  # the steps of one block, of 4
+
+
+# Invariances
+
+
+def test_a_row_decodes_alone_as_in_a_batch(params):
+    batch = batch_of()
+    together = decode(params, batch)
+    for row in range(8):
+        alone = decode(params, tuple(x[row : row + 1] for x in batch))
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+        np.testing.assert_array_equal(alone.written_at[0], together.written_at[row])
+
+
+def test_more_left_padding_changes_nothing(params):
+    prompt, valid, canvas, keys = batch_of()
+    padded = decode(params, (np.pad(prompt, ((0, 0), (3, 0))), np.pad(valid, ((0, 0), (3, 0))), canvas, keys))
+    plain = decode(params, (prompt, valid, canvas, keys))
+    np.testing.assert_array_equal(padded.tokens, plain.tokens)
+    np.testing.assert_array_equal(padded.written_at, plain.written_at)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8)])
+def test_the_mesh_changes_nothing(params, shape, mesh_of):
+    batch, mesh = batch_of(), mesh_of(shape)
+    plain = decode(params, batch)
+    with jax.set_mesh(mesh):
+        rows = put_rows(batch[:3], mesh)
+        sharded = decode(jax.device_put(params, shardings(CFG, mesh)), (*rows, batch[3]))
+    # The seed leaves no draw so close to a tie (1e-4 in the logits) that another summation order could turn it.
+    np.testing.assert_array_equal(sharded.tokens, plain.tokens)
+    np.testing.assert_array_equal(sharded.written_at, plain.written_at)
+
+
+# Knobs
+
+
+@pytest.mark.parametrize("change", [
+    dict(temperature=0.0),
+    dict(cfg_scale=2.0),
+    dict(remasking="random"),
+    dict(block_length=8),
+    dict(steps=8),
+])  # fmt: skip
+def test_every_knob_has_an_effect(params, change):
+    plain, changed = decode(params, batch_of()), decode(params, batch_of(), dataclasses.replace(DECODE, **change))
+    assert not np.array_equal(plain.written_at, changed.written_at)
+    if "block_length" not in change:
+        assert not np.array_equal(plain.tokens, changed.tokens)
+
+
+def test_guidance_masks_prompt_and_hints_in_the_unconditional_input(params):
+    prompt, valid, canvas, keys = batch_of(rows=32, length=2, hints=False)
+    canvas[:, 0] = prompt[:, -1]
+    setting = DecodeConfig(completion_length=2, block_length=2, steps=1, cfg_scale=3.0)
+    done = decode(params, (prompt, valid, canvas, keys), setting)
+
+    everywhere = np.pad(valid, ((0, 0), (0, 2)), constant_values=True)
+
+    @jax.jit
+    def logits(prompt, canvas):
+        tokens = jnp.concatenate([prompt, canvas], axis=1)
+        return unembed(params, forward(params, tokens, everywhere, CFG)[:, -1], CFG)
+
+    conditional, nothing = logits(prompt, canvas), np.full_like(prompt, MASK)
+
+    def guided(unconditional):
+        return (4 * conditional - 3 * unconditional).at[:, MASK].set(-jnp.inf).argmax(axis=1)
+
+    expected = guided(logits(nothing, np.full_like(canvas, MASK)))
+    np.testing.assert_array_equal(done.tokens[:, 1], expected)
+    assert not np.array_equal(expected, guided(logits(nothing, canvas))), "with hints shown it must differ"
+
+
+@pytest.mark.parametrize("remasking", ["random", "low_confidence"])
+def test_completions_have_the_exact_distribution_of_the_chain(remasking):
+    """Three letters, two positions, two steps: every path enumerated."""
+    mask, letters, temperature, rows = 0, (1, 2, 3), 2.0, 8000
+    cfg = dataclasses.replace(CFG, vocab_size=4, mask_id=mask, eos_id=3, width=16, mlp_width=16)
+    params = jax.jit(init, static_argnums=1)(jax.random.key(2), cfg)
+    params["blocks"]["attention_out"] *= 4
+    prompt = np.array([[1, 3]], np.int32)
+
+    @jax.jit
+    def logits_of(canvas):
+        tokens = jnp.concatenate([prompt, canvas[None]], axis=1)
+        hidden = forward(params, tokens, jnp.ones(tokens.shape, bool), cfg)[:, 2:]
+        return unembed(params, hidden, cfg)[0].at[:, mask].set(-jnp.inf)
+
+    def distributions(*canvas):
+        """[2, 4]: of the draw, and of the clean prediction, whose probability is the confidence."""
+        logits = np.asarray(logits_of(jnp.array(canvas)))
+        return np.asarray(jax.nn.softmax(logits / temperature)), np.asarray(jax.nn.softmax(logits))
+
+    exact = np.zeros((4, 4))
+    draw, confidence = distributions(mask, mask)
+    for pair in itertools.product(letters, letters):
+        if remasking == "random":
+            first_to_write = [0.5, 0.5]
+        else:
+            second_is_surer = confidence[1, pair[1]] > confidence[0, pair[0]]
+            first_to_write = [1 - second_is_surer, second_is_surer]
+        for position in (0, 1):
+            chance = draw[0, pair[0]] * draw[1, pair[1]] * first_to_write[position]
+            canvas = [mask, mask]
+            canvas[position] = pair[position]
+            second, other = distributions(*canvas)[0], 1 - position
+            for letter in letters:
+                canvas[other] = letter
+                exact[tuple(canvas)] += chance * second[other, letter]
+    assert exact.sum() == pytest.approx(1)
+
+    setting = DecodeConfig(completion_length=2, block_length=2, steps=2, temperature=temperature, remasking=remasking)
+    keys = jax.random.split(jax.random.key(4), rows)
+    canvas = np.full((rows, 2), mask, np.int32)
+    tokens = sample(params, prompt.repeat(rows, 0), np.ones((rows, 2), bool), canvas, keys, cfg, setting).tokens
+    counts = np.zeros((4, 4))
+    np.add.at(counts, tuple(np.asarray(tokens).T), 1)
+    # 8 degrees of freedom: 31.8 is exceeded once in 10 000 times.
+    assert counts[0].sum() == counts[:, 0].sum() == 0
+    assert chi_square(counts[1:, 1:], exact[1:, 1:]) < 31.8
+    one_shot = np.outer(draw[0], draw[1])  # both positions at once, as if there were no second step
+    assert chi_square(counts[1:, 1:], one_shot[1:, 1:]) > 100

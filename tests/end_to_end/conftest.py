@@ -1,0 +1,75 @@
+"""Runs of the tiny configuration in processes of their own, with one device each and one compilation cache for all."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from igpo_jax.runtime.metrics import read_rows
+
+TINY = pathlib.Path(__file__).parent / "tiny.py"
+LIMIT = 300  # seconds a process may take
+
+
+class Command:
+    """Starts `python -m igpo_jax.<module>` from outside of the repository."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            # Compiling costs more than running here; and one device, not the eight of tests/conftest.py.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        }
+
+    def __call__(self, module: str, *arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", f"igpo_jax.{module}", *arguments]
+        return subprocess.run(
+            command, cwd=cwd or self._folder, env=self._env, capture_output=True, text=True, timeout=LIMIT
+        )
+
+    def train(self, workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
+        return self("train", f"--config={TINY}", f"--workdir={workdir}", *overrides)
+
+    def train_until_killed(self, workdir: pathlib.Path, stage: str, step: int) -> None:
+        """SIGKILL as soon as the log has a line of this stage at this step or beyond."""
+        command = [sys.executable, "-m", "igpo_jax.train", f"--config={TINY}", f"--workdir={workdir}"]
+        with (workdir.parent / "killed.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=log, stderr=log)
+            try:
+                deadline = time.monotonic() + LIMIT
+                while not any(row["stage"] == stage and row["step"] >= step for row in _rows(workdir)):
+                    assert process.poll() is None, f"the run ended before step {step}"
+                    assert time.monotonic() < deadline, f"no step {step} in {LIMIT} seconds"
+                    time.sleep(0.002)
+            finally:
+                process.kill()
+            assert process.wait(LIMIT) == -signal.SIGKILL
+
+
+def _rows(workdir: pathlib.Path) -> list[dict]:
+    try:
+        return read_rows(workdir / "metrics.jsonl")
+    except (ValueError, OSError):  # it is being written
+        return []
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory) -> Command:
+    return Command(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.fixture(scope="session")
+def finished(command, tmp_path_factory) -> pathlib.Path:
+    """The folder of an uninterrupted run; tests that write copy it first."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    process = command.train(workdir)
+    assert process.returncode == 0, process.stderr
+    (workdir.parent / "stdout").write_text(process.stdout)
+    return workdir

@@ -1,0 +1,202 @@
+"""The two commands, as a user starts them."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.tokenizers import load_tokenizer
+
+TINY = pathlib.Path(__file__).parent / "tiny.py"
+GSM8K_SAMPLE = pathlib.Path(__file__).parents[1] / "tasks" / "gsm8k_sample.jsonl"
+UPDATES, ITERATIONS, INNER_STEPS = 200, 6, 2  # of tiny.py
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def result(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "result.json").read_text())
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    for name in ("config.json", "tokenizer.model", "metrics.jsonl", "rollouts.jsonl", "report.html", "result.json"):
+        assert (finished / name).stat().st_size > 0, name
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    kept = {stage: sorted(int(path.name) for path in (finished / "checkpoints" / stage).iterdir()) for stage in ("sft", "rl")}
+    assert kept["sft"] == [180, 200]
+    assert kept["rl"][-2:] == [5, 6] and len(kept["rl"]) <= 3  # the last two and the best
+    assert not list(finished.rglob("*.partial"))
+    assert str(finished / "report.html") in (finished.parent / "stdout").read_text()
+
+
+def test_the_result_says_what_was_measured_and_how(finished):
+    found = result(finished)
+    assert found["task"] == "arithmetic" and found["seed"] == 0 and found["inpainting"] is True
+    assert found["updates"] == UPDATES + INNER_STEPS * ITERATIONS
+    for moment in ("before_rl", "after_rl"):
+        low, high = found[moment]["interval95"]
+        assert 0 <= low <= found[moment]["accuracy"] <= high <= 1
+        assert found[moment]["problems"] == 16
+    assert found["decode"]["differences"] == ["temperature"]
+    assert found["decode"]["rollout"] == found["decode"]["evaluation"] | {"temperature": 0.7}
+    assert found["rl_start"]["rollouts"] == found["rl_end"]["rollouts"] == 4
+    assert found["device"].startswith("1 x ") and found["versions"]["jax"] and found["fingerprint"]
+    assert set(found["wall_seconds"]) == {"sft", "rl"} and all(seconds > 0 for seconds in found["wall_seconds"].values())
+
+
+def test_one_step_counter_over_both_stages(finished):
+    rows = read_rows(finished / "metrics.jsonl")
+    supervised = [row["step"] for row in rows if row["stage"] == "sft"]
+    rollouts = [row["step"] for row in rows if "reward/first_try" in row]
+    evaluations = [row["step"] for row in rows if "eval/accuracy" in row]
+    assert supervised == list(range(20, UPDATES + 1, 20))
+    assert rollouts == [UPDATES + INNER_STEPS * i for i in range(1, ITERATIONS + 1)]
+    assert evaluations == [UPDATES + INNER_STEPS * i for i in (0, 2, 4, 6)]
+    assert len(rows) == len(supervised) + len(rollouts) + len(evaluations)
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert {row["step"] for row in read_rows(finished / "rollouts.jsonl")} == set(rollouts)
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(command, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    before = contents(workdir)
+    again = command.train(workdir)
+    assert again.returncode == 0, again.stderr
+    after = contents(workdir)
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} <= {"report.html"}  # it names its folder
+    assert "SFT:" not in again.stderr and "RL:" not in again.stderr  # nothing was trained
+
+
+def test_evaluate_agrees_with_the_run(command, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    process = command("evaluate", f"--workdir={workdir}")
+    assert process.returncode == 0, process.stderr
+    printed = json.loads(process.stdout)
+    assert {name: printed[name] for name in ("accuracy", "interval95", "problems")} == result(finished)["after_rl"]
+    assert (printed["stage"], printed["checkpoint"]) == ("rl", ITERATIONS)
+    assert printed["decode"] == result(finished)["decode"]
+    assert json.loads((workdir / "evaluation.json").read_text()) == printed
+    assert "after_rl" in result(workdir)
+
+    process = command("evaluate", f"--workdir={workdir}", "--stage=sft")
+    assert process.returncode == 0, process.stderr
+    printed = json.loads(process.stdout)
+    assert (printed["stage"], printed["checkpoint"]) == ("sft", UPDATES)
+    assert printed["accuracy"] == result(finished)["before_rl"]["accuracy"]
+
+
+def test_evaluate_without_a_run_is_an_error(command, tmp_path):
+    process = command("evaluate", f"--workdir={tmp_path}")
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1] == f"error: {tmp_path} holds no run: it has no config.json"
+
+
+def test_without_hints_and_with_other_nested_keys(command, finished, tmp_path):
+    workdir = tmp_path / "run"
+    process = command.train(
+        workdir, "--config.inpainting.enabled=False", "--config.rl.optimizer.learning_rate=5e-4", "--config.rl.iterations=2"
+    )
+    assert process.returncode == 0, process.stderr
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["inpainting"]["enabled"] is False
+    assert written["rl"]["optimizer"]["learning_rate"] == 5e-4 and written["rl"]["iterations"] == 2
+
+    rows, hinted = (
+        [row for row in read_rows(folder / "metrics.jsonl") if "reward/first_try" in row] for folder in (workdir, finished)
+    )
+    assert [row["step"] for row in rows] == [202, 204]
+    for row in rows:
+        assert {name for name in row if name.startswith("hint/")} <= {"hint/replaced"}
+        assert row.get("hint/replaced", 0) == 0
+        assert row["groups/all_wrong_before"] == row["groups/all_wrong_after"]
+        assert row["reward/first_try"] == row["reward/final"]
+    assert {row["try"] for row in read_rows(workdir / "rollouts.jsonl")} == {"first"}
+    assert result(workdir)["inpainting"] is False and result(workdir)["rl_start"]["rescue_rate"] is None
+    # Until hints make a difference, the two runs are one.
+    assert any("hint/tokens" in row for row in hinted)
+    assert rows[0]["reward/first_try"] == hinted[0]["reward/first_try"]
+    assert result(workdir)["before_rl"] == result(finished)["before_rl"]
+
+
+def test_a_config_may_be_called_like_a_module_of_the_standard_library(command, tmp_path):
+    """./configs/math.py is found by its bare name, the run's folder is runs/math, and `import math` is not that file."""
+    (tmp_path / "configs").mkdir()
+    inspect = """
+import atexit, json, math, pathlib, sys
+@atexit.register
+def report():
+    pathlib.Path("seen.json").write_text(json.dumps([math.sqrt(4), sys.path]))
+"""
+    (tmp_path / "configs" / "math.py").write_text(TINY.read_text() + inspect)
+    process = command(
+        "train", "--config", "math.py", "--config.sft.updates=0", "--config.rl.iterations=1", "--config.evaluation.problems=2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    root, path = json.loads((tmp_path / "seen.json").read_text())
+    assert root == 2
+    assert not [folder for folder in path if pathlib.Path(folder).name == "configs"]
+    rows = read_rows(tmp_path / "runs" / "math" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, INNER_STEPS, INNER_STEPS]  # evaluation, rollout, evaluation
+    assert {row["stage"] for row in rows} == {"rl"}
+
+
+@pytest.fixture(scope="module")
+def gsm8k_files(tmp_path_factory) -> dict[str, pathlib.Path]:
+    """40 and 8 problems in GSM8K's format, from the sample with other names for its things."""
+    folder = tmp_path_factory.mktemp("gsm8k")
+    sample = [json.loads(line) for line in GSM8K_SAMPLE.read_text("utf-8").splitlines()]
+    things = ("pencils", "crayons", "rulers", "brushes", "notebooks", "stamps", "ribbons", "candles")
+    rows = [
+        {key: text.replace("pencils", thing) + ("" if key == "answer" else f" Think of {thing}.") for key, text in row.items()}
+        for thing in things
+        for row in sample
+    ]
+    files = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
+    for name, part in (("train", rows), ("test", rows[::5])):
+        files[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part), "utf-8")
+    return files
+
+
+def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_files, tmp_path):
+    workdir = tmp_path / "run"
+    process = command(
+        "train",
+        "--config=gsm8k.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.task.train_path={gsm8k_files['train']}",
+        f"--config.task.test_path={gsm8k_files['test']}",
+        *("--config.sft.updates=20", "--config.rl.iterations=2", "--config.objective.inner_steps=1"),
+        *("--config.sampler.steps=6", "--config.evaluation.steps=6"),
+        *("--config.evaluation.problems=4", "--config.evaluation.batch_size=4"),
+    )
+    assert process.returncode == 0, process.stderr
+    tokenizer = load_tokenizer(workdir / "tokenizer.model")
+    rows = [row for row in read_rows(workdir / "rollouts.jsonl") if row["try"] == "hinted"]
+    assert rows
+    seen = 0
+    for row in rows:
+        trace = [tokenizer.piece(i) for i in tokenizer.encode(row["trace"])]
+        given = [at for at, is_hint in enumerate(row["hint"]) if is_hint]
+        assert [row["tokens"][at] for at in given] == [trace[at] for at in given]
+        assert [at for at, step in enumerate(row["written_at"]) if step == -1] == given
+        for piece in runs_of(row["hint"], row["tokens"]):
+            assert piece in row["trace"]
+            assert "####" not in piece
+            seen += len(piece)
+    assert seen > 50
+
+
+def runs_of(hint: list[bool], tokens: list[str]) -> list[str]:
+    """The text of every unbroken stretch of hints."""
+    stretches, open_before = [], False
+    for is_hint, token in zip(hint, tokens, strict=True):
+        if is_hint:
+            stretches = [*stretches[:-1], stretches[-1] + token] if open_before else [*stretches, token]
+        open_before = is_hint
+    return stretches

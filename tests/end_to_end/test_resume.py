@@ -1,0 +1,124 @@
+"""A killed run that is started again ends as if nothing had happened."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from igpo_jax import config as configuration
+from igpo_jax.experiment import read_config
+from igpo_jax.model.transformer import abstract
+from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.tokenizers import load_tokenizer
+
+TIMED = ("time/", "speed/")
+
+
+def final_params(workdir: pathlib.Path, stage: str, mesh):
+    """(step, leaves) of the newest checkpoint."""
+    model = configuration.model_config(
+        configuration.parse(read_config(workdir)), load_tokenizer(workdir / "tokenizer.model")
+    )
+    with Checkpoints(workdir / "checkpoints" / stage, keep=2) as checkpoints:
+        step, params = checkpoints.restore_params(abstract(model, mesh))
+    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def untimed(workdir: pathlib.Path) -> list[dict]:
+    rows = read_rows(workdir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows]
+
+
+def result(workdir: pathlib.Path) -> dict:
+    return {name: value for name, value in json.loads((workdir / "result.json").read_text()).items() if name != "wall_seconds"}
+
+
+def assert_same_run(resumed: pathlib.Path, uninterrupted: pathlib.Path, mesh) -> None:
+    for stage in ("sft", "rl"):
+        step, params = final_params(resumed, stage, mesh)
+        expected_step, expected = final_params(uninterrupted, stage, mesh)
+        assert step == expected_step
+        assert len(params) == len(expected) > 0
+        assert all(np.array_equal(a, b) for a, b in zip(params, expected, strict=True)), stage
+    assert untimed(resumed) == untimed(uninterrupted)
+    assert read_rows(resumed / "rollouts.jsonl") == read_rows(uninterrupted / "rollouts.jsonl")
+    assert result(resumed) == result(uninterrupted)
+
+
+def corrupt(checkpoint: pathlib.Path) -> None:
+    """Garbage in every file, nothing missing: as a disk would leave it that lost its blocks."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(b"garbage")
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_the_comparison_sees_a_single_update(finished, mesh):
+    """The parameters of the two stages differ, so equal ones mean something."""
+    supervised, reinforced = (final_params(finished, stage, mesh)[1] for stage in ("sft", "rl"))
+    assert not any(np.array_equal(a, b) for a, b in zip(supervised, reinforced, strict=True))
+    assert any(row.get("reward/final", 0) > 0 for row in untimed(finished))  # the RL stage had something to learn from
+
+
+@pytest.mark.parametrize(
+    "stage, step",
+    [("sft", 60), ("sft", 200), ("rl", 202), ("rl", 206)],
+    ids=["supervised", "between the stages", "first rollouts", "later rollouts"],
+)
+def test_a_killed_run_continues_to_the_same_end(stage, step, command, finished, tmp_path, mesh):
+    workdir = tmp_path / "run"
+    command.train_until_killed(workdir, stage, step)
+    assert not (workdir / "result.json").exists()
+    again = command.train(workdir)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(workdir, finished, mesh)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_the_same(command, finished, tmp_path, mesh):
+    workdir = tmp_path / "run"
+    for stage, step in (("sft", 100), ("sft", 140), ("rl", 204)):
+        command.train_until_killed(workdir, stage, step)
+    again = command.train(workdir)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(workdir, finished, mesh)
+
+
+def test_a_corrupt_newest_rl_checkpoint_is_passed_over(command, finished, tmp_path, mesh):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    newest, before = workdir / "checkpoints/rl/6", workdir / "checkpoints/rl/5"
+    assert before.is_dir()
+    corrupt(newest)
+    again = command.train(workdir)
+    assert again.returncode == 0, again.stderr
+    assert f"{newest} cannot be read" in again.stderr
+    assert_same_run(workdir, finished, mesh)
+
+
+def test_a_corrupt_newest_sft_checkpoint_is_passed_over(command, finished, tmp_path, mesh):
+    workdir = tmp_path / "run"
+    command.train_until_killed(workdir, "sft", 120)
+    newest = steps(workdir / "checkpoints/sft")[-1]
+    corrupt(workdir / "checkpoints/sft" / str(newest))
+    again = command.train(workdir)
+    assert again.returncode == 0, again.stderr
+    assert f"checkpoints/sft/{newest} cannot be read" in again.stderr
+    assert_same_run(workdir, finished, mesh)
+
+
+def test_without_a_readable_checkpoint_the_run_stops_and_says_so(command, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    for step in steps(workdir / "checkpoints/rl"):
+        corrupt(workdir / "checkpoints/rl" / str(step))
+    log = (workdir / "metrics.jsonl").read_bytes()
+    again = command.train(workdir)
+    assert again.returncode != 0
+    assert "none of the checkpoints" in again.stderr and "to start over" in again.stderr
+    assert (workdir / "metrics.jsonl").read_bytes() == log

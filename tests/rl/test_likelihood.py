@@ -1,0 +1,242 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
+from igpo_jax.rl.likelihood import (
+    LOWEST_LEVEL,
+    NOISE_LEVELS,
+    GroupBatch,
+    entropy_filter,
+    hidden_states,
+    inner_masks,
+    score,
+    token_scores,
+)
+from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.runtime.mesh import BATCH, put_rows
+
+MASK, EOS = 1, 2
+CFG = ModelConfig(vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+N, G, P_LENGTH, LENGTH = 8, 4, 5, 6
+MESHES = [(2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
+
+
+def make_params(seed):
+    return jax.jit(init, static_argnums=1)(jax.random.key(seed), CFG)
+
+
+def make_batch():
+    draw = np.random.default_rng(0)
+    return GroupBatch(
+        prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
+        valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
+        problem_id=draw.permutation(100)[:N].astype(np.uint32),
+        completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
+        hint=draw.uniform(size=(N, G, LENGTH)) < 0.4,
+        in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
+        advantages=draw.normal(size=(N, G)).astype(np.float32),
+    )
+
+
+def tiled_log_probs(params, batch, seen):
+    """The plain way: every completion is a row of its own; log-softmax over the vocabulary. seen: int32 [n, g, l]."""
+    tokens = np.concatenate([np.repeat(batch.prompt, G, 0), seen.reshape(N * G, LENGTH)], axis=1)
+    valid = np.concatenate([np.repeat(batch.valid, G, 0), np.ones((N * G, LENGTH), bool)], axis=1)
+    hidden = jax.jit(forward, static_argnums=3)(params, tokens, valid, CFG)[:, P_LENGTH:]
+    table = np.asarray(jax.nn.log_softmax(unembed(params, hidden, CFG))).reshape(N, G, LENGTH, -1)
+    chosen = np.take_along_axis(table, batch.completions[..., None], axis=-1)[..., 0]
+    return chosen, -np.sum(np.exp(table) * table, axis=-1)
+
+
+def on_mesh(mesh, params, batch):
+    return jax.device_put(params, shardings(CFG, mesh)), put_rows(batch, mesh)
+
+
+# Log-probabilities and entropy
+
+
+@pytest.mark.parametrize("rows", [1, G])
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_token_scores_equal_a_log_softmax_over_the_vocabulary(rows, chunk, mesh_of):
+    mesh = mesh_of((2, 1, 4))
+    hidden = 3 * jax.random.normal(jax.random.key(0), (N, rows, LENGTH, 32))
+    head, targets = jax.random.normal(jax.random.key(1), (32, 24)), jnp.asarray(make_batch().completions)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(BATCH), P(None, "tensor"), P(BATCH)), out_specs=(P(BATCH), P(BATCH))
+    )
+    def scores(hidden, head, targets):
+        return token_scores(hidden, head, targets, chunk, "tensor")
+
+    log_probs, entropy = scores(hidden, head, targets)
+    table = np.repeat(jax.nn.log_softmax(hidden @ head), G // rows, axis=1)
+    np.testing.assert_allclose(log_probs, np.take_along_axis(table, np.asarray(targets)[..., None], -1)[..., 0], atol=1e-4)
+    np.testing.assert_allclose(entropy, -np.sum(np.exp(table) * table, axis=-1), atol=1e-4)
+
+
+def test_token_scores_survive_huge_logits(mesh):
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(), P()), out_specs=(P(), P()))
+    def scores(hidden, head, targets):
+        return token_scores(hidden, head, targets, 4, "tensor")
+
+    log_probs, entropy = scores(jnp.full((1, 1, 2, 1), 1.0), jnp.array([[1e4, 1e4, 0.0]]), jnp.array([[[0, 2]]]))
+    np.testing.assert_allclose(log_probs, [[[-math.log(2), -1e4 - math.log(2)]]], rtol=1e-5)
+    np.testing.assert_allclose(entropy, math.log(2), rtol=1e-5)
+
+
+def test_mean_field_equals_a_row_per_completion(mesh):
+    """Sharing one forward pass among the completions is exact."""
+    old, reference, batch = make_params(0), make_params(1), make_batch()
+    scores = score(old, reference, batch, jax.random.key(0), CFG, ObjectiveConfig(), mesh)
+    seen = np.full(batch.completions.shape, MASK)
+    log_probs, entropy = tiled_log_probs(old, batch, seen)
+    assert scores.old.shape == (1, N, G, LENGTH)
+    assert scores.masked.all()
+    np.testing.assert_allclose(scores.old[0], log_probs, atol=2e-5)
+    np.testing.assert_allclose(scores.entropy[0], entropy, atol=2e-5)
+    np.testing.assert_allclose(scores.reference[0], tiled_log_probs(reference, batch, seen)[0], atol=2e-5)
+
+
+def test_mean_field_sends_one_row_per_prompt_through_the_network():
+    batch = make_batch()
+    hidden = jax.eval_shape(
+        lambda params: hidden_states(params, batch, jnp.ones(batch.completions.shape, bool), "mean_field", CFG),
+        make_params(0),
+    )
+    assert hidden.shape == (N, 1, LENGTH, CFG.width)
+
+
+def test_masked_scores_see_what_is_not_masked(mesh):
+    old, batch = make_params(0), make_batch()
+    scores = score(old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh)
+    assert scores.old.shape == (3, N, G, LENGTH)
+    for step in range(3):
+        masked = np.asarray(scores.masked[step])
+        assert step == 2 or not masked.all()
+        log_probs, entropy = tiled_log_probs(old, batch, np.where(masked, MASK, batch.completions))
+        np.testing.assert_allclose(scores.old[step], log_probs, atol=2e-5)
+        np.testing.assert_allclose(scores.entropy[step], entropy, atol=2e-5)
+    np.testing.assert_array_equal(scores.old, scores.reference)
+
+
+@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
+def test_scores_do_not_depend_on_the_mesh(estimator, mesh_of):
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, token_chunk=7)
+
+    def scores_on(shape):
+        mesh = mesh_of(shape)
+        old, batch = on_mesh(mesh, make_params(0), make_batch())
+        reference = jax.device_put(make_params(1), shardings(CFG, mesh))
+        with jax.set_mesh(mesh):
+            return jax.device_get(score(old, reference, batch, jax.random.key(0), CFG, objective, mesh))
+
+    expected = scores_on((1, 1, 1))
+    for shape in MESHES:
+        have = scores_on(shape)
+        for name in ("old", "reference", "entropy"):
+            np.testing.assert_allclose(getattr(have, name), getattr(expected, name), atol=2e-5, err_msg=f"{name} {shape}")
+        np.testing.assert_array_equal(have.masked, expected.masked)
+        np.testing.assert_array_equal(have.in_loss, expected.in_loss)
+
+
+def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
+    """The embedding lies over tensor by its first axis, the head that `token_scores` reads by its second."""
+    cfg, batch = dataclasses.replace(CFG, tied_head=True), make_batch()
+    params = {name: value for name, value in make_params(0).items() if name != "head"}
+
+    def scores_on(shape):
+        mesh = mesh_of(shape)
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(params, shardings(cfg, mesh))
+            return score(sharded, sharded, put_rows(batch, mesh), jax.random.key(0), cfg, ObjectiveConfig(), mesh).old
+
+    expected = tiled_log_probs(params | {"head": params["embedding"].T}, batch, np.full((N, G, LENGTH), MASK))[0]
+    for shape in ((1, 1, 1), (2, 2, 2)):
+        np.testing.assert_allclose(scores_on(shape)[0], expected, atol=1e-4)
+
+
+# Masks of the masked estimator
+
+
+def test_masks_belong_to_the_completion_not_to_its_place_in_the_batch():
+    batch, order = make_batch(), np.random.default_rng(1).permutation(N)
+    masks = inner_masks(jax.random.key(0), batch, "masked", 4)
+    np.testing.assert_array_equal(inner_masks(jax.random.key(0), batch, "masked", 4), masks)
+    moved = jax.tree.map(lambda x: x[order], batch)
+    np.testing.assert_array_equal(inner_masks(jax.random.key(0), moved, "masked", 4), masks[:, order])
+    assert not np.array_equal(inner_masks(jax.random.key(1), batch, "masked", 4), masks)
+
+
+def test_masks_differ_between_problems_completions_and_inner_steps():
+    long = make_batch().replace(completions=np.zeros((N, G, 500), np.int32))
+    masks = np.asarray(inner_masks(jax.random.key(0), long, "masked", 3))[:2]  # the last step masks everything
+    assert len(np.unique(masks.reshape(-1, 500), axis=0)) == 2 * N * G
+
+
+def test_later_inner_steps_mask_more_and_the_last_one_everything():
+    long = make_batch().replace(completions=np.zeros((N, G, 2000), np.int32))
+    share = np.asarray(inner_masks(jax.random.key(0), long, "masked", 4)).mean(axis=-1)
+    assert (np.diff(share, axis=0) > 0).all()
+    assert (share[-1] == 1).all()
+    first = share[0]
+    assert first.min() > LOWEST_LEVEL / NOISE_LEVELS - 0.05 and first.max() < 1
+    assert first.std() > 0.1, "the first level is drawn per completion"
+    # Levels between the first and the last are evenly spaced (up to the rounding to steps of 1/128).
+    np.testing.assert_allclose(share[1], first + (1 - first) / 3, atol=0.06)
+
+
+def test_a_single_inner_step_has_masked_and_unmasked_tokens():
+    share = np.asarray(inner_masks(jax.random.key(0), make_batch(), "masked", 1)).mean()
+    assert 0.3 < share < 0.95
+
+
+# The entropy filter and the loss mask
+
+
+@pytest.mark.parametrize("hints, kept", [(77, 15), (10, 2), (5, 1), (4, 1), (1, 1), (0, 0)])
+def test_the_most_uncertain_fifth_of_the_hints_is_kept(hints, kept):
+    draw = np.random.default_rng(hints)
+    candidates = np.zeros(100, bool)
+    candidates[draw.permutation(100)[:hints]] = True
+    entropy = draw.uniform(size=100)
+    selected = np.asarray(entropy_filter(jnp.array(entropy), jnp.array(candidates), 0.2))
+    assert selected.sum() == kept
+    assert not (selected & ~candidates).any()
+    if 0 < kept < hints:
+        assert entropy[selected].min() > entropy[candidates & ~selected].max()
+
+
+def test_of_equal_entropies_the_first_are_kept():
+    candidates = jnp.array([False, True, True, True, False, True])
+    np.testing.assert_array_equal(
+        entropy_filter(jnp.ones(6), candidates, 0.5), [False, True, True, False, False, False]
+    )
+
+
+def test_everything_is_kept_at_share_one():
+    candidates = jnp.array([[False, True, True], [True, True, True]])
+    np.testing.assert_array_equal(entropy_filter(jnp.ones((2, 3)), candidates, 1.0), candidates)
+
+
+@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
+def test_the_loss_mask_keeps_generated_tokens_and_uncertain_hints(estimator, mesh):
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, entropy_keep=0.5)
+    batch = make_batch()
+    scores = jax.device_get(score(make_params(0), make_params(1), batch, jax.random.key(0), CFG, objective, mesh))
+    for masked, in_loss, entropy in zip(scores.masked, scores.in_loss, scores.entropy, strict=True):
+        counts = batch.in_loss & masked
+        np.testing.assert_array_equal(in_loss & ~batch.hint, counts & ~batch.hint)
+        # Hints after the first EOS are no candidates: they would use up the budget.
+        for row in np.ndindex(N, G):
+            candidates = np.flatnonzero((counts & batch.hint)[row])
+            number = max(1, len(candidates) // 2) if len(candidates) else 0
+            best = sorted(candidates, key=lambda i: (-entropy[row][i], i))[:number]
+            assert set(np.flatnonzero((in_loss & batch.hint)[row])) == set(best)

@@ -1,0 +1,315 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax.model.transformer import ModelConfig, init, shardings
+from igpo_jax.rl.likelihood import GroupBatch, score, token_scores
+from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics, policy_terms
+from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.training import accumulate_gradients
+
+CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+N, G, P_LENGTH, LENGTH = 8, 4, 5, 6
+SHAPES = [(2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
+
+
+@functools.cache
+def make_params(seed):
+    return jax.jit(init, static_argnums=1)(jax.random.key(seed), CFG)
+
+
+def moved(params, distance):
+    """A policy near `params`: ratios on both sides of the clip range."""
+    other = make_params(9)
+    return jax.tree.map(lambda a, b: a + distance * (b - a), params, other)
+
+
+def make_batch():
+    draw = np.random.default_rng(0)
+    return GroupBatch(
+        prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
+        valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
+        problem_id=np.arange(N, dtype=np.uint32),
+        completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
+        hint=draw.uniform(size=(N, G, LENGTH)) < 0.4,
+        in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
+        advantages=draw.normal(size=(N, G)).astype(np.float32),
+    )
+
+
+def scores_of(old, reference, batch, objective, mesh):
+    return score(old, reference, batch, jax.random.key(0), CFG, objective, mesh)
+
+
+def first(scores):
+    return jax.tree.map(lambda x: x[0], scores)
+
+
+def random_terms(rows=4, length=6, seed=0):
+    draw = np.random.default_rng(seed)
+    old = draw.normal(-2, 0.5, (rows, length)).astype(np.float32)
+    new, reference = (old + draw.normal(0, 0.05, old.shape).astype(np.float32) for _ in range(2))
+    in_loss = draw.uniform(size=old.shape) < 0.6
+    in_loss[:, 0] = True
+    return new, old, reference, np.linspace(-1, 1.5, rows, dtype=np.float32), in_loss
+
+
+# Advantages
+
+
+def test_advantages_are_centred_in_each_group():
+    rewards = jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]])
+    expected = [[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0], [-0.5, 0.5, -0.5, 0.5]]
+    np.testing.assert_allclose(advantages(rewards, normalize=False), expected)
+
+
+def test_advantages_may_be_divided_by_the_standard_deviation():
+    rewards = jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 1]])
+    deviation = math.sqrt(3) / 4
+    np.testing.assert_allclose(
+        advantages(rewards, normalize=True), [[0.75 / deviation] + [-0.25 / deviation] * 3, [0, 0, 0, 0]], rtol=1e-4
+    )
+
+
+# One row at a time
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_loss_and_gradient_before_the_first_update(ratio):
+    """The vector of igpo_method.md 5.5 without the released reduction: three filtered tokens in the first row."""
+    old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
+    in_loss = jnp.array([[True, False, True, False, False, True], [True] * 6])
+    cfg = ObjectiveConfig(ratio=ratio)
+
+    def loss(new):
+        rows, statistics = policy_terms(new, old, old, jnp.array([1.5, -0.5]), in_loss, cfg)
+        return rows.mean(), (rows, statistics)
+
+    (value, (rows, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(old)
+    np.testing.assert_allclose(rows, [-1.5, 0.5], rtol=1e-6)
+    assert value == pytest.approx(-0.5)
+    np.testing.assert_allclose(gradient, [[-0.25, 0, -0.25, 0, 0, -0.25], [1 / 24] * 6], rtol=1e-5)
+    np.testing.assert_array_equal(statistics["policy/ratio_mean"], 1)
+    for name in ("policy/kl", "policy/clip_fraction", "policy/overflow"):
+        np.testing.assert_array_equal(statistics[name], 0, err_msg=name)
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+@pytest.mark.parametrize("kl_coefficient", [0.0, 0.5])
+def test_filtered_tokens_get_no_gradient_at_all(ratio, kl_coefficient):
+    """In the released code they do, through the mean of the sequence ratio."""
+    new, old, reference, advantage, in_loss = random_terms()
+    cfg = ObjectiveConfig(ratio=ratio, kl_coefficient=kl_coefficient)
+
+    def rows(new):
+        return policy_terms(new, old, reference, advantage, in_loss, cfg)[0]
+
+    gradient = np.asarray(jax.grad(lambda new: rows(new).sum())(new))
+    np.testing.assert_array_equal(gradient[~in_loss], 0)
+    assert (gradient[in_loss] != 0).all()
+    np.testing.assert_array_equal(rows(np.where(in_loss, new, -7.0)), rows(new))
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_policy_terms_equal_a_loop(ratio):
+    new, old, reference, advantage, in_loss = random_terms(seed=1)
+    new = old + 6 * (new - old)  # far enough that some ratios are clipped
+    cfg = ObjectiveConfig(ratio=ratio, clip_low=0.1, clip_high=0.25, kl_coefficient=0.3)
+    rows, statistics = policy_terms(new, old, reference, advantage, in_loss, cfg)
+    clipped = 0
+    for b in range(4):
+        tokens = np.flatnonzero(in_loss[b])
+        mean = np.mean([new[b, k] - old[b, k] for k in tokens])
+        total = 0.0
+        for k in tokens:
+            r = math.exp(mean if ratio == "sequence" else new[b, k] - old[b, k])
+            surrogate = min(r * advantage[b], min(max(r, 0.9), 1.25) * advantage[b])
+            clipped += (surrogate < r * advantage[b]) / len(tokens)
+            d = reference[b, k] - new[b, k]
+            total += -surrogate + 0.3 * (math.exp(d) - d - 1)
+        assert rows[b] == pytest.approx(total / len(tokens), rel=1e-4)
+    assert clipped > 0
+    assert statistics["policy/clip_fraction"].sum() == pytest.approx(clipped)
+
+
+@pytest.mark.parametrize("ratio, advantage, loss, has_gradient", [
+    (1.5, 1.0, -1.2, False),
+    (1.5, -1.0, 1.5, True),
+    (0.5, 1.0, -0.5, True),
+    (0.5, -1.0, 0.7, False),
+    (1.1, 1.0, -1.1, True),
+    (0.9, -1.0, 0.9, True),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_clipping(ratio, advantage, loss, has_gradient, kind):
+    cfg = ObjectiveConfig(ratio=kind, clip_low=0.3, clip_high=0.2, kl_coefficient=0.0)
+    old = jnp.full((1, 3), -2.0)
+
+    def value(new):
+        return policy_terms(new, old, old, jnp.array([advantage]), jnp.ones((1, 3), bool), cfg)[0].sum()
+
+    new = old + math.log(ratio)
+    assert value(new) == pytest.approx(loss, rel=1e-5)
+    assert np.all((np.abs(jax.grad(value)(new)) > 0) == has_gradient)
+
+
+def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios():
+    old = jnp.zeros((1, 4))
+    new, in_loss = jnp.log(jnp.array([[4.0, 0.25, 2.0, 9.0]])), jnp.array([[True, True, True, False]])
+    cfg = ObjectiveConfig(clip_low=0.99, clip_high=99, kl_coefficient=0)
+    loss, statistics = policy_terms(new, old, new, jnp.ones(1), in_loss, cfg)
+    assert loss[0] == pytest.approx(-(2.0 ** (1 / 3)), rel=1e-5)
+    tokenwise, _ = policy_terms(new, old, new, jnp.ones(1), in_loss, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99))
+    assert tokenwise[0] == pytest.approx(-(4 + 0.25 + 2) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_huge_log_ratios_stay_finite_and_are_counted(sign):
+    new, old = jnp.full((1, 4), -50.0 + sign * 500), jnp.full((1, 4), -50.0)
+    in_loss = jnp.array([[True, True, True, False]])
+
+    def loss(new):
+        rows, statistics = policy_terms(new, old, old, -jnp.ones(1), in_loss, ObjectiveConfig())
+        return rows.sum(), statistics
+
+    (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(new)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert statistics["policy/overflow"] == 3
+
+
+def test_a_row_without_tokens_costs_nothing():
+    new, old, reference, advantage, in_loss = random_terms()
+    in_loss[1] = False
+
+    def loss(new):
+        return policy_terms(new, old, reference, advantage, in_loss, ObjectiveConfig())[0]
+
+    assert loss(new)[1] == 0
+    gradient = jax.grad(lambda new: loss(new).sum())(new)
+    assert np.isfinite(gradient).all() and (gradient[1] == 0).all()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(estimator="elbo"), "objective.estimator='elbo'"),
+    (dict(ratio="word"), "objective.ratio='word'"),
+    (dict(entropy_keep=1.2), "objective.entropy_keep=1.2"),
+    (dict(inner_steps=0), "objective.inner_steps"),
+    (dict(clip_low=1.0), "objective.clip_low"),
+])  # fmt: skip
+def test_impossible_configs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**change)
+
+
+# The whole objective
+
+
+@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
+def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, mesh):
+    """With rows of equal weight, so the loss is minus the mean advantage: zero where groups are centred."""
+    # Two inner steps: the second one masks everything, so that every row has tokens in the loss.
+    objective, params, batch = ObjectiveConfig(estimator=estimator, inner_steps=2), make_params(0), make_batch()
+    scores = jax.tree.map(lambda x: x[-1], scores_of(params, params, batch, objective, mesh))
+    run = jax.jit(functools.partial(loss_and_statistics, cfg=CFG, objective=objective, mesh=mesh))
+    loss, statistics = run(params, batch, scores)
+    assert loss == pytest.approx(-batch.advantages.mean(), abs=1e-5)
+    assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert statistics["policy/kl"] == pytest.approx(0, abs=1e-7)
+    assert statistics["policy/clip_fraction"] == statistics["policy/overflow"] == 0
+    centred = batch.replace(advantages=np.asarray(advantages(batch.advantages, normalize=False)))
+    assert run(params, centred, scores)[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_groups_of_equal_rewards_have_no_gradient(mesh):
+    objective, params = ObjectiveConfig(kl_coefficient=0.0), make_params(0)
+    batch = make_batch().replace(advantages=np.asarray(advantages(jnp.ones((N, G)), normalize=True)))
+    scores = first(scores_of(params, params, batch, objective, mesh))
+    gradient = jax.jit(jax.grad(lambda p, b: loss_and_statistics(p, b, scores, CFG, objective, mesh)[0]))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), batch)))
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), make_batch())))
+
+
+@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
+def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, mesh_of):
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, token_chunk=7)
+    old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
+    scores = jax.device_get(first(scores_of(old, reference, batch, objective, one)))
+
+    def run(shape):
+        mesh = mesh_of(shape)
+        with jax.set_mesh(mesh):
+            params = jax.device_put(moved(old, 0.1), shardings(CFG, mesh))
+            function = jax.jit(
+                jax.value_and_grad(
+                    lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True
+                )
+            )
+            return jax.device_get(function(params, *put_rows((batch, scores), mesh)))
+
+    expected = run((1, 1, 1))
+    (loss, statistics), _ = expected
+    assert abs(loss) > 0.01 and 0 < statistics["policy/clip_fraction"] < 1 and statistics["policy/kl"] > 0.01
+    for shape in SHAPES:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6, err_msg=str(shape)), run(shape), expected
+        )
+
+
+def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
+    """mean_field tiles nothing; masked with everything masked sends each completion through the network."""
+    batch, shared, tiled = make_batch(), ObjectiveConfig(kl_coefficient=0.2), ObjectiveConfig("masked", kl_coefficient=0.2)
+    scores = first(scores_of(make_params(0), make_params(1), batch, shared, mesh))
+
+    def run(objective):
+        def loss(params):
+            return loss_and_statistics(params, batch, scores, CFG, objective, mesh)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(moved(make_params(0), 0.1))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(tiled))
+
+
+def test_gradient_accumulation_changes_nothing(mesh):
+    objective, old, batch = ObjectiveConfig(kl_coefficient=0.2), make_params(0), make_batch()
+    scores = first(scores_of(old, make_params(1), batch, objective, mesh))
+
+    def run(microbatches):
+        def loss(params, part):
+            return loss_and_statistics(params, *part, CFG, objective, mesh)
+
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+        return jax.jit(lambda p: accumulate_gradients(value_and_grad, p, (batch, scores), microbatches))(moved(old, 0.1))
+
+    expected = run(1)
+    for microbatches in (2, 4):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(microbatches), expected)
+
+
+# Positions per chunk change memory, not values. 32 positions: some chunks divide them, some do not, some hold all.
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunk=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_chunking_of_positions_changes_nothing(chunk, seed, mesh):
+    draw = np.random.default_rng(seed)
+    hidden, head = draw.normal(size=(4, 1, 8, 16)).astype(np.float32), draw.normal(size=(16, 12)).astype(np.float32)
+    targets = draw.integers(0, 12, (4, 3, 8))
+    weight = draw.normal(size=(2, *targets.shape)).astype(np.float32)
+
+    def run(chunk):
+        @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(None, "tensor"), P()), out_specs=P())
+        def scores(hidden, head, targets):
+            return token_scores(hidden, head, targets, chunk, "tensor")
+
+        def value(hidden, head):
+            outputs = jnp.stack(scores(hidden, head, targets))
+            return jnp.sum(weight * outputs), outputs
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(hidden, head)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(chunk), run(32))

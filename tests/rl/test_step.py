@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.model.transformer import ModelConfig, init, shardings
+from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics
+from igpo_jax.rl.step import make_update
+from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.training import OptimizerConfig, create_state, make_optimizer
+
+# No other test uses this vocabulary: none has compiled these programs before.
+CFG = ModelConfig(vocab_size=32, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+DECODE = DecodeConfig(completion_length=6, block_length=3, steps=4, temperature=1.0)
+N, G, P_LENGTH, LENGTH = 8, 2, 5, 6
+
+
+def make_batch(seed=0):
+    draw = np.random.default_rng(seed)
+    return GroupBatch(
+        prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
+        valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
+        problem_id=np.arange(N, dtype=np.uint32),
+        completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
+        hint=draw.uniform(size=(N, G, LENGTH)) < 0.4,
+        in_loss=np.ones((N, G, LENGTH), bool),
+        advantages=np.tile(np.array([0.5, -0.5], np.float32), (N, 1)),
+    )
+
+
+def start(mesh, **optimizer):
+    """(initial parameters, state, optimiser)."""
+    params = jax.jit(init, static_argnums=1, out_shardings=shardings(CFG, mesh))(jax.random.key(0), CFG)
+    made = make_optimizer(OptimizerConfig(**(dict(learning_rate=1e-2, warmup_steps=0) | optimizer)), 100, CFG)
+    return params, create_state(params, made, CFG, mesh), made
+
+
+def test_each_program_is_compiled_once(mesh_of):
+    mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2, token_chunk=16)
+    reference, state, optimizer = start(mesh)
+    update = make_update(optimizer, CFG, objective, mesh, microbatches=2)
+    programs = {"sample": sample, "score": score, "update": update}
+    before = {name: program._cache_size() for name, program in programs.items()}
+    with jax.set_mesh(mesh):
+        for step in range(3):
+            batch = make_batch(step)
+            canvas = np.full((N * G, LENGTH), CFG.mask_id, np.int32)
+            rows = put_rows((np.repeat(batch.prompt, G, 0), np.repeat(batch.valid, G, 0), canvas), mesh)
+            problem, completion = np.repeat(batch.problem_id, G), np.tile(np.arange(G, dtype=np.uint32), N)
+            keys = completion_keys(jax.random.key(step), problem, completion, 0)
+            tokens = jax.device_get(sample(state.params, *rows, keys, CFG, DECODE).tokens).reshape(N, G, LENGTH)
+            rewards = (tokens > 15).mean(axis=-1)
+            batch = batch.replace(completions=tokens, advantages=np.asarray(advantages(rewards, False), np.float32))
+            batch = put_rows(batch, mesh)
+            scores = score(state.params, reference, batch, jax.random.key(step), CFG, objective, mesh)
+            for inner_step in range(objective.inner_steps):
+                state, _ = update(state, batch, scores, jnp.int32(inner_step))
+    compiled = {name: program._cache_size() - before[name] for name, program in programs.items()}
+    assert compiled == {"sample": 1, "score": 1, "update": 1}
+    assert state.step == 6
+
+
+def test_state_is_donated_and_the_callers_parameters_are_not(mesh):
+    params, state, optimizer = start(mesh)
+    batch, objective = make_batch(), ObjectiveConfig()
+    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    following, statistics = make_update(optimizer, CFG, objective, mesh)(state, batch, scores, jnp.int32(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, following)))
+    assert following.step == 1
+    assert statistics["policy/grad_norm"] > 0
+    for (path, old), new in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(following.params), strict=True):
+        assert not np.array_equal(old, new), jax.tree_util.keystr(path)
+
+
+def test_moments_lie_where_their_parameters_lie(mesh_of):
+    mesh, objective, batch = mesh_of((2, 2, 2)), ObjectiveConfig(), make_batch()
+    params, state, optimizer = start(mesh)
+    with jax.set_mesh(mesh):
+        batch = put_rows(batch, mesh)
+        scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+        updated, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, scores, jnp.int32(0))
+    adam = optax.tree.get(updated.opt_state, "ScaleByAdamState")
+    for tree in (updated.params, adam.mu, adam.nu):
+        for have, want in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(CFG, mesh)), strict=True):
+            assert have.sharding.is_equivalent_to(want, have.ndim)
+    assert adam.count.sharding.is_fully_replicated and updated.step.sharding.is_fully_replicated
+
+
+def test_updates_raise_the_likelihood_of_what_was_rewarded(mesh):
+    params, state, optimizer = start(mesh, weight_decay=0.0)
+    objective = ObjectiveConfig(kl_coefficient=0.0)
+    batch = make_batch()
+    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    update = make_update(optimizer, CFG, objective, mesh)
+    losses = []
+    for _ in range(3):
+        state, statistics = update(state, batch, scores, jnp.int32(0))
+        losses.append(float(statistics["policy/loss"]))
+    after = score(state.params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    rise = jnp.sum(after.old - scores.old, axis=-1, where=scores.in_loss)[0].mean(axis=0)
+    assert rise[0] > 0 > rise[1]
+    assert losses[0] == pytest.approx(0, abs=1e-5) and losses[1] < -0.01
+
+
+def test_each_inner_step_uses_its_own_masks(mesh):
+    params, _, optimizer = start(mesh)
+    objective, batch = ObjectiveConfig(estimator="masked", inner_steps=2, kl_coefficient=1.0), make_batch()
+    reference = jax.tree.map(lambda x: 0.9 * x, params)
+    scores = score(params, reference, batch, jax.random.key(0), CFG, objective, mesh)
+    update = make_update(optimizer, CFG, objective, mesh)
+    loss = jax.jit(lambda params, part: loss_and_statistics(params, batch, part, CFG, objective, mesh)[0])
+    losses = []
+    for inner_step in range(2):
+        _, statistics = update(create_state(params, optimizer, CFG, mesh), batch, scores, jnp.int32(inner_step))
+        part = jax.tree.map(lambda x, i=inner_step: x[i], scores)
+        expected = loss(params, part)
+        assert statistics["policy/loss"] == pytest.approx(float(expected), rel=1e-4)
+        losses.append(float(expected))
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_norm_scales_do_not_decay(mesh):
+    """With no gradient, decay alone moves the parameters."""
+    params, state, optimizer = start(mesh, weight_decay=0.1)
+    objective, batch = ObjectiveConfig(kl_coefficient=0.0), make_batch().replace(advantages=np.zeros((N, G), np.float32))
+    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    state, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, scores, jnp.int32(0))
+    for name in ("attention_norm", "mlp_norm"):
+        np.testing.assert_array_equal(state.params["blocks"][name], params["blocks"][name])
+    np.testing.assert_allclose(state.params["blocks"]["query"], params["blocks"]["query"] * (1 - 1e-3), rtol=1e-5)

@@ -1,0 +1,421 @@
+"""Whatever cannot work ends in one clear line that names the key, before anything is allocated."""
+
+import json
+import logging
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from igpo_jax import config as configuration
+from igpo_jax.experiment import open_experiment, read_config
+from igpo_jax.rl.rollout import RolloutConfig, rollout
+from igpo_jax.sft import initial_params
+
+TESTS = pathlib.Path(__file__).parent
+TINY = TESTS / "end_to_end" / "tiny.py"
+CONFIGS = TESTS.parent / "configs"
+GSM8K_SAMPLE = TESTS / "tasks" / "gsm8k_sample.jsonl"
+
+
+def tiny(**changes) -> ConfigDict:
+    """tiny.py with some keys changed; `__` stands for a dot."""
+    return changed(runpy.run_path(str(TINY))["get_config"](), **changes)
+
+
+def changed(config: ConfigDict, **changes) -> ConfigDict:
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    return config
+
+
+def gsm8k(train: pathlib.Path | str, test: pathlib.Path | str = GSM8K_SAMPLE, **changes) -> ConfigDict:
+    smoke = runpy.run_path(str(CONFIGS / "gsm8k.py"))["get_config"]("smoke")
+    changes = {"sft__batch_size": 8, "rl__prompts": 8} | changes
+    return changed(smoke, task__train_path=str(train), task__test_path=str(test), **changes)
+
+
+@pytest.fixture
+def gsm8k_file(tmp_path) -> pathlib.Path:
+    """Twenty problems."""
+    path = tmp_path / "train.jsonl"
+    path.write_text(GSM8K_SAMPLE.read_text("utf-8") * 4, "utf-8")
+    return path
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def live_bytes() -> int:
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The message of opening this run, which allocates nothing and leaves no run behind."""
+    before = live_bytes()
+    with pytest.raises(ValueError) as raised:
+        open_experiment(config, workdir)
+    assert live_bytes() == before
+    assert not (workdir / "config.json").exists()
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rl__group_size": 1}, ["rl.group_size=1", "at least 2"]),
+        ({"rl__group_size": 0}, ["rl.group_size=0"]),
+        ({"sampler__completion_length": 20}, ["config.sampler", "completion_length=20", "multiple", "block_length=8"]),
+        ({"evaluation__completion_length": 20}, ["config.evaluation", "completion_length=20", "block_length=8"]),
+        ({"sampler__steps": 7}, ["config.sampler", "steps=7", "multiple", "blocks", "2"]),
+        ({"sampler__steps": 0}, ["config.sampler", "steps=0"]),
+        ({"evaluation__steps": 3}, ["config.evaluation", "steps=3"]),
+        ({"sampler__block_length": 0}, ["config.sampler", "block_length=0"]),
+        ({"sampler__completion_length": 0}, ["config.sampler", "completion_length=0"]),
+        ({"sampler__temperature": -1.0}, ["config.sampler", "temperature=-1.0"]),
+        ({"sampler__remasking": "entropy"}, ["config.sampler", "remasking='entropy'", "low_confidence", "random"]),
+        ({"evaluation__completion_length": 32}, ["sampler.completion_length=16", "evaluation.completion_length=32"]),
+        ({"inpainting__chunk_min": 4}, ["inpainting.chunk_min=4", "inpainting.chunk_max=3", "ordered"]),
+        ({"inpainting__chunk_min": 0}, ["inpainting.chunk_min=0", "at least 1"]),
+        ({"inpainting__ratio_min": -0.1}, ["inpainting.ratio_min=-0.1", "[0, 1]"]),
+        ({"inpainting__ratio_max": 1.1}, ["inpainting.ratio_max=1.1", "[0, 1]"]),
+        ({"inpainting__ratio_min": 0.7}, ["inpainting.ratio_min=0.7", "inpainting.ratio_max=0.6", "ordered"]),
+        ({"inpainting__replace_fraction": 1.5}, ["inpainting.replace_fraction=1.5", "[0, 1]"]),
+        ({"objective__entropy_keep": 2.0}, ["objective.entropy_keep=2.0", "[0, 1]"]),
+        ({"objective__estimator": "exact"}, ["objective.estimator='exact'", "mean_field", "masked"]),
+        ({"objective__inner_steps": 0}, ["objective.inner_steps", "at least 1"]),
+        ({"rl__microbatches": 3}, ["rl.prompts=8", "multiple", "rl.microbatches=3"]),
+        ({"rl__prompts": 0}, ["rl.prompts=0"]),
+        ({"sft__batch_size": 0}, ["sft.batch_size=0"]),
+        ({"sft__updates": -1}, ["sft.updates"]),
+        ({"sft__checkpoint_every": 0}, ["sft.checkpoint_every=0"]),
+        ({"sft__corruption": "none"}, ["sft.corruption='none'", "count", "independent"]),
+        ({"sft__optimizer__schedule": "linear"}, ["config.sft", "schedule='linear'", "cosine"]),
+        ({"rl__optimizer__learning_rate": 0.0}, ["config.rl", "learning_rate", "positive"]),
+        ({"data__prompt_buckets": ()}, ["data.prompt_buckets=()"]),
+        ({"data__prompt_buckets": (9, 4)}, ["data.prompt_buckets=(9, 4)", "ascending"]),
+        ({"data__overflow": "cut"}, ["data.overflow='cut'", "error", "drop"]),
+        ({"evaluation__problems": 0}, ["evaluation.problems"]),
+        ({"checkpoints_kept": 0}, ["checkpoints_kept=0"]),
+        ({"model__heads": 5}, ["model.width=32", "model.heads=5"]),
+        ({"model__kv_heads": 4}, ["model.heads=2", "model.kv_heads=4"]),
+        ({"model__remat": "some"}, ["model.remat='some'"]),
+        ({"task__name": "algebra"}, ["task.name='algebra'", "arithmetic", "gsm8k"]),
+        ({"mesh__data": 3}, ["mesh.data=3", "mesh.fsdp=-1", "8 devices"]),
+        ({"mesh__data": 2, "mesh__fsdp": 2}, ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=1", "8 devices"]),
+        ({"mesh__data": -1}, ["mesh.data=-1", "at most one"]),
+        ({"mesh__tensor": 0}, ["mesh.tensor=0", "positive"]),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_value_that_cannot_work_is_named_and_no_folder_is_made(changes, words, tmp_path):
+    message = error_of(tiny(**changes), tmp_path / "run")
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rl__prompts": 12}, ["rl.prompts", "12", "mesh.data * mesh.fsdp = 8"]),
+        ({"sft__batch_size": 60}, ["sft.batch_size", "60", "mesh.data * mesh.fsdp = 8"]),
+        ({"sft__microbatches": 16}, ["sft.batch_size / sft.microbatches", "4", "mesh.data * mesh.fsdp = 8"]),
+        ({"evaluation__batch_size": 4}, ["evaluation.batch_size", "4", "mesh.data * mesh.fsdp = 8"]),
+        ({"mesh__tensor": 8, "mesh__fsdp": 1}, ["model.heads", "2", "mesh.tensor = 8"]),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_what_does_not_divide_over_the_devices_is_named(changes, words, tmp_path):
+    message = error_of(tiny(**changes), tmp_path / "run")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_fewer_problems_than_a_batch_is_found_out_at_once(stage, tmp_path):
+    """Not when the stage begins, which may be hours later."""
+    key = {"sft": "sft.batch_size", "rl": "rl.prompts"}[stage]
+    message = error_of(tiny(**{f"task__{stage}_problems": 7}), tmp_path / "run")
+    assert "7 problems" in message and key in message
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_the_ends_of_the_ratio_work(ratio, tmp_path):
+    """0 shows nothing, 1 shows every chunk."""
+    config = tiny(inpainting__ratio_min=ratio, inpainting__ratio_max=ratio, inpainting__chunk_max=2)
+    experiment = open_experiment(config, tmp_path / "run")
+    settings = experiment.settings
+    cfg = RolloutConfig(experiment.model, settings.rollout_decode, settings.inpainting, settings.rl.group_size, False)
+    rows = np.arange(settings.rl.prompts)
+    prompts = jax.tree.map(lambda x: x[rows], experiment.rl_data.prompts)
+
+    def all_wrong(problem_id, completions):
+        return np.zeros(completions.shape[:2], np.float32)
+
+    with jax.set_mesh(experiment.mesh):
+        done = rollout(initial_params(experiment), prompts, all_wrong, 0, 0, cfg, experiment.mesh)
+    assert done.triggered.tolist() == rows.tolist() and not done.replaced.any()
+    assert (done.second.ratio == ratio).all()
+    # Chunks of two cover the trace up to its answer, but for an odd token at its end; all of it may be shown.
+    covered = prompts.trace_length // 2 * 2 * (ratio == 1)
+    expected = np.arange(settings.rollout_decode.completion_length) < covered[:, None]
+    assert np.array_equal(done.second.hint, np.repeat(expected[:, None], settings.rl.group_size, axis=1))
+    assert done.metrics["hint/tokens"] == covered.mean()
+    shown = np.where(expected, prompts.trace, -1)[:, None]
+    assert np.array_equal(np.where(done.second.hint, done.second.tokens, -1), np.repeat(shown, settings.rl.group_size, axis=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+@pytest.mark.parametrize("key", ["task.train_path", "task.test_path"])
+def test_a_missing_or_empty_data_file_is_named(key, gsm8k_file, tmp_path):
+    paths = {"task.train_path": str(gsm8k_file), "task.test_path": str(GSM8K_SAMPLE)}
+    message = error_of(gsm8k(*(paths | {key: str(tmp_path / "absent.jsonl")}).values()), tmp_path / "run")
+    assert f"no data file '{tmp_path / 'absent.jsonl'}'" in message and "JSONL" in message
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    message = error_of(gsm8k(*(paths | {key: str(tmp_path / "empty.jsonl")}).values()), tmp_path / "run")
+    assert f"{tmp_path / 'empty.jsonl'}: no problems" in message
+    message = error_of(gsm8k(*(paths | {key: ""}).values()), tmp_path / "run")
+    assert f"{key} is empty" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_malformed_line_is_named_with_its_number(gsm8k_file, tmp_path):
+    lines = gsm8k_file.read_text("utf-8").splitlines()
+    gsm8k_file.write_text("\n".join([*lines[:6], '{"question": "cut off', *lines[6:]]), "utf-8")
+    message = error_of(gsm8k(gsm8k_file), tmp_path / "run")
+    assert f"{gsm8k_file}, line 7: not JSON" in message and "task.max_malformed_lines=0" in message
+    assert not (tmp_path / "run").exists()
+    experiment = open_experiment(gsm8k(gsm8k_file, task__max_malformed_lines=1), tmp_path / "run")
+    assert len(experiment.rl_data.problems) == 20
+
+
+def long_one(**texts) -> str:
+    return json.dumps({"question": "How many?", "answer": "It is 5.\n#### 5"} | texts) + "\n"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (long_one(question="How many? " * 100), ["prompt tokens (at most 192, data.prompt_buckets)"]),
+        (long_one(answer="It is 5. " * 100 + "\n#### 5"), ["solution tokens (at most 192, sampler.completion_length)"]),
+    ],
+    ids=["prompt", "solution"],
+)
+def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k_file, tmp_path, caplog):
+    with gsm8k_file.open("a", encoding="utf-8") as file:
+        file.write(line)
+    message = error_of(gsm8k(gsm8k_file, data__overflow="error"), tmp_path / "run")
+    for word in ["1 of 21 problems do not fit", "'gsm8k-train-20'", "data.overflow=drop", *words]:
+        assert word in message
+
+    with caplog.at_level(logging.WARNING):
+        experiment = open_experiment(gsm8k(gsm8k_file, data__overflow="drop"), tmp_path / "run")
+    assert len(experiment.rl_data.problems) == len(experiment.sft_data.tokens) == 20
+    warnings = [record.getMessage() for record in caplog.records if "do not fit" in record.getMessage()]
+    assert len(warnings) == 2 and all("1 of 21 problems do not fit" in text and "dropped" in text for text in warnings)
+
+
+def test_it_is_an_error_if_nothing_fits(gsm8k_file, tmp_path):
+    message = error_of(gsm8k(gsm8k_file, data__overflow="drop", data__prompt_buckets=(2,)), tmp_path / "run")
+    assert "20 of 20 problems do not fit" in message and "data.prompt_buckets" in message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path):
+    workdir = tmp_path / "run"
+    open_experiment(tiny(), workdir)
+    before = contents(workdir)
+    with pytest.raises(ValueError) as raised:
+        open_experiment(tiny(rl__optimizer__learning_rate=5e-4, seed=1, task__slots=3), workdir)
+    message = str(raised.value)
+    assert str(workdir) in message and "--workdir" in message
+    assert "differing keys: rl.optimizer.learning_rate, seed, task.slots)" in message
+    assert contents(workdir) == before
+
+
+def test_the_same_configuration_opens_its_folder_again(tmp_path):
+    workdir = tmp_path / "run"
+    first = open_experiment(tiny(), workdir)
+    before = contents(workdir)
+    again = open_experiment(tiny(), workdir)
+    assert contents(workdir) == before
+    assert again.fingerprint == first.fingerprint
+    read = open_experiment(read_config(workdir), workdir)
+    assert read.fingerprint == first.fingerprint and read.settings.data == first.settings.data
+
+
+def test_a_folder_without_a_run_is_not_read(tmp_path):
+    with pytest.raises(ValueError, match="holds no run: it has no config.json"):
+        read_config(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Config files
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.py")))
+def test_every_configuration_of_the_repository_is_valid(file):
+    get_config = runpy.run_path(str(CONFIGS / file))["get_config"]
+    variants = [(), ("smoke",)] if file == "gsm8k.py" else [()]
+    for variant in variants:
+        settings = configuration.parse(get_config(*variant))
+        assert settings.sft.updates > 0 and settings.rl.iterations > 0
+
+
+def test_a_bare_name_is_looked_up_in_configs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert configuration.resolve_config_path("arithmetic.py") == str(CONFIGS / "arithmetic.py")
+    assert configuration.resolve_config_path("gsm8k.py:smoke") == f"{CONFIGS / 'gsm8k.py'}:smoke"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "arithmetic.py").touch()
+    assert configuration.resolve_config_path("arithmetic.py") == "configs/arithmetic.py"
+    (tmp_path / "arithmetic.py").touch()
+    assert configuration.resolve_config_path("arithmetic.py") == "arithmetic.py"
+    assert configuration.resolve_config_path(str(TINY)) == str(TINY)
+
+
+@pytest.mark.parametrize("name", ["algebra.py", "algebra.py:smoke", "elsewhere/arithmetic.py"])
+def test_an_unknown_config_file_lists_the_known_ones(name):
+    with pytest.raises(ValueError) as raised:
+        configuration.resolve_config_path(name)
+    assert repr(name.partition(":")[0]) in str(raised.value)
+    assert "arithmetic.py, gsm8k.py" in str(raised.value)
+
+
+def leaves(config: dict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}__")
+        else:
+            yield prefix + key, value
+
+
+def test_the_fingerprint_depends_on_every_key():
+    def other(value):
+        match value:
+            case bool():
+                return not value
+            case str():
+                return value + "x"
+            case tuple():
+                return (*value, 99)
+            case _:
+                return value + 1
+
+    one, seen = tiny(), set()
+    for name, value in leaves(one.to_dict()):
+        two = tiny(**{name: other(value)})
+        seen.add(configuration.fingerprint(two))
+        dotted = name.replace("__", ".")
+        assert configuration.differing_keys(configuration.to_json(one), configuration.to_json(two)) == [dotted]
+    assert len(seen) == len(list(leaves(one.to_dict()))) > 60
+    assert configuration.fingerprint(one) not in seen
+    assert configuration.fingerprint(tiny()) == configuration.fingerprint(one)
+
+
+def test_differing_keys_names_what_only_one_side_has():
+    one = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}}
+    other = {"a": 1, "b": {"c": 5, "g": 3}, "e": 4}
+    assert configuration.differing_keys(one, other) == ["b.c", "b.d", "b.g", "e"]
+    assert configuration.differing_keys(one, one) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def train(*arguments: str) -> str:
+    """Of a command that has to fail: all that it says."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-m", "igpo_jax.train", *arguments]
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    return process.stderr
+
+
+def config_file(folder: pathlib.Path, line: str) -> tuple[pathlib.Path, int]:
+    """tiny.py with one more line, and that line's number."""
+    text = TINY.read_text().replace("    return config", f"    {line}\n    return config")
+    path = folder / "mistaken.py"
+    path.write_text(text)
+    return path, text.splitlines().index(f"    {line}") + 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.sampler.stepz=3"], "--config.sampler.stepz: there is no such key; did you mean --config.sampler.steps?"),
+        (["--config.rl.prompts=abc"], "flag --config.rl.prompts=abc: invalid literal for int() with base 10: 'abc'"),
+        (["--config.rl.group_size=1"], "rl.group_size=1: an advantage needs at least 2 completions to compare"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path):
+    said = train(f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert said == f"error: {message}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_key_in_a_config_file_is_one_line(tmp_path):
+    path, number = config_file(tmp_path, "config.sampler.stepz = 3")
+    said = train(f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert re.fullmatch(rf'error: {re.escape(str(path))}, line {number}: .*"stepz" does not exist.*"steps".*\n', said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_malformed_data_file_is_one_line(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"question": "cut off')
+    said = train(
+        "--config=gsm8k.py:smoke", f"--workdir={tmp_path / 'run'}", f"--config.task.train_path={tmp_path / 'train.jsonl'}"
+    )
+    assert said.startswith(f"error: {tmp_path / 'train.jsonl'}, line 1: not JSON") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('config.sft.update({"updatez": 3})', ['"updatez" does not exist', '"updates"']),
+        ("config.smapler.steps = 3", ["smapler", '"sampler"']),
+        ('config.rl.prompts = "many"', ["prompts", "many", "int"]),
+        ("config = confg", ["confg"]),
+        ("config = (", ["'(' was never closed"]),
+        ("raise ValueError('no such variant')", ["no such variant"]),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_named_with_its_line(line, words, tmp_path):
+    from igpo_jax.train import _load_config  # defines the command's flags
+
+    path, number = config_file(tmp_path, line)
+    with pytest.raises(ValueError) as raised:
+        _load_config(str(path))
+    message = str(raised.value)
+    assert message.startswith(f"{path}, line {number}: ") and "\n" not in message
+    for word in words:
+        assert word in message
