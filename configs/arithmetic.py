@@ -23,6 +23,6 @@ def get_config():
     config.sft.update({"updates": 3000, "batch_size": 128})
     config.sft.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 100, "b2": 0.98, "weight_decay": 0.01})
 
-    config.rl.update({"iterations": 30, "prompts": 8, "group_size": 8, "eval_every": 5, "checkpoint_every": 5, "show_every": 3})
+    config.rl.update({"iterations": 30, "prompts": 8, "eval_every": 5, "checkpoint_every": 5, "show_every": 3})
     config.rl.optimizer.update({"learning_rate": 3e-5, "warmup_steps": 10, "weight_decay": 0.0})
     return config

@@ -183,10 +183,16 @@ def _check(settings: Settings) -> None:
         )
         require(stage.checkpoint_every >= 1, f"{name}.checkpoint_every={stage.checkpoint_every} must be at least 1")
     require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
+    require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
+    require(settings.seed >= 0, f"seed={settings.seed} must not be negative")
+    kind = settings.tokenizer.kind
+    require(kind in ("char", "unigram", "bpe"), f"tokenizer.kind={kind!r} is not 'char', 'unigram' or 'bpe'")
+    for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
+        require(model[name] >= 1, f"model.{name}={model[name]} must be at least 1")
+    for name in ("param_dtype", "compute_dtype"):
+        require(model[name] in ("float32", "bfloat16"), f"model.{name}={model[name]!r} is not 'float32' or 'bfloat16'")
     require(rl.eval_every >= 0 and rl.show_every >= 1, "rl.eval_every must be at least 0, rl.show_every at least 1")
-    require(
-        sft.corruption in CORRUPTIONS, f"sft.corruption={sft.corruption!r} is none of {', '.join(map(repr, CORRUPTIONS))}"
-    )
+    require(sft.corruption in CORRUPTIONS, f"sft.corruption={sft.corruption!r} is none of {', '.join(CORRUPTIONS)}")
     require(data.overflow in ("error", "drop"), f"data.overflow={data.overflow!r} is neither 'error' nor 'drop'")
     buckets = data.prompt_buckets
     require(
@@ -223,9 +229,10 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
     """
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    sft, rl = settings.sft, settings.rl
     checks = [
-        ("sft.batch_size / sft.microbatches", settings.sft.batch_size // settings.sft.microbatches, "mesh.data * mesh.fsdp", rows),
-        ("rl.prompts / rl.microbatches", settings.rl.prompts // settings.rl.microbatches, "mesh.data * mesh.fsdp", rows),
+        ("sft.batch_size / sft.microbatches", sft.batch_size // sft.microbatches, "mesh.data * mesh.fsdp", rows),
+        ("rl.prompts / rl.microbatches", rl.prompts // rl.microbatches, "mesh.data * mesh.fsdp", rows),
         ("evaluation.batch_size", settings.evaluation.batch_size, "mesh.data * mesh.fsdp", rows),
         ("model.width", model.width, "mesh.fsdp", fsdp),
         ("model.heads", model.heads, "mesh.tensor", tensor),

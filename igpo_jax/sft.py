@@ -11,7 +11,7 @@ from igpo_jax.diffusion.corruption import CORRUPTIONS, sft_loss
 from igpo_jax.experiment import Experiment
 from igpo_jax.model.transformer import ModelConfig, Params, init, shardings
 from igpo_jax.runtime.checkpoint import Checkpoints, abstract_like
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import fetch, put_rows
 from igpo_jax.runtime.metrics import MetricsWriter, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
@@ -37,11 +37,9 @@ def make_sft_update(optimizer: optax.GradientTransformation, cfg: ModelConfig, c
             batch, corrupted = part
             return sft_loss(params, batch.tokens, batch.valid, batch.completion, corrupted, cfg)
 
-        loss, gradients = accumulate_gradients(
-            jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches
-        )
+        value, gradients = accumulate_gradients(jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches)
         state, norm = apply_gradients(state, gradients, optimizer)
-        return state, {"sft/loss": loss, "sft/grad_norm": norm}
+        return state, {"sft/loss": value, "sft/grad_norm": norm}
 
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh), None))
 
@@ -70,28 +68,30 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints) -> Params:
     learning_rate = settings.sft_optimizer.learning_rate_at(total)
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
         while done < total:
+            until = min(total, _next_multiple(done, LOG_EVERY), _next_multiple(done, settings.sft.checkpoint_every))
             watch = Stopwatch()
             with watch.measure("time/total"):
-                until = min(total, (done // LOG_EVERY + 1) * LOG_EVERY)
                 losses = []
                 for step in range(done, until):
                     batch = put_rows(order[step], experiment.mesh)
                     state, statistics = update(state, batch, jax.random.fold_in(key, step))
                     losses.append(statistics["sft/loss"])
-                statistics = {**statistics, "sft/loss": jnp.mean(jnp.stack(losses))}
-                statistics = {name: float(value) for name, value in statistics.items()}
-            seconds = watch.seconds["time/total"]
+                statistics = fetch({**statistics, "sft/loss": jnp.mean(jnp.stack(losses))})
+            seconds_per_update = watch.seconds["time/total"] / (until - done)
             statistics |= watch.seconds | {
                 "sft/learning_rate": float(learning_rate(until - 1)),
-                "time/step": seconds / (until - done),
-                "speed/tokens_per_second": (until - done) * batch.tokens.shape[0]
-                * (batch.tokens.shape[1] + batch.completion.shape[1]) / seconds,
+                "time/step": seconds_per_update,
+                "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
             }
             bar.update(until - done)
             bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
             done = until
             log.write(done, "sft", statistics)
-            if done // settings.sft.checkpoint_every > (done - len(losses)) // settings.sft.checkpoint_every or done == total:
+            if done == total or done % settings.sft.checkpoint_every == 0:
                 checkpoints.save(done, state, key)
     checkpoints.wait()
     return state.params
+
+
+def _next_multiple(done: int, every: int) -> int:
+    return (done // every + 1) * every

@@ -410,7 +410,7 @@ def test_a_malformed_data_file_is_one_line(tmp_path):
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_its_line(line, words, tmp_path):
-    from igpo_jax.train import _load_config  # defines the command's flags
+    from igpo_jax.command_line import _load_config
 
     path, number = config_file(tmp_path, line)
     with pytest.raises(ValueError) as raised:

@@ -101,7 +101,16 @@ def rollout(params: Params, prompts: PromptBatch, grade: Grade, seed: int, step:
     return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, metrics)
 
 
-def _try(params, prompts: PromptBatch, grade: Grade, key, attempt: int, cfg: RolloutConfig, mesh: Mesh, clock: Stopwatch) -> Try:
+def _try(
+    params: Params,
+    prompts: PromptBatch,
+    grade: Grade,
+    key: jax.Array,
+    attempt: int,
+    cfg: RolloutConfig,
+    mesh: Mesh,
+    clock: Stopwatch,
+) -> Try:
     """G completions of each prompt; the second try starts from a canvas with hints."""
     n, g, length = len(prompts.tokens), cfg.group_size, cfg.decode.completion_length
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)

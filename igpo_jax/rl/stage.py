@@ -43,18 +43,18 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
     def step_of(iteration: int) -> int:
         return first_step + iteration * objective.inner_steps
 
-    starting = None if done else "rl"
-    with MetricsWriter(experiment.workdir, step_of(done), starting=starting) as log, progress(rl.iterations, done, "RL") as bar:
+    def evaluate(log: MetricsWriter) -> float:
+        watch = Stopwatch()
+        with watch.measure("time/total"):
+            accuracy = experiment.accuracy(state.params)
+        problems = len(experiment.test_data.problems)
+        log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": problems} | watch.seconds)
+        return accuracy
 
-        def evaluate():
-            watch = Stopwatch()
-            with watch.measure("time/total"):
-                accuracy = experiment.accuracy(state.params)
-            log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": len(experiment.test_data.problems)} | watch.seconds)
-            return accuracy
-
+    log = MetricsWriter(experiment.workdir, step_of(done), starting=None if done else "rl")
+    with log, progress(rl.iterations, done, "RL") as bar:
         if done == 0:
-            evaluate()
+            evaluate(log)
             checkpoints.save(0, state, key)
         while done < rl.iterations:
             watch = Stopwatch()
@@ -71,22 +71,31 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
                         statistics.append(of_step)
                     statistics = fetch(statistics)
             done += 1
-            means = {name: float(np.mean([of_step[name] for of_step in statistics])) for name in statistics[0]}
-            tokens = sampled.first.tokens.size + (0 if sampled.second is None else sampled.second.tokens.size)
-            metrics = sampled.metrics | means | watch.seconds | {"policy/entropy": entropy}
-            metrics["speed/tokens_per_second"] = tokens / metrics["time/rollout"]
-            log.write(step_of(done), "rl", metrics)
-            if (done - 1) % rl.show_every == 0 or done == rl.iterations:
-                log.write_rollouts(_shown(experiment, sampled, step_of(done)))
-            bar.update(1)
-            bar.set_postfix(reward=f"{metrics['reward/first_try']:.2f}", wrong=f"{metrics['groups/all_wrong_before']:.2f}")
 
+            metrics = sampled.metrics | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
+            metrics["speed/tokens_per_second"] = _sampled_tokens(sampled) / metrics["time/rollout"]
+            log.write(step_of(done), "rl", metrics)
             last = done == rl.iterations
-            accuracy = evaluate() if last or (rl.eval_every and done % rl.eval_every == 0) else None
+            if last or (done - 1) % rl.show_every == 0:
+                log.write_rollouts(_shown(experiment, sampled, step_of(done)))
+            accuracy = evaluate(log) if last or (rl.eval_every and done % rl.eval_every == 0) else None
             if last or done % rl.checkpoint_every == 0:
                 checkpoints.save(done, state, key, accuracy=accuracy)
+            bar.update(1)
+            bar.set_postfix(
+                reward=f"{metrics['reward/first_try']:.2f}", all_wrong=f"{metrics['groups/all_wrong_before']:.2f}"
+            )
     checkpoints.wait()
     return state.params
+
+
+def _means(statistics: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Over the inner updates of one rollout."""
+    return {name: float(np.mean([of_step[name] for of_step in statistics])) for name in statistics[0]}
+
+
+def _sampled_tokens(sampled: Rollout) -> int:
+    return sampled.first.tokens.size + (0 if sampled.second is None else sampled.second.tokens.size)
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
