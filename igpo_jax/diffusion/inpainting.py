@@ -75,7 +75,7 @@ def segment(keys: jax.Array, trace_length: jax.Array, max_length: int, chunk_min
 def revealed_count(chunks: jax.Array, ratio: jax.Array, round_up: bool) -> jax.Array:
     """How many of a row's chunks are revealed: int32 [b] from int32 and float32 [b]."""
     if round_up:
-        return chunks - jnp.floor(chunks * (1 - ratio)).astype(jnp.int32)
+        return chunks - jnp.floor(chunks * (1 - ratio) + 1e-5).astype(jnp.int32)  # float32: 5 * (1 - 0.6) is 2
     at_least = jnp.minimum(chunks, jnp.where(ratio > 0, 1, 0))
     return jnp.maximum(jnp.floor(chunks * ratio).astype(jnp.int32), at_least)
 
