@@ -1,4 +1,7 @@
-"""The table of README.md from the result.json files of runs: python benchmarks/seeds_table.py runs/seeds --output FILE"""
+"""A table from the result.json files of runs, put between the markers of a Markdown file.
+
+    python benchmarks/seeds_table.py runs/seeds README.md seeds
+"""
 
 import argparse
 import json
@@ -38,15 +41,16 @@ def table(results: list[dict]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--output", type=pathlib.Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="holds the runs' folders")
+    parser.add_argument("file", type=pathlib.Path)
+    parser.add_argument("name", help="the table goes between <!-- NAME --> and <!-- /NAME -->")
     arguments = parser.parse_args()
     results = [json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*/result.json"))]
-    text = table(results)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text)
+    begin, end = f"<!-- {arguments.name} -->\n", f"<!-- /{arguments.name} -->"
+    before, _, rest = arguments.file.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    arguments.file.write_text(f"{before}{begin}{table(results)}{end}{after}")
 
 
 if __name__ == "__main__":
