@@ -44,8 +44,11 @@ def test_rollout(load, tmp_path, capsys):
 def test_update_notices_another_gradient(load, monkeypatch):
     module = load("update")
     tiled = module.tiled
-    swapped = lambda batch, scores: tiled(batch.replace(advantages=batch.advantages[::-1]), scores)
-    monkeypatch.setattr(module, "tiled", swapped)
+
+    def with_swapped_prompts(batch, scores):
+        return tiled(batch.replace(advantages=batch.advantages[::-1]), scores)
+
+    monkeypatch.setattr(module, "tiled", with_swapped_prompts)
     with pytest.raises(AssertionError):
         module.main(UPDATE)
 
