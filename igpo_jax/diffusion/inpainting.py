@@ -155,7 +155,7 @@ def inpaint(
     """Hints for G completions of each problem: the step that IGPO adds to a rollout.
 
     Args:
-        key: of the training step; segmentation keys belong to the problem, ratio and choice keys to the completion.
+        key: of the iteration; segmentation keys belong to the problem, ratio and choice keys to the completion.
         problem_id: uint32 [n].
         canvas: int32 [n * G, l], rows of a problem adjacent; usually all MASK.
         trace: int32 [n, l]. trace_length: int32 [n], of the part that is cut into chunks. hintable: bool [n, l].

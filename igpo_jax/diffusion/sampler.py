@@ -69,9 +69,9 @@ def completion_keys(key: jax.Array, problem_id: jax.Array, completion: jax.Array
     """One key per row from (problem, completion index, attempt); never from the slot in the batch.
 
     Args:
-        key: of the training step.
+        key: of the iteration.
         problem_id, completion: uint32 [b].
-        attempt: 0 for the first try, 1 for the try with hints.
+        attempt: tells apart what the keys are for, such as the first try and the try with hints.
     """
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     by_problem = fold(jax.random.fold_in(key, attempt), problem_id)

@@ -24,7 +24,7 @@ from igpo_jax.runtime.mesh import BATCH, shard_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
 LOWEST_LEVEL = 30  # masked: the first inner step draws its level from here up
-LIKELIHOOD_ATTEMPT = 2  # keys of the masks, beside the attempts 0 and 1 of the sampler
+MASKS = 4  # what the masks' keys fold into the iteration's key; rollout.py has the numbers before
 
 
 @flax.struct.dataclass
@@ -56,7 +56,7 @@ def inner_masks(key: jax.Array, batch: GroupBatch, estimator: str, inner_steps: 
     n, g, length = batch.completions.shape
     if estimator == "mean_field":
         return jnp.ones((1, n, g, length), bool)
-    rows = completion_keys(key, jnp.repeat(batch.problem_id, g), jnp.tile(jnp.arange(g), n), LIKELIHOOD_ATTEMPT)
+    rows = completion_keys(key, jnp.repeat(batch.problem_id, g), jnp.tile(jnp.arange(g), n), MASKS)
 
     def masks_of_row(key):
         level_key, mask_key = jax.random.split(key)

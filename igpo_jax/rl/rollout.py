@@ -23,7 +23,8 @@ from igpo_jax.rl.objective import advantages
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
 from igpo_jax.runtime.stopwatch import Stopwatch
 
-FIRST_TRY, SECOND_TRY = 0, 1  # the sampler's noise differs between the two
+# Each purpose folds its own number into the iteration's key; likelihood.py has one more.
+FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS = 0, 1, 2, 3
 
 # (problem ids uint32 [n], completions int32 [n, g, l]) -> rewards float32 [n, g]
 Grade = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -63,20 +64,17 @@ class RolloutConfig:
     normalize_advantages: bool
 
 
-def rollout(params: Params, prompts: PromptBatch, grade: Grade, seed: int, step: int, cfg: RolloutConfig, mesh: Mesh):
+def rollout(
+    params: Params, prompts: PromptBatch, grade: Grade, key: jax.Array, cfg: RolloutConfig, mesh: Mesh
+) -> Rollout:
     """One rollout of `prompts` under `params`.
 
     Args:
         prompts: host arrays, n a multiple of data * fsdp; the same on every process.
         grade: rewards of completions, 0.0 or 1.0.
-        seed, step: all randomness follows from them, the problem and the completion's index.
-
-    Returns:
-        `Rollout`.
+        key: of the iteration; all randomness follows from it, the problem and the completion's index.
     """
     clock = Stopwatch()
-    key = jax.random.fold_in(jax.random.key(seed), step)
-
     first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, clock)
     triggered = np.flatnonzero(~first.rewards.any(axis=1))
     second, replaced = None, np.zeros(first.rewards.shape, bool)
@@ -85,7 +83,7 @@ def rollout(params: Params, prompts: PromptBatch, grade: Grade, seed: int, step:
         padded = _pad_rows(triggered, len(first.rewards), batch_size_divisor(mesh))
         hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, clock)
         second = take_rows(hinted, np.arange(len(triggered)))
-        source = choose_replacements(second.rewards, prompts.problem_id[triggered], seed, step, cfg)
+        source = choose_replacements(second.rewards, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source)
 
     groups = GroupBatch(
@@ -118,10 +116,10 @@ def _try(
     hint, ratio = np.zeros(canvas.shape, bool), np.zeros(n * g, np.float32)
     with clock.measure("time/rollout"):
         if attempt == SECOND_TRY:
-            canvas, hint, ratio = inpaint(
-                key, prompts.problem_id, canvas, prompts.trace, prompts.trace_length, prompts.hintable, g, cfg.inpainting
-            )
-            canvas, hint, ratio = fetch((canvas, hint, ratio))
+            hints = (prompts.trace, prompts.trace_length, prompts.hintable)
+            hint_key = jax.random.fold_in(key, HINTS)
+            inpainted = inpaint(hint_key, prompts.problem_id, canvas, *hints, g, cfg.inpainting)
+            canvas, hint, ratio = fetch(inpainted)
         rows = put_rows((np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas), mesh)
         done = sample(params, *rows, completion_keys(key, problem, completion, attempt), cfg.model, cfg.decode)
         tokens, written_at = fetch((done.tokens, done.written_at))
@@ -132,12 +130,13 @@ def _try(
 
 
 def choose_replacements(
-    rewards: np.ndarray, problem_id: np.ndarray, seed: int, step: int, cfg: RolloutConfig
+    rewards: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig
 ) -> list[np.ndarray]:
     """For each triggered group, which completions of the second try are swapped in: a random subset of the correct
     ones, at most floor(lambda * G)."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
-    draws = [np.random.default_rng([seed, step, problem]) for problem in problem_id]
+    seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, REPLACEMENTS))).tolist()
+    draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
     return [np.sort(draw.permutation(np.flatnonzero(row))[:most]) for draw, row in zip(draws, rewards, strict=True)]
 
 

@@ -59,9 +59,9 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
         while done < rl.iterations:
             watch = Stopwatch()
             with watch.measure("time/total"):
-                sampled = rollout(state.params, order[done], experiment.grade, settings.seed, done, cfg, mesh)
+                iteration_key = jax.random.fold_in(key, done)
+                sampled = rollout(state.params, order[done], experiment.grade, iteration_key, cfg, mesh)
                 with watch.measure("time/score"):
-                    iteration_key = jax.random.fold_in(key, done)
                     scores = score(state.params, reference, sampled.groups, iteration_key, model, objective, mesh)
                     entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
                 with watch.measure("time/update"):
