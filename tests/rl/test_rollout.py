@@ -1,0 +1,144 @@
+"""Trigger, second try and swap, with a grader that is under the test's control."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from igpo_jax.data.pipeline import PromptBatch, take_rows
+from igpo_jax.diffusion.inpainting import InpaintingConfig
+from igpo_jax.diffusion.sampler import HINT, DecodeConfig
+from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.rl.rollout import RolloutConfig, _pad_rows, rollout, up_to_first_eos
+
+EOS, MASK = 1, 2
+MODEL = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=EOS, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
+LENGTH, GROUP, PROBLEMS = 12, 4, 4
+CFG = RolloutConfig(
+    MODEL,
+    DecodeConfig(LENGTH, block_length=6, steps=6, temperature=1.0),
+    InpaintingConfig(chunk_min=2, chunk_max=3, ratio_min=0.5, ratio_max=0.8),
+    GROUP,
+    normalize_advantages=False,
+)
+
+
+def prompts() -> PromptBatch:
+    draw = np.random.default_rng(0)
+    return PromptBatch(
+        problem_id=np.arange(100, 100 + PROBLEMS, dtype=np.uint32),
+        tokens=draw.integers(3, 16, (PROBLEMS, 5)).astype(np.int32),
+        valid=np.ones((PROBLEMS, 5), bool),
+        trace=draw.integers(3, 16, (PROBLEMS, LENGTH)).astype(np.int32),
+        trace_length=np.full(PROBLEMS, 10, np.int32),
+        hintable=np.arange(LENGTH)[None].repeat(PROBLEMS, 0) < 10,
+    )
+
+
+class Grader:
+    """Hands out the rewards of a table {problem id: (first try, second try)} and remembers what it saw."""
+
+    def __init__(self, table):
+        self.table, self.calls = table, []
+
+    def __call__(self, problem_id, completions):
+        attempt = len(self.calls)
+        self.calls.append((problem_id.copy(), completions.copy()))
+        return np.array([self.table[int(i)][attempt] for i in problem_id], np.float32)
+
+
+WRONG, ONE, ALL = (0, 0, 0, 0), (0, 0, 1, 0), (1, 1, 1, 1)
+TABLE = {100: (WRONG, ALL), 101: (ONE, ALL), 102: (WRONG, WRONG), 103: (WRONG, ONE)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init(jax.random.key(0), MODEL)
+
+
+def run(params, mesh, table=TABLE, cfg=CFG, batch=None, seed=7):
+    grader = Grader(table)
+    with jax.set_mesh(mesh):
+        return rollout(params, batch or prompts(), grader, jax.random.key(seed), cfg, mesh), grader
+
+
+def test_only_groups_that_are_all_wrong_get_a_second_try(params, mesh):
+    result, grader = run(params, mesh)
+    assert result.triggered.tolist() == [0, 2, 3]
+    assert set(grader.calls[1][0].tolist()) == {100, 102, 103}
+    assert result.second.tokens.shape == (3, GROUP, LENGTH)
+
+
+def test_at_most_lambda_g_correct_completions_replace_the_last_wrong_ones(params, mesh):
+    result, _ = run(params, mesh)
+    assert result.replaced.tolist() == [[False, False, True, True], [False] * 4, [False] * 4, [False, False, False, True]]
+    completions = np.asarray(result.groups.completions)
+    assert (completions[~result.replaced] == result.first.tokens[~result.replaced]).all()
+    np.testing.assert_array_equal(completions[3, 3], result.second.tokens[2, 2])  # the one that was right
+    swapped = {tuple(row) for row in completions[0, 2:].tolist()}
+    assert swapped <= {tuple(row) for row in result.second.tokens[0].tolist()}
+
+
+def test_advantages_are_those_of_the_final_group(params, mesh):
+    result, _ = run(params, mesh)
+    expected = [[-0.5, -0.5, 0.5, 0.5], [-0.25, -0.25, 0.75, -0.25], [0.0] * 4, [-0.25, -0.25, -0.25, 0.75]]
+    np.testing.assert_allclose(np.asarray(result.groups.advantages), expected)
+
+
+def test_hint_tokens_come_from_the_solution_and_are_marked_in_the_batch(params, mesh):
+    result, _ = run(params, mesh)
+    second, batch = result.second, prompts()
+    trace = batch.trace[result.triggered][:, None].repeat(GROUP, 1)
+    assert second.hint.any(axis=-1).all()
+    assert (second.tokens[second.hint] == trace[second.hint]).all()
+    assert ((second.written_at == HINT) == second.hint).all()
+    hint = np.asarray(result.groups.hint)
+    assert hint[result.replaced].any(axis=-1).all() and not hint[~result.replaced].any()
+
+
+def test_without_inpainting_there_is_one_try(params, mesh):
+    cfg = dataclasses.replace(CFG, inpainting=InpaintingConfig(enabled=False))
+    result, grader = run(params, mesh, cfg=cfg)
+    assert len(grader.calls) == 1 and result.second is None and not result.replaced.any()
+    assert "hint/rescue_rate" not in result.metrics
+
+
+def test_metrics_count_groups_before_and_after_the_rescue(params, mesh):
+    metrics = run(params, mesh)[0].metrics
+    assert metrics["groups/all_wrong_before"] == 0.75 and metrics["groups/all_wrong_after"] == 0.25
+    assert metrics["hint/rescue_rate"] == pytest.approx(2 / 3) and metrics["hint/replaced"] == 0.75
+    assert metrics["reward/first_try"] == pytest.approx(1 / 16) and metrics["reward/final"] == pytest.approx(4 / 16)
+
+
+def test_completions_hints_and_swaps_do_not_depend_on_the_place_in_the_batch(params, mesh):
+    order = np.array([2, 0, 3, 1])
+    one, _ = run(params, mesh)
+    other, _ = run(params, mesh, batch=take_rows(prompts(), order))
+    for name in ("completions", "hint", "advantages"):
+        np.testing.assert_array_equal(np.asarray(getattr(one.groups, name))[order], np.asarray(getattr(other.groups, name)))
+
+
+def test_the_second_try_draws_other_noise_and_another_key_another_rollout(params, mesh):
+    no_hints = dataclasses.replace(CFG, inpainting=InpaintingConfig(ratio_min=0.0, ratio_max=0.0))
+    result, _ = run(params, mesh, cfg=no_hints)
+    assert not result.second.hint.any()
+    assert (result.second.tokens[0] != result.first.tokens[0]).any()
+    assert (run(params, mesh, seed=8)[0].first.tokens != result.first.tokens).any()
+
+
+def test_the_same_on_a_mesh(params, mesh, mesh_of):
+    one, many = run(params, mesh)[0], run(params, mesh_of((2, 2, 2)))[0]
+    np.testing.assert_array_equal(np.asarray(one.groups.completions), np.asarray(many.groups.completions))
+
+
+def test_up_to_the_first_eos_inclusive():
+    tokens = np.array([[5, EOS, 6, EOS], [5, 6, 7, 8], [EOS, EOS, 5, 5]])
+    expected = [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert up_to_first_eos(tokens, EOS).tolist() == expected
+
+
+@pytest.mark.parametrize("rows, most, divisor, size", [(1, 16, 1, 4), (5, 16, 1, 8), (9, 16, 1, 16), (1, 16, 8, 8), (3, 6, 1, 3)])
+def test_second_tries_have_few_sizes(rows, most, divisor, size):
+    padded = _pad_rows(np.arange(rows) + 20, most, divisor)
+    assert len(padded) == size and padded[:rows].tolist() == list(range(20, 20 + rows)) and set(padded[rows:]) <= {20}
