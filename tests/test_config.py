@@ -172,7 +172,7 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
         return np.zeros(completions.shape[:2], np.float32)
 
     with jax.set_mesh(experiment.mesh):
-        done = rollout(initial_params(experiment), prompts, all_wrong, 0, 0, cfg, experiment.mesh)
+        done = rollout(initial_params(experiment), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)
     assert done.triggered.tolist() == rows.tolist() and not done.replaced.any()
     assert (done.second.ratio == ratio).all()
     # Chunks of two cover the trace up to its answer, but for an odd token at its end; all of it may be shown.

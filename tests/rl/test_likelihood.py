@@ -124,7 +124,7 @@ def test_masked_scores_see_what_is_not_masked(mesh):
         log_probs, entropy = tiled_log_probs(old, batch, np.where(masked, MASK, batch.completions))
         np.testing.assert_allclose(scores.old[step], log_probs, atol=2e-5)
         np.testing.assert_allclose(scores.entropy[step], entropy, atol=2e-5)
-    np.testing.assert_array_equal(scores.old, scores.reference)
+    np.testing.assert_allclose(scores.old, scores.reference, atol=1e-6)  # the same sums, perhaps in another order
 
 
 @pytest.mark.parametrize("estimator", ["mean_field", "masked"])
