@@ -17,6 +17,7 @@ from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.sampler import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training import OptimizerConfig
 
@@ -227,7 +228,7 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
     Raises:
         ValueError: names the two config keys that do not fit together.
     """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = batch_size_divisor(mesh)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     sft, rl = settings.sft, settings.rl
     checks = [

@@ -12,6 +12,7 @@ from absl import app, flags
 from igpo_jax.experiment import open_experiment, read_config
 from igpo_jax.model.transformer import abstract
 from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.results import accuracy_with_interval, decoding, environment
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -37,7 +38,7 @@ def main(_):
     result = {"stage": stage, "checkpoint": step, **accuracy_with_interval(accuracy, len(experiment.test_data.problems))}
     result |= {"decode": decoding(experiment)} | environment()
     if jax.process_index() == 0:
-        (experiment.workdir / "evaluation.json").write_text(json.dumps(result, indent=2))
+        write_whole(experiment.workdir / "evaluation.json", json.dumps(result, indent=2))
         print(json.dumps(result, indent=2))
 
 

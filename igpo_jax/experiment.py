@@ -1,6 +1,7 @@
 """A run's folder and what its stages share: settings, tokenizer, model, mesh."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays
 from igpo_jax.evaluation import decode_completions
 from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
@@ -28,6 +30,7 @@ class ProblemSet:
     problems: list[Problem]
     prompts: PromptBatch
 
+    @functools.cached_property
     def by_id(self) -> dict[int, Problem]:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
 
@@ -60,7 +63,7 @@ class Experiment:
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> np.ndarray:
         """Rewards of rollouts of the RL split, see `rl.rollout.Grade`."""
-        by_id = self.rl_data.by_id()
+        by_id = self.rl_data.by_id
         groups = zip(problem_id.tolist(), completions, strict=True)
         return np.array([[self.reward(by_id[i], row) for row in group] for i, group in groups], np.float32)
 
@@ -133,9 +136,7 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     if not resumed:
-        temporary = workdir / "config.partial"
-        temporary.write_text(json.dumps(wanted, indent=2))
-        temporary.replace(workdir / "config.json")
+        write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
 
 

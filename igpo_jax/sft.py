@@ -1,7 +1,5 @@
 """The supervised stage: masked-diffusion training on demonstrations."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax

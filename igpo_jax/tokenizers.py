@@ -8,6 +8,8 @@ from typing import Protocol
 
 import sentencepiece
 
+from igpo_jax.runtime.files import write_whole
+
 PAD, EOS, MASK = 0, 1, 2
 SPECIALS = {PAD: "<pad>", EOS: "<eos>", MASK: "<mask>"}
 LONGEST_SENTENCE = 1 << 16  # bytes; SentencePiece drops longer ones from its training text
@@ -128,6 +130,4 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
         max_sentence_length=LONGEST_SENTENCE,
         minloglevel=2,
     )
-    temporary = pathlib.Path(f"{path}.partial")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(path)
+    write_whole(pathlib.Path(path), model.getvalue())

@@ -100,7 +100,7 @@ def _sampled_tokens(sampled: Rollout) -> int:
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
     """Rows for rollouts.jsonl: of a few groups, a first try and the most rewarded hinted one."""
-    by_id = experiment.rl_data.by_id()
+    by_id = experiment.rl_data.by_id
     tokenizer = experiment.tokenizer
 
     def row(attempt, name: str, group: int, position: int, completion: int, rescued: bool) -> dict:

@@ -14,6 +14,8 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from igpo_jax.runtime.files import write_whole
+
 
 class MetricsWriter:
     """Appends to the logs of a run; process 0 writes, the others do nothing.
@@ -88,6 +90,4 @@ def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
         return row["step"] <= step and (starting is None or row.get("stage") != starting)
 
     rows = [row for row in read_rows(path) if keep(row)]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

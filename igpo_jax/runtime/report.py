@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.report_page import PAGE, SCRIPT, STYLE, VIEWER
 from igpo_jax.runtime.results import START, interval
@@ -163,9 +164,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
         script=SCRIPT,
     )
     path = workdir / "report.html"
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(document, "utf-8")
-    os.replace(temporary, path)
+    write_whole(path, document)
     return path
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from igpo_jax.experiment import Experiment
+from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
 
 START = 4  # rollouts that count as the start of the RL stage
@@ -90,7 +91,5 @@ def summarise(experiment: Experiment) -> dict:
 
 def write_result(experiment: Experiment) -> pathlib.Path:
     path = experiment.workdir / "result.json"
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(summarise(experiment), indent=2))
-    temporary.replace(path)
+    write_whole(path, json.dumps(summarise(experiment), indent=2))
     return path

@@ -4,12 +4,14 @@ A task is a module with `load(task, split, seed) -> list[Problem]` for the split
 `reward(problem, text) -> float`, 0.0 or 1.0, where `text` is a completion up to its first EOS.
 """
 
+import functools
 import importlib
 import pkgutil
 
 NOT_TASKS = {"problem"}
 
 
+@functools.cache
 def load_task(name: str):
     """The module of task `name`.
 

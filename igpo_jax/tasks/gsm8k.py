@@ -1,7 +1,8 @@
 """GSM8K: grade-school word problems with worked solutions (Cobbe et al. 2021), from JSONL files in their own format.
 
 A line has `question` and `answer` (or, in some copies, `problem` and `raw_answer`); the answer is the solution, with
-calculator annotations <<48/2=24>>, then a line `#### 24`. The annotations are for a calculator that we do not have and are removed. The last line is never a hint.
+calculator annotations <<48/2=24>>, then a line `#### 24`. The annotations are
+for a calculator that we do not have and are removed. The last line is never a hint.
 """
 
 import re
