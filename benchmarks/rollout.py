@@ -16,8 +16,9 @@ from comparison import EOS, compare, exact, model_of, one_device, parser_with_mo
 from igpo_jax.diffusion.sampler import (
     DecodeConfig,
     completion_keys,
-    gumbel_argmax,
-    rank_descending,
+    gumbel_noise,
+    most_confident,
+    propose,
     sample,
     transfer_count,
 )
@@ -43,11 +44,9 @@ def plain_sample(params, prompt, valid, canvas, row_keys, cfg, decode):
 
         logits = unembed(params, forward(params, tokens, valid, cfg), cfg).at[..., cfg.mask_id].set(-jnp.inf)
         keys = jax.vmap(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step))[0]))(position_keys)
-        drawn = gumbel_argmax(logits, keys, decode.temperature)
-        chosen = jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
-        confidence = jnp.where(masked, chosen - jax.nn.logsumexp(logits, axis=-1), -jnp.inf)
-        count = transfer_count(masks_at_entry, step_in_block, steps_per_block)
-        write = masked & (rank_descending(confidence) < count[:, None])
+        gumbel = gumbel_noise(keys, cfg.vocab_size) if decode.temperature > 0 else None
+        drawn, confidence = propose(logits, gumbel, None, cfg, decode)
+        write = most_confident(confidence, masked, transfer_count(masks_at_entry, step_in_block, steps_per_block))
         return jnp.where(write, drawn, tokens), masks_at_entry
 
     tokens, _ = jax.lax.fori_loop(0, decode.steps, denoise, (tokens, jnp.zeros(rows, jnp.int32)))

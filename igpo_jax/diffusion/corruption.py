@@ -47,7 +47,7 @@ CORRUPTIONS = {"independent": mask_independently, "count": mask_count}
 
 
 def masked_cross_entropy(logits: jax.Array, targets: jax.Array, corruption: Corruption) -> jax.Array:
-    """Sum over masked tokens of CE * weight / length per row, averaged over rows. EOS padding is an ordinary target.
+    """Sum over masked tokens of CE * weight per row, float32 [b]. EOS padding is an ordinary target.
 
     Args:
         logits: float32 [b, l, v].
@@ -55,14 +55,20 @@ def masked_cross_entropy(logits: jax.Array, targets: jax.Array, corruption: Corr
         corruption: as drawn for these rows.
     """
     cross_entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    per_row = jnp.sum(cross_entropy, axis=-1, where=corruption.masked) * corruption.weight
-    return jnp.mean(per_row) / targets.shape[1]
+    return jnp.sum(cross_entropy, axis=-1, where=corruption.masked) * corruption.weight
 
 
 def sft_loss(
     params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
-    """The bound on -log p(completion | prompt) per token (paper Eq. 1); the prompt is never masked.
+    """The bound on -log p(completion | prompt) per token (paper Eq. 1), averaged over rows; see `negative_bound`."""
+    return jnp.mean(negative_bound(params, prompt, valid, completion, corruption, cfg)) / completion.shape[1]
+
+
+def negative_bound(
+    params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
+) -> jax.Array:
+    """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]; the prompt is never masked.
 
     Args:
         prompt, valid: int32 and bool [b, p], padded on the left.

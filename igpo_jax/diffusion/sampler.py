@@ -27,6 +27,8 @@ class DecodeConfig:
     temperature: float = 0.0
     cfg_scale: float = 0.0  # classifier-free guidance; 0 is none
     remasking: str = "low_confidence"  # low_confidence | random
+    logits_eos_inf: bool = False  # EOS is never drawn
+    confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
 
     def __post_init__(self):
         if self.completion_length < 1 or self.block_length < 1:
@@ -84,19 +86,52 @@ def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
     return masks // steps + (step < masks % steps)
 
 
-def gumbel_argmax(logits: jax.Array, keys: jax.Array, temperature: float) -> jax.Array:
-    """A draw from softmax(logits / temperature) per position; the plain argmax at temperature 0.
+def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
+    """float32 [b, k, v] from one key per position, [b, k]."""
+    draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")
+    return jax.vmap(jax.vmap(draw))(keys)
 
-    logits + T * gumbel has the same argmax as the reference's exp(logits) / (-log u)^T, without its overflow.
+
+def propose(
+    logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A token for every position, and how much it deserves to be written now (llada.md 6.3, 6.5, 6.6).
+
+    The token is a draw from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
+    exp(logits) / (-log u)^T, without its overflow. The confidence is the token's log-probability under the clean logits.
 
     Args:
-        logits: float32 [b, l, v].
-        keys: [b, l], one per position.
+        logits: float32 [b, k, v], after guidance.
+        gumbel: float32 [b, k, v]; None at temperature 0.
+        uniform: float32 [b, k], the confidences of random remasking; None otherwise.
+
+    Returns:
+        Tokens int32 [b, k] and confidences float32 [b, k].
     """
-    if temperature > 0:
-        draw = functools.partial(jax.random.gumbel, shape=logits.shape[-1:], dtype=jnp.float32, mode="high")
-        logits = logits + temperature * jax.vmap(jax.vmap(draw))(keys)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if decode.logits_eos_inf:
+        logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
+    noisy = logits if gumbel is None else logits + decode.temperature * gumbel
+    drawn = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    if uniform is not None:
+        return drawn, uniform
+    if decode.confidence_eos_eot_inf:
+        for token in (cfg.eos_id, cfg.eot_id):
+            if token is not None:
+                logits = logits.at[..., token].set(-jnp.inf)
+    chosen = jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
+    return drawn, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
+    """The `count` masked positions of every row with the highest confidence, all of them where there are fewer.
+
+    Args:
+        confidence: float32 [b, k]; -inf is the lowest, and still above what is not masked. masked: bool [b, k].
+        count: int32 [b].
+    """
+    lowest = jnp.finfo(confidence.dtype).min
+    ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
+    return masked & (ranked < count[:, None])
 
 
 def rank_descending(values: jax.Array) -> jax.Array:
@@ -170,14 +205,10 @@ def sample(
         with jax.named_scope("draw"):
             keys = jax.lax.dynamic_slice_in_dim(position_keys, start, block, axis=1)
             keys = jax.vmap(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step))))(keys)
-            drawn = gumbel_argmax(logits, keys[..., 0], decode.temperature)
-            if decode.remasking == "random":
-                confidence = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1])
-            else:
-                chosen = jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
-                confidence = chosen - jax.nn.logsumexp(logits, axis=-1)
-            count = transfer_count(masks_at_entry, step_in_block, steps_per_block)
-            write = masked & (rank_descending(jnp.where(masked, confidence, -jnp.inf)) < count[:, None])
+            gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
+            uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
+            drawn, confidence = propose(logits, gumbel, uniform, cfg, decode)
+            write = most_confident(confidence, masked, transfer_count(masks_at_entry, step_in_block, steps_per_block))
         block_is_full = step_in_block == steps_per_block - 1
         active = jnp.where(write, drawn, active)
         ended |= block_is_full & jnp.all(active == cfg.eos_id, axis=1)

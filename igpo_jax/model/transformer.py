@@ -45,9 +45,24 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     norm_epsilon: float = 1e-5
     tied_head: bool = False
+    eot_id: int | None = None  # end of a turn, where the vocabulary has one
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
+
+    def __post_init__(self):
+        for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.heads or self.head_size % 2:
+            raise ValueError(f"width={self.width} must divide into heads={self.heads} heads of even size")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        for name in ("param_dtype", "compute_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not 'float32' or 'bfloat16'")
+        if self.remat not in ("none", "full", "dots"):
+            raise ValueError(f"remat={self.remat!r} is not none, full or dots")
 
     @property
     def head_size(self) -> int:
@@ -139,7 +154,8 @@ def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfi
         params: see `parameter_table`.
         tokens: int32 [b, t].
         valid: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
-            the padded row: rotary embeddings are relative, so padding does not change the result.
+            the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]:
+            which position (first t) may attend to which (second t).
         cfg: static.
 
     Returns:
@@ -197,7 +213,8 @@ def _attention(h: jax.Array, layer: Params, valid, sin, cos, cfg: ModelConfig) -
     k = _linear(h, layer["key"]).reshape(b, t, cfg.kv_heads, cfg.head_size)
     v = _linear(h, layer["value"]).reshape(b, t, cfg.kv_heads, cfg.head_size)
     q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
-    a = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None, :])
+    may_attend = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+    a = jax.nn.dot_product_attention(q, k, v, mask=may_attend)
     return _linear(a.reshape(b, t, cfg.width), layer["attention_out"])
 
 

@@ -79,10 +79,11 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def progress(total: int, done: int, description: str):
-    """A bar with an ETA; a line every ten seconds where there is no terminal."""
+def progress(total: int, done: int, description: str, **options):
+    """A bar with an ETA; a line every ten seconds where there is no terminal. `options` are tqdm's."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=jax.process_index() > 0)
+    disable = jax.process_index() > 0
+    return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=disable, **options)
 
 
 def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
