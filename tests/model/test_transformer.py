@@ -7,25 +7,15 @@ import numpy as np
 import pytest
 
 from igpo_jax.model import transformer
+from igpo_jax.model.checkpoints import load_params
+from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.transformer import ModelConfig, abstract, shardings, unembed, weight_decay_mask
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
 # Compiled: op by op, most of the time would go into compiling single operations.
 forward = jax.jit(transformer.forward, static_argnums=3)
 init = jax.jit(transformer.init, static_argnums=1)
-FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "llada_tiny.npz"
-LLADA = ModelConfig(vocab_size=512, mask_id=509, eos_id=365, width=64, layers=2, heads=4, kv_heads=4, mlp_width=192)
-LLADA_NAMES = {
-    "attention_norm": "attn_norm",
-    "query": "q_proj",
-    "key": "k_proj",
-    "value": "v_proj",
-    "attention_out": "attn_out",
-    "mlp_norm": "ff_norm",
-    "gate": "ff_proj",
-    "up": "up_proj",
-    "down": "ff_out",
-}
+FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "llada_tiny"
 
 
 def tokens_of(rows=3, length=10, seed=0, cfg=CFG):
@@ -34,20 +24,6 @@ def tokens_of(rows=3, length=10, seed=0, cfg=CFG):
 
 def all_valid(tokens):
     return jnp.ones(tokens.shape, bool)
-
-
-def llada_params(fixture):
-    """The released layout, [out, in], turned into ours, [in, out]."""
-
-    def weight(name):
-        bits = fixture[f"{name}.weight"].astype(np.uint32) << 16
-        return bits.view(np.float32).T  # transposing a norm scale does nothing
-
-    blocks = {
-        ours: jnp.stack([weight(f"blocks.{i}.{theirs}") for i in range(LLADA.layers)])
-        for ours, theirs in LLADA_NAMES.items()
-    }
-    return {"embedding": weight("wte").T, "blocks": blocks, "final_norm": weight("ln_f"), "head": weight("ff_out")}
 
 
 def test_left_padding_does_not_change_valid_positions():
@@ -165,10 +141,11 @@ def test_bfloat16_compute_stays_near_float32_and_gives_float32_logits():
 
 
 @pytest.mark.parametrize("case", ["", "leftpad_"])
-def test_logits_equal_those_of_the_released_llada(case):
-    fixture = np.load(FIXTURE)
-    params, tokens = llada_params(fixture), fixture["forward/tokens"]
-    valid = fixture["forward/leftpad_valid"] if case else np.ones(tokens.shape, bool)
-    logits = unembed(params, forward(params, tokens, valid, LLADA), LLADA)[:, :, ::16]
+def test_logits_equal_those_of_the_released_llada(case, mesh):
+    """test_parity.py does more of this."""
+    recorded, cfg = np.load(FIXTURE / "forward.npz"), folder_model_config(FIXTURE / "bf16_sharded")
+    params, tokens = load_params(FIXTURE / "bf16_sharded", cfg, mesh), recorded["input_ids"].astype(np.int32)
+    valid = recorded["leftpad_mask"].astype(bool) if case else np.ones(tokens.shape, bool)
+    logits = unembed(params, forward(params, tokens, valid, cfg), cfg)
     # Rows of padding see nothing that matters; the fixture has finite nonsense there.
-    np.testing.assert_allclose(logits[valid], fixture[f"forward/{case}logits"][valid], rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(logits[valid], recorded[f"{case}logits"][valid], atol=2e-4)
