@@ -27,6 +27,8 @@ setup(
         "orbax-checkpoint>=0.12.3,<0.13",
         "grain>=0.2.18,<0.3",
         "sentencepiece>=0.2.3,<0.3",
+        "tokenizers>=0.22,<1",
+        "safetensors>=0.5,<1",
         "tensorboardX>=2.6.4,<3",
         "ml_collections>=1.1,<2",
         "absl-py>=2.1",

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.model.huggingface import folder_model_config
+from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.mesh import batch_size_divisor
@@ -66,6 +68,7 @@ class Settings:
     task: ConfigDict
     tokenizer: ConfigDict
     model: dict[str, Any]
+    lora: LoraConfig | None  # None: all parameters are trained
     data: DataConfig
     rollout_decode: DecodeConfig
     eval_decode: DecodeConfig
@@ -96,8 +99,12 @@ def base_config(**task) -> ConfigDict:
         {
             "seed": 0,
             "task": task,
-            "tokenizer": {"kind": "char", "vocab_size": 512},
+            # What is trained on the questions; not used where model.path brings a tokenizer. chat: questions become a
+            # user's message in the chat template.
+            "tokenizer": {"kind": "char", "vocab_size": 512, "chat": False},
             "model": {
+                # A folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; it decides the shape.
+                "path": "",
                 "width": 64,
                 "layers": 3,
                 "heads": 4,
@@ -109,6 +116,8 @@ def base_config(**task) -> ConfigDict:
                 "compute_dtype": "float32",
                 "remat": "none",
             },
+            # rank 0: all parameters are trained. Otherwise the model is frozen, and adapters of its matrices are trained.
+            "lora": {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR},
             "data": _defaults(DataConfig, prompt_buckets=(256,)),
             # How rollouts are decoded, and how answers are decoded in evaluations: same keys, same type.
             "sampler": {**decode, "temperature": 1.2},
@@ -150,6 +159,7 @@ def parse(config: ConfigDict) -> Settings:
         task=config.task,
         tokenizer=config.tokenizer,
         model=config.model.to_dict(),
+        lora=section("lora", LoraConfig) if config.lora.rank else None,
         data=DataConfig(tuple(config.data.prompt_buckets), config.data.overflow),
         rollout_decode=section("sampler", DecodeConfig),
         eval_decode=section("evaluation", DecodeConfig, {key: evaluation[key] for key in decode_keys}),
@@ -165,6 +175,9 @@ def parse(config: ConfigDict) -> Settings:
     )
     _check(settings)
     return settings
+
+
+SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 
 
 def _check(settings: Settings) -> None:
@@ -186,12 +199,22 @@ def _check(settings: Settings) -> None:
     require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
     require(settings.seed >= 0, f"seed={settings.seed} must not be negative")
+    if model["path"]:
+        # A shape that the folder overrules would be a key that does nothing.
+        defaults = base_config()
+        for name, keys in (("model", SHAPE_KEYS), ("tokenizer", ("kind", "vocab_size"))):
+            for key in keys:
+                value = getattr(settings, name)[key]
+                require(
+                    value == defaults[name][key],
+                    f"{name}.{key}={value!r} and model.path={model['path']!r} are both given; the folder decides {name}.{key}",
+                )
     kind = settings.tokenizer.kind
     require(kind in ("char", "unigram", "bpe"), f"tokenizer.kind={kind!r} is not 'char', 'unigram' or 'bpe'")
-    for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
-        require(model[name] >= 1, f"model.{name}={model[name]} must be at least 1")
-    for name in ("param_dtype", "compute_dtype"):
-        require(model[name] in ("float32", "bfloat16"), f"model.{name}={model[name]!r} is not 'float32' or 'bfloat16'")
+    try:
+        own_model(settings, vocab_size=1, mask_id=0, eos_id=0)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
     require(rl.eval_every >= 0 and rl.show_every >= 1, "rl.eval_every must be at least 0, rl.show_every at least 1")
     require(sft.corruption in CORRUPTIONS, f"sft.corruption={sft.corruption!r} is none of {', '.join(CORRUPTIONS)}")
     require(data.overflow in ("error", "drop"), f"data.overflow={data.overflow!r} is neither 'error' nor 'drop'")
@@ -211,15 +234,6 @@ def _check(settings: Settings) -> None:
         "evaluation.problems and evaluation.batch_size must be at least 1",
     )
     require(settings.checkpoints_kept >= 1, f"checkpoints_kept={settings.checkpoints_kept} must be at least 1")
-    require(
-        model["width"] % model["heads"] == 0 and (model["width"] // model["heads"]) % 2 == 0,
-        f"model.width={model['width']} must divide into model.heads={model['heads']} heads of even size",
-    )
-    require(
-        model["heads"] % model["kv_heads"] == 0,
-        f"model.heads={model['heads']} is not a multiple of model.kv_heads={model['kv_heads']}",
-    )
-    require(model["remat"] in ("none", "full", "dots"), f"model.remat={model['remat']!r} is not none, full or dots")
 
 
 def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
@@ -229,31 +243,60 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
         ValueError: names the two config keys that do not fit together.
     """
     rows = batch_size_divisor(mesh)
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     sft, rl = settings.sft, settings.rl
     checks = [
         ("sft.batch_size / sft.microbatches", sft.batch_size // sft.microbatches, "mesh.data * mesh.fsdp", rows),
         ("rl.prompts / rl.microbatches", rl.prompts // rl.microbatches, "mesh.data * mesh.fsdp", rows),
         ("evaluation.batch_size", settings.evaluation.batch_size, "mesh.data * mesh.fsdp", rows),
+    ]
+    _require_multiples(checks)
+    check_model_divides(model, mesh)
+
+
+def check_model_divides(model: ModelConfig, mesh) -> None:
+    """The parameters divide evenly over the mesh.
+
+    Raises:
+        ValueError: names the two sizes that do not fit together.
+    """
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    checks = [
         ("model.width", model.width, "mesh.fsdp", fsdp),
         ("model.heads", model.heads, "mesh.tensor", tensor),
         ("model.kv_heads", model.kv_heads, "mesh.tensor", tensor),
         ("model.mlp_width", model.mlp_width, "mesh.tensor", tensor),
         ("the vocabulary", model.vocab_size, "mesh.tensor", tensor),
     ]
+    _require_multiples(checks)
+
+
+def _require_multiples(checks: list[tuple[str, int, str, int]]) -> None:
     for name, size, axes, devices in checks:
         if size % devices:
             raise ValueError(f"{name} = {size} is not a multiple of {axes} = {devices}")
 
 
+def folder_model(settings: Settings) -> ModelConfig | None:
+    """The network of the folder `model.path`; None where there is none. Its end of turn is the tokenizer's to say."""
+    values = settings.model
+    if not values["path"]:
+        return None
+    return folder_model_config(values["path"], **{key: values[key] for key in ("param_dtype", "compute_dtype", "remat")})
+
+
 def model_config(settings: Settings, tokenizer) -> ModelConfig:
-    """The vocabulary is rounded up, so that a head can be split over a tensor axis of 2, 4 or 8."""
-    return ModelConfig(
-        vocab_size=-(-tokenizer.vocab_size // 8) * 8,
-        mask_id=tokenizer.mask_id,
-        eos_id=tokenizer.eos_id,
-        **settings.model,
-    )
+    """The network of the run. A vocabulary of our own is rounded up, so that a head can be split over a tensor axis of
+    2, 4 or 8."""
+    of_folder = folder_model(settings)
+    if of_folder is not None:
+        return dataclasses.replace(of_folder, eot_id=tokenizer.eot_id)
+    size = -(-tokenizer.vocab_size // 8) * 8
+    return own_model(settings, vocab_size=size, mask_id=tokenizer.mask_id, eos_id=tokenizer.eos_id)
+
+
+def own_model(settings: Settings, **vocabulary: int) -> ModelConfig:
+    """The network that the section `model` describes by itself."""
+    return ModelConfig(**vocabulary, **{key: value for key, value in settings.model.items() if key != "path"})
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

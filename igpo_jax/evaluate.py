@@ -9,9 +9,7 @@ import sys
 import jax
 from absl import app, flags
 
-from igpo_jax.experiment import open_experiment, read_config
-from igpo_jax.model.transformer import abstract
-from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.experiment import last_stage, open_experiment, read_config, restore_run
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.results import accuracy_with_interval, decoding, environment
 
@@ -22,17 +20,10 @@ STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Whose newest checkpoint
 def main(_):
     try:
         experiment = open_experiment(read_config(WORKDIR.value), WORKDIR.value)
-        folder = experiment.workdir / "checkpoints"
-        stage = STAGE.value or ("rl" if (folder / "rl").is_dir() else "sft")
-        if not (folder / stage).is_dir():
-            raise ValueError(f"{folder} has no checkpoints of the stage {stage!r}")
-        with Checkpoints(folder / stage, keep=experiment.settings.checkpoints_kept) as checkpoints:
-            restored = checkpoints.restore_params(abstract(experiment.model, experiment.mesh))
-        if restored is None:
-            raise ValueError(f"{folder / stage} is empty")
+        stage = STAGE.value or last_stage(experiment.workdir)
+        step, _, params, _ = restore_run(experiment.workdir, experiment.mesh, stage=stage)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    step, params = restored
     with jax.set_mesh(experiment.mesh):
         accuracy = experiment.accuracy(params)
     result = {"stage": stage, "checkpoint": step, **accuracy_with_interval(accuracy, len(experiment.test_data.problems))}

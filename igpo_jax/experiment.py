@@ -15,7 +15,10 @@ from igpo_jax import config as configuration
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays
 from igpo_jax.evaluation import decode_completions
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model import lora
+from igpo_jax.model.checkpoints import load_params
+from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
+from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
@@ -50,8 +53,34 @@ class Experiment:
     test_data: ProblemSet
 
     def key(self, purpose: int) -> jax.Array:
-        """The root key of one purpose: 0 initialisation, 1 supervised stage, 2 RL stage."""
+        """The root key of one purpose: 0 initialisation, 1 supervised stage, 2 RL stage, 3 and 4 adapters of the two."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), purpose)
+
+    def initial_params(self) -> Params:
+        """What the first stage starts from: the parameters in the folder `model.path`, or random ones of the run's seed,
+        created where they live."""
+        if self.settings.model["path"]:
+            return load_params(self.settings.model["path"], self.model, self.mesh)
+        make = jax.jit(init, static_argnums=1, out_shardings=shardings(self.model, self.mesh))
+        return make(self.key(0), self.model)
+
+    def initial_trained(self, params: Params, purpose: int) -> Params:
+        """What a stage trains that starts from `params`: these, or fresh adapters of them with the key of `purpose`."""
+        cfg = self.settings.lora
+        if cfg is None:
+            return params
+        make = jax.jit(lora.init, static_argnums=(1, 2), out_shardings=lora.shardings(self.model, cfg, self.mesh))
+        return make(self.key(purpose), self.model, cfg)
+
+    def merged(self, trained: Params, frozen: Params | None) -> Params:
+        """The parameters after a stage, adapters merged into the frozen ones, which are given up."""
+        cfg = self.settings.lora
+        if cfg is None:
+            return trained
+        merge = jax.jit(
+            lora.merge, static_argnums=2, donate_argnums=0, out_shardings=shardings(self.model, self.mesh)
+        )
+        return merge(frozen, trained, cfg)
 
     def text(self, tokens: np.ndarray) -> str:
         """A completion as it is graded: up to its first EOS."""
@@ -97,17 +126,19 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
 
     if not resumed:
         workdir.mkdir(parents=True, exist_ok=True)
-        train_sentencepiece(
-            (text for p in problems.get("sft", problems.get("rl")) for text in (p.question, p.demonstration, p.trace)),
-            workdir / "tokenizer.model",
-            kind=settings.tokenizer.kind,
-            vocab_size=settings.tokenizer.vocab_size,
-        )
-    tokenizer = load_tokenizer(workdir / "tokenizer.model")
+        if not settings.model["path"]:
+            train_sentencepiece(
+                (text for p in problems.get("sft", problems.get("rl")) for text in (p.question, p.demonstration, p.trace)),
+                workdir / "tokenizer.model",
+                kind=settings.tokenizer.kind,
+                vocab_size=settings.tokenizer.vocab_size,
+            )
+    tokenizer = run_tokenizer(workdir, settings)
     model = configuration.model_config(settings, tokenizer)
     configuration.check_divisibility(settings, model, mesh)
 
     fit = {
+        "chat": settings.tokenizer.chat,
         "prompt_length": settings.data.prompt_buckets[-1],
         "completion_length": settings.rollout_decode.completion_length,
         "overflow": settings.data.overflow,
@@ -138,6 +169,60 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     if not resumed:
         write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
+
+
+def run_tokenizer(workdir: pathlib.Path, settings: Settings) -> Tokenizer:
+    """That of the folder `model.path`, or the one that was trained when the run was opened."""
+    of_folder = configuration.folder_model(settings)
+    if of_folder is None:
+        return load_tokenizer(workdir / "tokenizer.model")
+    return load_tokenizer(settings.model["path"], of_folder.mask_id)
+
+
+def restore_run(
+    workdir: str | os.PathLike, mesh: Mesh, dtype: str | None = None, stage: str | None = None
+) -> tuple[int, ModelConfig, Params, Tokenizer]:
+    """The newest checkpoint of a run, for use: (step, network, parameters, tokenizer). Its data is not needed.
+
+    Args:
+        dtype: float32 | bfloat16, of parameters and activations; by default those of the run.
+        stage: sft | rl; by default the last that the run has.
+
+    Raises:
+        ValueError: there is no run, no checkpoint, or none that can be read.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    settings = configuration.parse(read_config(workdir))
+    tokenizer = run_tokenizer(workdir, settings)
+    model = configuration.model_config(settings, tokenizer)
+    if dtype is not None:
+        model = dataclasses.replace(model, param_dtype=dtype, compute_dtype=dtype)
+    configuration.check_model_divides(model, mesh)
+    folder = workdir / "checkpoints"
+    stage = stage or last_stage(workdir)
+
+    def trained(stage: str) -> tuple[int, Params]:
+        if not (folder / stage).is_dir():
+            raise ValueError(f"{folder} has no checkpoints of the stage {stage!r}")
+        wanted = abstract(model, mesh) if settings.lora is None else lora.abstract(model, settings.lora, mesh)
+        with Checkpoints(folder / stage, keep=settings.checkpoints_kept) as checkpoints:
+            restored = checkpoints.restore_params(wanted)
+        if restored is None:
+            raise ValueError(f"{folder / stage} is empty")
+        return restored
+
+    step, params = trained(stage)
+    if settings.lora is not None:
+        base = load_params(settings.model["path"], model, mesh)
+        if stage == "rl" and settings.sft.updates:
+            base = lora.merge(base, trained("sft")[1], settings.lora)
+        params = lora.attach(base, params, settings.lora)
+    return step, model, params, tokenizer
+
+
+def last_stage(workdir: pathlib.Path) -> str:
+    """rl | sft: the last stage that a run has checkpoints of."""
+    return "rl" if (workdir / "checkpoints" / "rl").is_dir() else "sft"
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -3,66 +3,78 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import SFTBatch, batches
 from igpo_jax.diffusion.corruption import CORRUPTIONS, sft_loss
 from igpo_jax.experiment import Experiment
-from igpo_jax.model.transformer import ModelConfig, Params, init, shardings
-from igpo_jax.runtime.checkpoint import Checkpoints, abstract_like
+from igpo_jax.model.lora import LoraConfig
+from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import fetch, put_rows
 from igpo_jax.runtime.metrics import MetricsWriter, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
     TrainState,
+    abstract_state,
     accumulate_gradients,
     apply_gradients,
     create_state,
     make_optimizer,
+    policy_params,
     state_shardings,
 )
 
 LOG_EVERY = 20  # updates
 
 
-def make_sft_update(optimizer: optax.GradientTransformation, cfg: ModelConfig, corruption: str, microbatches: int, mesh):
-    """The compiled update (state, batch, key) -> (state, statistics); the state is donated."""
+def make_sft_update(
+    optimizer: optax.GradientTransformation,
+    cfg: ModelConfig,
+    corruption: str,
+    microbatches: int,
+    mesh: Mesh,
+    lora: LoraConfig | None = None,
+):
+    """The compiled update (state, batch, key, frozen) -> (state, statistics); the state is donated. frozen: the
+    parameters that the adapters in the state belong to, None without adapters."""
 
-    def update(state: TrainState, batch: SFTBatch, key: jax.Array):
+    def update(state: TrainState, batch: SFTBatch, key: jax.Array, frozen: Params | None = None):
         rows, length = batch.completion.shape
         corrupted = CORRUPTIONS[corruption](key, rows, length)
 
-        def loss(params, part):
+        def loss(trained, part):
             batch, corrupted = part
+            params = policy_params(trained, frozen, lora)
             return sft_loss(params, batch.tokens, batch.valid, batch.completion, corrupted, cfg)
 
         value, gradients = accumulate_gradients(jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches)
         state, norm = apply_gradients(state, gradients, optimizer)
         return state, {"sft/loss": value, "sft/grad_norm": norm}
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh), None))
-
-
-def initial_params(experiment: Experiment) -> Params:
-    """Random parameters of the run's seed, created where they live."""
-    make = jax.jit(init, static_argnums=1, out_shardings=shardings(experiment.model, experiment.mesh))
-    return make(experiment.key(0), experiment.model)
+    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
 
 
 def run_sft(experiment: Experiment, checkpoints: Checkpoints) -> Params:
-    """Trains from the newest checkpoint, or from the start, to the end of the stage; returns the final parameters."""
-    settings, key = experiment.settings, experiment.key(1)
-    total = settings.sft.updates
-    optimizer = make_optimizer(settings.sft_optimizer, total, experiment.model)
-    state = create_state(initial_params(experiment), optimizer, experiment.model, experiment.mesh)
-    restored = checkpoints.restore_latest(abstract_like(state), key)
-    done, state, key = restored or (0, state, key)
+    """Trains from the newest checkpoint, or from the start, to the end of the stage; returns the final parameters, with
+    adapters merged into them."""
+    settings, model, mesh, lora = experiment.settings, experiment.model, experiment.mesh, experiment.settings.lora
+    total, key = settings.sft.updates, experiment.key(1)
+    if total == 0:
+        return experiment.initial_params()
+    optimizer = make_optimizer(settings.sft_optimizer, total, model, lora)
+    restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
+    frozen = experiment.initial_params() if lora or not restored else None
+    if restored:
+        done, state, key = restored
+    else:
+        done, state = 0, create_state(experiment.initial_trained(frozen, 3), optimizer, model, mesh, lora)
+    frozen = frozen if lora else None
     if done == total:
-        return state.params
+        return experiment.merged(state.params, frozen)
 
     order = batches(experiment.sft_data, settings.sft.batch_size, settings.seed, settings.data.prompt_buckets)
-    update = make_sft_update(
-        optimizer, experiment.model, settings.sft.corruption, settings.sft.microbatches, experiment.mesh
-    )
+    update = make_sft_update(optimizer, model, settings.sft.corruption, settings.sft.microbatches, mesh, lora)
     learning_rate = settings.sft_optimizer.learning_rate_at(total)
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
         while done < total:
@@ -71,8 +83,8 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints) -> Params:
             with watch.measure("time/total"):
                 losses = []
                 for step in range(done, until):
-                    batch = put_rows(order[step], experiment.mesh)
-                    state, statistics = update(state, batch, jax.random.fold_in(key, step))
+                    batch = put_rows(order[step], mesh)
+                    state, statistics = update(state, batch, jax.random.fold_in(key, step), frozen)
                     losses.append(statistics["sft/loss"])
                 statistics = fetch({**statistics, "sft/loss": jnp.mean(jnp.stack(losses))})
             seconds_per_update = watch.seconds["time/total"] / (until - done)
@@ -88,7 +100,7 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints) -> Params:
             if done == total or done % settings.sft.checkpoint_every == 0:
                 checkpoints.save(done, state, key)
     checkpoints.wait()
-    return state.params
+    return experiment.merged(state.params, frozen)
 
 
 def _next_multiple(done: int, every: int) -> int:

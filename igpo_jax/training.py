@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from igpo_jax.model.transformer import ModelConfig, Params, init, shardings, weight_decay_mask
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model import transformer
+from igpo_jax.model.lora import LoraConfig, attach
+from igpo_jax.model.transformer import ModelConfig, Params, weight_decay_mask
 from igpo_jax.runtime.mesh import replicated
 
 
@@ -42,14 +45,22 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 [], updates done in this stage; params: float32; opt_state: of optax."""
+    """step: int32 [], updates done in this stage; params: what is trained, float32: all parameters, or the adapters of
+    a frozen model; opt_state: of optax."""
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
 
 
-def make_optimizer(cfg: OptimizerConfig, updates: int, model: ModelConfig) -> optax.GradientTransformation:
+def policy_params(trained: Params, frozen: Params | None, lora: LoraConfig | None) -> Params:
+    """The network's parameters: what is trained itself, or the frozen ones with the adapters that are trained."""
+    return trained if lora is None else attach(frozen, trained, lora)
+
+
+def make_optimizer(
+    cfg: OptimizerConfig, updates: int, model: ModelConfig, lora: LoraConfig | None = None
+) -> optax.GradientTransformation:
     """The optimiser of a stage of `updates` updates. Norm scales do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(cfg.max_grad_norm),
@@ -58,31 +69,51 @@ def make_optimizer(cfg: OptimizerConfig, updates: int, model: ModelConfig) -> op
             b1=cfg.b1,
             b2=cfg.b2,
             weight_decay=cfg.weight_decay,
-            mask=weight_decay_mask(model),
+            mask=weight_decay_mask(model) if lora is None else None,
         ),
     )
 
 
-def state_shardings(optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh) -> TrainState:
-    """Moments lie where their parameters lie; scalars are replicated."""
-    params = shardings(model, mesh)
-    opt_state = jax.eval_shape(lambda: optimizer.init(init(jax.random.key(0), model)))
-    return TrainState(
-        step=replicated(mesh),
-        params=params,
-        opt_state=optax.tree.map_params(
-            optimizer, lambda _, sharding: sharding, opt_state, params, transform_non_params=lambda _: replicated(mesh)
-        ),
+def abstract_state(
+    optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None
+) -> TrainState:
+    """`jax.ShapeDtypeStruct` of the state, with shardings: moments lie where their parameters lie, scalars everywhere."""
+    params = transformer.abstract(model, mesh) if lora is None else lora_module.abstract(model, lora, mesh)
+
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda leaf, of: placed(leaf, of.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
     )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return TrainState(step=step, params=params, opt_state=opt_state)
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh) -> TrainState:
+def state_shardings(
+    optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None
+) -> TrainState:
+    """Those of `abstract_state`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(optimizer, model, mesh, lora))
+
+
+def create_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    model: ModelConfig,
+    mesh: Mesh,
+    lora: LoraConfig | None = None,
+) -> TrainState:
     """A fresh optimiser around a copy of `params`: updates donate the state, and the caller keeps its own."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
 
-    return jax.jit(create, out_shardings=state_shardings(optimizer, model, mesh))(params)
+    return jax.jit(create, out_shardings=state_shardings(optimizer, model, mesh, lora))(params)
 
 
 def apply_gradients(

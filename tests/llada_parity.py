@@ -216,7 +216,7 @@ def internals(params, tokens, cfg):
     layer = jax.tree.map(lambda w: w[0], params["blocks"])
     x, valid = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
     sin, cos = transformer._rope_table(tokens.shape[1], cfg)
-    linear, found = transformer._linear, {}
+    linear, found = functools.partial(transformer._linear, layer=layer), {}
 
     def rotated(projected):
         heads = projected.reshape(*tokens.shape, -1, cfg.head_size)
@@ -224,12 +224,12 @@ def internals(params, tokens, cfg):
 
     h = found["attn_norm"] = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
     for name, ours in (("q", "query"), ("k", "key"), ("v", "value")):
-        found[f"{name}_proj"] = linear(h, layer[ours])
+        found[f"{name}_proj"] = linear(h, name=ours)
     found["q_rope"], found["k_rope"] = rotated(found["q_proj"]), rotated(found["k_proj"])
     found["attn_out"] = transformer._attention(h, layer, valid, sin, cos, cfg)
     h = found["ff_norm"] = rms_norm(x + found["attn_out"], layer["mlp_norm"], cfg.norm_epsilon)
-    found["ff_proj"], found["up_proj"] = linear(h, layer["gate"]), linear(h, layer["up"])
-    found["ff_out"] = linear(jax.nn.silu(found["ff_proj"]) * found["up_proj"], layer["down"])
+    found["ff_proj"], found["up_proj"] = linear(h, name="gate"), linear(h, name="up")
+    found["ff_out"] = linear(jax.nn.silu(found["ff_proj"]) * found["up_proj"], name="down")
     found["out"] = transformer._block(x, layer, valid=valid, sin=sin, cos=cos, cfg=cfg)
     return found
 

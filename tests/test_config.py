@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.experiment import open_experiment, read_config
 from igpo_jax.rl.rollout import RolloutConfig, rollout
-from igpo_jax.sft import initial_params
 
 TESTS = pathlib.Path(__file__).parent
 TINY = TESTS / "end_to_end" / "tiny.py"
@@ -115,8 +114,8 @@ def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
         ({"data__overflow": "cut"}, ["data.overflow='cut'", "error", "drop"]),
         ({"evaluation__problems": 0}, ["evaluation.problems"]),
         ({"checkpoints_kept": 0}, ["checkpoints_kept=0"]),
-        ({"model__heads": 5}, ["model.width=32", "model.heads=5"]),
-        ({"model__kv_heads": 4}, ["model.heads=2", "model.kv_heads=4"]),
+        ({"model__heads": 5}, ["model.width=32", "heads=5"]),
+        ({"model__kv_heads": 4}, ["model.heads=2", "kv_heads=4"]),
         ({"model__remat": "some"}, ["model.remat='some'"]),
         ({"task__name": "algebra"}, ["task.name='algebra'", "arithmetic", "gsm8k"]),
         ({"mesh__data": 3}, ["mesh.data=3", "mesh.fsdp=-1", "8 devices"]),
@@ -172,7 +171,7 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
         return np.zeros(completions.shape[:2], np.float32)
 
     with jax.set_mesh(experiment.mesh):
-        done = rollout(initial_params(experiment), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)
+        done = rollout(experiment.initial_params(), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)
     assert done.triggered.tolist() == rows.tolist() and not done.replaced.any()
     assert (done.second.ratio == ratio).all()
     # Chunks of two cover the trace up to its answer, but for an odd token at its end; all of it may be shown.

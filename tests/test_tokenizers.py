@@ -172,5 +172,5 @@ def test_a_file_that_is_no_model_or_a_foreign_one_is_an_error(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "foreign"), vocab_size=40, model_type="char"
     )
-    with pytest.raises(ValueError, match="foreign.model: the first pieces are .*<unk>"):
+    with pytest.raises(ValueError, match="foreign.model has no control symbol <mask>"):
         load_tokenizer(tmp_path / "foreign.model")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tokenizers import Tokenizer
+from igpo_jax.tokenizers import Tokenizer, encode_chat
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def prompt_arrays(
     problems: Sequence[Problem],
     tokenizer: Tokenizer,
     *,
+    chat: bool = False,
     prompt_length: int,
     completion_length: int,
     exclude_answer: bool,
@@ -57,13 +58,14 @@ def prompt_arrays(
     """The problems that fit, and their arrays, one row each.
 
     Args:
+        chat: questions become a user's message in the chat template.
         exclude_answer: chunks are cut from the trace up to its last answer span, and no token of any answer span is
             shown; otherwise the whole trace may be.
         overflow: what happens to problems that do not fit, see `_fitting`.
     """
-    encoded = [(tokenizer.encode(p.question), *tokenizer.encode_with_offsets(p.trace)) for p in problems]
+    encoded = [(_question(p, tokenizer, chat), *tokenizer.encode_with_offsets(p.trace)) for p in problems]
     keep = _fitting(problems, [(len(q), len(t)) for q, t, _ in encoded], prompt_length, completion_length, overflow)
-    tokens, valid = _left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
+    tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     shape = (len(keep), completion_length)
     trace, hintable = np.full(shape, tokenizer.eos_id, np.int32), np.zeros(shape, bool)
     trace_length = np.zeros(len(keep), np.int32)
@@ -85,12 +87,18 @@ def prompt_arrays(
 
 
 def sft_arrays(
-    problems: Sequence[Problem], tokenizer: Tokenizer, *, prompt_length: int, completion_length: int, overflow: str
+    problems: Sequence[Problem],
+    tokenizer: Tokenizer,
+    *,
+    chat: bool = False,
+    prompt_length: int,
+    completion_length: int,
+    overflow: str,
 ) -> SFTBatch:
-    """Arrays of the problems whose prompt and demonstration fit, one row each."""
-    encoded = [(tokenizer.encode(p.question), tokenizer.encode(p.demonstration)) for p in problems]
+    """Arrays of the problems whose prompt and demonstration fit, one row each; see `prompt_arrays`."""
+    encoded = [(_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
-    tokens, valid = _left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
+    tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
     for row, index in enumerate(keep):
         ids = encoded[index][1]
@@ -154,7 +162,14 @@ def _fitting(
     return keep
 
 
-def _left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def _question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[int]:
+    if chat:
+        return encode_chat(tokenizer, [{"role": "user", "content": problem.question}])
+    return tokenizer.encode(problem.question)
+
+
+def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token lists of at most `length` as int32 [n, length], and which of it is no padding, bool [n, length]."""
     tokens, valid = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
         if ids:

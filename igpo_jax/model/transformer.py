@@ -27,6 +27,7 @@ SHARDING_RULES = {
     "heads": "tensor",
     "mlp": "tensor",
     "norm": None,
+    "rank": None,
 }
 
 
@@ -106,10 +107,6 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
     return table
 
 
-def _map_table(function, cfg: ModelConfig):
-    return jax.tree.map(function, parameter_table(cfg), is_leaf=lambda x: isinstance(x, ParameterInfo))
-
-
 def init(key: jax.Array, cfg: ModelConfig) -> Params:
     """Random parameters. Run it under `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
     infos, treedef = jax.tree.flatten(parameter_table(cfg), is_leaf=lambda x: isinstance(x, ParameterInfo))
@@ -124,27 +121,32 @@ def init(key: jax.Array, cfg: ModelConfig) -> Params:
 
 def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
     """`jax.ShapeDtypeStruct` of every parameter, with its sharding on `mesh`."""
-    return _map_table(
-        lambda info: jax.ShapeDtypeStruct(info.shape, cfg.param_dtype, sharding=_sharding(info, mesh)), cfg
-    )
+    return abstract_table(parameter_table(cfg), cfg.param_dtype, mesh)
 
 
-def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """`NamedSharding` of every parameter.
+def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
+    """`jax.ShapeDtypeStruct` of everything that a table declares.
 
     Raises:
         KeyError: a logical axis has no rule in `SHARDING_RULES`.
     """
-    return _map_table(lambda info: _sharding(info, mesh), cfg)
+
+    def place(info: ParameterInfo):
+        sharding = NamedSharding(mesh, P(*(SHARDING_RULES[axis] for axis in info.axes)))
+        return jax.ShapeDtypeStruct(info.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(place, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
 
-def _sharding(info: ParameterInfo, mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P(*(SHARDING_RULES[axis] for axis in info.axes)))
+def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
+    """`NamedSharding` of every parameter."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract(cfg, mesh))
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
     """True where AdamW decays weights: matrices, not norm scales. By name: stacked norms are 2-D like matrices."""
-    return _map_table(lambda info: info.stddev is not None, cfg)
+    table = parameter_table(cfg)
+    return jax.tree.map(lambda info: info.stddev is not None, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
 
 def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig) -> jax.Array:
@@ -203,25 +205,30 @@ def _block(x: jax.Array, layer: Params, *, valid, sin, cos, cfg: ModelConfig) ->
         x = x + _attention(rms_norm(x, layer["attention_norm"], cfg.norm_epsilon), layer, valid, sin, cos, cfg)
     with jax.named_scope("mlp"):
         h = rms_norm(x, layer["mlp_norm"], cfg.norm_epsilon)
-        x = x + _linear(jax.nn.silu(_linear(h, layer["gate"])) * _linear(h, layer["up"]), layer["down"])
+        x = x + _linear(jax.nn.silu(_linear(h, layer, "gate")) * _linear(h, layer, "up"), layer, "down")
     return checkpoint_name(x, "block")
 
 
 def _attention(h: jax.Array, layer: Params, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
     b, t, _ = h.shape
-    q = _linear(h, layer["query"]).reshape(b, t, cfg.heads, cfg.head_size)
-    k = _linear(h, layer["key"]).reshape(b, t, cfg.kv_heads, cfg.head_size)
-    v = _linear(h, layer["value"]).reshape(b, t, cfg.kv_heads, cfg.head_size)
+    q = _linear(h, layer, "query").reshape(b, t, cfg.heads, cfg.head_size)
+    k = _linear(h, layer, "key").reshape(b, t, cfg.kv_heads, cfg.head_size)
+    v = _linear(h, layer, "value").reshape(b, t, cfg.kv_heads, cfg.head_size)
     q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
     may_attend = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
     a = jax.nn.dot_product_attention(q, k, v, mask=may_attend)
-    return _linear(a.reshape(b, t, cfg.width), layer["attention_out"])
+    return _linear(a.reshape(b, t, cfg.width), layer, "attention_out")
 
 
-def _linear(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [b, t, i] @ w [i, o]. Rows and positions are merged first: XLA's CPU backend is far slower at the weight
-    gradient of a product with two batch axes."""
-    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
+def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
+    """x [b, t, i] @ w [i, o], plus the layer's adapter of that name, if it has one (lora.py). Rows and positions are
+    merged first: XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ layer[name]
+    adapter = layer.get("adapters", {}).get(name)
+    if adapter is not None:
+        y = y + (rows @ adapter["a"]) @ adapter["b"]
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def _rope_table(length: int, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:

@@ -10,32 +10,35 @@ from igpo_jax.model.transformer import Params
 from igpo_jax.rl.likelihood import score
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout
 from igpo_jax.rl.step import make_update
-from igpo_jax.runtime.checkpoint import Checkpoints, abstract_like
+from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import fetch
 from igpo_jax.runtime.metrics import MetricsWriter, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.training import create_state, make_optimizer
+from igpo_jax.training import abstract_state, create_state, make_optimizer, policy_params
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
 
 
 def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) -> Params:
-    """Trains from the newest checkpoint, or from `reference`, to the end of the stage; returns the final parameters.
+    """Trains from the newest checkpoint, or from `reference`, to the end of the stage; returns what was trained.
 
     Args:
-        reference: where the stage starts, and the policy that the KL term holds on to.
+        reference: where the stage starts, the policy that the KL term holds on to, and what adapters belong to.
     """
     settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
-    rl, objective, first_step = settings.rl, settings.objective, settings.sft.updates
-    optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model)
-    state = create_state(reference, optimizer, model, mesh)
-    restored = checkpoints.restore_latest(abstract_like(state), key)
-    done, state, key = restored or (0, state, key)
+    rl, objective, lora, first_step = settings.rl, settings.objective, settings.lora, settings.sft.updates
+    frozen = reference if lora else None
+    optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model, lora)
+    restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
+    if restored:
+        done, state, key = restored
+    else:
+        done, state = 0, create_state(experiment.initial_trained(reference, 4), optimizer, model, mesh, lora)
     if done == rl.iterations:
         return state.params
 
     order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
-    update = make_update(optimizer, model, objective, mesh, rl.microbatches)
+    update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
     cfg = RolloutConfig(
         model, settings.rollout_decode, settings.inpainting, rl.group_size, objective.normalize_advantages
     )
@@ -46,7 +49,7 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
     def evaluate(log: MetricsWriter) -> float:
         watch = Stopwatch()
         with watch.measure("time/total"):
-            accuracy = experiment.accuracy(state.params)
+            accuracy = experiment.accuracy(policy_params(state.params, frozen, lora))
         problems = len(experiment.test_data.problems)
         log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": problems} | watch.seconds)
         return accuracy
@@ -60,14 +63,15 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
             watch = Stopwatch()
             with watch.measure("time/total"):
                 iteration_key = jax.random.fold_in(key, done)
-                sampled = rollout(state.params, order[done], experiment.grade, iteration_key, cfg, mesh)
+                policy = policy_params(state.params, frozen, lora)
+                sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh)
                 with watch.measure("time/score"):
-                    scores = score(state.params, reference, sampled.groups, iteration_key, model, objective, mesh)
+                    scores = score(policy, reference, sampled.groups, iteration_key, model, objective, mesh)
                     entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
                 with watch.measure("time/update"):
                     statistics = []
                     for inner_step in range(objective.inner_steps):
-                        state, of_step = update(state, sampled.groups, scores, np.int32(inner_step))
+                        state, of_step = update(state, sampled.groups, scores, np.int32(inner_step), frozen)
                         statistics.append(of_step)
                     statistics = fetch(statistics)
             done += 1

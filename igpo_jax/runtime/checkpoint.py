@@ -117,8 +117,3 @@ def _remove_unreadable_metrics(folder: pathlib.Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
-
-
-def abstract_like(tree):
-    """`jax.ShapeDtypeStruct` of every leaf, with its sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
