@@ -5,7 +5,6 @@ Six query heads, two key/value heads, tied or not, three layers: what the record
 
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from igpo_jax.model.huggingface import folder_model_config
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
-sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 import llada_parity
 import torch_reference as reference
 

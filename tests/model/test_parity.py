@@ -5,12 +5,10 @@ import hashlib
 import json
 import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
 import llada_parity
 from llada_parity import CHECKS, Absent, Fixture, check, main
 

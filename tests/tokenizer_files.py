@@ -1,0 +1,33 @@
+"""A small tokenizer.json of LLaDA's making: NFC, its split pattern, bytes, BPE, and the same special tokens (llada.md 5)."""
+
+import json
+import pathlib
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+# As LLaDA's tokenizer.json has it: one digit a piece.
+PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+BASE = ("<|startoftext|>", "<|endoftext|>", "[CLS]", "<|mdm_mask|>")
+INSTRUCT = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+TEXT = ["user assistant system What is the answer? The answer is 42 because two and two are four.", "Hello world, once more"]
+
+
+def write_tokenizer(folder: pathlib.Path, instruct: bool = True, vocab_size: int = 320) -> dict[str, int]:
+    """Writes tokenizer.json and tokenizer_config.json; returns the ids of the special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    special = BASE + (INSTRUCT if instruct else ())
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": BASE[0], "eos_token": BASE[1], "pad_token": BASE[1], "cls_token": BASE[2], "mask_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return {name: tokenizer.token_to_id(name) for name in special}
