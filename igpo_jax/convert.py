@@ -1,35 +1,50 @@
-"""python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface]
+"""python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
 
-Converts between Hugging Face folders of LLaDA or iLLaDA and this project's model folders.
+Converts a Hugging Face folder of LLaDA or iLLaDA to a model folder (the default), a model folder or a run to a Hugging
+Face folder (adapters are merged), or the adapters of a run to PEFT's files.
 """
 
+import pathlib
 import sys
 
 import jax
 from absl import app, flags, logging
 
+from igpo_jax.experiment import export_adapters, export_run
 from igpo_jax.model.checkpoints import convert, export
 from igpo_jax.model.huggingface import check_sha256
 from igpo_jax.runtime.mesh import make_mesh
 
-SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder; for --format=huggingface a model folder.", required=True)
+SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)
-FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface"], "What the target shall be.")
+FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "What the target shall be.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the target's parameters; by default the source's.")
 VERIFY = flags.DEFINE_string("verify", None, "Compare the source's files with the sums of this release first.")
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    source, target = pathlib.Path(SOURCE.value), TARGET.value
+    kind = "run" if (source / "checkpoints").is_dir() else "model" if (source / "params").is_dir() else "huggingface"
     try:
         if VERIFY.value:
-            print(f"{SOURCE.value}: as published: {', '.join(check_sha256(SOURCE.value, VERIFY.value))}")
+            print(f"{source}: as published: {', '.join(check_sha256(source, VERIFY.value))}")
         mesh = make_mesh()
         with jax.set_mesh(mesh):
-            (convert if FORMAT.value == "model" else export)(SOURCE.value, TARGET.value, mesh, DTYPE.value)
+            match kind, FORMAT.value:
+                case "huggingface", "model":
+                    convert(source, target, mesh, DTYPE.value)
+                case "model", "huggingface":
+                    export(source, target, mesh, DTYPE.value)
+                case "run", "huggingface":
+                    export_run(source, target, mesh, DTYPE.value)
+                case "run", "peft":
+                    export_adapters(source, target, mesh)
+                case _:
+                    raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} is not made of one")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(TARGET.value)
+    print(target)
 
 
 if __name__ == "__main__":

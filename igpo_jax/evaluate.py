@@ -7,7 +7,7 @@ import json
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from igpo_jax.experiment import last_stage, open_experiment, read_config, restore_run
 from igpo_jax.runtime.files import write_whole
@@ -18,6 +18,7 @@ STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Whose newest checkpoint
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
         experiment = open_experiment(read_config(WORKDIR.value), WORKDIR.value)
         stage = STAGE.value or last_stage(experiment.workdir)

@@ -16,11 +16,13 @@ from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays
 from igpo_jax.evaluation import decode_completions
 from igpo_jax.model import lora
-from igpo_jax.model.checkpoints import load_params
+from igpo_jax.model.checkpoints import copy_small_files, load_params, new_folder, stored_weight_map, write_safetensors
+from igpo_jax.model.huggingface import llada_config
+from igpo_jax.model.huggingface import read_config as read_model_json
 from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.files import write_whole
-from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
@@ -198,26 +200,86 @@ def restore_run(
     if dtype is not None:
         model = dataclasses.replace(model, param_dtype=dtype, compute_dtype=dtype)
     configuration.check_model_divides(model, mesh)
-    folder = workdir / "checkpoints"
     stage = stage or last_stage(workdir)
-
-    def trained(stage: str) -> tuple[int, Params]:
-        if not (folder / stage).is_dir():
-            raise ValueError(f"{folder} has no checkpoints of the stage {stage!r}")
-        wanted = abstract(model, mesh) if settings.lora is None else lora.abstract(model, settings.lora, mesh)
-        with Checkpoints(folder / stage, keep=settings.checkpoints_kept) as checkpoints:
-            restored = checkpoints.restore_params(wanted)
-        if restored is None:
-            raise ValueError(f"{folder / stage} is empty")
-        return restored
-
-    step, params = trained(stage)
+    step, params = _restore_trained(workdir, settings, model, mesh, stage)
     if settings.lora is not None:
         base = load_params(settings.model["path"], model, mesh)
         if stage == "rl" and settings.sft.updates:
-            base = lora.merge(base, trained("sft")[1], settings.lora)
+            _, of_sft = _restore_trained(workdir, settings, model, mesh, "sft")
+            base = lora.merge(base, of_sft, settings.lora)
         params = lora.attach(base, params, settings.lora)
     return step, model, params, tokenizer
+
+
+def _restore_trained(
+    workdir: pathlib.Path, settings: Settings, model: ModelConfig, mesh: Mesh, stage: str
+) -> tuple[int, Params]:
+    """What a stage trained, all parameters or adapters, at its newest checkpoint."""
+    folder = workdir / "checkpoints" / stage
+    if not folder.is_dir():
+        raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
+    wanted = abstract(model, mesh) if settings.lora is None else lora.abstract(model, settings.lora, mesh)
+    with Checkpoints(folder, keep=settings.checkpoints_kept) as checkpoints:
+        restored = checkpoints.restore_params(wanted)
+    if restored is None:
+        raise ValueError(f"{folder} is empty")
+    return restored
+
+
+def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
+    """A run's newest checkpoint as a Hugging Face folder; adapters are merged into the matrices they belong to.
+
+    Args:
+        target: must not exist.
+        dtype: float32 | bfloat16; by default the run's.
+
+    Raises:
+        ValueError: see `restore_run`, or `target` exists.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    settings = configuration.parse(read_config(workdir))
+    _, model, params, _ = restore_run(workdir, mesh, stage=last_stage(workdir))
+    adapters = params["blocks"].pop("adapters", None)
+    if adapters is not None:
+        params = lora.merge(params, adapters, dataclasses.replace(settings.lora, alpha=settings.lora.rank))
+    base = settings.model["path"]
+    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
+    values = read_model_json(base) if base else llada_config(model, length)
+    with new_folder(target) as folder:
+        if jax.process_index() == 0:
+            if base:
+                copy_small_files(base, folder)
+            else:
+                write_whole(folder / "config.json", json.dumps(values, indent=2))
+                write_whole(folder / "tokenizer.model", (workdir / "tokenizer.model").read_bytes())
+        leaves = (
+            (tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(params)
+        )
+        write_safetensors(folder, leaves, values, model, mesh, dtype or model.param_dtype, stored_weight_map(base))
+
+
+def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
+    """The adapters that a run's last stage trained, as PEFT's files.
+
+    Raises:
+        ValueError: the run has no adapters, or its stage began from a base that is not the folder `model.path`.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    settings = configuration.parse(read_config(workdir))
+    stage = last_stage(workdir)
+    if settings.lora is None:
+        raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
+    if stage == "rl" and settings.sft.updates:
+        raise ValueError(
+            f"the adapters of {workdir} belong to its model after the supervised stage (sft.updates="
+            f"{settings.sft.updates}), not to {settings.model['path']!r}; export with --format=huggingface"
+        )
+    model = configuration.model_config(settings, run_tokenizer(workdir, settings))
+    _, adapters = _restore_trained(workdir, settings, model, mesh, stage)
+    with new_folder(target) as folder:
+        adapters = fetch(adapters)
+        if jax.process_index() == 0:
+            lora.export_peft(adapters, settings.lora, folder, settings.model["path"])
 
 
 def last_stage(workdir: pathlib.Path) -> str:

@@ -234,15 +234,20 @@ def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dty
     Raises:
         ValueError: the source is not whole, or `target` exists.
     """
-    source, cfg = pathlib.Path(source), folder_model_config(source)
-    values = read_config(source)
-    weight_map = read_json(source / INDEX).get("weight_map") if (source / INDEX).is_file() else None
+    cfg, values = folder_model_config(source), read_config(source)
+    weight_map = stored_weight_map(source)
     dtype = dtype or _stored_dtype(source)
     with new_folder(target) as folder:
         if jax.process_index() == 0:
             copy_small_files(source, folder)
         stream = _with_progress(stream_model_folder(source, cfg, mesh, dtype), cfg, mesh, "exporting")
         write_safetensors(folder, stream, values, cfg, mesh, dtype, weight_map)
+
+
+def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
+    """tensor -> file, as the index of a folder has it; None without an index."""
+    index = pathlib.Path(folder) / INDEX
+    return read_json(index).get("weight_map") if index.is_file() else None
 
 
 def write_safetensors(
