@@ -3,20 +3,30 @@
     python -m igpo_jax.train --config=gsm8k.py --config.task.train_path=DIR/train.jsonl --config.task.test_path=DIR/test.jsonl
 
 The files are those of github.com/openai/grade-school-math. `gsm8k.py:smoke` runs every stage in a few minutes on a CPU.
+`gsm8k.py:llada` starts from LLaDA-8B-Instruct, --config.model.path, and trains adapters of it.
 """
 
 from igpo_jax.config import base_config
 
 
 def get_config(variant=""):
-    if variant not in ("", "smoke"):
-        raise ValueError(f"gsm8k.py has no variant {variant!r}; there is: smoke")
+    if variant not in ("", "smoke", "llada"):
+        raise ValueError(f"gsm8k.py has no variant {variant!r}; there are: smoke, llada")
     config = base_config(
         name="gsm8k",
         train_path="data/gsm8k/train.jsonl",
         test_path="data/gsm8k/test.jsonl",
         max_malformed_lines=0,
     )
+    if variant == "llada":
+        config.model.update({"path": "LLaDA-8B-Instruct", "param_dtype": "bfloat16", "compute_dtype": "bfloat16"})
+        config.model.remat = "full"
+        config.lora.update({"rank": 128, "alpha": 64.0})
+        config.tokenizer.chat = True
+        config.data.update({"prompt_buckets": (128, 192, 256), "overflow": "drop"})
+        config.sft.updates = 0  # it has learned to follow instructions
+        config.rl.update({"iterations": 500, "prompts": 16, "eval_every": 50})
+        return config
     config.tokenizer.update({"kind": "unigram", "vocab_size": 4096})
     config.data.update({"prompt_buckets": (64, 96, 128, 192, 256), "overflow": "drop"})
     config.model.update({"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp_width": 1536})

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,12 +7,14 @@ import optax
 import pytest
 
 from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.mesh import put_rows
-from igpo_jax.training import OptimizerConfig, create_state, make_optimizer
+from igpo_jax.training import OptimizerConfig, create_state, make_optimizer, policy_params
 
 # No other test uses this vocabulary: none has compiled these programs before.
 CFG = ModelConfig(vocab_size=32, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
@@ -132,3 +136,68 @@ def test_norm_scales_do_not_decay(mesh):
     for name in ("attention_norm", "mlp_norm"):
         np.testing.assert_array_equal(state.params["blocks"][name], params["blocks"][name])
     np.testing.assert_allclose(state.params["blocks"]["query"], params["blocks"]["query"] * (1 - 1e-3), rtol=1e-5)
+
+
+# Adapters of a frozen model
+
+LORA = LoraConfig(rank=3, alpha=6.0)
+
+
+def start_adapters(mesh):
+    """(frozen parameters in bfloat16, adapters, state, optimiser)."""
+    cfg = dataclasses.replace(CFG, param_dtype="bfloat16")
+    frozen = jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(0), cfg)
+    placed = lora_module.shardings(CFG, LORA, mesh)
+    adapters = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=placed)(jax.random.key(1), CFG, LORA)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 100, CFG, LORA)
+    return frozen, adapters, create_state(adapters, optimizer, CFG, mesh, LORA), optimizer
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
+    mesh, objective = mesh_of(shape), ObjectiveConfig()
+    frozen, adapters, state, optimizer = start_adapters(mesh)
+    before = jax.tree.map(np.asarray, frozen)
+    with jax.set_mesh(mesh):
+        batch = put_rows(make_batch(), mesh)
+        policy = policy_params(state.params, frozen, LORA)
+        scores = score(policy, frozen, batch, jax.random.key(0), CFG, objective, mesh)
+        np.testing.assert_array_equal(scores.old, scores.reference)  # adapters off is the reference
+        update = make_update(optimizer, CFG, objective, mesh, lora=LORA)
+        state, statistics = update(state, batch, scores, jnp.int32(0), frozen)
+        assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
+        assert statistics["policy/kl"] == pytest.approx(0, abs=1e-6)
+        state, statistics = update(state, batch, scores, jnp.int32(1), frozen)
+        assert abs(float(statistics["policy/ratio_mean"]) - 1) > 1e-5 and float(statistics["policy/kl"]) > 1e-6
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, frozen), before)
+    assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
+    moments = optax.tree.get(state.opt_state, "ScaleByAdamState")
+    assert jax.tree.structure(moments.mu) == jax.tree.structure(adapters)
+    for leaf, moment, first in zip(*map(jax.tree.leaves, (state.params, moments.nu, adapters)), strict=True):
+        assert leaf.dtype == moment.dtype == jnp.float32 and not np.array_equal(leaf, first)
+        assert leaf.sharding.is_equivalent_to(first.sharding, 3) and moment.sharding.is_equivalent_to(first.sharding, 3)
+
+
+def test_gradients_of_adapters_follow_from_those_of_the_full_parametrisation(mesh):
+    """W = base + s A B, so dA = s dW B^T and dB = s A^T dW; here of the objective, with a ratio that is not 1."""
+    objective = ObjectiveConfig(kl_coefficient=0.5, clip_low=0.9, clip_high=9.0)
+    _, adapters, _, _ = start_adapters(mesh)
+    frozen = jax.jit(init, static_argnums=1)(jax.random.key(0), CFG)
+    adapters = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), adapters)
+    batch = make_batch()
+    scores = score(frozen, frozen, batch, jax.random.key(0), CFG, objective, mesh)
+    part = jax.tree.map(lambda x: x[0], scores)
+
+    def loss(params):
+        return loss_and_statistics(params, batch, part, CFG, objective, mesh)[0]
+
+    found = jax.jit(jax.grad(lambda trained: loss(policy_params(trained, frozen, LORA))))(adapters)
+    full = jax.jit(jax.grad(loss))(lora_module.merge(frozen, adapters, LORA))["blocks"]
+    for name, of in adapters.items():
+        expected = {
+            "a": LORA.scale * jnp.einsum("lio,lro->lir", full[name], of["b"]),
+            "b": LORA.scale * jnp.einsum("lir,lio->lro", of["a"], full[name]),
+        }
+        for matrix, value in expected.items():
+            assert float(jnp.abs(value).max()) > 1e-6
+            np.testing.assert_allclose(found[name][matrix], value, rtol=2e-3, atol=1e-7)
