@@ -1,0 +1,159 @@
+"""A folder of LLaDA through all commands: convert, generate, train with adapters, evaluate, export."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from igpo_jax.model.safetensors_files import stored_tensors
+from igpo_jax.runtime.metrics import read_rows
+from tokenizer_files import write_tokenizer
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = HERE / "llada_tiny.py"
+WEIGHTS = HERE.parent / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
+SHORT = ("--completion_length=16", "--block_length=8")
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llada") / "hf"
+    shutil.copytree(WEIGHTS, folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def train(command, folder, workdir, *overrides):
+    return command("train", f"--config={CONFIG}", f"--config.model.path={folder}", f"--workdir={workdir}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def run(command, llada):
+    workdir = llada.parent / "run"
+    done = train(command, llada, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def generated(command, model, *arguments):
+    done = command("generate", f"--model={model}", "--prompt=What is the answer?", *SHORT, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def tensors(folder):
+    def values(of):
+        return np.fromfile(of.file, of.dtype, offset=of.begin, count=(of.end - of.begin) // of.dtype.itemsize)
+
+    return {name: values(of).astype(np.float32) for name, of in stored_tensors(folder).items()}
+
+
+def test_convert_generate_and_back(command, llada, tmp_path):
+    for source, target, *form in ((llada, tmp_path / "model"), (tmp_path / "model", tmp_path / "back", "--format=huggingface")):
+        done = command("convert", f"--source={source}", f"--target={target}", *form)
+        assert done.returncode == 0, done.stderr
+    assert {file.name: file.read_bytes() for file in llada.glob("*.json") if "index" not in file.name} == {
+        file.name: file.read_bytes() for file in (tmp_path / "back").glob("*.json") if "index" not in file.name
+    }
+    for name, of in stored_tensors(llada).items():
+        other = stored_tensors(tmp_path / "back")[name]
+        assert of.file.name == other.file.name and of.dtype == other.dtype
+        assert of.file.read_bytes()[of.begin : of.end] == other.file.read_bytes()[other.begin : other.end]
+    assert generated(command, llada, "--chat") == generated(command, tmp_path / "model", "--chat")
+
+
+def test_generate_reads_files_shows_steps_and_fills_templates(command, llada, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello"}\n\n{"prompt": "two and two"}\n')
+    output = tmp_path / "out.jsonl"
+    done = command("generate", f"--model={llada}", f"--prompts={tmp_path / 'prompts.jsonl'}", *SHORT, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["Hello", "two and two"] and all(len(row["tokens"]) == 16 for row in rows)
+    shown = generated(command, llada, "--show")
+    assert shown.startswith("step 0: " + "_" * 16) and "\nstep 16: " in shown
+    filled = generated(command, llada, "--template=The answer is [MASK:4] because")
+    assert filled.startswith("The answer is ") and filled.endswith(" because\n")
+    assert generated(command, llada, "--hint=once more ").startswith("once more ")
+
+
+def test_adapters_are_all_that_is_trained_and_stored(command, llada, run, tmp_path):
+    size = {stage: sum(f.stat().st_size for f in (run / "checkpoints" / stage / step).rglob("*") if f.is_file())
+            for stage, step in (("sft", "4"), ("rl", "2"))}  # fmt: skip
+    adapters = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 192)) * 4  # layers, rank, widths, float32
+    assert all(bytes_ < 5 * adapters for bytes_ in size.values()), size  # with two moments; the base has 690 kB
+    for target in ("one", "two"):
+        done = command("convert", f"--source={run}", f"--target={tmp_path / target}", "--format=huggingface")
+        assert done.returncode == 0, done.stderr
+    before, after = tensors(llada), tensors(tmp_path / "one")
+    changed = {name.split(".")[-2] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"}
+    for name in ("model.transformer.ff_out.weight", "model.transformer.wte.weight"):
+        np.testing.assert_array_equal(before[name], after[name])
+    assert len(generated(command, tmp_path / "one", "--chat")) > 0
+
+
+def test_evaluate_and_generate_work_on_the_run(command, run):
+    done = command("evaluate", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["checkpoint"] == 2
+    assert generated(command, run, "--chat").strip() and generated(command, run, "--chat", "--stage=sft").strip()
+
+
+def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_path):
+    """Cut back to the last update of the supervised stage, and to the first iteration of RL."""
+    for cut in (("sft", "4"), ("rl", "2")):
+        workdir = tmp_path / cut[0]
+        shutil.copytree(run, workdir)
+        shutil.rmtree(workdir / "checkpoints" / cut[0] / cut[1])
+        if cut[0] == "sft":
+            shutil.rmtree(workdir / "checkpoints" / "rl")
+        done = train(command, llada, workdir)
+        assert done.returncode == 0, done.stderr
+        for target, source in (("whole", run), ("continued", workdir)):
+            done = command("convert", f"--source={source}", f"--target={workdir / target}", "--format=huggingface")
+            assert done.returncode == 0, done.stderr
+        whole, continued = tensors(workdir / "whole"), tensors(workdir / "continued")
+        assert all(np.array_equal(whole[name], continued[name]) for name in whole)
+
+
+def test_adapters_of_a_run_without_supervised_stage_become_peft_files(command, llada, run, tmp_path):
+    done = command("convert", f"--source={run}", f"--target={tmp_path / 'peft'}", "--format=peft")
+    assert done.returncode != 0 and "belong to its model after the supervised stage (sft.updates=4)" in done.stderr
+    done = train(command, llada, tmp_path / "run", "--config.sft.updates=0", "--config.rl.iterations=1")
+    assert done.returncode == 0, done.stderr
+    done = command("convert", f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'peft'}", "--format=peft")
+    assert done.returncode == 0, done.stderr
+    assert {file.name for file in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_path):
+    done = command("convert", f"--source={finished}", f"--target={tmp_path / 'hf'}", "--format=huggingface")
+    assert done.returncode == 0, done.stderr
+    [row, *_] = read_rows(finished / "rollouts.jsonl")
+    prompt = f"--prompt={row['question']}"
+    texts = [command("generate", f"--model={model}", prompt, *SHORT).stdout for model in (finished, tmp_path / "hf")]
+    assert texts[0] == texts[1] and texts[0].strip()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("generate", "--model=nowhere", "--prompt=x"), "there is no folder 'nowhere'"),
+    (("generate", "--model={llada}"), "give --prompt, --prompts or --template"),
+    (("generate", "--model={llada}", "--prompts=none.txt"), "there is no file 'none.txt'"),
+    (("generate", "--model={llada}", "--template=x [MASK]", "--hint=y"), "--hint and --template are both given"),
+    (("generate", "--model={llada}", "--template=x"), "has no blank"),
+    (("generate", "--model={llada}", "--prompt=x", "--steps=3"), "steps=3 is not a multiple of the number of blocks"),
+    (("convert", "--source={llada}", "--target={llada}"), "exists already"),
+    (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft is not made of one"),
+    (("convert", "--source={llada}", "--target=new", "--verify=LLaDA-8B-Base"), "config.json is not that of LLaDA-8B-Base"),
+    (("convert", "--source=nowhere", "--target=new"), "config.json is missing"),
+    (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"), "config.json is missing"),
+    (("train", "--config={config}", "--workdir=new", "--config.model.path={llada}", "--config.model.width=32"),
+     "model.width=32 and model.path="),
+    (("train", "--config={config}", "--workdir=new", "--config.model.path={llada}", "--config.lora.targets=('q_proj',)"),
+     "lora.targets=('q_proj',) must be some of query"),
+])  # fmt: skip
+def test_mistakes_are_told_in_one_line(command, llada, arguments, message):
+    done = command(*(argument.format(llada=llada, config=CONFIG) for argument in arguments))
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
