@@ -21,6 +21,7 @@ import numpy as np
 
 from igpo_jax.model.huggingface import INDEX, LLADA
 from igpo_jax.model.safetensors_files import stored_tensors
+from igpo_jax.runtime.results import environment
 
 WIDTH, MLP, VOCABULARY = 4096, 12288, 126464
 CONFIG = {
@@ -124,7 +125,8 @@ def main():
     copying = time.perf_counter() - begin
     shutil.rmtree(exported)
     parameters = sum(int(np.prod(shape)) for *_, shape in tensors(arguments.layers).values())
-    result = {"layout": arguments.layout, "parameters": parameters, "seconds_of_a_copy": round(copying, 1)}
+    result = {"date": time.strftime("%Y-%m-%d"), **environment()}
+    result |= {"layout": arguments.layout, "parameters": parameters, "seconds_of_a_copy": round(copying, 1)}
     result["convert"] = run(f"--source={original}", f"--target={model}")
     result["export"] = run(f"--source={model}", f"--target={exported}", "--format=huggingface")
     result["differing_tensors"] = differing(original, exported)

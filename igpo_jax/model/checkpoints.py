@@ -2,7 +2,7 @@
 
 A *Hugging Face folder* has config.json and safetensors files; a *model folder* is this project's: the same small files,
 and params/ with one Orbax checkpoint for each parameter. Parameters are moved one at a time: what is in memory is one
-stacked parameter and one layer's tensor, spread over the mesh, and each process reads only what its devices hold.
+stacked parameter and one layer's tensor, spread over the mesh, and no byte is read by two processes.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from igpo_jax.model.huggingface import INDEX, Path, folder_model_config, read_co
 from igpo_jax.model.safetensors_files import Stored, fill_files, stored_tensors, write_headers
 from igpo_jax.model.transformer import ModelConfig, Params, abstract
 from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.metrics import progress
 
 UNTRANSPOSED = ("embedding",)  # of two axes here and there, and the same way round
@@ -51,13 +52,11 @@ def _nested(leaves: dict[Path, jax.Array]) -> Params:
     return params
 
 
-def _of_one_layer(path: Path, leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], P, bool]:
-    """Shape and partitioning of their tensor, and whether ours is its transpose."""
-    shape, spec = leaf.shape, tuple(leaf.sharding.spec)
-    if path[0] == "blocks":
-        shape, spec = shape[1:], spec[1:]
+def _of_one_layer(path: Path, leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], bool]:
+    """Shape of their tensor, and whether ours is its transpose."""
+    shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
     transposed = len(shape) == 2 and path != UNTRANSPOSED
-    return (shape[::-1], P(*spec[::-1]), True) if transposed else (shape, P(*spec), False)
+    return (shape[::-1], True) if transposed else (shape, False)
 
 
 def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Stored]:
@@ -88,8 +87,11 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
     return stored
 
 
-def _read_tensor(stored: Stored, name: str, sharding: NamedSharding) -> jax.Array:
-    """Orbax reads the byte ranges that this process's devices need."""
+def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
+    """A tensor, its rows spread over all devices: every process reads one run of bytes, and none is read twice. (Cut as
+    the parameters are, it would fall into thousands of pieces, and Orbax would read all of it everywhere.)"""
+    divides = (axes for axes in (AXES, AXES[1:], AXES[2:]) if stored.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0)
+    sharding = NamedSharding(mesh, P(next(divides, None)))
     context = ocp.Context()
     context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
     with context:
@@ -108,16 +110,15 @@ def stream_hugging_face(
     stored, names = check_tensors(folder, values, cfg, mesh), tensor_names(values, cfg)
     dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
     for path, leaf in _leaves(cfg, mesh).items():
-        _, spec, transposed = _of_one_layer(path, leaf)
-        theirs = NamedSharding(mesh, spec)
+        _, transposed = _of_one_layer(path, leaf)
 
         def place(tensor, transposed=transposed):
             return (tensor.T if transposed else tensor).astype(dtype)
 
         if path[0] != "blocks":
             [name] = names[path]
-            value = _read_tensor(stored[name], name, theirs)
-            if transposed or value.dtype != dtype:
+            value = _read_tensor(stored[name], name, mesh)
+            if transposed or value.dtype != dtype or not value.sharding.is_equivalent_to(leaf.sharding, value.ndim):
                 value = jax.jit(place, out_shardings=leaf.sharding)(value)
             yield path, value
             del value
@@ -131,7 +132,7 @@ def stream_hugging_face(
         )
         stack = jax.jit(functools.partial(jnp.zeros, leaf.shape, dtype), out_shardings=leaf.sharding)()
         for layer, name in enumerate(names[path]):
-            stack = insert(stack, _read_tensor(stored[name], name, theirs), np.int32(layer))
+            stack = insert(stack, _read_tensor(stored[name], name, mesh), np.int32(layer))
             jax.block_until_ready(stack)  # or the tensors of many layers wait in memory to be written
         yield path, stack
         del stack  # before the next one is made
@@ -280,7 +281,7 @@ def write_safetensors(
         write_whole(folder / INDEX, json.dumps(index, indent=2).encode())
 
     for path, value in stream:
-        _, _, transposed = _of_one_layer(path, leaves[path])
+        _, transposed = _of_one_layer(path, leaves[path])
         whole = NamedSharding(mesh, P())
 
         def tensor_of(value, layer, path=path, transposed=transposed):

@@ -1,0 +1,47 @@
+"""Two processes with two devices each do what one with one device does."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import igpo_jax
+from igpo_jax.model.safetensors_files import stored_tensors
+from test_checkpoints import assert_same_files
+from tokenizer_files import write_tokenizer
+
+HERE = pathlib.Path(__file__).parent
+
+
+def test_two_processes_convert_export_and_generate(tmp_path, mesh):
+    source = tmp_path / "hf"
+    shutil.copytree(HERE / "fixtures" / "llada_tiny" / "bf16_sharded", source)
+    write_tokenizer(source)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = [port, str(source), str(tmp_path)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(HERE / "two_processes.py")]
+    processes = [subprocess.Popen([*command, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    total = sum(stored.end - stored.begin for stored in stored_tensors(source).values())
+    assert first.pop("bytes_read") == second.pop("bytes_read") == total / 2
+    assert first == second
+    assert_same_files(source, tmp_path / "exported")
+    model = igpo_jax.load(source, mesh=mesh)
+    alone = model.generate(["Hello", "two and two"], completion_length=16, block_length=8)
+    assert first["tokens"] == [done.tokens.tolist() for done in alone]
+    assert first["score"] == pytest.approx(model.score("Hello", " there").log_likelihood, abs=1e-3)
+    assert first["infilled"] == model.infill(["The answer is [MASK:4] because"])[0].tokens.tolist()
