@@ -29,9 +29,10 @@ step rollout 120 "$python" benchmarks/rollout.py --width 2048 --heads 16 --promp
   --dtype bfloat16 --output "$out/rollout-gpu.json"
 step train 150 "$python" -m igpo_jax.train --config=arithmetic.py --workdir="$(mktemp -d)/run" \
   --config.sft.updates=300 --config.rl.iterations=3 --config.rl.eval_every=0 --config.evaluation.problems=125
+step parity 120 "$python" tests/llada_parity.py tests/model/fixtures/llada_tiny
 # Tests of meshes need eight devices; they run on emulated ones, on the CPU (launch/test.sh). Products in full float32.
 if "$python" -c 'import pytest' 2>/dev/null; then
-  JAX_DEFAULT_MATMUL_PRECISION=highest step tests 180 "$python" -m pytest -m "not slow" tests/rl tests/diffusion \
+  JAX_DEFAULT_MATMUL_PRECISION=highest step tests 180 "$python" -m pytest -m "not slow" tests/rl tests/diffusion tests/model/test_lora.py tests/test_inference.py \
     -k "not mesh and not compiled_once and not lie_where and not tied_head and not log_softmax"
 fi
 exit $failed

@@ -56,7 +56,9 @@ def _load_config(argument: str) -> ConfigDict:
         where = path if line is None else f"{path}, line {line}"
         raise ValueError(f"{where}: {type(error).__name__}: {'; '.join(reason)}") from None
     if not isinstance(config, ConfigDict):
-        raise ValueError(f"{path}: get_config() returns {type(config).__name__}, not a configuration; start from base_config()")
+        raise ValueError(
+            f"{path}: get_config() returns {type(config).__name__}, not a configuration; start from base_config()"
+        )
     return config
 
 

@@ -211,6 +211,15 @@ def _check(settings: Settings) -> None:
                 )
     kind = settings.tokenizer.kind
     require(kind in ("char", "unigram", "bpe"), f"tokenizer.kind={kind!r} is not 'char', 'unigram' or 'bpe'")
+    require(
+        settings.lora is None or model["path"],
+        f"lora.rank={settings.lora and settings.lora.rank} needs a model to adapt: model.path",
+    )
+    require(
+        settings.lora is not None or model["param_dtype"] == "float32",
+        "model.param_dtype=bfloat16 and lora.rank=0: bfloat16 cannot hold the small steps of training; train adapters "
+        "(lora.rank) or keep float32 parameters (model.compute_dtype may be bfloat16)",
+    )
     try:
         own_model(settings, vocab_size=1, mask_id=0, eos_id=0)
     except ValueError as error:
@@ -281,7 +290,9 @@ def folder_model(settings: Settings) -> ModelConfig | None:
     values = settings.model
     if not values["path"]:
         return None
-    return folder_model_config(values["path"], **{key: values[key] for key in ("param_dtype", "compute_dtype", "remat")})
+    return folder_model_config(
+        values["path"], **{key: values[key] for key in ("param_dtype", "compute_dtype", "remat")}
+    )
 
 
 def model_config(settings: Settings, tokenizer) -> ModelConfig:

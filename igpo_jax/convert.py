@@ -18,7 +18,9 @@ from igpo_jax.runtime.mesh import make_mesh
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)
 FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "What the target shall be.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the target's parameters; by default the source's.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Of the target's parameters; by default the source's."
+)
 VERIFY = flags.DEFINE_string("verify", None, "Compare the source's files with the sums of this release first.")
 
 

@@ -9,7 +9,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from igpo_jax.experiment import last_stage, open_experiment, read_config, restore_run
+from igpo_jax.experiment import open_experiment, read_config, restore_run
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.results import accuracy_with_interval, decoding, environment
 
@@ -21,13 +21,16 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
         experiment = open_experiment(read_config(WORKDIR.value), WORKDIR.value)
-        stage = STAGE.value or last_stage(experiment.workdir)
-        step, _, params, _ = restore_run(experiment.workdir, experiment.mesh, stage=stage)
+        run = restore_run(experiment.workdir, experiment.mesh, STAGE.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
     with jax.set_mesh(experiment.mesh):
-        accuracy = experiment.accuracy(params)
-    result = {"stage": stage, "checkpoint": step, **accuracy_with_interval(accuracy, len(experiment.test_data.problems))}
+        accuracy = experiment.accuracy(run.policy())
+    result = {
+        "stage": run.stage,
+        "checkpoint": run.step,
+        **accuracy_with_interval(accuracy, len(experiment.test_data.problems)),
+    }
     result |= {"decode": decoding(experiment)} | environment()
     if jax.process_index() == 0:
         write_whole(experiment.workdir / "evaluation.json", json.dumps(result, indent=2))

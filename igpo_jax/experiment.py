@@ -79,9 +79,7 @@ class Experiment:
         cfg = self.settings.lora
         if cfg is None:
             return trained
-        merge = jax.jit(
-            lora.merge, static_argnums=2, donate_argnums=0, out_shardings=shardings(self.model, self.mesh)
-        )
+        merge = jax.jit(lora.merge, static_argnums=2, donate_argnums=0, out_shardings=shardings(self.model, self.mesh))
         return merge(frozen, trained, cfg)
 
     def text(self, tokens: np.ndarray) -> str:
@@ -130,7 +128,11 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
         workdir.mkdir(parents=True, exist_ok=True)
         if not settings.model["path"]:
             train_sentencepiece(
-                (text for p in problems.get("sft", problems.get("rl")) for text in (p.question, p.demonstration, p.trace)),
+                (
+                    text
+                    for p in problems.get("sft", problems.get("rl"))
+                    for text in (p.question, p.demonstration, p.trace)
+                ),
                 workdir / "tokenizer.model",
                 kind=settings.tokenizer.kind,
                 vocab_size=settings.tokenizer.vocab_size,
@@ -181,13 +183,28 @@ def run_tokenizer(workdir: pathlib.Path, settings: Settings) -> Tokenizer:
     return load_tokenizer(settings.model["path"], of_folder.mask_id)
 
 
-def restore_run(
-    workdir: str | os.PathLike, mesh: Mesh, dtype: str | None = None, stage: str | None = None
-) -> tuple[int, ModelConfig, Params, Tokenizer]:
-    """The newest checkpoint of a run, for use: (step, network, parameters, tokenizer). Its data is not needed.
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A run's newest checkpoint: at which step, and of which stage; the network, its parameters, and adapters of them
+    (None: none were trained)."""
+
+    step: int
+    stage: str
+    settings: Settings
+    model: ModelConfig
+    tokenizer: Tokenizer
+    params: Params
+    adapters: Params | None
+
+    def policy(self) -> Params:
+        """The network's parameters, with adapters beside them."""
+        return self.params if self.adapters is None else lora.attach(self.params, self.adapters, self.settings.lora)
+
+
+def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
+    """The newest checkpoint of a run, for use. The data that it was trained on is not needed.
 
     Args:
-        dtype: float32 | bfloat16, of parameters and activations; by default those of the run.
         stage: sft | rl; by default the last that the run has.
 
     Raises:
@@ -197,18 +214,15 @@ def restore_run(
     settings = configuration.parse(read_config(workdir))
     tokenizer = run_tokenizer(workdir, settings)
     model = configuration.model_config(settings, tokenizer)
-    if dtype is not None:
-        model = dataclasses.replace(model, param_dtype=dtype, compute_dtype=dtype)
     configuration.check_model_divides(model, mesh)
-    stage = stage or last_stage(workdir)
-    step, params = _restore_trained(workdir, settings, model, mesh, stage)
-    if settings.lora is not None:
-        base = load_params(settings.model["path"], model, mesh)
-        if stage == "rl" and settings.sft.updates:
-            _, of_sft = _restore_trained(workdir, settings, model, mesh, "sft")
-            base = lora.merge(base, of_sft, settings.lora)
-        params = lora.attach(base, params, settings.lora)
-    return step, model, params, tokenizer
+    stage = stage or ("rl" if (workdir / "checkpoints" / "rl").is_dir() else "sft")
+    step, trained = _restore_trained(workdir, settings, model, mesh, stage)
+    if settings.lora is None:
+        return Restored(step, stage, settings, model, tokenizer, trained, None)
+    base = load_params(settings.model["path"], model, mesh)
+    if stage == "rl" and settings.sft.updates:
+        base = lora.merge(base, _restore_trained(workdir, settings, model, mesh, "sft")[1], settings.lora)
+    return Restored(step, stage, settings, model, tokenizer, base, trained)
 
 
 def _restore_trained(
@@ -236,26 +250,21 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
     Raises:
         ValueError: see `restore_run`, or `target` exists.
     """
-    workdir = pathlib.Path(workdir).absolute()
-    settings = configuration.parse(read_config(workdir))
-    _, model, params, _ = restore_run(workdir, mesh, stage=last_stage(workdir))
-    adapters = params["blocks"].pop("adapters", None)
-    if adapters is not None:
-        params = lora.merge(params, adapters, dataclasses.replace(settings.lora, alpha=settings.lora.rank))
-    base = settings.model["path"]
+    run = restore_run(workdir, mesh)
+    settings, base = run.settings, run.settings.model["path"]
+    params = run.params if run.adapters is None else lora.merge(run.params, run.adapters, settings.lora)
+    leaves = ((tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(params))
     length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
-    values = read_model_json(base) if base else llada_config(model, length)
+    values = read_model_json(base) if base else llada_config(run.model, length)
+    weight_map = stored_weight_map(base) if base else None
     with new_folder(target) as folder:
         if jax.process_index() == 0:
             if base:
                 copy_small_files(base, folder)
             else:
                 write_whole(folder / "config.json", json.dumps(values, indent=2))
-                write_whole(folder / "tokenizer.model", (workdir / "tokenizer.model").read_bytes())
-        leaves = (
-            (tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(params)
-        )
-        write_safetensors(folder, leaves, values, model, mesh, dtype or model.param_dtype, stored_weight_map(base))
+                write_whole(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
+        write_safetensors(folder, leaves, values, run.model, mesh, dtype or run.model.param_dtype, weight_map)
 
 
 def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
@@ -264,27 +273,19 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh:
     Raises:
         ValueError: the run has no adapters, or its stage began from a base that is not the folder `model.path`.
     """
-    workdir = pathlib.Path(workdir).absolute()
-    settings = configuration.parse(read_config(workdir))
-    stage = last_stage(workdir)
-    if settings.lora is None:
+    run = restore_run(workdir, mesh)
+    if run.adapters is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
-    if stage == "rl" and settings.sft.updates:
+    base, updates = run.settings.model["path"], run.settings.sft.updates
+    if run.stage == "rl" and updates:
         raise ValueError(
-            f"the adapters of {workdir} belong to its model after the supervised stage (sft.updates="
-            f"{settings.sft.updates}), not to {settings.model['path']!r}; export with --format=huggingface"
+            f"the adapters of {workdir} belong to its model after the supervised stage (sft.updates={updates}), not to "
+            f"{base!r}; export with --format=huggingface"
         )
-    model = configuration.model_config(settings, run_tokenizer(workdir, settings))
-    _, adapters = _restore_trained(workdir, settings, model, mesh, stage)
     with new_folder(target) as folder:
-        adapters = fetch(adapters)
+        adapters = fetch(run.adapters)
         if jax.process_index() == 0:
-            lora.export_peft(adapters, settings.lora, folder, settings.model["path"])
-
-
-def last_stage(workdir: pathlib.Path) -> str:
-    """rl | sft: the last stage that a run has checkpoints of."""
-    return "rl" if (workdir / "checkpoints" / "rl").is_dir() else "sft"
+            lora.export_peft(adapters, run.settings.lora, folder, base)
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:

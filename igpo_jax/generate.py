@@ -15,21 +15,30 @@ from absl import app, flags, logging
 from igpo_jax.inference import Completion, DiffusionLM, load
 
 MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
+ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts: a line each, or JSON lines with the key prompt.")
 CHAT = flags.DEFINE_bool("chat", False, "Prompts are a user's messages in the model's chat template.")
 HINT = flags.DEFINE_string("hint", "", "What every completion begins with; it stays as it is.")
-TEMPLATE = flags.DEFINE_multi_string("template", [], 'Text with blanks, "The answer is [MASK:4] because"; the rest stays.')
+TEMPLATE = flags.DEFINE_multi_string(
+    "template", [], 'Text with blanks, "The answer is [MASK:4] because"; the rest stays.'
+)
 LENGTH = flags.DEFINE_integer("completion_length", 128, "Tokens of a completion.", lower_bound=1)
-BLOCK = flags.DEFINE_integer("block_length", 32, "Tokens of a block; blocks are filled from left to right.", lower_bound=1)
+BLOCK = flags.DEFINE_integer(
+    "block_length", 32, "Tokens of a block; blocks are filled from left to right.", lower_bound=1
+)
 STEPS = flags.DEFINE_integer("steps", None, "Denoising steps in all; one for each token by default.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0)
 CFG_SCALE = flags.DEFINE_float("cfg_scale", 0.0, "Classifier-free guidance; 0 is none.", lower_bound=0.0)
-REMASKING = flags.DEFINE_enum("remasking", "low_confidence", ["low_confidence", "random"], "Which tokens are written first.")
+REMASKING = flags.DEFINE_enum(
+    "remasking", "low_confidence", ["low_confidence", "random"], "Which tokens are written first."
+)
 NEVER_EOS = flags.DEFINE_bool("logits_eos_inf", None, "EOS is never drawn; the default for templates.")
 EOS_LAST = flags.DEFINE_bool("confidence_eos_eot_inf", False, "EOS and end of turn are written last.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise at a temperature above 0.", lower_bound=0)
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs."
+)
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Of a run's folder: whose newest checkpoint.")
 OUTPUT = flags.DEFINE_string("output", None, "Append the completions to this file, as JSON lines.")
 SHOW = flags.DEFINE_bool("show", False, "Show how the text was denoised, step by step.")
@@ -45,7 +54,7 @@ def main(_):
             raise ValueError("give --prompt, --prompts or --template")
         if TEMPLATE.value and HINT.value:
             raise ValueError("--hint and --template are both given; a template may begin with the hint")
-        model = load(MODEL.value, dtype=DTYPE.value, stage=STAGE.value)
+        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
         completions = complete(model, prompts)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -1,10 +1,10 @@
 """A model for use: text in, text out.
 
-    import igpo_jax
-    model = igpo_jax.load("LLaDA-8B-Instruct")
-    model.generate(["What is 2 + 2?"], chat=True)[0].text
-    model.infill(["The answer is [MASK:4] because two and two are four."])[0].text
-    model.score("2 + 2 =", " 4")
+import igpo_jax
+model = igpo_jax.load("LLaDA-8B-Instruct")
+model.generate(["What is 2 + 2?"], chat=True)[0].text
+model.infill(["The answer is [MASK:4] because two and two are four."])[0].text
+model.score("2 + 2 =", " 4")
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from igpo_jax.data.pipeline import left_padded
 from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
 from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
 from igpo_jax.experiment import restore_run
+from igpo_jax.model import lora
 from igpo_jax.model.checkpoints import load_params
 from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
@@ -189,7 +190,11 @@ class DiffusionLM:
                 raise ValueError("this model folder has no tokenizer; give token ids instead of text")
             if not isinstance(prompt, str):
                 return encode_chat(self.tokenizer, prompt)
-            return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
+            return (
+                encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
+                if chat
+                else self.tokenizer.encode(prompt)
+            )
         ids = [int(id) for id in prompt]
         if any(not 0 <= id < self.config.vocab_size for id in ids):
             raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
@@ -219,14 +224,18 @@ class DiffusionLM:
         occurrence = [seen.update([number]) or seen[number] - 1 for number in problem]
         keys = np.array([problem, occurrence], np.uint32)
         tokens, valid = left_padded(prompts, _rounded(max(map(len, prompts))), self.config.eos_id)
-        padded = np.minimum(np.arange(-(-len(prompts) // batch_size_divisor(self.mesh)) * batch_size_divisor(self.mesh)), len(prompts) - 1)
+        padded = np.minimum(
+            np.arange(-(-len(prompts) // batch_size_divisor(self.mesh)) * batch_size_divisor(self.mesh)),
+            len(prompts) - 1,
+        )
         with jax.set_mesh(self.mesh):
             row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
             rows = put_rows((tokens[padded], valid[padded], canvas[padded]), self.mesh)
             done = sample(self.params, *rows, row_keys, self.config, decode)
             done = fetch((done.tokens, done.written_at))
         return [
-            Completion(self._decode(row, whole), row, steps) for row, steps in list(zip(*done, strict=True))[: len(prompts)]
+            Completion(self._decode(row, whole), row, steps)
+            for row, steps in list(zip(*done, strict=True))[: len(prompts)]
         ]
 
     def _decode(self, tokens: np.ndarray, whole: bool) -> str | None:
@@ -248,10 +257,18 @@ def _logits(params, tokens, valid, cfg: ModelConfig):
 _bound = jax.jit(negative_bound, static_argnames="cfg")
 
 
-def load(path: str | os.PathLike, *, dtype: str | None = None, mesh: Mesh | None = None, stage: str | None = None) -> DiffusionLM:
+def load(
+    path: str | os.PathLike,
+    *,
+    adapters: str | os.PathLike | None = None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    stage: str | None = None,
+) -> DiffusionLM:
     """A model from a Hugging Face folder of LLaDA or iLLaDA, a folder that `igpo_jax.convert` wrote, or a run's folder.
 
     Args:
+        adapters: a folder of adapters in PEFT's format that belong to the model.
         dtype: float32 | bfloat16, of parameters and activations; by default bfloat16 on accelerators, float32 on CPUs.
         mesh: where to; by default spread over all devices.
         stage: of a run, sft | rl: whose newest checkpoint; by default the last stage's.
@@ -265,8 +282,14 @@ def load(path: str | os.PathLike, *, dtype: str | None = None, mesh: Mesh | None
     if not path.is_dir():
         raise ValueError(f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
-        _, config, params, tokenizer = restore_run(path, mesh, dtype, stage)
-        return DiffusionLM(config, params, tokenizer, mesh)
+        if adapters is not None:
+            raise ValueError(
+                f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
+            )
+        run = restore_run(path, mesh, stage)
+        config, params, tokenizer = run.model, run.policy(), run.tokenizer
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+        return DiffusionLM(config, jax.tree.map(lambda x: x.astype(dtype), params), tokenizer, mesh)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
@@ -274,7 +297,11 @@ def load(path: str | os.PathLike, *, dtype: str | None = None, mesh: Mesh | None
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = dataclasses.replace(config, eot_id=tokenizer.eot_id)
-    return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh)
+    if adapters is None:
+        return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh)
+    cfg, values = lora.import_peft(adapters, config)
+    values = jax.device_put(values, lora.shardings(config, cfg, mesh))
+    return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh)
 
 
 def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:

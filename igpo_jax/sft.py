@@ -48,7 +48,9 @@ def make_sft_update(
             params = policy_params(trained, frozen, lora)
             return sft_loss(params, batch.tokens, batch.valid, batch.completion, corrupted, cfg)
 
-        value, gradients = accumulate_gradients(jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches)
+        value, gradients = accumulate_gradients(
+            jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches
+        )
         state, norm = apply_gradients(state, gradients, optimizer)
         return state, {"sft/loss": value, "sft/grad_norm": norm}
 

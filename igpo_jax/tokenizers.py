@@ -113,7 +113,9 @@ class HuggingFaceTokenizer:
             if named.get(key) is not None and self._tokenizer.token_to_id(named[key]) is None:
                 raise ValueError(f"{path}: {key}={named[key]!r} is not in the vocabulary")
         if named.get("eos_token") is None:
-            raise ValueError(f"{path.parent}: neither tokenizer_config.json nor special_tokens_map.json names an eos_token")
+            raise ValueError(
+                f"{path.parent}: neither tokenizer_config.json nor special_tokens_map.json names an eos_token"
+            )
         self.eos_id = self._tokenizer.token_to_id(named["eos_token"])
         self.pad_id = self.eos_id if named.get("pad_token") is None else self._tokenizer.token_to_id(named["pad_token"])
         self.eot_id = self._special.get(END_OF_TURN)

@@ -19,7 +19,9 @@ from igpo_jax.runtime.report import write_report
 from igpo_jax.runtime.results import write_result
 from igpo_jax.sft import run_sft
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, or a path; file.py:variant for a variant."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
 
 

@@ -35,7 +35,9 @@ class OptimizerConfig:
 
     def learning_rate_at(self, updates: int) -> optax.Schedule:
         """The schedule of a stage of `updates` updates."""
-        warmup = optax.linear_schedule(self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps)
+        warmup = optax.linear_schedule(
+            self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps
+        )
         if self.schedule == "cosine":
             rest = optax.cosine_decay_schedule(self.learning_rate, max(updates - self.warmup_steps, 1), alpha=0.05)
         else:

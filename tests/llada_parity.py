@@ -75,7 +75,9 @@ class Fixture:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
         self.mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-        has_weights = [path for path in (self.folder, self.folder / "bf16_sharded") if any(path.glob("model*.safetensors"))]
+        has_weights = [
+            path for path in (self.folder, self.folder / "bf16_sharded") if any(path.glob("model*.safetensors"))
+        ]
         recorded = {path.name: path for path in self.folder.glob("*.npz")}
         if not (self.folder / "config.json").is_file() or not has_weights or "forward.npz" not in recorded:
             raise ValueError(f"{folder} is not a fixture: it needs config.json, model.safetensors and forward.npz")
@@ -171,7 +173,11 @@ def safetensors(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:
 def round_trip(fixture: Fixture, name: str) -> Outcome:
     """To our folder and back: the same tensors, byte for byte, in the same files, and the same configuration."""
     with tempfile.TemporaryDirectory() as scratch:
-        source, ours, back = pathlib.Path(scratch, "source"), pathlib.Path(scratch, "ours"), pathlib.Path(scratch, "back")
+        source, ours, back = (
+            pathlib.Path(scratch, "source"),
+            pathlib.Path(scratch, "ours"),
+            pathlib.Path(scratch, "back"),
+        )
         source.mkdir()
         for path in (*fixture.part(name).glob("model*.safetensors*"), fixture.part(name) / "config.json"):
             shutil.copy(path, source)  # and not what else the fixture has
@@ -194,7 +200,9 @@ def same_values(fixture: Fixture) -> Outcome:
     sharded = load_params(fixture.part("bf16_sharded"), fixture.cfg, fixture.mesh)
 
     pairs = [*zip(jax.tree.leaves_with_path(fixture.params), jax.tree.leaves(sharded), strict=True)]
-    differ = [jax.tree_util.keystr(path) for (path, a), b in pairs if np.asarray(a).tobytes() != np.asarray(b).tobytes()]
+    differ = [
+        jax.tree_util.keystr(path) for (path, a), b in pairs if np.asarray(a).tobytes() != np.asarray(b).tobytes()
+    ]
     return Outcome(named(f"{len(pairs)} parameters compared, bit for bit", "differ", differ), not differ)
 
 
@@ -259,7 +267,9 @@ def internal(fixture: Fixture, name: str) -> Outcome:
 
 
 def hidden_states(fixture: Fixture) -> Outcome:
-    return difference(hidden_of(fixture.params, fixture("forward/input_ids"), fixture.cfg), fixture("forward/hidden_states"))
+    return difference(
+        hidden_of(fixture.params, fixture("forward/input_ids"), fixture.cfg), fixture("forward/hidden_states")
+    )
 
 
 def logits(fixture: Fixture, prefix: str = "") -> Outcome:

@@ -49,7 +49,11 @@ LENGTHS = dict(completion_length=16, block_length=8)
 def test_folder_its_conversion_and_any_mesh_generate_the_same(folder, model, tmp_path, mesh_of):
     convert(folder, tmp_path / "model", mesh_of((1, 2, 1)))
     expected = tokens_of(model.generate(PROMPTS, **LENGTHS))
-    for path, mesh in ((tmp_path / "model", mesh_of((1, 1, 1))), (folder, mesh_of((2, 2, 2))), (folder, mesh_of((1, 8, 1)))):
+    for path, mesh in (
+        (tmp_path / "model", mesh_of((1, 1, 1))),
+        (folder, mesh_of((2, 2, 2))),
+        (folder, mesh_of((1, 8, 1))),
+    ):
         assert tokens_of(igpo_jax.load(path, mesh=mesh).generate(PROMPTS, **LENGTHS)) == expected
 
 
@@ -108,7 +112,12 @@ def test_infill_keeps_a_thousand_random_canvases(model):
 
 
 def test_infill_of_mixed_lengths_equals_one_by_one(model):
-    templates = ["The answer is [MASK:4] because two and two are four.", "[MASK] world", "once [MASK:2] more [MASK:3]", "a [MASK:4]"]
+    templates = [
+        "The answer is [MASK:4] because two and two are four.",
+        "[MASK] world",
+        "once [MASK:2] more [MASK:3]",
+        "a [MASK:4]",
+    ]
     together = model.infill(templates, prompts=PROMPTS)
     alone = [model.infill([template], prompts=[prompt])[0] for template, prompt in zip(templates, PROMPTS, strict=True)]
     assert tokens_of(together) == tokens_of(alone)

@@ -6,12 +6,13 @@ import pathlib
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 # As LLaDA's tokenizer.json has it: one digit a piece.
-PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 BASE = ("<|startoftext|>", "<|endoftext|>", "[CLS]", "<|mdm_mask|>")
 INSTRUCT = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-TEXT = ["user assistant system What is the answer? The answer is 42 because two and two are four.", "Hello world, once more"]
+TEXT = [
+    "user assistant system What is the answer? The answer is 42 because two and two are four.",
+    "Hello world, once more",
+]
 
 
 def write_tokenizer(folder: pathlib.Path, instruct: bool = True, vocab_size: int = 320) -> dict[str, int]:

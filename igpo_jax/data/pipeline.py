@@ -72,7 +72,9 @@ def prompt_arrays(
     for row, index in enumerate(keep):
         _, ids, offsets = encoded[index]
         spans = problems[index].answer_spans if exclude_answer else ()
-        may_show = np.array([all(end <= first or begin >= last for first, last in spans) for begin, end in offsets], bool)
+        may_show = np.array(
+            [all(end <= first or begin >= last for first, last in spans) for begin, end in offsets], bool
+        )
         trace[row, : len(ids)], hintable[row, : len(ids)] = ids, may_show
         last_answer = max((first for first, _ in spans), default=None)
         trace_length[row] = len(ids) if last_answer is None else sum(end <= last_answer for _, end in offsets)
@@ -137,7 +139,11 @@ def cut_to_bucket(arrays, buckets: Sequence[int]):
 
 
 def _fitting(
-    problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
+    problems: Sequence[Problem],
+    lengths: list[tuple[int, int]],
+    prompt_length: int,
+    completion_length: int,
+    overflow: str,
 ) -> list[int]:
     """Indices of the problems that fit; the others are dropped with a warning, or are an error (overflow="error").
 

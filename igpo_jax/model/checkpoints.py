@@ -79,7 +79,9 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
             raise ValueError(f"{folder} {message} {', '.join(shown)}{more}")
     for name, shape in wanted.items():
         if stored[name].shape != shape:
-            raise ValueError(f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, config.json asks for {shape}")
+            raise ValueError(
+                f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, config.json asks for {shape}"
+            )
     dtypes = {of.dtype: name for name, of in stored.items()}
     if len(dtypes) > 1:
         (one, name), (other, another) = list(dtypes.items())[:2]
@@ -90,7 +92,9 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
     """A tensor, its rows spread over all devices: every process reads one run of bytes, and none is read twice. (Cut as
     the parameters are, it would fall into thousands of pieces, and Orbax would read all of it everywhere.)"""
-    divides = (axes for axes in (AXES, AXES[1:], AXES[2:]) if stored.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0)
+    divides = (
+        axes for axes in (AXES, AXES[1:], AXES[2:]) if stored.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0
+    )
     sharding = NamedSharding(mesh, P(next(divides, None)))
     context = ocp.Context()
     context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS

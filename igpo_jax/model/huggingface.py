@@ -141,8 +141,8 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
         values = dict(values)
         if values.get("n_kv_heads") is None:
             values["n_kv_heads"] = values.get("n_heads")
-        if values.get("mlp_hidden_size") is None and "mlp_ratio" in values:
-            values["mlp_hidden_size"] = values["mlp_ratio"] * values["d_model"]
+        if values.get("mlp_hidden_size") is None:
+            values["mlp_hidden_size"] = _times(values.get("mlp_ratio"), values.get("d_model"))
         if values.get("embedding_size") not in (None, values.get("vocab_size")):
             raise ValueError(
                 f"config.json: embedding_size={values['embedding_size']} differs from vocab_size={values.get('vocab_size')}"
@@ -157,7 +157,9 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
         )
         fixed, tied = ILLADA_FIXED, values.get("tie_word_embeddings", False)
         if values.get("rope_scaling") not in DEFAULT_ROPE:
-            raise ValueError(f"config.json: rope_scaling={values['rope_scaling']!r} is not supported; only the default is")
+            raise ValueError(
+                f"config.json: rope_scaling={values['rope_scaling']!r} is not supported; only the default is"
+            )
     for key, allowed in fixed.items():
         if key in values and values[key] not in allowed:
             raise ValueError(f"config.json: {key}={values[key]!r} is not supported; only {allowed[0]!r} is")
@@ -200,9 +202,16 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     )
 
 
+def _times(one, other):
+    """The product of two numbers; None, which is refused later, where they are not."""
+    return one * other if isinstance(one, int | float) and isinstance(other, int | float) else None
+
+
 def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
     """A config.json in LLaDA's format for a network that was not converted from one."""
-    fixed = {key: allowed[0] for key, allowed in LLADA_FIXED.items() if key not in ("quantization_config", "rope_scaling")}
+    fixed = {
+        key: allowed[0] for key, allowed in LLADA_FIXED.items() if key not in ("quantization_config", "rope_scaling")
+    }
     return fixed | {
         "architectures": ["LLaDAModelLM"],
         "auto_map": {
@@ -240,7 +249,9 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
     """For every parameter, the names of the tensors it is made of: one, or one per layer."""
     templates = LLADA if _architecture(values) == "LLaDAModelLM" else ILLADA
     return {
-        path: [f"{name.format(layer)}.weight" for layer in range(cfg.layers)] if path[0] == "blocks" else [f"{name}.weight"]
+        path: [f"{name.format(layer)}.weight" for layer in range(cfg.layers)]
+        if path[0] == "blocks"
+        else [f"{name}.weight"]
         for path, name in templates.items()
         if not (path == ("head",) and cfg.tied_head)
     }

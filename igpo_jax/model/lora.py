@@ -171,7 +171,9 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
         ("layers_to_transform", (None,)),
     ):
         if config.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is")
+            raise ValueError(
+                f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is"
+            )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or type(alpha) not in (int, float):
         raise ValueError(f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number")
@@ -180,7 +182,9 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
     tensors = _read_tensors(folder / ADAPTER_FILE)
     targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a") in tensors)
     if not targets:
-        raise ValueError(f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
+        raise ValueError(
+            f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}"
+        )
     lora = LoraConfig(rank, float(alpha), targets)
     adapters: Params = {}
     for target, infos in adapter_table(cfg, lora).items():
@@ -193,7 +197,9 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
                     raise ValueError(f"{folder / ADAPTER_FILE} lacks {name}")
                 tensor = tensors.pop(name)
                 if tensor.shape != shape:
-                    raise ValueError(f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}")
+                    raise ValueError(
+                        f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}"
+                    )
                 layers.append(tensor.T.astype(np.float32))
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):

@@ -48,7 +48,9 @@ def read_jsonl(path: str, fields: Sequence[tuple[str, ...]], max_malformed: int 
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-            complete = isinstance(row, dict) and any(all(isinstance(row.get(f), str) for f in names) for names in fields)
+            complete = isinstance(row, dict) and any(
+                all(isinstance(row.get(f), str) for f in names) for names in fields
+            )
             json.dumps(row, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
             reason = None if complete else "lacks the text fields " + " or ".join(" + ".join(names) for names in fields)
         except UnicodeError as error:

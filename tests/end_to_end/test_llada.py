@@ -51,7 +51,10 @@ def tensors(folder):
 
 
 def test_convert_generate_and_back(command, llada, tmp_path):
-    for source, target, *form in ((llada, tmp_path / "model"), (tmp_path / "model", tmp_path / "back", "--format=huggingface")):
+    for source, target, *form in (
+        (llada, tmp_path / "model"),
+        (tmp_path / "model", tmp_path / "back", "--format=huggingface"),
+    ):
         done = command("convert", f"--source={source}", f"--target={target}", *form)
         assert done.returncode == 0, done.stderr
     assert {file.name: file.read_bytes() for file in llada.glob("*.json") if "index" not in file.name} == {
@@ -67,7 +70,9 @@ def test_convert_generate_and_back(command, llada, tmp_path):
 def test_generate_reads_files_shows_steps_and_fills_templates(command, llada, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello"}\n\n{"prompt": "two and two"}\n')
     output = tmp_path / "out.jsonl"
-    done = command("generate", f"--model={llada}", f"--prompts={tmp_path / 'prompts.jsonl'}", *SHORT, f"--output={output}")
+    done = command(
+        "generate", f"--model={llada}", f"--prompts={tmp_path / 'prompts.jsonl'}", *SHORT, f"--output={output}"
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["Hello", "two and two"] and all(len(row["tokens"]) == 16 for row in rows)
@@ -118,14 +123,18 @@ def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_p
         assert all(np.array_equal(whole[name], continued[name]) for name in whole)
 
 
-def test_adapters_of_a_run_without_supervised_stage_become_peft_files(command, llada, run, tmp_path):
+def test_adapters_become_peft_files_where_they_belong_to_the_original_model(command, llada, run, tmp_path):
     done = command("convert", f"--source={run}", f"--target={tmp_path / 'peft'}", "--format=peft")
     assert done.returncode != 0 and "belong to its model after the supervised stage (sft.updates=4)" in done.stderr
-    done = train(command, llada, tmp_path / "run", "--config.sft.updates=0", "--config.rl.iterations=1")
+    rate = "--config.sft.optimizer.learning_rate=0.1"
+    done = train(
+        command, llada, tmp_path / "run", "--config.rl.iterations=0", "--config.sft.optimizer.warmup_steps=0", rate
+    )
     assert done.returncode == 0, done.stderr
     done = command("convert", f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'peft'}", "--format=peft")
     assert done.returncode == 0, done.stderr
-    assert {file.name for file in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    with_peft = generated(command, llada, "--chat", f"--adapters={tmp_path / 'peft'}")
+    assert with_peft == generated(command, tmp_path / "run", "--chat") != generated(command, llada, "--chat")
 
 
 def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_path):

@@ -247,6 +247,7 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(damage, message, tmp_
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"d_model": None}, "d_model must be an integer, at least 1, not None"),
     ({"d_model": "16"}, "d_model must be an integer"),
+    ({"d_model": None, "mlp_hidden_size": None, "mlp_ratio": 4}, "d_model must be an integer"),
     ({"n_layers": 0}, "n_layers must be an integer, at least 1, not 0"),
     ({"n_heads": 3, "n_kv_heads": 3}, "width=16 must divide into heads=3"),
     ({"n_kv_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
@@ -281,9 +282,21 @@ def test_config_of_llada_8b_is_understood():
         attention_layer_norm_with_affine=True, flash_attention=False, init_fn="mitchell", use_cache=False,
     )  # fmt: skip
     cfg = model_config(values)
-    assert (cfg.width, cfg.head_size, cfg.mlp_width, cfg.mask_id, cfg.rope_theta) == (4096, 128, 12288, 126336, 500_000.0)
+    assert (cfg.width, cfg.head_size, cfg.mlp_width, cfg.mask_id, cfg.rope_theta) == (
+        4096,
+        128,
+        12288,
+        126336,
+        500_000.0,
+    )
     names = [name for names in tensor_names(values, cfg).values() for name in names]
     assert len(names) == 291 and len(set(names)) == 291  # llada.md 2.1
+
+
+def test_sizes_that_the_config_leaves_out_follow_from_others():
+    values = llada_config(PLAIN, 64) | {"n_kv_heads": None, "mlp_hidden_size": None, "mlp_ratio": 4}
+    cfg = model_config(values)
+    assert (cfg.kv_heads, cfg.mlp_width) == (PLAIN.heads, 4 * PLAIN.width)
 
 
 def test_a_mask_id_that_the_config_lacks_is_looked_up_in_the_tokenizer(tmp_path):

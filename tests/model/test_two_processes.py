@@ -28,7 +28,10 @@ def test_two_processes_convert_export_and_generate(tmp_path, mesh):
     arguments = [port, str(source), str(tmp_path)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(HERE / "two_processes.py")]
-    processes = [subprocess.Popen([*command, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    processes = [
+        subprocess.Popen([*command, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
     try:
         errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
