@@ -94,7 +94,7 @@ class DiffusionLM:
                 `DecodeConfig`.
 
         Raises:
-            ValueError: lengths that do not fit together, a hint that fills the completion, or text without a tokenizer.
+            ValueError: lengths that do not fit together, a hint longer than the completion, or text without a tokenizer.
         """
         decode = DecodeConfig(completion_length, block_length, steps or completion_length, **decoding)
         start = self._encode(hint)
@@ -126,7 +126,7 @@ class DiffusionLM:
             decoding: as in `generate`.
 
         Raises:
-            ValueError: a canvas without a blank, or as many prompts as canvases are not given.
+            ValueError: a canvas without a blank, or another number of prompts than of canvases.
         """
         prompts = [[]] * len(canvases) if prompts is None else prompts
         if len(prompts) != len(canvases):
@@ -170,14 +170,14 @@ class DiffusionLM:
         draws = 1 if answer.size == 1 else draws
         corruption = mask_count(jax.random.key(seed), draws, answer.size)
         tokens, valid = left_padded([ids], _rounded(len(ids)), 0)
+        rows = min(SCORED_ROWS, draws) * batch_size_divisor(self.mesh)
         bounds = []
-        rows = SCORED_ROWS * batch_size_divisor(self.mesh)
         for begin in range(0, draws, rows):
-            index = np.minimum(np.arange(begin, begin + min(rows, draws)), draws - 1)
+            index = np.minimum(np.arange(begin, begin + rows), draws - 1)
             part = Corruption(*(fetch(x)[index] for x in corruption))
-            repeated = [np.repeat(x, len(index), axis=0) for x in (tokens, valid, answer[None])]
+            repeated = (np.repeat(x, rows, axis=0) for x in (tokens, valid, answer[None]))
             with jax.set_mesh(self.mesh):
-                bounds.append(fetch(_bound(self.params, *repeated, part, self.config)))
+                bounds.append(fetch(_bound(self.params, *put_rows((*repeated, part), self.mesh), self.config)))
         bound = np.concatenate(bounds)[:draws]
         error = float(bound.std(ddof=1) / np.sqrt(draws)) if draws > 1 else 0.0
         return Score(-float(bound.mean()), error, draws)

@@ -144,6 +144,8 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     prompt = f"--prompt={row['question']}"
     texts = [command("generate", f"--model={model}", prompt, *SHORT).stdout for model in (finished, tmp_path / "hf")]
     assert texts[0] == texts[1] and texts[0].strip()
+    filled = command("generate", f"--model={finished}", prompt, "--template=5+5=[MASK:2]\n").stdout
+    assert filled.startswith("5+5=")
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -335,6 +335,32 @@ def test_a_damaged_model_folder_is_refused(damage, message, tmp_path, mesh):
         load_params(tmp_path / "model", folder_model_config(tmp_path / "model"), mesh)
 
 
+def test_model_folders_with_missing_or_shortened_files_give_an_error_or_the_right_weights(tmp_path, mesh):
+    params = write_folder(tmp_path / "hf", mesh)
+    convert(tmp_path / "hf", tmp_path / "model", mesh)
+    files = sorted(path.relative_to(tmp_path / "model") for path in (tmp_path / "model").rglob("*") if path.is_file())
+    draw = np.random.default_rng(0)
+    refused = 0
+    for number in range(30):
+        bad = tmp_path / "bad"
+        shutil.copytree(tmp_path / "model", bad)
+        file = bad / files[draw.integers(len(files))]
+        raw = file.read_bytes()
+        if number % 2:
+            file.unlink()
+        else:
+            file.write_bytes(raw[: draw.integers(max(1, len(raw)))])
+        try:
+            loaded = load_params(bad, folder_model_config(bad, param_dtype="bfloat16"), mesh)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, loaded, params)
+        shutil.rmtree(bad)
+    assert refused > 10
+
+
 def test_two_hundred_random_corruptions_give_an_error_or_the_right_weights(tmp_path, mesh):
     """Truncation, flipped bytes of headers, index and configuration, deleted keys, swapped shapes."""
     good = tmp_path / "good"
