@@ -32,7 +32,8 @@ step train 150 "$python" -m igpo_jax.train --config=arithmetic.py --workdir="$(m
 step parity 120 "$python" tests/llada_parity.py tests/model/fixtures/llada_tiny
 # Tests of meshes need eight devices; they run on emulated ones, on the CPU (launch/test.sh). Products in full float32.
 if "$python" -c 'import pytest' 2>/dev/null; then
-  JAX_DEFAULT_MATMUL_PRECISION=highest step tests 180 "$python" -m pytest -m "not slow" tests/rl tests/diffusion tests/model/test_lora.py tests/test_inference.py \
+  JAX_DEFAULT_MATMUL_PRECISION=highest step tests 180 "$python" -m pytest -m "not slow" \
+    tests/rl tests/diffusion tests/model/test_lora.py tests/test_inference.py \
     -k "not mesh and not compiled_once and not lie_where and not tied_head and not log_softmax"
 fi
 exit $failed
