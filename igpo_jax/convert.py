@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from igpo_jax.experiment import export_adapters, export_run
 from igpo_jax.model.checkpoints import convert, export
 from igpo_jax.model.huggingface import check_sha256
+from igpo_jax.runtime import distributed
 from igpo_jax.runtime.mesh import make_mesh
 
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
@@ -25,6 +26,7 @@ VERIFY = flags.DEFINE_string("verify", None, "Compare the source's files with th
 
 
 def main(_):
+    distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     source, target = pathlib.Path(SOURCE.value), TARGET.value
     kind = "run" if (source / "checkpoints").is_dir() else "model" if (source / "params").is_dir() else "huggingface"
@@ -46,7 +48,8 @@ def main(_):
                     raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} is not made of one")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(target)
+    if jax.process_index() == 0:
+        print(target)
 
 
 if __name__ == "__main__":

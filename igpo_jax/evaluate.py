@@ -10,6 +10,7 @@ import jax
 from absl import app, flags, logging
 
 from igpo_jax.experiment import open_experiment, read_config, restore_run
+from igpo_jax.runtime import distributed
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.results import accuracy_with_interval, decoding, environment
 
@@ -18,6 +19,7 @@ STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Whose newest checkpoint
 
 
 def main(_):
+    distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
         experiment = open_experiment(read_config(WORKDIR.value), WORKDIR.value)

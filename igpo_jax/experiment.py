@@ -21,6 +21,7 @@ from igpo_jax.model.huggingface import llada_config
 from igpo_jax.model.huggingface import read_config as read_model_json
 from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
 from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.distributed import check_shared, failing_together, share_rows
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
@@ -92,16 +93,22 @@ class Experiment:
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> np.ndarray:
         """Rewards of rollouts of the RL split, see `rl.rollout.Grade`."""
-        by_id = self.rl_data.by_id
-        groups = zip(problem_id.tolist(), completions, strict=True)
-        return np.array([[self.reward(by_id[i], row) for row in group] for i, group in groups], np.float32)
+
+        def rewards(group: int) -> list[float]:
+            problem = self.rl_data.by_id[int(problem_id[group])]
+            return [self.reward(problem, tokens) for tokens in completions[group]]
+
+        return share_rows(np.zeros(completions.shape[:2], np.float32), rewards)
 
     def accuracy(self, params: Params) -> float:
         """Share of the test problems that the decoding of evaluations solves."""
         settings, test = self.settings, self.test_data
         batch_size = settings.evaluation.batch_size
         completions = decode_completions(params, test.prompts, self.model, settings.eval_decode, batch_size, self.mesh)
-        return float(np.mean([self.reward(p, row) for p, row in zip(test.problems, completions, strict=True)]))
+        rewards = share_rows(
+            np.zeros(len(completions), np.float32), lambda i: self.reward(test.problems[i], completions[i])
+        )
+        return float(np.mean(rewards))
 
 
 def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
@@ -110,37 +117,48 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     Nothing is allocated on a device.
 
     Raises:
-        ValueError: a value that cannot work, data that cannot be used, or a folder with the run of another configuration.
+        ValueError: a value that cannot work, data that cannot be used, a folder with the run of another configuration, or
+            one that the processes of this run do not share. It is raised on all processes.
     """
-    settings = configuration.parse(config)
-    mesh = make_mesh(**settings.mesh)
-    workdir = pathlib.Path(workdir).absolute()
-    wanted = configuration.to_json(config)
-    resumed = _check_workdir(workdir, wanted)
+    workdir, wanted = pathlib.Path(workdir).absolute(), configuration.to_json(config)
+    with failing_together():
+        settings = configuration.parse(config)
+        mesh = make_mesh(**settings.mesh)
+        new = jax.process_index() == 0 and not _check_workdir(workdir, wanted)
+        problems = _load_problems(settings)
+        if new:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not settings.model["path"]:
+                taught = problems.get("sft", problems.get("rl"))
+                texts = (text for p in taught for text in (p.question, p.demonstration, p.trace))
+                kind, vocab_size = settings.tokenizer.kind, settings.tokenizer.vocab_size
+                train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=vocab_size)
+    check_shared(workdir)
+    with failing_together():
+        experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems)
+    if new:
+        write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
+    return experiment
+
+
+def _load_problems(settings: Settings) -> dict[str, list[Problem]]:
+    """The problems of the splits that the run uses."""
     task = load_task(settings.task.name)
     stages = {"sft": settings.sft.updates > 0, "rl": settings.rl.iterations > 0, "test": True}
     problems = {split: task.load(settings.task, split, settings.seed) for split, used in stages.items() if used}
     # Nothing is cut from the solutions of test problems, and none is dropped because its solution is long.
     test = problems["test"][: settings.evaluation.problems]
     problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
+    return problems
 
-    if not resumed:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not settings.model["path"]:
-            train_sentencepiece(
-                (
-                    text
-                    for p in problems.get("sft", problems.get("rl"))
-                    for text in (p.question, p.demonstration, p.trace)
-                ),
-                workdir / "tokenizer.model",
-                kind=settings.tokenizer.kind,
-                vocab_size=settings.tokenizer.vocab_size,
-            )
+
+def _with_data(
+    workdir: pathlib.Path, settings: Settings, fingerprint: str, mesh: Mesh, problems: dict[str, list[Problem]]
+) -> Experiment:
+    """The experiment, its problems as arrays."""
     tokenizer = run_tokenizer(workdir, settings)
     model = configuration.model_config(settings, tokenizer)
     configuration.check_divisibility(settings, model, mesh)
-
     fit = {
         "chat": settings.tokenizer.chat,
         "prompt_length": settings.data.prompt_buckets[-1],
@@ -156,12 +174,12 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     experiment = Experiment(
         workdir,
         settings,
-        configuration.fingerprint(config),
+        fingerprint,
         tokenizer,
         model,
         mesh,
-        sft_data=sft_arrays(problems["sft"], tokenizer, **fit) if stages["sft"] else None,
-        rl_data=problem_set("rl") if stages["rl"] else None,
+        sft_data=sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None,
+        rl_data=problem_set("rl") if "rl" in problems else None,
         test_data=problem_set("test"),
     )
     for arrays, key, size in (
@@ -170,8 +188,6 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     ):
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
-    if not resumed:
-        write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
 
 

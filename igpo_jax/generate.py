@@ -13,6 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from igpo_jax.inference import Completion, DiffusionLM, load
+from igpo_jax.runtime import distributed
 
 MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
@@ -47,6 +48,7 @@ SECONDS_PER_FRAME = 0.08
 
 
 def main(_):
+    distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
         prompts = PROMPT.value + (read_prompts(PROMPTS.value) if PROMPTS.value else [])

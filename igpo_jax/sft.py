@@ -1,5 +1,7 @@
 """The supervised stage: masked-diffusion training on demonstrations."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -57,9 +59,16 @@ def make_sft_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
 
 
-def run_sft(experiment: Experiment, checkpoints: Checkpoints) -> Params:
+def run_sft(experiment: Experiment, checkpoints: Checkpoints, should_stop: Callable[[], bool]) -> Params:
     """Trains from the newest checkpoint, or from the start, to the end of the stage; returns the final parameters, with
-    adapters merged into them."""
+    adapters merged into them.
+
+    Args:
+        should_stop: asked before every update.
+
+    Raises:
+        Terminated: it said yes; a checkpoint has been saved.
+    """
     settings, model, mesh, lora = experiment.settings, experiment.model, experiment.mesh, experiment.settings.lora
     total, key = settings.sft.updates, experiment.key(1)
     if total == 0:
@@ -85,6 +94,8 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints) -> Params:
             with watch.measure("time/total"):
                 losses = []
                 for step in range(done, until):
+                    if should_stop():
+                        checkpoints.save_and_stop(step, state, key)
                     batch = put_rows(order[step], mesh)
                     state, statistics = update(state, batch, jax.random.fold_in(key, step), frozen)
                     losses.append(statistics["sft/loss"])

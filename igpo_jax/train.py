@@ -12,9 +12,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from igpo_jax.command_line import parse_flags
-from igpo_jax.experiment import open_experiment
+from igpo_jax.experiment import Experiment, open_experiment
 from igpo_jax.rl.stage import run_rl
+from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.runtime.report import write_report
 from igpo_jax.runtime.results import write_result
 from igpo_jax.sft import run_sft
@@ -26,26 +28,39 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> 
 
 
 def main(_):
+    distributed.initialize()
     try:
         experiment = open_experiment(CONFIG.value, WORKDIR.value or _default_workdir())
     except ValueError as error:
         sys.exit(f"error: {error}")
-    settings = experiment.settings
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
-    print(f"{experiment.workdir}: {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
-    with jax.set_mesh(experiment.mesh):
-        checkpoints = {"keep": settings.checkpoints_kept, "fingerprint": experiment.fingerprint}
-        with Checkpoints(experiment.workdir / "checkpoints" / "sft", **checkpoints) as saved:
-            params = run_sft(experiment, saved)
-        if settings.rl.iterations:
-            with Checkpoints(experiment.workdir / "checkpoints" / "rl", **checkpoints, best=True) as saved:
-                run_rl(experiment, params, saved)
+    if jax.process_index() == 0:
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
+        print(f"{experiment.workdir}: {devices}", flush=True)
+    try:
+        train(experiment)
+    except Terminated as stop:
+        if jax.process_index() == 0:
+            print(f"{stop}; the same command goes on")
+        return
     if jax.process_index() == 0:
         result = json.loads(write_result(experiment).read_text())
         write_report(experiment.workdir)
         shown = ("before_rl", "after_rl", "rl_start", "wall_seconds")
         print(json.dumps({key: result[key] for key in shown if key in result}, indent=2))
         print(f"report: {experiment.workdir / 'report.html'}")
+
+
+def train(experiment: Experiment) -> None:
+    """All stages, each from its newest checkpoint."""
+    settings, should_stop = experiment.settings, preemption.listen()
+    options = {"keep": settings.checkpoints_kept, "fingerprint": experiment.fingerprint}
+    with jax.set_mesh(experiment.mesh):
+        with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
+            params = run_sft(experiment, saved, should_stop)
+        if settings.rl.iterations:
+            with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
+                run_rl(experiment, params, saved, should_stop)
 
 
 def _default_workdir() -> str:

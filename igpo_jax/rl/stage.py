@@ -1,5 +1,7 @@
 """The RL stage: rollout, scores, mu updates; again and again."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +21,17 @@ from igpo_jax.training import abstract_state, create_state, make_optimizer, poli
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
 
 
-def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) -> Params:
+def run_rl(
+    experiment: Experiment, reference: Params, checkpoints: Checkpoints, should_stop: Callable[[], bool]
+) -> Params:
     """Trains from the newest checkpoint, or from `reference`, to the end of the stage; returns what was trained.
 
     Args:
         reference: where the stage starts, the policy that the KL term holds on to, and what adapters belong to.
+        should_stop: asked before every rollout and before its updates.
+
+    Raises:
+        Terminated: it said yes; a checkpoint has been saved.
     """
     settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
     rl, objective, lora, first_step = settings.rl, settings.objective, settings.lora, settings.sft.updates
@@ -60,11 +68,15 @@ def run_rl(experiment: Experiment, reference: Params, checkpoints: Checkpoints) 
             evaluate(log)
             checkpoints.save(0, state, key)
         while done < rl.iterations:
+            if should_stop():
+                checkpoints.save_and_stop(done, state, key)
             watch = Stopwatch()
             with watch.measure("time/total"):
                 iteration_key = jax.random.fold_in(key, done)
                 policy = policy_params(state.params, frozen, lora)
                 sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh)
+                if should_stop():  # the rollout, which may have taken minutes, is made again
+                    checkpoints.save_and_stop(done, state, key)
                 with watch.measure("time/score"):
                     scores = score(policy, reference, sampled.groups, iteration_key, model, objective, mesh)
                     entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))

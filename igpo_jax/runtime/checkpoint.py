@@ -4,10 +4,14 @@ import json
 import logging
 import pathlib
 import shutil
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
+
+from igpo_jax.runtime.distributed import everywhere, failing_together
+from igpo_jax.runtime.preemption import Terminated
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,9 @@ class Checkpoints:
                 )
             )
         self.folder = pathlib.Path(folder).absolute()
-        _remove_unreadable_metrics(self.folder)
+        with failing_together():
+            if jax.process_index() == 0:
+                _remove_unreadable_metrics(self.folder)
         self._fingerprint = fingerprint
         self._checkpointer = ocp.training.Checkpointer(
             self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=True
@@ -62,6 +68,14 @@ class Checkpoints:
     def wait(self) -> None:
         self._checkpointer.wait()
 
+    def save_and_stop(self, step: int, state, key: jax.Array) -> NoReturn:
+        """What a termination signal asks for: saves, unless this step is saved, and raises `Terminated`."""
+        self.wait()
+        if step not in self.steps():
+            self.save(step, state, key)
+            self.wait()
+        raise Terminated(f"stopped by a termination signal; {self.folder / str(step)} is where the run continues")
+
     def restore_latest(self, abstract_state, abstract_key: jax.Array):
         """(step, state, key) of the newest checkpoint that can be read, None if there is none at all.
 
@@ -93,11 +107,14 @@ class Checkpoints:
     def _newest_readable(self, abstract: dict):
         steps = self.steps()
         for step in reversed(steps):
+            loaded = None
             try:
-                return step, self._checkpointer.load_checkpointables(step, abstract)
+                loaded = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # whatever a damaged file makes the reader raise
                 path, reason = self.folder / str(step), _first_line(error)
                 log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
+            if everywhere(loaded is not None).all():
+                return step, loaded
         if steps:
             raise ValueError(
                 f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over"

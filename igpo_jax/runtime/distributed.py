@@ -1,0 +1,68 @@
+"""The processes of one run: how they find each other, share host work, and fail together."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def initialize() -> None:
+    """Joins the processes that a TPU pod, SLURM, GKE or MPI started as one run; without them a run is one process.
+    Comes before anything that asks for devices."""
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:  # how jax says that it has found no cluster
+        if "coordinator_address" not in str(error):
+            raise
+
+
+@contextlib.contextmanager
+def failing_together():
+    """What one process raises in the body as ValueError ends the body on all processes with a ValueError: none waits
+    for one that has given up. The body has no collectives; leaving it is a barrier."""
+    own = None
+    try:
+        yield
+    except ValueError as error:
+        own = error
+    failed = everywhere(own is not None)
+    if own is not None:
+        raise own
+    if failed.any():
+        raise ValueError(f"process {failed.argmax()} has found an error, see what it prints")
+
+
+def everywhere(value) -> np.ndarray:
+    """What every process has for `value`, a number or an array of the same shape; [processes, ...] on all of them."""
+    value = np.asarray(value)
+    return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
+
+
+def share_rows(values: np.ndarray, work: Callable[[int], Any]) -> np.ndarray:
+    """Fills values[row] with work(row), [n, ...] zeros at first; each row is one process's work, all know the result."""
+    for row in range(jax.process_index(), len(values), jax.process_count()):
+        values[row] = work(row)
+    return everywhere(values).sum(axis=0, dtype=values.dtype)
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises ValueError where a process does not see what process 0 writes into `folder`, which is there on process 0."""
+    if jax.process_count() == 1:
+        return
+    marker = folder / f".shared-{everywhere(np.uint32(time.time_ns() % 2**32))[0]}"
+    with failing_together():
+        if jax.process_index() == 0:
+            marker.touch()
+    with failing_together():
+        if not marker.exists():
+            raise ValueError(
+                f"process {jax.process_index()} does not see what process 0 writes into {folder}; a run on several "
+                "hosts needs a --workdir that all of them share"
+            )
+    if jax.process_index() == 0:
+        marker.unlink()
