@@ -28,17 +28,18 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> 
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     distributed.initialize()
     try:
         experiment = open_experiment(CONFIG.value, WORKDIR.value or _default_workdir())
     except ValueError as error:
         sys.exit(f"error: {error}")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         print(f"{experiment.workdir}: {devices}", flush=True)
     try:
-        train(experiment)
+        with distributed.ending_at_once():
+            train(experiment)
     except Terminated as stop:
         if jax.process_index() == 0:
             print(f"{stop}; the same command goes on")

@@ -44,8 +44,10 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, error, *_):
+        # After an error other processes may be gone, and closing waits for them.
+        if error in (None, Terminated) or jax.process_count() == 1:
+            self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Of the complete checkpoints, ascending."""

@@ -1,8 +1,11 @@
 """The processes of one run: how they find each other, share host work, and fail together."""
 
 import contextlib
+import os
 import pathlib
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +16,10 @@ from jax.experimental import multihost_utils
 
 def initialize() -> None:
     """Joins the processes that a TPU pod, SLURM, GKE or MPI started as one run; without them a run is one process.
-    Comes before anything that asks for devices."""
+    Comes before anything that asks for devices. A process that is not heard of for IGPO_HEARTBEAT_SECONDS (environment,
+    100 by default) ends all of them."""
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
     except ValueError as error:  # how jax says that it has found no cluster
         if "coordinator_address" not in str(error):
             raise
@@ -35,6 +39,25 @@ def failing_together():
         raise own
     if failed.any():
         raise ValueError(f"process {failed.argmax()} has found an error, see what it prints")
+
+
+@contextlib.contextmanager
+def ending_at_once():
+    """An error in the body ends this process there and then, where a run has several: leaving in order would wait for the
+    others, which wait for this one or are gone. They see it go, and end in the same way."""
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        print(
+            f"error: process {jax.process_index()} cannot go on, see above, or another one has ended, see what that one "
+            "printed; the same command continues the run from its newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def everywhere(value) -> np.ndarray:

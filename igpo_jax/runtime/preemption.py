@@ -9,8 +9,8 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Terminated(Exception):
-    """The run has saved what it had when SIGTERM came."""
+class Terminated(BaseException):
+    """The run has saved what it had when SIGTERM came. Like KeyboardInterrupt, no handler of errors is meant to see it."""
 
 
 def listen() -> Callable[[], bool]:

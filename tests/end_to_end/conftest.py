@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from igpo_jax.runtime.metrics import read_rows
+from run_log import rows_so_far
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 LIMIT = 300  # seconds a process may take
@@ -44,20 +44,13 @@ class Command:
             process = subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=log, stderr=log)
             try:
                 deadline = time.monotonic() + LIMIT
-                while not any(row["stage"] == stage and row["step"] >= step for row in _rows(workdir)):
+                while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(workdir)):
                     assert process.poll() is None, f"the run ended before step {step}"
                     assert time.monotonic() < deadline, f"no step {step} in {LIMIT} seconds"
                     time.sleep(0.002)
             finally:
                 process.kill()
             assert process.wait(LIMIT) == -signal.SIGKILL
-
-
-def _rows(workdir: pathlib.Path) -> list[dict]:
-    try:
-        return read_rows(workdir / "metrics.jsonl")
-    except (ValueError, OSError):  # it is being written
-        return []
 
 
 @pytest.fixture(scope="session")

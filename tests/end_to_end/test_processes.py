@@ -12,10 +12,12 @@ import time
 import pytest
 
 from igpo_jax.runtime.metrics import read_rows
+from run_log import rows_so_far, untimed
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=2", "--config.rl.eval_every=0")
 LIMIT = 300  # seconds a process may take
+HEARTBEAT = 10  # seconds
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -29,6 +31,7 @@ def start(processes: int, devices: int, *arguments_of_each: list[str], folder: p
         "SLURM_STEP_NODELIST": "127.0.0.1",
         "SLURM_NTASKS": str(processes),
         "JAX_COORDINATOR_PORT": str(port),
+        "IGPO_HEARTBEAT_SECONDS": str(HEARTBEAT),
     }
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -60,13 +63,6 @@ def ends(processes: list[subprocess.Popen], folder: pathlib.Path) -> tuple[list[
     return codes, [(folder / f"{rank}-of-{number}.log").read_text() for rank in range(number)]
 
 
-def without_times(path: pathlib.Path) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if not name.startswith(("time/", "speed/"))}
-        for row in read_rows(path)
-    ]
-
-
 def test_two_processes_with_four_devices_train_what_one_with_eight_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     codes, printed = ends(start(1, 8, [f"--workdir={one}", *SHORT], folder=tmp_path), tmp_path)
@@ -77,7 +73,7 @@ def test_two_processes_with_four_devices_train_what_one_with_eight_does(tmp_path
     assert "report:" not in printed[1]
     assert json.loads((two / "result.json").read_text())["processes"] == 2
 
-    wanted, rows = without_times(one / "metrics.jsonl"), without_times(two / "metrics.jsonl")
+    wanted, rows = untimed(one), untimed(two)
     assert [row["step"] for row in rows] == [row["step"] for row in wanted]
     for row, expected in zip(rows, wanted, strict=True):
         assert row.pop("stage") == expected.pop("stage")
@@ -112,15 +108,20 @@ LONG = (
 LONG += ("--config.rl.checkpoint_every=1000",)  # so that only the signal makes a checkpoint between start and end
 
 
+def start_and_wait_for_rollouts(processes: int, arguments: list[str], workdir: pathlib.Path) -> list[subprocess.Popen]:
+    started = start(processes, 8 // processes, *[arguments] * processes, folder=workdir.parent)
+    deadline = time.monotonic() + LIMIT
+    while not any(row["stage"] == "rl" and row["step"] > 20 for row in rows_so_far(workdir)):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in started)
+        time.sleep(0.02)
+    return started
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, processes):
     workdir = tmp_path / "run"
     arguments = [f"--workdir={workdir}", *LONG]
-    started = start(processes, 8 // processes, *[arguments] * processes, folder=tmp_path)
-    deadline = time.monotonic() + LIMIT
-    while not any(row["stage"] == "rl" and row["step"] > 20 for row in _rows(workdir)):
-        assert time.monotonic() < deadline and all(process.poll() is None for process in started)
-        time.sleep(0.02)
+    started = start_and_wait_for_rollouts(processes, arguments, workdir)
     started[-1].send_signal(signal.SIGTERM)
     codes, printed = ends(started, tmp_path)
     assert codes == [0] * processes, printed
@@ -131,13 +132,26 @@ def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_pat
 
     codes, printed = ends(start(1, 8, arguments, folder=tmp_path), tmp_path)
     assert codes == [0], printed
-    logged = [row["step"] for row in _rows(workdir) if "reward/final" in row]
+    logged = [row["step"] for row in rows_so_far(workdir) if "reward/final" in row]
     assert logged == list(range(22, 22 + 2 * 60, 2))
     assert (workdir / "result.json").is_file()
 
 
-def _rows(workdir: pathlib.Path) -> list[dict]:
-    try:
-        return read_rows(workdir / "metrics.jsonl")
-    except (ValueError, OSError):  # it is being written
-        return []
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_run_continues(tmp_path, killed):
+    workdir = tmp_path / "run"
+    arguments = [f"--workdir={workdir}", *LONG[:1], "--config.rl.iterations=30", "--config.rl.checkpoint_every=1"]
+    started = start_and_wait_for_rollouts(2, arguments, workdir)
+    started[killed].kill()
+    begin = time.monotonic()
+    codes, printed = ends(started, tmp_path)
+    assert time.monotonic() - begin < 2 * HEARTBEAT  # it is heard of no more, and one more round to tell the other
+    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] != 0
+    # Said by us, where a collective breaks first, or by jax, where the heartbeat does.
+    assert "continues the run from its newest checkpoint" in printed[1 - killed] or "heartbeat" in printed[1 - killed]
+    assert not (workdir / "result.json").exists()
+
+    codes, printed = ends(start(1, 8, arguments, folder=tmp_path), tmp_path)
+    assert codes == [0], printed
+    logged = [row["step"] for row in rows_so_far(workdir) if "reward/final" in row]
+    assert logged == list(range(22, 22 + 2 * 30, 2))

@@ -14,8 +14,7 @@ from igpo_jax.model.transformer import abstract
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
-
-TIMED = ("time/", "speed/")
+from run_log import untimed
 
 
 def final_params(workdir: pathlib.Path, stage: str, mesh):
@@ -26,11 +25,6 @@ def final_params(workdir: pathlib.Path, stage: str, mesh):
     with Checkpoints(workdir / "checkpoints" / stage, keep=2) as checkpoints:
         step, params = checkpoints.restore_params(abstract(model, mesh))
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-
-
-def untimed(workdir: pathlib.Path) -> list[dict]:
-    rows = read_rows(workdir / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows]
 
 
 def result(workdir: pathlib.Path) -> dict:
