@@ -108,7 +108,7 @@ class Experiment:
         rewards = share_rows(
             np.zeros(len(completions), np.float32), lambda i: self.reward(test.problems[i], completions[i])
         )
-        return float(np.mean(rewards))
+        return float(np.mean(rewards, dtype=np.float64))
 
 
 def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
