@@ -27,6 +27,7 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
 
 
+@distributed.ending_at_once()
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     distributed.initialize()
@@ -38,8 +39,7 @@ def main(_):
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         print(f"{experiment.workdir}: {devices}", flush=True)
     try:
-        with distributed.ending_at_once():
-            train(experiment)
+        train(experiment)
     except Terminated as stop:
         if jax.process_index() == 0:
             print(f"{stop}; the same command goes on")
