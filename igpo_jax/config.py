@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.model.attention import LANES, PLATFORMS
 from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
@@ -42,6 +43,7 @@ class RLConfig:
     iterations: int
     prompts: int  # N, per rollout
     group_size: int = 8  # G
+    rollout_slices: int = 1  # one after the other, to save memory
     microbatches: int = 1
     checkpoint_every: int = 20  # iterations
     eval_every: int = 20  # iterations; 0: only before and after the stage
@@ -115,6 +117,7 @@ def base_config(**task) -> ConfigDict:
                 "param_dtype": "float32",
                 "compute_dtype": "float32",
                 "remat": "none",
+                "attention": "xla",
             },
             # rank 0: all parameters are trained. Otherwise the model is frozen, and adapters of its matrices are trained.
             "lora": {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR},
@@ -196,6 +199,10 @@ def _check(settings: Settings) -> None:
             f"{name}.{rows}={size} is not a multiple of {name}.microbatches={stage.microbatches}",
         )
         require(stage.checkpoint_every >= 1, f"{name}.checkpoint_every={stage.checkpoint_every} must be at least 1")
+    require(
+        rl.rollout_slices >= 1 and rl.prompts % rl.rollout_slices == 0,
+        f"rl.prompts={rl.prompts} is not a multiple of rl.rollout_slices={rl.rollout_slices}",
+    )
     require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
     require(settings.seed >= 0, f"seed={settings.seed} must not be negative")
@@ -256,10 +263,24 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
     checks = [
         ("sft.batch_size / sft.microbatches", sft.batch_size // sft.microbatches, "mesh.data * mesh.fsdp", rows),
         ("rl.prompts / rl.microbatches", rl.prompts // rl.microbatches, "mesh.data * mesh.fsdp", rows),
+        (
+            "rl.prompts * rl.group_size / rl.rollout_slices",
+            rl.prompts // rl.rollout_slices * rl.group_size,
+            "mesh.data * mesh.fsdp",
+            rows,
+        ),
         ("evaluation.batch_size", settings.evaluation.batch_size, "mesh.data * mesh.fsdp", rows),
     ]
     _require_multiples(checks)
     check_model_divides(model, mesh)
+    platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
+    if platform not in possible:
+        raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
+    if model.attention == "splash":
+        length = settings.rollout_decode.completion_length
+        _require_multiples(
+            [(f"a prompt bucket + {length}", size + length, "splash's lanes", LANES) for size in settings.data.prompt_buckets]
+        )
 
 
 def check_model_divides(model: ModelConfig, mesh) -> None:
@@ -291,7 +312,7 @@ def folder_model(settings: Settings) -> ModelConfig | None:
     if not values["path"]:
         return None
     return folder_model_config(
-        values["path"], **{key: values[key] for key in ("param_dtype", "compute_dtype", "remat")}
+        values["path"], **{key: values[key] for key in ("param_dtype", "compute_dtype", "remat", "attention")}
     )
 
 

@@ -14,7 +14,7 @@ from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import fetch, put_rows
-from igpo_jax.runtime.metrics import MetricsWriter, progress
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
     TrainState,
@@ -101,7 +101,7 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, should_stop: Calla
                     losses.append(statistics["sft/loss"])
                 statistics = fetch({**statistics, "sft/loss": jnp.mean(jnp.stack(losses))})
             seconds_per_update = watch.seconds["time/total"] / (until - done)
-            statistics |= watch.seconds | {
+            statistics |= watch.seconds | device_memory() | {
                 "sft/learning_rate": float(learning_rate(until - 1)),
                 "time/step": seconds_per_update,
                 "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,

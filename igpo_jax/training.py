@@ -26,12 +26,15 @@ class OptimizerConfig:
     b2: float = 0.99
     weight_decay: float = 0.1
     max_grad_norm: float = 0.2
+    first_moment_dtype: str = "float32"  # float32 | bfloat16: two bytes per parameter less
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule={self.schedule!r} is neither 'constant' nor 'cosine'")
         if self.learning_rate <= 0 or self.max_grad_norm <= 0 or self.warmup_steps < 0:
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
+        if self.first_moment_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
 
     def learning_rate_at(self, updates: int) -> optax.Schedule:
         """The schedule of a stage of `updates` updates."""
@@ -60,6 +63,23 @@ def policy_params(trained: Params, frozen: Params | None, lora: LoraConfig | Non
     return trained if lora is None else attach(frozen, trained, lora)
 
 
+def compute_copy(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
+    """All parameters in the compute dtype, where they lie: what a network computes is the same, since every weight is cast
+    before it is used, and half is read and exchanged. `params` themselves where that is their dtype."""
+    if model.compute_dtype == model.param_dtype:
+        return params
+    return make_compute_cast(model, mesh)(params)
+
+
+def make_compute_cast(model: ModelConfig, mesh: Mesh):
+    """The compiled cast of all parameters to the compute dtype."""
+
+    def cast(params):
+        return jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
+
+    return jax.jit(cast, out_shardings=transformer.shardings(model, mesh))
+
+
 def make_optimizer(
     cfg: OptimizerConfig, updates: int, model: ModelConfig, lora: LoraConfig | None = None
 ) -> optax.GradientTransformation:
@@ -72,6 +92,7 @@ def make_optimizer(
             b2=cfg.b2,
             weight_decay=cfg.weight_decay,
             mask=weight_decay_mask(model) if lora is None else None,
+            mu_dtype=cfg.first_moment_dtype,
         ),
     )
 

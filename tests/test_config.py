@@ -163,7 +163,10 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
     config = tiny(inpainting__ratio_min=ratio, inpainting__ratio_max=ratio, inpainting__chunk_max=2)
     experiment = open_experiment(config, tmp_path / "run")
     settings = experiment.settings
-    cfg = RolloutConfig(experiment.model, settings.rollout_decode, settings.inpainting, settings.rl.group_size, False)
+    rl = settings.rl
+    cfg = RolloutConfig(
+        experiment.model, settings.rollout_decode, settings.inpainting, rl.group_size, rl.prompts, False
+    )
     rows = np.arange(settings.rl.prompts)
     prompts = jax.tree.map(lambda x: x[rows], experiment.rl_data.prompts)
 
@@ -280,10 +283,13 @@ def test_a_folder_without_a_run_is_not_read(tmp_path):
 @pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.py")))
 def test_every_configuration_of_the_repository_is_valid(file):
     get_config = runpy.run_path(str(CONFIGS / file))["get_config"]
-    variants = [(), ("smoke",)] if file == "gsm8k.py" else [()]
-    for variant in variants:
+    variants = {"gsm8k.py": ("smoke", "llada"), "math.py": ("lora", "full")}.get(file, ())
+    for variant in [(), *((name,) for name in variants)]:
         settings = configuration.parse(get_config(*variant))
-        assert settings.sft.updates > 0 and settings.rl.iterations > 0
+        assert settings.rl.iterations > 0
+        assert settings.sft.updates > 0 or settings.model["path"]
+    with pytest.raises((ValueError, TypeError)):
+        get_config("nonsense")
 
 
 def test_a_bare_name_is_looked_up_in_configs(monkeypatch, tmp_path):

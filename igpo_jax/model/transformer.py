@@ -17,6 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from igpo_jax.model.attention import PLATFORMS, attend
+from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
+
 Params = dict[str, Any]
 
 # Logical axis -> mesh axis. An axis that is missing here is an error, not silently replicated.
@@ -50,6 +53,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
+    attention: str = "xla"  # xla | cudnn | splash, see attention.py
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
@@ -64,6 +68,8 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not 'float32' or 'bfloat16'")
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat={self.remat!r} is not none, full or dots")
+        if self.attention not in PLATFORMS:
+            raise ValueError(f"attention={self.attention!r} is not {', '.join(PLATFORMS)}")
 
     @property
     def head_size(self) -> int:
@@ -132,10 +138,37 @@ def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
     """
 
     def place(info: ParameterInfo):
-        sharding = NamedSharding(mesh, P(*(SHARDING_RULES[axis] for axis in info.axes)))
-        return jax.ShapeDtypeStruct(info.shape, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
 
     return jax.tree.map(place, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
+
+
+def partition(axes: tuple[str, ...]) -> P:
+    """Where `SHARDING_RULES` put an array with these logical axes."""
+    return P(*(SHARDING_RULES[axis] for axis in axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Inside jit: a weight with these logical axes, whole in its width, for use: rows are spread over fsdp as weights are,
+    and the partitioner would otherwise exchange activations, which are larger. Cast before, so that the cast travels.
+    Gradients are summed and spread in one step, the reverse of gathering."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return w
+    return jax.lax.with_sharding_constraint(w, P(*(None if a == "embed" else SHARDING_RULES[a] for a in axes)))
+
+
+def _gathered_forward(w, axes):
+    return gathered(w, axes), None
+
+
+def _gathered_backward(axes, _, gradient):
+    if jax.sharding.get_abstract_mesh().empty:
+        return (gradient,)
+    return (jax.lax.with_sharding_constraint(gradient, partition(axes)),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -164,7 +197,7 @@ def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfi
         Hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns them into logits.
     """
     dtype = jnp.dtype(cfg.compute_dtype)
-    x = params["embedding"][tokens].astype(dtype)
+    x = embed(params["embedding"], tokens, dtype)
     sin, cos = _rope_table(tokens.shape[1], cfg)
     block = functools.partial(_block, valid=valid, sin=sin, cos=cos, cfg=cfg)
     if cfg.remat != "none":
@@ -173,13 +206,36 @@ def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfi
             "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         }[cfg.remat]
         block = jax.checkpoint(block, policy=policy, prevent_cse=False)
-    x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params["blocks"])
+    x, _ = jax.lax.scan(lambda x, layer: (shard_rows(block(x, layer)), None), x, params["blocks"])
     return rms_norm(x, params["final_norm"], cfg.norm_epsilon)
+
+
+def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of the embedding [v, d] for int32 [b, t], as [b, t, d] of `dtype`.
+
+    On a mesh every device looks up its columns for the rows of all of fsdp, and columns are then exchanged for rows: what
+    travels are activations. Left to itself, the partitioner would gather the whole table on every device.
+    """
+
+    def local(table, tokens):
+        tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
+        index = tokens - jax.lax.axis_index("tensor") * table.shape[0]
+        here = (index >= 0) & (index < table.shape[0])
+        x = jnp.where(here[..., None], table[jnp.clip(index, 0, table.shape[0] - 1)], 0).astype(dtype)
+        x = jax.lax.psum(x, "tensor")  # one device has the row, the others add zeros
+        return jax.lax.all_to_all(x, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+
+    mesh, rows = jax.sharding.get_abstract_mesh(), tokens.shape[0]
+    if mesh.empty:
+        return table[tokens].astype(dtype)
+    tokens = jnp.pad(tokens, ((0, -rows % batch_size_divisor(mesh)), (0, 0)))
+    specs = (partition(("vocab", "embed")), P(BATCH))
+    return jax.shard_map(local, in_specs=specs, out_specs=P(BATCH))(table, tokens)[:rows]
 
 
 def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Logits in float32, [..., v], of hidden states [..., d]: operands in the compute dtype, float32 accumulation."""
-    return project_to_vocabulary(hidden, head_matrix(params, cfg))
+    return project_to_vocabulary(hidden, gathered(head_matrix(params, cfg).astype(hidden.dtype), ("embed", "vocab")))
 
 
 def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
@@ -200,7 +256,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def _block(x: jax.Array, layer: Params, *, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
-    layer = jax.tree.map(lambda w: w.astype(x.dtype), layer)
+    layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
         x = x + _attention(rms_norm(x, layer["attention_norm"], cfg.norm_epsilon), layer, valid, sin, cos, cfg)
     with jax.named_scope("mlp"):
@@ -209,14 +265,27 @@ def _block(x: jax.Array, layer: Params, *, valid, sin, cos, cfg: ModelConfig) ->
     return checkpoint_name(x, "block")
 
 
+def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
+    """One layer's weights and adapters, cast and gathered."""
+    table = parameter_table(cfg)["blocks"]
+
+    def ready(path, w):
+        target, *part = (key.key for key in path if key.key != "adapters")
+        axes = table[target].axes[1:]
+        if part:
+            axes = (axes[0], "rank") if part == ["a"] else ("rank", axes[1])
+        return gathered(w.astype(dtype), axes)
+
+    return jax.tree.map_with_path(ready, layer)
+
+
 def _attention(h: jax.Array, layer: Params, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
     b, t, _ = h.shape
     q = _linear(h, layer, "query").reshape(b, t, cfg.heads, cfg.head_size)
     k = _linear(h, layer, "key").reshape(b, t, cfg.kv_heads, cfg.head_size)
     v = _linear(h, layer, "value").reshape(b, t, cfg.kv_heads, cfg.head_size)
     q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
-    may_attend = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
-    a = jax.nn.dot_product_attention(q, k, v, mask=may_attend)
+    a = attend(q, k, v, valid, cfg.attention)
     return _linear(a.reshape(b, t, cfg.width), layer, "attention_out")
 
 

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.sampler import completion_keys
-from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix, project_to_vocabulary
+from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix, partition, project_to_vocabulary
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
 LOWEST_LEVEL = 30  # masked: the first inner step draws its level from here up
+HEAD = partition(("embed", "vocab"))  # how the head comes into shard_map
 MASKS = 4  # what the masks' keys fold into the iteration's key; rollout.py has the numbers before
 
 
@@ -95,12 +96,14 @@ def token_scores(
     recomputes them.
 
     Args:
-        hidden: [n, r, l, d]. head: [d, v / size of axis]. completions: int32 [n, g, l], g a multiple of r.
+        hidden: [n, r, l, d]. head: [d / size of fsdp, v / size of axis], see `HEAD`. completions: int32 [n, g, l], g a
+            multiple of r.
         chunk: positions per scan step.
 
     Returns:
         float32 [n, g, l] and float32 [n, g, l].
     """
+    head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
     n, r, length, width = hidden.shape
     per_state = completions.shape[1] // r
     states = hidden.reshape(-1, width)
@@ -160,7 +163,7 @@ def score(
     masks = inner_masks(key, batch, objective.estimator, objective.inner_steps)
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(P(BATCH), P(None, "tensor"), P(BATCH)), out_specs=(P(BATCH), P(BATCH))
+        jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH))
     )
     def sharded_scores(hidden, head, completions):
         return token_scores(hidden, head, completions, objective.token_chunk, "tensor")

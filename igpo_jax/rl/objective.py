@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, Params, head_matrix
-from igpo_jax.rl.likelihood import GroupBatch, Scores, hidden_states, token_scores
+from igpo_jax.rl.likelihood import HEAD, GroupBatch, Scores, hidden_states, token_scores
 from igpo_jax.runtime.mesh import BATCH
 
 MAX_LOG_RATIO = 20.0  # exp stays finite; how many were clipped is logged
@@ -114,7 +114,7 @@ def loss_and_statistics(
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(per_row, P(None, "tensor"), per_row, per_row, per_row, per_row, per_row),
+        in_specs=(per_row, HEAD, per_row, per_row, per_row, per_row, per_row),
         out_specs=P(),
     )
     def sharded_loss(hidden, head, completions, old, reference, advantages, in_loss):

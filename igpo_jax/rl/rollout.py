@@ -61,6 +61,7 @@ class RolloutConfig:
     decode: DecodeConfig
     inpainting: InpaintingConfig
     group_size: int
+    prompts_at_once: int  # slices of so many prompts are sampled one after the other
     normalize_advantages: bool
 
 
@@ -70,7 +71,7 @@ def rollout(
     """One rollout of `prompts` under `params`.
 
     Args:
-        prompts: host arrays, n a multiple of data * fsdp; the same on every process.
+        prompts: host arrays, the same on every process; n a multiple of data * fsdp and of cfg.prompts_at_once.
         grade: rewards of completions, 0.0 or 1.0.
         key: of the iteration; all randomness follows from it, the problem and the completion's index.
     """
@@ -80,7 +81,7 @@ def rollout(
     second, replaced = None, np.zeros(first.rewards.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
-        padded = _pad_rows(triggered, len(first.rewards), batch_size_divisor(mesh))
+        padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
         hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, clock)
         second = take_rows(hinted, np.arange(len(triggered)))
         source = choose_replacements(second.rewards, prompts.problem_id[triggered], key, cfg)
@@ -110,23 +111,29 @@ def _try(
     clock: Stopwatch,
 ) -> Try:
     """G completions of each prompt; the second try starts from a canvas with hints."""
-    n, g, length = len(prompts.tokens), cfg.group_size, cfg.decode.completion_length
-    problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
-    canvas = np.full((n * g, length), cfg.model.mask_id, np.int32)
-    hint, ratio = np.zeros(canvas.shape, bool), np.zeros(n * g, np.float32)
+    n, g, at_once = len(prompts.tokens), cfg.group_size, cfg.prompts_at_once
     with clock.measure("time/rollout"):
-        if attempt == SECOND_TRY:
-            hints = (prompts.trace, prompts.trace_length, prompts.hintable)
-            hint_key = jax.random.fold_in(key, HINTS)
-            inpainted = inpaint(hint_key, prompts.problem_id, canvas, *hints, g, cfg.inpainting)
-            canvas, hint, ratio = fetch(inpainted)
-        rows = put_rows((np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas), mesh)
-        done = sample(params, *rows, completion_keys(key, problem, completion, attempt), cfg.model, cfg.decode)
-        tokens, written_at = fetch((done.tokens, done.written_at))
-    tokens, written_at, hint, ratio = (x.reshape(n, g, *x.shape[1:]) for x in (tokens, written_at, hint, ratio))
+        slices = [take_rows(prompts, np.arange(begin, min(begin + at_once, n))) for begin in range(0, n, at_once)]
+        done = fetch([_sample(params, part, key, attempt, cfg, mesh) for part in slices])
+    tokens, written_at, hint, ratio = (np.concatenate(x).reshape(n, g, *x[0].shape[1:]) for x in zip(*done, strict=True))
     with clock.measure("time/reward"):
         rewards = grade(prompts.problem_id, tokens)
     return Try(tokens, written_at, hint, rewards, ratio)
+
+
+def _sample(params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, cfg: RolloutConfig, mesh: Mesh):
+    """tokens, written_at, hint [n * g, l] and ratio [n * g] of one slice, as of `Try`."""
+    n, g = len(prompts.tokens), cfg.group_size
+    problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
+    canvas = np.full((n * g, cfg.decode.completion_length), cfg.model.mask_id, np.int32)
+    hint, ratio = np.zeros(canvas.shape, bool), np.zeros(n * g, np.float32)
+    if attempt == SECOND_TRY:
+        hints = (prompts.trace, prompts.trace_length, prompts.hintable)
+        inpainted = inpaint(jax.random.fold_in(key, HINTS), prompts.problem_id, canvas, *hints, g, cfg.inpainting)
+        canvas, hint, ratio = fetch(inpainted)
+    rows = put_rows((np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas), mesh)
+    done = sample(params, *rows, completion_keys(key, problem, completion, attempt), cfg.model, cfg.decode)
+    return done.tokens, done.written_at, hint, ratio
 
 
 def choose_replacements(
@@ -158,12 +165,13 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
     return (ended == 0) | ((ended == 1) & (tokens == eos_id))
 
 
-def _pad_rows(rows: np.ndarray, most: int, divisor: int) -> np.ndarray:
-    """Repeats the first row until the number is `most`, or a half or a quarter of it where that is enough and divides
-    over the devices: the sampler is compiled for three sizes at the most."""
-    sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part % divisor == 0]
-    size = next(size for size in sizes if size >= len(rows))
-    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
+def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
+    """Repeats the first group until the number is a multiple of `most`, the groups of a slice, plus none, a quarter or a
+    half of it where that is enough and divides over the devices: the sampler is compiled for three sizes at the most."""
+    sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
+    whole, rest = divmod(len(groups), most)
+    size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
+    return np.concatenate([groups, np.repeat(groups[:1], size - len(groups))])
 
 
 def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -> dict[str, float]:

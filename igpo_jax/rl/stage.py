@@ -14,20 +14,21 @@ from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import fetch
-from igpo_jax.runtime.metrics import MetricsWriter, progress
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.training import abstract_state, create_state, make_optimizer, policy_params
+from igpo_jax.training import abstract_state, compute_copy, create_state, make_optimizer, policy_params
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
 
 
 def run_rl(
-    experiment: Experiment, reference: Params, checkpoints: Checkpoints, should_stop: Callable[[], bool]
+    experiment: Experiment, start: Params, checkpoints: Checkpoints, should_stop: Callable[[], bool]
 ) -> Params:
-    """Trains from the newest checkpoint, or from `reference`, to the end of the stage; returns what was trained.
+    """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns what was trained.
 
     Args:
-        reference: where the stage starts, the policy that the KL term holds on to, and what adapters belong to.
+        start: where the stage starts, the policy that the KL term holds on to, and what adapters belong to. It is given
+            up: where all parameters are trained in float32 and computed in bfloat16, only a bfloat16 copy is kept.
         should_stop: asked before every rollout and before its updates.
 
     Raises:
@@ -35,21 +36,33 @@ def run_rl(
     """
     settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
     rl, objective, lora, first_step = settings.rl, settings.objective, settings.lora, settings.sft.updates
-    frozen = reference if lora else None
+    frozen = start if lora else None
+    reference = start if lora else compute_copy(start, model, mesh)
     optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model, lora)
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
     if restored:
         done, state, key = restored
     else:
-        done, state = 0, create_state(experiment.initial_trained(reference, 4), optimizer, model, mesh, lora)
+        done, state = 0, create_state(experiment.initial_trained(start, 4), optimizer, model, mesh, lora)
+    if reference is not start:
+        jax.tree.map(jax.Array.delete, start)
     if done == rl.iterations:
         return state.params
 
     order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
     update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
     cfg = RolloutConfig(
-        model, settings.rollout_decode, settings.inpainting, rl.group_size, objective.normalize_advantages
+        model,
+        settings.rollout_decode,
+        settings.inpainting,
+        rl.group_size,
+        rl.prompts // rl.rollout_slices,
+        objective.normalize_advantages,
     )
+
+    def acting() -> Params:
+        """The policy as it samples and is scored."""
+        return policy_params(state.params if lora else compute_copy(state.params, model, mesh), frozen, lora)
 
     def step_of(iteration: int) -> int:
         return first_step + iteration * objective.inner_steps
@@ -57,7 +70,7 @@ def run_rl(
     def evaluate(log: MetricsWriter) -> float:
         watch = Stopwatch()
         with watch.measure("time/total"):
-            accuracy = experiment.accuracy(policy_params(state.params, frozen, lora))
+            accuracy = experiment.accuracy(acting())
         problems = len(experiment.test_data.problems)
         log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": problems} | watch.seconds)
         return accuracy
@@ -73,13 +86,14 @@ def run_rl(
             watch = Stopwatch()
             with watch.measure("time/total"):
                 iteration_key = jax.random.fold_in(key, done)
-                policy = policy_params(state.params, frozen, lora)
+                policy = acting()
                 sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh)
                 if should_stop():  # the rollout, which may have taken minutes, is made again
                     checkpoints.save_and_stop(done, state, key)
                 with watch.measure("time/score"):
                     scores = score(policy, reference, sampled.groups, iteration_key, model, objective, mesh)
                     entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
+                del policy  # updates need its memory
                 with watch.measure("time/update"):
                     statistics = []
                     for inner_step in range(objective.inner_steps):
@@ -89,6 +103,7 @@ def run_rl(
             done += 1
 
             metrics = sampled.metrics | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
+            metrics |= device_memory()
             metrics["speed/tokens_per_second"] = _sampled_tokens(sampled) / metrics["time/rollout"]
             log.write(step_of(done), "rl", metrics)
             last = done == rl.iterations

@@ -1,8 +1,10 @@
 """The device mesh: axes data, fsdp, tensor; rows of a batch lie over (data, fsdp)."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -10,22 +12,38 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; one axis may be -1 for "the rest".
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices; one axis may be -1 for "the rest". Several TPU slices are parts of the axis data: only sums
+    of gradients travel over the slower network between them.
 
     Raises:
-        ValueError: more than one -1, or the sizes do not multiply to the number of devices.
+        ValueError: more than one -1, the sizes do not multiply to the number of devices, or data does not divide into the
+            slices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"{named}: sizes are positive, and at most one may be -1 (the rest)")
     if -1 in sizes:
         known = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = devices // known
-    if int(np.prod(sizes)) != devices:
-        raise ValueError(f"{named} does not multiply to the {devices} devices present")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+        sizes[sizes.index(-1)] = number // known
+    if int(np.prod(sizes)) != number:
+        raise ValueError(f"{named} does not multiply to the {number} devices present")
+    slices = slice_count(devices)
+    if sizes[0] % slices:
+        raise ValueError(f"{named}: the devices are {slices} slices; mesh.data must be a multiple of {slices}")
+    if slices > 1:
+        within = (sizes[0] // slices, sizes[1], sizes[2])
+        placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
+    else:
+        placed = mesh_utils.create_device_mesh(sizes, devices=devices)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices the devices are; within one, they are linked directly."""
+    return len({getattr(device, "slice_index", None) or 0 for device in devices if device.platform == "tpu"}) or 1
 
 
 def batch_size_divisor(mesh: Mesh) -> int:
@@ -54,6 +72,7 @@ def fetch(tree):
     """Device arrays to host arrays, whole and the same on every process: what follows from them does too."""
 
     def whole(x):
-        return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return np.asarray(x) if here else multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(whole, tree)

@@ -79,6 +79,13 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def device_memory() -> dict[str, float]:
+    """GiB that this process's fullest device has in use, and had at most; nothing where the backend does not say (CPUs)."""
+    known = [statistics for device in jax.local_devices() if (statistics := device.memory_stats())]
+    names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
+    return {name: max(s.get(key, 0) for s in known) / 2**30 for name, key in names.items()} if known else {}
+
+
 def progress(total: int, done: int, description: str, **options):
     """A bar with an ETA; a line every ten seconds where there is no terminal. `options` are tqdm's."""
     interval = 0.1 if sys.stderr.isatty() else 10.0

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
 from igpo_jax.rl.likelihood import (
+    HEAD,
     LOWEST_LEVEL,
     NOISE_LEVELS,
     GroupBatch,
@@ -71,7 +72,7 @@ def test_token_scores_equal_a_log_softmax_over_the_vocabulary(rows, chunk, mesh_
 
     @jax.jit
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(P(BATCH), P(None, "tensor"), P(BATCH)), out_specs=(P(BATCH), P(BATCH))
+        jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH))
     )
     def scores(hidden, head, targets):
         return token_scores(hidden, head, targets, chunk, "tensor")
@@ -83,7 +84,7 @@ def test_token_scores_equal_a_log_softmax_over_the_vocabulary(rows, chunk, mesh_
 
 
 def test_token_scores_survive_huge_logits(mesh):
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(), P()), out_specs=(P(), P()))
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH)))
     def scores(hidden, head, targets):
         return token_scores(hidden, head, targets, 4, "tensor")
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.rl.likelihood import GroupBatch, score, token_scores
+from igpo_jax.rl.likelihood import HEAD, GroupBatch, score, token_scores
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics, policy_terms
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import BATCH, put_rows
 from igpo_jax.training import accumulate_gradients
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
@@ -302,7 +302,7 @@ def test_chunking_of_positions_changes_nothing(chunk, seed, mesh):
     weight = draw.normal(size=(2, *targets.shape)).astype(np.float32)
 
     def run(chunk):
-        @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(None, "tensor"), P()), out_specs=P())
+        @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=P(BATCH))
         def scores(hidden, head, targets):
             return token_scores(hidden, head, targets, chunk, "tensor")
 

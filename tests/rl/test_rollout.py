@@ -20,6 +20,7 @@ CFG = RolloutConfig(
     DecodeConfig(LENGTH, block_length=6, steps=6, temperature=1.0),
     InpaintingConfig(chunk_min=2, chunk_max=3, ratio_min=0.5, ratio_max=0.8),
     GROUP,
+    prompts_at_once=PROBLEMS,
     normalize_advantages=False,
 )
 
@@ -138,7 +139,11 @@ def test_up_to_the_first_eos_inclusive():
     assert up_to_first_eos(tokens, EOS).tolist() == expected
 
 
-@pytest.mark.parametrize("rows, most, divisor, size", [(1, 16, 1, 4), (5, 16, 1, 8), (9, 16, 1, 16), (1, 16, 8, 8), (3, 6, 1, 3)])
-def test_second_tries_have_few_sizes(rows, most, divisor, size):
-    padded = _pad_rows(np.arange(rows) + 20, most, divisor)
+@pytest.mark.parametrize(
+    "rows, most, group_size, divisor, size",
+    [(1, 16, 1, 1, 4), (5, 16, 1, 1, 8), (9, 16, 1, 1, 16), (1, 16, 1, 8, 8), (3, 6, 1, 1, 3)]  # of a rollout at once
+    + [(1, 16, 2, 8, 4), (17, 16, 1, 1, 20), (32, 16, 1, 1, 32), (1, 2, 8, 16, 2)],  # rows count, and slices
+)
+def test_second_tries_have_few_sizes(rows, most, group_size, divisor, size):
+    padded = _pad_rows(np.arange(rows) + 20, most, group_size, divisor)
     assert len(padded) == size and padded[:rows].tolist() == list(range(20, 20 + rows)) and set(padded[rows:]) <= {20}

@@ -1,0 +1,76 @@
+"""Bidirectional attention behind one function, with three back ends.
+
+xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is the TPU kernel that comes with jax; it never stores the
+matrix of scores. All of them compute the same for every position that is no padding.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax.runtime.mesh import BATCH
+
+PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
+LANES = 128  # splash: positions and head size come in multiples of this
+LARGEST_BLOCK = 1024  # splash: scores of so many by so many positions fit the chip's vector memory
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, implementation: str) -> jax.Array:
+    """softmax(q k^T / sqrt(h)) v, scores and softmax in float32.
+
+    Args:
+        q: [b, t, n, h]. k, v: [b, t, k, h], n a multiple of k.
+        valid: bool [b, t], which positions may be attended to; or [b, t, t], which (first t) to which (second t), not
+            with splash.
+        implementation: xla | cudnn | splash.
+
+    Returns:
+        [b, t, n, h] in q's dtype; at padding, positions that nobody attends to, it means nothing.
+    """
+    if implementation == "splash":
+        return splash_attention(q, k, v, valid)
+    mask = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+
+
+def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, interpret: bool = False) -> jax.Array:
+    """`attend` with the TPU's kernel: rows spread over (data, fsdp) and heads over tensor, under a shard_map of its own.
+
+    Padding and the rest are two segments, which do not see each other.
+
+    Args:
+        interpret: runs the kernel's code on any platform, slowly.
+
+    Raises:
+        ValueError: `valid` has three axes, or t or h is no multiple of `LANES`.
+    """
+    if valid.ndim != 2:
+        raise ValueError(f"attention=splash takes which positions are padding, [b, t], not a mask {valid.shape}")
+    t, h = q.shape[1], q.shape[-1]
+    if t % LANES or h % LANES:
+        raise ValueError(f"attention=splash needs positions = {t} and head size = {h} to be multiples of {LANES}")
+    block = max(size for size in range(LANES, min(t, LARGEST_BLOCK) + 1, LANES) if t % size == 0)
+
+    def local(q, k, v, valid):
+        kernel = splash.make_splash_mha(
+            splash_mask.MultiHeadMask([splash_mask.FullMask((t, t))] * q.shape[2]),
+            block_sizes=splash.BlockSizes(*[block] * 8),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        segment = valid.astype(jnp.int32)
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in ((q.astype(jnp.float32) * h**-0.5).astype(q.dtype), k, v))
+        a = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment, segment))
+        return jnp.swapaxes(a, 1, 2)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q, k, v, valid)
+    heads = P(BATCH, None, "tensor")
+    # check_vma: pallas calls do not say over which axes their results vary.
+    sharded = functools.partial(jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
+    return sharded(local)(q, k, v, valid)
