@@ -1,0 +1,96 @@
+"""python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
+
+Whether a run fits, before a chip is rented: compiles its programs for a TPU topology on this machine (extra "tpu"), or for
+the devices that are here, and prints memory, FLOPs, communication and estimated times. Reads no data and no weights.
+"""
+
+import json
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from igpo_jax import config as configuration
+from igpo_jax.command_line import parse_flags
+from igpo_jax.planning import MOST, plan
+from igpo_jax.runtime.chips import topology_devices
+from igpo_jax.runtime.mesh import make_mesh
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, or a path; file.py:variant for a variant."
+)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4; the devices that are here by default.")
+SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the topology.", lower_bound=1)
+PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
+JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+
+
+def main(_):
+    try:
+        settings = configuration.parse(CONFIG.value)
+        devices = topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else None
+        result = plan(settings, make_mesh(**settings.mesh, devices=devices), PROGRAMS.value, _progress)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(json.dumps(result, indent=2) if JSON.value else as_text(result))
+
+
+def _progress(record: dict) -> None:
+    print(f"compiled {record['name']}", file=sys.stderr, flush=True)
+
+
+COLUMNS = ("program", "arguments", "resident", "temporary", "peak", "of memory", "TFLOP", "HBM GB", "received GB")
+COLUMNS += ("est. s", "comm.", "compile s")
+
+
+def as_text(result: dict) -> str:
+    """Tables in Markdown, for a terminal and for BUILD.md."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    where = f"{result['devices']} x {result['device']}" + (f" in {result['slices']} slices" * (result["slices"] > 1))
+    lines = [f"{where}, mesh: {mesh}; model: {result['model']}", "", "Per device, GiB and one run of each program:", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for record in result["programs"]:
+        resident = sum(record["resident_gib"].values())
+        cells = [record["name"] + ("" if record["used"] else " (not in this run)")]
+        if "error" in record:
+            cells += ["", f"{resident:.2f}", "", f"{record['peak_gib']:.2f}", "does not compile: too large"]
+            cells += [""] * (len(COLUMNS) - len(cells))
+        else:
+            share = f"{record['communication_share']:.0%}" if "communication_share" in record else ""
+            seconds = f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else ""
+            cells += [f"{record['arguments_gib']:.2f}", f"{resident:.2f}", f"{record['temporary_gib']:.2f}"]
+            cells += [f"{record['peak_gib']:.2f}", f"{record['peak_gib'] / result['memory_gib']:.0%}"]
+            cells += [f"{record['flops'] / 1e12:.2f}", f"{record['bytes'] / 1e9:.1f}"]
+            cells += [f"{sum(record['received_bytes'].values()) / 1e9:.2f}", seconds, share]
+            cells += [f"{record['compile_seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Resident beside the arguments:"]
+    for record in result["programs"]:
+        held = ", ".join(f"{name} {size:.2f}" for name, size in record["resident_gib"].items())
+        lines.append(f"- {record['name']}: {held or 'nothing'}")
+    lines += ["", "Received, GB by kind:"]
+    for record in result["programs"]:
+        kinds = ", ".join(f"{kind} {n / 1e9:.3f}" for kind, n in sorted(record.get("received_bytes", {}).items()))
+        lines.append(f"- {record['name']}: {kinds or 'nothing'}")
+    lines += [
+        "",
+        "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
+        "sample: one slice of a rollout, of the first and, after inpaint, of the second try.",
+    ]
+    limit = MOST * result["memory_gib"]
+    verdict = "fits" if result["fits"] else "does not fit"
+    side = "below" if result["fits"] else "above"
+    gap = abs(limit - result["peak_gib"])
+    lines += ["", f"**{verdict}**: at most {result['peak_gib']:.2f} GiB, {gap:.2f} {side} {MOST:.0%} of"
+              f" {result['memory_gib']:.2f}. What would save most:"]  # fmt: skip
+    lines += [f"- about {entry['saves_about_gib']:.2f} GiB: {entry['change']}" for entry in result["advice"]]
+    return "\n".join(lines)
+
+
+def run() -> None:
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

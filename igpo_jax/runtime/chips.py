@@ -1,0 +1,64 @@
+"""Accelerators: their memory and published peak numbers, and TPU topologies that need not be present."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """memory_gib: what programs can use. flops: bfloat16, per second. Bytes per second: hbm, ici (arriving over all links
+    of a chip), dcn (a chip's share of the network between slices)."""
+
+    memory_gib: float
+    flops: float
+    hbm: float
+    ici: float
+    dcn: float
+
+
+# docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; ICI is half of the bidirectional figure; usable memory is the compiler's.
+# NVIDIA's data sheets: H100 SXM and H200, NVLink in one direction.
+CHIPS = {
+    "TPU v5 lite": Chip(15.75, 197e12, 819e9, 200e9, 25e9 / 8),
+    "TPU v5": Chip(95.74, 459e12, 2765e9, 600e9, 50e9 / 8),
+    "TPU v6 lite": Chip(31.25, 918e12, 1638e9, 400e9, 100e9 / 8),
+    "NVIDIA H100 80GB HBM3": Chip(79.1, 989e12, 3350e9, 450e9, 50e9),
+    "NVIDIA H200": Chip(139.8, 989e12, 4800e9, 450e9, 50e9),
+}
+
+
+def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
+    """Devices of a TPU topology, such as "v5e:4x4", to compile for; none of them is here.
+
+    Raises:
+        ValueError: there is no such topology, or the TPU compiler is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError('compiling for TPUs needs their compiler: pip install "igpo_jax[tpu]" (it runs on CPUs)')
+    # Without these the compiler's library looks for a TPU machine's metadata server and waits for it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    jax.config.update("jax_platforms", "cpu")
+    several = {"num_slices": slices} if slices > 1 else {}
+    try:
+        return topologies.get_topology_desc(name, "tpu", **several).devices
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--topology={name}: {reason}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None
+
+
+def device_memory_gib(device: jax.Device) -> float:
+    """What a device has: the published figure, what the backend says, or the host's memory."""
+    if device.device_kind in CHIPS:
+        return CHIPS[device.device_kind].memory_gib
+    statistics = device.memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
