@@ -272,7 +272,7 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
         ("evaluation.batch_size", settings.evaluation.batch_size, "mesh.data * mesh.fsdp", rows),
     ]
     _require_multiples(checks)
-    check_model_divides(model, mesh)
+    check_model_divides(model, mesh, settings.lora)
     platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
     if platform not in possible:
         raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
@@ -283,8 +283,8 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
         )
 
 
-def check_model_divides(model: ModelConfig, mesh) -> None:
-    """The parameters divide evenly over the mesh.
+def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
+    """The parameters, and adapters of them, divide evenly over the mesh.
 
     Raises:
         ValueError: names the two sizes that do not fit together.
@@ -297,6 +297,10 @@ def check_model_divides(model: ModelConfig, mesh) -> None:
         ("model.mlp_width", model.mlp_width, "mesh.tensor", tensor),
         ("the vocabulary", model.vocab_size, "mesh.tensor", tensor),
     ]
+    if lora is not None:
+        widths = {"model.width": model.width, "the width of keys": model.kv_heads * model.head_size}
+        widths["model.mlp_width"] = model.mlp_width
+        checks += [(name, size, "mesh.fsdp * mesh.tensor", fsdp * tensor) for name, size in widths.items()]
     _require_multiples(checks)
 
 
@@ -336,8 +340,18 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
+# Where and in what portions a run computes, not what: it may be continued with other values.
+PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "objective.token_chunk")
+PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches")
+
+
 def fingerprint(config: ConfigDict) -> str:
-    return hashlib.sha256(json.dumps(to_json(config), sort_keys=True).encode()).hexdigest()[:16]
+    """Of everything that decides the result, see `PORTIONS`."""
+    values = to_json(config)
+    for key in PORTIONS:
+        section, name = key.split(".")
+        del values[section][name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

@@ -124,7 +124,8 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     with failing_together():
         settings = configuration.parse(config)
         mesh = make_mesh(**settings.mesh)
-        new = jax.process_index() == 0 and not _check_workdir(workdir, wanted)
+        written = _check_workdir(workdir, wanted)
+        new = jax.process_index() == 0 and written is None
         problems = _load_problems(settings)
         if new:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     check_shared(workdir)
     with failing_together():
         experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems)
-    if new:
+    if jax.process_index() == 0 and written != wanted:
         write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
 
@@ -230,7 +231,7 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     settings = configuration.parse(read_config(workdir))
     tokenizer = run_tokenizer(workdir, settings)
     model = configuration.model_config(settings, tokenizer)
-    configuration.check_model_divides(model, mesh)
+    configuration.check_model_divides(model, mesh, settings.lora)
     stage = stage or ("rl" if (workdir / "checkpoints" / "rl").is_dir() else "sft")
     step, trained = _restore_trained(workdir, settings, model, mesh, stage)
     if settings.lora is None:
@@ -316,15 +317,17 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     return ConfigDict(json.loads(written.read_text()), convert_dict=True)
 
 
-def _check_workdir(workdir: pathlib.Path, wanted: dict) -> bool:
-    """Whether the folder holds a run already; config.json is the last file that opening a run writes."""
-    written = workdir / "config.json"
-    if not written.is_file():
-        return False
-    differing = configuration.differing_keys(json.loads(written.read_text()), wanted)
+def _check_workdir(workdir: pathlib.Path, wanted: dict) -> dict | None:
+    """The configuration of the run that the folder holds already; config.json is the last file that opening a run
+    writes."""
+    file = workdir / "config.json"
+    if not file.is_file():
+        return None
+    written = json.loads(file.read_text())
+    differing = [key for key in configuration.differing_keys(written, wanted) if key not in configuration.PORTIONS]
     if differing:
         raise ValueError(
             f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "
             "--workdir, or the same configuration to continue that run"
         )
-    return True
+    return written

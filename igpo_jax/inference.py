@@ -287,18 +287,19 @@ def load(
             )
         run = restore_run(path, mesh, stage)
         config, params, tokenizer = run.model, run.policy(), run.tokenizer
-        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+        # Any length, on any machine: not the kernel that the run was trained with.
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         return DiffusionLM(config, jax.tree.map(lambda x: x.astype(dtype), params), tokenizer, mesh)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
-    configuration.check_model_divides(config, mesh)
+    cfg, values = (None, None) if adapters is None else lora.import_peft(adapters, config)
+    configuration.check_model_divides(config, mesh, cfg)
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = dataclasses.replace(config, eot_id=tokenizer.eot_id)
-    if adapters is None:
+    if cfg is None:
         return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh)
-    cfg, values = lora.import_peft(adapters, config)
     values = jax.device_put(values, lora.shardings(config, cfg, mesh))
     return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh)
 

@@ -77,6 +77,11 @@ def as_text(result: dict) -> str:
         "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
         "sample: one slice of a rollout, of the first and, after inpaint, of the second try.",
     ]
+    parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
+    if parts and all("estimated_seconds" in record for record in parts):
+        seconds = sum(record["per_iteration"] * record["estimated_seconds"] for record in parts)
+        terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
+        lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
     limit = MOST * result["memory_gib"]
     verdict = "fits" if result["fits"] else "does not fit"
     side = "below" if result["fits"] else "above"

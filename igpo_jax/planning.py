@@ -46,13 +46,15 @@ LLADA_8B = ModelConfig(
 @dataclasses.dataclass(frozen=True)
 class Program:
     """One compiled program of a run. lower: traces it. resident: what lies on the devices meanwhile and is none of its
-    arguments, {name: pytree of shapes with shardings}. used: whether this run has it at all. twice: what is given to it
-    as two arguments and lies there once."""
+    arguments, {name: pytree of shapes with shardings}. used: whether this run has it at all. per_iteration: how often an
+    iteration of the RL stage runs it, if no group is all wrong. twice: what is given to it as two arguments and lies
+    there once."""
 
     name: str
     lower: Callable[[], Any]
     resident: dict[str, Any]
     used: bool
+    per_iteration: int = 0
     twice: Any = None
 
 
@@ -143,15 +145,17 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     in_rl, in_sft = rl.iterations > 0, sft.updates > 0
     found = [
         Program("sft", lower_sft, {}, in_sft),
-        Program("sample", lambda: lower_sample(at_once * g, settings.rollout_decode), training, in_rl),
+        Program(
+            "sample", lambda: lower_sample(at_once * g, settings.rollout_decode), training, in_rl, rl.rollout_slices
+        ),
         Program("inpaint", lower_inpaint, {"policy": acting} | training, in_rl),
-        Program("score", lower_score, training, in_rl, twice=frozen),
-        Program("update", lower_update, {"reference": reference} if lora is None else {}, in_rl),
+        Program("score", lower_score, training, in_rl, 1, twice=frozen),
+        Program("update", lower_update, {"reference": reference} if lora is None else {}, in_rl, objective.inner_steps),
         Program("evaluate", lambda: lower_sample(settings.evaluation.batch_size, settings.eval_decode), training, True),
     ]
     if copied:
         resident = training | {"training state": (state.opt_state, state.step)}
-        found.insert(1, Program("cast", lambda: cast.lower(params), resident, in_rl))
+        found.insert(1, Program("cast", lambda: cast.lower(params), resident, in_rl, 1))
     return found
 
 
@@ -163,7 +167,8 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     resident = {name: shard_bytes(tree) / GIB for name, tree in program.resident.items()}
-    record = {"name": program.name, "used": program.used, "resident_gib": resident}
+    record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration}
+    record["resident_gib"] = resident
     others = sum(resident.values())
     try:
         with jax.set_mesh(mesh):
@@ -182,7 +187,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         "temporary_gib": memory.temp_size_in_bytes,
         "code_gib": memory.generated_code_size_in_bytes,
     }
-    cost = program_cost(compiled.as_text(), mesh.devices.size // slice_count(list(mesh.devices.flat)))
+    cost = program_cost(compiled.as_text())
     record |= {name: size / GIB for name, size in own.items()}
     return record | {
         "peak_gib": sum(own.values()) / GIB + others,

@@ -51,10 +51,14 @@ def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Par
     blocks = transformer.parameter_table(cfg)["blocks"]
     table = {}
     for target in lora.targets:
-        (layers, rows, columns), (_, row_axis, column_axis) = blocks[target].shape, blocks[target].axes
+        layers, rows, columns = blocks[target].shape
+
+        def info(part, shape, stddev, axes=blocks[target].axes[1:]):
+            return ParameterInfo(shape, ("layers", *transformer.adapter_axes(part, *axes)), stddev)
+
         table[target] = {
-            "a": ParameterInfo((layers, rows, lora.rank), ("layers", row_axis, "rank"), 1 / math.sqrt(rows)),
-            "b": ParameterInfo((layers, lora.rank, columns), ("layers", "rank", column_axis), 0.0),
+            "a": info("a", (layers, rows, lora.rank), 1 / math.sqrt(rows)),
+            "b": info("b", (layers, lora.rank, columns), 0.0),
         }
     return table
 
@@ -70,7 +74,7 @@ def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every adapter, with its sharding on `mesh`: like its matrix, the rank on every device."""
+    """`jax.ShapeDtypeStruct` of every adapter, with its sharding on `mesh`: spread over fsdp and tensor, the rank whole."""
     return transformer.abstract_table(adapter_table(cfg, lora), "float32", mesh)
 
 

@@ -22,7 +22,7 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 Params = dict[str, Any]
 
-# Logical axis -> mesh axis. An axis that is missing here is an error, not silently replicated.
+# Logical axis -> mesh axes that it is spread over. An axis that is missing here is an error, not silently replicated.
 SHARDING_RULES = {
     "layers": None,
     "vocab": "tensor",
@@ -31,6 +31,17 @@ SHARDING_RULES = {
     "mlp": "tensor",
     "norm": None,
     "rank": None,
+    # Adapters (lora.py): their other axis is short, so these take both mesh axes.
+    "adapter of embed": ("fsdp", "tensor"),
+    "adapter of heads": ("tensor", "fsdp"),
+    "adapter of mlp": ("tensor", "fsdp"),
+}
+# The same while a layer is computed, where it differs: rows are spread over fsdp, too, so weights must not be.
+RULES_IN_USE = SHARDING_RULES | {
+    "embed": None,
+    "adapter of embed": None,
+    "adapter of heads": "tensor",
+    "adapter of mlp": "tensor",
 }
 
 
@@ -143,19 +154,21 @@ def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
     return jax.tree.map(place, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
 
-def partition(axes: tuple[str, ...]) -> P:
-    """Where `SHARDING_RULES` put an array with these logical axes."""
-    return P(*(SHARDING_RULES[axis] for axis in axes))
+def partition(axes: tuple[str, ...], rules=SHARDING_RULES) -> P:
+    """Where the rules put an array with these logical axes."""
+    return P(*(rules[axis] for axis in axes))
+
+
+def _placed(x: jax.Array, spec: P) -> jax.Array:
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Inside jit: a weight with these logical axes, whole in its width, for use: rows are spread over fsdp as weights are,
-    and the partitioner would otherwise exchange activations, which are larger. Cast before, so that the cast travels.
-    Gradients are summed and spread in one step, the reverse of gathering."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return w
-    return jax.lax.with_sharding_constraint(w, P(*(None if a == "embed" else SHARDING_RULES[a] for a in axes)))
+    """Inside jit: a weight with these logical axes as `RULES_IN_USE` want it; left to itself, the partitioner would
+    exchange activations, which are larger. Cast before, so that the cast travels. Gradients are summed and spread in one
+    step, the reverse of gathering."""
+    return _placed(w, partition(axes, RULES_IN_USE))
 
 
 def _gathered_forward(w, axes):
@@ -163,12 +176,15 @@ def _gathered_forward(w, axes):
 
 
 def _gathered_backward(axes, _, gradient):
-    if jax.sharding.get_abstract_mesh().empty:
-        return (gradient,)
-    return (jax.lax.with_sharding_constraint(gradient, partition(axes)),)
+    return (_placed(gradient, partition(axes)),)
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:
+    """Logical axes of part "a" or "b" of the adapter of a matrix with these axes."""
+    return (f"adapter of {row_axis}", "rank") if part == "a" else ("rank", f"adapter of {column_axis}")
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -273,7 +289,7 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
         target, *part = (key.key for key in path if key.key != "adapters")
         axes = table[target].axes[1:]
         if part:
-            axes = (axes[0], "rank") if part == ["a"] else ("rank", axes[1])
+            axes = adapter_axes(*part, *axes)
         return gathered(w.astype(dtype), axes)
 
     return jax.tree.map_with_path(ready, layer)

@@ -18,13 +18,14 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # Instructions that move no data by themselves.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 FREE |= {"while", "conditional", "call", "iota", "copy-done", "async-done", "slice-done", "opt-barrier"}
+FREE |= {"recv-done", "send-done"}
 PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # users of a fusion's parameter that do not read it
 
 
 @dataclasses.dataclass
 class Cost:
     """flops: of matrix products. bytes: HBM, read and written. received: bytes that arrive from other devices, by
-    (kind of collective, crosses slices)."""
+    (kind of collective, from other slices)."""
 
     flops: float = 0.0
     bytes: float = 0.0
@@ -47,22 +48,20 @@ class Instruction:
     root: bool
 
 
-def program_cost(text: str, devices_per_slice: int) -> Cost:
+def program_cost(text: str) -> Cost:
     """The cost of one run of a module on one device.
 
     Args:
         text: `compiled.as_text()`.
-        devices_per_slice: of the mesh, whose devices lie slice after slice.
 
     Raises:
         ValueError: a loop's number of rounds cannot be read from its condition.
     """
-    return _Program(text, devices_per_slice).cost()
+    return _Program(text).cost()
 
 
 class _Program:
-    def __init__(self, text: str, devices_per_slice: int):
-        self._devices_per_slice = devices_per_slice
+    def __init__(self, text: str):
         self._computations: dict[str, list[Instruction]] = {}
         current = None
         for line in text.splitlines():
@@ -105,8 +104,8 @@ class _Program:
                 if opcode not in FREE:
                     total.bytes += _border_bytes(instruction, shapes)
                 collectives |= self._collective(instruction, shapes)
-        for (kind, crosses, *_), received in collectives.items():
-            total.received[kind, crosses] += received
+        for (kind, far, *_), received in collectives.items():
+            total.received[kind, far] += received
         return total
 
     def _products(self, name: str) -> float:
@@ -129,13 +128,14 @@ class _Program:
         return found
 
     def _collective(self, instruction: Instruction, shapes: dict[str, str]) -> dict:
-        """{(kind, crosses slices, channel, shape): bytes received by one device}, at most one entry."""
+        """{(kind, from other slices, channel, shape): bytes received by one device}, at most one entry."""
+        if instruction.opcode == "recv":
+            return _between_slices(instruction)
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             return {}
         given = sum(_bytes(shapes[name], everywhere=True) for name in instruction.operands)
-        groups = _groups(instruction)
-        size = len(groups[0])
+        size = len(_groups(instruction)[0])
         # An all-gather brings all shares but the own one; an all-reduce is a reduce-scatter and an all-gather.
         received = {
             "all-gather": (size - 1) * given,
@@ -144,10 +144,9 @@ class _Program:
             "all-to-all": (size - 1) / size * given,
             "collective-permute": given,
         }[kind]
-        crosses = any(len({device // self._devices_per_slice for device in group}) > 1 for group in groups)
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         unique = (channel[1], re.sub(r"\{.*?\}", "", instruction.shape)) if channel else (instruction.name,)
-        return {(kind, crosses, *unique): received} if size > 1 else {}
+        return {(kind, False, *unique): received} if size > 1 else {}
 
     def _fusion_bytes(self, fusion: Instruction, name: str, shapes: dict[str, str]) -> float:
         """What a fusion reads and writes: of an array that it slices or updates in place, only that part."""
@@ -186,21 +185,64 @@ class _Program:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
-        condition = {i.name: i for i in self._computations[_called(loop, "condition")[0]]}
-        body = {i.name: i for i in self._computations[_called(loop, "body")[0]]}
-        root = next(i for i in body.values() if i.root)
-        for compare in condition.values():
+        condition, body = (self._inlined(_called(loop, which)[0]) for which in ("condition", "body"))
+        following = body.resolve(next(i.name for i in self._computations[_called(loop, "body")[0]] if i.root))
+        for compare in condition.instructions.values():
             if compare.opcode == "compare" and "direction=LT" in compare.attributes:
-                counter, limit = (condition[operand] for operand in compare.operands)
+                counter, limit = map(condition.resolve, compare.operands)
                 if limit.opcode == "constant" and counter.opcode == "get-tuple-element":
-                    place = int(re.search(r"index=(\d+)", counter.attributes)[1])
-                    following = body[root.operands[place]]
-                    while following.opcode in ("copy", "bitcast"):
-                        following = body[following.operands[0]]
-                    steps = [i for i in map(body.get, following.operands) if i.opcode == "constant"]
-                    if following.opcode == "add" and steps:
+                    increment = body.resolve(following.operands[_index(counter)])
+                    steps = [i for i in map(body.resolve, increment.operands) if i.opcode == "constant"]
+                    if increment.opcode == "add" and steps:
                         return -(-int(limit.attributes) // int(steps[0].attributes))
         raise ValueError(f"cannot tell how often the loop {loop.name} runs")
+
+
+    def _inlined(self, name: str) -> "_Inlined":
+        """A computation with what its fusions contain."""
+        found = _Inlined({}, {})
+        for instruction in self._computations[name]:
+            found.instructions[instruction.name] = instruction
+            if instruction.opcode == "fusion":
+                (callee,) = _called(instruction, "calls")
+                inner = self._inlined(callee)
+                found.instructions |= inner.instructions
+                found.same |= inner.same
+                for i in self._computations[callee]:
+                    if i.opcode == "parameter":
+                        found.same[i.name] = instruction.operands[int(i.attributes)]
+                    if i.root:
+                        found.same[instruction.name] = i.name
+        return found
+
+
+@dataclasses.dataclass
+class _Inlined:
+    """Instructions by name, and names that stand for others."""
+
+    instructions: dict[str, Instruction]
+    same: dict[str, str]
+
+    def resolve(self, name: str) -> Instruction:
+        """The instruction that computes what `name` holds."""
+        while True:
+            instruction = self.instructions[name]
+            if name in self.same:
+                name = self.same[name]
+            elif instruction.opcode in ("copy", "bitcast"):
+                name = instruction.operands[0]
+            elif instruction.opcode == "get-tuple-element":
+                of = self.resolve(instruction.operands[0])
+                if of.opcode != "tuple":
+                    return instruction
+                name = of.operands[_index(instruction)]
+            else:
+                return instruction
+
+
+def _index(element: Instruction) -> int:
+    """Of a get-tuple-element."""
+    return int(re.search(r"index=(\d+)", element.attributes)[1])
 
 
 def _parse_instruction(line: str) -> Instruction:
@@ -222,6 +264,20 @@ def _until_closed(text: str) -> tuple[str, str]:
         if depth == 0:
             return text[: position + 1], text[position + 1 :]
     return text, ""
+
+
+def _between_slices(instruction: Instruction) -> dict:
+    """As `_collective`, of what the TPU compiler hands to the hosts, which exchange it over their network."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if kind is None:
+        return {}
+    kind = kind[1].lower().replace("_", "-")
+    numbers = re.search(r'_xla_megascale_target="\{([^}]*)\}', instruction.attributes)[1].split(",")
+    ends = [list(map(int, number.split(":"))) for number in numbers]  # such as 1,2 or 1:4
+    slices = sum(end[-1] - end[0] + 1 for end in ends)
+    share = 2 * (slices - 1) / slices if kind == "all-reduce" else 1
+    dtype, dims, _ = _arrays(instruction.shape)[0]
+    return {(kind, True, instruction.name): share * math.prod(dims) * BITS[dtype] / 8}
 
 
 def _called(instruction: Instruction, attribute: str) -> list[str]:

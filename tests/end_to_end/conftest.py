@@ -28,6 +28,12 @@ class Command:
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         }
 
+    def on_devices(self, number: int) -> "Command":
+        """The same with emulated devices."""
+        other = Command(self._folder)
+        other._env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={number}"
+        return other
+
     def __call__(self, module: str, *arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", f"igpo_jax.{module}", *arguments]
         return subprocess.run(
@@ -37,9 +43,9 @@ class Command:
     def train(self, workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
         return self("train", f"--config={TINY}", f"--workdir={workdir}", *overrides)
 
-    def train_until_killed(self, workdir: pathlib.Path, stage: str, step: int) -> None:
+    def train_until_killed(self, workdir: pathlib.Path, stage: str, step: int, *overrides: str) -> None:
         """SIGKILL as soon as the log has a line of this stage at this step or beyond."""
-        command = [sys.executable, "-m", "igpo_jax.train", f"--config={TINY}", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "igpo_jax.train", f"--config={TINY}", f"--workdir={workdir}", *overrides]
         with (workdir.parent / "killed.log").open("wb") as log:
             process = subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=log, stderr=log)
             try:

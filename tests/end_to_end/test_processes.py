@@ -21,7 +21,9 @@ HEARTBEAT = 10  # seconds
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-def start(processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path) -> list[subprocess.Popen]:
+def start(
+    processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path, config: str = str(TINY)
+) -> list[subprocess.Popen]:
     """`python -m igpo_jax.train` as `srun` starts it; every process with `devices` emulated devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,7 +44,7 @@ def start(processes: int, devices: int, *arguments_of_each: list[str], folder: p
     started = []
     for rank in range(processes):
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        command = [sys.executable, "-m", "igpo_jax.train", f"--config={TINY}", *arguments_of_each[rank]]
+        command = [sys.executable, "-m", "igpo_jax.train", f"--config={config}", *arguments_of_each[rank]]
         log = (folder / f"{rank}-of-{processes}.log").open("w")
         started.append(
             subprocess.Popen(
@@ -63,11 +65,29 @@ def ends(processes: list[subprocess.Popen], folder: pathlib.Path) -> tuple[list[
     return codes, [(folder / f"{rank}-of-{number}.log").read_text() for rank in range(number)]
 
 
+def word_problems(file: pathlib.Path, number: int) -> None:
+    """In GSM8K's format."""
+    names, things = ("Mara", "Tom", "Ada", "Kofi", "Lin", "Omar"), ("apples", "books", "pens", "cups", "shells", "stamps")
+    rows = []
+    for i in range(number):
+        name, thing, (a, b, c) = names[i % 6], things[i // 6 % 6], (2 + i % 9, 3 + i % 11, 1 + i % 7)
+        question = f"{name} buys {a} boxes of {b} {thing} and gives {c} {thing} away. How many {thing} are left?"
+        answer = f"{name} buys {a}*{b} = <<{a}*{b}={a * b}>>{a * b} {thing}.\nThen {a * b}-{c} = {a * b - c} are left."
+        rows.append(json.dumps({"question": question, "answer": f"{answer}\n#### {a * b - c}"}))
+    file.write_text("\n".join(rows))
+
+
+@pytest.mark.slow
 def test_two_processes_with_four_devices_train_what_one_with_eight_does(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    codes, printed = ends(start(1, 8, [f"--workdir={one}", *SHORT], folder=tmp_path), tmp_path)
+    """The smoke configuration, every stage of it."""
+    data, one, two = tmp_path / "problems.jsonl", tmp_path / "one", tmp_path / "two"
+    word_problems(data, 300)
+    arguments = [f"--config.task.{split}_path={data}" for split in ("train", "test")]
+    arguments += ["--config.tokenizer.vocab_size=320", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
+    smoke = {"folder": tmp_path, "config": "gsm8k.py:smoke"}
+    codes, printed = ends(start(1, 8, [f"--workdir={one}", *arguments], **smoke), tmp_path)
     assert codes == [0], printed
-    codes, printed = ends(start(2, 4, *[[f"--workdir={two}", *SHORT]] * 2, folder=tmp_path), tmp_path)
+    codes, printed = ends(start(2, 4, *[[f"--workdir={two}", *arguments]] * 2, **smoke), tmp_path)
     assert codes == [0, 0], printed
     assert "processes: 2" in printed[0] and "report:" in printed[0]
     assert "report:" not in printed[1]
@@ -77,7 +97,7 @@ def test_two_processes_with_four_devices_train_what_one_with_eight_does(tmp_path
     assert [row["step"] for row in rows] == [row["step"] for row in wanted]
     for row, expected in zip(rows, wanted, strict=True):
         assert row.pop("stage") == expected.pop("stage")
-        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
     tokens = [[row["tokens"] for row in read_rows(run / "rollouts.jsonl")] for run in (one, two)]
     assert tokens[0] == tokens[1]
 

@@ -3,13 +3,15 @@
 import json
 import pathlib
 import shutil
+import zlib
 
 import jax
 import numpy as np
 import pytest
 
 from igpo_jax import config as configuration
-from igpo_jax.experiment import read_config
+from igpo_jax.data.pipeline import batches
+from igpo_jax.experiment import open_experiment, read_config
 from igpo_jax.model.transformer import abstract
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.metrics import read_rows
@@ -116,3 +118,27 @@ def test_without_a_readable_checkpoint_the_run_stops_and_says_so(command, finish
     assert again.returncode != 0
     assert "none of the checkpoints" in again.stderr and "to start over" in again.stderr
     assert (workdir / "metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "before, after",
+    [((8, "--config.mesh.data=2", "--config.mesh.tensor=2"), (1,)), ((1,), (8,))],
+    ids=["8 devices to 1", "1 device to 8"],
+)
+def test_a_run_continues_on_another_mesh_with_the_same_data(before, after, command, finished, tmp_path):
+    workdir = tmp_path / "run"
+    command.on_devices(before[0]).train_until_killed(workdir, "rl", 204, *before[1:])
+    again = command.on_devices(after[0]).train(workdir, *after[1:])
+    assert again.returncode == 0, again.stderr
+    assert f"{after[0]} x cpu" in again.stdout
+    assert [row["step"] for row in untimed(workdir)] == [row["step"] for row in untimed(finished)]
+    # What is shown of a rollout are problems of that iteration's batch.
+    experiment = open_experiment(read_config(workdir), workdir)
+    settings, prompts = experiment.settings, experiment.rl_data.prompts
+    order = batches(prompts, settings.rl.prompts, settings.seed, settings.data.prompt_buckets)
+    shown = [row for row in read_rows(workdir / "rollouts.jsonl") if row["try"] == "first"]
+    assert {row["step"] for row in shown} == set(range(202, 214, 2))
+    for row in shown:
+        assert zlib.crc32(row["problem_id"].encode()) in order[(row["step"] - 202) // 2].problem_id
+    assert settings.mesh["tensor"] == 1

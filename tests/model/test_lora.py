@@ -118,7 +118,7 @@ def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
             forward(sharded, *batch, cfg), forward(attach(base, adapters, LORA), *batch, cfg), atol=3e-5
         )
     a, b = placed["gate"]["a"].spec, placed["gate"]["b"].spec
-    assert (tuple(a), tuple(b)) == ((None, "fsdp", None), (None, None, "tensor"))
+    assert (tuple(a), tuple(b)) == ((None, ("fsdp", "tensor"), None), (None, None, ("tensor", "fsdp")))
 
 
 @pytest.mark.parametrize("change, message", [

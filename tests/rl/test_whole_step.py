@@ -1,0 +1,153 @@
+"""One IGPO step, rollout to update, on meshes of eight devices: the same as on one, and each holds its share."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from igpo_jax.data.pipeline import PromptBatch
+from igpo_jax.diffusion.inpainting import InpaintingConfig
+from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model.lora import LoraConfig
+from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
+from igpo_jax.rl.likelihood import score
+from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.rollout import RolloutConfig, rollout
+from igpo_jax.rl.step import make_update
+from igpo_jax.training import OptimizerConfig, compute_copy, create_state, make_optimizer, policy_params
+
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
+MODEL = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=8, kv_heads=8, mlp_width=40)
+LORA = LoraConfig(rank=3, alpha=6.0)
+N, G, LENGTH = 8, 4, 12
+
+
+def prompts() -> PromptBatch:
+    draw = np.random.default_rng(0)
+    return PromptBatch(
+        problem_id=np.arange(50, 50 + N, dtype=np.uint32),
+        tokens=draw.integers(3, 24, (N, 7)).astype(np.int32),
+        valid=np.arange(7) >= draw.integers(0, 4, N)[:, None],
+        trace=draw.integers(3, 24, (N, LENGTH)).astype(np.int32),
+        trace_length=np.full(N, LENGTH, np.int32),
+        hintable=np.ones((N, LENGTH), bool),
+    )
+
+
+def grade(problem_id: np.ndarray, completions: np.ndarray) -> np.ndarray:
+    """A rare outcome, so that some groups are all wrong; from the tokens alone."""
+    return ((completions.sum(axis=-1) + problem_id[:, None]) % 5 == 0).astype(np.float32)
+
+
+def created(mesh, seed: int):
+    return jax.jit(init, static_argnums=1, out_shardings=shardings(MODEL, mesh))(jax.random.key(seed), MODEL)
+
+
+@functools.cache
+def whole_step(mesh: Mesh, temperature: float, adapters: bool):
+    """(rollout, loss, norm of the gradients, parameters after a plain SGD step, parameters before it), host arrays."""
+    key, lora = jax.random.key(3), LORA if adapters else None
+    cfg = RolloutConfig(
+        MODEL,
+        DecodeConfig(LENGTH, block_length=6, steps=6, temperature=temperature),
+        InpaintingConfig(chunk_min=2, chunk_max=3, ratio_min=0.3, ratio_max=0.7),
+        G,
+        prompts_at_once=N // 2,
+        normalize_advantages=False,
+    )
+    objective = ObjectiveConfig(kl_coefficient=0.5, token_chunk=16)
+    with jax.set_mesh(mesh):
+        start, reference = created(mesh, 0), created(mesh, 1)
+        frozen = start if adapters else None
+        trained = start
+        if adapters:
+            make = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=lora_module.shardings(MODEL, LORA, mesh))
+            trained = jax.tree.map(lambda x: x + 0.05, make(jax.random.key(4), MODEL, LORA))
+        optimizer = optax.sgd(1.0)
+        state = create_state(trained, optimizer, MODEL, mesh, lora)
+        before = jax.tree.map(np.asarray, state.params)
+        policy = policy_params(state.params, frozen, lora)
+        sampled = rollout(policy, prompts(), grade, key, cfg, mesh)
+        scores = score(policy, reference, sampled.groups, key, MODEL, objective, mesh)
+        update = make_update(optimizer, MODEL, objective, mesh, lora=lora)
+        state, statistics = update(state, sampled.groups, scores, jnp.int32(0), frozen)
+    after = jax.tree.map(np.asarray, state.params)
+    return sampled, float(statistics["policy/loss"]), float(statistics["policy/grad_norm"]), after, before
+
+
+def norm(tree) -> float:
+    return float(np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree))))
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["all parameters", "adapters"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("shape", MESHES)
+def test_a_whole_step_does_not_depend_on_the_mesh(shape, temperature, adapters, mesh_of):
+    sampled, loss, grad_norm, after, before = whole_step(mesh_of(shape), temperature, adapters)
+    expected, expected_loss, expected_norm, expected_after, _ = whole_step(mesh_of((1, 1, 1)), temperature, adapters)
+
+    assert sampled.triggered.tolist() == expected.triggered.tolist() and 0 < sampled.triggered.size < N
+    np.testing.assert_array_equal(sampled.replaced, expected.replaced)
+    for attempt in ("first", "second"):
+        for field in dataclasses.fields(sampled.first):
+            have, want = (getattr(getattr(of, attempt), field.name) for of in (sampled, expected))
+            np.testing.assert_array_equal(have, want, err_msg=f"{attempt}.{field.name}")
+    for field in dataclasses.fields(sampled.groups):
+        have, want = (np.asarray(getattr(of.groups, field.name)) for of in (sampled, expected))
+        np.testing.assert_array_equal(have, want, err_msg=field.name)
+
+    assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6) and grad_norm > 0.01
+    assert grad_norm == pytest.approx(expected_norm, rel=1e-5)
+    # A plain step of size 1 goes the gradient's way exactly.
+    gradients = jax.tree.map(np.subtract, before, expected_after)
+    assert norm(gradients) == pytest.approx(expected_norm, rel=1e-4)
+    difference = norm(jax.tree.map(np.subtract, after, expected_after))
+    assert difference <= 1e-5 * norm(gradients) + 1e-7 * norm(after)  # the latter: parameters are float32 numbers
+
+
+def bytes_of_first_device(tree) -> int:
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all parameters", "adapters"])
+def test_each_device_holds_its_share(shape, lora, mesh_of):
+    """Of parameters and of both moments; norm scales and counters lie everywhere."""
+    mesh = mesh_of(shape)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10, MODEL, lora)
+    params = created(mesh, 0)
+    norms = 0
+    if lora is None:
+        trained = params
+        infos = jax.tree.leaves(parameter_table(MODEL), is_leaf=lambda x: hasattr(x, "axes"))
+        norms = sum(4 * np.prod(info.shape) for info in infos if info.stddev is None)
+    else:
+        make = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=lora_module.shardings(MODEL, lora, mesh))
+        trained = make(jax.random.key(0), MODEL, lora)
+    state = create_state(trained, optimizer, MODEL, mesh, lora)
+    moments = optax.tree.get(state.opt_state, "ScaleByAdamState")
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(trained))
+    for tree in (state.params, moments.mu, moments.nu):
+        assert bytes_of_first_device(tree) == (whole - norms) // (shape[1] * shape[2]) + norms
+    others = bytes_of_first_device(state) - sum(map(bytes_of_first_device, (state.params, moments.mu, moments.nu)))
+    assert others <= 16  # counters
+
+
+def test_the_copy_that_acts_lies_where_the_parameters_lie_and_computes_the_same(mesh_of):
+    mesh, cfg = mesh_of((2, 2, 2)), dataclasses.replace(MODEL, compute_dtype="bfloat16")
+    with jax.set_mesh(mesh):
+        params = created(mesh, 0)
+        copy = compute_copy(params, cfg, mesh)
+        for have, of in zip(jax.tree.leaves(copy), jax.tree.leaves(params), strict=True):
+            assert have.dtype == jnp.bfloat16 and have.sharding.is_equivalent_to(of.sharding, of.ndim)
+        assert compute_copy(params, MODEL, mesh) is params
+        from igpo_jax.model.transformer import forward, unembed
+
+        run = jax.jit(lambda p: unembed(p, forward(p, jnp.arange(3, 19).reshape(2, 8), jnp.ones((2, 8), bool), cfg), cfg))
+        np.testing.assert_array_equal(run(params), run(copy))
