@@ -1,0 +1,42 @@
+"""`python -m igpo_jax.plan`, as a user would call it."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+TINY = pathlib.Path(__file__).parent / "tiny.py"
+PROGRAMS = ["sft", "sample", "inpaint", "score", "update", "evaluate"]
+
+
+def test_the_devices_that_are_here(command):
+    done = command("plan", f"--config={TINY}", "--config.rl.microbatches=2")
+    assert done.returncode == 0, done.stderr
+    assert "1 x cpu, mesh: data 1, fsdp 1, tensor 1" in done.stdout and "**fits**" in done.stdout
+    assert all(f"| {name} |" in done.stdout for name in PROGRAMS)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--config.rl.prompts=7",), "rl.prompts / rl.microbatches = 7 is not a multiple of mesh.data * mesh.fsdp = 8"),
+    (("--config.rl.rollout_slices=8", "--config.rl.group_size=4"),
+     "rl.prompts * rl.group_size / rl.rollout_slices = 4 is not a multiple of mesh.data * mesh.fsdp = 8"),
+    (("--config.rl.rollout_slices=3",), "rl.prompts=8 is not a multiple of rl.rollout_slices=3"),
+    (("--programs=nothing",), "there are sft, sample"),
+])  # fmt: skip
+def test_mistakes_are_told_in_one_line(command, arguments, message):
+    done = command.on_devices(16)("plan", f"--config={TINY}", "--config.mesh.tensor=2", *arguments)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed (extra "tpu")')
+def test_every_program_compiles_for_a_tpu_from_the_command_line(command):
+    done = command("plan", f"--config={TINY}", "--topology=v5e:2x2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)  # nothing else is printed
+    assert result["fits"] is True and result["memory_gib"] == 15.75 and result["devices"] == 4
+    assert [record["name"] for record in result["programs"]] == PROGRAMS
+    for record in result["programs"]:
+        assert record["estimated_seconds"] >= 0 and record["compile_seconds"] > 0
+    update = next(record for record in result["programs"] if record["name"] == "update")
+    assert update["flops"] > 0 and sum(update["received_bytes"].values()) > 0

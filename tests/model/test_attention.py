@@ -1,0 +1,97 @@
+"""The attention back ends against each other; splash runs its kernel's code interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpo_jax.model.attention import LANES, attend, splash_attention
+
+H = LANES
+
+
+def inputs(rows=4, length=2 * LANES, heads=4, kv_heads=2, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, weight = (jax.random.normal(key, (rows, length, heads, H), dtype) for key in keys[:2])
+    k, v = (jax.random.normal(key, (rows, length, kv_heads, H), dtype) for key in keys[2:])
+    valid = np.arange(length) >= np.array([0, 1, LANES, LANES + 7])[:rows, None]  # padding on the left
+    return (q, k, v), valid, weight * valid[..., None, None]  # nobody reads what comes out at padding
+
+
+def value_and_gradients(attention, arguments, valid, weight):
+    def loss(q, k, v):
+        a = attention(q, k, v, valid)
+        return jnp.sum(a.astype(jnp.float32) * weight), a
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
+
+
+def assert_close(have, want, valid, tolerance):
+    (_, a), gradients = have
+    (_, expected), expected_gradients = want
+    scale = float(jnp.abs(expected.astype(jnp.float32)).max())
+    np.testing.assert_allclose(
+        np.asarray(a, np.float32)[valid], np.asarray(expected, np.float32)[valid], atol=tolerance * scale
+    )
+    for gradient, of in zip(gradients, expected_gradients, strict=True):
+        of = np.asarray(of, np.float32)
+        np.testing.assert_allclose(np.asarray(gradient, np.float32), of, atol=tolerance * np.abs(of).max())
+
+
+def splash(q, k, v, valid):
+    return splash_attention(q, k, v, valid, interpret=True)
+
+
+def xla(q, k, v, valid):
+    return attend(q, k, v, valid, "xla")
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
+def test_splash_equals_xla_forward_and_backward(heads, kv_heads):
+    arguments, valid, weight = inputs(heads=heads, kv_heads=kv_heads)
+    results = [value_and_gradients(attention, arguments, valid, weight) for attention in (splash, xla)]
+    assert_close(*results, valid, 2e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2), (1, 4, 1)])
+def test_splash_equals_xla_on_meshes(shape, mesh_of):
+    arguments, valid, weight = inputs()
+    with jax.set_mesh(mesh_of(shape)):
+        results = [value_and_gradients(attention, arguments, valid, weight) for attention in (splash, xla)]
+    assert_close(*results, valid, 2e-5)
+
+
+def test_splash_takes_lengths_that_are_no_power_of_two():
+    arguments, valid, weight = inputs(rows=1, length=7 * LANES, heads=1, kv_heads=1)
+    results = [value_and_gradients(attention, arguments, valid, weight) for attention in (splash, xla)]
+    assert_close(*results, valid, 2e-5)
+
+
+def test_splash_in_bfloat16_is_as_near_to_float32_as_xla():
+    (q, k, v), valid, weight = inputs()
+    exact = value_and_gradients(xla, (q, k, v), valid, weight)
+    low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    for attention in (splash, xla):
+        have = value_and_gradients(attention, low, valid, weight)
+        assert have[0][1].dtype == jnp.bfloat16
+        assert_close(have, exact, valid, 0.03)
+
+
+@pytest.mark.parametrize("length, head, valid_axes, message", [
+    (LANES + 1, H, 2, "positions = 129"),
+    (LANES, 64, 2, "head size = 64"),
+    (LANES, H, 3, "which positions are padding"),
+])  # fmt: skip
+def test_what_splash_cannot_do_is_said(length, head, valid_axes, message):
+    q = jnp.zeros((1, length, 1, head))
+    with pytest.raises(ValueError, match=message):
+        attend(q, q, q, jnp.ones((1, length, length)[:valid_axes], bool), "splash")
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cudnn runs on GPUs; benchmarks/gpu.sh runs this test")
+def test_cudnn_equals_xla_forward_and_backward():
+    (q, k, v), valid, weight = inputs()
+    exact = value_and_gradients(xla, (q, k, v), valid, weight)
+    low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    have = value_and_gradients(lambda q, k, v, valid: attend(q, k, v, valid, "cudnn"), low, valid, weight)
+    assert_close(have, exact, valid, 0.03)
