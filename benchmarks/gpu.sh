@@ -3,7 +3,7 @@
 #   OUT=folder PYTHON=python3 bash benchmarks/gpu.sh
 # Needs the package's requirements for CUDA (BUILD.md). What fails is named in summary.txt; the rest is run all the same.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 out="$(realpath -m "${OUT:-benchmarks/results}")"
 python="${PYTHON:-python3}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" JAX_PLATFORMS=cuda PYTHONUNBUFFERED=1

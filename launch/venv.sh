@@ -1,13 +1,15 @@
-# Sourced by the other scripts: .venv with this package installed, made anew only when setup.py has changed.
-# PYTHON chooses the interpreter (3.11 or newer).
+# shellcheck shell=bash
+# Sourced by the other scripts: .venv with this package installed, made anew only when setup.py or the extras have changed.
+# Environment: PYTHON, the interpreter (3.11 or newer); IGPO_EXTRAS, the extras (test,report).
 PYTHON="${PYTHON:-python3}"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "error: $("$PYTHON" --version) is too old; set PYTHON to a Python 3.11 or newer" >&2
   exit 1
 }
-wanted="$("$PYTHON" --version) $(cksum < setup.py)"
+extras="${IGPO_EXTRAS:-test,report}"
+wanted="$("$PYTHON" --version) $(cksum < setup.py) $extras"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   "$PYTHON" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test,report]"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
   echo "$wanted" > .venv/installed
 fi

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# One TPU host's part of a run; tpu_vm.sh and xpk.sh call it on every host: bash launch/on_tpu.sh --workdir=DIR [flags of igpo_jax.train]
+# Ends with 0 when the run is complete and with 42 when a termination signal has stopped it; the same command goes on then.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+. launch/options.sh
+training=("$@")
+folder=$(workdir) || exit 2
+
+# Hosts that compiled different programs end with an error; otherwise they would wait for each other for ever.
+flags="--xla_tpu_use_enhanced_launch_barrier=true"
+export LIBTPU_INIT_ARGS="$flags ${LIBTPU_INIT_ARGS:-}"
+
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+"$python" -m igpo_jax.train "$@" &
+pid=$!
+signalled=
+trap 'signalled=1; kill -TERM "$pid" 2>/dev/null' TERM INT
+wait "$pid"
+status=$?
+while [ -n "$signalled" ]; do # that ended the waiting, not the training
+  signalled=
+  wait "$pid"
+  status=$?
+done
+if [ "$status" = 0 ] && [ ! -f "$folder/result.json" ]; then
+  echo "not complete: the same command goes on"
+  exit 42 # what xpk takes for "start again"
+fi
+exit "$status"

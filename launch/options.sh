@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# Sourced by the launchers that have flags of their own.
+
+# options NAMES "$@": --name=value sets IGPO_NAME (dashes become underscores), --name alone sets it to 1; without the flag the
+# variable may come from the environment. What follows -- is for igpo_jax.train and becomes the array `training`.
+options() {
+  local known=" $1 " argument name value
+  shift
+  training=()
+  while [ $# -gt 0 ]; do
+    argument=$1
+    shift
+    case $argument in
+      --) training=("$@"); return ;;
+      --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+      --*) ;;
+      *) fail "$argument is no flag; flags of igpo_jax.train come after --" ;;
+    esac
+    name=${argument#--}
+    name=${name%%=*}
+    case $known in *" $name "*) ;; *) fail "there is no flag --$name; there are:$known(flags of igpo_jax.train come after --)" ;; esac
+    value=1
+    case $argument in *=*) value=${argument#*=} ;; esac
+    printf -v "$(variable "$name")" '%s' "$value"
+  done
+}
+
+variable() { # dry-run -> IGPO_DRY_RUN
+  local name=${1//-/_}
+  echo "IGPO_${name^^}"
+}
+
+required() { # names of flags
+  local name variable
+  for name; do
+    variable=$(variable "$name")
+    [ -n "${!variable:-}" ] || fail "--$name (or $variable in the environment) is needed; see --help"
+  done
+}
+
+# The folder of the run among the flags of igpo_jax.train; every host sees the same one.
+workdir() {
+  local i
+  for ((i = 0; i < ${#training[@]}; i++)); do
+    case ${training[i]} in
+      --workdir=*) echo "${training[i]#*=}"; return ;;
+      --workdir) echo "${training[i + 1]:-}"; return ;;
+    esac
+  done
+  fail "the flags after -- need a --workdir, a folder that all hosts share"
+}
+
+run() { # the command, or with --dry-run only its text
+  if [ "${IGPO_DRY_RUN:-0}" != 0 ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}

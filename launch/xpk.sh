@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains on TPUs of a GKE cluster that xpk manages, one slice or several:
+#   bash launch/xpk.sh --cluster=CLUSTER --name=NAME --type=v5litepod-16 [--slices=2] [--zone=ZONE] [--project=P]
+#     [--storage=NAME] [--image=IMAGE] [--restarts=20] [--dry-run] -- --config=math.py --workdir=/shared/run [flags of igpo_jax.train]
+# Hosts that are preempted or fail are started again, and go on with the run. The same command goes on with a run that ended.
+# --storage  what `xpk storage` has attached to the cluster; its mount point holds the --workdir
+# --image    has igpo_jax[tpu] installed and this folder as its working directory; by default this folder is laid over
+#            python:3.12 and installed on every start
+# All flags may also be variables of the environment: IGPO_CLUSTER, IGPO_NAME, ...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/options.sh
+options "cluster name type slices zone project storage image restarts dry-run" "$@"
+required cluster name type
+workdir > /dev/null
+
+where=(--cluster="$IGPO_CLUSTER")
+[ -z "${IGPO_ZONE:-}" ] || where+=(--zone="$IGPO_ZONE")
+[ -z "${IGPO_PROJECT:-}" ] || where+=(--project="$IGPO_PROJECT")
+
+# exec: a termination signal then reaches the training, which saves.
+command="exec bash launch/on_tpu.sh$(printf ' %q' "${training[@]}")"
+if [ -n "${IGPO_IMAGE:-}" ]; then
+  image=(--docker-image="$IGPO_IMAGE")
+else
+  image=(--base-docker-image=python:3.12 --script-dir=.)
+  command="pip install --quiet '.[tpu,report]' && $command"
+fi
+flags=(--tpu-type="$IGPO_TYPE" --num-slices="${IGPO_SLICES:-1}" "${image[@]}")
+# 42: a signal has stopped it; 1: another host is gone, or a real error, which ends it after so many tries.
+flags+=(--max-restarts="${IGPO_RESTARTS:-20}" --restart-on-exit-codes=1)
+# Time to save.
+flags+=(--termination-grace-period-seconds=300)
+[ -z "${IGPO_STORAGE:-}" ] || flags+=(--storage="$IGPO_STORAGE")
+
+# What is left of an earlier start has the same name; one that runs is left alone, and xpk says that it is there.
+run xpk workload delete "${where[@]}" --filter-by-job="^$IGPO_NAME\$" --filter-by-status=FINISHED --force || true
+run xpk workload create "${where[@]}" --workload="$IGPO_NAME" "${flags[@]}" --command="$command"
