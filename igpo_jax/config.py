@@ -278,9 +278,9 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
         raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
     if model.attention == "splash":
         length = settings.rollout_decode.completion_length
-        _require_multiples(
-            [(f"a prompt bucket + {length}", size + length, "splash's lanes", LANES) for size in settings.data.prompt_buckets]
-        )
+        sizes = [(f"a prompt bucket + {length}", size + length) for size in settings.data.prompt_buckets]
+        sizes.append(("the head size", model.head_size))
+        _require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in sizes])
 
 
 def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:

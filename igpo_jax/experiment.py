@@ -120,6 +120,8 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
         ValueError: a value that cannot work, data that cannot be used, a folder with the run of another configuration, or
             one that the processes of this run do not share. It is raised on all processes.
     """
+    if "://" in os.fspath(workdir):
+        raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir, wanted = pathlib.Path(workdir).absolute(), configuration.to_json(config)
     with failing_together():
         settings = configuration.parse(config)

@@ -45,13 +45,39 @@ COLUMNS += ("est. s", "comm.", "compile s")
 
 def as_text(result: dict) -> str:
     """Tables in Markdown, for a terminal and for BUILD.md."""
+    lines = [setting(result), "", "Per device, GiB and one run of each program:", "", *program_table(result)]
+    lines += ["", "Resident beside the arguments:"]
+    for record in result["programs"]:
+        held = ", ".join(f"{name} {size:.2f}" for name, size in record["resident_gib"].items())
+        lines.append(f"- {record['name']}: {held or 'nothing'}")
+    lines += ["", "Received, GB by kind:"]
+    lines += [f"- {record['name']}: {received(record)}" for record in result["programs"]]
+    lines += [
+        "",
+        "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
+        "sample: one slice of a rollout, of the first and, after inpaint, of the second try.",
+    ]
+    parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
+    if parts and all("estimated_seconds" in record for record in parts):
+        seconds = sum(record["per_iteration"] * record["estimated_seconds"] for record in parts)
+        terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
+        lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
+    lines += ["", verdict(result) + " What would save most:"]
+    lines += [f"- about {entry['saves_about_gib']:.2f} GiB: {entry['change']}" for entry in result["advice"]]
+    return "\n".join(lines)
+
+
+def setting(result: dict) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     where = f"{result['devices']} x {result['device']}" + (f" in {result['slices']} slices" * (result["slices"] > 1))
-    lines = [f"{where}, mesh: {mesh}; model: {result['model']}", "", "Per device, GiB and one run of each program:", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    return f"{where}, mesh: {mesh}; model: {result['model']}"
+
+
+def program_table(result: dict) -> list[str]:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for record in result["programs"]:
-        resident = sum(record["resident_gib"].values())
         cells = [record["name"] + ("" if record["used"] else " (not in this run)")]
+        resident = sum(record["resident_gib"].values())
         if "error" in record:
             cells += ["", f"{resident:.2f}", "", f"{record['peak_gib']:.2f}", "does not compile: too large"]
             cells += [""] * (len(COLUMNS) - len(cells))
@@ -64,32 +90,19 @@ def as_text(result: dict) -> str:
             cells += [f"{sum(record['received_bytes'].values()) / 1e9:.2f}", seconds, share]
             cells += [f"{record['compile_seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Resident beside the arguments:"]
-    for record in result["programs"]:
-        held = ", ".join(f"{name} {size:.2f}" for name, size in record["resident_gib"].items())
-        lines.append(f"- {record['name']}: {held or 'nothing'}")
-    lines += ["", "Received, GB by kind:"]
-    for record in result["programs"]:
-        kinds = ", ".join(f"{kind} {n / 1e9:.3f}" for kind, n in sorted(record.get("received_bytes", {}).items()))
-        lines.append(f"- {record['name']}: {kinds or 'nothing'}")
-    lines += [
-        "",
-        "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
-        "sample: one slice of a rollout, of the first and, after inpaint, of the second try.",
-    ]
-    parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
-    if parts and all("estimated_seconds" in record for record in parts):
-        seconds = sum(record["per_iteration"] * record["estimated_seconds"] for record in parts)
-        terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
-        lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
-    limit = MOST * result["memory_gib"]
-    verdict = "fits" if result["fits"] else "does not fit"
-    side = "below" if result["fits"] else "above"
-    gap = abs(limit - result["peak_gib"])
-    lines += ["", f"**{verdict}**: at most {result['peak_gib']:.2f} GiB, {gap:.2f} {side} {MOST:.0%} of"
-              f" {result['memory_gib']:.2f}. What would save most:"]  # fmt: skip
-    lines += [f"- about {entry['saves_about_gib']:.2f} GiB: {entry['change']}" for entry in result["advice"]]
-    return "\n".join(lines)
+    return lines
+
+
+def received(record: dict) -> str:
+    """GB that collectives bring to a device, by kind."""
+    kinds = sorted(record.get("received_bytes", {}).items())
+    return ", ".join(f"{kind} {n / 1e9:.2f}" for kind, n in kinds if n >= 5e6) or "nothing"
+
+
+def verdict(result: dict) -> str:
+    limit, fits = MOST * result["memory_gib"], result["fits"]
+    gap = f"{abs(limit - result['peak_gib']):.2f} {'below' if fits else 'above'} {MOST:.0%} of {result['memory_gib']:.2f}"
+    return f"**{'fits' if fits else 'does not fit'}**: at most {result['peak_gib']:.2f} GiB, {gap}."
 
 
 def run() -> None:

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -58,3 +60,27 @@ def test_rollout_notices_other_tokens(load, monkeypatch):
     monkeypatch.setattr(module, "transfer_count", lambda masks, step, steps: masks)  # everything in the first step
     with pytest.raises(AssertionError):
         module.main(ROLLOUT)
+
+
+def test_llada_8b_at_small_size(load, tmp_path, capsys):
+    sizes = "--prompt-length 16 --completion-length 16 --steps 2 --repetitions 1".split()
+    cases = load("llada_8b").main(["--small", *sizes, "--output", str(tmp_path / "cases.json")])
+    assert [case["name"] for case in cases] == ["rollout", "update"]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == cases
+    assert [json.loads(line) for line in (tmp_path / "cases.json").read_text().splitlines()] == cases
+    for case in cases:
+        assert case["flops_per_device"] > 0 and case["tokens_per_second"] > 0 and "mfu" not in case  # a CPU has no peak
+    rollout, update = cases
+    assert rollout["evaluations"] == 2 and len(set(update["losses"])) > 1
+
+
+@pytest.mark.slow
+def test_all_of_gpu_sh_without_a_gpu(tmp_path):
+    """Every step but the tests; on a GPU the same script takes real shapes."""
+    env = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "XLA_FLAGS": ""}
+    done = subprocess.run(["bash", str(FOLDER / "gpu.sh")], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
+    summary = (tmp_path / "summary.txt").read_text().splitlines()
+    names = ["llada_8b", "update", "rollout", "train", "parity"]
+    assert [line.split(":")[0] for line in summary[1:]] == names and all(": exit 0 after" in line for line in summary[1:])
+    assert {path.name for path in tmp_path.glob("*.json")} == {f"{name}-cpu.json" for name in names[:3]}

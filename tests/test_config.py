@@ -260,6 +260,18 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path):
     assert contents(workdir) == before
 
 
+def test_an_address_is_no_folder():
+    with pytest.raises(ValueError, match="gs://bucket/run is no folder; mount the bucket"):
+        open_experiment(tiny(), "gs://bucket/run")
+
+
+def test_a_run_may_continue_in_other_portions(tmp_path):
+    open_experiment(tiny(), tmp_path / "run")
+    again = open_experiment(tiny(rl__microbatches=2, mesh__fsdp=4, mesh__tensor=2), tmp_path / "run")
+    assert again.settings.rl.microbatches == 2
+    assert configuration.to_json(read_config(tmp_path / "run"))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+
+
 def test_the_same_configuration_opens_its_folder_again(tmp_path):
     workdir = tmp_path / "run"
     first = open_experiment(tiny(), workdir)

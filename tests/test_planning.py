@@ -174,6 +174,9 @@ def test_kernels_run_where_they_can():
     there = make_mesh(devices=topology_devices("v5e:2x2", 1))
     with pytest.raises(ValueError, match="prompt bucket"):
         configuration.check_divisibility(settings, model, there)
+    settings = settings_of(model__attention="splash", data__prompt_buckets=(112,))
+    with pytest.raises(ValueError, match="the head size = 16 is not a multiple of the lanes"):
+        configuration.check_divisibility(settings, planning.planned_model(settings)[0], there)
 
 
 @needs_tpu_compiler

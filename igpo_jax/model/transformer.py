@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.attention import LANES, PLATFORMS, attend
+from igpo_jax.model.attention import PLATFORMS, attend
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 Params = dict[str, Any]
@@ -83,8 +83,6 @@ class ModelConfig:
             raise ValueError(f"attention={self.attention!r} is not {', '.join(PLATFORMS)}")
         if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
             raise ValueError(f"attention=cudnn and compute_dtype={self.compute_dtype}: cudnn computes in bfloat16")
-        if self.attention == "splash" and self.head_size % LANES:
-            raise ValueError(f"attention=splash needs a head size of {LANES} or a multiple, not {self.head_size}")
 
     @property
     def head_size(self) -> int:

@@ -314,17 +314,19 @@ def _border_bytes(instruction: Instruction, shapes: dict[str, str]) -> float:
 
 
 def _flops(instruction: Instruction, shapes: dict[str, str]) -> float:
-    """Of a matrix product: two per multiplication. Kernels say themselves what they do."""
-    if instruction.opcode == "custom-call":
+    """Of a matrix product: two per multiplication. Of other kernels, what they say of themselves; splash says nothing."""
+    library = 'custom_call_target="__cublas$' in instruction.attributes
+    if instruction.opcode == "custom-call" and not library:
         estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
         return float(json.loads(estimate[1])["flops"]) if estimate else 0.0
-    if instruction.opcode not in ("dot", "convolution"):
+    if instruction.opcode not in ("dot", "convolution", "custom-call"):
         return 0.0
     (_, out, _) = _arrays(instruction.shape)[0]
-    (_, lhs, _), (_, rhs, _) = (_arrays(shapes[operand])[0] for operand in instruction.operands)
-    if instruction.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
-        return 2.0 * math.prod(out) * math.prod(lhs[int(d)] for d in contracted.split(",") if d)
+    (_, lhs, _), (_, rhs, _) = (_arrays(shapes[operand])[0] for operand in instruction.operands[:2])
+    if instruction.opcode != "convolution":
+        name = r'"lhs_contracting_dimensions":\[([^\]]*)\]' if library else r"lhs_contracting_dims=\{([^}]*)\}"
+        contracted = re.findall(r"\d+", re.search(name, instruction.attributes)[1])
+        return 2.0 * math.prod(out) * math.prod(lhs[int(d)] for d in contracted)
     return _convolution_flops(instruction.attributes, lhs, rhs, out)
 
 

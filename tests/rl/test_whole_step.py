@@ -89,8 +89,22 @@ def norm(tree) -> float:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("shape", MESHES)
 def test_a_whole_step_does_not_depend_on_the_mesh(shape, temperature, adapters, mesh_of):
-    sampled, loss, grad_norm, after, before = whole_step(mesh_of(shape), temperature, adapters)
-    expected, expected_loss, expected_norm, expected_after, _ = whole_step(mesh_of((1, 1, 1)), temperature, adapters)
+    assert_same(whole_step(mesh_of(shape), temperature, adapters), whole_step(mesh_of((1, 1, 1)), temperature, adapters))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="benchmarks/gpu.sh runs this test on a GPU, beside a CPU")
+@pytest.mark.parametrize("adapters", [False, True], ids=["all parameters", "adapters"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_whole_step_on_a_gpu_is_the_cpus(temperature, adapters):
+    gpu, cpu = (
+        Mesh(np.array(jax.devices(platform)[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")) for platform in ("gpu", "cpu")
+    )
+    assert_same(whole_step(gpu, temperature, adapters), whole_step(cpu, temperature, adapters))
+
+
+def assert_same(step, expected_step) -> None:
+    sampled, loss, grad_norm, after, before = step
+    expected, expected_loss, expected_norm, expected_after, _ = expected_step
 
     assert sampled.triggered.tolist() == expected.triggered.tolist() and 0 < sampled.triggered.size < N
     np.testing.assert_array_equal(sampled.replaced, expected.replaced)

@@ -149,3 +149,19 @@ def test_convolutions_count_what_is_multiplied(window, lhs, rhs, out, multiplica
     d = "0" if len(lhs) == 3 else ""
     attributes = f"{window}dim_labels=b{d}f_{d}io->b{d}f"
     assert _convolution_flops(attributes, list(lhs), list(rhs), list(out)) == 2 * multiplications
+
+
+def test_products_that_a_gpus_library_computes():
+    """As XLA writes them for NVIDIA's cuBLAS, with a workspace as a second result."""
+    text = """HloModule m
+
+ENTRY %main (a: bf16[16,32], b: bf16[32,64]) -> bf16[16,64] {
+  %a = bf16[16,32]{1,0} parameter(0)
+  %b = bf16[32,64]{1,0} parameter(1)
+  %gemm = (bf16[16,64]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", \
+backend_config={"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],\
+"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  ROOT %result = bf16[16,64]{1,0} get-tuple-element(%gemm), index=0
+}
+"""
+    assert program_cost(text).flops == 2 * 16 * 32 * 64

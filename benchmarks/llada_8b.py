@@ -1,0 +1,146 @@
+"""A rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on the devices that are here.
+
+Prints one JSON line per case: seconds, tokens per second, the FLOPs that the compiled program does and, where the device's
+published peak is known, their share of it (MFU); and the fullest device's memory. --small runs the same on a toy, anywhere.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model.attention import PLATFORMS
+from igpo_jax.model.lora import LoraConfig
+from igpo_jax.model.transformer import init, shardings
+from igpo_jax.planning import LLADA_8B
+from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.step import make_update
+from igpo_jax.runtime.chips import CHIPS
+from igpo_jax.runtime.hlo_cost import program_cost
+from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
+from igpo_jax.runtime.metrics import device_memory
+from igpo_jax.training import OptimizerConfig, create_state, make_optimizer, policy_params
+
+SMALL = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_width": 192, "vocab_size": 2048}
+SMALL |= {"mask_id": 1, "eos_id": 2, "eot_id": None}
+
+
+def measure(compiled, arguments, repetitions: int, advance=lambda arguments, result: arguments) -> tuple[float, dict]:
+    """Median seconds of a compiled program, after one run that warms up, and what goes into the result of a case.
+
+    advance: (arguments, result) -> the arguments of the next run, for programs that donate theirs.
+    """
+    seconds = []
+    for _ in range(repetitions + 1):
+        begin = time.perf_counter()
+        result = jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - begin)
+        arguments = advance(arguments, result)
+    median, flops = statistics.median(seconds[1:]), program_cost(compiled.as_text()).flops
+    case = {"seconds": median, "repetitions": repetitions, "flops_per_device": flops, **device_memory()}
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    return median, case | ({"mfu": flops / median / chip.flops} if chip else {})
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a toy of the same kind, to try this script")
+    parser.add_argument("--attention", default="xla", choices=sorted(PLATFORMS))
+    parser.add_argument("--prompts", type=int, default=8, help="of an update")
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16, help="of a rollout")
+    parser.add_argument("--prompt-length", type=int, default=256)
+    parser.add_argument("--completion-length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=64, help="of denoising, for the whole completion")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--output", type=pathlib.Path, help="a file for the JSON lines")
+    arguments = parser.parse_args(argv)
+    n, g, p, length = arguments.prompts, arguments.group_size, arguments.prompt_length, arguments.completion_length
+
+    numerics = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16", "remat": "full"}
+    cfg = dataclasses.replace(LLADA_8B, **numerics, attention=arguments.attention, **(SMALL if arguments.small else {}))
+    lora = LoraConfig(rank=4 if arguments.small else 128, alpha=64.0)
+    decode = DecodeConfig(length, min(32, length), arguments.steps, temperature=1.2)
+    mesh, objective, draw = make_mesh(), ObjectiveConfig(), np.random.default_rng(0)
+    divisor = batch_size_divisor(mesh)
+    if n % divisor or arguments.rows % divisor:
+        parser.error(f"--prompts={n} and --rows={arguments.rows} must be multiples of the {divisor} devices")
+    cases = []
+
+    def record(name: str, measured: dict, **more) -> None:
+        device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        shape = {key: getattr(cfg, key) for key in ("width", "layers", "heads", "mlp_width", "vocab_size", "attention")}
+        cases.append({"name": name, "date": date, **device, "model": shape, **more, **measured})
+        print(json.dumps(cases[-1]), flush=True)
+
+    def prompts(rows: int):
+        return draw.integers(3, cfg.vocab_size // 2, (rows, p), dtype=np.int32), np.ones((rows, p), bool)
+
+    with jax.set_mesh(mesh):
+        frozen = jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(0), cfg)
+        make = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=lora_module.shardings(cfg, lora, mesh))
+        adapters = make(jax.random.key(1), cfg, lora)
+        policy = policy_params(adapters, frozen, lora)
+
+        rows, row = arguments.rows, np.arange(arguments.rows, dtype=np.uint32)
+        canvas = np.full((rows, length), cfg.mask_id, np.int32)
+        inputs = put_rows((*prompts(rows), canvas), mesh)
+        keys = completion_keys(jax.random.key(2), row, row, 0)
+        compiled = sample.lower(policy, *inputs, keys, cfg, decode).compile()
+        seconds, measured = measure(compiled, (policy, *inputs, keys), arguments.repetitions)
+        done = compiled(policy, *inputs, keys)
+        if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
+            raise AssertionError("a completion still has masks")
+        sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
+        evaluations = {"evaluations": int(done.evaluations), "tokens_per_second": rows * length / seconds}
+        record("rollout", measured, **sizes, **evaluations)
+
+        batch = put_rows(
+            GroupBatch(
+                *prompts(n),
+                problem_id=np.arange(n, dtype=np.uint32),
+                completions=draw.integers(3, cfg.vocab_size // 2, (n, g, length), dtype=np.int32),
+                hint=np.zeros((n, g, length), bool),
+                in_loss=np.ones((n, g, length), bool),
+                advantages=draw.normal(size=(n, g)).astype(np.float32),
+            ),
+            mesh,
+        )
+        scores = score(policy, frozen, batch, jax.random.key(3), cfg, objective, mesh)
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), 100, cfg, lora)
+        state = create_state(adapters, optimizer, cfg, mesh, lora)
+        inner_step = jnp.int32(0)
+        compiled = make_update(optimizer, cfg, objective, mesh, lora=lora).lower(
+            state, batch, scores, inner_step, frozen
+        ).compile()  # fmt: skip
+        first = (state, batch, scores, inner_step, frozen)
+        losses = []
+
+        def advance(arguments, result):
+            losses.append(float(result[1]["policy/loss"]))
+            return (result[0], *arguments[1:])
+
+        seconds, measured = measure(compiled, first, arguments.repetitions, advance)
+        if not np.isfinite(losses).all() or len(set(losses)) == 1:
+            raise AssertionError(f"updates that change nothing: losses {losses}")
+        sizes = {"prompts": n, "group_size": g, "prompt_length": p, "completion_length": length, "lora_rank": lora.rank}
+        record("update", measured, **sizes, tokens_per_second=n * g * length / seconds, losses=losses)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases))
+    return cases
+
+
+if __name__ == "__main__":
+    main()
