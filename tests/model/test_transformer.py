@@ -9,7 +9,8 @@ import pytest
 from igpo_jax.model import transformer
 from igpo_jax.model.checkpoints import load_params
 from igpo_jax.model.huggingface import folder_model_config
-from igpo_jax.model.transformer import ModelConfig, abstract, shardings, unembed, weight_decay_mask
+from igpo_jax.model.transformer import ModelConfig, abstract, embed, shardings, unembed, weight_decay_mask
+from igpo_jax.runtime.hlo_cost import program_cost
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
 # Compiled: op by op, most of the time would go into compiling single operations.
@@ -149,3 +150,27 @@ def test_logits_equal_those_of_the_released_llada(case, mesh):
     logits = unembed(params, forward(params, tokens, valid, cfg), cfg)
     # Rows of padding see nothing that matters; the fixture has finite nonsense there.
     np.testing.assert_allclose(logits[valid], recorded[f"{case}logits"][valid], atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [8, 3], ids=["rows that divide", "rows that do not"])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
+def test_embedding_lookup_exchanges_rows_and_never_the_table(shape, rows, mesh_of):
+    mesh, cfg = mesh_of(shape), dataclasses.replace(CFG, vocab_size=4096)
+    table = jax.random.normal(jax.random.key(0), (cfg.vocab_size, cfg.width))
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (rows, 6), dtype=np.int32)
+    placed = jax.device_put(table, shardings(cfg, mesh)["embedding"])
+
+    def loss(table, tokens):
+        x = embed(table, tokens, jnp.float32)
+        return jnp.sum(x**3), x
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(placed, tokens).compile()
+        gradient, x = compiled(placed, tokens)
+        received = sum(program_cost(compiled.as_text()).received.values())
+    np.testing.assert_array_equal(x, table[tokens])
+    expected = jax.grad(lambda table: jnp.sum(table[tokens] ** 3))(table)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+    part = table.nbytes / (shape[1] * shape[2])
+    over_rows = 2 * part if shape[0] > 1 else 0  # with several copies of the parameters, gradients are summed
+    assert 0 < received < over_rows + 0.2 * table.nbytes

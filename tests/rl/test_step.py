@@ -138,6 +138,22 @@ def test_norm_scales_do_not_decay(mesh):
     np.testing.assert_allclose(state.params["blocks"]["query"], params["blocks"]["query"] * (1 - 1e-3), rtol=1e-5)
 
 
+def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_learns_the_same(mesh):
+    params, state, _ = start(mesh)
+    _, short, optimizer = start(mesh, first_moment_dtype="bfloat16")
+    moments = optax.tree.get(short.opt_state, "ScaleByAdamState")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(moments.mu)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((moments.nu, short.params))} == {"float32"}
+    batch, objective = make_batch(), ObjectiveConfig()
+    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    updates = [make_update(start(mesh)[2], CFG, objective, mesh), make_update(optimizer, CFG, objective, mesh)]
+    for _ in range(3):
+        state, short = (update(s, batch, scores, jnp.int32(0))[0] for update, s in zip(updates, (state, short), strict=True))
+    for have, want, first in zip(*map(jax.tree.leaves, (short.params, state.params, params)), strict=True):
+        moved = np.abs(want - first).max()
+        assert moved > 0 and np.abs(have - want).max() < 0.05 * moved
+
+
 # Adapters of a frozen model
 
 LORA = LoraConfig(rank=3, alpha=6.0)

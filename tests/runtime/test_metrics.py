@@ -1,9 +1,10 @@
 import json
 import math
 
+import jax
 import pytest
 
-from igpo_jax.runtime.metrics import MetricsWriter, read_rows
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, read_rows
 
 
 def steps(path):
@@ -87,3 +88,14 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
         log.write(1, "rl", {"policy/kl": 0.5})
         log.write_rollouts([{"step": 1}])
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_that_of_the_fullest_device_and_nothing_where_the_backend_is_silent(monkeypatch):
+    assert device_memory() == {}  # CPUs
+
+    class Device:
+        def __init__(self, used, peak):
+            self.memory_stats = lambda: {"bytes_in_use": used * 2**30, "peak_bytes_in_use": peak * 2**30}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(1, 5), Device(3, 4)])
+    assert device_memory() == {"memory/in_use_gib": 3, "memory/peak_gib": 5}
