@@ -6,9 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/options.sh
 if [ "${1:-}" = --dry-run ]; then
-  IGPO_DRY_RUN=1
+  export IGPO_DRY_RUN=1
   shift
 fi
 case " $*" in *" --config="* | *" --config "*) ;; *) set -- --config=arithmetic.py "$@" ;; esac
-[ "${IGPO_DRY_RUN:-0}" != 0 ] || . launch/venv.sh
+on dry-run || . launch/venv.sh
+# jax takes three quarters of a GPU's memory by default; what `plan` counts with is more.
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 run exec .venv/bin/python -m igpo_jax.train "$@"

@@ -30,6 +30,12 @@ variable() { # dry-run -> IGPO_DRY_RUN
   echo "IGPO_${name^^}"
 }
 
+on() { # name of a flag
+  local variable
+  variable=$(variable "$1")
+  [ "${!variable:-0}" != 0 ]
+}
+
 required() { # names of flags
   local name variable
   for name; do
@@ -51,7 +57,7 @@ workdir() {
 }
 
 run() { # the command, or with --dry-run only its text
-  if [ "${IGPO_DRY_RUN:-0}" != 0 ]; then
+  if on dry-run; then
     printf '%q ' "$@"
     echo
   else

@@ -5,8 +5,8 @@
 # Makes the TPU unless it is there, copies the files that git tracks, starts the training on all hosts and follows host 0's
 # log; ^C stops following, not the training. The same command follows a training that runs, and goes on with one that was stopped.
 # --setup    runs on every host first, such as: sudo mount -t nfs 10.0.0.2:/share /shared, or gcsfuse (BUILD.md)
-# --babysit  makes a preempted TPU anew and goes on, until the run is complete or fails
-# All flags may also be variables of the environment: IGPO_NAME, IGPO_ZONE, ...
+# --babysit  makes a preempted TPU anew and goes on until the run is complete; gives up after three failures in a row
+# All flags may also be variables of the environment: IGPO_NAME, IGPO_ZONE, ...; 0 is off.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/options.sh
@@ -24,6 +24,8 @@ esac
 image=${IGPO_VERSION:-$image}
 where=(--zone="$IGPO_ZONE")
 [ -z "${IGPO_PROJECT:-}" ] || where+=(--project="$IGPO_PROJECT")
+spot=()
+! on spot || spot=(--spot)
 
 tpu() { # verb, arguments
   local verb=$1
@@ -31,69 +33,82 @@ tpu() { # verb, arguments
   run gcloud compute tpus tpu-vm "$verb" "$IGPO_NAME" "${where[@]}" "$@"
 }
 
-on() { # host or "all", command
-  tpu ssh --worker="$1" --command="$2"
+on_host() { # host or "all", command
+  tpu ssh --worker="$1" --ssh-flag="-o ServerAliveInterval=30" --command="$2"
 }
 
-state() { # READY, PREEMPTED, ...; nothing if there is no such TPU
-  [ "${IGPO_DRY_RUN:-0}" != 0 ] || tpu describe --format='value(state)' 2>/dev/null || true
+tpu_state() { # READY, PREEMPTED, ...; nothing if there is no such TPU
+  on dry-run || tpu describe --format='value(state)' 2>/dev/null || true
 }
 
-make_ready() { # status 1: the TPU was there
+training_state() { # running | ended STATUS | none; nothing if the host does not answer
+  on_host 0 'if [ -d igpo_jax ]; then bash igpo_jax/launch/tpu_vm_host.sh state; else echo none; fi' 2>/dev/null || true
+}
+
+make_ready() {
   local now
   while true; do
-    now=$(state)
+    now=$(tpu_state)
     case $now in
-      READY) return 1 ;;
+      READY) return ;;
       "")
-        tpu create --accelerator-type="$IGPO_TYPE" --version="$image" ${IGPO_SPOT:+--spot} && return 0
-        [ -n "${IGPO_BABYSIT:-}" ] || fail "the TPU could not be made"
+        if tpu create --accelerator-type="$IGPO_TYPE" --version="$image" "${spot[@]}"; then
+          failures=0
+          return
+        fi
+        failed "the TPU could not be made"
         ;;
-      PREEMPTED | TERMINATED | STOPPED | FAILED) tpu delete --quiet ;;
+      STOPPED) tpu start ;;
+      PREEMPTED) tpu delete --quiet ;;
+      TERMINATED | FAILED) # of a spot TPU that is how it ends; another may hold somebody's files
+        on spot || on babysit || fail "$IGPO_NAME is $now; delete it, or say --babysit"
+        tpu delete --quiet
+        ;;
       *) echo "$IGPO_NAME is $now" ;;
     esac
     sleep "$poll"
   done
 }
 
-# shellcheck disable=SC2016  # expands on the host
-alive='kill -0 "$(cat igpo_jax/run.pid 2>/dev/null)" 2>/dev/null'
+unpack="mkdir -p igpo_jax && cd igpo_jax && tar -xzf ../igpo_jax.tar.gz"
 
 start() {
-  local archive command
-  archive=$(mktemp -d)/igpo_jax.tar.gz
-  git ls-files -z | tar --null --files-from=- -czf "$archive"
-  run gcloud compute tpus tpu-vm scp "$archive" "$IGPO_NAME:" "${where[@]}" --worker=all
-  command="mkdir -p igpo_jax && cd igpo_jax && tar -xzf ../igpo_jax.tar.gz"
-  # What an earlier start has left on this host: the pid is that of a session, with all that it started.
-  command+=" && { [ ! -f run.pid ] || kill -KILL -- -\$(cat run.pid) 2>/dev/null || true; } && rm -f run.status"
-  [ -z "${IGPO_SETUP:-}" ] || command+=" && { $IGPO_SETUP; }"
-  command+=" && IGPO_EXTRAS=tpu,report bash -c 'set -e; . launch/venv.sh'"
-  # Beside the ssh session, which may break; its pid and, at the end, its status are in files.
-  command+=" && { setsid nohup bash -c 'bash launch/on_tpu.sh \"\$@\"; echo \$? > run.status' on_tpu$(printf ' %q' "${training[@]}")"
-  command+=" >> run.log 2>&1 < /dev/null & echo \$! > run.pid; }"
-  on all "$command"
+  local folder archive
+  folder=$(mktemp -d)
+  archive=$folder/igpo_jax.tar.gz
+  {
+    git ls-files -z | tar --null --files-from=- -czf "$archive" &&
+      run gcloud compute tpus tpu-vm scp "$archive" "$IGPO_NAME:" "${where[@]}" --worker=all &&
+      on_host all "$unpack && bash launch/tpu_vm_host.sh start$(printf ' %q' "${IGPO_SETUP:-}" "${training[@]}")"
+  } || { rm -r "$folder"; return 1; }
+  rm -r "$folder"
 }
 
-follow() { # prints the log until the training ends; then its status
-  # shellcheck disable=SC2016  # expands on the host
-  on 0 'tail -n 20 --pid="$(cat igpo_jax/run.pid)" -F igpo_jax/run.log' || true
-  [ "${IGPO_DRY_RUN:-0}" = 0 ] || return 0
-  status=$(on 0 'cat igpo_jax/run.status' 2>/dev/null || true)
+failures=0
+failed() { # why; ends unless it is worth another try
+  failures=$((failures + 1))
+  on babysit || fail "$1"
+  [ "$failures" -lt 3 ] || fail "$1, three times in a row"
+  echo "$1; trying again"
 }
 
 while true; do
-  make_ready && fresh=1 || fresh=
-  if [ -n "$fresh" ] || ! on 0 "$alive"; then
-    start || [ -n "${IGPO_BABYSIT:-}" ] || fail "the training could not be started"
-  fi
-  status=
-  follow
-  [ "${IGPO_DRY_RUN:-0}" = 0 ] || exit 0
-  case $status in
-    0) echo "complete"; exit 0 ;;
-    42 | "") [ -n "${IGPO_BABYSIT:-}" ] || fail "stopped or out of reach; the same command goes on" ;;
-    *) fail "the training has failed with status $status; the log is igpo_jax/run.log on the hosts" ;;
+  make_ready
+  state=none
+  on dry-run || state=$(training_state)
+  case $state in
+    running) ;;
+    "") failed "host 0 does not answer"; sleep "$poll"; continue ;;
+    *) start || { failed "the training could not be started"; sleep "$poll"; continue; } ;;
+  esac
+  # shellcheck disable=SC2016  # expands on the host
+  on_host 0 'tail -n 20 --pid="$(cat igpo_jax/run.pid)" -F igpo_jax/run.log' || true
+  ! on dry-run || exit 0
+  state=$(training_state)
+  case $state in
+    "ended 0") echo "complete"; exit 0 ;;
+    "ended 42" | running | none | "") on babysit || fail "stopped or out of reach; the same command goes on" ;;
+    *) failed "the training has $state; the log is igpo_jax/run.log on the hosts" ;; # 1 may be that a host is gone
   esac
   sleep "$poll"
 done

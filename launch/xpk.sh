@@ -4,7 +4,7 @@
 #     [--storage=NAME] [--image=IMAGE] [--restarts=20] [--dry-run] -- --config=math.py --workdir=/shared/run [flags of igpo_jax.train]
 # Hosts that are preempted or fail are started again, and go on with the run. The same command goes on with a run that ended.
 # --storage  what `xpk storage` has attached to the cluster; its mount point holds the --workdir
-# --image    has igpo_jax[tpu] installed and this folder as its working directory; by default this folder is laid over
+# --image    has igpo_jax[tpu] installed and this folder as its working directory; by default what git tracks here is laid over
 #            python:3.12 and installed on every start
 # All flags may also be variables of the environment: IGPO_CLUSTER, IGPO_NAME, ...
 set -euo pipefail
@@ -23,7 +23,10 @@ command="exec bash launch/on_tpu.sh$(printf ' %q' "${training[@]}")"
 if [ -n "${IGPO_IMAGE:-}" ]; then
   image=(--docker-image="$IGPO_IMAGE")
 else
-  image=(--base-docker-image=python:3.12 --script-dir=.)
+  folder=$(mktemp -d) # what git tracks, without this machine's .venv and runs
+  trap 'rm -r "$folder"' EXIT
+  git ls-files -z | tar --null --files-from=- -c | tar -x -C "$folder"
+  image=(--base-docker-image=python:3.12 --script-dir="$folder")
   command="pip install --quiet '.[tpu,report]' && $command"
 fi
 flags=(--tpu-type="$IGPO_TYPE" --num-slices="${IGPO_SLICES:-1}" "${image[@]}")

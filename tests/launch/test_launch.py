@@ -65,9 +65,8 @@ def test_a_pod_is_made_filled_started_and_followed():
     assert create == [*tpu_vm, "create", "pod", *where, "--accelerator-type=v5litepod-16", image, "--spot"]
     assert copy[:5] == [*tpu_vm, "scp"] and copy[6:] == ["pod:", *where, "--worker=all"]
     assert start[:5] == [*tpu_vm, "ssh"] and "--worker=all" in start
-    remote = start[-1].removeprefix("--command=")
-    assert remote.index("mount /shared") < remote.index("launch/venv.sh") < remote.index("launch/on_tpu.sh")
-    assert "--workdir=/shared/a\\ run" in remote and "--config.lora.targets=\\(\\'query\\'" in remote
+    remote = shlex.split(start[-1].removeprefix("--command="))
+    assert remote[-6:] == ["launch/tpu_vm_host.sh", "start", "mount /shared", *TRAINING[1:]]
     assert "--worker=0" in follow and "tail" in follow[-1]
 
 
@@ -96,7 +95,7 @@ def test_xpk_starts_slices():
     assert create[:3] == ["xpk", "workload", "create"]
     for flag in ("--cluster=c", "--workload=igpo", "--tpu-type=v5litepod-16", "--num-slices=2", "--storage=files"):
         assert flag in create
-    assert "--script-dir=." in create and "--base-docker-image=python:3.12" in create
+    assert any(word.startswith("--script-dir=/") for word in create) and "--base-docker-image=python:3.12" in create
     (command,) = (word.removeprefix("--command=") for word in create if word.startswith("--command="))
     words = shlex.split(command)
     assert words[: words.index("&&")] == ["pip", "install", "--quiet", ".[tpu,report]"]
@@ -110,7 +109,7 @@ def test_slurm_starts_a_process_per_gpu():
     assert start == ["srun", "--kill-on-bad-exit=1", ".venv/bin/python", "-m", "igpo_jax.train", *TRAINING[1:]]
     assert requeue == ["scontrol", "requeue", "7"]
     directives = [line for line in (ROOT / "launch/slurm.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
-    for directive in ("--signal=TERM@300", "--requeue", "--ntasks-per-node=8", "--gpus-per-node=8"):
+    for directive in ("--signal=B:TERM@600", "--requeue", "--ntasks-per-node=8", "--gpus-per-node=8"):
         assert f"#SBATCH {directive}" in directives
 
 
@@ -135,8 +134,14 @@ def test_help_is_the_comment_at_the_top(script):
     assert done.returncode == 0 and script in done.stdout and "--workdir" in done.stdout and "#" not in done.stdout
 
 
+def test_a_flag_that_is_0_is_off():
+    create = printed(bash("launch/tpu_vm.sh", *TPU, "--dry-run", "--spot=0", *TRAINING, IGPO_BABYSIT="0"))[0]
+    assert "--spot" not in create
+
+
 # What they do. The stand-in for the training obeys $FOLDER/plan, a word for each start:
-# complete | stop (until SIGTERM, then 0 without a result) | preempted (it vanishes, and the TPU with it) | fail
+# complete | stop (until SIGTERM, then 0 without a result) | preempted (it vanishes, and the TPU with it) | fail |
+# lost (it ends as it does when another host is gone, and the TPU is found to be preempted)
 
 TRAIN = r"""#!/usr/bin/env bash
 mkdir -p "$FOLDER/run"
@@ -147,6 +152,8 @@ case $word in
   complete) echo '{}' > "$FOLDER/run/result.json" ;;
   stop) trap 'echo saved >> "$FOLDER/signals"; exit 0' TERM; touch "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
   preempted) echo PREEMPTED > "$FOLDER/state"; kill -KILL $$ ;;
+  deaf) trap "" TERM; touch "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
+  lost) echo PREEMPTED > "$FOLDER/state"; exit 1 ;;
   fail) exit 3 ;;
 esac
 """
@@ -158,10 +165,12 @@ echo "$verb" >> "$FOLDER/verbs"
 for word; do case $word in --command=*) command=${word#--command=} ;; esac; done
 case $verb in
   describe) cat "$FOLDER/state" 2>/dev/null || exit 1 ;;
+  start) echo READY > "$FOLDER/state" ;;
   create) rm -rf "$FOLDER/home"; mkdir -p "$FOLDER/home"; echo READY > "$FOLDER/state" ;;
   delete) rm -f "$FOLDER/state" ;;
-  scp) cp "$5" "$FOLDER/home/" ;;
-  ssh) [ "$(cat "$FOLDER/state" 2>/dev/null)" = READY ] || exit 255; cd "$FOLDER/home" && exec bash -c "$command" ;;
+  scp) [ ! -f "$FOLDER/scp_fails" ] && cp "$5" "$FOLDER/home/" ;;
+  ssh) [ -f "$FOLDER/silent" ] && { rm "$FOLDER/silent"; exit 255; }
+    [ "$(cat "$FOLDER/state" 2>/dev/null)" = READY ] || exit 255; cd "$FOLDER/home" && exec bash -c "$command" ;;
 esac
 """
 
@@ -226,8 +235,9 @@ def test_a_pod_trains_to_the_end_and_the_same_command_trains_no_second_time(stag
     assert [v for v in stage.lines("verbs") if v in ("create", "delete")] == ["create"]
 
 
-def test_a_babysat_pod_is_made_again_after_it_was_preempted(stage):
-    stage.plan("preempted", "preempted", "complete")
+@pytest.mark.parametrize("how", ["preempted", "lost"])
+def test_a_babysat_pod_is_made_again_after_it_was_preempted(stage, how):
+    stage.plan(how, how, "complete")
     done = pod(stage, "--babysit")
     assert done.returncode == 0 and "complete" in done.stdout, done.stderr
     assert len(stage.lines("started")) == 3
@@ -242,11 +252,57 @@ def test_without_babysitting_it_says_that_the_same_command_goes_on(stage):
     assert done.returncode == 0 and "complete" in done.stdout
 
 
-def test_a_training_that_fails_is_not_started_again(stage):
-    stage.plan("fail", "complete")
-    done = pod(stage, "--babysit")
-    assert done.returncode != 0 and "failed with status 3" in done.stderr
+@pytest.mark.parametrize("flags, starts", [([], 1), (["--babysit"], 3)])
+def test_a_training_that_fails_again_and_again_is_given_up(stage, flags, starts):
+    stage.plan(*["fail"] * 5)
+    done = pod(stage, *flags)
+    assert done.returncode != 0 and "the training has ended 3" in done.stderr
+    assert len(stage.lines("started")) == starts
+
+
+@pytest.mark.parametrize("broken", ["setup", "copy"])
+def test_a_start_that_fails_is_no_success_of_an_earlier_one(stage, broken):
+    stage.plan("complete", "complete")
+    assert pod(stage).returncode == 0
+    if broken == "copy":
+        (stage.folder / "scp_fails").touch()
+    done = pod(stage, "--babysit", *["--setup=false"] * (broken == "setup"))
+    assert done.returncode != 0 and "could not be started, three times in a row" in done.stderr
     assert len(stage.lines("started")) == 1
+
+
+def test_a_host_that_does_not_answer_once_does_not_lose_its_training(stage):
+    stage.plan("stop")
+    command = ["bash", "launch/tpu_vm.sh", *TPU, "--babysit", "--", *workdir_flags(stage)]
+    first = subprocess.Popen(command, cwd=stage.repository, env=os.environ | stage.env, stdout=subprocess.DEVNULL)
+    wait_for(stage.folder / "waiting")
+    first.kill()
+    first.wait()
+    (stage.folder / "silent").touch()
+    second = subprocess.Popen(command, cwd=stage.repository, env=os.environ | stage.env, stdout=subprocess.DEVNULL)
+    time.sleep(1.5)
+    second.kill()
+    assert not (stage.folder / "silent").exists() and len(stage.lines("started")) == 1
+    end_session(stage)
+
+
+def test_a_stopped_tpu_is_started_and_never_deleted(stage):
+    stage.plan("complete", "complete", "complete")
+    assert pod(stage).returncode == 0
+    (stage.folder / "state").write_text("STOPPED\n")
+    assert pod(stage).returncode == 0
+    assert "start" in stage.lines("verbs") and "delete" not in stage.lines("verbs")
+    (stage.folder / "state").write_text("TERMINATED\n")
+    done = pod(stage)
+    assert done.returncode != 0 and "delete it, or say --babysit" in done.stderr
+    assert "delete" not in stage.lines("verbs")
+
+
+def end_session(stage, signal_name="KILL") -> None:
+    """To all that the host's part has started."""
+    pid = (stage.folder / "home/igpo_jax/run.pid").read_text().strip()
+    pattern = ["-f", "on_tpu.sh --config"] if signal_name == "TERM" else []
+    subprocess.run(["pkill", f"-{signal_name}", "-s", pid, *pattern], check=True)
 
 
 def test_a_training_that_runs_is_followed_not_started_twice(stage):
@@ -261,8 +317,7 @@ def test_a_training_that_runs_is_followed_not_started_twice(stage):
     )
     time.sleep(1)
     assert len(stage.lines("started")) == 1 and second.poll() is None
-    pid = int((stage.folder / "home/igpo_jax/run.pid").read_text())
-    subprocess.run(["pkill", "-TERM", "-s", str(pid), "-f", "on_tpu.sh --config"], check=True)
+    end_session(stage, "TERM")
     assert "the same command goes on" in second.communicate(timeout=LIMIT)[1]
     assert stage.lines("signals") == ["saved"]
 
@@ -288,17 +343,48 @@ def test_a_host_tells_complete_from_failed_from_stopped(stage, word, status):
 
 @pytest.mark.parametrize("word, status, requeued", [("complete", 0, False), ("fail", 3, False), ("stop", 0, True)])
 def test_slurm_queues_again_what_a_signal_has_stopped(stage, word, status, requeued):
-    stage.plan(word)
-    spooled = shutil.copy(stage.repository / "launch/slurm.sbatch", stage.folder / "slurm_script")  # as sbatch does
-    command = ["bash", spooled, "--", *workdir_flags(stage)]
-    env = os.environ | stage.env | {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(stage.repository)}
-    process = subprocess.Popen(command, cwd=stage.folder, env=env)
+    process = submit(stage, word)
     if word == "stop":
         wait_for(stage.folder / "waiting")
-        subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=True)  # SLURM signals the step
+        process.send_signal(signal.SIGTERM)  # SLURM signals the batch script, as --signal=B: asks
     assert process.wait(LIMIT) == status
     assert stage.lines("scontrol") == ["requeue 7"] * requeued
     assert stage.lines("installed") == ["cuda,report"]
+    assert stage.lines("signals") == ["saved"] * requeued
+
+
+def test_slurm_queues_again_what_does_not_save_in_time(stage):
+    process = submit(stage, "deaf", IGPO_SAVE_SECONDS="0.5")
+    wait_for(stage.folder / "waiting")
+    process.send_signal(signal.SIGTERM)
+    wait_for(stage.folder / "scontrol")
+    assert stage.lines("scontrol") == ["requeue 7"] and process.poll() is None
+    subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=True)
+    assert process.wait(LIMIT) != 0
+
+
+def submit(stage, word: str, **env: str) -> subprocess.Popen:
+    stage.plan(word)
+    spooled = shutil.copy(stage.repository / "launch/slurm.sbatch", stage.folder / "slurm_script")  # as sbatch does
+    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(stage.repository)}
+    command = ["bash", spooled, "--", *workdir_flags(stage)]
+    return subprocess.Popen(command, cwd=stage.folder, env=os.environ | stage.env | job | env)
+
+
+def test_a_failed_installation_is_tried_again(tmp_path):
+    """With a Python whose pip fails: an error each time, and no mark that it is done."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    (tmp_path / "setup.py").touch()
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/usr/bin/env bash\ncase $1 in --version) echo Python 3.12 ;; -c) exit 0 ;;\n'
+        '-m) mkdir -p .venv/bin; printf "#!/bin/sh\\nexit 1\\n" > .venv/bin/python; chmod +x .venv/bin/python ;; esac\n'
+    )
+    python.chmod(0o755)
+    for _ in range(2):
+        done = bash("launch/test.sh", cwd=tmp_path, PYTHON=str(python))
+        assert done.returncode == 1 and "installing igpo_jax[test,report] into .venv has failed" in done.stderr
+    assert not (tmp_path / ".venv/installed").exists()
 
 
 def test_tpu_flags_are_known_to_the_tpu_compiler():
