@@ -26,7 +26,7 @@ def get_config(variant="lora"):
     config.evaluation.batch_size = 64
     config.sft.update({"updates": 0, "batch_size": 64})
     config.sft.optimizer.update({"learning_rate": 1e-5, "first_moment_dtype": "bfloat16"})
-    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_slices": 8, "checkpoint_every": 24})
+    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_slices": 8, "checkpoint_every": 5})
     config.rl.optimizer.update({"learning_rate": 5e-7, "warmup_steps": 50, "first_moment_dtype": "bfloat16"})
     if variant == "lora":
         config.model.param_dtype = "bfloat16"

@@ -1,5 +1,7 @@
 """Accuracy of a policy on held-out problems."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -11,13 +13,20 @@ from igpo_jax.runtime.mesh import fetch, put_rows
 
 
 def decode_completions(
-    params: Params, prompts: PromptBatch, model: ModelConfig, decode: DecodeConfig, batch_size: int, mesh: Mesh
+    params: Params,
+    prompts: PromptBatch,
+    model: ModelConfig,
+    decode: DecodeConfig,
+    batch_size: int,
+    mesh: Mesh,
+    pause: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """One completion per prompt, int32 [n, l]. Batches have one size; the last is filled up with repeats.
 
     Args:
         prompts: host arrays, any number of rows.
         batch_size: a multiple of data * fsdp.
+        pause: called after every batch, on all processes; may raise.
     """
     total = len(prompts.tokens)
     completions = []
@@ -28,4 +37,5 @@ def decode_completions(
         canvas = np.full((batch_size, decode.completion_length), model.mask_id, np.int32)
         arrays = put_rows((batch.tokens, batch.valid, canvas), mesh)
         completions.append(fetch(sample(params, *arrays, keys, model, decode).tokens))
+        pause()
     return np.concatenate(completions)[:total]

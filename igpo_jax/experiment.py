@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -27,6 +29,8 @@ from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Experiment:
     test_data: ProblemSet
 
     def key(self, purpose: int) -> jax.Array:
-        """The root key of one purpose: 0 initialisation, 1 supervised stage, 2 RL stage, 3 and 4 adapters of the two."""
+        """The root key of one purpose: 0 initialisation, 1 supervised stage, 2 RL stage, 3 adapters."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), purpose)
 
     def initial_params(self) -> Params:
@@ -67,21 +71,11 @@ class Experiment:
         make = jax.jit(init, static_argnums=1, out_shardings=shardings(self.model, self.mesh))
         return make(self.key(0), self.model)
 
-    def initial_trained(self, params: Params, purpose: int) -> Params:
-        """What a stage trains that starts from `params`: these, or fresh adapters of them with the key of `purpose`."""
+    def initial_adapters(self) -> Params:
+        """Adapters that change nothing yet."""
         cfg = self.settings.lora
-        if cfg is None:
-            return params
         make = jax.jit(lora.init, static_argnums=(1, 2), out_shardings=lora.shardings(self.model, cfg, self.mesh))
-        return make(self.key(purpose), self.model, cfg)
-
-    def merged(self, trained: Params, frozen: Params | None) -> Params:
-        """The parameters after a stage, adapters merged into the frozen ones, which are given up."""
-        cfg = self.settings.lora
-        if cfg is None:
-            return trained
-        merge = jax.jit(lora.merge, static_argnums=2, donate_argnums=0, out_shardings=shardings(self.model, self.mesh))
-        return merge(frozen, trained, cfg)
+        return make(self.key(3), self.model, cfg)
 
     def text(self, tokens: np.ndarray) -> str:
         """A completion as it is graded: up to its first EOS."""
@@ -100,11 +94,13 @@ class Experiment:
 
         return share_rows(np.zeros(completions.shape[:2], np.float32), rewards)
 
-    def accuracy(self, params: Params) -> float:
-        """Share of the test problems that the decoding of evaluations solves."""
+    def accuracy(self, params: Params, pause: Callable[[], None] = lambda: None) -> float:
+        """Share of the test problems that the decoding of evaluations solves. pause: see `decode_completions`."""
         settings, test = self.settings, self.test_data
         batch_size = settings.evaluation.batch_size
-        completions = decode_completions(params, test.prompts, self.model, settings.eval_decode, batch_size, self.mesh)
+        completions = decode_completions(
+            params, test.prompts, self.model, settings.eval_decode, batch_size, self.mesh, pause
+        )
         rewards = share_rows(
             np.zeros(len(completions), np.float32), lambda i: self.reward(test.problems[i], completions[i])
         )
@@ -234,13 +230,13 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     tokenizer = run_tokenizer(workdir, settings)
     model = configuration.model_config(settings, tokenizer)
     configuration.check_model_divides(model, mesh, settings.lora)
-    stage = stage or ("rl" if (workdir / "checkpoints" / "rl").is_dir() else "sft")
+    # A stage may have begun and not saved yet.
+    saved = [name for name in ("sft", "rl") if any((workdir / "checkpoints" / name).glob("[0-9]*"))]
+    stage = stage or (saved[-1] if saved else "sft")
     step, trained = _restore_trained(workdir, settings, model, mesh, stage)
     if settings.lora is None:
         return Restored(step, stage, settings, model, tokenizer, trained, None)
     base = load_params(settings.model["path"], model, mesh)
-    if stage == "rl" and settings.sft.updates:
-        base = lora.merge(base, _restore_trained(workdir, settings, model, mesh, "sft")[1], settings.lora)
     return Restored(step, stage, settings, model, tokenizer, base, trained)
 
 
@@ -264,15 +260,26 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
 
     Args:
         target: must not exist.
-        dtype: float32 | bfloat16; by default the run's.
+        dtype: float32 | bfloat16; by default the run's, and float32 where adapters are merged: rounding would take away
+            most of what they have learned. Where it does, a warning says how much.
 
     Raises:
         ValueError: see `restore_run`, or `target` exists.
     """
     run = restore_run(workdir, mesh)
     settings, base = run.settings, run.settings.model["path"]
-    params = run.params if run.adapters is None else lora.merge(run.params, run.adapters, settings.lora)
-    leaves = ((tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(params))
+    adapters = run.adapters or {}
+    dtype = dtype or ("float32" if adapters else run.model.param_dtype)
+
+    def leaves():
+        for path, leaf in jax.tree.leaves_with_path(run.params):
+            path = tuple(key.key for key in path)
+            if path[0] == "blocks" and path[1] in adapters:
+                leaf, lost = lora.merge_matrix(leaf, adapters[path[1]], settings.lora, dtype)
+                if dtype == "bfloat16":
+                    log.warning("%s: rounding to bfloat16 loses %.0f %% of what was learned", path[1], 100 * lost)
+            yield path, leaf
+
     length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
     values = read_model_json(base) if base else llada_config(run.model, length)
     weight_map = stored_weight_map(base) if base else None
@@ -283,24 +290,19 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
             else:
                 write_whole(folder / "config.json", json.dumps(values, indent=2))
                 write_whole(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
-        write_safetensors(folder, leaves, values, run.model, mesh, dtype or run.model.param_dtype, weight_map)
+        write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
 
 
 def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
     """The adapters that a run's last stage trained, as PEFT's files.
 
     Raises:
-        ValueError: the run has no adapters, or its stage began from a base that is not the folder `model.path`.
+        ValueError: the run has no adapters.
     """
     run = restore_run(workdir, mesh)
     if run.adapters is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
-    base, updates = run.settings.model["path"], run.settings.sft.updates
-    if run.stage == "rl" and updates:
-        raise ValueError(
-            f"the adapters of {workdir} belong to its model after the supervised stage (sft.updates={updates}), not to "
-            f"{base!r}; export with --format=huggingface"
-        )
+    base = run.settings.model["path"]
     with new_folder(target) as folder:
         adapters = fetch(run.adapters)
         if jax.process_index() == 0:

@@ -21,6 +21,7 @@ from igpo_jax.training import (
     abstract_state,
     accumulate_gradients,
     apply_gradients,
+    check_finite,
     create_state,
     make_optimizer,
     policy_params,
@@ -59,30 +60,37 @@ def make_sft_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
 
 
-def run_sft(experiment: Experiment, checkpoints: Checkpoints, should_stop: Callable[[], bool]) -> Params:
-    """Trains from the newest checkpoint, or from the start, to the end of the stage; returns the final parameters, with
-    adapters merged into them.
+def run_sft(
+    experiment: Experiment, checkpoints: Checkpoints, should_stop: Callable[[], bool]
+) -> tuple[Params | None, Params | None]:
+    """Trains from the newest checkpoint, or from the start, to the end of the stage.
 
     Args:
         should_stop: asked before every update.
 
+    Returns:
+        The frozen parameters, None without adapters; and what was trained, all parameters or adapters: without this stage
+        the initial parameters, or None.
+
     Raises:
         Terminated: it said yes; a checkpoint has been saved.
+        Diverged: see `check_finite`.
     """
     settings, model, mesh, lora = experiment.settings, experiment.model, experiment.mesh, experiment.settings.lora
     total, key = settings.sft.updates, experiment.key(1)
     if total == 0:
-        return experiment.initial_params()
+        return (experiment.initial_params(), None) if lora else (None, experiment.initial_params())
     optimizer = make_optimizer(settings.sft_optimizer, total, model, lora)
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
-    frozen = experiment.initial_params() if lora or not restored else None
+    frozen = experiment.initial_params() if lora else None
     if restored:
         done, state, key = restored
     else:
-        done, state = 0, create_state(experiment.initial_trained(frozen, 3), optimizer, model, mesh, lora)
-    frozen = frozen if lora else None
+        start = experiment.initial_adapters() if lora else experiment.initial_params()
+        done, state = 0, create_state(start, optimizer, model, mesh, lora)
+        del start
     if done == total:
-        return experiment.merged(state.params, frozen)
+        return frozen, state.params
 
     order = batches(experiment.sft_data, settings.sft.batch_size, settings.seed, settings.data.prompt_buckets)
     update = make_sft_update(optimizer, model, settings.sft.corruption, settings.sft.microbatches, mesh, lora)
@@ -110,10 +118,11 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, should_stop: Calla
             bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
             done = until
             log.write(done, "sft", statistics)
+            check_finite(statistics, ("sft/loss", "sft/grad_norm"), done, checkpoints.folder)
             if done == total or done % settings.sft.checkpoint_every == 0:
                 checkpoints.save(done, state, key)
     checkpoints.wait()
-    return experiment.merged(state.params, frozen)
+    return frozen, state.params
 
 
 def _next_multiple(done: int, every: int) -> int:

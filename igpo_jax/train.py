@@ -20,6 +20,7 @@ from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.runtime.report import write_report
 from igpo_jax.runtime.results import write_result
 from igpo_jax.sft import run_sft
+from igpo_jax.training import Diverged
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, or a path; file.py:variant for a variant."
@@ -44,6 +45,8 @@ def main(_):
         if jax.process_index() == 0:
             print(f"{stop}; the same command goes on")
         return
+    except Diverged as error:
+        sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         result = json.loads(write_result(experiment).read_text())
         write_report(experiment.workdir)
@@ -58,10 +61,10 @@ def train(experiment: Experiment) -> None:
     options = {"keep": settings.checkpoints_kept, "fingerprint": experiment.fingerprint}
     with jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
-            params = run_sft(experiment, saved, should_stop)
+            frozen, start = run_sft(experiment, saved, should_stop)
         if settings.rl.iterations:
             with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
-                run_rl(experiment, params, saved, should_stop)
+                run_rl(experiment, frozen, start, saved, should_stop)
 
 
 def _default_workdir() -> str:

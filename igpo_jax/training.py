@@ -1,6 +1,7 @@
 """Training state and optimiser, shared by the supervised and the RL stage."""
 
 import dataclasses
+import math
 
 import flax
 import jax
@@ -31,8 +32,11 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule={self.schedule!r} is neither 'constant' nor 'cosine'")
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0 or self.warmup_steps < 0:
+        # Written so that NaN is refused, too.
+        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.warmup_steps >= 0):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"b1={self.b1} and b2={self.b2} must lie in [0, 1), weight_decay not be negative")
         if self.first_moment_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
 
@@ -56,6 +60,20 @@ class TrainState:
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+
+
+class Diverged(ArithmeticError):
+    """A loss or gradient is not finite any more."""
+
+
+def check_finite(metrics: dict[str, float], names: tuple[str, ...], step: int, folder) -> None:
+    """Before such numbers are saved: raises Diverged where one of the named metrics of update `step` is not finite."""
+    bad = [f"{name}={metrics[name]}" for name in names if not math.isfinite(metrics[name])]
+    if bad:
+        raise Diverged(
+            f"update {step} has {', '.join(bad)}; the newest checkpoint in {folder} is from before that. Try a smaller "
+            "learning rate, in another --workdir"
+        )
 
 
 def policy_params(trained: Params, frozen: Params | None, lora: LoraConfig | None) -> Params:

@@ -6,6 +6,7 @@ change, and inpainting needs no sampler of its own.
 
 import dataclasses
 import functools
+import math
 
 import flax
 import jax
@@ -46,7 +47,7 @@ class DecodeConfig:
             )
         if self.remasking not in ("low_confidence", "random"):
             raise ValueError(f"remasking={self.remasking!r} is neither 'low_confidence' nor 'random'")
-        if self.temperature < 0 or self.cfg_scale < 0:
+        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):  # NaN is refused, too
             raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
 
     @property

@@ -34,6 +34,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, implement
     if implementation == "splash":
         return splash_attention(q, k, v, valid)
     mask = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+    if implementation == "cudnn":  # takes masks with a row for every query only
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], mask.shape[-1]))
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
 

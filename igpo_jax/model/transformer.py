@@ -311,11 +311,33 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     """x [b, t, i] @ w [i, o], plus the layer's adapter of that name, if it has one (lora.py). Rows and positions are
     merged first: XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ layer[name]
     adapter = layer.get("adapters", {}).get(name)
-    if adapter is not None:
-        y = y + (rows @ adapter["a"]) @ adapter["b"]
+    if adapter is None:
+        y = rows @ layer[name]
+    else:
+        # Rounded once, after the sum: the adapter's part is small at first, and would be lost beside a rounded product.
+        y = _product(rows, layer[name]) + _product(rows @ adapter["a"], adapter["b"])
+        y = y.astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [m, i] @ w [i, o] in float32; its gradients are products of x's dtype, as those of x @ w are."""
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def _product_forward(x, w):
+    return _product(x, w), (x, w)
+
+
+def _product_backward(operands, gradient):
+    x, w = operands
+    gradient = gradient.astype(x.dtype)
+    return gradient @ w.T, x.T @ gradient
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _rope_table(length: int, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class ObjectiveConfig:
             raise ValueError(f"objective.entropy_keep={self.entropy_keep} must lie in [0, 1]")
         if self.inner_steps < 1 or self.token_chunk < 1:
             raise ValueError("objective.inner_steps and objective.token_chunk must be at least 1")
-        if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.kl_coefficient < 0:
+        if not (0 <= self.clip_low < 1 and self.clip_high >= 0 and 0 <= self.kl_coefficient < math.inf):  # nor NaN
             raise ValueError("objective.clip_low must lie in [0, 1), clip_high and kl_coefficient must not be negative")
 
 

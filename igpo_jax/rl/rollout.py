@@ -66,7 +66,13 @@ class RolloutConfig:
 
 
 def rollout(
-    params: Params, prompts: PromptBatch, grade: Grade, key: jax.Array, cfg: RolloutConfig, mesh: Mesh
+    params: Params,
+    prompts: PromptBatch,
+    grade: Grade,
+    key: jax.Array,
+    cfg: RolloutConfig,
+    mesh: Mesh,
+    pause: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """One rollout of `prompts` under `params`.
 
@@ -74,15 +80,16 @@ def rollout(
         prompts: host arrays, the same on every process; n a multiple of data * fsdp and of cfg.prompts_at_once.
         grade: rewards of completions, 0.0 or 1.0.
         key: of the iteration; all randomness follows from it, the problem and the completion's index.
+        pause: called after every slice, on all processes; may raise.
     """
     clock = Stopwatch()
-    first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, clock)
+    first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, pause, clock)
     triggered = np.flatnonzero(~first.rewards.any(axis=1))
     second, replaced = None, np.zeros(first.rewards.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
-        hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, clock)
+        hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, pause, clock)
         second = take_rows(hinted, np.arange(len(triggered)))
         source = choose_replacements(second.rewards, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source)
@@ -108,13 +115,17 @@ def _try(
     attempt: int,
     cfg: RolloutConfig,
     mesh: Mesh,
+    pause: Callable[[], None],
     clock: Stopwatch,
 ) -> Try:
     """G completions of each prompt; the second try starts from a canvas with hints."""
     n, g, at_once = len(prompts.tokens), cfg.group_size, cfg.prompts_at_once
     with clock.measure("time/rollout"):
-        slices = [take_rows(prompts, np.arange(begin, min(begin + at_once, n))) for begin in range(0, n, at_once)]
-        done = fetch([_sample(params, part, key, attempt, cfg, mesh) for part in slices])
+        done = []
+        for begin in range(0, n, at_once):
+            part = take_rows(prompts, np.arange(begin, min(begin + at_once, n)))
+            done.append(fetch(_sample(params, part, key, attempt, cfg, mesh)))
+            pause()
     tokens, written_at, hint, ratio = (np.concatenate(x).reshape(n, g, *x[0].shape[1:]) for x in zip(*done, strict=True))
     with clock.measure("time/reward"):
         rewards = grade(prompts.problem_id, tokens)

@@ -13,41 +13,59 @@ from igpo_jax.rl.likelihood import score
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.distributed import everywhere
 from igpo_jax.runtime.mesh import fetch
 from igpo_jax.runtime.metrics import MetricsWriter, device_memory, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.training import abstract_state, compute_copy, create_state, make_optimizer, policy_params
+from igpo_jax.training import (
+    abstract_state,
+    check_finite,
+    compute_copy,
+    create_state,
+    make_optimizer,
+    policy_params,
+)
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
 
 
 def run_rl(
-    experiment: Experiment, start: Params, checkpoints: Checkpoints, should_stop: Callable[[], bool]
+    experiment: Experiment,
+    frozen: Params | None,
+    start: Params | None,
+    checkpoints: Checkpoints,
+    should_stop: Callable[[], bool],
 ) -> Params:
     """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns what was trained.
 
     Args:
-        start: where the stage starts, the policy that the KL term holds on to, and what adapters belong to. It is given
-            up: where all parameters are trained in float32 and computed in bfloat16, only a bfloat16 copy is kept.
-        should_stop: asked before every rollout and before its updates.
+        frozen: what adapters belong to, None without adapters.
+        start: all parameters or adapters, where the stage starts and the policy that the KL term holds on to; None: adapters
+            that change nothing yet. It is given up: where all parameters are trained in float32 and computed in bfloat16,
+            only a bfloat16 copy is kept.
+        should_stop: asked between updates and rollouts, and between the slices of a rollout and the batches of an
+            evaluation.
 
     Raises:
         Terminated: it said yes; a checkpoint has been saved.
+        Diverged: see `check_finite`.
     """
     settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
     rl, objective, lora, first_step = settings.rl, settings.objective, settings.lora, settings.sft.updates
-    frozen = start if lora else None
-    reference = start if lora else compute_copy(start, model, mesh)
+    if lora:
+        reference = frozen if start is None else policy_params(start, frozen, lora)
+    else:
+        reference = compute_copy(start, model, mesh)
     optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model, lora)
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
     if restored:
         done, state, key = restored
     else:
-        done, state = 0, create_state(experiment.initial_trained(start, 4), optimizer, model, mesh, lora)
-    if reference is not start:
+        first = experiment.initial_adapters() if start is None else start
+        done, state = 0, create_state(first, optimizer, model, mesh, lora)
+        del first
+    if not lora and reference is not start:
         jax.tree.map(jax.Array.delete, start)
-    if done == rl.iterations:
-        return state.params
 
     order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
     update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
@@ -64,32 +82,43 @@ def run_rl(
         """The policy as it samples and is scored."""
         return policy_params(state.params if lora else compute_copy(state.params, model, mesh), frozen, lora)
 
+    def pause() -> None:
+        """What is under way, which may have taken minutes, is made again."""
+        if should_stop():
+            checkpoints.save_and_stop(done, state, key)
+
     def step_of(iteration: int) -> int:
         return first_step + iteration * objective.inner_steps
 
     def evaluate(log: MetricsWriter) -> float:
         watch = Stopwatch()
         with watch.measure("time/total"):
-            accuracy = experiment.accuracy(acting())
+            accuracy = experiment.accuracy(acting(), pause)
         problems = len(experiment.test_data.problems)
         log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": problems} | watch.seconds)
         return accuracy
 
+    def evaluation_is_due() -> bool:
+        return done in (0, rl.iterations) or (rl.eval_every > 0 and done % rl.eval_every == 0)
+
     log = MetricsWriter(experiment.workdir, step_of(done), starting=None if done else "rl")
     with log, progress(rl.iterations, done, "RL") as bar:
-        if done == 0:
-            evaluate(log)
-            checkpoints.save(0, state, key)
-        while done < rl.iterations:
-            if should_stop():
-                checkpoints.save_and_stop(done, state, key)
+        evaluated = everywhere(log.has(step_of(done), "eval/accuracy"))[0]  # a run may have been stopped amid an evaluation
+        while True:
+            accuracy = None
+            if evaluation_is_due() and not evaluated:
+                accuracy = evaluate(log)
+            regular = done in (0, rl.iterations) or done % rl.checkpoint_every == 0
+            if accuracy is not None or (regular and done not in checkpoints.steps()):
+                checkpoints.save(done, state, key, accuracy=accuracy)
+            if done == rl.iterations:
+                break
+            pause()
             watch = Stopwatch()
             with watch.measure("time/total"):
                 iteration_key = jax.random.fold_in(key, done)
                 policy = acting()
-                sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh)
-                if should_stop():  # the rollout, which may have taken minutes, is made again
-                    checkpoints.save_and_stop(done, state, key)
+                sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh, pause)
                 with watch.measure("time/score"):
                     scores = score(policy, reference, sampled.groups, iteration_key, model, objective, mesh)
                     entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
@@ -100,18 +129,15 @@ def run_rl(
                         state, of_step = update(state, sampled.groups, scores, np.int32(inner_step), frozen)
                         statistics.append(of_step)
                     statistics = fetch(statistics)
-            done += 1
+            done, evaluated = done + 1, False
 
             metrics = sampled.metrics | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
             metrics |= device_memory()
             metrics["speed/tokens_per_second"] = _sampled_tokens(sampled) / metrics["time/rollout"]
             log.write(step_of(done), "rl", metrics)
-            last = done == rl.iterations
-            if last or (done - 1) % rl.show_every == 0:
+            check_finite(metrics, ("policy/loss", "policy/grad_norm"), step_of(done), checkpoints.folder)
+            if done == rl.iterations or (done - 1) % rl.show_every == 0:
                 log.write_rollouts(_shown(experiment, sampled, step_of(done)))
-            accuracy = evaluate(log) if last or (rl.eval_every and done % rl.eval_every == 0) else None
-            if last or done % rl.checkpoint_every == 0:
-                checkpoints.save(done, state, key, accuracy=accuracy)
             bar.update(1)
             bar.set_postfix(
                 reward=f"{metrics['reward/first_try']:.2f}", all_wrong=f"{metrics['groups/all_wrong_before']:.2f}"

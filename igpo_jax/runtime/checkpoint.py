@@ -81,7 +81,7 @@ class Checkpoints:
     def restore_latest(self, abstract_state, abstract_key: jax.Array):
         """(step, state, key) of the newest checkpoint that can be read, None if there is none at all.
 
-        Unreadable checkpoints that are newer are removed: the run will save those steps again.
+        Unreadable checkpoints that are newer are moved to `<folder>-unreadable`: the run will save those steps again.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
@@ -93,9 +93,8 @@ class Checkpoints:
         if found is None:
             return None
         step, loaded = found
-        for newer in self.steps():
-            if newer > step:
-                self._checkpointer.delete(newer)
+        if step != self.steps()[-1]:
+            self._move_away([newer for newer in self.steps() if newer > step])
         return step, loaded["state"], loaded["progress"]["key"]
 
     def restore_params(self, abstract_params):
@@ -113,6 +112,8 @@ class Checkpoints:
             try:
                 loaded = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # whatever a damaged file makes the reader raise
+                if _is_about_this_machine(error):
+                    raise
                 path, reason = self.folder / str(step), _first_line(error)
                 log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
             if everywhere(loaded is not None).all():
@@ -122,6 +123,25 @@ class Checkpoints:
                 f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over"
             )
         return None
+
+
+    def _move_away(self, steps: list[int]) -> None:
+        aside = self.folder.with_name(f"{self.folder.name}-unreadable")
+        with failing_together():
+            if jax.process_index() == 0:
+                aside.mkdir(exist_ok=True)
+                for step in steps:
+                    shutil.rmtree(aside / str(step), ignore_errors=True)
+                    (self.folder / str(step)).rename(aside / str(step))
+                    log.warning("moved to %s", aside / str(step))
+        self._checkpointer.reload()
+
+
+def _is_about_this_machine(error: Exception) -> bool:
+    """Memory, or storage that does not answer: the checkpoint may be as good as ever."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return True
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _remove_unreadable_metrics(folder: pathlib.Path) -> None:

@@ -25,12 +25,13 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
-        self._files = {}
+        self._files, self._kept = {}, []
         if jax.process_index():
             return
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             path = workdir / name
-            _rewind(path, step, starting)
+            rows = _rewind(path, step, starting)
+            self._kept = self._kept or rows
             self._files[name] = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -42,6 +43,10 @@ class MetricsWriter:
             for file in self._files.values():
                 file.close()
             self._events.close()
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether an earlier process has logged this metric at this step; process 0 knows."""
+        return any(row["step"] == step and name in row for row in self._kept)
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -93,9 +98,10 @@ def progress(total: int, done: int, description: str, **options):
     return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=disable, **options)
 
 
-def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
+def _rewind(path: pathlib.Path, step: int, starting: str | None) -> list[dict[str, Any]]:
     def keep(row: dict[str, Any]) -> bool:
         return row["step"] <= step and (starting is None or row.get("stage") != starting)
 
     rows = [row for row in read_rows(path) if keep(row)]
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows

@@ -123,18 +123,30 @@ def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_p
         assert all(np.array_equal(whole[name], continued[name]) for name in whole)
 
 
-def test_adapters_become_peft_files_where_they_belong_to_the_original_model(command, llada, run, tmp_path):
-    done = command("convert", f"--source={run}", f"--target={tmp_path / 'peft'}", "--format=peft")
-    assert done.returncode != 0 and "belong to its model after the supervised stage (sft.updates=4)" in done.stderr
-    rate = "--config.sft.optimizer.learning_rate=0.1"
-    done = train(
-        command, llada, tmp_path / "run", "--config.rl.iterations=0", "--config.sft.optimizer.warmup_steps=0", rate
-    )
+def test_adapters_become_peft_files(command, llada, tmp_path):
+    """Both stages train one set of adapters, which belong to the original model."""
+    rates = [f"--config.{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate=0.1", "warmup_steps=0")]
+    done = train(command, llada, tmp_path / "run", *rates)
     assert done.returncode == 0, done.stderr
     done = command("convert", f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'peft'}", "--format=peft")
     assert done.returncode == 0, done.stderr
     with_peft = generated(command, llada, "--chat", f"--adapters={tmp_path / 'peft'}")
     assert with_peft == generated(command, tmp_path / "run", "--chat") != generated(command, llada, "--chat")
+    assert with_peft != generated(command, tmp_path / "run", "--chat", "--stage=sft")
+
+
+def test_merging_loses_nothing_by_default_and_says_what_bfloat16_loses(command, llada, run, tmp_path):
+    for target, flags in (("full", []), ("half", ["--dtype=bfloat16"])):
+        done = command("convert", f"--source={run}", f"--target={tmp_path / target}", "--format=huggingface", *flags)
+        assert done.returncode == 0, done.stderr
+        assert ("rounding to bfloat16 loses" in done.stderr) == (target == "half")
+    before, full, half = (tensors(folder) for folder in (llada, tmp_path / "full", tmp_path / "half"))
+    name = next(name for name in before if "q_proj" in name)
+    kinds = {target: stored_tensors(tmp_path / target)[name].dtype.name for target in ("full", "half")}
+    assert kinds == {"full": "float32", "half": "bfloat16"}
+    change = np.linalg.norm(full[name] - before[name].astype(np.float32))
+    lost = np.linalg.norm(full[name] - half[name].astype(np.float32))
+    assert 0 < change and 0.1 * change < lost
 
 
 def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_path):

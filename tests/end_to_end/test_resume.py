@@ -95,7 +95,23 @@ def test_a_corrupt_newest_rl_checkpoint_is_passed_over(command, finished, tmp_pa
     again = command.train(workdir)
     assert again.returncode == 0, again.stderr
     assert f"{newest} cannot be read" in again.stderr
+    assert (workdir / "checkpoints/rl-unreadable/6").is_dir()  # nobody's to delete
     assert_same_run(workdir, finished, mesh)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("RESOURCE_EXHAUSTED: 1 byte"), PermissionError("no")])
+def test_a_checkpoint_that_this_machine_cannot_read_stays_the_newest(error, finished, tmp_path, mesh, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    before = steps(workdir / "checkpoints/rl")
+    with Checkpoints(workdir / "checkpoints/rl", keep=2) as checkpoints:
+
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", fail)
+        with pytest.raises(type(error)):
+            checkpoints.restore_params({})
+    assert steps(workdir / "checkpoints/rl") == before
 
 
 def test_a_corrupt_newest_sft_checkpoint_is_passed_over(command, finished, tmp_path, mesh):

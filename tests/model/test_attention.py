@@ -88,6 +88,24 @@ def test_what_splash_cannot_do_is_said(length, head, valid_axes, message):
         attend(q, q, q, jnp.ones((1, length, length)[:valid_axes], bool), "splash")
 
 
+@pytest.mark.parametrize("valid_axes", [2, 3])
+def test_cudnn_takes_what_it_is_given(valid_axes, monkeypatch):
+    """Traced without a GPU: shapes and types are what jax's binding of the library accepts, forward and backward."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000, raising=False)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda *_: True, raising=False)
+    (q, k, v), valid, _ = inputs(dtype=jnp.bfloat16)
+    if valid_axes == 3:
+        valid = valid[:, None] & valid[:, :, None]
+
+    def loss(q, k, v):
+        return jnp.sum(attend(q, k, v, jnp.asarray(valid), "cudnn").astype(jnp.float32))
+
+    gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, k, v)
+    assert [g.shape for g in gradients] == [x.shape for x in (q, k, v)]
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cudnn runs on GPUs; benchmarks/gpu.sh runs this test")
 def test_cudnn_equals_xla_forward_and_backward():
     (q, k, v), valid, weight = inputs()

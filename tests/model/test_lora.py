@@ -82,6 +82,22 @@ def test_merged_into_bfloat16_equals_attached_within_its_rounding(base, adapters
     assert float(jnp.abs(attached - forward(merged, *batch, cfg)).mean() / attached.std()) < 0.02
 
 
+def test_a_small_adapter_is_not_lost_beside_a_product_in_bfloat16():
+    """Early in training its part is below the spacing of bfloat16 numbers around the product."""
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(1, 64, 256)), jnp.bfloat16)
+    w = jnp.asarray(draw.normal(size=(256, 256)) / 16, jnp.bfloat16)
+    a = jnp.asarray(draw.uniform(-1, 1, size=(256, 8)) / 16, jnp.bfloat16)
+    b = jnp.asarray(draw.normal(size=(8, 256)) * 1e-3, jnp.bfloat16)
+    with_adapter = transformer._linear(x, {"up": w, "adapters": {"up": {"a": a, "b": b}}}, "up").astype(jnp.float32)
+    exact_change = (x.astype(jnp.float32) @ a.astype(jnp.float32)) @ b.astype(jnp.float32)
+    exact = x.astype(jnp.float32) @ w.astype(jnp.float32) + exact_change
+    # As good as one rounding of the exact sum; rounding the product first would add as much error again.
+    rounded_once = exact.astype(jnp.bfloat16).astype(jnp.float32)
+    error, least = (float(jnp.sqrt(jnp.mean((y - exact) ** 2))) for y in (with_adapter, rounded_once))
+    assert error < 1.05 * least
+
+
 def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch):
     tokens, valid = batch
     corrupted = mask_count(jax.random.key(4), 3, 6)
