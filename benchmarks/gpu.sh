@@ -23,7 +23,7 @@ step() { # name, seconds at most, command
 }
 
 train() { # flags
-  step train 120 "$python" -m igpo_jax.train --config="$config" --workdir="$(mktemp -d)/run" --config.rl.eval_every=0 "$@"
+  step train 90 "$python" -m igpo_jax.train --config="$config" --workdir="$(mktemp -d)/run" --config.rl.eval_every=0 "$@"
 }
 
 # jax takes three quarters of a GPU's memory by default; the CPU is there to compare with.
@@ -39,19 +39,19 @@ fi
 
 if [ $device = gpu ]; then
   for attention in xla cudnn; do
-    step "llada_8b-$attention" 150 "$python" benchmarks/llada_8b.py --attention=$attention \
+    step "llada_8b-$attention" 120 "$python" benchmarks/llada_8b.py --attention=$attention \
       --output "$out/llada_8b-$attention-gpu.json"
   done
-  step update 60 "$python" benchmarks/update.py --width 2048 --heads 16 --prompt-length 256 --completion-length 256 \
+  step update 45 "$python" benchmarks/update.py --width 2048 --heads 16 --prompt-length 256 --completion-length 256 \
     --dtype bfloat16 --repetitions 10 --output "$out/update-gpu.json"
-  step rollout 60 "$python" benchmarks/rollout.py --width 2048 --heads 16 --prompt-length 256 --rows 8 --steps 64 \
+  step rollout 45 "$python" benchmarks/rollout.py --width 2048 --heads 16 --prompt-length 256 --rows 8 --steps 64 \
     --dtype bfloat16 --output "$out/rollout-gpu.json"
   config=arithmetic.py
   train --config.sft.updates=300 --config.rl.iterations=3 --config.evaluation.problems=125
-  step parity 90 "$python" tests/llada_parity.py tests/model/fixtures/llada_tiny
+  step parity 60 "$python" tests/llada_parity.py tests/model/fixtures/llada_tiny
   # Tests of meshes need eight devices; they run on emulated ones, on the CPU (launch/test.sh). Products in full float32.
   if "$python" -c 'import pytest' 2>/dev/null; then
-    JAX_DEFAULT_MATMUL_PRECISION=highest step tests 150 "$python" -m pytest -m "not slow" \
+    JAX_DEFAULT_MATMUL_PRECISION=highest step tests 110 "$python" -m pytest -m "not slow" \
       tests/rl tests/diffusion tests/model/test_lora.py tests/model/test_attention.py tests/test_inference.py \
       -k "gpu or cudnn or not (mesh or compiled_once or lie_where or tied_head or log_softmax or share or splash)"
   fi
@@ -59,9 +59,9 @@ else
   toy=(--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5)
   step llada_8b 120 "$python" benchmarks/llada_8b.py --small --prompt-length 32 --completion-length 32 --steps 4 \
     --repetitions 1 --output "$out/llada_8b-cpu.json"
-  step update 60 "$python" benchmarks/update.py "${toy[@]}" --completion-length 6 --prompts 2 --group-size 3 --chunk 4 \
+  step update 45 "$python" benchmarks/update.py "${toy[@]}" --completion-length 6 --prompts 2 --group-size 3 --chunk 4 \
     --output "$out/update-cpu.json"
-  step rollout 60 "$python" benchmarks/rollout.py "${toy[@]}" --completion-length 8 --block 4 --steps 4 \
+  step rollout 45 "$python" benchmarks/rollout.py "${toy[@]}" --completion-length 8 --block 4 --steps 4 \
     --output "$out/rollout-cpu.json"
   config=tests/end_to_end/tiny.py
   train --config.sft.updates=20 --config.rl.iterations=1

@@ -1,7 +1,8 @@
 """A rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on the devices that are here.
 
-Prints one JSON line per case: seconds, tokens per second, the FLOPs that the compiled program does and, where the device's
-published peak is known, their share of it (MFU); and the fullest device's memory. --small runs the same on a toy, anywhere.
+Prints one JSON line per case: seconds, tokens per second, the FLOPs that the computation needs and, where the device's
+published peak is known, their share of it (MFU), the FLOPs that the compiled program does, which computes some things twice,
+and the fullest device's memory. --small runs the same on a toy, anywhere.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
 from igpo_jax.model.lora import LoraConfig
-from igpo_jax.model.transformer import init, shardings
+from igpo_jax.model.transformer import forward_flops, init, shardings
 from igpo_jax.planning import LLADA_8B
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig
@@ -35,9 +36,12 @@ SMALL = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_width": 192, 
 SMALL |= {"mask_id": 1, "eos_id": 2, "eot_id": None}
 
 
-def measure(compiled, arguments, repetitions: int, advance=lambda arguments, result: arguments) -> tuple[float, dict]:
+def measure(
+    compiled, arguments, model_flops: float, repetitions: int, advance=lambda arguments, result: arguments
+) -> tuple[float, dict]:
     """Median seconds of a compiled program, after one run that warms up, and what goes into the result of a case.
 
+    model_flops: of all devices, what the computation needs, without what is computed a second time to save memory.
     advance: (arguments, result) -> the arguments of the next run, for programs that donate theirs.
     """
     seconds = []
@@ -46,8 +50,10 @@ def measure(compiled, arguments, repetitions: int, advance=lambda arguments, res
         result = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - begin)
         arguments = advance(arguments, result)
-    median, flops = statistics.median(seconds[1:]), program_cost(compiled.as_text()).flops
-    case = {"seconds": median, "repetitions": repetitions, "flops_per_device": flops, **device_memory()}
+    median, compiled_flops = statistics.median(seconds[1:]), program_cost(compiled.as_text()).flops
+    flops = model_flops / jax.device_count()
+    case = {"seconds": median, "repetitions": repetitions, "model_flops_per_device": flops}
+    case |= {"compiled_flops_per_device": compiled_flops, **device_memory()}
     chip = CHIPS.get(jax.devices()[0].device_kind)
     return median, case | ({"mfu": flops / median / chip.flops} if chip else {})
 
@@ -98,8 +104,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
         inputs = put_rows((*prompts(rows), canvas), mesh)
         keys = completion_keys(jax.random.key(2), row, row, 0)
         compiled = sample.lower(policy, *inputs, keys, cfg, decode).compile()
-        seconds, measured = measure(compiled, (policy, *inputs, keys), arguments.repetitions)
+        # One row of adapters' products: A and B of each matrix.
+        widths = jax.tree.leaves(jax.tree.map(lambda x: x.shape[1] * x.shape[2] * cfg.layers, adapters))
+        adapter_flops = 2 * (p + length) * sum(widths)
         done = compiled(policy, *inputs, keys)
+        row_flops = forward_flops(cfg, p + length, decode.block_length) + adapter_flops
+        flops = int(done.evaluations) * rows * row_flops
+        seconds, measured = measure(compiled, (policy, *inputs, keys), flops, arguments.repetitions)
         if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
             raise AssertionError("a completion still has masks")
         sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
@@ -131,7 +142,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
             losses.append(float(result[1]["policy/loss"]))
             return (result[0], *arguments[1:])
 
-        seconds, measured = measure(compiled, first, arguments.repetitions, advance)
+        # Forward, and backward with respect to activations; of adapters also to themselves. One row per prompt.
+        flops = n * (2 * forward_flops(cfg, p + length, length) + 3 * adapter_flops)
+        seconds, measured = measure(compiled, first, flops, arguments.repetitions, advance)
         if not np.isfinite(losses).all() or len(set(losses)) == 1:
             raise AssertionError(f"updates that change nothing: losses {losses}")
         sizes = {"prompts": n, "group_size": g, "prompt_length": p, "completion_length": length, "lora_rank": lora.rank}

@@ -258,20 +258,15 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
     Raises:
         ValueError: names the two config keys that do not fit together.
     """
-    rows = batch_size_divisor(mesh)
     sft, rl = settings.sft, settings.rl
-    checks = [
-        ("sft.batch_size / sft.microbatches", sft.batch_size // sft.microbatches, "mesh.data * mesh.fsdp", rows),
-        ("rl.prompts / rl.microbatches", rl.prompts // rl.microbatches, "mesh.data * mesh.fsdp", rows),
-        (
-            "rl.prompts * rl.group_size / rl.rollout_slices",
-            rl.prompts // rl.rollout_slices * rl.group_size,
-            "mesh.data * mesh.fsdp",
-            rows,
-        ),
-        ("evaluation.batch_size", settings.evaluation.batch_size, "mesh.data * mesh.fsdp", rows),
-    ]
-    _require_multiples(checks)
+    sizes = {"evaluation.batch_size": settings.evaluation.batch_size}
+    if sft.updates:
+        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
+    if rl.iterations:
+        sizes["rl.prompts / rl.microbatches"] = rl.prompts // rl.microbatches
+        sizes["rl.prompts * rl.group_size / rl.rollout_slices"] = rl.prompts // rl.rollout_slices * rl.group_size
+    rows = batch_size_divisor(mesh)
+    _require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
     check_model_divides(model, mesh, settings.lora)
     platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
     if platform not in possible:
@@ -335,6 +330,13 @@ def own_model(settings: Settings, **vocabulary: int) -> ModelConfig:
     return ModelConfig(**vocabulary, **{key: value for key, value in settings.model.items() if key != "path"})
 
 
+def from_json(values: dict[str, Any]) -> ConfigDict:
+    """The reverse of `to_json`; keys that came into being later have their defaults."""
+    config = base_config(**values["task"])
+    config.update(values)
+    return config
+
+
 def to_json(config: ConfigDict) -> dict[str, Any]:
     """As it reads back from config.json: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
@@ -342,7 +344,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 # Where and in what portions a run computes, not what: it may be continued with other values.
 PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "objective.token_chunk")
-PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches")
+PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -318,16 +318,18 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
-    return ConfigDict(json.loads(written.read_text()), convert_dict=True)
+    return configuration.from_json(json.loads(written.read_text()))
 
 
 def _check_workdir(workdir: pathlib.Path, wanted: dict) -> dict | None:
     """The configuration of the run that the folder holds already; config.json is the last file that opening a run
     writes."""
-    file = workdir / "config.json"
-    if not file.is_file():
+    if not (workdir / "config.json").is_file():
         return None
-    written = json.loads(file.read_text())
+    try:
+        written = configuration.to_json(read_config(workdir))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
     differing = [key for key in configuration.differing_keys(written, wanted) if key not in configuration.PORTIONS]
     if differing:
         raise ValueError(

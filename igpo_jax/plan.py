@@ -28,6 +28,8 @@ JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables
 def main(_):
     try:
         settings = configuration.parse(CONFIG.value)
+        if SLICES.value > 1 and not TOPOLOGY.value:
+            raise ValueError(f"--slices={SLICES.value} needs a --topology, of which there are so many")
         devices = topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else None
         result = plan(settings, make_mesh(**settings.mesh, devices=devices), PROGRAMS.value, _progress)
     except ValueError as error:
@@ -86,8 +88,11 @@ def program_table(result: dict) -> list[str]:
             seconds = f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else ""
             cells += [f"{record['arguments_gib']:.2f}", f"{resident:.2f}", f"{record['temporary_gib']:.2f}"]
             cells += [f"{record['peak_gib']:.2f}", f"{record['peak_gib'] / result['memory_gib']:.0%}"]
-            cells += [f"{record['flops'] / 1e12:.2f}", f"{record['bytes'] / 1e9:.1f}"]
-            cells += [f"{sum(record['received_bytes'].values()) / 1e9:.2f}", seconds, share]
+            if "cost_error" in record:
+                cells += [record["cost_error"], "", "", "", ""]
+            else:
+                cells += [f"{record['flops'] / 1e12:.2f}", f"{record['bytes'] / 1e9:.1f}"]
+                cells += [f"{sum(record['received_bytes'].values()) / 1e9:.2f}", seconds, share]
             cells += [f"{record['compile_seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

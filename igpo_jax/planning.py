@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+import pathlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,31 +46,34 @@ LLADA_8B = ModelConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled program of a run. lower: traces it. resident: what lies on the devices meanwhile and is none of its
-    arguments, {name: pytree of shapes with shardings}. used: whether this run has it at all. per_iteration: how often an
-    iteration of the RL stage runs it, if no group is all wrong. twice: what is given to it as two arguments and lies
-    there once."""
+    """One compiled program of a run. arguments: as a run calls `function` with them, arrays as shapes with shardings.
+    resident: what lies on the devices meanwhile, {name: pytree of such shapes}; the same object is the same array, and what
+    is an argument, too, is counted there. used: whether this run has it at all. per_iteration: how often an iteration of
+    the RL stage runs it, if no group is all wrong."""
 
     name: str
-    lower: Callable[[], Any]
+    function: Any
+    arguments: tuple
     resident: dict[str, Any]
     used: bool
     per_iteration: int = 0
-    twice: Any = None
 
 
 def planned_model(settings: Settings) -> tuple[ModelConfig, str]:
     """The network of a run whose tokenizer has not been trained or whose weights are elsewhere; and where its shape is
-    from."""
+    from.
+
+    Raises:
+        ValueError: the model's folder is there and cannot be used.
+    """
     path, values = settings.model["path"], settings.model
     numerics = {key: values[key] for key in ("param_dtype", "compute_dtype", "remat", "attention")}
     if not path:
         size = -(-settings.tokenizer.vocab_size // 8) * 8
         return configuration.own_model(settings, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
-    try:
-        return configuration.folder_model(settings), path
-    except ValueError:
+    if not pathlib.Path(path).exists():
         return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B, since {path!r} is not here"
+    return configuration.folder_model(settings), path
 
 
 def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program]:
@@ -91,31 +95,34 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
 
     key = everywhere(lambda: jax.random.key(0))
-    params = transformer.abstract(model, mesh)
-    if lora is None:
-        frozen, reference = None, transformer.abstract(dataclasses.replace(model, param_dtype=model.compute_dtype), mesh)
-        acting = reference
-    else:
-        adapters = lora_module.abstract(model, lora, mesh)
-        frozen = reference = params
-        acting = params | {"blocks": params["blocks"] | {"adapters": adapters}}
-    copied = lora is None and model.compute_dtype != model.param_dtype
     sft_optimizer = make_optimizer(settings.sft_optimizer, max(sft.updates, 1), model, lora)
     rl_optimizer = make_optimizer(settings.rl_optimizer, max(rl.iterations, 1) * objective.inner_steps, model, lora)
     sft_state, state = (abstract_state(optimizer, model, mesh, lora) for optimizer in (sft_optimizer, rl_optimizer))
-    training = {"training state": state} | ({"reference": reference} if lora is None else {})
+    frozen = None if lora is None else transformer.abstract(model, mesh)
+    copied = lora is None and model.compute_dtype != model.param_dtype
+    copy = dataclasses.replace(model, param_dtype=model.compute_dtype)
+    if lora is None:
+        reference = transformer.abstract(copy, mesh)
+        acting = transformer.abstract(copy, mesh) if copied else state.params
+    else:
+        acting = attach_abstract(frozen, state.params)
+        reference = attach_abstract(frozen, lora_module.abstract(model, lora, mesh)) if sft.updates else frozen
+    training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": frozen})
 
-    def lower_sample(rows, decode):
+    def sampling(rows, decode):
         keys = everywhere(lambda: jax.random.split(jax.random.key(0), rows))
-        return sample.lower(acting, *prompts(rows), tokens(rows, length), keys, model, decode)
+        return acting, *prompts(rows), tokens(rows, length), keys, model, decode
 
-    def lower_inpaint():
-        host = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
-            ((at_once,), jnp.uint32), ((at_once * g, length), jnp.int32), ((at_once, length), jnp.int32),
-            ((at_once,), jnp.int32), ((at_once, length), jnp.bool_),
-        )]  # fmt: skip
-        return inpaint.lower(key, *host, g, settings.inpainting)
+    def host(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
 
+    hints = (
+        host((at_once,), jnp.uint32),
+        host((at_once * g, length), jnp.int32),
+        host((at_once, length), jnp.int32),
+        host((at_once,), jnp.int32),
+        host((at_once, length), jnp.bool_),
+    )
     groups = GroupBatch(
         *prompts(n),
         problem_id=array((n,), jnp.uint32),
@@ -125,38 +132,35 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         advantages=array((n, g), jnp.float32),
     )
     masks = 1 if objective.estimator == "mean_field" else objective.inner_steps
-    number, flag = (array((masks, n, g, length), dtype, P(None, BATCH)) for dtype in (jnp.float32, jnp.bool_))
-    scores = Scores(old=number, reference=number, masked=flag, in_loss=flag, entropy=number)
 
+    def per_token(dtype):
+        return array((masks, n, g, length), dtype, P(None, BATCH))
+
+    number, flag = jnp.float32, jnp.bool_
+    scores = Scores(*map(per_token, (number, number, flag, flag, number)))
     update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
     sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
-    cast = make_compute_cast(model, mesh)
-
-    def lower_update():
-        return update.lower(state, groups, scores, jax.ShapeDtypeStruct((), jnp.int32), frozen)
-
-    def lower_sft():
-        batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
-        return sft_update.lower(sft_state, batch, key, frozen)
-
-    def lower_score():
-        return score.lower(acting, reference, groups, key, model, objective, mesh)
-
-    in_rl, in_sft = rl.iterations > 0, sft.updates > 0
+    sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
+    scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
+    sample_decode, eval_decode = settings.rollout_decode, settings.eval_decode
+    in_rl, everything = rl.iterations > 0, training | {"policy": acting}
     found = [
-        Program("sft", lower_sft, {}, in_sft),
-        Program(
-            "sample", lambda: lower_sample(at_once * g, settings.rollout_decode), training, in_rl, rl.rollout_slices
-        ),
-        Program("inpaint", lower_inpaint, {"policy": acting} | training, in_rl),
-        Program("score", lower_score, training, in_rl, 1, twice=frozen),
-        Program("update", lower_update, {"reference": reference} if lora is None else {}, in_rl, objective.inner_steps),
-        Program("evaluate", lambda: lower_sample(settings.evaluation.batch_size, settings.eval_decode), training, True),
+        Program("sample", sample, sampling(at_once * g, sample_decode), training, in_rl, rl.rollout_slices),
+        Program("inpaint", inpaint, (key, *hints, g, settings.inpainting), everything, in_rl),
+        Program("score", score, scoring, training, in_rl, 1),
+        Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
+        Program("evaluate", sample, sampling(settings.evaluation.batch_size, eval_decode), training, in_rl),
     ]
     if copied:
-        resident = training | {"training state": (state.opt_state, state.step)}
-        found.insert(1, Program("cast", lambda: cast.lower(params), resident, in_rl, 1))
+        found.insert(0, Program("cast", make_compute_cast(model, mesh), (state.params,), training, in_rl, 1))
+    if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
+        found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, frozen), {}, sft.updates > 0))
     return found
+
+
+def attach_abstract(frozen: Any, adapters: Any) -> Any:
+    """As `lora.attach`, which scales the adapters: there they are new arrays, which the compiler counts as temporary."""
+    return frozen | {"blocks": frozen["blocks"] | {"adapters": adapters}}
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
@@ -166,37 +170,52 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         A record for JSON. Where the compiler finds that it does not fit: `error`, and `peak_gib` as far as it says.
     """
     begin = time.perf_counter()
-    resident = {name: shard_bytes(tree) / GIB for name, tree in program.resident.items()}
+    arguments = abstract_leaves(program.arguments)
+    resident, seen = {}, {id(leaf) for leaf in arguments}
+    for name, tree in program.resident.items():
+        leaves = [leaf for leaf in abstract_leaves(tree) if id(leaf) not in seen]
+        seen |= {id(leaf) for leaf in leaves}
+        if leaves:
+            resident[name] = shard_bytes(leaves) / GIB
     record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration}
     record["resident_gib"] = resident
     others = sum(resident.values())
     try:
         with jax.set_mesh(mesh):
-            compiled = program.lower().compile()
+            compiled = program.function.lower(*program.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
-        peak = float(used[1]) / (1 if used[2] == "G" else 1024) + others if used else math.inf
+        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            raise
+        peak = float(used[1]) / (1 if used[2] == "G" else 1024) + others
         return record | {"peak_gib": peak, "error": str(error).splitlines()[0][:300]}
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
+    twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # one array, two arguments
     own = {
-        "arguments_gib": memory.argument_size_in_bytes - shard_bytes(program.twice),
+        "arguments_gib": memory.argument_size_in_bytes - twice,
         "outputs_gib": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary_gib": memory.temp_size_in_bytes,
         "code_gib": memory.generated_code_size_in_bytes,
     }
-    cost = program_cost(compiled.as_text())
     record |= {name: size / GIB for name, size in own.items()}
+    record |= {"peak_gib": sum(own.values()) / GIB + others, "compile_seconds": seconds}
+    try:
+        cost = program_cost(compiled.as_text())
+    except ValueError as error:  # the memory is known all the same
+        return record | {"cost_error": str(error)}
     return record | {
-        "peak_gib": sum(own.values()) / GIB + others,
         "flops": cost.flops,
         "bytes": cost.bytes,
         "received_bytes": {f"{kind}{' between slices' if far else ''}": n for (kind, far), n in cost.received.items()},
-        "compile_seconds": seconds,
         **estimate(cost, CHIPS.get(mesh.devices.flat[0].device_kind)),
     }
+
+
+def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
+    """Those that lie on devices already; configurations and what comes from the host are passed over."""
+    leaves = jax.tree.leaves(tree)
+    return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
 
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
@@ -225,6 +244,7 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
     model, shape_from = planned_model(settings)
     configuration.check_divisibility(settings, model, mesh)
     device = mesh.devices.flat[0]
+    memory = device_memory_gib(device)
     wanted = programs(settings, model, mesh)
     unknown = set(only) - {program.name for program in wanted}
     if unknown:
@@ -234,7 +254,6 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
         if not only or program.name in only:
             records.append(measure(program, mesh))
             report(records[-1])
-    memory = device_memory_gib(device)
     peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
     return {
         "device": device.device_kind,
@@ -256,50 +275,44 @@ def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dic
     if not used:
         return []
     fullest = max(used, key=lambda record: record["peak_gib"])
+    name = fullest["name"]
     rl, sft, lora, objective = settings.rl, settings.sft, settings.lora, settings.objective
-    shards, rows = mesh.shape["fsdp"] * mesh.shape["tensor"], batch_size_divisor(mesh)
+    shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
     length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
     parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
     trained = parameters if lora is None else shard_bytes(lora_module.abstract(model, lora, mesh)) // 4
-    temporary = fullest.get("temporary_gib", 0.0) * GIB
+    resident = sum(fullest["resident_gib"].values()) * GIB
+    temporary = fullest.get("temporary_gib", fullest["peak_gib"] - resident / GIB) * GIB
     compute = 2 if model.compute_dtype == "bfloat16" else 4
+    stage, section, optimizer = ("sft", sft, settings.sft_optimizer) if name == "sft" else ("rl", rl, settings.rl_optimizer)
     saving: dict[str, float] = {}
     if lora is None and settings.model["path"]:
         kept = 4 * parameters + 4 * trained + 2 * trained  # master weights and two moments become a bfloat16 base
         saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
-    optimizer = settings.rl_optimizer if rl.iterations else settings.sft_optimizer
     if optimizer.first_moment_dtype == "float32":
-        stage = "rl" if rl.iterations else "sft"
         saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
-    if fullest["name"] in ("sample", "evaluate"):
-        if fullest["name"] == "evaluate":
-            size = settings.evaluation.batch_size
-            change = f"config.evaluation.batch_size={size // 2}"
-        else:
-            size = rl.prompts // rl.rollout_slices * rl.group_size
-            change = f"config.rl.rollout_slices={rl.rollout_slices * 2}"
-        if size % (2 * rows) == 0:
-            saving[change] = temporary / 2
-    if fullest["name"] in ("update", "score", "sft"):
-        stage, size = ("sft", sft.batch_size) if fullest["name"] == "sft" else ("rl", rl.prompts)
-        parts = (sft if stage == "sft" else rl).microbatches
-        local = size // parts // rows
+    if name == "evaluate" and settings.evaluation.batch_size % (2 * rows) == 0:
+        saving[f"config.evaluation.batch_size={settings.evaluation.batch_size // 2}"] = temporary / 2
+    at_once = rl.prompts // rl.rollout_slices
+    if name == "sample" and at_once % 2 == 0 and at_once // 2 * rl.group_size % rows == 0:
+        saving[f"config.rl.rollout_slices={rl.rollout_slices * 2}"] = temporary / 2
+    if name in ("update", "score", "sft"):
+        at_once = (sft.batch_size if name == "sft" else rl.prompts) // section.microbatches
+        local = at_once // rows
         carried = local * length * model.width * compute * model.layers  # the stream at the border of each layer
-        if model.remat != "full" and fullest["name"] != "score":
-            inside = (4 * model.width + 3 * model.mlp_width) // mesh.shape["tensor"]
+        if model.remat != "full" and name != "score":
+            inside = (4 * model.width + 3 * model.mlp_width) // shards
             saving["config.model.remat=full: recompute layers"] = local * length * inside * compute * model.layers
-        if size // parts % (2 * rows) == 0 and fullest["name"] != "score":
-            saving[f"config.{stage}.microbatches={parts * 2}: half the activations"] = carried / 2
-        logits = 4 * model.vocab_size // mesh.shape["tensor"]
-        positions = local * settings.rollout_decode.completion_length
+        if at_once % (2 * rows) == 0:
+            halved = temporary / 2 if name == "score" else carried / 2
+            saving[f"config.{stage}.microbatches={section.microbatches * 2}: half the rows at a time"] = halved
         if stage == "rl":
-            chunk = min(objective.token_chunk, positions)
-            saving[f"config.objective.token_chunk={chunk // 2}"] = logits * chunk / 2
-    if mesh.shape["fsdp"] % 2 == 0 and model.kv_heads % (2 * mesh.shape["tensor"]) == 0:
-        heads = 2 * model.width * model.vocab_size * compute // mesh.shape["tensor"]
-        saving[f"config.mesh.tensor={mesh.shape['tensor'] * 2}: matrices are gathered in halves"] = heads / 2
-    saving["twice the devices"] = sum(
-        fullest["resident_gib"].values(), fullest.get("arguments_gib", 0.0)
-    ) * GIB / 2 + temporary / 4
+            chunk = min(objective.token_chunk, local * settings.rollout_decode.completion_length)
+            if chunk >= 2:
+                saving[f"config.objective.token_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2
+    if mesh.shape["fsdp"] % 2 == 0 and model.kv_heads % (2 * shards) == 0 and model.vocab_size % (2 * shards) == 0:
+        heads = 2 * model.width * model.vocab_size * compute // shards
+        saving[f"config.mesh.tensor={shards * 2}: matrices are gathered in halves"] = heads / 2
+    saving["twice the devices"] = resident / 2 + fullest.get("arguments_gib", 0.0) * GIB / 2 + temporary / 4
     best = sorted(saving, key=saving.get, reverse=True)[:3]
     return [{"change": change, "saves_about_gib": saving[change] / GIB} for change in best]

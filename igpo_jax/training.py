@@ -13,7 +13,7 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.lora import LoraConfig, attach
 from igpo_jax.model.transformer import ModelConfig, Params, weight_decay_mask
-from igpo_jax.runtime.mesh import replicated
+from igpo_jax.runtime.mesh import replicated, split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +171,11 @@ def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: in
 
     Args:
         value_and_grad: (params, part of the batch) -> ((loss, statistics), gradients), each a mean over the part.
-        batch: pytree of arrays with the same leading size, a multiple of `microbatches`. Every microbatch takes every
-            `microbatches`-th row, so that each lies over all devices.
+        batch: pytree of arrays with the same leading size, a multiple of `microbatches`.
     """
     if microbatches == 1:
         return value_and_grad(params, batch)
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch)
+    parts = split_rows(batch, microbatches)
     shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(

@@ -272,6 +272,27 @@ def test_a_run_may_continue_in_other_portions(tmp_path):
     assert configuration.to_json(read_config(tmp_path / "run"))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
 
 
+def test_a_run_from_before_a_key_came_into_being_goes_on(tmp_path):
+    open_experiment(tiny(), tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    values = json.loads(file.read_text())
+    del values["model"]["attention"], values["rl"]["rollout_slices"]
+    file.write_text(json.dumps(values))
+    assert open_experiment(read_config(tmp_path / "run"), tmp_path / "run").settings.rl.rollout_slices == 1
+    file.write_text("[]")
+    assert "is no configuration of this version" in message_of(tiny(), tmp_path / "run")
+
+
+def message_of(config, workdir) -> str:
+    with pytest.raises(ValueError) as raised:
+        open_experiment(config, workdir)
+    return str(raised.value)
+
+
+def test_stages_that_are_left_out_need_not_divide(tmp_path):
+    open_experiment(tiny(sft__updates=0, sft__batch_size=7), tmp_path / "run")  # eight devices
+
+
 def test_the_same_configuration_opens_its_folder_again(tmp_path):
     workdir = tmp_path / "run"
     first = open_experiment(tiny(), workdir)

@@ -266,6 +266,18 @@ def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
+def forward_flops(cfg: ModelConfig, positions: int, head_positions: int) -> int:
+    """Of matrix products in one forward pass of one row, two per multiplication.
+
+    Args:
+        positions: of the row. head_positions: those whose logits are computed.
+    """
+    kv_width = cfg.kv_heads * cfg.head_size
+    matrices = 2 * cfg.width * (cfg.width + kv_width) + 3 * cfg.width * cfg.mlp_width
+    attention = 2 * positions * positions * cfg.width  # scores, and values that they weigh
+    return 2 * (cfg.layers * (positions * matrices + attention) + head_positions * cfg.width * cfg.vocab_size)
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """Statistics in float32, cast back before the scale is applied, as LLaDA does (llada.md 3.2)."""
     x32 = x.astype(jnp.float32)

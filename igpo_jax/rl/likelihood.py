@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.sampler import completion_keys
 from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix, partition, project_to_vocabulary
-from igpo_jax.runtime.mesh import BATCH, shard_rows
+from igpo_jax.runtime.mesh import BATCH, join_rows, shard_rows, split_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
 LOWEST_LEVEL = 30  # masked: the first inner step draws its level from here up
@@ -149,9 +149,16 @@ class Scores:
     entropy: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "objective", "mesh"))
+@functools.partial(jax.jit, static_argnames=("cfg", "objective", "mesh", "microbatches"))
 def score(
-    params: Params, reference: Params, batch: GroupBatch, key: jax.Array, cfg: ModelConfig, objective, mesh
+    params: Params,
+    reference: Params,
+    batch: GroupBatch,
+    key: jax.Array,
+    cfg: ModelConfig,
+    objective,
+    mesh,
+    microbatches: int = 1,
 ) -> Scores:
     """Log-probabilities of the old and the reference policy, and the loss mask after the entropy filter.
 
@@ -159,6 +166,7 @@ def score(
         params: the policy that made the rollouts. reference: the frozen policy of the KL term.
         key: of the rollout's step.
         cfg, objective (`ObjectiveConfig`), mesh: static.
+        microbatches: parts of the batch that are scored one after the other, to save memory.
     """
     masks = inner_masks(key, batch, objective.estimator, objective.inner_steps)
 
@@ -168,7 +176,9 @@ def score(
     def sharded_scores(hidden, head, completions):
         return token_scores(hidden, head, completions, objective.token_chunk, "tensor")
 
-    def score_one(masked):
+    def score_part(part):
+        batch, masked = part
+
         def under(params):
             hidden = hidden_states(params, batch, masked, objective.estimator, cfg)
             return sharded_scores(hidden, head_matrix(params, cfg), batch.completions)
@@ -177,6 +187,11 @@ def score(
         kept = entropy_filter(entropy, batch.hint & batch.in_loss & masked, objective.entropy_keep)
         in_loss = batch.in_loss & masked & (~batch.hint | kept)
         return Scores(old, under(reference)[0], masked, in_loss, entropy)
+
+    def score_one(masked):
+        if microbatches == 1:
+            return score_part((batch, masked))
+        return join_rows(jax.lax.map(score_part, split_rows((batch, masked), microbatches)))
 
     return jax.lax.map(score_one, masks)
 

@@ -65,7 +65,7 @@ def run_rl(
         done, state = 0, create_state(first, optimizer, model, mesh, lora)
         del first
     if not lora and reference is not start:
-        jax.tree.map(jax.Array.delete, start)
+        jax.tree.map(lambda x: x.delete(), start)
 
     order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
     update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
@@ -120,7 +120,9 @@ def run_rl(
                 policy = acting()
                 sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh, pause)
                 with watch.measure("time/score"):
-                    scores = score(policy, reference, sampled.groups, iteration_key, model, objective, mesh)
+                    scores = score(
+                        policy, reference, sampled.groups, iteration_key, model, objective, mesh, rl.microbatches
+                    )
                     entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
                 del policy  # updates need its memory
                 with watch.measure("time/update"):

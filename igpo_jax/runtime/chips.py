@@ -49,17 +49,26 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     jax.config.update("jax_platforms", "cpu")
     several = {"num_slices": slices} if slices > 1 else {}
     try:
-        return topologies.get_topology_desc(name, "tpu", **several).devices
+        devices = topologies.get_topology_desc(name, "tpu", **several).devices
+        device_memory_gib(devices[0])
+        return devices
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--topology={name}: {reason}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None
 
 
 def device_memory_gib(device: jax.Device) -> float:
-    """What a device has: the published figure, what the backend says, or the host's memory."""
-    if device.device_kind in CHIPS:
-        return CHIPS[device.device_kind].memory_gib
-    statistics = device.memory_stats()
+    """What programs can use: what the backend says where the device is here (on GPUs a share of it, see
+    XLA_PYTHON_CLIENT_MEM_FRACTION), else the published figure, else the host's memory.
+
+    Raises:
+        ValueError: a TPU of a kind that `CHIPS` does not list.
+    """
+    statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30
+    if device.device_kind in CHIPS:
+        return CHIPS[device.device_kind].memory_gib
+    if device.platform != "cpu":
+        raise ValueError(f"the memory of {device.device_kind} is not known; known are {', '.join(CHIPS)}")
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

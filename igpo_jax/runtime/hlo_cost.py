@@ -18,7 +18,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # Instructions that move no data by themselves.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 FREE |= {"while", "conditional", "call", "iota", "copy-done", "async-done", "slice-done", "opt-barrier"}
-FREE |= {"recv-done", "send-done"}
+FREE |= {f"{kind}-done" for kind in ("recv", "send", "all-gather", "all-reduce", "collective-permute")}
 PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # users of a fusion's parameter that do not read it
 
 
@@ -310,6 +310,10 @@ def _border_bytes(instruction: Instruction, shapes: dict[str, str]) -> float:
         return 2 * _bytes(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _bytes(shapes[instruction.operands[1]])
+    if instruction.opcode in ("copy-start", "slice-start"):  # their results name the source again, as an alias
+        source, arrays = _arrays(shapes[instruction.operands[0]])[0], _arrays(instruction.shape)
+        dtype, dims, in_hbm = arrays[0 if instruction.opcode == "copy-start" else 1]
+        return math.prod(dims) * BITS[dtype] / 8 * (in_hbm + source[2])
     return _bytes(instruction.shape) + sum(_bytes(shapes[operand]) for operand in instruction.operands)
 
 

@@ -115,7 +115,7 @@ def test_what_one_process_finds_ends_all(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")
     codes, printed = ends(start(2, 1, *[[f"--workdir={tmp_path / 'run'}", *SHORT]] * 2, folder=tmp_path), tmp_path)
     assert codes == [1, 1], printed
-    assert "holds a run of another configuration" in printed[0]
+    assert "is no configuration of this version" in printed[0]
     assert "process 0 has found an error" in printed[1]
 
 

@@ -132,16 +132,16 @@ def test_masked_scores_see_what_is_not_masked(mesh):
 def test_scores_do_not_depend_on_the_mesh(estimator, mesh_of):
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, token_chunk=7)
 
-    def scores_on(shape):
+    def scores_on(shape, parts=1):
         mesh = mesh_of(shape)
         old, batch = on_mesh(mesh, make_params(0), make_batch())
         reference = jax.device_put(make_params(1), shardings(CFG, mesh))
         with jax.set_mesh(mesh):
-            return jax.device_get(score(old, reference, batch, jax.random.key(0), CFG, objective, mesh))
+            return jax.device_get(score(old, reference, batch, jax.random.key(0), CFG, objective, mesh, parts))
 
     expected = scores_on((1, 1, 1))
-    for shape in MESHES:
-        have = scores_on(shape)
+    for shape, parts in [*((shape, 1) for shape in MESHES), ((1, 1, 1), 2), ((2, 1, 2), 2)]:
+        have = scores_on(shape, parts)
         for name in ("old", "reference", "entropy"):
             np.testing.assert_allclose(getattr(have, name), getattr(expected, name), atol=2e-5, err_msg=f"{name} {shape}")
         np.testing.assert_array_equal(have.masked, expected.masked)

@@ -165,3 +165,18 @@ backend_config={"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"
 }
 """
     assert program_cost(text).flops == 2 * 16 * 32 * 64
+
+
+def test_copies_beside_the_computation_move_what_arrives():
+    """Into the chip's own memory (S(1)): read once from HBM; of a slice, only that; a copy within HBM is read and written."""
+    text = """HloModule m
+
+ENTRY %main (p: f32[4,1024]) -> f32[4,1024] {
+  %p = f32[4,1024]{1,0:T(8,128)} parameter(0)
+  %slice-start = ((f32[4,1024]{1,0:T(8,128)}), f32[1,1024]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:1], [0:1024]}
+  %slice-done = f32[1,1024]{1,0:T(8,128)S(1)} slice-done(%slice-start)
+  %copy-start = (f32[4,1024]{1,0:T(8,128)}, f32[4,1024]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%p)
+  ROOT %copy-done = f32[4,1024]{1,0:T(8,128)} copy-done(%copy-start)
+}
+"""
+    assert program_cost(text).bytes == 1024 * 4 + 2 * 4 * 1024 * 4
