@@ -7,6 +7,7 @@ into typed, frozen sections and checks every value before anything is allocated.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -320,9 +321,27 @@ def model_config(settings: Settings, tokenizer) -> ModelConfig:
     2, 4 or 8."""
     of_folder = folder_model(settings)
     if of_folder is not None:
-        return dataclasses.replace(of_folder, eot_id=tokenizer.eot_id)
+        return with_tokenizer(of_folder, tokenizer, settings.model["path"])
     size = -(-tokenizer.vocab_size // 8) * 8
     return own_model(settings, vocab_size=size, mask_id=tokenizer.mask_id, eos_id=tokenizer.eos_id)
+
+
+def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
+    """The network of a folder, with the end of turn that the folder's tokenizer knows.
+
+    Raises:
+        ValueError: the two do not belong together.
+    """
+    if tokenizer.eos_id != model.eos_id:
+        raise ValueError(
+            f"{folder}: eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}; the one "
+            "ends a row, the other pads it"
+        )
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
+        )
+    return dataclasses.replace(model, eot_id=tokenizer.eot_id)
 
 
 def own_model(settings: Settings, **vocabulary: int) -> ModelConfig:

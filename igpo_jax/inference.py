@@ -35,6 +35,7 @@ from igpo_jax.tokenizers import Tokenizer, encode_chat, load_tokenizer
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 SCORED_ROWS = 16  # draws of the bound that go through the network together
+ROWS_PER_DEVICE = 8  # denoised together
 
 Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
 
@@ -96,6 +97,7 @@ class DiffusionLM:
             ValueError: lengths that do not fit together, a hint longer than the completion, or text without a tokenizer.
         """
         decode = DecodeConfig(completion_length, block_length, steps or completion_length, **decoding)
+        _require_list(prompts)
         start = self._encode(hint)
         if len(start) > completion_length:
             raise ValueError(f"the hint has {len(start)} tokens, completion_length={completion_length}")
@@ -127,7 +129,9 @@ class DiffusionLM:
         Raises:
             ValueError: a canvas without a blank, or another number of prompts than of canvases.
         """
+        _require_list(canvases)
         prompts = [[]] * len(canvases) if prompts is None else prompts
+        _require_list(prompts)
         if len(prompts) != len(canvases):
             raise ValueError(f"{len(prompts)} prompts for {len(canvases)} canvases; give one each, or none")
         encoded = [self._encode_template(canvas) for canvas in canvases]
@@ -216,32 +220,35 @@ class DiffusionLM:
         self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, whole: bool = False
     ) -> list[Completion]:
         """`whole`: the text of all tokens, not only of those before the first EOS."""
-        if not prompts:
-            return []
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         seen: Counter[int] = Counter()
         occurrence = [seen.update([number]) or seen[number] - 1 for number in problem]
         keys = np.array([problem, occurrence], np.uint32)
         tokens, valid = left_padded(prompts, _rounded(max(map(len, prompts))), self.config.eos_id)
-        padded = np.minimum(
-            np.arange(-(-len(prompts) // batch_size_divisor(self.mesh)) * batch_size_divisor(self.mesh)),
-            len(prompts) - 1,
-        )
-        with jax.set_mesh(self.mesh):
-            row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
-            rows = put_rows((tokens[padded], valid[padded], canvas[padded]), self.mesh)
-            done = sample(self.params, *rows, row_keys, self.config, decode)
-            done = fetch((done.tokens, done.written_at))
-        return [
-            Completion(self._decode(row, whole), row, steps)
-            for row, steps in list(zip(*done, strict=True))[: len(prompts)]
-        ]
+        count, divisor = len(prompts), batch_size_divisor(self.mesh)
+        # Batches of one size, filled up with repeats of the last row: one program for any number of prompts.
+        size = min(-(-count // divisor), ROWS_PER_DEVICE) * divisor
+        completions = []
+        for begin in range(0, count, size):
+            padded = np.minimum(np.arange(begin, begin + size), count - 1)
+            with jax.set_mesh(self.mesh):
+                row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
+                rows = put_rows((tokens[padded], valid[padded], canvas[padded]), self.mesh)
+                done = sample(self.params, *rows, row_keys, self.config, decode)
+                done = fetch((done.tokens, done.written_at))
+            completions += [Completion(self._decode(row, whole), row, steps) for row, steps in zip(*done, strict=True)]
+        return completions[:count]
 
     def _decode(self, tokens: np.ndarray, whole: bool) -> str | None:
         if self.tokenizer is None:
             return None
         ended = np.flatnonzero(tokens == self.config.eos_id)
         return self.tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
+
+
+def _require_list(texts) -> None:
+    if isinstance(texts, str):
+        raise ValueError(f"{texts!r} is one text; give a list of texts")
 
 
 def _rounded(length: int) -> int:
@@ -297,7 +304,7 @@ def load(
     configuration.check_model_divides(config, mesh, cfg)
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
-        config = dataclasses.replace(config, eot_id=tokenizer.eot_id)
+        config = configuration.with_tokenizer(config, tokenizer, path)
     if cfg is None:
         return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh)
     values = jax.device_put(values, lora.shardings(config, cfg, mesh))

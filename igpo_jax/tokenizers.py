@@ -106,6 +106,7 @@ class HuggingFaceTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: id for id, token in added.items() if token.special}
         self._names = {id: name for name, id in self._special.items()}
+        self._hidden = frozenset((*self._names, mask_id))
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.mask_id = mask_id
         named = _named_tokens(path.parent)
@@ -137,8 +138,7 @@ class HuggingFaceTokenizer:
         return encoding.ids, offsets[::-1]
 
     def decode(self, ids: Iterable[int]) -> str:
-        hidden = (*self._names, self.mask_id)
-        return self._tokenizer.decode([int(i) for i in ids if i not in hidden and i < self.vocab_size])
+        return self._tokenizer.decode([i for i in map(int, ids) if i not in self._hidden and i < self.vocab_size])
 
     def piece(self, id: int) -> str:
         id = int(id)

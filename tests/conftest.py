@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, and meshes over them."""
 
+import gc
 import math
 import os
 
@@ -17,6 +18,14 @@ def make_test_mesh(shape: tuple[int, int, int]) -> Mesh:
     return jax.make_mesh(
         shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[: math.prod(shape)]
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_forgotten():
+    """Every compiled program holds memory maps, of which Linux gives a process 65,530: all tests together need more."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """generate, infill, logits and score, on a converted LLaDA of tiny size."""
 
+import json
 import shutil
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import igpo_jax
+from igpo_jax import inference
 from igpo_jax.diffusion.sampler import DecodeConfig, propose
 from igpo_jax.model.checkpoints import convert
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
@@ -244,3 +246,33 @@ def test_options_reach_the_sampler(model):
     plain = eos_of()
     assert 0 < eos_of(confidence_eos_eot_inf=True) < plain / 3
     assert eos_of(logits_eos_inf=True) == 0
+
+
+def test_many_prompts_are_denoised_in_batches_of_one_size(model, monkeypatch):
+    prompts = [f"two and {i}" for i in range(5)]
+    lengths = {"completion_length": 8, "block_length": 8}
+    at_once = [done.tokens.tolist() for done in model.generate(prompts, temperature=0.7, **lengths)]
+    monkeypatch.setattr(inference, "ROWS_PER_DEVICE", 2)
+    sizes = []
+    sample = inference.sample
+    monkeypatch.setattr(inference, "sample", lambda params, rows, *rest: sizes.append(len(rows)) or sample(params, rows, *rest))
+    in_parts = [done.tokens.tolist() for done in model.generate(prompts, temperature=0.7, **lengths)]
+    assert in_parts == at_once and len(sizes) == -(-5 // sizes[0]) and len(set(sizes)) == 1
+
+
+def test_a_text_is_no_list_of_texts(model):
+    for call in (model.generate, model.infill):
+        with pytest.raises(ValueError, match="give a list"):
+            call("What is [MASK:2]?")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"eos_token_id": 3}, "eos_token_id of config.json is 3, that of the tokenizer"),
+    ({"eos_token_id": None}, "eos_token_id"),
+])  # fmt: skip
+def test_a_tokenizer_of_another_model_is_refused(change, message, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    values = json.loads((other / "config.json").read_text()) | change
+    (other / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
+        igpo_jax.load(other)

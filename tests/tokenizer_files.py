@@ -31,4 +31,8 @@ def write_tokenizer(folder: pathlib.Path, instruct: bool = True, vocab_size: int
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": BASE[0], "eos_token": BASE[1], "pad_token": BASE[1], "cls_token": BASE[2], "mask_token": None}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    if (folder / "config.json").is_file():  # of the model that it is for
+        values = json.loads((folder / "config.json").read_text())
+        values["eos_token_id"] = tokenizer.token_to_id(BASE[1])
+        (folder / "config.json").write_text(json.dumps(values))
     return {name: tokenizer.token_to_id(name) for name in special}

@@ -78,14 +78,25 @@ def prompt_arrays(
         trace[row, : len(ids)], hintable[row, : len(ids)] = ids, may_show
         last_answer = max((first for first, _ in spans), default=None)
         trace_length[row] = len(ids) if last_answer is None else sum(end <= last_answer for _, end in offsets)
-    ids = np.array([zlib.crc32(problems[i].id.encode()) for i in keep], np.uint32)
-    owner: dict[int, str] = {}
-    for number, index in zip(ids.tolist(), keep, strict=True):
-        if number in owner:  # rewards find their problem by this number
-            pair = f"{owner[number]!r} and {problems[index].id!r}"
-            raise ValueError(f"problems {pair} have the same id or the same checksum of it; rename one")
-        owner[number] = problems[index].id
+    ids = _numbers([problems[i].id for i in keep])
     return [problems[i] for i in keep], PromptBatch(ids, tokens, valid, trace, trace_length, hintable)
+
+
+def _numbers(ids: Sequence[str]) -> np.ndarray:
+    """A number for every problem, uint32: the checksum of its id, or the next free one; the same ids give the same numbers.
+
+    Raises:
+        ValueError: two problems have the same id.
+    """
+    owner: dict[int, str] = {}
+    for name in ids:
+        number = zlib.crc32(name.encode())
+        while number in owner:  # rewards find their problem by this number
+            if owner[number] == name:
+                raise ValueError(f"two problems have the id {name!r}; rename one")
+            number = (number + 1) % 2**32
+        owner[number] = name
+    return np.array(list(owner), np.uint32)
 
 
 def sft_arrays(

@@ -175,6 +175,7 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "tokens": [tokenizer.piece(i) for i in tokens],
             "written_at": attempt.written_at[position, completion].tolist(),
             "hint": attempt.hint[position, completion].tolist(),
+            "end": next((i for i, token in enumerate(tokens.tolist()) if token == experiment.model.eos_id), None),
             "reward": float(attempt.rewards[position, completion]),
             "text": experiment.text(tokens),
             "rescued": rescued,

@@ -17,7 +17,7 @@ import numpy as np
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.report_page import PAGE, SCRIPT, STYLE, VIEWER
-from igpo_jax.runtime.results import START, interval
+from igpo_jax.runtime.results import START, interval, rescue_rate
 
 Row = dict[str, Any]
 
@@ -180,18 +180,15 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
         if training and len(evals) > 1:
             first = before[-1]["eval/accuracy"]
             change = f"{100 * (last - first):+.1f} points by RL, {of}"
-            cards.append(("Greedy accuracy", f"{_percent(first)} → {_percent(last)}", change))
+            cards.append(("Held-out accuracy", f"{_percent(first)} → {_percent(last)}", change))
         else:
-            cards.append(("Greedy accuracy", _percent(last), of))
+            cards.append(("Held-out accuracy", _percent(last), of))
     if training:
         wrong = np.array([row["groups/all_wrong_before"] for row in training])
         begin, end = _percent(wrong[:START].mean()), _percent(wrong[-START:].mean())
         cards.append(("Groups all wrong at the start", begin, f"{end} at the end, before hints"))
-    hinted = _stage(rows, "rl", "hint/rescue_rate")
-    if hinted:
-        # A rollout counts by how many groups it had to rescue.
-        rates = [row["hint/rescue_rate"] for row in hinted]
-        rate = np.average(rates, weights=[row["groups/all_wrong_before"] for row in hinted])
+    rate = rescue_rate(_stage(rows, "rl", "hint/rescue_rate"))
+    if rate is not None:
         cards.append(("Rescue rate", _percent(rate), "of all-wrong groups, over the run"))
     timed = {stage: _stage(rows, stage, "time/total") for stage in ("sft", "rl")}
     seconds = {stage: sum(row["time/total"] for row in part) for stage, part in timed.items()}
@@ -239,8 +236,7 @@ def _sections(rows: list[Row], with_rollouts: bool) -> tuple[str, list[Row]]:
     def draw(panel: Panel):
         return panel.title, panel.note, _figure(rows, panel)
 
-    greedy = "Greedy decoding of held-out problems; bars are 95% intervals."
-    accuracy = ("Accuracy", greedy, _accuracy_figure(rows))
+    accuracy = ("Accuracy", "On held-out problems; bars are 95% intervals.", _accuracy_figure(rows))
     phases = ("Seconds per iteration", "Where the wall time goes.", _phases_figure(rows))
     section("Learning", [accuracy, draw(REWARD)], 2)
     section("Inpainting", [draw(panel) for panel in INPAINTING], 3)
@@ -403,8 +399,10 @@ def _duration(seconds: float) -> str:
 def _facts(config: Row) -> list[str]:
     """What a reader wants to know of the configuration at first sight."""
     model, rl, sampler = config["model"], config["rl"], config["sampler"]
+    rank = config.get("lora", {}).get("rank")
     return [
-        f"{model['layers']} layers × {model['width']}",
+        pathlib.Path(model["path"]).name if model.get("path") else f"{model['layers']} layers × {model['width']}",
+        *([f"adapters of rank {rank}"] if rank else []),
         f"{config['sft']['updates']:,} SFT updates",
         f"{rl['iterations']:,} RL iterations of {rl['prompts']} × {rl['group_size']} answers",
         f"{sampler['completion_length']} tokens in {sampler['steps']} denoising steps",

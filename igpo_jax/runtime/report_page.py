@@ -194,7 +194,7 @@ if (data.rollouts.length) {
     steps = Math.max(...rollout.written_at) + 1;
     element("last-step").textContent = "step " + steps;
     element("time").max = steps;
-    const end = rollout.tokens.indexOf("<eos>"), nodes = [];
+    const end = rollout.end ?? -1, nodes = [];
     boxes = rollout.tokens.map((token, i) => {
       const written = rollout.written_at[i];
       const parts = color(Math.max(written, 0) / Math.max(steps - 1, 1));

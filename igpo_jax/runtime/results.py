@@ -79,7 +79,7 @@ def summarise(experiment: Experiment) -> dict:
                 "rollouts": len(part),
                 "all_wrong_groups": mean(part, "groups/all_wrong_before"),
                 "all_wrong_groups_after_rescue": mean(part, "groups/all_wrong_after"),
-                "rescue_rate": mean(part, "hint/rescue_rate"),
+                "rescue_rate": rescue_rate(part),
                 "reward_first_try": mean(part, "reward/first_try"),
             }
     stages = ("sft", "rl")
@@ -87,6 +87,15 @@ def summarise(experiment: Experiment) -> dict:
         stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in stages
     }
     return result | {"decode": decoding(experiment)} | environment()
+
+
+def rescue_rate(rollouts: list[dict]) -> float | None:
+    """Of all groups that were all wrong, the share in which hints led to a right answer; None where there was none."""
+    tried = [row for row in rollouts if row.get("hint/rescue_rate") is not None]
+    groups = [row["groups/all_wrong_before"] for row in tried]
+    if not sum(groups):
+        return None
+    return float(np.average([row["hint/rescue_rate"] for row in tried], weights=groups))
 
 
 def write_result(experiment: Experiment) -> pathlib.Path:

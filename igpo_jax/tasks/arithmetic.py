@@ -36,7 +36,15 @@ def load(task, split: str, seed: int) -> list[Problem]:
             the supervised stage works out; `sft_problems`, `rl_problems`, `test_problems`, the sizes of the splits.
         split: sft (all lengths), rl or test (long problems only; the test split shares no question with the others).
         seed: of the run.
+
+    Raises:
+        ValueError: there are not so many questions.
     """
+    longest = 100 * len(COINS) ** task.slots
+    _require(task, "test", longest)
+    if split != "test":
+        shorter = sum(100 * len(COINS) ** additions for additions in range(task.slots // 2, task.slots))
+        _require(task, split, longest - task.test_problems + (shorter if split == "sft" else 0))
     held_out, draw = _test_split(task), np.random.default_rng([seed, {"sft": 1, "rl": 2, "test": 0}[split]])
     if split == "test":
         return list(held_out.values())
@@ -54,6 +62,14 @@ def reward(problem: Problem, text: str) -> float:
     """1.0 where the completion ends in = and the right total."""
     match = ANSWER.search(text)
     return float(match is not None and match.group(1) == problem.answer)
+
+
+def _require(task, split: str, distinct: int) -> None:
+    size = task[f"{split}_problems"]
+    if size > distinct:
+        raise ValueError(
+            f"task.{split}_problems={size}, but task.slots={task.slots} makes only {distinct} different questions for it"
+        )
 
 
 def _test_split(task) -> dict[str, Problem]:

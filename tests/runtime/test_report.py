@@ -41,7 +41,7 @@ def rollout_row(step, attempt="first", rescued=False, question="1+1="):
         "step": step, "try": attempt, "problem_id": "p",
         "question": question, "answer": "2", "trace": "1+1=2",
         "tokens": ["2", "<eos>", "<eos>"], "written_at": [1, -1 if attempt == "hinted" else 0, 0],
-        "hint": [False, attempt == "hinted", False], "reward": 1.0, "text": "2", "rescued": rescued,
+        "hint": [False, attempt == "hinted", False], "reward": 1.0, "text": "2", "rescued": rescued, "end": 1,
     }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_values_that_are_not_finite_are_left_out(run):
 def test_accuracy_before_is_the_last_one_that_no_rl_update_has_touched():
     early = eval_row(3, "sft", 0.05)
     (accuracy, *_) = headline([early, *RUN])
-    assert accuracy == ("Greedy accuracy", "10.0% → 60.0%", "+50.0 points by RL, 100 held-out problems")
+    assert accuracy == ("Held-out accuracy", "10.0% → 60.0%", "+50.0 points by RL, 100 held-out problems")
 
 
 def test_training_time_is_that_of_both_stages():
