@@ -3,6 +3,7 @@
 The step is the number of optimiser updates since the start of the run, over both stages.
 """
 
+import functools
 import json
 import math
 import os
@@ -33,7 +34,10 @@ class MetricsWriter:
             rows = _rewind(path, step, starting)
             self._kept = self._kept or rows
             self._files[name] = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._open_events = functools.partial(
+            SummaryWriter, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+        )
+        self._events = None  # a run that has ended writes no more
 
     def __enter__(self):
         return self
@@ -42,7 +46,8 @@ class MetricsWriter:
         if self._files:
             for file in self._files.values():
                 file.close()
-            self._events.close()
+            if self._events is not None:
+                self._events.close()
 
     def has(self, step: int, name: str) -> bool:
         """Whether an earlier process has logged this metric at this step; process 0 knows."""
@@ -53,6 +58,7 @@ class MetricsWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self._append("metrics.jsonl", [{"step": step, "stage": stage, **finite}])
         if self._files:
+            self._events = self._events or self._open_events()
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
 
@@ -92,9 +98,10 @@ def device_memory() -> dict[str, float]:
 
 
 def progress(total: int, done: int, description: str, **options):
-    """A bar with an ETA; a line every ten seconds where there is no terminal. `options` are tqdm's."""
+    """A bar with an ETA; a line every ten seconds where there is no terminal; nothing where nothing is left. `options` are
+    tqdm's."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    disable = jax.process_index() > 0
+    disable = jax.process_index() > 0 or done == total
     return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=disable, **options)
 
 
