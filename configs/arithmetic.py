@@ -1,17 +1,12 @@
 """IGPO on a laptop: a small diffusion model learns to work out long sums of coins. About ten minutes on two cores."""
 
 from igpo_jax.config import base_config
+from igpo_jax.tasks import arithmetic
 
 
 def get_config():
-    config = base_config(
-        name="arithmetic",
-        slots=6,  # coins of a long problem
-        worked_share=0.03,  # of the long problems, how many the teacher of the supervised stage works out
-        sft_problems=60_000,
-        rl_problems=4_000,
-        test_problems=500,
-    )
+    # Coins of a long problem, and the share of long problems that the teacher of the supervised stage works out.
+    config = base_config(**arithmetic.defaults(slots=6, worked_share=0.03))
     config.model.update({"width": 64, "layers": 3, "heads": 4, "kv_heads": 4, "mlp_width": 192})
     config.data.prompt_buckets = (21,)
 

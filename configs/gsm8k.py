@@ -1,28 +1,33 @@
 """IGPO on GSM8K from scratch: no pretrained weights, so this shows the machinery on real text, not a good model.
 
-    python -m igpo_jax.train --config=gsm8k.py --config.task.train_path=DIR/train.jsonl --config.task.test_path=DIR/test.jsonl
+    python -m igpo_jax.train --config=gsm8k.py --config.task.rl=gsm8k:DIR/train.jsonl --config.task.test=gsm8k:DIR/test.jsonl
 
 The files are those of github.com/openai/grade-school-math. `gsm8k.py:smoke` runs every stage in a few minutes on a CPU.
 `gsm8k.py:llada` starts from LLaDA-8B-Instruct, --config.model.path, and trains adapters of it.
 """
 
 from igpo_jax.config import base_config
+from igpo_jax.tasks import math
 
 
 def get_config(variant=""):
     if variant not in ("", "smoke", "llada"):
         raise ValueError(f"gsm8k.py has no variant {variant!r}; there are: smoke, llada")
     config = base_config(
-        name="gsm8k",
-        train_path="data/gsm8k/train.jsonl",
-        test_path="data/gsm8k/test.jsonl",
-        max_malformed_lines=0,
+        **math.defaults(
+            rl="gsm8k:data/gsm8k/train.jsonl",
+            test="gsm8k:data/gsm8k/test.jsonl",
+            prompt=math.PLAIN_PROMPT,
+            demonstration=math.PLAIN_DEMONSTRATION,
+            answer="number",
+        )
     )
     if variant == "llada":
         config.model.update({"path": "LLaDA-8B-Instruct", "param_dtype": "bfloat16", "compute_dtype": "bfloat16"})
         config.model.remat = "full"
         config.lora.update({"rank": 128, "alpha": 64.0})
         config.tokenizer.chat = True
+        config.task.update({"prompt": math.BOXED_PROMPT, "demonstration": math.BOXED_DEMONSTRATION})
         config.data.update({"prompt_buckets": (128, 192, 256), "overflow": "drop"})
         config.sft.updates = 0  # it has learned to follow instructions
         config.rl.update({"iterations": 500, "prompts": 16, "eval_every": 50})

@@ -8,16 +8,14 @@
 """
 
 from igpo_jax.config import base_config
+from igpo_jax.tasks import math
 
 
 def get_config(variant="lora"):
     if variant not in ("lora", "full"):
         raise ValueError(f"math.py has no variant {variant!r}; there are: lora, full")
     config = base_config(
-        name="gsm8k",
-        train_path="data/gsm8k/train.jsonl",
-        test_path="data/gsm8k/test.jsonl",
-        max_malformed_lines=0,
+        **math.defaults(rl="metamath:data/MetaMathQA-395K.json", test="math:data/math500_test.jsonl")
     )
     config.model.update({"path": "LLaDA-8B-Instruct", "compute_dtype": "bfloat16", "remat": "full"})
     config.tokenizer.chat = True

@@ -1,6 +1,13 @@
 """IGPO in JAX: reinforcement learning of masked-diffusion language models with inpainted hints (arXiv 2509.10396)."""
 
-from igpo_jax.inference import Completion, DiffusionLM, Score, load
-
 __version__ = "0.1.0"
 __all__ = ["Completion", "DiffusionLM", "Score", "load"]
+
+
+def __getattr__(name: str):
+    """The Python API, imported when it is used: the processes that grade answers need no jax."""
+    if name in __all__:
+        from igpo_jax import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

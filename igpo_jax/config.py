@@ -58,6 +58,24 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """How completions are graded, in processes of their own."""
+
+    function: str = ""  # "package.module:name" of one's own, (problem, text) -> float; "": the task's
+    workers: int = 2
+    deadline_seconds: float = 5.0  # for one answer
+    scale: float = 1.0  # of what the function says; REF: 3
+    format: bool = False  # add up to 0.75 for the paper's tags and a box; REF: True
+    after_eos: bool = False  # also grade what follows the first EOS; REF: True
+
+    def __post_init__(self):
+        if self.function and ":" not in self.function:
+            raise ValueError(f"function={self.function!r} is not package.module:name")
+        if self.workers < 1 or not self.deadline_seconds > 0 or not self.scale > 0:
+            raise ValueError("workers must be at least 1, deadline_seconds and scale positive")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     prompt_buckets: tuple[int, ...]  # ascending; a batch is padded to the smallest that holds it
     overflow: str = "error"  # error | drop: problems whose prompt or solution does not fit
@@ -81,6 +99,7 @@ class Settings:
     rl_optimizer: OptimizerConfig
     inpainting: InpaintingConfig
     objective: ObjectiveConfig
+    reward: RewardConfig
     evaluation: EvalConfig
     mesh: dict[str, int]
     checkpoints_kept: int
@@ -95,7 +114,7 @@ def base_config(**task) -> ConfigDict:
     """Every key there is, with its default; setting a key that is not here is an error.
 
     Args:
-        task: `name` and the keys of that task.
+        task: the section `task`, see the task's `defaults`.
     """
     decode = _defaults(DecodeConfig, completion_length=256, block_length=32, steps=128)
     config = ConfigDict(
@@ -136,6 +155,7 @@ def base_config(**task) -> ConfigDict:
             },
             "inpainting": _defaults(InpaintingConfig),
             "objective": _defaults(ObjectiveConfig),
+            "reward": _defaults(RewardConfig),
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "checkpoints_kept": 2,
         }
@@ -173,6 +193,7 @@ def parse(config: ConfigDict) -> Settings:
         rl_optimizer=section("rl", OptimizerConfig, config.rl.optimizer.to_dict()),
         inpainting=section("inpainting", InpaintingConfig),
         objective=section("objective", ObjectiveConfig),
+        reward=section("reward", RewardConfig),
         evaluation=EvalConfig(evaluation["problems"], evaluation["batch_size"]),
         mesh=config.mesh.to_dict(),
         checkpoints_kept=config.checkpoints_kept,
@@ -351,7 +372,7 @@ def own_model(settings: Settings, **vocabulary: int) -> ModelConfig:
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
     """The reverse of `to_json`; keys that came into being later have their defaults."""
-    config = base_config(**values["task"])
+    config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
     return config
 
@@ -364,6 +385,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 # Where and in what portions a run computes, not what: it may be continued with other values.
 PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "objective.token_chunk")
 PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
+PORTIONS += ("reward.workers", "reward.deadline_seconds")
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -22,12 +22,15 @@ from igpo_jax.model.checkpoints import copy_small_files, load_params, new_folder
 from igpo_jax.model.huggingface import llada_config
 from igpo_jax.model.huggingface import read_config as read_model_json
 from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
+from igpo_jax.rl.rollout import Grades
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.distributed import check_shared, failing_together, share_rows
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.pool import RewardPool
 from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.released import format_reward
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Experiment:
     sft_data: SFTBatch | None
     rl_data: ProblemSet | None
     test_data: ProblemSet
+    pool: RewardPool
 
     def key(self, purpose: int) -> jax.Array:
         """The root key of one purpose: 0 initialisation, 1 supervised stage, 2 RL stage, 3 adapters."""
@@ -77,22 +81,34 @@ class Experiment:
         make = jax.jit(lora.init, static_argnums=(1, 2), out_shardings=lora.shardings(self.model, cfg, self.mesh))
         return make(self.key(3), self.model, cfg)
 
-    def text(self, tokens: np.ndarray) -> str:
-        """A completion as it is graded: up to its first EOS."""
+    def graded_text(self, tokens: np.ndarray) -> str:
+        """A completion as it is graded: up to its first EOS, unless reward.after_eos."""
         ended = np.flatnonzero(tokens == self.tokenizer.eos_id)
-        return self.tokenizer.decode(tokens[: ended[0]] if ended.size else tokens)
+        whole = self.settings.reward.after_eos or not ended.size
+        return self.tokenizer.decode(tokens if whole else tokens[: ended[0]])
 
-    def reward(self, problem: Problem, tokens: np.ndarray) -> float:
-        return load_task(self.settings.task.name).reward(problem, self.text(tokens))
+    def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Grades:
+        """Of rollouts of the RL split, see `rl.rollout.Grade`."""
+        return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
-    def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> np.ndarray:
-        """Rewards of rollouts of the RL split, see `rl.rollout.Grade`."""
+    def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Grades:
+        """completions: int32 [n, g, l]. Every process grades some of the problems; all know all grades."""
+        cfg, g = self.settings.reward, completions.shape[1]
 
-        def rewards(group: int) -> list[float]:
-            problem = self.rl_data.by_id[int(problem_id[group])]
-            return [self.reward(problem, tokens) for tokens in completions[group]]
+        def work(rows: np.ndarray) -> np.ndarray:
+            answers = [(problems[row], self.graded_text(tokens)) for row in rows for tokens in completions[row]]
+            verdicts = self.pool(answers)
+            form = [format_reward(text) if cfg.format else 0.0 for _, text in answers]
+            columns = [
+                [cfg.scale * verdict.reward + extra for verdict, extra in zip(verdicts, form, strict=True)],
+                [verdict.reward >= 1 for verdict in verdicts],
+                [verdict.outcome == "timeout" for verdict in verdicts],
+                [verdict.outcome == "error" for verdict in verdicts],
+            ]
+            return np.array(columns, np.float32).T.reshape(len(rows), g, 4)
 
-        return share_rows(np.zeros(completions.shape[:2], np.float32), rewards)
+        found = share_rows(np.zeros((len(problems), g, 4), np.float32), work)
+        return Grades(found[..., 0], *(found[..., i] > 0 for i in (1, 2, 3)))
 
     def accuracy(self, params: Params, pause: Callable[[], None] = lambda: None) -> float:
         """Share of the test problems that the decoding of evaluations solves. pause: see `decode_completions`."""
@@ -101,10 +117,16 @@ class Experiment:
         completions = decode_completions(
             params, test.prompts, self.model, settings.eval_decode, batch_size, self.mesh, pause
         )
-        rewards = share_rows(
-            np.zeros(len(completions), np.float32), lambda i: self.reward(test.problems[i], completions[i])
-        )
-        return float(np.mean(rewards, dtype=np.float64))
+        return float(np.mean(self._grades(test.problems, completions[:, None]).correct, dtype=np.float64))
+
+
+def reward_pool(settings: Settings) -> RewardPool:
+    """Processes for the reward of a run; they start when they are needed."""
+    task, reward = load_task(settings.task.name), settings.reward
+    if reward.function:
+        return RewardPool(reward.function, {}, reward.workers, reward.deadline_seconds)
+    options = {name: settings.task[name] for name in task.REWARD_OPTIONS}
+    return RewardPool(f"{task.__name__}:reward", options, reward.workers, reward.deadline_seconds)
 
 
 def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
@@ -165,10 +187,9 @@ def _with_data(
         "overflow": settings.data.overflow,
     }
 
-    def problem_set(split: str) -> ProblemSet:
-        return ProblemSet(
-            *prompt_arrays(problems[split], tokenizer, **fit, exclude_answer=settings.inpainting.exclude_answer)
-        )
+    def problem_set(split: str, **options) -> ProblemSet:
+        exclude = settings.inpainting.exclude_answer
+        return ProblemSet(*prompt_arrays(problems[split], tokenizer, **fit | options, exclude_answer=exclude))
 
     experiment = Experiment(
         workdir,
@@ -179,7 +200,8 @@ def _with_data(
         mesh,
         sft_data=sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None,
         rl_data=problem_set("rl") if "rl" in problems else None,
-        test_data=problem_set("test"),
+        test_data=problem_set("test", overflow="cut"),  # a test keeps all its problems
+        pool=reward_pool(settings),
     )
     for arrays, key, size in (
         (experiment.sft_data, "sft.batch_size", settings.sft.batch_size),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.experiment import open_experiment, read_config
-from igpo_jax.rl.rollout import RolloutConfig, rollout
+from igpo_jax.rl.rollout import Grades, RolloutConfig, rollout
 
 TESTS = pathlib.Path(__file__).parent
 TINY = TESTS / "end_to_end" / "tiny.py"
@@ -42,7 +42,8 @@ def changed(config: ConfigDict, **changes) -> ConfigDict:
 def gsm8k(train: pathlib.Path | str, test: pathlib.Path | str = GSM8K_SAMPLE, **changes) -> ConfigDict:
     smoke = runpy.run_path(str(CONFIGS / "gsm8k.py"))["get_config"]("smoke")
     changes = {"sft__batch_size": 8, "rl__prompts": 8} | changes
-    return changed(smoke, task__train_path=str(train), task__test_path=str(test), **changes)
+    sources = {"rl": f"gsm8k:{train}" if str(train) else "", "test": f"gsm8k:{test}" if str(test) else ""}
+    return changed(smoke, task__rl=sources["rl"], task__test=sources["test"], **changes)
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
         ({"model__heads": 5}, ["model.width=32", "heads=5"]),
         ({"model__kv_heads": 4}, ["model.heads=2", "kv_heads=4"]),
         ({"model__remat": "some"}, ["model.remat='some'"]),
-        ({"task__name": "algebra"}, ["task.name='algebra'", "arithmetic", "gsm8k"]),
+        ({"task__name": "algebra"}, ["task.name='algebra'", "arithmetic", "math"]),
         ({"mesh__data": 3}, ["mesh.data=3", "mesh.fsdp=-1", "8 devices"]),
         ({"mesh__data": 2, "mesh__fsdp": 2}, ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=1", "8 devices"]),
         ({"mesh__data": -1}, ["mesh.data=-1", "at most one"]),
@@ -171,7 +172,8 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
     prompts = jax.tree.map(lambda x: x[rows], experiment.rl_data.prompts)
 
     def all_wrong(problem_id, completions):
-        return np.zeros(completions.shape[:2], np.float32)
+        nothing = np.zeros(completions.shape[:2], bool)
+        return Grades(nothing.astype(np.float32), nothing, nothing, nothing)
 
     with jax.set_mesh(experiment.mesh):
         done = rollout(experiment.initial_params(), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)
@@ -190,11 +192,11 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
 # Data
 
 
-@pytest.mark.parametrize("key", ["task.train_path", "task.test_path"])
+@pytest.mark.parametrize("key", ["task.rl", "task.test"])
 def test_a_missing_or_empty_data_file_is_named(key, gsm8k_file, tmp_path):
-    paths = {"task.train_path": str(gsm8k_file), "task.test_path": str(GSM8K_SAMPLE)}
+    paths = {"task.rl": str(gsm8k_file), "task.test": str(GSM8K_SAMPLE)}
     message = error_of(gsm8k(*(paths | {key: str(tmp_path / "absent.jsonl")}).values()), tmp_path / "run")
-    assert f"no data file '{tmp_path / 'absent.jsonl'}'" in message and "JSONL" in message
+    assert f"no data file '{tmp_path / 'absent.jsonl'}'" in message
     (tmp_path / "empty.jsonl").write_text("\n \n")
     message = error_of(gsm8k(*(paths | {key: str(tmp_path / "empty.jsonl")}).values()), tmp_path / "run")
     assert f"{tmp_path / 'empty.jsonl'}: no problems" in message
@@ -229,14 +231,17 @@ def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k
     with gsm8k_file.open("a", encoding="utf-8") as file:
         file.write(line)
     message = error_of(gsm8k(gsm8k_file, data__overflow="error"), tmp_path / "run")
-    for word in ["1 of 21 problems do not fit", "'gsm8k-train-20'", "data.overflow=drop", *words]:
+    for word in ["1 of 21 problems do not fit", "'train-20'", "data.overflow=drop", *words]:
         assert word in message
 
     with caplog.at_level(logging.WARNING):
         experiment = open_experiment(gsm8k(gsm8k_file, data__overflow="drop"), tmp_path / "run")
-    assert len(experiment.rl_data.problems) == len(experiment.sft_data.tokens) == 20
+    # Of a long solution RL uses what fits; a demonstration must fit whole.
+    kept = {"rl": len(experiment.rl_data.problems), "sft": len(experiment.sft_data.tokens)}
+    assert kept == {"rl": 20 if "prompt" in words[0] else 21, "sft": 20}
     warnings = [record.getMessage() for record in caplog.records if "do not fit" in record.getMessage()]
-    assert len(warnings) == 2 and all("1 of 21 problems do not fit" in text and "dropped" in text for text in warnings)
+    assert len(warnings) == 42 - sum(kept.values())
+    assert all("1 of 21 problems do not fit" in text and "dropped" in text for text in warnings)
 
 
 def test_it_is_an_error_if_nothing_fits(gsm8k_file, tmp_path):
@@ -433,7 +438,7 @@ def test_a_wrong_key_in_a_config_file_is_one_line(tmp_path):
 def test_a_malformed_data_file_is_one_line(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"question": "cut off')
     said = train(
-        "--config=gsm8k.py:smoke", f"--workdir={tmp_path / 'run'}", f"--config.task.train_path={tmp_path / 'train.jsonl'}"
+        "--config=gsm8k.py:smoke", f"--workdir={tmp_path / 'run'}", f"--config.task.rl=gsm8k:{tmp_path / 'train.jsonl'}"
     )
     assert said.startswith(f"error: {tmp_path / 'train.jsonl'}, line 1: not JSON") and said.count("\n") == 1
     assert not (tmp_path / "run").exists()

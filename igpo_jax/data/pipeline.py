@@ -55,16 +55,21 @@ def prompt_arrays(
     exclude_answer: bool,
     overflow: str,
 ) -> tuple[list[Problem], PromptBatch]:
-    """The problems that fit, and their arrays, one row each.
+    """The problems whose prompt fits, and their arrays, one row each.
 
     Args:
         chat: questions become a user's message in the chat template.
         exclude_answer: chunks are cut from the trace up to its last answer span, and no token of any answer span is
             shown; otherwise the whole trace may be.
-        overflow: what happens to problems that do not fit, see `_fitting`.
+        overflow: what happens to problems whose prompt does not fit, see `_fitting`; or cut: its last tokens are kept.
     """
-    encoded = [(_question(p, tokenizer, chat), *tokenizer.encode_with_offsets(p.trace)) for p in problems]
-    keep = _fitting(problems, [(len(q), len(t)) for q, t, _ in encoded], prompt_length, completion_length, overflow)
+    encoded = []
+    for problem in problems:
+        # Hints beyond the completion's end fall away; so the trace may be longer.
+        trace, offsets = (part[:completion_length] for part in tokenizer.encode_with_offsets(problem.trace))
+        question = _question(problem, tokenizer, chat)
+        encoded.append((question[-prompt_length:] if overflow == "cut" else question, trace, offsets))
+    keep = _fitting(problems, [(len(q), 0) for q, _, _ in encoded], prompt_length, completion_length, overflow)
     tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     shape = (len(keep), completion_length)
     trace, hintable = np.full(shape, tokenizer.eos_id, np.int32), np.zeros(shape, bool)

@@ -26,19 +26,30 @@ from igpo_jax.runtime.stopwatch import Stopwatch
 # Each purpose folds its own number into the iteration's key; likelihood.py has one more.
 FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS = 0, 1, 2, 3
 
-# (problem ids uint32 [n], completions int32 [n, g, l]) -> rewards float32 [n, g]
-Grade = Callable[[np.ndarray, np.ndarray], np.ndarray]
+@flax.struct.dataclass
+class Grades:
+    """Of completions, [n, g] each. rewards: float32. correct: bool, what decides whether a group is all wrong and which
+    second tries are swapped in. late, broken: bool, no verdict in time, or none at all; they count as wrong."""
+
+    rewards: np.ndarray
+    correct: np.ndarray
+    late: np.ndarray
+    broken: np.ndarray
+
+
+# (problem ids uint32 [n], completions int32 [n, g, l]) -> grades
+Grade = Callable[[np.ndarray, np.ndarray], Grades]
 
 
 @flax.struct.dataclass
 class Try:
-    """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint bool [n, g, l]; rewards
-    float32 [n, g]; ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
+    """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint bool [n, g, l]; grades [n, g];
+    ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
 
     tokens: np.ndarray
     written_at: np.ndarray
     hint: np.ndarray
-    rewards: np.ndarray
+    grades: Grades
     ratio: np.ndarray
 
 
@@ -78,20 +89,20 @@ def rollout(
 
     Args:
         prompts: host arrays, the same on every process; n a multiple of data * fsdp and of cfg.prompts_at_once.
-        grade: rewards of completions, 0.0 or 1.0.
+        grade: of completions.
         key: of the iteration; all randomness follows from it, the problem and the completion's index.
         pause: called after every slice, on all processes; may raise.
     """
     clock = Stopwatch()
     first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, pause, clock)
-    triggered = np.flatnonzero(~first.rewards.any(axis=1))
-    second, replaced = None, np.zeros(first.rewards.shape, bool)
+    triggered = np.flatnonzero(~first.grades.correct.any(axis=1))
+    second, replaced = None, np.zeros(first.grades.correct.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
         hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, pause, clock)
         second = take_rows(hinted, np.arange(len(triggered)))
-        source = choose_replacements(second.rewards, prompts.problem_id[triggered], key, cfg)
+        source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source)
 
     groups = GroupBatch(
@@ -101,7 +112,7 @@ def rollout(
         completions=final.tokens,
         hint=final.hint,
         in_loss=up_to_first_eos(final.tokens, cfg.model.eos_id),
-        advantages=np.asarray(advantages(final.rewards, cfg.normalize_advantages)),
+        advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )
     metrics = _metrics(first, second, final, replaced) | clock.seconds
     return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, metrics)
@@ -128,8 +139,8 @@ def _try(
             pause()
     tokens, written_at, hint, ratio = (np.concatenate(x).reshape(n, g, *x[0].shape[1:]) for x in zip(*done, strict=True))
     with clock.measure("time/reward"):
-        rewards = grade(prompts.problem_id, tokens)
-    return Try(tokens, written_at, hint, rewards, ratio)
+        grades = grade(prompts.problem_id, tokens)
+    return Try(tokens, written_at, hint, grades, ratio)
 
 
 def _sample(params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, cfg: RolloutConfig, mesh: Mesh):
@@ -148,26 +159,26 @@ def _sample(params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, 
 
 
 def choose_replacements(
-    rewards: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig
+    correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig
 ) -> list[np.ndarray]:
     """For each triggered group, which completions of the second try are swapped in: a random subset of the correct
     ones, at most floor(lambda * G)."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
-    return [np.sort(draw.permutation(np.flatnonzero(row))[:most]) for draw, row in zip(draws, rewards, strict=True)]
+    return [np.sort(draw.permutation(np.flatnonzero(row))[:most]) for draw, row in zip(draws, correct, strict=True)]
 
 
 def swap(first: Try, second: Try, triggered: np.ndarray, source: list[np.ndarray]) -> tuple[Try, np.ndarray]:
     """Overwrites the last completions of each triggered group (all of them are wrong) with those in `source`."""
-    final = {field.name: getattr(first, field.name).copy() for field in dataclasses.fields(Try)}
-    replaced = np.zeros(first.rewards.shape, bool)
+    final = jax.tree.map(np.copy, first)
+    replaced = np.zeros(first.grades.correct.shape, bool)
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
         if chosen.size:
             replaced[group, -len(chosen) :] = True
-            for name, values in final.items():
-                values[group, -len(chosen) :] = getattr(second, name)[row, chosen]
-    return Try(**final), replaced
+            for values, better in zip(jax.tree.leaves(final), jax.tree.leaves(second), strict=True):
+                values[group, -len(chosen) :] = better[row, chosen]
+    return final, replaced
 
 
 def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
@@ -189,17 +200,22 @@ def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -
     def share(condition):
         return float(np.mean(condition))
 
+    tries = [first, *([] if second is None else [second])]
     metrics = {
-        "reward/first_try": share(first.rewards),
-        "reward/final": share(final.rewards),
-        "groups/all_wrong_before": share(~first.rewards.any(axis=1)),
-        "groups/all_wrong_after": share(~final.rewards.any(axis=1)),
-        "groups/all_correct": share(first.rewards.all(axis=1)),
+        "reward/first_try": share(first.grades.rewards),
+        "reward/final": share(final.grades.rewards),
+        "correct/first_try": share(first.grades.correct),
+        "correct/final": share(final.grades.correct),
+        "groups/all_wrong_before": share(~first.grades.correct.any(axis=1)),
+        "groups/all_wrong_after": share(~final.grades.correct.any(axis=1)),
+        "groups/all_correct": share(first.grades.correct.all(axis=1)),
         "hint/replaced": float(replaced.sum(axis=1).mean()),
+        "grading/late": float(sum(of.grades.late.sum() for of in tries)),
+        "grading/broken": float(sum(of.grades.broken.sum() for of in tries)),
     }
     if second is not None:
         metrics |= {
-            "hint/rescue_rate": share(second.rewards.any(axis=1)),
+            "hint/rescue_rate": share(second.grades.correct.any(axis=1)),
             "hint/ratio": share(second.ratio),
             "hint/tokens": float(second.hint.sum(axis=-1).mean()),
         }

@@ -176,8 +176,8 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "written_at": attempt.written_at[position, completion].tolist(),
             "hint": attempt.hint[position, completion].tolist(),
             "end": next((i for i, token in enumerate(tokens.tolist()) if token == experiment.model.eos_id), None),
-            "reward": float(attempt.rewards[position, completion]),
-            "text": experiment.text(tokens),
+            "reward": float(attempt.grades.rewards[position, completion]),
+            "text": experiment.graded_text(tokens),
             "rescued": rescued,
         }
 
@@ -185,10 +185,10 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
     rows = []
     triggered = sampled.triggered.tolist()
     for group in (triggered + [g for g in range(len(problem_ids)) if g not in triggered])[:ROLLOUTS_SHOWN]:
-        rows.append(row(sampled.first, "first", group, group, int(sampled.first.rewards[group].argmax()), False))
+        rows.append(row(sampled.first, "first", group, group, int(sampled.first.grades.rewards[group].argmax()), False))
         if sampled.second is not None and group in triggered:
             position = triggered.index(group)
-            best = int(sampled.second.rewards[position].argmax())
-            rescued = bool(sampled.second.rewards[position, best])
+            best = int(sampled.second.grades.rewards[position].argmax())
+            rescued = bool(sampled.second.grades.correct[position, best])
             rows.append(row(sampled.second, "hinted", group, position, best, rescued))
     return rows

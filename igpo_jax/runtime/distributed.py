@@ -66,10 +66,11 @@ def everywhere(value) -> np.ndarray:
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
 
-def share_rows(values: np.ndarray, work: Callable[[int], Any]) -> np.ndarray:
-    """Fills values[row] with work(row), [n, ...] zeros at first; each row is one process's work, all know the result."""
-    for row in range(jax.process_index(), len(values), jax.process_count()):
-        values[row] = work(row)
+def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """Fills values[rows] with work(rows), [n, ...] zeros at first; every process works on some rows, all know the result."""
+    rows = np.arange(jax.process_index(), len(values), jax.process_count())
+    if rows.size:
+        values[rows] = work(rows)
     return everywhere(values).sum(axis=0, dtype=values.dtype)
 
 

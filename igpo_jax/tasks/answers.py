@@ -16,7 +16,7 @@ TAIL = 20_000  # characters of a completion that are read, from its end
 SECONDS = 2  # for reading, and again for comparing; math-verify takes whole seconds
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
 STATED = re.compile(r"####\s*([^#\n]+)")
-NUMBER = re.compile(r"(?:(?<![\d)])[-−])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")  # in 9-5 the minus belongs to no number
+NUMBER = re.compile(r"(?:(?<![\d)])[-−])?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?")  # in 9-5 the minus belongs to no number
 UNITS = re.compile(r"\\(?:text|mathrm|textrm|mbox|textbf)\s*\{([^{}]*)\}(?:\s*\^\s*(?:\{?\d\}?|\\circ))?")
 
 
@@ -25,6 +25,11 @@ UNITS = re.compile(r"\\(?:text|mathrm|textrm|mbox|textbf)\s*\{([^{}]*)\}(?:\s*\^
 
 def boxes(text: str) -> list[str]:
     """Contents of all \\boxed{...} and \\fbox{...} whose braces close, outermost ones, in order."""
+    return [text[begin:end] for begin, end in box_spans(text)]
+
+
+def box_spans(text: str) -> list[tuple[int, int]]:
+    """Where the contents that `boxes` returns stand."""
     found, end = [], 0
     for match in re.finditer(r"\\(?:boxed|fbox)\s*(\{)?", text):
         if match.start() < end:
@@ -32,11 +37,11 @@ def boxes(text: str) -> list[str]:
         if not match[1]:  # \boxed 5
             bare = re.match(r"[^\s$\\{}]+", text[match.end() :])
             if bare and text[match.end() - 1].isspace():
-                found.append(bare[0])
+                found.append((match.end(), match.end() + bare.end()))
             continue
         close = _closing_brace(text, match.end() - 1)
         if close is not None:
-            found.append(text[match.end() : close])
+            found.append((match.end(), close))
             end = close
     return found
 
@@ -128,6 +133,8 @@ def _as_numbers(wanted: str, found: str) -> bool | None:
 
 NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?'?(?:\s*\(\s*\w+(?:\s*,\s*\w+)*\s*\))?")
 
+FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac)")  # what they are of is not what they are
+
 
 def _number(text: str):
     """(Number or None, whether it is a percentage) of an answer, without units and what stands before an = sign."""
@@ -137,7 +144,7 @@ def _number(text: str):
     number = evaluate(text)
     if number is None and "=" in text:  # x = 5 + 6 = 11, but not 2x + z = 1
         *before, last = text.split("=")
-        if all(NAME.fullmatch(part.strip()) or evaluate(part) for part in before):
+        if all((NAME.fullmatch(part.strip()) and not FUNCTION.search(part)) or evaluate(part) for part in before):
             number = evaluate(last)
     return number, percent is not None
 
@@ -159,7 +166,8 @@ def _rounds_to(decimal, exact) -> bool:
     if scale != 1 or denominator == 1:
         return False
     scale = abs(decimal.value / Fraction(f"{mantissa or 0}.{places}"))
-    return abs(decimal.value - exact.value) < scale * Fraction(1, 10 ** len(places))
+    last, missing = scale * Fraction(1, 10 ** len(places)), abs(exact.value) - abs(decimal.value)
+    return decimal.value * exact.value > 0 and (abs(missing) <= last / 2 or 0 < missing < last)
 
 
 # Words that say how much, which no number may lose.

@@ -28,6 +28,15 @@ COINS = (1, 2, 5, 10, 20, 50)
 ANSWER = re.compile(r"=(\d\d)$")
 
 
+REWARD_OPTIONS = ()
+
+
+def defaults(**values) -> dict:
+    """The section `task` of a configuration."""
+    sizes = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
+    return {"name": "arithmetic", "slots": 6, "worked_share": 0.03, **sizes} | values
+
+
 def load(task, split: str, seed: int) -> list[Problem]:
     """Problems of one split, drawn from (seed, split).
 

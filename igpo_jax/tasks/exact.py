@@ -57,13 +57,14 @@ def _tokens(text: str) -> list[str]:
         if not match:
             raise _NoNumber
         token = match[match.lastgroup]
-        # \frac12 is one half: LaTeX takes the next digit.
-        if match.lastgroup == "number" and tokens and tokens[-1] in FRACTIONS and token.isdigit() and len(token) > 1:
-            tokens += [token[0], token[1]]
-            if token[2:]:
+        if match.lastgroup == "number" and token.isdigit() and len(token) > 1:
+            # \frac12 is one half: LaTeX takes digit by digit.
+            if tokens and tokens[-1] in FRACTIONS and len(token) == 2:
+                tokens += token
+            elif tokens and (tokens[-1] in FRACTIONS or (tokens[-1].isdigit() and tokens[-2:-1] and tokens[-2] in FRACTIONS)):
                 raise _NoNumber
-        elif match.lastgroup == "number" and len(tokens) > 1 and tokens[-2] in FRACTIONS and token.isdigit() and len(token) > 1:
-            raise _NoNumber
+            else:
+                tokens.append(token)
         else:
             tokens.append(token)
         end = match.end()

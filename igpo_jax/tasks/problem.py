@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -29,11 +29,10 @@ class Problem:
     demonstration: str
 
 
-def read_jsonl(path: str, fields: Sequence[tuple[str, ...]], max_malformed: int = 0) -> list[dict[str, Any]]:
-    """One object per line. Blank lines are passed over.
+def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line. Blank lines are passed over.
 
     Args:
-        fields: alternatives; every object has all of one of them, as text.
         max_malformed: lines that may be skipped; each is named in a warning.
 
     Raises:
@@ -42,29 +41,27 @@ def read_jsonl(path: str, fields: Sequence[tuple[str, ...]], max_malformed: int 
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")
-    rows, malformed = [], 0
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-            complete = isinstance(row, dict) and any(
-                all(isinstance(row.get(f), str) for f in names) for names in fields
-            )
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
-            reason = None if complete else "lacks the text fields " + " or ".join(" + ".join(names) for names in fields)
-        except UnicodeError as error:
-            reason = f"not UTF-8 ({error})"
-        except ValueError as error:
-            reason = f"not JSON ({error})"
-        if reason is None:
-            rows.append(row)
-            continue
-        malformed += 1
-        message = f"{path}, line {number}: {reason}"
-        if malformed > max_malformed:
-            raise ValueError(f"{message}; task.max_malformed_lines={max_malformed} are allowed")
-        log.warning("%s; skipped (%d of %d allowed)", message, malformed, max_malformed)
-    if not rows:
+    good = malformed = 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+                reason = None if isinstance(row, dict) else "not a JSON object"
+                json.dumps(row, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
+            except UnicodeError as error:
+                reason = f"not UTF-8 ({error})"
+            except ValueError as error:
+                reason = f"not JSON ({error})"
+            if reason is None:
+                good += 1
+                yield number, row
+                continue
+            malformed += 1
+            message = f"{path}, line {number}: {reason}"
+            if malformed > max_malformed:
+                raise ValueError(f"{message}; task.max_malformed_lines={max_malformed} are allowed")
+            log.warning("%s; skipped (%d of %d allowed)", message, malformed, max_malformed)
+    if not good:
         raise ValueError(f"{path}: no problems in this file")
-    return rows

@@ -153,27 +153,39 @@ def overflowing() -> list[Problem]:
 def test_overflow_error_says_how_many_which_how_long_and_what_to_change():
     with pytest.raises(ValueError) as error:
         arrays(overflowing())
-    for words in ("2 of 4", "'long-prompt'", "13 prompt tokens", "12", "data.prompt_buckets", "data.overflow"):
+    for words in ("1 of 4", "'long-prompt'", "13 prompt tokens", "12", "data.prompt_buckets", "data.overflow"):
         assert words in str(error.value)
     with pytest.raises(ValueError) as error:
-        arrays(overflowing()[2:])
+        sft_arrays(overflowing()[2:], TOKENIZER, prompt_length=LONG, completion_length=LENGTH, overflow="error")
     for words in ("1 of 2", "'long-trace'", "20 solution tokens", "16", "sampler.completion_length"):
         assert words in str(error.value)
 
 
+def test_of_a_long_trace_hints_are_what_fits():
+    _, batch = arrays([problem(trace="t" * 40, spans=()), problem("q", trace="t" * 40, spans=((38, 40),))])
+    assert batch.hintable.all() and batch.trace_length.tolist() == [LENGTH, LENGTH]
+    assert TOKENIZER.decode(batch.trace[0]) == "t" * 2 * LENGTH
+
+
+def test_a_test_keeps_all_its_problems_and_the_ends_of_their_prompts():
+    kept, batch = arrays(overflowing(), overflow="cut")
+    assert len(kept) == 4 and batch.valid[1].all()
+    assert TOKENIZER.decode(batch.tokens[1]) == "q" * 24
+
+
 def test_overflow_drop_keeps_the_others_in_order_and_logs(caplog):
     kept, batch = arrays(overflowing(), overflow="drop")
-    assert [p.id for p in kept] == ["fits", "fits-too"]
-    assert batch.problem_id.tolist() == [zlib.crc32(b"fits"), zlib.crc32(b"fits-too")]
-    assert "2 of 4" in caplog.text
+    assert [p.id for p in kept] == ["fits", "long-trace", "fits-too"]
+    assert batch.problem_id.tolist() == [zlib.crc32(p.id.encode()) for p in kept]
+    assert "1 of 4" in caplog.text
     caplog.clear()
     arrays(overflowing()[:1], overflow="drop")
     assert not caplog.records
 
 
 def test_dropping_everything_is_an_error():
-    with pytest.raises(ValueError, match="2 of 2"):
-        arrays(overflowing()[1:3], overflow="drop")
+    with pytest.raises(ValueError, match="1 of 1"):
+        arrays(overflowing()[1:2], overflow="drop")
 
 
 def test_sft_measures_the_demonstration_not_the_trace():

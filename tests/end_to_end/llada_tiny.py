@@ -1,10 +1,13 @@
 """A run that starts from a folder of LLaDA and trains adapters; give --config.model.path."""
 
 from igpo_jax.config import base_config
+from igpo_jax.tasks import arithmetic
 
 
 def get_config():
-    config = base_config(name="arithmetic", slots=2, worked_share=0.9, sft_problems=128, rl_problems=64, test_problems=8)
+    config = base_config(
+        **arithmetic.defaults(slots=2, worked_share=0.9, sft_problems=128, rl_problems=64, test_problems=8)
+    )
     config.lora.update({"rank": 4, "alpha": 8.0})
     config.tokenizer.chat = True
     config.data.prompt_buckets = (48,)

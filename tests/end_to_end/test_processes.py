@@ -82,7 +82,7 @@ def test_two_processes_with_four_devices_train_what_one_with_eight_does(tmp_path
     """The smoke configuration, every stage of it."""
     data, one, two = tmp_path / "problems.jsonl", tmp_path / "one", tmp_path / "two"
     word_problems(data, 300)
-    arguments = [f"--config.task.{split}_path={data}" for split in ("train", "test")]
+    arguments = [f"--config.task.{split}=gsm8k:{data}" for split in ("rl", "test")]
     arguments += ["--config.tokenizer.vocab_size=320", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
     smoke = {"folder": tmp_path, "config": "gsm8k.py:smoke"}
     codes, printed = ends(start(1, 8, [f"--workdir={one}", *arguments], **smoke), tmp_path)

@@ -10,7 +10,7 @@ from igpo_jax.data.pipeline import PromptBatch, take_rows
 from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.sampler import HINT, DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init
-from igpo_jax.rl.rollout import RolloutConfig, _pad_rows, rollout, up_to_first_eos
+from igpo_jax.rl.rollout import Grades, RolloutConfig, _pad_rows, rollout, up_to_first_eos
 
 EOS, MASK = 1, 2
 MODEL = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=EOS, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
@@ -46,7 +46,8 @@ class Grader:
     def __call__(self, problem_id, completions):
         attempt = len(self.calls)
         self.calls.append((problem_id.copy(), completions.copy()))
-        return np.array([self.table[int(i)][attempt] for i in problem_id], np.float32)
+        rewards = np.array([self.table[int(i)][attempt] for i in problem_id], np.float32)
+        return Grades(rewards, rewards >= 1, rewards < 0, rewards < 0)
 
 
 WRONG, ONE, ALL = (0, 0, 0, 0), (0, 0, 1, 0), (1, 1, 1, 1)
@@ -96,6 +97,19 @@ def test_hint_tokens_come_from_the_solution_and_are_marked_in_the_batch(params, 
     assert ((second.written_at == HINT) == second.hint).all()
     hint = np.asarray(result.groups.hint)
     assert hint[result.replaced].any(axis=-1).all() and not hint[~result.replaced].any()
+
+
+def test_partial_credit_is_not_being_right(params, mesh):
+    """A group that earned something but is all wrong gets hints, and only right ones are swapped in."""
+    table = TABLE | {100: ((0.1, 0.0, 0.5, 0.1), (0.1, 1, 0.5, 0.5)), 101: ((0.1, 0, 1, 0), ALL)}
+    result, _ = run(params, mesh, table=table)
+    assert result.triggered.tolist() == [0, 2, 3]
+    assert result.replaced[0].tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(np.asarray(result.groups.completions)[0, 3], result.second.tokens[0, 1])
+    expected = np.array([0.1, 0.0, 0.5, 1.0]) - 0.4
+    np.testing.assert_allclose(np.asarray(result.groups.advantages)[0], expected, atol=1e-6)
+    assert result.metrics["reward/first_try"] == pytest.approx(1.8 / 16)
+    assert result.metrics["correct/first_try"] == pytest.approx(1 / 16)
 
 
 def test_without_inpainting_there_is_one_try(params, mesh):

@@ -18,7 +18,7 @@ from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
 from igpo_jax.rl.likelihood import score
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.rl.rollout import RolloutConfig, rollout
+from igpo_jax.rl.rollout import Grades, RolloutConfig, rollout
 from igpo_jax.rl.step import make_update
 from igpo_jax.training import OptimizerConfig, compute_copy, create_state, make_optimizer, policy_params
 
@@ -40,9 +40,10 @@ def prompts() -> PromptBatch:
     )
 
 
-def grade(problem_id: np.ndarray, completions: np.ndarray) -> np.ndarray:
+def grade(problem_id: np.ndarray, completions: np.ndarray) -> Grades:
     """A rare outcome, so that some groups are all wrong; from the tokens alone."""
-    return ((completions.sum(axis=-1) + problem_id[:, None]) % 5 == 0).astype(np.float32)
+    right = (completions.sum(axis=-1) + problem_id[:, None]) % 5 == 0
+    return Grades(right.astype(np.float32), right, np.zeros_like(right), np.zeros_like(right))
 
 
 def created(mesh, seed: int):
@@ -109,9 +110,8 @@ def assert_same(step, expected_step) -> None:
     assert sampled.triggered.tolist() == expected.triggered.tolist() and 0 < sampled.triggered.size < N
     np.testing.assert_array_equal(sampled.replaced, expected.replaced)
     for attempt in ("first", "second"):
-        for field in dataclasses.fields(sampled.first):
-            have, want = (getattr(getattr(of, attempt), field.name) for of in (sampled, expected))
-            np.testing.assert_array_equal(have, want, err_msg=f"{attempt}.{field.name}")
+        have, want = (getattr(of, attempt) for of in (sampled, expected))
+        jax.tree.map(np.testing.assert_array_equal, have, want)
     for field in dataclasses.fields(sampled.groups):
         have, want = (np.asarray(getattr(of.groups, field.name)) for of in (sampled, expected))
         np.testing.assert_array_equal(have, want, err_msg=field.name)

@@ -1,0 +1,90 @@
+"""Countdown: make the target of three numbers, each used once, with + - * /. Rewards as d1 has them.
+
+The test split is a file (JSON lines with numbers and target) or is drawn; the others are always drawn. The trace works
+from the numbers to the target, and only its last line is the expression that is asked for.
+"""
+
+import random
+
+from igpo_jax.tasks.answers import extract
+from igpo_jax.tasks.exact import evaluate
+from igpo_jax.tasks.problem import Problem, read_jsonl
+
+PARTIAL = 0.1  # for an expression that is not right
+PROMPT = (
+    "Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You may use the "
+    "operations +, -, *, and / as needed, but each number must be used exactly once. Think step-by-step. After reasoning, "
+    "provide only your final expression inside \\boxed{} tags without including an equals sign or the target number. For "
+    "example: \\boxed{a + b * c}"
+)
+REWARD_OPTIONS = ()
+
+
+def defaults(**values) -> dict:
+    """The section `task` of a configuration; test: a file, or "" for drawn problems."""
+    sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
+    return {"name": "countdown", "test": "", "max_malformed_lines": 0, **sizes} | values
+
+
+def load(task, split: str, seed: int) -> list[Problem]:
+    """Problems of one split, drawn from (seed, split) or read.
+
+    Raises:
+        ValueError: a file that cannot be used; names file and line.
+    """
+    if split == "test" and task.test:
+        found = []
+        for number, row in read_jsonl(task.test, task.max_malformed_lines):
+            try:
+                numbers, target = [int(n) for n in row["numbers"]], int(row["target"])
+                expression = str(row.get("reference_expression") or "")
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{task.test}, line {number}: no numbers and target") from None
+            found.append(_problem(str(row.get("id", number)), numbers, target, expression, ""))
+        return found
+    size = task[f"{split}_problems"]
+    held_out = set() if split == "test" else {problem.id for problem in load(task, "test", seed)}
+    draw, problems = random.Random(f"{split} {0 if split == 'test' else seed}"), {}
+    while len(problems) < size:
+        problem = _drawn(draw)
+        if problem is not None and problem.id not in held_out:
+            problems[problem.id] = problem
+    return list(problems.values())
+
+
+def reward(problem: Problem, text: str) -> float:
+    """1.0 for a right expression, 0.1 for any other, 0.0 without one (d1)."""
+    expression = extract(text, "any")
+    if expression is None or not any(c.isdigit() for c in expression):
+        return 0.0
+    numbers, target = problem.answer.split(" -> ")
+    found = evaluate(expression.replace("x", "*").split("=")[0])
+    if found is None or sorted(found.literals) != sorted(numbers.split()):
+        return PARTIAL
+    return 1.0 if found.value == int(target) else PARTIAL
+
+
+def _drawn(draw: random.Random) -> Problem | None:
+    numbers = [draw.randint(1, 99) for _ in range(3)]
+    first, second = (draw.choice("+-*/") for _ in range(2))
+    a, b, c = draw.sample(numbers, 3)
+    inner = evaluate(f"{a}{first}{b}")
+    whole = inner and evaluate(f"({a}{first}{b}){second}{c}")
+    if whole is None or whole.value.denominator != 1 or not 1 <= whole.value <= 999 or inner.value.denominator != 1:
+        return None
+    expression = f"({a} {first} {b}) {second} {c}" if first in "+-" and second in "*/" else f"{a} {first} {b} {second} {c}"
+    steps = f"{a} {first} {b} = {inner.value}\n{inner.value} {second} {c} = {whole.value}\n"
+    return _problem(" ".join(map(str, (*numbers, whole.value))), numbers, int(whole.value), expression, steps)
+
+
+def _problem(name: str, numbers: list[int], target: int, expression: str, steps: str) -> Problem:
+    listed = ", ".join(map(str, numbers))
+    trace = f"{steps}\\boxed{{{expression}}}" if expression else ""
+    return Problem(
+        id=name,
+        question=PROMPT.replace("{numbers}", listed).replace("{target}", str(target)),
+        answer=f"{' '.join(map(str, numbers))} -> {target}",
+        trace=trace,
+        answer_spans=((len(steps), len(trace)),) if trace else (),
+        demonstration=trace,
+    )

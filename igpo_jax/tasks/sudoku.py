@@ -1,0 +1,101 @@
+"""4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards as d1 has them, but by the rules.
+
+The test split is a file (JSON lines with puzzle and solution) or is drawn; the others are always drawn. The trace fills one
+cell after the other, and only its last line is the grid that is asked for.
+"""
+
+import functools
+import itertools
+import random
+import re
+
+from igpo_jax.tasks.problem import Problem, read_jsonl
+
+PROMPT = (
+    "Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, "
+    "top-to-bottom, where '0' represents empty cells. Each row, each column and each 2x2 box must hold the digits 1 to 4 "
+    "once. Reason step by step, then give the completed grid as a 16-character string between <answer> and </answer>.\n\n"
+    "{puzzle}"
+)
+UNITS = [
+    *([4 * r + c for c in range(4)] for r in range(4)),
+    *([4 * r + c for r in range(4)] for c in range(4)),
+    *([4 * (r + i) + c + j for i in range(2) for j in range(2)] for r in (0, 2) for c in (0, 2)),
+]
+EMPTY = (6, 10)  # cells of a drawn puzzle
+REWARD_OPTIONS = ()
+
+
+def defaults(**values) -> dict:
+    """The section `task` of a configuration; test: a file, or "" for drawn puzzles."""
+    sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
+    return {"name": "sudoku", "test": "", "max_malformed_lines": 0, **sizes} | values
+
+
+def load(task, split: str, seed: int) -> list[Problem]:
+    """Problems of one split, drawn from (seed, split) or read.
+
+    Raises:
+        ValueError: a file that cannot be used; names file and line.
+    """
+    if split == "test" and task.test:
+        found = []
+        for number, row in read_jsonl(task.test, task.max_malformed_lines):
+            puzzle, solution = str(row.get("puzzle")), str(row.get("solution"))
+            if not re.fullmatch(r"[0-4]{16}", puzzle) or not right(solution, puzzle):
+                raise ValueError(f"{task.test}, line {number}: no 4x4 puzzle with its solution")
+            found.append(_problem(str(row.get("id", number)), puzzle, solution, random.Random(number)))
+        return found
+    size = task[f"{split}_problems"]
+    held_out = set() if split == "test" else {problem.id for problem in load(task, "test", seed)}
+    draw, problems = random.Random(f"{split} {0 if split == 'test' else seed}"), {}
+    while len(problems) < size:
+        solution = draw.choice(grids())
+        empty = draw.sample(range(16), draw.randint(*EMPTY))
+        puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
+        if puzzle not in held_out:
+            problems[puzzle] = _problem(puzzle, puzzle, solution, draw)
+    return list(problems.values())
+
+
+def reward(problem: Problem, text: str) -> float:
+    """1.0 for a grid that keeps the rules and the given digits, else the share of empty cells that are as in the known
+    solution (d1): a puzzle may have several solutions."""
+    tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
+    digits = "".join(re.findall(r"\d", tagged[-1] if tagged else ""))
+    puzzle, solution = problem.answer.split(" -> ")
+    if right(digits, puzzle):
+        return 1.0
+    grid = digits[:16].ljust(16, "0")
+    empty = [cell for cell in range(16) if puzzle[cell] == "0"]
+    share = sum(grid[cell] == solution[cell] for cell in empty) / max(len(empty), 1)
+    return min(share, 0.99)
+
+
+def right(grid: str, puzzle: str) -> bool:
+    """Whether the grid keeps the rules and what the puzzle gives."""
+    if not re.fullmatch(r"[1-4]{16}", grid) or any(p not in ("0", g) for g, p in zip(grid, puzzle, strict=True)):
+        return False
+    return all(len({grid[cell] for cell in unit}) == 4 for unit in UNITS)
+
+
+@functools.cache
+def grids() -> list[str]:
+    """All 288."""
+    rows = ["".join(row) for row in itertools.permutations("1234")]
+    return [g for g in map("".join, itertools.product(rows, repeat=4)) if right(g, "0" * 16)]
+
+
+def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Problem:
+    cells = [cell for cell in range(16) if puzzle[cell] == "0"]
+    draw.shuffle(cells)
+    steps = "".join(f"row {cell // 4 + 1}, column {cell % 4 + 1}: {solution[cell]}\n" for cell in cells)
+    answer = f"<answer>\n{solution}\n</answer>"
+    return Problem(
+        id=name,
+        question=PROMPT.replace("{puzzle}", puzzle),
+        answer=f"{puzzle} -> {solution}",
+        trace=steps + answer,
+        answer_spans=((len(steps), len(steps) + len(answer)),),
+        demonstration=steps + answer,
+    )

@@ -1,0 +1,24 @@
+"""Rewards of one's own, as a user would write them, and badly."""
+
+import os
+import time
+
+
+def length(problem, text):
+    return float(len(text))
+
+
+def moody(problem, text, scale=1.0):
+    """Obeys the text."""
+    match text:
+        case "sleep":
+            time.sleep(1000)
+        case "raise":
+            raise RuntimeError("not this one")
+        case "die":
+            os._exit(1)
+        case "fill memory":
+            return float(len(bytearray(64 * 2**30)))
+        case "no number":
+            return "many"
+    return scale * float(text)

@@ -1,0 +1,77 @@
+"""Countdown and Sudoku: d1's rewards, and problems that can be solved."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from igpo_jax.tasks import countdown, sudoku
+from igpo_jax.tasks.problem import Problem
+
+SIZES = {"sft_problems": 40, "rl_problems": 30, "test_problems": 20}
+
+
+@pytest.mark.parametrize("task", [countdown, sudoku])
+def test_drawn_problems_are_solved_by_their_demonstrations(task):
+    splits = {split: task.load(ConfigDict(task.defaults(**SIZES)), split, seed=1) for split in ("sft", "rl", "test")}
+    assert {split: len(of) for split, of in splits.items()} == {"sft": 40, "rl": 30, "test": 20}
+    ids = {split: {p.id for p in of} for split, of in splits.items()}
+    assert not ids["test"] & (ids["sft"] | ids["rl"])
+    for problem in splits["rl"]:
+        assert task.reward(problem, problem.demonstration) == 1.0
+        ((begin, end),) = problem.answer_spans
+        assert end == len(problem.trace) and task.reward(problem, problem.trace[:begin]) < 1.0 and begin > 0
+    assert task.load(ConfigDict(task.defaults(**SIZES)), "rl", seed=1) == splits["rl"]
+    assert task.load(ConfigDict(task.defaults(**SIZES)), "rl", seed=2) != splits["rl"]
+    assert task.load(ConfigDict(task.defaults(**SIZES)), "test", seed=2) == splits["test"]
+
+
+@pytest.mark.parametrize("text, reward", [
+    (r"\boxed{44 + 19 - 35}", 1.0), (r"\boxed{(44+19)-35}", 1.0), (r"\boxed{19-35+44}", 1.0), (r"\boxed{44 + 19 - 35 = 28}", 1.0),
+    (r"\boxed{44 - 19 + 35}", 0.1), (r"\boxed{28}", 0.1), (r"\boxed{44 + 19}", 0.1), (r"\boxed{44 + 19 - 35 + 0*1}", 0.1),
+    (r"\boxed{44 + 19 - 35 - 44 + 44}", 0.1), (r"\boxed{44 / (19 - 19)}", 0.1), (r"\boxed{4419 - 35}", 0.1),
+    (r"\boxed{no idea}", 0.0), ("", 0.0), (r"\boxed{__import__('os').getpid()}", 0.0), ("<answer>44+19-35</answer>", 1.0),
+])  # fmt: skip
+def test_countdown_rewards(text, reward):
+    problem = Problem("i", "?", "44 19 35 -> 28", "", (), "")
+    assert countdown.reward(problem, text) == reward
+
+
+def test_sudoku_rewards():
+    puzzle = "".join(digit if cell % 2 else "0" for cell, digit in enumerate("1234341221434321"))
+    problem = Problem("i", "?", f"{puzzle} -> 1234341221434321", "", (), "")
+    right, wrong = "1234341221434321", "2234341221434321"
+    assert sudoku.reward(problem, f"<answer>\n{right}\n</answer>") == 1.0
+    assert sudoku.reward(problem, f"<answer>\n{wrong}\n</answer>") == pytest.approx(7 / 8)
+    assert sudoku.reward(problem, f"<answer>{right[:8]}") == pytest.approx(4 / 8)
+    assert sudoku.reward(problem, right) == 0.0 and sudoku.reward(problem, "<answer>none</answer>") == 0.0
+    assert sudoku.reward(problem, f"<answer>{puzzle}</answer>") == 0.0
+
+
+def test_any_right_grid_is_right_also_another_than_the_known_one():
+    empty = Problem("i", "?", f"{'0' * 16} -> 1234341221434321", "", (), "")
+    assert sudoku.reward(empty, "<answer>4321214334121234</answer>") == 1.0
+    given = Problem("i", "?", f"{'1' + '0' * 15} -> 1234341221434321", "", (), "")
+    assert sudoku.reward(given, "<answer>4321214334121234</answer>") < 1.0  # it changes a given digit
+    assert len(sudoku.grids()) == 288
+
+
+@pytest.mark.parametrize("task, row, message", [
+    (countdown, {"numbers": [1, 2]}, "line 1: no numbers and target"), (sudoku, {"puzzle": "12", "solution": "1"}, "line 1: no 4x4 puzzle"),
+    (sudoku, {"puzzle": "0" * 16, "solution": "1" * 16}, "line 1: no 4x4 puzzle"),
+])  # fmt: skip
+def test_files_that_hold_something_else_are_named(task, row, message, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        task.load(ConfigDict(task.defaults(test=str(path))), "test", 0)
+
+
+def test_files_in_d1s_formats(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"id": "c", "numbers": [44, 19, 35], "target": 28, "reference_expression": "44+19-35"}) + "\n")
+    [problem] = countdown.load(ConfigDict(countdown.defaults(test=str(path))), "test", 0)
+    assert problem.id == "c" and "44, 19, 35" in problem.question and countdown.reward(problem, problem.demonstration) == 1.0
+    path.write_text(json.dumps({"id": "s", "puzzle": "0" + "234341221434321", "solution": "1234341221434321"}) + "\n")
+    [problem] = sudoku.load(ConfigDict(sudoku.defaults(test=str(path))), "test", 0)
+    assert problem.question.endswith("0234341221434321") and sudoku.reward(problem, problem.demonstration) == 1.0

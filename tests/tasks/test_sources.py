@@ -1,0 +1,179 @@
+"""Problems from files of every format, with what gives their answers away."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from igpo_jax.tasks.sources import fingerprint, load_sources
+
+SAMPLE = pathlib.Path(__file__).parent / "gsm8k_sample.jsonl"
+FIELDS = {"id": "id", "question": "question", "answer": "answer", "solution": "solution"}
+
+
+def load(text, fields=FIELDS, max_malformed=0):
+    return load_sources(text, fields, max_malformed)
+
+
+def records_of(kind, rows, tmp_path, name="rows.jsonl", **options):
+    path = tmp_path / name
+    path.write_text(json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows))
+    return load(f"{kind}:{path}", **options)
+
+
+def shown(record):
+    return [record.solution[slice(*span)] for span in record.spans]
+
+
+def test_gsm8k_as_published_and_with_other_names(tmp_path):
+    records, [count] = load(f"gsm8k:{SAMPLE}")
+    assert (count.rows, count.kept) == (5, 5) and str(count).endswith("gsm8k_sample.jsonl: 5 of 5 rows")
+    assert [record.id for record in records] == [f"gsm8k_sample-{i}" for i in range(5)]
+    assert records[1].answer == "1,250" and shown(records[1]) == ["1,250"]
+    assert "<<" not in records[1].solution and "####" not in records[1].solution and "####" in records[1].response
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
+    renamed = [{"id": f"x/{i}", "problem": r["question"], "raw_answer": r["answer"], "answer": "short"} for i, r in enumerate(rows)]
+    others, _ = records_of("gsm8k", renamed, tmp_path)
+    assert [(o.question, o.answer, o.solution, o.spans) for o in others] == [
+        (r.question, r.answer, r.solution, r.spans) for r in records
+    ]
+    assert others[0].id == "x/0"
+
+
+@pytest.mark.parametrize("answer, solution, found", [
+    ("18", "9*2 = $18.00 a day", "18.00"), ("5", "9-5=4, so 4+1 = 5", "5"), ("-5", "it is 4-9=-5", "-5"), ("4", "9-5 = 4.", "4"),
+    ("1000", "that is 1,000 then", "1,000"), ("72", "no such number", None), ("7", "17 and 7.5 and 70", None), ("5", "9-5", "5"),
+    ("25", ".50-.25 = $0.25", None), ("72", "72, 36 and 72 again", "72"),
+])  # fmt: skip
+def test_where_a_solution_states_its_number_last(answer, solution, found, tmp_path):
+    [record], _ = records_of("gsm8k", [{"question": "q", "answer": f"{solution}\n#### {answer}"}], tmp_path)
+    assert shown(record) == ([] if found is None else [found])
+    if found:
+        assert record.spans[0][0] == solution.rindex(found)
+
+
+def test_math_and_its_last_box(tmp_path):
+    rows = [
+        {"problem": "p", "answer": r"\frac{1}{2}", "solution": r"First $\boxed{3}$, then $\boxed{ \frac{1}{2} }$."},
+        {"problem": "q", "answer": "0", "solution": r"Nothing: $\boxed{}$."},
+        {"problem": "r", "answer": 5},
+    ]
+    records, _ = records_of("math", rows, tmp_path)
+    assert shown(records[0]) == [r"\frac{1}{2}"]
+    assert records[1].spans == ((0, len(rows[1]["solution"])),)  # it does not say where: all of it is the answer
+    assert (records[2].answer, records[2].solution, records[2].spans) == ("5", "", ())
+
+
+METAMATH = [
+    {"type": "GSM_AnsAug", "query": "How many?", "response": "It is 2*3 = 6.\n#### 6\nThe answer is: 6"},
+    {"type": "MATH_AnsAug", "query": "What?", "response": "So $x=\\boxed{7}$.\nThe answer is: 7"},
+    {"type": "GSM_AnsAug", "query": "How many?", "response": "Another way: 6.\nThe answer is: 6"},
+    {"type": "GSM_Rephrased", "query": "How?", "response": "The answer is: 6"},
+    {"type": "MATH_AnsAug", "query": "Which?", "response": "no end"},
+]
+
+
+def test_metamath_keeps_two_types_and_one_of_each_question(tmp_path):
+    records, [count] = records_of("metamath", METAMATH, tmp_path, "MetaMathQA.json")
+    assert [(r.question, r.answer, r.solution, shown(r)) for r in records] == [
+        ("How many?", "6", "It is 2*3 = 6.", ["6"]),
+        ("What?", "7", "So $x=\\boxed{7}$.", ["7"]),
+    ]
+    assert records[0].response.endswith("#### 6\nThe answer is: 6")  # what the released code shows
+    assert count.dropped == {"of a question that came before": 1, "of the type GSM_Rephrased": 1, "without an answer": 1}
+    assert "2 of 5 rows" in str(count)
+
+
+OPENR1 = [
+    {"uuid": "a", "problem": "p", "answer": "4", "generations": ["<think>hm, 5?</think> $\\boxed{5}$",
+     "<think>2+2, long and wide</think> $\\boxed{4}$", "<think>2+2</think> $\\boxed{4}$"],
+     "correctness_math_verify": [False, True, True]},
+    {"uuid": "b", "problem": "q", "answer": "1", "generations": ["no"], "correctness_math_verify": [False]},
+    {"uuid": "c", "problem": "r", "answer": "1", "generations": ["\\boxed{1}"], "correctness_math_verify": None},
+]  # fmt: skip
+
+
+def write_parquet(rows, path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_array_record(rows, path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for row in rows:
+        writer.write(json.dumps(row).encode())
+    writer.close()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "array_record"])
+def test_openr1_takes_the_shortest_correct_trace_from_any_kind_of_file(ending, tmp_path):
+    path = tmp_path / f"openr1.{ending}"
+    match ending:
+        case "parquet":
+            write_parquet(OPENR1, path)
+        case "array_record":
+            write_array_record(OPENR1, path)
+        case "json":
+            path.write_text(json.dumps(OPENR1))
+        case _:
+            path.write_text("".join(json.dumps(row) + "\n" for row in OPENR1))
+    [record], [count] = load(f"openr1:{path}")
+    assert (record.id, record.answer, shown(record)) == ("a", "4", ["4"])
+    assert record.solution == "2+2 $\\boxed{4}$"
+    assert count.dropped == {"without a correct trace": 1, "without marks of correctness": 1}
+
+
+def test_ones_own_fields(tmp_path):
+    rows = [{"nr": 7, "frage": "1+1?", "antwort": 2, "weg": "1 and 1 are 2"}, {"nr": 8, "frage": "2+2?", "antwort": 4}]
+    fields = {"id": "nr", "question": "frage", "answer": "antwort", "solution": "weg"}
+    records, _ = records_of("jsonl", rows, tmp_path, fields=fields)
+    assert [(r.id, r.question, r.answer, shown(r)) for r in records] == [("7", "1+1?", "2", ["2"]), ("8", "2+2?", "4", [])]
+    with pytest.raises(ValueError, match="line 1: no row of the format jsonl: lacks the field 'question'"):
+        records_of("jsonl", rows, tmp_path)
+
+
+def test_several_sources_are_one_list_with_one_of_each_id(tmp_path):
+    (tmp_path / "other.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n")
+    records, counts = load(f"gsm8k:{SAMPLE}, math:{tmp_path / 'other.jsonl'}")
+    assert len(records) == 6 and [count.kept for count in counts] == [5, 1]
+    with pytest.raises(ValueError, match="the id 'gsm8k_sample-0' has come before"):
+        load(f"gsm8k:{SAMPLE},gsm8k:{SAMPLE}")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("SAMPLE", "is not format:path, where format is one of gsm8k, math"), ("csv:SAMPLE", "is not format:path"),
+    ("math:nowhere.jsonl", "no data file 'nowhere.jsonl'"), ("math:SAMPLE", "line 1: no row of the format math: lacks the field 'problem'"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_named(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load(text.replace("SAMPLE", str(SAMPLE)))
+
+
+@pytest.mark.parametrize("ending", ["json", "parquet", "array_record", "jsonl"])
+def test_damaged_files_are_named(ending, tmp_path):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"damaged.{ending}"
+    path.write_bytes(b"{garbage")
+    with pytest.raises(ValueError, match=rf"damaged\.{ending}"):
+        load(f"openr1:{path}")
+
+
+def test_rows_of_another_format_count_against_the_limit(tmp_path, caplog):
+    rows = [{"problem": "p", "answer": "1"}, {"answer": "1"}, {"problem": ["p"], "answer": "1"}]
+    records, [count] = records_of("math", rows, tmp_path, max_malformed=2)
+    assert len(records) == 1 and count.dropped == {"of another format": 2} and "line 2" in caplog.text
+    with pytest.raises(ValueError, match="line 3: .*'problem' is list, not text.*max_malformed_lines=1 are allowed"):
+        records_of("math", rows, tmp_path, max_malformed=1)
+
+
+def test_the_fingerprint_is_of_all_that_is_used(tmp_path):
+    records, _ = load(f"gsm8k:{SAMPLE}")
+    assert fingerprint(records) == fingerprint(load(f"gsm8k:{SAMPLE}")[0]) != fingerprint(records[1:])
+    changed = [dataclasses.replace(records[0], solution="other"), *records[1:]]
+    assert len({fingerprint(records), fingerprint(records[::-1]), fingerprint(changed)}) == 3
