@@ -1,43 +1,155 @@
-"""python -m igpo_jax.evaluate --workdir=DIR [--stage=sft|rl]
+"""python -m igpo_jax.evaluate --config=evaluate_math.py:paper --config.model=FOLDER --output=DIR [--config.key=value ...]
+python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--output=DIR]
+python -m igpo_jax.evaluate diff DIR DIR
 
-Accuracy of a run's newest checkpoint on its test problems, decoded as its configuration says.
+Grades a model on benchmarks by a written protocol, or a run on its own test problems; the same command goes on with an
+evaluation that was interrupted. diff compares two evaluations problem by problem.
 """
 
 import json
+import pathlib
+import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
-from igpo_jax.experiment import open_experiment, read_config, restore_run
+import igpo_jax
+from igpo_jax.command_line import parse_flags
+from igpo_jax.config import differing_keys
+from igpo_jax.evaluation.protocol import base_evaluation, benchmark, load_problems, protocol_of
+from igpo_jax.evaluation.run import compare, run_benchmark
+from igpo_jax.experiment import read_config
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.distributed import check_shared, failing_together
 from igpo_jax.runtime.files import write_whole
-from igpo_jax.runtime.results import accuracy_with_interval, decoding, environment
+from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.runtime.results import environment
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to be graded on its own test problems.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Whose newest checkpoint; by default the last stage's.")
+OUTPUT = flags.DEFINE_string("output", None, "The evaluation's folder; RUN/evaluations/STAGE-STEP with --workdir.")
+BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all that have their file.")
 
 
 def main(_):
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
-        experiment = open_experiment(read_config(WORKDIR.value), WORKDIR.value)
-        run = restore_run(experiment.workdir, experiment.mesh, STAGE.value)
+        with failing_together():
+            if bool(WORKDIR.value) == (CONFIG.value is not None):
+                raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
+            config = of_run(WORKDIR.value, STAGE.value) if WORKDIR.value else CONFIG.value
+            problems, protocol = prepare(config)
+        card = evaluate(config, problems, protocol)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    with jax.set_mesh(experiment.mesh):
-        accuracy = experiment.accuracy(run.policy())
-    result = {
-        "stage": run.stage,
-        "checkpoint": run.step,
-        **accuracy_with_interval(accuracy, len(experiment.test_data.problems)),
-    }
-    result |= {"decode": decoding(experiment)} | environment()
     if jax.process_index() == 0:
-        write_whole(experiment.workdir / "evaluation.json", json.dumps(result, indent=2))
-        print(json.dumps(result, indent=2))
+        print(card)
+
+
+def of_run(workdir: str, stage: str | None) -> ConfigDict:
+    """The evaluation that a run makes of itself."""
+    run, config = read_config(workdir), base_evaluation()
+    config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
+    config.prompt_buckets = tuple(run.data.prompt_buckets)
+    decode = {key: run.evaluation[key] for key in config.decode}
+    config.decode.update(decode)
+    config.batch_size = run.evaluation.batch_size
+    config.reward.update({key: run.reward[key] for key in config.reward})
+    part = benchmark(run.task.to_dict(), temperature=decode["temperature"], problems=run.evaluation.problems)
+    config.benchmarks[run.task.name] = part
+    return config
+
+
+def prepare(config: ConfigDict):
+    """(problems by benchmark, protocol by benchmark), everything checked that can be without a device.
+
+    Raises:
+        ValueError: names what is missing.
+    """
+    if not config.model:
+        raise ValueError("--config.model=FOLDER is missing: the run or model to grade")
+    ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
+    names = BENCHMARKS.value or ready  # mathematical problems need a file, the others can be drawn
+    if not names or set(names) - set(config.benchmarks):
+        raise ValueError(
+            f"--benchmarks={','.join(BENCHMARKS.value)}: there are {', '.join(config.benchmarks)}; give their files as "
+            "--config.benchmarks.NAME.task.test=FORMAT:PATH"
+        )
+    problems = {name: load_problems(config, name) for name in names}
+    return problems, {name: protocol_of(config, name, of) for name, of in problems.items()}
+
+
+def evaluate(config: ConfigDict, problems: dict, protocol: dict) -> str:
+    """All benchmarks; returns the card as text."""
+    begin = time.monotonic()
+    mesh = make_mesh(**config.mesh)
+    model = igpo_jax.load(config.model, stage=config.stage or None, adapters=config.adapters or None, mesh=mesh)
+    if model.tokenizer is None:
+        raise ValueError(f"{config.model} has no tokenizer")
+    what = {"origin": model.origin, "dtype": model.config.compute_dtype}
+    folder = pathlib.Path(OUTPUT.value or _default_output(model))
+    with failing_together():
+        if jax.process_index() == 0:
+            _claim(folder, json.loads(json.dumps({"model": what, "protocol": protocol})))
+    check_shared(folder)
+    numbers = {name: run_benchmark(model, config, name, of, folder) for name, of in problems.items()}
+    card = {
+        "benchmarks": numbers,
+        "model": what,
+        "protocol": protocol,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begin, 1),
+        "commit": _commit(),
+        **environment(),
+    }
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    if jax.process_index() == 0:
+        write_whole(folder / "card.json", text)
+    return text
+
+
+def _default_output(model) -> pathlib.Path:
+    if "step" not in model.origin:
+        raise ValueError("--output=DIR is missing: where the evaluation goes")
+    return pathlib.Path(model.origin["path"], "evaluations", f"{model.origin['stage']}-{model.origin['step']}")
+
+
+def _claim(folder: pathlib.Path, identity: dict) -> None:
+    """Makes the folder this evaluation's, or checks that it is."""
+    file = folder / "protocol.json"
+    if file.is_file():
+        differing = differing_keys(json.loads(file.read_text()), identity)
+        if differing:
+            raise ValueError(f"{folder} holds another evaluation (differing: {', '.join(differing)}); give another --output")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(identity, indent=2, ensure_ascii=False))
+
+
+def _commit() -> str | None:
+    """Of the package's repository, where it is one."""
+    here = pathlib.Path(igpo_jax.__file__).parent
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def diff(arguments: list[str]) -> None:
+    if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
+        sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
+    try:
+        print(json.dumps(compare(*map(pathlib.Path, arguments)), indent=2))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    if sys.argv[1:2] == ["diff"]:
+        diff(sys.argv[2:])
+    else:
+        app.run(main, flags_parser=parse_flags)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays
-from igpo_jax.evaluation import decode_completions
+from igpo_jax.evaluation.decoding import decode_completions
 from igpo_jax.model import lora
 from igpo_jax.model.checkpoints import copy_small_files, load_params, new_folder, stored_weight_map, write_safetensors
 from igpo_jax.model.huggingface import llada_config

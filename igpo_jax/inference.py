@@ -62,12 +62,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionLM:
-    """A network, its parameters (spread over `mesh`) and its tokenizer (None: token ids only)."""
+    """A network, its parameters (spread over `mesh`) and its tokenizer (None: token ids only). origin: where it is from:
+    path, and of a run stage and step, of adapters their folder."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer | None
     mesh: Mesh
+    origin: dict[str, str | int] = dataclasses.field(default_factory=dict)
 
     def generate(
         self,
@@ -296,7 +298,8 @@ def load(
         config, params, tokenizer = run.model, run.policy(), run.tokenizer
         # Any length, on any machine: not the kernel that the run was trained with.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
-        return DiffusionLM(config, jax.tree.map(lambda x: x.astype(dtype), params), tokenizer, mesh)
+        origin = {"path": str(path), "stage": run.stage, "step": run.step}
+        return DiffusionLM(config, jax.tree.map(lambda x: x.astype(dtype), params), tokenizer, mesh, origin)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
@@ -305,10 +308,11 @@ def load(
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = configuration.with_tokenizer(config, tokenizer, path)
+    origin = {"path": str(path)} | ({} if adapters is None else {"adapters": str(adapters)})
     if cfg is None:
-        return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh)
+        return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh, origin)
     values = jax.device_put(values, lora.shardings(config, cfg, mesh))
-    return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh)
+    return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh, origin)
 
 
 def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from igpo_jax import config as configuration
-from igpo_jax import evaluation, planning
+from igpo_jax import planning
+from igpo_jax.evaluation import decoding
 from igpo_jax.experiment import open_experiment
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import as_text
@@ -132,7 +133,7 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
     monkeypatch.setattr(stage, "score", watched("score", stage.score))
     make_update = stage.make_update
     monkeypatch.setattr(stage, "make_update", lambda *args: watched("update", make_update(*args)))
-    monkeypatch.setattr(evaluation, "sample", watched("evaluate", evaluation.sample))
+    monkeypatch.setattr(decoding, "sample", watched("evaluate", decoding.sample))
     monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # on CPUs it copies what it saves
     folders = [experiment.workdir / name for name in ("sft", "rl")]
     with jax.set_mesh(experiment.mesh), Checkpoints(folders[0], keep=1) as sft, Checkpoints(folders[1], keep=1) as rl:

@@ -50,6 +50,7 @@ def prompt_arrays(
     tokenizer: Tokenizer,
     *,
     chat: bool = False,
+    prefix: str = "",
     prompt_length: int,
     completion_length: int,
     exclude_answer: bool,
@@ -59,6 +60,7 @@ def prompt_arrays(
 
     Args:
         chat: questions become a user's message in the chat template.
+        prefix: what every answer begins with, part of the prompt.
         exclude_answer: chunks are cut from the trace up to its last answer span, and no token of any answer span is
             shown; otherwise the whole trace may be.
         overflow: what happens to problems whose prompt does not fit, see `_fitting`; or cut: its last tokens are kept.
@@ -67,7 +69,7 @@ def prompt_arrays(
     for problem in problems:
         # Hints beyond the completion's end fall away; so the trace may be longer.
         trace, offsets = (part[:completion_length] for part in tokenizer.encode_with_offsets(problem.trace))
-        question = _question(problem, tokenizer, chat)
+        question = _question(problem, tokenizer, chat) + (tokenizer.encode(prefix) if prefix else [])
         encoded.append((question[-prompt_length:] if overflow == "cut" else question, trace, offsets))
     keep = _fitting(problems, [(len(q), 0) for q, _, _ in encoded], prompt_length, completion_length, overflow)
     tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)

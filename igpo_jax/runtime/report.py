@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from igpo_jax.evaluation.statistics import wilson
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.report_page import PAGE, SCRIPT, STYLE, VIEWER
-from igpo_jax.runtime.results import START, interval, rescue_rate
+from igpo_jax.runtime.results import START, rescue_rate
 
 Row = dict[str, Any]
 
@@ -289,7 +290,7 @@ def _accuracy_figure(rows: list[Row]) -> Row | None:
         "marker": {"size": 6, "color": BLUE},
     }
     if all(row.get("eval/problems") for row in evals):
-        intervals = np.array([interval(row["eval/accuracy"], row["eval/problems"]) for row in evals])
+        intervals = np.array([wilson(row["eval/accuracy"], row["eval/problems"]) for row in evals])
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,

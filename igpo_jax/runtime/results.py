@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import platform
 from importlib import metadata
@@ -10,6 +9,7 @@ from importlib import metadata
 import jax
 import numpy as np
 
+from igpo_jax.evaluation.statistics import wilson
 from igpo_jax.experiment import Experiment
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
@@ -18,16 +18,8 @@ START = 4  # rollouts that count as the start of the RL stage
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
-def interval(accuracy: float, problems: int) -> list[float]:
-    """Wilson's 95 % interval of a share of `problems`."""
-    z, n = 1.96, problems
-    centre, spread = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return [max(low, 0.0), min(high, 1.0)]
-
-
 def accuracy_with_interval(accuracy: float, problems: int) -> dict:
-    return {"accuracy": accuracy, "interval95": interval(accuracy, problems), "problems": problems}
+    return {"accuracy": accuracy, "interval95": wilson(accuracy, problems), "problems": problems}
 
 
 def environment() -> dict:

@@ -67,10 +67,15 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return list(problems.values())
 
 
+def stated(text: str) -> str | None:
+    """The answer that a completion gives."""
+    match = ANSWER.search(text)
+    return match and match[1]
+
+
 def reward(problem: Problem, text: str) -> float:
     """1.0 where the completion ends in = and the right total."""
-    match = ANSWER.search(text)
-    return float(match is not None and match.group(1) == problem.answer)
+    return float(stated(text) == problem.answer)
 
 
 def _require(task, split: str, distinct: int) -> None:

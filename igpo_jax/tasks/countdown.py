@@ -52,9 +52,14 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return list(problems.values())
 
 
+def stated(text: str) -> str | None:
+    """The answer that a completion gives."""
+    return extract(text, "any")
+
+
 def reward(problem: Problem, text: str) -> float:
     """1.0 for a right expression, 0.1 for any other, 0.0 without one (d1)."""
-    expression = extract(text, "any")
+    expression = stated(text)
     if expression is None or not any(c.isdigit() for c in expression):
         return 0.0
     numbers, target = problem.answer.split(" -> ")

@@ -72,6 +72,11 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return [_problem(record, task) for record in records]
 
 
+def stated(text: str, answer: str = "box", released: bool = False) -> str | None:
+    """The answer that a completion gives."""
+    return extract(text, answer) if not released else released_rules.first_box(text) or None
+
+
 def reward(problem: Problem, text: str, answer: str = "box", released: bool = False) -> float:
     """1.0 where a completion states the right answer."""
     if released:

@@ -21,13 +21,14 @@ from igpo_jax.tasks.problem import Problem
 
 log = logging.getLogger(__name__)
 
+OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # answers that a worker is handed at a time
 STARTING = 60.0  # seconds that a worker may take to import the function
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """reward: 0.0 unless outcome is "ok". outcome: ok | timeout | error. reason: of an error."""
+    """reward: 0.0 unless outcome is "ok". outcome: one of `OUTCOMES`. reason: of an error."""
 
     reward: float
     outcome: str

@@ -10,10 +10,10 @@ from igpo_jax.tasks.answers import boxes
 
 def correct(gold: str, text: str) -> bool:
     """Whether the first \\boxed{...} of a completion is the answer, after normalising both."""
-    return equal(_first_box(text), gold)
+    return equal(first_box(text), gold)
 
 
-def _first_box(text: str) -> str:
+def first_box(text: str) -> str:
     """Its content; empty where there is none, or its braces do not close."""
     begin = text.find("\\boxed{")
     found = boxes(text[begin:]) if begin >= 0 and text[begin:].startswith("\\boxed{") else []

@@ -58,11 +58,16 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return list(problems.values())
 
 
+def stated(text: str) -> str | None:
+    """The answer that a completion gives."""
+    tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
+    return "".join(re.findall(r"\d", tagged[-1])) if tagged else None
+
+
 def reward(problem: Problem, text: str) -> float:
     """1.0 for a grid that keeps the rules and the given digits, else the share of empty cells that are as in the known
     solution (d1): a puzzle may have several solutions."""
-    tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
-    digits = "".join(re.findall(r"\d", tagged[-1] if tagged else ""))
+    digits = stated(text) or ""
     puzzle, solution = problem.answer.split(" -> ")
     if right(digits, puzzle):
         return 1.0

@@ -102,7 +102,7 @@ def test_adapters_are_all_that_is_trained_and_stored(command, llada, run, tmp_pa
 def test_evaluate_and_generate_work_on_the_run(command, run):
     done = command("evaluate", f"--workdir={run}")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["checkpoint"] == 2
+    assert json.loads(done.stdout)["model"]["origin"]["step"] == 2
     assert generated(command, run, "--chat").strip() and generated(command, run, "--chat", "--stage=sft").strip()
 
 

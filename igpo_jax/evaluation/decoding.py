@@ -1,4 +1,4 @@
-"""Accuracy of a policy on held-out problems."""
+"""Completions of held-out problems."""
 
 from collections.abc import Callable
 
@@ -32,10 +32,16 @@ def decode_completions(
     completions = []
     for begin in range(0, total, batch_size):
         rows = np.minimum(np.arange(begin, begin + batch_size), total - 1)
-        batch = take_rows(prompts, rows)
-        keys = completion_keys(jax.random.key(0), batch.problem_id, np.zeros(batch_size, np.uint32), 0)
-        canvas = np.full((batch_size, decode.completion_length), model.mask_id, np.int32)
-        arrays = put_rows((batch.tokens, batch.valid, canvas), mesh)
-        completions.append(fetch(sample(params, *arrays, keys, model, decode).tokens))
+        batch, draws = take_rows(prompts, rows), np.zeros(batch_size, np.uint32)
+        completions.append(denoise(params, batch, draws, 0, model, decode, mesh)[0])
         pause()
     return np.concatenate(completions)[:total]
+
+
+def denoise(params, batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig, mesh: Mesh):
+    """tokens and written_at of a batch; the noise belongs to (seed, problem, draw)."""
+    keys = completion_keys(jax.random.key(seed), batch.problem_id, draws, 0)
+    canvas = np.full((len(draws), decode.completion_length), model.mask_id, np.int32)
+    arrays = put_rows((batch.tokens, batch.valid, canvas), mesh)
+    done = sample(params, *arrays, keys, model, decode)
+    return fetch((done.tokens, done.written_at))

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, completions with their verdicts, the numbers that follow, and comparisons."""

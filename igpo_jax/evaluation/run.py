@@ -1,0 +1,148 @@
+"""Completions of a benchmark's problems and their verdicts, one row per problem, in a folder that is an evaluation:
+protocol.json, one JSON Lines file per benchmark, and at the end card.json. It can be stopped and goes on; the same checkpoint
+and protocol give the same rows, whatever batch size and mesh.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from igpo_jax.config import differing_keys
+from igpo_jax.data.pipeline import cut_to_bucket, prompt_arrays, take_rows
+from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.evaluation.decoding import denoise
+from igpo_jax.evaluation.statistics import paired, summary
+from igpo_jax.inference import DiffusionLM
+from igpo_jax.runtime.distributed import everywhere, share_rows
+from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.mesh import batch_size_divisor
+from igpo_jax.runtime.metrics import progress, read_rows
+from igpo_jax.tasks import load_task
+from igpo_jax.tasks.pool import OUTCOMES, RewardPool
+from igpo_jax.tasks.problem import Problem
+
+
+def run_benchmark(
+    model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
+) -> dict[str, Any]:
+    """Completes and grades what `<folder>/<name>.jsonl` lacks, and returns the numbers of all of it.
+
+    A row: id, question, answer, and of every draw its text up to the first EOS, the answer it states, reward, whether it is
+    correct, the outcome of grading, and in how many denoising steps it was written.
+    """
+    part, file = config.benchmarks[name], folder / f"{name}.jsonl"
+    decode = DecodeConfig(**config.decode.to_dict() | {"temperature": part.temperature})
+    done = int(everywhere(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
+    _, prompts = prompt_arrays(
+        problems,
+        model.tokenizer,
+        chat=config.chat,
+        prefix=config.prefix,
+        prompt_length=max(config.prompt_buckets),
+        completion_length=decode.completion_length,
+        exclude_answer=False,
+        overflow="cut",
+    )
+    task = load_task(part.task.name)
+    options = {key: part.task[key] for key in task.REWARD_OPTIONS}
+    pool = RewardPool(f"{task.__name__}:reward", options, config.reward.workers, config.reward.deadline_seconds)
+    size = -(-config.batch_size // batch_size_divisor(model.mesh)) * batch_size_divisor(model.mesh)
+    draws, total = part.draws, len(problems) * part.draws
+    waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
+    with progress(total, done * draws, name) as bar, jax.set_mesh(model.mesh):
+        for begin in range(done * draws, total, size):
+            flat = np.arange(begin, min(begin + size, total))
+            padded = np.minimum(np.arange(begin, begin + size), total - 1)
+            batch = cut_to_bucket(take_rows(prompts, padded // draws), config.prompt_buckets)
+            draw = (padded % draws).astype(np.uint32)
+            tokens, written_at = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
+            texts = [model._decode(row, whole=False) for row in tokens[: len(flat)]]
+            verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(flat, texts, strict=True)])
+            for place, number in enumerate(flat.tolist()):
+                reward, outcome = verdicts[place]
+                waiting.append(
+                    {
+                        "draw": number % draws,
+                        "text": texts[place],
+                        "stated": task.stated(texts[place], **options),
+                        "reward": float(reward),
+                        "correct": bool(reward >= 1),
+                        "outcome": OUTCOMES[int(outcome)],
+                        "steps": int(written_at[place].max()) + 1,
+                    }
+                )
+            rows = []
+            while len(waiting) >= draws:
+                problem = problems[done]
+                rows.append(
+                    {"id": problem.id, "question": problem.question, "answer": problem.answer, "completions": waiting[:draws]}
+                )
+                waiting, done = waiting[draws:], done + 1
+            if jax.process_index() == 0:
+                with file.open("a", encoding="utf-8") as opened:
+                    opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            bar.update(len(flat))
+    pool.close()
+    return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
+
+
+def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
+    """(reward, number of the outcome) of each, float64 [n, 2]; the processes share the work."""
+
+    def work(rows: np.ndarray) -> list[tuple[float, int]]:
+        return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
+
+    return share_rows(np.zeros((len(answers), 2)), work)
+
+
+def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Of an evaluation's file; what a killed process left of a last line is cut off."""
+    rows = read_rows(file)
+    if file.is_file():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if text != file.read_text("utf-8", errors="replace"):
+            write_whole(file, text)
+    return rows
+
+
+def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders.
+
+    Raises:
+        ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message says in what.
+    """
+    cards = [_card(folder) for folder in (one, other)]
+    names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
+    if not names:
+        raise ValueError(f"{one} and {other} have no benchmark in common")
+    result = {}
+    for name in names:
+        differing = differing_keys(*(card["protocol"][name] for card in cards))
+        if differing:
+            values = [[_at(card["protocol"][name], key) for card in cards] for key in differing]
+            told = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in zip(differing, values, strict=True))
+            raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
+        rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
+        if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
+            raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
+        correct = [np.array([[c["correct"] for c in row["completions"]] for row in of]) for of in rows]
+        result[name] = paired(*correct)
+    return result
+
+
+def _card(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "card.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no finished evaluation: it has no card.json")
+    return json.loads(file.read_text())
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

@@ -1,0 +1,142 @@
+"""Evaluations as a user makes them: the same rows again, however they were made, and comparisons that refuse to mislead."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from igpo_jax.runtime.metrics import read_rows
+
+UPDATES, ITERATIONS = 200, 6  # of tiny.py
+CONFIG = """
+from igpo_jax.evaluation.protocol import base_evaluation, benchmark
+from igpo_jax.tasks import arithmetic
+
+def get_config():
+    config = base_evaluation()
+    config.update({"chat": False, "prompt_buckets": (9, 16), "batch_size": 8})
+    config.decode.update({"completion_length": 16, "block_length": 8, "steps": 8})
+    task = arithmetic.defaults(slots=2, test_problems=20)
+    config.benchmarks.sums = benchmark(task)
+    config.benchmarks.drawn = benchmark(task, draws=3, temperature=0.7, problems=7)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluation") / "sums.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def evaluated(command, config, model, output, *flags):
+    done = command("evaluate", f"--config={config}", f"--config.model={model}", f"--output={output}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((output / "card.json").read_text())
+    return {name: (output / f"{name}.jsonl").read_text() for name in ("sums", "drawn") if (output / f"{name}.jsonl").exists()}
+
+
+@pytest.fixture(scope="module")
+def expected(command, config, finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected") / "out"
+    return folder, evaluated(command, config, finished, folder)
+
+
+def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished):
+    card = json.loads((expected[0] / "card.json").read_text())
+    assert card["model"]["origin"] == {"path": str(finished), "stage": "rl", "step": ITERATIONS}
+    assert card["benchmarks"]["sums"]["problems"] == 20 and card["benchmarks"]["drawn"]["draws"] == 3
+    assert set(card["benchmarks"]["drawn"]) >= {"pass@1", "avg@3", "pass@2", "interval95", "of_each_draw"}
+    protocol = card["protocol"]["drawn"]
+    assert protocol["decode"]["temperature"] == 0.7 and protocol["decode"]["steps"] == 8 and len(protocol["data"]) == 16
+    assert card["versions"]["jax"] and card["device"] == "1 x cpu" and card["date"] and "commit" in card
+    rows = read_rows(expected[0] / "drawn.jsonl")
+    assert len(rows) == 7 and [c["draw"] for c in rows[0]["completions"]] == [0, 1, 2]
+    assert set(rows[0]["completions"][0]) == {"draw", "text", "stated", "reward", "correct", "outcome", "steps"}
+
+
+@pytest.mark.parametrize("flags, devices", [
+    ((), 1), (("--config.batch_size=5",), 1), (("--config.batch_size=16", "--config.mesh.tensor=2"), 8),
+])  # fmt: skip
+def test_batch_size_and_mesh_change_nothing(flags, devices, command, config, finished, expected, tmp_path):
+    again = evaluated(command.on_devices(devices), config, finished, tmp_path / "out", *flags)
+    assert again["sums"] == expected[1]["sums"]
+    if devices == 1:
+        assert again == expected[1]
+
+
+def test_an_interrupted_evaluation_goes_on(command, config, finished, expected, tmp_path):
+    folder = shutil.copytree(expected[0], tmp_path / "out")
+    (folder / "card.json").unlink()
+    (folder / "drawn.jsonl").unlink()
+    lines = expected[1]["sums"].splitlines(keepends=True)
+    (folder / "sums.jsonl").write_text("".join(lines[:9]) + lines[9][:30])  # killed amid a line
+    assert evaluated(command, config, finished, folder) == expected[1]
+
+
+def test_a_folder_keeps_to_its_model_and_protocol(command, config, finished, expected):
+    for flags in (["--config.decode.steps=4"], ["--config.stage=sft"]):
+        done = command("evaluate", f"--config={config}", f"--config.model={finished}", f"--output={expected[0]}", *flags)
+        assert done.returncode == 1 and "holds another evaluation (differing: " in done.stderr
+
+
+def test_a_run_is_graded_as_it_grades_itself(command, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((finished / "result.json").read_text())
+    for flags, key, name in (([], "after_rl", f"rl-{ITERATIONS}"), (["--stage=sft"], "before_rl", f"sft-{UPDATES}")):
+        done = command("evaluate", f"--workdir={workdir}", *flags)
+        assert done.returncode == 0, done.stderr
+        card = json.loads(done.stdout)
+        assert card["benchmarks"]["arithmetic"]["pass@1"] == result[key]["accuracy"]
+        assert card["benchmarks"]["arithmetic"]["interval95"] == result[key]["interval95"]
+        assert card["protocol"]["arithmetic"]["decode"] == result["decode"]["evaluation"]
+        assert (workdir / "evaluations" / name / "arithmetic.jsonl").is_file()
+
+
+def test_two_evaluations_are_compared_problem_by_problem(command, config, finished, expected, tmp_path):
+    before = tmp_path / "sft"
+    evaluated(command, config, finished, before, "--config.stage=sft", "--benchmarks=sums")
+    done = command("evaluate", "diff", str(before), str(expected[0]))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"sums"}
+    accuracies = [json.loads((folder / "card.json").read_text())["benchmarks"]["sums"]["pass@1"] for folder in (before, expected[0])]
+    assert [found["sums"][key] for key in ("one", "other")] == accuracies
+    assert found["sums"]["difference"] == pytest.approx(accuracies[1] - accuracies[0]) and 0 < found["sums"]["p_value"] <= 1
+
+
+def test_protocols_that_differ_are_not_compared(command, config, finished, expected, tmp_path):
+    other = tmp_path / "other"
+    evaluated(command, config, finished, other, "--config.decode.steps=4", "--benchmarks=sums")
+    done = command("evaluate", "diff", str(expected[0]), str(other))
+    assert done.returncode == 1 and "decode.steps: 8 and 4" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--workdir={tmp}",), "holds no run: it has no config.json"), ((), "give either --workdir=RUN, or --config=FILE"),
+    (("--config={config}",), "--config.model=FOLDER is missing"), (("diff", "{tmp}"), "evaluate diff DIR DIR"),
+    (("diff", "{tmp}", "{tmp}"), "holds no finished evaluation"), (("--config={config}", "--config.model={tmp}", "--output={tmp}/x"), "config.json is missing"),
+    (("--config={config}", "--config.model={run}"), None), (("--config={config}", "--config.model=x", "--benchmarks=products"), "--benchmarks=products: there are drawn, sums"),
+    (("--config=evaluate_math.py", "--config.model=x", "--benchmarks=gsm8k"), "benchmark gsm8k: task.test is empty"),
+    (("--config=evaluate_math.py:d2",), "has no protocol 'd2'"),
+])  # fmt: skip
+def test_mistakes_are_told_in_one_line(arguments, message, command, config, finished, tmp_path):
+    given = [argument.format(tmp=tmp_path, config=config, run=finished) for argument in arguments]
+    done = command("evaluate", *given)
+    if message is None:  # the folder of a run has a place for its evaluations
+        assert done.returncode == 0 and (finished / "evaluations" / f"rl-{ITERATIONS}" / "card.json").is_file()
+        shutil.rmtree(finished / "evaluations")
+        return
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_configs_of_the_repository_are_protocols():
+    import runpy
+
+    path = pathlib.Path(__file__).parents[2] / "configs" / "evaluate_math.py"
+    get_config = runpy.run_path(str(path))["get_config"]
+    paper = get_config()
+    assert (paper.benchmarks.amc.draws, paper.benchmarks.amc.temperature) == (16, 0.1)
+    assert paper.decode.to_dict()["steps"] == 128 and get_config("d1-512").decode.steps == 256
