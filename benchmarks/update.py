@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--chunk", type=int, default=512, help="positions whose logits exist at a time")
     arguments = parser.parse_args(argv)
 
-    cfg, mesh = model_of(arguments), one_device()
-    objective = ObjectiveConfig(token_chunk=arguments.chunk)
+    cfg, mesh = dataclasses.replace(model_of(arguments), head_chunk=arguments.chunk), one_device()
+    objective = ObjectiveConfig()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=5e-7), 100, cfg)
     with jax.set_mesh(mesh):
         params = random_params(0, cfg)

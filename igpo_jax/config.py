@@ -138,6 +138,7 @@ def base_config(**task) -> ConfigDict:
                 "compute_dtype": "float32",
                 "remat": "none",
                 "attention": "xla",
+                "head_chunk": 1024,
             },
             # rank 0: all parameters are trained. Otherwise the model is frozen, and adapters of its matrices are trained.
             "lora": {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR},
@@ -202,6 +203,7 @@ def parse(config: ConfigDict) -> Settings:
     return settings
 
 
+NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 
 
@@ -333,7 +335,7 @@ def folder_model(settings: Settings) -> ModelConfig | None:
     if not values["path"]:
         return None
     return folder_model_config(
-        values["path"], **{key: values[key] for key in ("param_dtype", "compute_dtype", "remat", "attention")}
+        values["path"], **{key: values[key] for key in NUMERICS}
     )
 
 
@@ -383,7 +385,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 # Where and in what portions a run computes, not what: it may be continued with other values.
-PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "objective.token_chunk")
+PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 PORTIONS += ("reward.workers", "reward.deadline_seconds")
 

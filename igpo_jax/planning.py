@@ -67,7 +67,7 @@ def planned_model(settings: Settings) -> tuple[ModelConfig, str]:
         ValueError: the model's folder is there and cannot be used.
     """
     path, values = settings.model["path"], settings.model
-    numerics = {key: values[key] for key in ("param_dtype", "compute_dtype", "remat", "attention")}
+    numerics = {key: values[key] for key in configuration.NUMERICS}
     if not path:
         size = -(-settings.tokenizer.vocab_size // 8) * 8
         return configuration.own_model(settings, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
@@ -276,7 +276,7 @@ def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dic
         return []
     fullest = max(used, key=lambda record: record["peak_gib"])
     name = fullest["name"]
-    rl, sft, lora, objective = settings.rl, settings.sft, settings.lora, settings.objective
+    rl, sft, lora = settings.rl, settings.sft, settings.lora
     shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
     length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
     parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
@@ -306,10 +306,9 @@ def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dic
         if at_once % (2 * rows) == 0:
             halved = temporary / 2 if name == "score" else carried / 2
             saving[f"config.{stage}.microbatches={section.microbatches * 2}: half the rows at a time"] = halved
-        if stage == "rl":
-            chunk = min(objective.token_chunk, local * settings.rollout_decode.completion_length)
-            if chunk >= 2:
-                saving[f"config.objective.token_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2
+        chunk = min(model.head_chunk, local * settings.rollout_decode.completion_length)
+        if chunk >= 2:
+            saving[f"config.model.head_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2
     if mesh.shape["fsdp"] % 2 == 0 and model.kv_heads % (2 * shards) == 0 and model.vocab_size % (2 * shards) == 0:
         heads = 2 * model.width * model.vocab_size * compute // shards
         saving[f"config.mesh.tensor={shards * 2}: matrices are gathered in halves"] = heads / 2

@@ -50,7 +50,7 @@ def settings_of(path=TINY, **overrides):
 def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     """One forward pass, a backward pass of two and, with remat, a second forward pass; not one per completion."""
     wide = {"model__width": 64, "model__heads": 4, "model__kv_heads": 2, "model__mlp_width": 192, "model__layers": 3}
-    settings = settings_of(model__remat=remat, objective__token_chunk=4096, rl__group_size=8, **wide)
+    settings = settings_of(model__remat=remat, model__head_chunk=4096, rl__group_size=8, **wide)
     mesh = mesh_of(shape)
     result = planning.plan(settings, mesh, ["update"])
     model, _ = planning.planned_model(settings)

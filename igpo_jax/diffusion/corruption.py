@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
+from igpo_jax.model.transformer import ModelConfig, Params, forward
+from igpo_jax.model.vocabulary import token_log_probs
 
 MIN_NOISE = 1e-3  # epsilon of LLaDA's discretisation: keeps 1/p finite
 
@@ -46,18 +47,6 @@ def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
 CORRUPTIONS = {"independent": mask_independently, "count": mask_count}
 
 
-def masked_cross_entropy(logits: jax.Array, targets: jax.Array, corruption: Corruption) -> jax.Array:
-    """Sum over masked tokens of CE * weight per row, float32 [b]. EOS padding is an ordinary target.
-
-    Args:
-        logits: float32 [b, l, v].
-        targets: int32 [b, l].
-        corruption: as drawn for these rows.
-    """
-    cross_entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    return jnp.sum(cross_entropy, axis=-1, where=corruption.masked) * corruption.weight
-
-
 def sft_loss(
     params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
@@ -68,7 +57,8 @@ def sft_loss(
 def negative_bound(
     params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
-    """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]; the prompt is never masked.
+    """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]: the sum of the masked tokens'
+    cross-entropies times the weight. The prompt is never masked.
 
     Args:
         prompt, valid: int32 and bool [b, p], padded on the left.
@@ -78,4 +68,5 @@ def negative_bound(
     tokens = jnp.concatenate([prompt, noisy], axis=1)
     everywhere = jnp.concatenate([valid, jnp.ones(completion.shape, bool)], axis=1)
     hidden = forward(params, tokens, everywhere, cfg)[:, prompt.shape[1] :]
-    return masked_cross_entropy(unembed(params, hidden, cfg), completion, corruption)
+    log_probs = token_log_probs(params, hidden, completion, cfg)
+    return -jnp.sum(log_probs, axis=-1, where=corruption.masked) * corruption.weight

@@ -65,9 +65,10 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
     attention: str = "xla"  # xla | cudnn | splash, see attention.py
+    head_chunk: int = 1024  # positions whose logits exist at a time where only targets matter, see vocabulary.py
 
     def __post_init__(self):
-        for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
+        for name in ("width", "layers", "heads", "kv_heads", "mlp_width", "head_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.width % self.heads or self.head_size % 2:

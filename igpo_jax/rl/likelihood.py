@@ -7,8 +7,8 @@ An estimator says which inputs the network sees and which tokens its answers spe
 - masked (UniGRPO; igpo_method.md 5.2): part of each completion is masked, more of it with every inner step, and the
   log-probabilities speak of the masked tokens only. One row per completion.
 
-`hidden_states` returns [n, r, l, d] with r = 1 or G. `token_scores` is the only place that applies the head: it reads
-G / r targets from every hidden state, chunk by chunk, with the vocabulary spread over the tensor axis.
+`hidden_states` returns [n, r, l, d] with r = 1 or G; `token_scores` (model/vocabulary.py) reads G / r targets from every
+hidden state.
 """
 
 import functools
@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.sampler import completion_keys
-from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix, partition, project_to_vocabulary
+from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix
+from igpo_jax.model.vocabulary import HEAD, token_scores
 from igpo_jax.runtime.mesh import BATCH, join_rows, shard_rows, split_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
 LOWEST_LEVEL = 30  # masked: the first inner step draws its level from here up
-HEAD = partition(("embed", "vocab"))  # how the head comes into shard_map
 MASKS = 4  # what the masks' keys fold into the iteration's key; rollout.py has the numbers before
 
 
@@ -87,53 +87,6 @@ def hidden_states(params: Params, batch: GroupBatch, masked: jax.Array, estimato
     return hidden.reshape(n, rows, length, -1)
 
 
-def token_scores(
-    hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int, axis: str
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every completion token and entropy of its distribution. Runs inside `shard_map`.
-
-    The vocabulary lies over mesh axis `axis`; logits exist for `chunk` positions at a time, and the backward pass
-    recomputes them.
-
-    Args:
-        hidden: [n, r, l, d]. head: [d / size of fsdp, v / size of axis], see `HEAD`. completions: int32 [n, g, l], g a
-            multiple of r.
-        chunk: positions per scan step.
-
-    Returns:
-        float32 [n, g, l] and float32 [n, g, l].
-    """
-    head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
-    n, r, length, width = hidden.shape
-    per_state = completions.shape[1] // r
-    states = hidden.reshape(-1, width)
-    targets = jnp.moveaxis(completions.reshape(n, r, per_state, length), 2, 3).reshape(-1, per_state)
-    count = states.shape[0]
-    chunk = min(chunk, count)
-    padding = -count % chunk
-    states, targets = (jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, chunk, x.shape[1]) for x in (states, targets))
-    offset = jax.lax.axis_index(axis) * head.shape[1]
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def score(states, targets):
-        logits = project_to_vocabulary(states, head)
-        highest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), axis)[:, None]
-        shifted = logits - highest
-        exponentials = jnp.exp(shifted)
-        total = jax.lax.psum(exponentials.sum(axis=-1), axis)
-        local = targets - offset
-        here = (local >= 0) & (local < head.shape[1])
-        picked = jnp.take_along_axis(shifted, jnp.clip(local, 0, head.shape[1] - 1), axis=-1)
-        log_probs = jax.lax.psum(jnp.where(here, picked, 0.0), axis) - jnp.log(total)[:, None]
-        mean_logit = jax.lax.psum((exponentials * shifted).sum(axis=-1), axis) / total
-        return log_probs, jnp.log(total) - mean_logit
-
-    _, (log_probs, entropy) = jax.lax.scan(lambda _, x: (None, score(*x)), None, (states, targets))
-    log_probs = log_probs.reshape(-1, per_state)[:count].reshape(n, r, length, per_state)
-    entropy = jnp.broadcast_to(entropy.reshape(-1)[:count].reshape(n, r, 1, length), (n, r, per_state, length))
-    return jnp.moveaxis(log_probs, 3, 2).reshape(completions.shape), entropy.reshape(completions.shape)
-
-
 @flax.struct.dataclass
 class Scores:
     """Fixed during the inner updates. All [e, n, g, l], e = 1 (mean_field) or the number of inner steps (masked).
@@ -174,7 +127,7 @@ def score(
         jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH))
     )
     def sharded_scores(hidden, head, completions):
-        return token_scores(hidden, head, completions, objective.token_chunk, "tensor")
+        return token_scores(hidden, head, completions, cfg.head_chunk)
 
     def score_part(part):
         batch, masked = part

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, Params, head_matrix
-from igpo_jax.rl.likelihood import HEAD, GroupBatch, Scores, hidden_states, token_scores
+from igpo_jax.model.vocabulary import HEAD, token_scores
+from igpo_jax.rl.likelihood import GroupBatch, Scores, hidden_states
 from igpo_jax.runtime.mesh import BATCH
 
 MAX_LOG_RATIO = 20.0  # exp stays finite; how many were clipped is logged
@@ -28,7 +29,6 @@ class ObjectiveConfig:
     kl_coefficient: float = 0.01  # beta
     entropy_keep: float = 0.2  # tau: share of hint tokens that is trained on
     normalize_advantages: bool = False  # divide by the group's standard deviation
-    token_chunk: int = 1024  # positions whose logits exist at a time
 
     def __post_init__(self):
         if self.estimator not in ("mean_field", "masked"):
@@ -37,8 +37,8 @@ class ObjectiveConfig:
             raise ValueError(f"objective.ratio={self.ratio!r} is neither 'sequence' nor 'token'")
         if not 0 <= self.entropy_keep <= 1:
             raise ValueError(f"objective.entropy_keep={self.entropy_keep} must lie in [0, 1]")
-        if self.inner_steps < 1 or self.token_chunk < 1:
-            raise ValueError("objective.inner_steps and objective.token_chunk must be at least 1")
+        if self.inner_steps < 1:
+            raise ValueError(f"objective.inner_steps={self.inner_steps} must be at least 1")
         if not (0 <= self.clip_low < 1 and self.clip_high >= 0 and 0 <= self.kl_coefficient < math.inf):  # nor NaN
             raise ValueError("objective.clip_low must lie in [0, 1), clip_high and kl_coefficient must not be negative")
 
@@ -119,7 +119,7 @@ def loss_and_statistics(
         out_specs=P(),
     )
     def sharded_loss(hidden, head, completions, old, reference, advantages, in_loss):
-        new, _ = token_scores(hidden, head, completions, objective.token_chunk, "tensor")
+        new, _ = token_scores(hidden, head, completions, cfg.head_chunk)
         loss, statistics = policy_terms(new, old, reference, advantages, in_loss, objective)
         return jax.tree.map(lambda x: jax.lax.psum(jnp.sum(x), BATCH) / rows, (loss, statistics))
 

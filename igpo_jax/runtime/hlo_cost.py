@@ -6,7 +6,6 @@ end early). Counted are matrix products, HBM traffic at the borders of fusions, 
 
 import collections
 import dataclasses
-import itertools
 import json
 import math
 import re

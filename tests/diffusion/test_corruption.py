@@ -12,11 +12,11 @@ from igpo_jax.diffusion.corruption import (
     Corruption,
     mask_count,
     mask_independently,
-    masked_cross_entropy,
+    negative_bound,
     sft_loss,
     stratified_uniform,
 )
-from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.model.transformer import ModelConfig, forward, init, unembed
 
 MASK, EOS = 1, 2
 CFG = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=EOS, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
@@ -93,24 +93,20 @@ def test_each_stratified_value_is_uniform():
         assert np.sum((counts - 500) ** 2 / 500) < 29  # chi-square with 7 degrees of freedom, p = 1e-4
 
 
-def test_loss_of_uniform_logits_is_log_vocabulary_per_masked_token():
-    masked = jnp.array([[True, False, True, True], [False, False, False, True]])
-    corruption = Corruption(masked, jnp.array([4 / 3, 4.0]))
-    targets = jnp.array([[3, 4, 5, EOS], [3, EOS, EOS, EOS]])
-    loss = masked_cross_entropy(jnp.zeros((2, 4, 16)), targets, corruption)
-    np.testing.assert_allclose(loss, np.array([3 * (4 / 3), 1 * 4.0]) * math.log(16), rtol=1e-6)
-
-
 def test_loss_equals_a_loop_over_masked_tokens():
-    logits = jax.random.normal(jax.random.key(6), (3, 5, 16))
-    targets = jax.random.randint(jax.random.key(7), (3, 5), 0, 16)
+    params = init(jax.random.key(5), CFG)
+    prompt, valid = jax.random.randint(jax.random.key(6), (3, 2), 3, 16), jnp.ones((3, 2), bool)
+    completion = jax.random.randint(jax.random.key(7), (3, 5), 3, 16)
     corruption = mask_independently(jax.random.key(8), 3, 5)
-    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    tokens = jnp.concatenate([prompt, jnp.where(corruption.masked, MASK, completion)], axis=1)
+    log_probs = np.asarray(jax.nn.log_softmax(unembed(params, forward(params, tokens, jnp.ones((3, 7), bool), CFG), CFG)))
     by_hand = [
-        sum(-log_probs[b, i, targets[b, i]] for i in range(5) if corruption.masked[b, i]) * corruption.weight[b]
+        sum(-log_probs[b, 2 + i, completion[b, i]] for i in range(5) if corruption.masked[b, i]) * corruption.weight[b]
         for b in range(3)
     ]
-    np.testing.assert_allclose(masked_cross_entropy(logits, targets, corruption), by_hand, rtol=1e-5)
+    bounds = negative_bound(params, prompt, valid, completion, corruption, CFG)
+    np.testing.assert_allclose(bounds, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(sft_loss(params, prompt, valid, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5)
 
 
 def test_network_without_a_head_costs_log_vocabulary():

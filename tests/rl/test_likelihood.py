@@ -1,16 +1,12 @@
 import dataclasses
-import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
 from igpo_jax.rl.likelihood import (
-    HEAD,
     LOWEST_LEVEL,
     NOISE_LEVELS,
     GroupBatch,
@@ -18,13 +14,14 @@ from igpo_jax.rl.likelihood import (
     hidden_states,
     inner_masks,
     score,
-    token_scores,
 )
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.mesh import BATCH, put_rows
+from igpo_jax.runtime.mesh import put_rows
 
 MASK, EOS = 1, 2
-CFG = ModelConfig(vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+CFG = ModelConfig(
+    vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7
+)
 N, G, P_LENGTH, LENGTH = 8, 4, 5, 6
 MESHES = [(2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
 
@@ -61,36 +58,6 @@ def on_mesh(mesh, params, batch):
 
 
 # Log-probabilities and entropy
-
-
-@pytest.mark.parametrize("rows", [1, G])
-@pytest.mark.parametrize("chunk", [5, 1000])
-def test_token_scores_equal_a_log_softmax_over_the_vocabulary(rows, chunk, mesh_of):
-    mesh = mesh_of((2, 1, 4))
-    hidden = 3 * jax.random.normal(jax.random.key(0), (N, rows, LENGTH, 32))
-    head, targets = jax.random.normal(jax.random.key(1), (32, 24)), jnp.asarray(make_batch().completions)
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH))
-    )
-    def scores(hidden, head, targets):
-        return token_scores(hidden, head, targets, chunk, "tensor")
-
-    log_probs, entropy = scores(hidden, head, targets)
-    table = np.repeat(jax.nn.log_softmax(hidden @ head), G // rows, axis=1)
-    np.testing.assert_allclose(log_probs, np.take_along_axis(table, np.asarray(targets)[..., None], -1)[..., 0], atol=1e-4)
-    np.testing.assert_allclose(entropy, -np.sum(np.exp(table) * table, axis=-1), atol=1e-4)
-
-
-def test_token_scores_survive_huge_logits(mesh):
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH)))
-    def scores(hidden, head, targets):
-        return token_scores(hidden, head, targets, 4, "tensor")
-
-    log_probs, entropy = scores(jnp.full((1, 1, 2, 1), 1.0), jnp.array([[1e4, 1e4, 0.0]]), jnp.array([[[0, 2]]]))
-    np.testing.assert_allclose(log_probs, [[[-math.log(2), -1e4 - math.log(2)]]], rtol=1e-5)
-    np.testing.assert_allclose(entropy, math.log(2), rtol=1e-5)
 
 
 def test_mean_field_equals_a_row_per_completion(mesh):
@@ -130,7 +97,7 @@ def test_masked_scores_see_what_is_not_masked(mesh):
 
 @pytest.mark.parametrize("estimator", ["mean_field", "masked"])
 def test_scores_do_not_depend_on_the_mesh(estimator, mesh_of):
-    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, token_chunk=7)
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2)
 
     def scores_on(shape, parts=1):
         mesh = mesh_of(shape)

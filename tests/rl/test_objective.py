@@ -5,17 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.rl.likelihood import HEAD, GroupBatch, score, token_scores
+from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics, policy_terms
-from igpo_jax.runtime.mesh import BATCH, put_rows
+from igpo_jax.runtime.mesh import put_rows
 from igpo_jax.training import accumulate_gradients
 
-CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7)
 N, G, P_LENGTH, LENGTH = 8, 4, 5, 6
 SHAPES = [(2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
 
@@ -238,7 +235,7 @@ def test_groups_of_equal_rewards_have_no_gradient(mesh):
 
 @pytest.mark.parametrize("estimator", ["mean_field", "masked"])
 def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, mesh_of):
-    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, token_chunk=7)
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
     scores = jax.device_get(first(scores_of(old, reference, batch, objective, one)))
 
@@ -290,26 +287,3 @@ def test_gradient_accumulation_changes_nothing(mesh):
     expected = run(1)
     for microbatches in (2, 4):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(microbatches), expected)
-
-
-# Positions per chunk change memory, not values. 32 positions: some chunks divide them, some do not, some hold all.
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(chunk=st.integers(1, 40), seed=st.integers(0, 1000))
-def test_chunking_of_positions_changes_nothing(chunk, seed, mesh):
-    draw = np.random.default_rng(seed)
-    hidden, head = draw.normal(size=(4, 1, 8, 16)).astype(np.float32), draw.normal(size=(16, 12)).astype(np.float32)
-    targets = draw.integers(0, 12, (4, 3, 8))
-    weight = draw.normal(size=(2, *targets.shape)).astype(np.float32)
-
-    def run(chunk):
-        @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=P(BATCH))
-        def scores(hidden, head, targets):
-            return token_scores(hidden, head, targets, chunk, "tensor")
-
-        def value(hidden, head):
-            outputs = jnp.stack(scores(hidden, head, targets))
-            return jnp.sum(weight * outputs), outputs
-
-        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(hidden, head)
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(chunk), run(32))

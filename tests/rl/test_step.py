@@ -17,7 +17,7 @@ from igpo_jax.runtime.mesh import put_rows
 from igpo_jax.training import OptimizerConfig, create_state, make_optimizer, policy_params
 
 # No other test uses this vocabulary: none has compiled these programs before.
-CFG = ModelConfig(vocab_size=32, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32)
+CFG = ModelConfig(vocab_size=32, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=16)
 DECODE = DecodeConfig(completion_length=6, block_length=3, steps=4, temperature=1.0)
 N, G, P_LENGTH, LENGTH = 8, 2, 5, 6
 
@@ -43,7 +43,7 @@ def start(mesh, **optimizer):
 
 
 def test_each_program_is_compiled_once(mesh_of):
-    mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2, token_chunk=16)
+    mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2)
     reference, state, optimizer = start(mesh)
     update = make_update(optimizer, CFG, objective, mesh, microbatches=2)
     programs = {"sample": sample, "score": score, "update": update}

@@ -23,7 +23,7 @@ from igpo_jax.rl.step import make_update
 from igpo_jax.training import OptimizerConfig, compute_copy, create_state, make_optimizer, policy_params
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-MODEL = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=8, kv_heads=8, mlp_width=40)
+MODEL = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=8, kv_heads=8, mlp_width=40, head_chunk=16)
 LORA = LoraConfig(rank=3, alpha=6.0)
 N, G, LENGTH = 8, 4, 12
 
@@ -62,7 +62,7 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool):
         prompts_at_once=N // 2,
         normalize_advantages=False,
     )
-    objective = ObjectiveConfig(kl_coefficient=0.5, token_chunk=16)
+    objective = ObjectiveConfig(kl_coefficient=0.5)
     with jax.set_mesh(mesh):
         start, reference = created(mesh, 0), created(mesh, 1)
         frozen = start if adapters else None
@@ -161,7 +161,5 @@ def test_the_copy_that_acts_lies_where_the_parameters_lie_and_computes_the_same(
         for have, of in zip(jax.tree.leaves(copy), jax.tree.leaves(params), strict=True):
             assert have.dtype == jnp.bfloat16 and have.sharding.is_equivalent_to(of.sharding, of.ndim)
         assert compute_copy(params, MODEL, mesh) is params
-        from igpo_jax.model.transformer import forward, unembed
-
         run = jax.jit(lambda p: unembed(p, forward(p, jnp.arange(3, 19).reshape(2, 8), jnp.ones((2, 8), bool), cfg), cfg))
         np.testing.assert_array_equal(run(params), run(copy))

@@ -1,0 +1,75 @@
+"""Log-probabilities of tokens from hidden states; logits of [batch, length, vocabulary] never exist at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax.model.transformer import ModelConfig, Params, head_matrix, partition, project_to_vocabulary
+from igpo_jax.runtime.mesh import BATCH, make_mesh
+
+HEAD = partition(("embed", "vocab"))  # how the head comes into shard_map
+
+
+def token_log_probs(params: Params, hidden: jax.Array, targets: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Log-probabilities of targets, float32 [b, l], on the mesh in use; without one, on one device.
+
+    Args:
+        hidden: [b, l, d], b a multiple of data * fsdp. targets: int32 [b, l].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh.empty else mesh
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=P(BATCH))
+    def sharded(hidden, head, targets):
+        return token_scores(hidden[:, None], head, targets[:, None], cfg.head_chunk)[0][:, 0]
+
+    return sharded(hidden, head_matrix(params, cfg), targets)
+
+
+def token_scores(
+    hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of every completion token and entropy of its distribution. Runs inside `shard_map`.
+
+    The vocabulary lies over the mesh axis tensor; logits exist for `chunk` positions at a time, and the backward pass
+    recomputes them.
+
+    Args:
+        hidden: [n, r, l, d]. head: [d / size of fsdp, v / size of tensor], see `HEAD`. completions: int32 [n, g, l], g a
+            multiple of r.
+        chunk: positions per scan step.
+
+    Returns:
+        float32 [n, g, l] and float32 [n, g, l].
+    """
+    head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
+    n, r, length, width = hidden.shape
+    per_state = completions.shape[1] // r
+    states = hidden.reshape(-1, width)
+    targets = jnp.moveaxis(completions.reshape(n, r, per_state, length), 2, 3).reshape(-1, per_state)
+    count = states.shape[0]
+    chunk = min(chunk, count)
+    padding = -count % chunk
+    states, targets = (jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, chunk, x.shape[1]) for x in (states, targets))
+    offset = jax.lax.axis_index("tensor") * head.shape[1]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def score(states, targets):
+        logits = project_to_vocabulary(states, head)
+        highest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), "tensor")[:, None]
+        shifted = logits - highest
+        exponentials = jnp.exp(shifted)
+        total = jax.lax.psum(exponentials.sum(axis=-1), "tensor")
+        local = targets - offset
+        here = (local >= 0) & (local < head.shape[1])
+        picked = jnp.take_along_axis(shifted, jnp.clip(local, 0, head.shape[1] - 1), axis=-1)
+        log_probs = jax.lax.psum(jnp.where(here, picked, 0.0), "tensor") - jnp.log(total)[:, None]
+        mean_logit = jax.lax.psum((exponentials * shifted).sum(axis=-1), "tensor") / total
+        return log_probs, jnp.log(total) - mean_logit
+
+    _, (log_probs, entropy) = jax.lax.scan(lambda _, x: (None, score(*x)), None, (states, targets))
+    log_probs = log_probs.reshape(-1, per_state)[:count].reshape(n, r, length, per_state)
+    entropy = jnp.broadcast_to(entropy.reshape(-1)[:count].reshape(n, r, 1, length), (n, r, per_state, length))
+    return jnp.moveaxis(log_probs, 3, 2).reshape(completions.shape), entropy.reshape(completions.shape)
