@@ -35,6 +35,8 @@ class SFTConfig:
     corruption: str = "count"  # count | independent, see diffusion/corruption.py
     microbatches: int = 1
     checkpoint_every: int = 500  # updates
+    heldout: int = 0  # problems of the split that are not trained on, for the held-out loss
+    eval_every: int = 0  # updates between evaluations: the held-out loss, and test problems by generation; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +229,7 @@ def _check(settings: Settings) -> None:
         rl.rollout_slices >= 1 and rl.prompts % rl.rollout_slices == 0,
         f"rl.prompts={rl.prompts} is not a multiple of rl.rollout_slices={rl.rollout_slices}",
     )
+    require(sft.heldout >= 0 and sft.eval_every >= 0, "sft.heldout and sft.eval_every must not be negative")
     require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
     require(settings.seed >= 0, f"seed={settings.seed} must not be negative")

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.config import Settings
-from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays
+from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.evaluation.decoding import decode_completions
 from igpo_jax.model import lora
 from igpo_jax.model.checkpoints import copy_small_files, load_params, new_folder, stored_weight_map, write_safetensors
@@ -59,6 +59,7 @@ class Experiment:
     model: ModelConfig
     mesh: Mesh
     sft_data: SFTBatch | None
+    heldout: SFTBatch | None  # of the supervised split, not trained on; None: sft.heldout is 0
     rl_data: ProblemSet | None
     test_data: ProblemSet
     pool: RewardPool
@@ -191,6 +192,9 @@ def _with_data(
         exclude = settings.inpainting.exclude_answer
         return ProblemSet(*prompt_arrays(problems[split], tokenizer, **fit | options, exclude_answer=exclude))
 
+    sft_data, heldout = sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None, None
+    if sft_data is not None and settings.sft.heldout:
+        sft_data, heldout = _hold_out(sft_data, settings.sft.heldout, settings.seed)
     experiment = Experiment(
         workdir,
         settings,
@@ -198,7 +202,8 @@ def _with_data(
         tokenizer,
         model,
         mesh,
-        sft_data=sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None,
+        sft_data=sft_data,
+        heldout=heldout,
         rl_data=problem_set("rl") if "rl" in problems else None,
         test_data=problem_set("test", overflow="cut"),  # a test keeps all its problems
         pool=reward_pool(settings),
@@ -210,6 +215,14 @@ def _with_data(
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     return experiment
+
+
+def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
+    """What is trained on, in its order, and random problems that are not."""
+    if problems >= len(arrays.tokens):
+        raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
+    order = np.random.default_rng(seed).permutation(len(arrays.tokens))
+    return take_rows(arrays, np.sort(order[problems:])), take_rows(arrays, order[:problems])
 
 
 def run_tokenizer(workdir: pathlib.Path, settings: Settings) -> Tokenizer:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from igpo_jax import config as configuration
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import SFTBatch
+from igpo_jax.diffusion.corruption import Corruption
 from igpo_jax.diffusion.inpainting import inpaint
 from igpo_jax.diffusion.sampler import sample
 from igpo_jax.model import lora as lora_module
@@ -26,7 +27,7 @@ from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.chips import CHIPS, Chip, device_memory_gib
 from igpo_jax.runtime.hlo_cost import Cost, program_cost
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, slice_count
-from igpo_jax.sft import make_sft_update
+from igpo_jax.sft import heldout_bound, make_sft_update
 from igpo_jax.training import abstract_state, make_compute_cast, make_optimizer
 
 GIB = 2**30
@@ -144,15 +145,22 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
     sample_decode, eval_decode = settings.rollout_decode, settings.eval_decode
     in_rl, everything = rl.iterations > 0, training | {"policy": acting}
+    rows = settings.evaluation.batch_size
+    in_sft = sft.updates > 0 and sft.eval_every > 0
+    supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": frozen})
     found = [
         Program("sample", sample, sampling(at_once * g, sample_decode), training, in_rl, rl.rollout_slices),
         Program("inpaint", inpaint, (key, *hints, g, settings.inpainting), everything, in_rl),
         Program("score", score, scoring, training, in_rl, 1),
         Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
-        Program("evaluate", sample, sampling(settings.evaluation.batch_size, eval_decode), training, in_rl),
+        Program("evaluate", sample, sampling(rows, eval_decode), training if in_rl else supervised, in_rl or in_sft),
     ]
     if copied:
-        found.insert(0, Program("cast", make_compute_cast(model, mesh), (state.params,), training, in_rl, 1))
+        found.insert(0, Program("cast", make_compute_cast(model, mesh), (state.params,), training if in_rl else supervised, in_rl or in_sft, 1))
+    if in_sft and sft.heldout:
+        masks = Corruption(array((rows, length), jnp.bool_), array((rows,), jnp.float32))
+        arguments = (acting, *prompts(rows), tokens(rows, length), masks, model)
+        found.insert(0, Program("heldout", heldout_bound, arguments, supervised, True))
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, frozen), {}, sft.updates > 0))
     return found

@@ -4,22 +4,24 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from igpo_jax.data.pipeline import SFTBatch, batches
-from igpo_jax.diffusion.corruption import CORRUPTIONS, sft_loss
+from igpo_jax.data.pipeline import SFTBatch, batches, cut_to_bucket, take_rows
+from igpo_jax.diffusion.corruption import CORRUPTIONS, HELDOUT_LEVELS, heldout_metric, mask_share, negative_bound, sft_loss
 from igpo_jax.experiment import Experiment
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import fetch, put_rows
-from igpo_jax.runtime.metrics import MetricsWriter, device_memory, progress
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
     TrainState,
     abstract_state,
     accumulate_gradients,
+    acting_policy,
     apply_gradients,
     check_finite,
     create_state,
@@ -60,13 +62,42 @@ def make_sft_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
 
 
+# params, prompts, valid, completions, Corruption, config -> the bound of every row, float32 [b]
+heldout_bound = jax.jit(negative_bound, static_argnums=5)
+
+
+def heldout_losses(experiment: Experiment, params: Params, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """The loss of the problems that are held out, per masked token, at every share of `HELDOUT_LEVELS`, and their mean.
+    The masks are always the same, so that evaluations of a run can be compared, and runs with one another.
+
+    Args:
+        pause: called after every batch, on all processes; may raise.
+    """
+    settings, mesh = experiment.settings, experiment.mesh
+    heldout, size = cut_to_bucket(experiment.heldout, settings.data.prompt_buckets), settings.evaluation.batch_size
+    total, length = heldout.completion.shape
+    noise = np.random.default_rng(settings.seed).random((total, length))
+    ranks = noise.argsort(axis=1).argsort(axis=1).astype(np.int32)
+    found = np.zeros((len(HELDOUT_LEVELS), total))
+    for begin in range(0, total, size):
+        rows = np.minimum(np.arange(begin, begin + size), total - 1)  # the last batch is filled up with repeats
+        batch = put_rows(take_rows(heldout, rows), mesh)
+        for level, share in enumerate(HELDOUT_LEVELS):
+            corruption = put_rows(mask_share(ranks[rows], share), mesh)
+            found[level, rows] = fetch(heldout_bound(params, *jax.tree.leaves(batch), corruption, experiment.model))
+        pause()
+    losses = found.mean(axis=1)
+    at = {heldout_metric(share): loss for share, loss in zip(HELDOUT_LEVELS, losses, strict=True)}
+    return {"heldout/loss": losses.mean(), **at}
+
+
 def run_sft(
     experiment: Experiment, checkpoints: Checkpoints, should_stop: Callable[[], bool]
 ) -> tuple[Params | None, Params | None]:
     """Trains from the newest checkpoint, or from the start, to the end of the stage.
 
     Args:
-        should_stop: asked before every update.
+        should_stop: asked before every update, and between the batches of an evaluation.
 
     Returns:
         The frozen parameters, None without adapters; and what was trained, all parameters or adapters: without this stage
@@ -89,38 +120,57 @@ def run_sft(
         start = experiment.initial_adapters() if lora else experiment.initial_params()
         done, state = 0, create_state(start, optimizer, model, mesh, lora)
         del start
-    if done == total:
-        return frozen, state.params
+    every, evaluated = settings.sft.eval_every, is_logged(experiment.workdir, done, "sft", "eval/accuracy")
+    if done == total and (evaluated or not every):
+        return frozen, state.params  # and the log stays as it is: the RL stage may have begun
 
     order = batches(experiment.sft_data, settings.sft.batch_size, settings.seed, settings.data.prompt_buckets)
     update = make_sft_update(optimizer, model, settings.sft.corruption, settings.sft.microbatches, mesh, lora)
     learning_rate = settings.sft_optimizer.learning_rate_at(total)
+
+    def pause() -> None:
+        if should_stop():
+            checkpoints.save_and_stop(done, state, key)
+
+    def evaluate() -> dict[str, float]:
+        watch = Stopwatch()
+        with watch.measure("time/total"):
+            policy = acting_policy(state.params, frozen, model, mesh, lora)
+            found = {} if experiment.heldout is None else heldout_losses(experiment, policy, pause)
+            found["eval/accuracy"] = experiment.accuracy(policy, pause)
+        return found | {"eval/problems": len(experiment.test_data.problems)} | watch.seconds
+
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
-        while done < total:
-            until = min(total, _next_multiple(done, LOG_EVERY), _next_multiple(done, settings.sft.checkpoint_every))
+        while True:
+            if every and not evaluated and (done in (0, total) or done % every == 0):
+                log.write(done, "sft", evaluate())
+            regular = done == total or (done > 0 and done % settings.sft.checkpoint_every == 0)
+            if regular and done not in checkpoints.steps():
+                checkpoints.save(done, state, key)
+            if done == total:
+                break
+            until = min(_next_multiple(done, n) for n in (LOG_EVERY, settings.sft.checkpoint_every, every) if n)
+            until = min(until, total)
             watch = Stopwatch()
             with watch.measure("time/total"):
                 losses = []
-                for step in range(done, until):
-                    if should_stop():
-                        checkpoints.save_and_stop(step, state, key)
-                    batch = put_rows(order[step], mesh)
-                    state, statistics = update(state, batch, jax.random.fold_in(key, step), frozen)
+                for done in range(done, until):
+                    pause()
+                    batch = put_rows(order[done], mesh)
+                    state, statistics = update(state, batch, jax.random.fold_in(key, done), frozen)
                     losses.append(statistics["sft/loss"])
                 statistics = fetch({**statistics, "sft/loss": jnp.mean(jnp.stack(losses))})
-            seconds_per_update = watch.seconds["time/total"] / (until - done)
+            seconds_per_update = watch.seconds["time/total"] / len(losses)
             statistics |= watch.seconds | device_memory() | {
                 "sft/learning_rate": float(learning_rate(until - 1)),
                 "time/step": seconds_per_update,
                 "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
             }
-            bar.update(until - done)
+            bar.update(len(losses))
             bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
-            done = until
+            done, evaluated = until, False
             log.write(done, "sft", statistics)
             check_finite(statistics, ("sft/loss", "sft/grad_norm"), done, checkpoints.folder)
-            if done == total or done % settings.sft.checkpoint_every == 0:
-                checkpoints.save(done, state, key)
     checkpoints.wait()
     return frozen, state.params
 

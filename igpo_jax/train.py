@@ -50,8 +50,8 @@ def main(_):
     if jax.process_index() == 0:
         result = json.loads(write_result(experiment).read_text())
         write_report(experiment.workdir)
-        shown = ("before_rl", "after_rl", "rl_start", "wall_seconds")
-        print(json.dumps({key: result[key] for key in shown if key in result}, indent=2))
+        shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
+        print(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2))
         print(f"report: {experiment.workdir / 'report.html'}")
 
 

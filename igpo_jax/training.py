@@ -89,6 +89,11 @@ def compute_copy(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
     return make_compute_cast(model, mesh)(params)
 
 
+def acting_policy(trained: Params, frozen: Params | None, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None) -> Params:
+    """The network as it samples and is scored."""
+    return policy_params(trained if lora else compute_copy(trained, model, mesh), frozen, lora)
+
+
 def make_compute_cast(model: ModelConfig, mesh: Mesh):
     """The compiled cast of all parameters to the compute dtype."""
 

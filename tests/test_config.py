@@ -154,8 +154,14 @@ def test_what_does_not_divide_over_the_devices_is_named(changes, words, tmp_path
 def test_fewer_problems_than_a_batch_is_found_out_at_once(stage, tmp_path):
     """Not when the stage begins, which may be hours later."""
     key = {"sft": "sft.batch_size", "rl": "rl.prompts"}[stage]
-    message = error_of(tiny(**{f"task__{stage}_problems": 7}), tmp_path / "run")
+    message = error_of(tiny(sft__heldout=0, **{f"task__{stage}_problems": 7}), tmp_path / "run")
     assert "7 problems" in message and key in message
+
+
+def test_more_problems_held_out_than_there_are(tmp_path):
+    assert error_of(tiny(task__sft_problems=48), tmp_path / "run") == (
+        "sft.heldout=48 leaves none of the 48 problems to train on"
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])

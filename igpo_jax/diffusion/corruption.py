@@ -1,9 +1,11 @@
 """The forward process and the supervised loss of masked diffusion (LLaDA; igpo_method.md section 1)."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from igpo_jax.model.transformer import ModelConfig, Params, forward
 from igpo_jax.model.vocabulary import token_log_probs
@@ -42,6 +44,24 @@ def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
     k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (rows, length)), axis=-1), axis=-1)
     return Corruption(rank < k[:, None], length / k)
+
+
+HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # shares of a completion that are masked
+
+
+def mask_share(rank: np.ndarray, share: float) -> Corruption:
+    """The grid of the held-out loss: of every completion the same share, weighted so that the bound is a mean per masked token.
+
+    Args:
+        rank: int32 [b, l], each row a permutation of 0..l-1; what a small share masks, a larger one masks, too.
+        share: in (0, 1].
+    """
+    k = math.ceil(rank.shape[1] * share)
+    return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
+
+
+def heldout_metric(share: float) -> str:
+    return f"heldout/loss_at_{share}"
 
 
 CORRUPTIONS = {"independent": mask_independently, "count": mask_count}

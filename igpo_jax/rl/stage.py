@@ -13,12 +13,12 @@ from igpo_jax.rl.likelihood import score
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.distributed import everywhere
 from igpo_jax.runtime.mesh import fetch
-from igpo_jax.runtime.metrics import MetricsWriter, device_memory, progress
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
     abstract_state,
+    acting_policy,
     check_finite,
     compute_copy,
     create_state,
@@ -79,8 +79,7 @@ def run_rl(
     )
 
     def acting() -> Params:
-        """The policy as it samples and is scored."""
-        return policy_params(state.params if lora else compute_copy(state.params, model, mesh), frozen, lora)
+        return acting_policy(state.params, frozen, model, mesh, lora)
 
     def pause() -> None:
         """What is under way, which may have taken minutes, is made again."""
@@ -103,7 +102,8 @@ def run_rl(
 
     log = MetricsWriter(experiment.workdir, step_of(done), starting=None if done else "rl")
     with log, progress(rl.iterations, done, "RL") as bar:
-        evaluated = everywhere(log.has(step_of(done), "eval/accuracy"))[0]  # a run may have been stopped amid an evaluation
+        # A run may have been stopped amid an evaluation.
+        evaluated = is_logged(experiment.workdir, step_of(done), "rl", "eval/accuracy")
         while True:
             accuracy = None
             if evaluation_is_due() and not evaluated:

@@ -15,6 +15,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from igpo_jax.runtime.distributed import everywhere
 from igpo_jax.runtime.files import write_whole
 
 
@@ -26,13 +27,12 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
-        self._files, self._kept = {}, []
+        self._files = {}
         if jax.process_index():
             return
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             path = workdir / name
-            rows = _rewind(path, step, starting)
-            self._kept = self._kept or rows
+            _rewind(path, step, starting)
             self._files[name] = path.open("a", encoding="utf-8")
         self._open_events = functools.partial(
             SummaryWriter, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
@@ -48,10 +48,6 @@ class MetricsWriter:
                 file.close()
             if self._events is not None:
                 self._events.close()
-
-    def has(self, step: int, name: str) -> bool:
-        """Whether an earlier process has logged this metric at this step; process 0 knows."""
-        return any(row["step"] == step and name in row for row in self._kept)
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -90,6 +86,14 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
+    """Whether this metric has been logged at this step of the stage; process 0 decides, all know."""
+    found = jax.process_index() == 0 and any(
+        (row["step"], row["stage"]) == (step, stage) and name in row for row in read_rows(workdir / "metrics.jsonl")
+    )
+    return bool(everywhere(found)[0])
+
+
 def device_memory() -> dict[str, float]:
     """GiB that this process's fullest device has in use, and had at most; nothing where the backend does not say (CPUs)."""
     known = [statistics for device in jax.local_devices() if (statistics := device.memory_stats())]
@@ -105,10 +109,9 @@ def progress(total: int, done: int, description: str, **options):
     return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=disable, **options)
 
 
-def _rewind(path: pathlib.Path, step: int, starting: str | None) -> list[dict[str, Any]]:
+def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
     def keep(row: dict[str, Any]) -> bool:
         return row["step"] <= step and (starting is None or row.get("stage") != starting)
 
     rows = [row for row in read_rows(path) if keep(row)]
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return rows

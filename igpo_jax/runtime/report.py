@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
 from igpo_jax.evaluation.statistics import wilson
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
@@ -101,7 +102,18 @@ POLICY = (
         (Series("policy/ratio_mean", "ratio", BLUE),),
     ),
 )
+SHADES = ("#c6dbef", "#a6c8e4", "#84b3da", "#629dcd", "#4586bd", "#2f6ea8", "#1f568c", "#123f6d")
 SUPERVISED = (
+    Panel(
+        "Held-out loss",
+        "Per masked token of held-out solutions, by the share that is masked.",
+        "sft",
+        tuple(
+            Series(heldout_metric(share), f"{100 * share:g}%", color)
+            for share, color in zip(HELDOUT_LEVELS, SHADES, strict=True)
+        ),
+        noisy=False,
+    ),
     Panel("Loss", "Masked-diffusion loss on demonstrations.", "sft", (Series("sft/loss", "loss", BLUE),)),
     Panel("Gradient norm", "Before clipping.", "sft", (Series("sft/grad_norm", "norm", BLUE),)),
     Panel(

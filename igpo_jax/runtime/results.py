@@ -14,6 +14,7 @@ from igpo_jax.experiment import Experiment
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.metrics import read_rows
 
+STAGES = ("sft", "rl")
 START = 4  # rollouts that count as the start of the RL stage
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
@@ -46,7 +47,7 @@ def decoding(experiment: Experiment) -> dict:
 def summarise(experiment: Experiment) -> dict:
     """The run's numbers, from its own log."""
     rows = read_rows(experiment.workdir / "metrics.jsonl")
-    evaluations = [row for row in rows if "eval/accuracy" in row]
+    evaluations = {stage: [row for row in rows if row["stage"] == stage and "eval/accuracy" in row] for stage in STAGES}
     rollouts = [row for row in rows if "reward/first_try" in row]
 
     def mean(rows, name):
@@ -62,9 +63,13 @@ def summarise(experiment: Experiment) -> dict:
         "inpainting": experiment.settings.inpainting.enabled,
         "fingerprint": experiment.fingerprint,
         "updates": max((row["step"] for row in rows), default=0),
-        "before_rl": accuracy_of(evaluations[0]) if evaluations else None,
-        "after_rl": accuracy_of(evaluations[-1]) if evaluations else None,
+        "after_sft": accuracy_of(evaluations["sft"][-1]) if evaluations["sft"] else None,
+        "before_rl": accuracy_of(evaluations["rl"][0]) if evaluations["rl"] else None,
+        "after_rl": accuracy_of(evaluations["rl"][-1]) if evaluations["rl"] else None,
     }
+    losses = [row["heldout/loss"] for row in rows if "heldout/loss" in row]
+    if losses:
+        result["heldout_loss"] = {"first": losses[0], "last": losses[-1]}
     if rollouts:
         for name, part in (("rl_start", rollouts[:START]), ("rl_end", rollouts[-START:])):
             result[name] = {
@@ -74,9 +79,8 @@ def summarise(experiment: Experiment) -> dict:
                 "rescue_rate": rescue_rate(part),
                 "reward_first_try": mean(part, "reward/first_try"),
             }
-    stages = ("sft", "rl")
     result["wall_seconds"] = {
-        stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in stages
+        stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in STAGES
     }
     return result | {"decode": decoding(experiment)} | environment()
 

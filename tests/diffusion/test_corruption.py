@@ -8,10 +8,12 @@ import pytest
 
 from igpo_jax.diffusion.corruption import (
     CORRUPTIONS,
+    HELDOUT_LEVELS,
     MIN_NOISE,
     Corruption,
     mask_count,
     mask_independently,
+    mask_share,
     negative_bound,
     sft_loss,
     stratified_uniform,
@@ -147,3 +149,28 @@ def test_gradient_reaches_the_prompt_but_not_masked_targets():
 
     touched = np.abs(gradient(params)["embedding"]).sum(axis=1) > 0
     assert set(np.flatnonzero(touched)) == {5, 6, MASK, 8}
+
+
+def test_the_grid_of_the_held_out_loss_masks_more_and_more_of_the_same():
+    rank = np.stack([np.random.default_rng(row).permutation(11) for row in range(3)]).astype(np.int32)
+    before = np.zeros((3, 11), bool)
+    for share in HELDOUT_LEVELS:
+        masked, weight = mask_share(rank, share)
+        assert (masked.sum(axis=1) == math.ceil(11 * share)).all()
+        np.testing.assert_allclose(weight * masked.sum(axis=1), 1, rtol=1e-6)
+        assert (masked | ~before).all()
+        before = masked
+    assert before.all()
+
+
+def test_the_held_out_loss_is_the_mean_cross_entropy_of_the_masked_tokens():
+    params = init(jax.random.key(0), CFG)
+    prompt, completion = np.array([[3, 4]]), np.array([[5, 3, 2, 2]])
+    rank = np.array([[2, 0, 3, 1]])
+    corruption = mask_share(rank, 0.5)
+    noisy = np.array([[3, 4, 5, CFG.mask_id, 2, CFG.mask_id]])
+    hidden = forward(params, noisy, np.ones((1, 6), bool), CFG)
+    log_probs = jax.nn.log_softmax(unembed(params, hidden, CFG))[0, 2:]
+    expected = -(log_probs[1, 3] + log_probs[3, 2]) / 2
+    found = negative_bound(params, prompt, np.ones((1, 2), bool), completion, corruption, CFG)
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)

@@ -4,8 +4,10 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 
+from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
 
@@ -50,15 +52,27 @@ def test_the_result_says_what_was_measured_and_how(finished):
 
 def test_one_step_counter_over_both_stages(finished):
     rows = read_rows(finished / "metrics.jsonl")
-    supervised = [row["step"] for row in rows if row["stage"] == "sft"]
+    supervised = [row["step"] for row in rows if "sft/loss" in row]
     rollouts = [row["step"] for row in rows if "reward/first_try" in row]
     evaluations = [row["step"] for row in rows if "eval/accuracy" in row]
     assert supervised == list(range(20, UPDATES + 1, 20))
     assert rollouts == [UPDATES + INNER_STEPS * i for i in range(1, ITERATIONS + 1)]
-    assert evaluations == [UPDATES + INNER_STEPS * i for i in (0, 2, 4, 6)]
+    assert evaluations == [0, 100, UPDATES] + [UPDATES + INNER_STEPS * i for i in (0, 2, 4, 6)]
     assert len(rows) == len(supervised) + len(rollouts) + len(evaluations)
     assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
     assert {row["step"] for row in read_rows(finished / "rollouts.jsonl")} == set(rollouts)
+
+
+def test_the_held_out_loss_falls_at_every_level(finished):
+    rows = [row for row in read_rows(finished / "metrics.jsonl") if "heldout/loss" in row]
+    assert [row["step"] for row in rows] == [0, 100, UPDATES]
+    for share in HELDOUT_LEVELS:
+        first, *_, last = (row[heldout_metric(share)] for row in rows)
+        assert last < first
+    for row in rows:
+        assert row["heldout/loss"] == pytest.approx(np.mean([row[heldout_metric(share)] for share in HELDOUT_LEVELS]))
+    assert result(finished)["heldout_loss"] == {"first": rows[0]["heldout/loss"], "last": rows[-1]["heldout/loss"]}
+    assert "Held-out loss" in (finished / "report.html").read_text("utf-8")
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(command, finished, tmp_path):

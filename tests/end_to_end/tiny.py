@@ -14,7 +14,7 @@ def get_config():
         decode.update({"completion_length": 16, "block_length": 8, "steps": 8})
     config.sampler.temperature = 0.7
     config.evaluation.update({"problems": 16, "batch_size": 8})
-    config.sft.update({"updates": 200, "batch_size": 64, "checkpoint_every": 20})
+    config.sft.update({"updates": 200, "batch_size": 64, "checkpoint_every": 20, "heldout": 48, "eval_every": 100})
     config.sft.optimizer.update({"learning_rate": 2e-2, "warmup_steps": 5})
     config.rl.update({"iterations": 6, "prompts": 8, "group_size": 8})
     config.rl.update({"checkpoint_every": 1, "eval_every": 2, "show_every": 1})
