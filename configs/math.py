@@ -1,19 +1,26 @@
-"""IGPO on LLaDA-8B-Instruct with the paper's RL settings (arXiv 2509.10396; igpo_jax follows the released launcher).
+"""IGPO on LLaDA-8B-Instruct with the RL settings of the paper's code (arXiv 2509.10396; what the paper says goes first).
 
-    python -m igpo_jax.train --config=math.py --config.model.path=LLaDA-8B-Instruct --config.task.train_path=...
+    python -m igpo_jax.train --config=math.py --config.model.path=LLaDA-8B-Instruct \\
+        --config.task.rl=metamath:MetaMathQA-395K.json --config.task.test=math:math500_test.jsonl
     python -m igpo_jax.plan --config=math.py --topology=v5e:2x4
 
-`math.py` and `math.py:lora` train adapters of rank 128 (from 8 chips of 16 GB); `math.py:full` trains all parameters
-(from 16). The problems are GSM8K's.
+lora: adapters of rank 128, from 8 chips of 16 GB (the default). full: all parameters, from 16 such chips.
+illada: adapters of iLLaDA-8B-Instruct.
+ref: what the released code computes where it differs from the paper, answers in the hints and all, to compare numbers with.
+    Not copied: dropout, global reseeding, drawing the mask token, ending blocks with the whole batch.
+smoke: every stage with few steps, for a small model folder: a check of data, folder and machine, in minutes on a CPU.
 """
 
 from igpo_jax.config import base_config
+from igpo_jax.model.lora import REF_TARGETS
 from igpo_jax.tasks import math
+
+VARIANTS = ("lora", "full", "illada", "ref", "smoke")
 
 
 def get_config(variant="lora"):
-    if variant not in ("lora", "full"):
-        raise ValueError(f"math.py has no variant {variant!r}; there are: lora, full")
+    if variant not in VARIANTS:
+        raise ValueError(f"math.py has no variant {variant!r}; there are: {', '.join(VARIANTS)}")
     config = base_config(
         **math.defaults(rl="metamath:data/MetaMathQA-395K.json", test="math:data/math500_test.jsonl")
     )
@@ -26,7 +33,30 @@ def get_config(variant="lora"):
     config.sft.optimizer.update({"learning_rate": 1e-5, "first_moment_dtype": "bfloat16"})
     config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_slices": 8, "checkpoint_every": 5})
     config.rl.optimizer.update({"learning_rate": 5e-7, "warmup_steps": 50, "first_moment_dtype": "bfloat16"})
-    if variant == "lora":
+    if variant != "full":
         config.model.param_dtype = "bfloat16"
         config.lora.update({"rank": 128, "alpha": 64.0})
+    if variant == "illada":
+        config.model.path = "iLLaDA-8B-Instruct"
+    if variant == "ref":
+        config.task.update(
+            {"prompt": math.RELEASED_PROMPT, "demonstration": math.RELEASED_DEMONSTRATION, "released": True}
+        )
+        config.inpainting.update({"exclude_answer": False, "round_up": True, "stretch": True, "by_completion": True})
+        config.reward.update({"scale": 3.0, "format": True, "after_eos": True})
+        config.objective.released = True
+        config.lora.targets = REF_TARGETS
+        config.rl.iterations = 2330  # ten epochs, over which the learning rate falls; the curves that are shown end at 360
+        config.rl.optimizer.schedule = "linear"
+    if variant == "smoke":
+        config.task.sft = "openr1:data/OpenR1-Math-220k.parquet"
+        config.model.update({"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"})
+        config.lora.update({"rank": 8, "alpha": 4.0})
+        config.data.prompt_buckets = (256, 640)
+        for decode in (config.sampler, config.evaluation):
+            decode.update({"completion_length": 64, "block_length": 32, "steps": 8})
+        config.evaluation.update({"problems": 16, "batch_size": 8})
+        config.sft.update({"updates": 20, "batch_size": 8, "checkpoint_every": 10, "heldout": 8, "eval_every": 10})
+        config.rl.update({"iterations": 2, "prompts": 8, "group_size": 4, "rollout_slices": 1})
+        config.rl.update({"checkpoint_every": 1, "eval_every": 0, "show_every": 1})
     return config

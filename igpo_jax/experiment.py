@@ -29,7 +29,7 @@ from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.pool import RewardPool
-from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.problem import Problem, fingerprint
 from igpo_jax.tasks.released import format_reward
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
@@ -55,6 +55,7 @@ class Experiment:
     workdir: pathlib.Path
     settings: Settings
     fingerprint: str  # of the configuration
+    data: dict[str, str]  # fingerprints of the splits that are used
     tokenizer: Tokenizer
     model: ModelConfig
     mesh: Mesh
@@ -147,24 +148,29 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
         mesh = make_mesh(**settings.mesh)
         written = _check_workdir(workdir, wanted)
         new = jax.process_index() == 0 and written is None
-        problems = _load_problems(settings)
+        problems = load_problems(settings)
+        data = {split: fingerprint(of) for split, of in problems.items()}
+        _check_data(workdir, data)
         if new:
             workdir.mkdir(parents=True, exist_ok=True)
             if not settings.model["path"]:
-                taught = problems.get("sft", problems.get("rl"))
-                texts = (text for p in taught for text in (p.question, p.demonstration, p.trace))
-                kind, vocab_size = settings.tokenizer.kind, settings.tokenizer.vocab_size
-                train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=vocab_size)
+                train_tokenizer(problems, workdir, settings)
     check_shared(workdir)
     with failing_together():
-        experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems)
-    if jax.process_index() == 0 and written != wanted:
-        write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
+        experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems, data)
+    if jax.process_index() == 0:
+        write_whole(workdir / "data.json", json.dumps(data, indent=2))
+        if written != wanted:
+            write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
 
 
-def _load_problems(settings: Settings) -> dict[str, list[Problem]]:
-    """The problems of the splits that the run uses."""
+def load_problems(settings: Settings) -> dict[str, list[Problem]]:
+    """The problems of the splits that the run uses.
+
+    Raises:
+        ValueError: data that cannot be used; names file and line.
+    """
     task = load_task(settings.task.name)
     stages = {"sft": settings.sft.updates > 0, "rl": settings.rl.iterations > 0, "test": True}
     problems = {split: task.load(settings.task, split, settings.seed) for split, used in stages.items() if used}
@@ -174,8 +180,21 @@ def _load_problems(settings: Settings) -> dict[str, list[Problem]]:
     return problems
 
 
+def train_tokenizer(problems: dict[str, list[Problem]], workdir: pathlib.Path, settings: Settings) -> None:
+    """Writes tokenizer.model, of the text of the first stage."""
+    taught = problems.get("sft", problems.get("rl"))
+    texts = (text for p in taught for text in (p.question, p.demonstration, p.trace))
+    kind, vocab_size = settings.tokenizer.kind, settings.tokenizer.vocab_size
+    train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=vocab_size)
+
+
 def _with_data(
-    workdir: pathlib.Path, settings: Settings, fingerprint: str, mesh: Mesh, problems: dict[str, list[Problem]]
+    workdir: pathlib.Path,
+    settings: Settings,
+    config_fingerprint: str,
+    mesh: Mesh,
+    problems: dict[str, list[Problem]],
+    data: dict[str, str],
 ) -> Experiment:
     """The experiment, its problems as arrays."""
     tokenizer = run_tokenizer(workdir, settings)
@@ -198,7 +217,8 @@ def _with_data(
     experiment = Experiment(
         workdir,
         settings,
-        fingerprint,
+        config_fingerprint,
+        data,
         tokenizer,
         model,
         mesh,
@@ -354,6 +374,18 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
     return configuration.from_json(json.loads(written.read_text()))
+
+
+def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
+    """That the run goes on with the problems that it began with."""
+    file = workdir / "data.json"
+    written = json.loads(file.read_text()) if file.is_file() else {}
+    changed = [split for split, value in data.items() if written.get(split, value) != value]
+    if changed:
+        raise ValueError(
+            f"{workdir}: the run began with other problems in the split {', '.join(changed)} ({file.name}); give the same "
+            "data to continue that run, or another --workdir"
+        )
 
 
 def _check_workdir(workdir: pathlib.Path, wanted: dict) -> dict | None:

@@ -58,7 +58,8 @@ def main(_):
 def train(experiment: Experiment) -> None:
     """All stages, each from its newest checkpoint."""
     settings, should_stop = experiment.settings, preemption.listen()
-    options = {"keep": settings.checkpoints_kept, "fingerprint": experiment.fingerprint}
+    identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
+    options = {"keep": settings.checkpoints_kept, "identity": identity}
     with jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
             frozen, start = run_sft(experiment, saved, should_stop)

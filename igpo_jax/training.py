@@ -18,11 +18,11 @@ from igpo_jax.runtime.mesh import replicated, split_rows
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping by global norm, a linear warm-up, then a constant or cosine schedule."""
+    """AdamW with clipping by global norm, a linear warm-up, then the schedule."""
 
     learning_rate: float
     warmup_steps: int = 50
-    schedule: str = "constant"  # constant | cosine (to 5 % of the peak at the stage's last update)
+    schedule: str = "constant"  # constant | cosine | linear, to 5 % and to 0 of the peak at the stage's last update
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.1
@@ -30,8 +30,8 @@ class OptimizerConfig:
     first_moment_dtype: str = "float32"  # float32 | bfloat16: two bytes per parameter less
 
     def __post_init__(self):
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule={self.schedule!r} is neither 'constant' nor 'cosine'")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f"schedule={self.schedule!r} is none of constant, cosine, linear")
         # Written so that NaN is refused, too.
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.warmup_steps >= 0):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
@@ -45,8 +45,11 @@ class OptimizerConfig:
         warmup = optax.linear_schedule(
             self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps
         )
+        decay = max(updates - self.warmup_steps, 1)
         if self.schedule == "cosine":
-            rest = optax.cosine_decay_schedule(self.learning_rate, max(updates - self.warmup_steps, 1), alpha=0.05)
+            rest = optax.cosine_decay_schedule(self.learning_rate, decay, alpha=0.05)
+        elif self.schedule == "linear":
+            rest = optax.linear_schedule(self.learning_rate, 0.0, decay)
         else:
             rest = optax.constant_schedule(self.learning_rate)
         return optax.join_schedules([warmup, rest], [self.warmup_steps])

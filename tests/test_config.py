@@ -108,7 +108,7 @@ def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
         ({"sft__updates": -1}, ["sft.updates"]),
         ({"sft__checkpoint_every": 0}, ["sft.checkpoint_every=0"]),
         ({"sft__corruption": "none"}, ["sft.corruption='none'", "count", "independent"]),
-        ({"sft__optimizer__schedule": "linear"}, ["config.sft", "schedule='linear'", "cosine"]),
+        ({"sft__optimizer__schedule": "steps"}, ["config.sft", "schedule='steps'", "linear"]),
         ({"rl__optimizer__learning_rate": 0.0}, ["config.rl", "learning_rate", "positive"]),
         ({"data__prompt_buckets": ()}, ["data.prompt_buckets=()"]),
         ({"data__prompt_buckets": (9, 4)}, ["data.prompt_buckets=(9, 4)", "ascending"]),
@@ -315,6 +315,19 @@ def test_the_same_configuration_opens_its_folder_again(tmp_path):
     assert read.fingerprint == first.fingerprint and read.settings.data == first.settings.data
 
 
+def test_a_run_does_not_go_on_with_other_data(gsm8k_file, tmp_path):
+    workdir = tmp_path / "run"
+    first = open_experiment(gsm8k(gsm8k_file), workdir)
+    assert first.data == json.loads((workdir / "data.json").read_text()) and set(first.data) == {"sft", "rl", "test"}
+    lines = gsm8k_file.read_text("utf-8").splitlines(keepends=True)
+    gsm8k_file.write_text("".join(lines[:-1] + [lines[-1].replace("5", "6")]), "utf-8")
+    before = contents(workdir)
+    assert "the run began with other problems in the split sft, rl" in message_of(gsm8k(gsm8k_file), workdir)
+    assert contents(workdir) == before
+    gsm8k_file.write_text("".join(lines), "utf-8")
+    assert open_experiment(gsm8k(gsm8k_file), workdir).data == first.data
+
+
 def test_a_folder_without_a_run_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="holds no run: it has no config.json"):
         read_config(tmp_path)
@@ -327,13 +340,20 @@ def test_a_folder_without_a_run_is_not_read(tmp_path):
 RUNS = sorted({path.name for path in CONFIGS.glob("*.py")} - {"evaluate_math.py"})  # which is no run's
 
 
+VARIANTS = {
+    "gsm8k.py": ("smoke", "llada"),
+    "math.py": ("lora", "full", "illada", "ref", "smoke"),
+    "sft_math.py": ("lora", "full"),
+}
+
+
 @pytest.mark.parametrize("file", RUNS)
 def test_every_configuration_of_the_repository_is_valid(file):
     get_config = runpy.run_path(str(CONFIGS / file))["get_config"]
-    variants = {"gsm8k.py": ("smoke", "llada"), "math.py": ("lora", "full")}.get(file, ())
+    variants = VARIANTS.get(file, ())
     for variant in [(), *((name,) for name in variants)]:
         settings = configuration.parse(get_config(*variant))
-        assert settings.rl.iterations > 0
+        assert settings.rl.iterations + settings.sft.updates > 0
         assert settings.sft.updates > 0 or settings.model["path"]
     with pytest.raises((ValueError, TypeError)):
         get_config("nonsense")
@@ -356,7 +376,7 @@ def test_an_unknown_config_file_lists_the_known_ones(name):
     with pytest.raises(ValueError) as raised:
         configuration.resolve_config_path(name)
     assert repr(name.partition(":")[0]) in str(raised.value)
-    assert "arithmetic.py, evaluate_math.py, gsm8k.py, math.py" in str(raised.value)
+    assert "arithmetic.py, evaluate_math.py, gsm8k.py, math.py, sft_math.py" in str(raised.value)
 
 
 def leaves(config: dict, prefix: str = ""):

@@ -69,7 +69,7 @@ def prompt_arrays(
     for problem in problems:
         # Hints beyond the completion's end fall away; so the trace may be longer.
         trace, offsets = (part[:completion_length] for part in tokenizer.encode_with_offsets(problem.trace))
-        question = _question(problem, tokenizer, chat) + (tokenizer.encode(prefix) if prefix else [])
+        question = encode_question(problem, tokenizer, chat) + (tokenizer.encode(prefix) if prefix else [])
         encoded.append((question[-prompt_length:] if overflow == "cut" else question, trace, offsets))
     keep = _fitting(problems, [(len(q), 0) for q, _, _ in encoded], prompt_length, completion_length, overflow)
     tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
@@ -116,7 +116,7 @@ def sft_arrays(
     overflow: str,
 ) -> SFTBatch:
     """Arrays of the problems whose prompt and demonstration fit, one row each; see `prompt_arrays`."""
-    encoded = [(_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
+    encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
@@ -186,7 +186,8 @@ def _fitting(
     return keep
 
 
-def _question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[int]:
+def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[int]:
+    """The prompt as the model reads it."""
     if chat:
         return encode_chat(tokenizer, [{"role": "user", "content": problem.question}])
     return tokenizer.encode(problem.question)

@@ -30,6 +30,9 @@ class InpaintingConfig:
     exclude_answer: bool = True  # REF: False, and then the last chunk is always revealed
     round_up: bool = False  # reveal floor(ratio * N) chunks and at least one; REF: N - floor(N * (1 - ratio))
     stretch: bool = False  # hints keep their place in the trace; REF: True spreads them over the canvas
+    # Chunks are cut once per problem, ratios are independent, and the last answers of a group are replaced; REF: True, and
+    # then they are cut for every completion, a group's ratios ascend, and its first answers are replaced.
+    by_completion: bool = False
 
     def __post_init__(self):
         if not 1 <= self.chunk_min <= self.chunk_max:
@@ -156,7 +159,8 @@ def inpaint(
     """Hints for G completions of each problem: the step that IGPO adds to a rollout.
 
     Args:
-        key: of the iteration; segmentation keys belong to the problem, ratio and choice keys to the completion.
+        key: of the iteration; segmentation keys belong to the problem, unless cfg.by_completion, ratio and choice keys to
+            the completion.
         problem_id: uint32 [n].
         canvas: int32 [n * G, l], rows of a problem adjacent; usually all MASK.
         trace: int32 [n, l]. trace_length: int32 [n], of the part that is cut into chunks. hintable: bool [n, l].
@@ -168,11 +172,17 @@ def inpaint(
     length = canvas.shape[1]
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     cut_key, row_key = jax.random.split(key)
-    cut_keys = jnp.repeat(fold(cut_key, problem_id), group_size)
-    row_keys = jax.vmap(fold, in_axes=(0, None))(fold(row_key, problem_id), jnp.arange(group_size)).reshape(-1)
+
+    def keys_of_completions(key):
+        return jax.vmap(fold, in_axes=(0, None))(fold(key, problem_id), jnp.arange(group_size)).reshape(-1)
+
+    row_keys = keys_of_completions(row_key)
+    cut_keys = keys_of_completions(cut_key) if cfg.by_completion else jnp.repeat(fold(cut_key, problem_id), group_size)
     ratio_keys, choice_keys = jnp.moveaxis(jax.vmap(jax.random.split)(row_keys), 1, 0)
 
     ratio = jax.vmap(jax.random.uniform)(ratio_keys) * (cfg.ratio_max - cfg.ratio_min) + cfg.ratio_min
+    if cfg.by_completion:
+        ratio = jnp.sort(ratio.reshape(-1, group_size), axis=1).reshape(-1)
     trace, trace_length, hintable = (jnp.repeat(x, group_size, axis=0) for x in (trace, trace_length, hintable))
     cut_length = jnp.minimum(trace_length, max(0, length - FREE_TAIL)) if cfg.stretch else trace_length
     chunks = segment(cut_keys, cut_length, length, cfg.chunk_min, cfg.chunk_max)

@@ -1,8 +1,6 @@
 """What an evaluation asks, and how: its configuration, and the part of it that decides the verdicts."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.sampler import DecodeConfig
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.problem import Problem, fingerprint
 
 
 def base_evaluation() -> ConfigDict:
@@ -50,18 +48,13 @@ def protocol_of(config: ConfigDict, name: str, problems: Sequence[Problem]) -> d
         "task": task,
         "draws": part["draws"],
         "problems": len(problems),
-        "data": _fingerprint(problems),
+        "data": fingerprint((p.id, p.question, p.answer) for p in problems),
         "decode": config.decode.to_dict() | {"temperature": part["temperature"]},
         "chat": config.chat,
         "prefix": config.prefix,
         "prompt_length": max(config.prompt_buckets),
         "seed": config.seed,
     }
-
-
-def _fingerprint(problems: Sequence[Problem]) -> str:
-    text = json.dumps([(p.id, p.question, p.answer) for p in problems], ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def load_problems(config: ConfigDict, name: str) -> list[Problem]:

@@ -29,6 +29,9 @@ class ObjectiveConfig:
     kl_coefficient: float = 0.01  # beta
     entropy_keep: float = 0.2  # tau: share of hint tokens that is trained on
     normalize_advantages: bool = False  # divide by the group's standard deviation
+    # What counts are tokens up to the first EOS, but for filtered hints, and all completions weigh the same; REF: True, and
+    # then tokens after EOS count, filtered ones count in the sequence's ratio, and completions weigh by their tokens.
+    released: bool = False
 
     def __post_init__(self):
         if self.estimator not in ("mean_field", "masked"):
@@ -58,27 +61,30 @@ def policy_terms(
     advantages: jax.Array,
     in_loss: jax.Array,
     cfg: ObjectiveConfig,
+    scored: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and statistics of every row (completion).
 
     Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through
-    the sequence's ratio nor through the KL.
+    the sequence's ratio nor through the KL. With cfg.released it has one through the ratio, and a completion weighs by
+    its tokens, relative to the mean of its group (igpo_method.md 5.5).
 
     Args:
         new, old, reference: float32 [..., l], log-probabilities.
-        advantages: float32 [...]. in_loss: bool [..., l].
+        advantages: float32 [...], the last axis a group. in_loss: bool [..., l].
+        scored: bool [..., l], tokens that have log-probabilities, all by default; only cfg.released asks for them.
 
     Returns:
         The loss of each row, [...], and means over its tokens, [...] each.
     """
-    number = jnp.maximum(in_loss.sum(axis=-1), 1)
 
-    def token_mean(values):
-        return jnp.sum(values, axis=-1, where=in_loss) / number
+    def token_mean(values, of=in_loss):
+        return jnp.sum(values, axis=-1, where=of) / jnp.maximum(of.sum(axis=-1), 1)
 
     log_ratio = new - old
     if cfg.ratio == "sequence":
-        log_ratio = jnp.broadcast_to(token_mean(log_ratio)[..., None], new.shape)
+        of_sequence = token_mean(log_ratio, in_loss if not cfg.released else jnp.ones_like(in_loss) if scored is None else scored)
+        log_ratio = jnp.broadcast_to(of_sequence[..., None], new.shape)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     advantage = advantages[..., None]
     clipped = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
@@ -88,6 +94,9 @@ def policy_terms(
     kl = jnp.exp(to_reference) - to_reference - 1
 
     loss = token_mean(cfg.kl_coefficient * kl - surrogate)
+    if cfg.released:
+        tokens = in_loss.sum(axis=-1)
+        loss = loss * tokens / jnp.maximum(tokens.mean(axis=-1, keepdims=True), 1)
     overflow = (jnp.abs(log_ratio) > MAX_LOG_RATIO) | (jnp.abs(reference - new) > MAX_LOG_RATIO)
     statistics = {
         "policy/kl": token_mean(kl),
@@ -115,12 +124,12 @@ def loss_and_statistics(
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(per_row, HEAD, per_row, per_row, per_row, per_row, per_row),
+        in_specs=(per_row, HEAD, *[per_row] * 6),
         out_specs=P(),
     )
-    def sharded_loss(hidden, head, completions, old, reference, advantages, in_loss):
+    def sharded_loss(hidden, head, completions, old, reference, advantages, in_loss, scored):
         new, _ = token_scores(hidden, head, completions, cfg.head_chunk)
-        loss, statistics = policy_terms(new, old, reference, advantages, in_loss, objective)
+        loss, statistics = policy_terms(new, old, reference, advantages, in_loss, objective, scored)
         return jax.tree.map(lambda x: jax.lax.psum(jnp.sum(x), BATCH) / rows, (loss, statistics))
 
     hidden = hidden_states(params, batch, scores.masked, objective.estimator, cfg)
@@ -132,4 +141,5 @@ def loss_and_statistics(
         scores.reference,
         batch.advantages,
         scores.in_loss,
+        scores.masked,
     )

@@ -74,6 +74,7 @@ class RolloutConfig:
     group_size: int
     prompts_at_once: int  # slices of so many prompts are sampled one after the other
     normalize_advantages: bool
+    after_eos: bool = False  # tokens after the first EOS count
 
 
 def rollout(
@@ -103,7 +104,7 @@ def rollout(
         hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, pause, clock)
         second = take_rows(hinted, np.arange(len(triggered)))
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
-        final, replaced = swap(first, second, triggered, source)
+        final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
 
     groups = GroupBatch(
         prompt=prompts.tokens,
@@ -111,7 +112,7 @@ def rollout(
         problem_id=prompts.problem_id,
         completions=final.tokens,
         hint=final.hint,
-        in_loss=up_to_first_eos(final.tokens, cfg.model.eos_id),
+        in_loss=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
         advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )
     metrics = _metrics(first, second, final, replaced) | clock.seconds
@@ -169,15 +170,18 @@ def choose_replacements(
     return [np.sort(draw.permutation(np.flatnonzero(row))[:most]) for draw, row in zip(draws, correct, strict=True)]
 
 
-def swap(first: Try, second: Try, triggered: np.ndarray, source: list[np.ndarray]) -> tuple[Try, np.ndarray]:
-    """Overwrites the last completions of each triggered group (all of them are wrong) with those in `source`."""
+def swap(
+    first: Try, second: Try, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
+) -> tuple[Try, np.ndarray]:
+    """Overwrites the last (or first) completions of each triggered group (all of them are wrong) with those in `source`."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
         if chosen.size:
-            replaced[group, -len(chosen) :] = True
+            places = slice(len(chosen)) if from_front else slice(-len(chosen), None)
+            replaced[group, places] = True
             for values, better in zip(jax.tree.leaves(final), jax.tree.leaves(second), strict=True):
-                values[group, -len(chosen) :] = better[row, chosen]
+                values[group, places] = better[row, chosen]
     return final, replaced
 
 

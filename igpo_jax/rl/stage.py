@@ -76,6 +76,7 @@ def run_rl(
         rl.group_size,
         rl.prompts // rl.rollout_slices,
         objective.normalize_advantages,
+        objective.released,
     )
 
     def acting() -> Params:

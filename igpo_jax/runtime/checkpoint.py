@@ -4,7 +4,8 @@ import json
 import logging
 import pathlib
 import shutil
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,10 @@ class Checkpoints:
     """A context manager over `<folder>/<step>/`; leaving it waits for the save that is under way.
 
     A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
-    step i) and the configuration's fingerprint.
+    step i) and the fingerprints of configuration and data.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, fingerprint: str = "", best: bool = False):
+    def __init__(self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
         if best:
@@ -36,7 +37,7 @@ class Checkpoints:
         with failing_together():
             if jax.process_index() == 0:
                 _remove_unreadable_metrics(self.folder)
-        self._fingerprint = fingerprint
+        self._identity = dict(identity)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=True
         )
@@ -64,7 +65,7 @@ class Checkpoints:
             force=True,
             overwrite=True,
             metrics=None if accuracy is None else {"accuracy": accuracy},
-            custom_metadata={"data_position": step, "fingerprint": self._fingerprint},
+            custom_metadata={"data_position": step, **self._identity},
         )
 
     def wait(self) -> None:

@@ -62,6 +62,7 @@ def summarise(experiment: Experiment) -> dict:
         "seed": experiment.settings.seed,
         "inpainting": experiment.settings.inpainting.enabled,
         "fingerprint": experiment.fingerprint,
+        "data": experiment.data,
         "updates": max((row["step"] for row in rows), default=0),
         "after_sft": accuracy_of(evaluations["sft"][-1]) if evaluations["sft"] else None,
         "before_rl": accuracy_of(evaluations["rl"][0]) if evaluations["rl"] else None,

@@ -5,15 +5,12 @@ the answer away: the line of the template that states it, and in the solution th
 occurrence of the number.
 """
 
-import logging
 import re
 
 from igpo_jax.tasks import released as released_rules
 from igpo_jax.tasks.answers import equal, extract
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.sources import Record, load_sources
-
-log = logging.getLogger(__name__)
+from igpo_jax.tasks.sources import Counts, Record, load_sources
 
 # The paper's (igpo_method.md 2.1), and without the accident that the released code has in place of \b.
 BOXED_PROMPT = (
@@ -57,6 +54,15 @@ def load(task, split: str, seed: int) -> list[Problem]:
         seed: unused, the data is given.
 
     Raises:
+        ValueError: see `load_counted`.
+    """
+    return load_counted(task, split)[0]
+
+
+def load_counted(task, split: str) -> tuple[list[Problem], list[Counts]]:
+    """Problems of one split, and what was kept of each of its sources.
+
+    Raises:
         ValueError: a file that cannot be used, naming file and line, or a template that lacks its part.
     """
     if "{question}" not in task.prompt:
@@ -67,9 +73,7 @@ def load(task, split: str, seed: int) -> list[Problem]:
     if not task[key]:
         raise ValueError(f"task.{key} is empty; give sources such as math:PATH, separated by commas")
     records, counts = load_sources(task[key], task.fields.to_dict(), task.max_malformed_lines)
-    for count in counts:
-        log.info("%s: %s", split, count)
-    return [_problem(record, task) for record in records]
+    return [_problem(record, task) for record in records], counts
 
 
 def stated(text: str, answer: str = "box", released: bool = False) -> str | None:

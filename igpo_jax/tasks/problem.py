@@ -1,10 +1,11 @@
 """The unit that everything works on, and how files of them are read."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,15 @@ class Problem:
     trace: str
     answer_spans: tuple[tuple[int, int], ...]
     demonstration: str
+
+
+def fingerprint(rows: Iterable[Any]) -> str:
+    """Of problems, or other dataclasses and values that JSON can hold, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        row = dataclasses.astuple(row) if dataclasses.is_dataclass(row) else row
+        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

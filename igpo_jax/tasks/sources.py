@@ -6,7 +6,6 @@ ArrayRecord files (one JSON object each) are told apart by their ending.
 
 import collections
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
@@ -16,7 +15,7 @@ from typing import Any
 
 from igpo_jax.tasks.answers import box_spans
 from igpo_jax.tasks.exact import evaluate
-from igpo_jax.tasks.problem import read_jsonl
+from igpo_jax.tasks.problem import fingerprint, read_jsonl  # noqa: F401
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +101,6 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             raise ValueError(f"{count}: no problem to use")
         counts.append(count)
     return list(records.values()), counts
-
-
-def fingerprint(records: list[Record]) -> str:
-    """Of everything that is in them, in their order."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps(dataclasses.astuple(record), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:16]
 
 
 # Files

@@ -204,6 +204,14 @@ def test_a_problem_is_cut_once_but_ratio_and_choice_are_drawn_per_completion():
     assert not np.array_equal(edges[0].any(axis=0)[:40], edges[1].any(axis=0)[:40]), "problems are cut differently"
 
 
+def test_the_released_switch_cuts_every_completion_and_sorts_the_ratios_of_a_group():
+    _, _, is_hint, ratio = run_inpaint(InpaintingConfig(by_completion=True))
+    edges = np.diff(np.pad(is_hint, ((0, 0), (0, 0), (1, 1))).astype(int), axis=2) != 0
+    for problem in (0, 1):
+        assert np.diff(np.flatnonzero(edges[problem].any(axis=0))).min() == 1
+    assert (np.diff(ratio, axis=1) > 0).all() and (ratio >= 0.2).all() and (ratio < 0.6).all()
+
+
 def test_more_is_shown_where_the_ratio_is_larger():
     _, _, is_hint, ratio = run_inpaint(InpaintingConfig(ratio_min=0.0, ratio_max=1.0))
     shown = is_hint[0].sum(axis=1)

@@ -98,6 +98,21 @@ def test_loss_and_gradient_before_the_first_update(ratio):
         np.testing.assert_array_equal(statistics[name], 0, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "ratio, filtered, kept", [("sequence", -1 / 12, -1 / 12), ("token", 0.0, -1 / 6)], ids=["sequence", "token"]
+)
+def test_the_released_reduction(ratio, filtered, kept):
+    """The vector of igpo_method.md 5.5: loss -1/6; through the sequence ratio, filtered tokens have a gradient."""
+    old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
+    in_loss = jnp.array([[True, False, True, False, False, True], [True] * 6])
+    cfg = ObjectiveConfig(ratio=ratio, released=True)
+    loss, gradient = jax.value_and_grad(
+        lambda new: policy_terms(new, old, old, jnp.array([1.5, -0.5]), in_loss, cfg)[0].mean()
+    )(old)
+    assert loss == pytest.approx(-1 / 6)
+    np.testing.assert_allclose(gradient, [np.where(in_loss[0], kept, filtered), [1 / 18] * 6], rtol=1e-5)
+
+
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 @pytest.mark.parametrize("kl_coefficient", [0.0, 0.5])
 def test_filtered_tokens_get_no_gradient_at_all(ratio, kl_coefficient):
@@ -233,9 +248,9 @@ def test_groups_of_equal_rewards_have_no_gradient(mesh):
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), make_batch())))
 
 
-@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
-def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, mesh_of):
-    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2)
+@pytest.mark.parametrize("estimator, released", [("mean_field", False), ("masked", True)])
+def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, released, mesh_of):
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, released=released)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
     scores = jax.device_get(first(scores_of(old, reference, batch, objective, one)))
 

@@ -82,6 +82,14 @@ def test_at_most_lambda_g_correct_completions_replace_the_last_wrong_ones(params
     assert swapped <= {tuple(row) for row in result.second.tokens[0].tolist()}
 
 
+def test_the_released_switches_replace_the_first_and_count_all_tokens(params, mesh):
+    cfg = dataclasses.replace(CFG, inpainting=dataclasses.replace(CFG.inpainting, by_completion=True), after_eos=True)
+    result, _ = run(params, mesh, cfg=cfg)
+    assert result.replaced.tolist() == [[True, True, False, False], [False] * 4, [False] * 4, [True, False, False, False]]
+    np.testing.assert_array_equal(np.asarray(result.groups.completions)[3, 0], result.second.tokens[2, 2])
+    assert np.asarray(result.groups.in_loss).all()
+
+
 def test_advantages_are_those_of_the_final_group(params, mesh):
     result, _ = run(params, mesh)
     expected = [[-0.5, -0.5, 0.5, 0.5], [-0.25, -0.25, 0.75, -0.25], [0.0] * 4, [-0.25, -0.25, -0.25, 0.75]]

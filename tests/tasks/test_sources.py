@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from igpo_jax.tasks.sources import fingerprint, load_sources
+from igpo_jax.tasks.problem import fingerprint
+from igpo_jax.tasks.sources import load_sources
 
 SAMPLE = pathlib.Path(__file__).parent / "gsm8k_sample.jsonl"
 FIELDS = {"id": "id", "question": "question", "answer": "answer", "solution": "solution"}
