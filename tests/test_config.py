@@ -41,7 +41,7 @@ def changed(config: ConfigDict, **changes) -> ConfigDict:
 
 def gsm8k(train: pathlib.Path | str, test: pathlib.Path | str = GSM8K_SAMPLE, **changes) -> ConfigDict:
     smoke = runpy.run_path(str(CONFIGS / "gsm8k.py"))["get_config"]("smoke")
-    changes = {"sft__batch_size": 8, "rl__prompts": 8} | changes
+    changes = {"sft__batch_size": 8, "sft__heldout": 0, "rl__prompts": 8} | changes
     sources = {"rl": f"gsm8k:{train}" if str(train) else "", "test": f"gsm8k:{test}" if str(test) else ""}
     return changed(smoke, task__rl=sources["rl"], task__test=sources["test"], **changes)
 

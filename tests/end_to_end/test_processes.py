@@ -1,105 +1,16 @@
 """A run of several processes: as SLURM starts them, on this machine."""
 
-import json
-import os
 import pathlib
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import pytest
 
-from igpo_jax.runtime.metrics import read_rows
-from run_log import rows_so_far, untimed
+from processes import HEARTBEAT, LIMIT, ends, start
+from run_log import rows_so_far
 
-TINY = pathlib.Path(__file__).parent / "tiny.py"
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=2", "--config.rl.eval_every=0")
-LIMIT = 300  # seconds a process may take
-HEARTBEAT = 10  # seconds
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-
-def start(
-    processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path, config: str = str(TINY)
-) -> list[subprocess.Popen]:
-    """`python -m igpo_jax.train` as `srun` starts it; every process with `devices` emulated devices."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    slurm = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_STEP_NODELIST": "127.0.0.1",
-        "SLURM_NTASKS": str(processes),
-        "JAX_COORDINATOR_PORT": str(port),
-        "IGPO_HEARTBEAT_SECONDS": str(HEARTBEAT),
-    }
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
-    }
-    started = []
-    for rank in range(processes):
-        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        command = [sys.executable, "-m", "igpo_jax.train", f"--config={config}", *arguments_of_each[rank]]
-        log = (folder / f"{rank}-of-{processes}.log").open("w")
-        started.append(
-            subprocess.Popen(
-                command, cwd=folder, env=env | (slurm | own if processes > 1 else {}), stdout=log, stderr=log
-            )
-        )
-    return started
-
-
-def ends(processes: list[subprocess.Popen], folder: pathlib.Path) -> tuple[list[int], list[str]]:
-    """Exit statuses and what was printed."""
-    try:
-        codes = [process.wait(LIMIT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    number = len(processes)
-    return codes, [(folder / f"{rank}-of-{number}.log").read_text() for rank in range(number)]
-
-
-def word_problems(file: pathlib.Path, number: int) -> None:
-    """In GSM8K's format."""
-    names, things = ("Mara", "Tom", "Ada", "Kofi", "Lin", "Omar"), ("apples", "books", "pens", "cups", "shells", "stamps")
-    rows = []
-    for i in range(number):
-        name, thing, (a, b, c) = names[i % 6], things[i // 6 % 6], (2 + i % 9, 3 + i % 11, 1 + i % 7)
-        question = f"{name} buys {a} boxes of {b} {thing} and gives {c} {thing} away. How many {thing} are left?"
-        answer = f"{name} buys {a}*{b} = <<{a}*{b}={a * b}>>{a * b} {thing}.\nThen {a * b}-{c} = {a * b - c} are left."
-        rows.append(json.dumps({"question": question, "answer": f"{answer}\n#### {a * b - c}"}))
-    file.write_text("\n".join(rows))
-
-
-@pytest.mark.slow
-def test_two_processes_with_four_devices_train_what_one_with_eight_does(tmp_path):
-    """The smoke configuration, every stage of it."""
-    data, one, two = tmp_path / "problems.jsonl", tmp_path / "one", tmp_path / "two"
-    word_problems(data, 300)
-    arguments = [f"--config.task.{split}=gsm8k:{data}" for split in ("rl", "test")]
-    arguments += ["--config.tokenizer.vocab_size=320", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
-    smoke = {"folder": tmp_path, "config": "gsm8k.py:smoke"}
-    codes, printed = ends(start(1, 8, [f"--workdir={one}", *arguments], **smoke), tmp_path)
-    assert codes == [0], printed
-    codes, printed = ends(start(2, 4, *[[f"--workdir={two}", *arguments]] * 2, **smoke), tmp_path)
-    assert codes == [0, 0], printed
-    assert "processes: 2" in printed[0] and "report:" in printed[0]
-    assert "report:" not in printed[1]
-    assert json.loads((two / "result.json").read_text())["processes"] == 2
-
-    wanted, rows = untimed(one), untimed(two)
-    assert [row["step"] for row in rows] == [row["step"] for row in wanted]
-    for row, expected in zip(rows, wanted, strict=True):
-        assert row.pop("stage") == expected.pop("stage")
-        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    tokens = [[row["tokens"] for row in read_rows(run / "rollouts.jsonl")] for run in (one, two)]
-    assert tokens[0] == tokens[1]
 
 
 def test_folders_that_are_not_shared_are_refused_by_all(tmp_path):

@@ -1,0 +1,118 @@
+"""The recipe for mathematics at small size: a folder of LLaDA, files in the formats that people have, every stage, kills."""
+
+import json
+import os
+import pathlib
+import shutil
+import time
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from igpo_jax.runtime.metrics import read_rows
+from processes import LIMIT, ends, start, word_problems
+from run_log import rows_so_far, untimed
+from tokenizer_files import write_tokenizer
+
+WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
+PROBLEMS = 60
+
+
+def write_data(folder: pathlib.Path) -> None:
+    """The same word problems as MetaMathQA's array, and as OpenR1's rows in a Parquet and in an ArrayRecord file."""
+    word_problems(folder / "gsm8k.jsonl", PROBLEMS)
+    rows = [json.loads(line) for line in (folder / "gsm8k.jsonl").read_text().splitlines()]
+    metamath, openr1 = [], []
+    for number, row in enumerate(rows):
+        solution, _, answer = row["answer"].rpartition("\n#### ")
+        asked = {"type": "GSM_AnsAug", "query": row["question"], "response": f"{row['answer']}\nThe answer is: {answer}"}
+        metamath += [asked, asked | {"type": "GSM_SV"}] + ([asked] if number % 10 == 0 else [])
+        right, wrong = (f"<think>{solution}</think>So \\boxed{{{stated}}}." for stated in (answer, "-1"))
+        marks = {"generations": [wrong, right + " Yes.", right], "correctness_math_verify": [False, True, True]}
+        openr1.append({"uuid": f"r1-{number}", "problem": row["question"], "answer": answer} | marks)
+    openr1[0]["correctness_math_verify"] = [False] * 3
+    (folder / "MetaMathQA.json").write_text(json.dumps(metamath))
+    half = len(openr1) // 2
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(openr1[:half]), folder / "openr1.parquet")
+    writer = ArrayRecordWriter(str(folder / "openr1.array_record"), "group_size:1")
+    for row in openr1[half:]:
+        writer.write(json.dumps(row).encode())
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
+    """A folder with model and data, and the flags that name them."""
+    folder = tmp_path_factory.mktemp("recipe")
+    shutil.copytree(WEIGHTS, folder / "llada")
+    write_tokenizer(folder / "llada")
+    write_data(folder)
+    return folder, [
+        f"--config.model.path={folder / 'llada'}",
+        f"--config.task.rl=metamath:{folder / 'MetaMathQA.json'}",
+        f"--config.task.sft=openr1:{folder / 'openr1.parquet'},openr1:{folder / 'openr1.array_record'}",
+        f"--config.task.test=metamath:{folder / 'MetaMathQA.json'}",
+    ]
+
+
+def kill_at(stage: str, step: int, workdir: pathlib.Path, processes: int, flags: list[str]) -> None:
+    """SIGKILL to every process as soon as the log has a row of this stage at this step."""
+    started = start(processes, 8 // processes, *[flags] * processes, folder=workdir.parent, config="math.py:smoke")
+    deadline = time.monotonic() + LIMIT
+    try:
+        while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(workdir)):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in started)
+            time.sleep(0.02)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_every_stage_on_one_and_on_two_processes_with_kills(recipe):
+    folder, flags = recipe
+    one, two = folder / "one", folder / "two"
+    for workdir, processes, moments in ((one, 1, [("sft", 10), ("rl", 24)]), (two, 2, [("rl", 20)])):
+        arguments = [f"--workdir={workdir}", *flags]
+        for stage, step in moments:
+            kill_at(stage, step, workdir, processes, arguments)
+            assert not (workdir / "result.json").exists()
+        again = start(processes, 8 // processes, *[arguments] * processes, folder=folder, config="math.py:smoke")
+        codes, printed = ends(again, folder)
+        assert codes == [0] * processes, printed
+        assert [f"report: {workdir}" in text for text in printed] == [True] + [False] * (processes - 1)
+        result = json.loads((workdir / "result.json").read_text())
+        assert result["processes"] == processes and result["after_sft"]["problems"] == 16
+        assert result["heldout_loss"]["last"] < result["heldout_loss"]["first"]
+
+    wanted, rows = untimed(one), untimed(two)
+    assert [(row["stage"], row["step"]) for row in rows] == [(row["stage"], row["step"]) for row in wanted]
+    assert {row["step"] for row in rows if "heldout/loss" in row} == {0, 10, 20}
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row.pop("stage") == expected.pop("stage")
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    tokens = [[row["tokens"] for row in read_rows(run / "rollouts.jsonl")] for run in (one, two)]
+    assert tokens[0] == tokens[1] and len(tokens[0]) > 2
+
+
+def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
+    folder, flags = recipe
+    done = command("data.inspect", "--config=math.py:smoke", *flags, "--samples=2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"  metamath:{folder / 'MetaMathQA.json'}: {PROBLEMS} of {2 * PROBLEMS + 6} rows" in done.stdout
+    assert f"{PROBLEMS} of the type GSM_SV" in done.stdout and "6 of a question that came before" in done.stdout
+    assert any("openr1.parquet: 29 of 30 rows, 1 without a correct trace" in line for line in lines)
+    assert any("openr1.array_record: 30 of 30 rows" in line for line in lines)
+    assert sum(line.startswith("--- sft: r1-") for line in lines) == 2
+    assert "--- answer: " in done.stdout and "[[" in done.stdout and "fits: " in done.stdout
+    assert "questions of the test split that are in rl, too: 16 of 16" in done.stdout
+
+
+def test_inspect_without_the_model_is_one_line(command, tmp_path):
+    done = command("data.inspect", "--config=math.py", "--config.model.path=nowhere")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert os.linesep not in done.stderr.strip().splitlines()[-1]
