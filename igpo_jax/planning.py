@@ -102,15 +102,20 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     frozen = None if lora is None else transformer.abstract(model, mesh)
     copied = lora is None and model.compute_dtype != model.param_dtype
     copy = dataclasses.replace(model, param_dtype=model.compute_dtype)
+
+    def acting_of(state):
+        if lora is not None:
+            return attach_abstract(frozen, state.params)
+        return transformer.abstract(copy, mesh) if copied else state.params
+
+    acting = acting_of(state)
     if lora is None:
         reference = transformer.abstract(copy, mesh)
-        acting = transformer.abstract(copy, mesh) if copied else state.params
     else:
-        acting = attach_abstract(frozen, state.params)
         reference = attach_abstract(frozen, lora_module.abstract(model, lora, mesh)) if sft.updates else frozen
     training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": frozen})
 
-    def sampling(rows, decode):
+    def sampling(rows, decode, acting=acting):
         keys = everywhere(lambda: jax.random.split(jax.random.key(0), rows))
         return acting, *prompts(rows), tokens(rows, length), keys, model, decode
 
@@ -148,18 +153,19 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     rows = settings.evaluation.batch_size
     in_sft = sft.updates > 0 and sft.eval_every > 0
     supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": frozen})
+    last_state, beside = (state, training) if in_rl else (sft_state, supervised)
     found = [
         Program("sample", sample, sampling(at_once * g, sample_decode), training, in_rl, rl.rollout_slices),
         Program("inpaint", inpaint, (key, *hints, g, settings.inpainting), everything, in_rl),
         Program("score", score, scoring, training, in_rl, 1),
         Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
-        Program("evaluate", sample, sampling(rows, eval_decode), training if in_rl else supervised, in_rl or in_sft),
+        Program("evaluate", sample, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
     ]
     if copied:
-        found.insert(0, Program("cast", make_compute_cast(model, mesh), (state.params,), training if in_rl else supervised, in_rl or in_sft, 1))
+        found.insert(0, Program("cast", make_compute_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))
     if in_sft and sft.heldout:
         masks = Corruption(array((rows, length), jnp.bool_), array((rows,), jnp.float32))
-        arguments = (acting, *prompts(rows), tokens(rows, length), masks, model)
+        arguments = (acting_of(sft_state), *prompts(rows), tokens(rows, length), masks, model)
         found.insert(0, Program("heldout", heldout_bound, arguments, supervised, True))
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, frozen), {}, sft.updates > 0))

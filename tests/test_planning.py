@@ -13,6 +13,7 @@ import pytest
 
 from igpo_jax import config as configuration
 from igpo_jax import planning
+from igpo_jax import sft as sft_module
 from igpo_jax.evaluation import decoding
 from igpo_jax.experiment import open_experiment
 from igpo_jax.model.transformer import forward_flops
@@ -22,13 +23,12 @@ from igpo_jax.runtime import chips
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.chips import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
-from igpo_jax.sft import run_sft
 from tokenizer_files import write_tokenizer
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TINY = pathlib.Path(__file__).parent / "end_to_end" / "tiny.py"
 FIXTURE = pathlib.Path(__file__).parent / "model" / "fixtures" / "llada_tiny"
-PROGRAMS = ["sft", "sample", "inpaint", "score", "update", "evaluate"]
+PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
 
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed (extra "tpu")'
@@ -76,6 +76,7 @@ NUMERICS = {
     "float32": {},
     "bfloat16 copy": {"model__compute_dtype": "bfloat16"},
     "supervised stage before": {"sft__updates": 20},
+    "supervised stage alone": {"sft__updates": 20, "rl__iterations": 0, "model__compute_dtype": "bfloat16"},
 }
 
 
@@ -102,7 +103,9 @@ def test_memory_is_what_a_run_of_adapters_holds(updates, mesh, tmp_path, monkeyp
 def assert_planned(config, mesh, workdir, monkeypatch) -> None:
     experiment = dataclasses.replace(open_experiment(config, workdir), mesh=mesh)
     live = live_bytes_of_a_run(experiment, monkeypatch)
-    assert set(live) == {"sample", "score", "update", "evaluate"}
+    settings = experiment.settings
+    in_sft = {"heldout", "evaluate"} if settings.sft.updates and settings.sft.eval_every else set()
+    assert set(live) == in_sft | ({"sample", "score", "update", "evaluate"} if settings.rl.iterations else set())
     parameters = planning.shard_bytes(planning.transformer.abstract(experiment.model, mesh))
     for program in planning.programs(experiment.settings, experiment.model, mesh):
         if program.name in live:
@@ -113,7 +116,7 @@ def assert_planned(config, mesh, workdir, monkeypatch) -> None:
 
 
 def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
-    """{program: bytes on the first device when it is called first}; the run takes all stages."""
+    """{program: the most bytes on the first device when it is called}; the run takes all its stages."""
     first, live = experiment.mesh.devices.flat[0], {}
 
     def on_first() -> int:
@@ -123,7 +126,7 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
 
     def watched(name, function):
         def call(*arguments, **keywords):
-            live.setdefault(name, on_first() - elsewhere)
+            live[name] = max(live.get(name, 0), on_first() - elsewhere)
             return function(*arguments, **keywords)
 
         return call
@@ -134,10 +137,13 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
     make_update = stage.make_update
     monkeypatch.setattr(stage, "make_update", lambda *args: watched("update", make_update(*args)))
     monkeypatch.setattr(decoding, "sample", watched("evaluate", decoding.sample))
+    monkeypatch.setattr(sft_module, "heldout_bound", watched("heldout", sft_module.heldout_bound))
     monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # on CPUs it copies what it saves
     folders = [experiment.workdir / name for name in ("sft", "rl")]
     with jax.set_mesh(experiment.mesh), Checkpoints(folders[0], keep=1) as sft, Checkpoints(folders[1], keep=1) as rl:
-        stage.run_rl(experiment, *run_sft(experiment, sft, lambda: False), rl, lambda: False)
+        start = sft_module.run_sft(experiment, sft, lambda: False)
+        if experiment.settings.rl.iterations:
+            stage.run_rl(experiment, *start, rl, lambda: False)
     return live
 
 
@@ -187,7 +193,7 @@ def test_estimates_are_the_published_peaks(mesh):
 
 
 def test_unknown_programs_are_named(mesh):
-    with pytest.raises(ValueError, match="--programs=upate: there are sft, sample"):
+    with pytest.raises(ValueError, match="--programs=upate: there are sft, heldout, sample"):
         planning.plan(settings_of(), mesh, ["upate"])
 
 
