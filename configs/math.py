@@ -7,7 +7,7 @@
 lora: adapters of rank 128, from 8 chips of 16 GB (the default). full: all parameters, from 16 such chips.
 illada: adapters of iLLaDA-8B-Instruct.
 ref: what the released code computes where it differs from the paper, answers in the hints and all, to compare numbers with.
-    Not copied: dropout, global reseeding, drawing the mask token, ending blocks with the whole batch.
+    Not copied: dropout, global reseeding, drawing the mask token, ending blocks with the whole batch, cutting long prompts.
 smoke: every stage with few steps, for a small model folder: a check of data, folder and machine, in minutes on a CPU.
 """
 

@@ -243,6 +243,11 @@ def _check(settings: Settings) -> None:
                     value == defaults[name][key],
                     f"{name}.{key}={value!r} and model.path={model['path']!r} are both given; the folder decides {name}.{key}",
                 )
+    require(
+        not (settings.inpainting.exclude_answer and "{response}" in settings.task.get("demonstration", "")),
+        "task.demonstration has {response}, whose answers are not known to stand anywhere, and inpainting.exclude_answer=True "
+        "hides answers; use {solution} and {answer}",
+    )
     kind = settings.tokenizer.kind
     require(kind in ("char", "unigram", "bpe"), f"tokenizer.kind={kind!r} is not 'char', 'unigram' or 'bpe'")
     require(

@@ -20,11 +20,11 @@ from ml_collections import ConfigDict, config_flags
 import igpo_jax
 from igpo_jax.command_line import parse_flags
 from igpo_jax.config import differing_keys
-from igpo_jax.evaluation.protocol import base_evaluation, benchmark, load_problems, protocol_of
+from igpo_jax.evaluation.protocol import load_problems, of_run, protocol_of, weights_digest
 from igpo_jax.evaluation.run import compare, run_benchmark
-from igpo_jax.experiment import read_config
+from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.distributed import check_shared, failing_together
+from igpo_jax.runtime.distributed import check_same, check_shared, failing_together
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.runtime.results import environment
@@ -36,6 +36,7 @@ OUTPUT = flags.DEFINE_string("output", None, "The evaluation's folder; RUN/evalu
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all that have their file.")
 
 
+@distributed.ending_at_once()
 def main(_):
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
@@ -45,25 +46,18 @@ def main(_):
                 raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
             config = of_run(WORKDIR.value, STAGE.value) if WORKDIR.value else CONFIG.value
             problems, protocol = prepare(config)
-        card = evaluate(config, problems, protocol)
+        check_same({f"benchmark {name}": of["data"] for name, of in protocol.items()})
     except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        model = open_model(config)
+        card = evaluate(config, model, problems, protocol, open_folder(model, protocol))
+    except ValueError as error:
+        if jax.process_count() > 1:
+            raise  # the others may not know of it
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(card)
-
-
-def of_run(workdir: str, stage: str | None) -> ConfigDict:
-    """The evaluation that a run makes of itself."""
-    run, config = read_config(workdir), base_evaluation()
-    config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
-    config.prompt_buckets = tuple(run.data.prompt_buckets)
-    decode = {key: run.evaluation[key] for key in config.decode}
-    config.decode.update(decode)
-    config.batch_size = run.evaluation.batch_size
-    config.reward.update({key: run.reward[key] for key in config.reward})
-    part = benchmark(run.task.to_dict(), temperature=decode["temperature"], problems=run.evaluation.problems)
-    config.benchmarks[run.task.name] = part
-    return config
 
 
 def prepare(config: ConfigDict):
@@ -85,27 +79,44 @@ def prepare(config: ConfigDict):
     return problems, {name: protocol_of(config, name, of) for name, of in problems.items()}
 
 
-def evaluate(config: ConfigDict, problems: dict, protocol: dict) -> str:
-    """All benchmarks; returns the card as text."""
-    begin = time.monotonic()
-    mesh = make_mesh(**config.mesh)
-    model = igpo_jax.load(config.model, stage=config.stage or None, adapters=config.adapters or None, mesh=mesh)
+def open_model(config: ConfigDict) -> DiffusionLM:
+    """
+    Raises:
+        ValueError: it cannot be used.
+    """
+    options = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
+    model = igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
     if model.tokenizer is None:
         raise ValueError(f"{config.model} has no tokenizer")
-    what = {"origin": model.origin, "dtype": model.config.compute_dtype}
+    return model
+
+
+def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
+    """The evaluation's folder, made, or checked that it is this evaluation's.
+
+    Raises:
+        ValueError: it is another evaluation's, or the processes do not share it. It is raised on all processes.
+    """
     folder = pathlib.Path(OUTPUT.value or _default_output(model))
     with failing_together():
         if jax.process_index() == 0:
-            _claim(folder, json.loads(json.dumps({"model": what, "protocol": protocol})))
+            identity = {"weights": weights_digest(model.origin), "protocol": protocol}
+            _claim(folder, json.loads(json.dumps(identity)))
     check_shared(folder)
+    return folder
+
+
+def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
+    """All benchmarks; returns the card as text."""
+    begin, commit = time.monotonic(), _commit()
     numbers = {name: run_benchmark(model, config, name, of, folder) for name, of in problems.items()}
     card = {
         "benchmarks": numbers,
-        "model": what,
+        "model": {"origin": model.origin, "weights": json.loads((folder / "protocol.json").read_text())["weights"]},
         "protocol": protocol,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
-        "commit": _commit(),
+        "commit": commit,
         **environment(),
     }
     text = json.dumps(card, indent=2, ensure_ascii=False)
@@ -135,7 +146,10 @@ def _claim(folder: pathlib.Path, identity: dict) -> None:
 def _commit() -> str | None:
     """Of the package's repository, where it is one."""
     here = pathlib.Path(igpo_jax.__file__).parent
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None
 
 

@@ -24,11 +24,11 @@ from igpo_jax.model.huggingface import read_config as read_model_json
 from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
 from igpo_jax.rl.rollout import Grades
 from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.distributed import check_shared, failing_together, share_rows
+from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, share_rows
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.pool import RewardPool
+from igpo_jax.tasks.pool import RewardPool, reward_pool
 from igpo_jax.tasks.problem import Problem, fingerprint
 from igpo_jax.tasks.released import format_reward
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
@@ -122,15 +122,6 @@ class Experiment:
         return float(np.mean(self._grades(test.problems, completions[:, None]).correct, dtype=np.float64))
 
 
-def reward_pool(settings: Settings) -> RewardPool:
-    """Processes for the reward of a run; they start when they are needed."""
-    task, reward = load_task(settings.task.name), settings.reward
-    if reward.function:
-        return RewardPool(reward.function, {}, reward.workers, reward.deadline_seconds)
-    options = {name: settings.task[name] for name in task.REWARD_OPTIONS}
-    return RewardPool(f"{task.__name__}:reward", options, reward.workers, reward.deadline_seconds)
-
-
 def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     """Validates the configuration and the data, and creates the run's folder or checks that it is this run's.
 
@@ -156,6 +147,8 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
             if not settings.model["path"]:
                 train_tokenizer(problems, workdir, settings)
     check_shared(workdir)
+    own = {"configuration": configuration.fingerprint(config)}
+    check_same(own | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
     with failing_together():
         experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems, data)
     if jax.process_index() == 0:
@@ -226,7 +219,7 @@ def _with_data(
         heldout=heldout,
         rl_data=problem_set("rl") if "rl" in problems else None,
         test_data=problem_set("test", overflow="cut"),  # a test keeps all its problems
-        pool=reward_pool(settings),
+        pool=reward_pool(settings.task, settings.reward),
     )
     for arrays, key, size in (
         (experiment.sft_data, "sft.batch_size", settings.sft.batch_size),
@@ -286,7 +279,7 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     model = configuration.model_config(settings, tokenizer)
     configuration.check_model_divides(model, mesh, settings.lora)
     # A stage may have begun and not saved yet.
-    saved = [name for name in ("sft", "rl") if any((workdir / "checkpoints" / name).glob("[0-9]*"))]
+    saved = [name for name in ("sft", "rl") if any(folder.name.isdigit() for folder in (workdir / "checkpoints" / name).glob("*"))]
     stage = stage or (saved[-1] if saved else "sft")
     step, trained = _restore_trained(workdir, settings, model, mesh, stage)
     if settings.lora is None:
@@ -303,7 +296,7 @@ def _restore_trained(
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
     wanted = abstract(model, mesh) if settings.lora is None else lora.abstract(model, settings.lora, mesh)
-    with Checkpoints(folder, keep=settings.checkpoints_kept) as checkpoints:
+    with Checkpoints(folder, keep=settings.checkpoints_kept, reading=True) as checkpoints:
         restored = checkpoints.restore_params(wanted)
     if restored is None:
         raise ValueError(f"{folder} is empty")

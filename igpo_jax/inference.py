@@ -286,7 +286,7 @@ def load(
     """
     path = pathlib.Path(path)
     mesh = mesh or make_mesh()
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = dtype or default_dtype()
     if not path.is_dir():
         raise ValueError(f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
@@ -295,11 +295,12 @@ def load(
                 f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
             )
         run = restore_run(path, mesh, stage)
-        config, params, tokenizer = run.model, run.policy(), run.tokenizer
+        config, tokenizer = run.model, run.tokenizer
+        params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
         # Any length, on any machine: not the kernel that the run was trained with.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         origin = {"path": str(path), "stage": run.stage, "step": run.step}
-        return DiffusionLM(config, jax.tree.map(lambda x: x.astype(dtype), params), tokenizer, mesh, origin)
+        return DiffusionLM(config, params, tokenizer, mesh, origin)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
@@ -313,6 +314,11 @@ def load(
         return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh, origin)
     values = jax.device_put(values, lora.shardings(config, cfg, mesh))
     return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh, origin)
+
+
+def default_dtype() -> str:
+    """What a model computes in where nothing else is asked for."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:

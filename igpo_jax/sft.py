@@ -142,11 +142,11 @@ def run_sft(
 
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
         while True:
-            if every and not evaluated and (done in (0, total) or done % every == 0):
-                log.write(done, "sft", evaluate())
             regular = done == total or (done > 0 and done % settings.sft.checkpoint_every == 0)
             if regular and done not in checkpoints.steps():
                 checkpoints.save(done, state, key)
+            if every and not evaluated and (done in (0, total) or done % every == 0):
+                log.write(done, "sft", evaluate())
             if done == total:
                 break
             until = min(_next_multiple(done, n) for n in (LOG_EVERY, settings.sft.checkpoint_every, every) if n)

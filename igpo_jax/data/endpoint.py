@@ -87,6 +87,8 @@ async def _ask(client, model: str, messages: Messages, options: dict[str, Any]) 
     if not choices or choices[0].message is None:
         raise ValueError("what came is no chat completion")
     choice, usage = choices[0], completion.usage
+    if not isinstance(choice.message.content, str | None):
+        raise ValueError(f"what came is no text but {type(choice.message.content).__name__}")
     return {
         "text": (choice.message.content or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
         "refused": bool(choice.message.refusal) or choice.finish_reason == "content_filter",

@@ -34,8 +34,8 @@ from igpo_jax.data.rewrite_card import make_card, write_card
 from igpo_jax.runtime.files import write_whole
 from igpo_jax.tasks.answers import extract
 from igpo_jax.tasks.pool import RewardPool
-from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.sources import Record, fingerprint, load_sources
+from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.sources import Record, load_sources
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer
 
 PROBLEMS = flags.DEFINE_string(
@@ -45,7 +45,9 @@ FIELDS = flags.DEFINE_list("fields", [], "Of the format jsonl, what its fields a
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "The model's folder, or its tokenizer's file.", required=True)
 MIN_TOKENS = flags.DEFINE_integer("min_tokens", 1, "Shorter solutions are not kept.", lower_bound=1)
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "Longer solutions are not kept.", lower_bound=1)
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 960, "Longer solutions are not kept; of sft_math.py's 1024 it leaves room for the tags.", lower_bound=1
+)
 ANSWER = flags.DEFINE_enum(
     "answer", None, ["box", "number", "any"], "Where a solution states its answer; by default box of replies, else any."
 )

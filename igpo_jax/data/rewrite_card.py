@@ -104,7 +104,9 @@ def make_card(
             "completion_tokens": sum(reply["completion_tokens"] or 0 for reply in replies),
             "replies_without_count": sum(reply["prompt_tokens"] is None for reply in replies),
         }
-        card["unanswered"] = dict(Counter(unanswered.values()).most_common(10))
+        common = dict(Counter(unanswered.values()).most_common(10))
+        rest = len(unanswered) - sum(common.values())
+        card["unanswered"] = common | ({"other reasons": rest} if rest else {})
     else:
         card["left_out"] = dict(dropped)
     return card

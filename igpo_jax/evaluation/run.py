@@ -23,7 +23,7 @@ from igpo_jax.runtime.files import write_whole
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.metrics import progress, read_rows
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.pool import OUTCOMES, RewardPool
+from igpo_jax.tasks.pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tasks.problem import Problem
 
 
@@ -32,7 +32,7 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Completes and grades what `<folder>/<name>.jsonl` lacks, and returns the numbers of all of it.
 
-    A row: id, question, answer, and of every draw its text up to the first EOS, the answer it states, reward, whether it is
+    A row: id, question, answer, and of every draw its text, as it is graded, the answer it states, reward, whether it is
     correct, the outcome of grading, and in how many denoising steps it was written.
     """
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
@@ -50,7 +50,7 @@ def run_benchmark(
     )
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
-    pool = RewardPool(f"{task.__name__}:reward", options, config.reward.workers, config.reward.deadline_seconds)
+    pool = reward_pool(part.task, config.reward)
     size = -(-config.batch_size // batch_size_divisor(model.mesh)) * batch_size_divisor(model.mesh)
     draws, total = part.draws, len(problems) * part.draws
     waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
@@ -61,7 +61,7 @@ def run_benchmark(
             batch = cut_to_bucket(take_rows(prompts, padded // draws), config.prompt_buckets)
             draw = (padded % draws).astype(np.uint32)
             tokens, written_at = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
-            texts = [model._decode(row, whole=False) for row in tokens[: len(flat)]]
+            texts = [model._decode(row, whole=config.reward.after_eos) for row in tokens[: len(flat)]]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(flat, texts, strict=True)])
             for place, number in enumerate(flat.tolist()):
                 reward, outcome = verdicts[place]
@@ -111,7 +111,8 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders.
+    """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders; None for a
+    benchmark that only one of them has.
 
     Raises:
         ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message says in what.
@@ -120,7 +121,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]
     names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
     if not names:
         raise ValueError(f"{one} and {other} have no benchmark in common")
-    result = {}
+    result = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
     for name in names:
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:

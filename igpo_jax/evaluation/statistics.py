@@ -12,7 +12,7 @@ RESAMPLES = 10_000  # of bootstrap and permutation tests
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """pass@1 with its 95 % interval, pass@k for powers of two up to the draws, and what else is counted."""
+    """pass@1 with its 95 % interval, pass@k for powers of two and all draws, and what else is counted."""
     correct = np.array([[c["correct"] for c in row["completions"]] for row in rows])
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
@@ -20,7 +20,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result["interval95"] = interval(correct)
     if draws > 1:
         result[f"avg@{draws}"] = result["pass@1"]
-        for k in (2**i for i in range(1, draws.bit_length()) if 2**i <= draws):
+        for k in sorted({2**i for i in range(1, draws.bit_length())} | {draws}):
             result[f"pass@{k}"] = float(np.mean([pass_at_k(draws, int(c), k) for c in correct.sum(axis=1)]))
         result["of_each_draw"] = correct.mean(axis=0).tolist()
     return result | {

@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """A context manager over `<folder>/<step>/`; leaving it waits for the save that is under way.
 
+    With `reading`, another process may be saving there: what looks unfinished is left alone.
+
     A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
     step i) and the fingerprints of configuration and data.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False):
+    def __init__(self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, reading: bool = False):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
         if best:
@@ -39,7 +41,7 @@ class Checkpoints:
                 _remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._checkpointer = ocp.training.Checkpointer(
-            self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=True
+            self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=not reading
         )
 
     def __enter__(self):
@@ -148,6 +150,8 @@ def _is_about_this_machine(error: Exception) -> bool:
 def _remove_unreadable_metrics(folder: pathlib.Path) -> None:
     """Orbax reads the metrics of every step when a folder is opened, and gives up at one that is damaged."""
     for path in folder.glob("*/metrics/metrics"):
+        if not path.parents[1].name.isdigit():
+            continue  # a save that is under way
         try:
             json.loads(path.read_bytes())
         except (ValueError, FileNotFoundError) as error:

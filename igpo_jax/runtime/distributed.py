@@ -74,6 +74,18 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
     return everywhere(values).sum(axis=0, dtype=values.dtype)
 
 
+def check_same(fingerprints: dict[str, str]) -> None:
+    """Raises ValueError on all processes where one has another fingerprint (hexadecimal) than process 0."""
+    numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
+    found = everywhere(numbers).reshape(jax.process_count(), len(fingerprints), 2)
+    differing = (found != found[0]).any(axis=2)
+    for process, name in np.argwhere(differing)[:1]:
+        raise ValueError(
+            f"process {process} has another {list(fingerprints)[name]} than process 0; all hosts need the same command and "
+            "the same files"
+        )
+
+
 def check_shared(folder: pathlib.Path) -> None:
     """Raises ValueError where a process does not see what process 0 writes into `folder`, which is there on process 0."""
     if jax.process_count() == 1:

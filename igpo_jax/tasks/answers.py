@@ -8,6 +8,7 @@ silently.
 import functools
 import logging
 import re
+import time
 from fractions import Fraction
 
 from igpo_jax.tasks.exact import evaluate
@@ -101,7 +102,11 @@ def _unwrapped(content: str) -> str:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether two bare answers are the same, such as "1/2" and "\\frac{1}{2}" or "10" and "10 \\text{ cm}"."""
+    """Whether two bare answers are the same, such as "1/2" and "\\frac{1}{2}" or "10" and "10 \\text{ cm}".
+
+    Raises:
+        TimeoutError: math-verify took too long.
+    """
     gold, answer = _unstyled(_unwrapped(gold)), _unstyled(_unwrapped(answer))
     wanted, found = _clean(gold), _clean(answer)
     if not wanted or not found:
@@ -322,7 +327,7 @@ def _math_verify(gold: str, text: str, formulas_only: bool = False) -> bool:
         verdict = _as_numbers(_clean(str(wanted[-1])), _clean(str(found[-1])))
         if verdict is not None:
             return verdict
-    return bool(math_verify.verify(wanted, found, timeout_seconds=SECONDS))
+    return bool(_in_time(math_verify.verify, wanted, found, timeout_seconds=SECONDS))
 
 
 def _braced(text: str) -> str:
@@ -335,8 +340,17 @@ def _parse(text: str, formulas_only: bool) -> list:
 
     if formulas_only:
         formulas = [math_verify.LatexExtractionConfig()]
-        return math_verify.parse(text, extraction_config=formulas, parsing_timeout=SECONDS)
-    return math_verify.parse(text, parsing_timeout=SECONDS)
+        return _in_time(math_verify.parse, text, extraction_config=formulas, parsing_timeout=SECONDS)
+    return _in_time(math_verify.parse, text, parsing_timeout=SECONDS)
+
+
+def _in_time(function, *arguments, **options):
+    """math-verify gives an empty result when its time is up; raises TimeoutError then, so that this is no verdict."""
+    begin = time.monotonic()
+    result = function(*arguments, **options)
+    if not result and time.monotonic() - begin >= SECONDS:
+        raise TimeoutError(f"math-verify took more than {SECONDS} s")
+    return result
 
 
 @functools.lru_cache(maxsize=1024)

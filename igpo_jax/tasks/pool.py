@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
+from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,15 @@ class Verdict:
     reward: float
     outcome: str
     reason: str = ""
+
+
+def reward_pool(task, reward) -> "RewardPool":
+    """Processes for the reward of a configuration's sections `task` and `reward`; they start when they are needed."""
+    if reward.function:
+        return RewardPool(reward.function, {}, reward.workers, reward.deadline_seconds)
+    module = load_task(task.name)
+    options = {name: task[name] for name in module.REWARD_OPTIONS}
+    return RewardPool(f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
 
 
 class RewardPool:
@@ -70,8 +80,10 @@ class RewardPool:
             wait([worker.connection for worker in self._workers], self._patience())
             for worker in list(self._workers):
                 for job, result in worker.results():
-                    ok = isinstance(result, float)
-                    verdicts[job] = Verdict(result, "ok") if ok else Verdict(0.0, "error", result)
+                    if isinstance(result, float):
+                        verdicts[job] = Verdict(result, "ok")
+                    else:  # None: the function has given up itself
+                        verdicts[job] = Verdict(0.0, "timeout" if result is None else "error", result or "TimeoutError")
                 if worker.overdue(self._deadline) or not worker.alive():
                     self._replace(worker, verdicts, waiting)
         return verdicts

@@ -15,7 +15,7 @@ from typing import Any
 
 from igpo_jax.tasks.answers import box_spans
 from igpo_jax.tasks.exact import evaluate
-from igpo_jax.tasks.problem import fingerprint, read_jsonl  # noqa: F401
+from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,14 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
     """
     records: dict[str, Record] = {}
     counts: list[Counts] = []
+    asked: set[str] = set()  # questions of metamath, where many rows have the same
     for source in filter(None, (part.strip() for part in text.split(","))):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")
-        count, asked = Counts(source), set()
+        if source in (count.source for count in counts):
+            raise ValueError(f"source {source!r} is given twice")
+        count = Counts(source)
         for row, place in _rows(path, max_malformed):
             count.rows += 1
             try:
@@ -91,8 +94,12 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
                     raise ValueError(f"{message}; task.max_malformed_lines={max_malformed} are allowed") from None
                 log.warning("%s; skipped", message)
                 continue
-            asked.add(record.question)
-            record = dataclasses.replace(record, id=record.id or f"{pathlib.Path(path).stem}-{count.rows - 1}")
+            if kind == "metamath":
+                asked.add(record.question)
+            if not record.id:
+                name = f"{pathlib.Path(path).stem}-{count.rows - 1}"
+                name += f" of source {len(counts)}" if name in records else ""  # a/train.jsonl and b/train.jsonl
+                record = dataclasses.replace(record, id=name)
             if record.id in records:
                 raise ValueError(f"{place}: the id {record.id!r} has come before")
             records[record.id] = record
@@ -182,16 +189,15 @@ WRITTEN = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
     """Where a solution states the answer last; a number in any of the ways to write it, such as 1,000.00 for 1000."""
     wanted = evaluate(answer)
-    if wanted is None:
-        begin = solution.rfind(answer) if answer else -1
-        return () if begin < 0 else ((begin, begin + len(answer)),)
-    for match in reversed(list(WRITTEN.finditer(solution))):
+    for match in reversed(list(WRITTEN.finditer(solution)) if wanted is not None else []):
         text = match[0].rstrip(",")
         for begin in (match.start(), match.end() - len(match[0].lstrip("-"))):  # 9-5 ends in 5 as well as in -5
             number = evaluate(text[begin - match.start() :])
             if number is not None and number.value == wanted.value:
                 return ((begin, match.start() + len(text)),)
-    return ()
+    plain = not answer or (wanted is not None and WRITTEN.fullmatch(answer))
+    begin = -1 if plain else solution.rfind(answer)  # such as \frac{1}{2}
+    return () if begin < 0 else ((begin, begin + len(answer)),)
 
 
 def _last_box(solution: str) -> tuple[Span, ...] | None:
@@ -228,7 +234,8 @@ def _math(row, fields) -> Record:
 
 
 def _metamath(row, fields) -> Record:
-    """type, query, response. Answer: what follows "The answer is:", else ####, else all of it (igpo_method.md 4)."""
+    """type, query, response. Answer: what follows "The answer is:", else #### (igpo_method.md 4, where else it is all of the
+    response, which no completion can match)."""
     if row["type"] not in METAMATH_TYPES:
         raise Dropped(f"of the type {row['type']}")
     question, response = _text(row, "query"), _text(row, "response")
@@ -239,8 +246,10 @@ def _metamath(row, fields) -> Record:
         raise Dropped("without an answer")
     answer = answer.strip()
     solution = re.sub(r"\s*####[^\n]*\s*$", "", solution.rstrip())
-    spans = _last_box(solution)
-    return Record(_id(row), question, answer, solution, spans or _last_occurrence(solution, answer), response)
+    spans = _last_box(solution) or _last_occurrence(solution, answer)
+    if not spans and row["type"].startswith("MATH"):  # it may be written in another way
+        spans = ((0, len(solution)),)
+    return Record(_id(row), question, answer, solution, spans, response)
 
 
 def _openr1(row, fields) -> Record:

@@ -32,6 +32,8 @@ def main(fd: str, name: str, options: str) -> None:
         for problem, text in jobs:
             try:
                 result = float(reward(problem, text, **keywords))
+            except TimeoutError:  # its own limit: as if ours had been reached
+                result = None
             except Exception as error:  # an answer that breaks the function is worth nothing; it is counted
                 result = f"{type(error).__name__}: {error}"[:500]
             connection.send(result)

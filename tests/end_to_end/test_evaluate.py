@@ -2,12 +2,16 @@
 
 import json
 import pathlib
+import runpy
 import shutil
 
 import pytest
 
+from igpo_jax.config import to_json
+from igpo_jax.evaluation.protocol import of_run, protocol_of, weights_digest
 from igpo_jax.runtime.metrics import read_rows
 
+TINY = pathlib.Path(__file__).parent / "tiny.py"
 UPDATES, ITERATIONS = 200, 6  # of tiny.py
 CONFIG = """
 from igpo_jax.evaluation.protocol import base_evaluation, benchmark
@@ -48,7 +52,7 @@ def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished)
     card = json.loads((expected[0] / "card.json").read_text())
     assert card["model"]["origin"] == {"path": str(finished), "stage": "rl", "step": ITERATIONS}
     assert card["benchmarks"]["sums"]["problems"] == 20 and card["benchmarks"]["drawn"]["draws"] == 3
-    assert set(card["benchmarks"]["drawn"]) >= {"pass@1", "avg@3", "pass@2", "interval95", "of_each_draw"}
+    assert set(card["benchmarks"]["drawn"]) >= {"pass@1", "avg@3", "pass@2", "pass@3", "interval95", "of_each_draw"}
     protocol = card["protocol"]["drawn"]
     assert protocol["decode"]["temperature"] == 0.7 and protocol["decode"]["steps"] == 8 and len(protocol["data"]) == 16
     assert card["versions"]["jax"] and card["device"] == "1 x cpu" and card["date"] and "commit" in card
@@ -101,10 +105,34 @@ def test_two_evaluations_are_compared_problem_by_problem(command, config, finish
     done = command("evaluate", "diff", str(before), str(expected[0]))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"sums"}
+    assert set(found) == {"sums", "drawn"} and found["drawn"] is None  # which only one of them has
     accuracies = [json.loads((folder / "card.json").read_text())["benchmarks"]["sums"]["pass@1"] for folder in (before, expected[0])]
     assert [found["sums"][key] for key in ("one", "other")] == accuracies
     assert found["sums"]["difference"] == pytest.approx(accuracies[1] - accuracies[0]) and 0 < found["sums"]["p_value"] <= 1
+
+
+def test_a_run_hands_its_grader_and_its_numbers_to_its_evaluation(tmp_path):
+    config = runpy.run_path(str(TINY))["get_config"]()
+    config.reward.update({"function": "mine:f", "after_eos": True, "deadline_seconds": 3.0})
+    config.model.compute_dtype = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    found = of_run(str(tmp_path), None)
+    assert found.reward.to_dict() == {"function": "mine:f", "workers": 2, "deadline_seconds": 3.0, "after_eos": True}
+    protocol = protocol_of(found, "arithmetic", [])
+    assert protocol["reward"] == {"function": "mine:f", "deadline_seconds": 3.0, "after_eos": True}
+    assert protocol["dtype"] == "bfloat16" and protocol["decode"]["temperature"] == 0.0
+    assert protocol["task"] == {"name": "arithmetic"}  # not how its teacher is
+
+
+def test_the_digest_of_weights_is_of_what_is_in_them_not_of_where_they_are(finished, tmp_path):
+    origin = {"path": str(finished), "stage": "rl", "step": ITERATIONS}
+    copy = origin | {"path": str(shutil.copytree(finished, tmp_path / "copy"))}
+    assert weights_digest(origin) == weights_digest(copy) != weights_digest(origin | {"step": ITERATIONS - 1})
+    file = max((tmp_path / "copy" / "checkpoints" / "rl" / str(ITERATIONS)).rglob("*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert weights_digest(origin) != weights_digest(copy)
 
 
 def test_protocols_that_differ_are_not_compared(command, config, finished, expected, tmp_path):
@@ -133,8 +161,6 @@ def test_mistakes_are_told_in_one_line(arguments, message, command, config, fini
 
 
 def test_configs_of_the_repository_are_protocols():
-    import runpy
-
     path = pathlib.Path(__file__).parents[2] / "configs" / "evaluate_math.py"
     get_config = runpy.run_path(str(path))["get_config"]
     paper = get_config()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpo_jax.tasks import released
+from igpo_jax.tasks import answers
 from igpo_jax.tasks.answers import boxes, equal, equal_texts, extract
 
 
@@ -177,3 +178,12 @@ def test_released_format_rewards(text, reward):
 @given(st.text(alphabet="\\fractextboxed{}= .5/0x$", max_size=40))
 def test_the_released_rules_take_any_text(text):
     assert released.correct("5", box(text)) in (True, False)
+
+
+def test_an_answer_that_takes_too_long_has_no_verdict_and_does_not_spoil_the_next(monkeypatch):
+    """math-verify's own time limit gives an empty result, as if it had read nothing."""
+    monkeypatch.setattr(answers, "SECONDS", 0)
+    with pytest.raises(TimeoutError):
+        equal("x^2+17y", "not read")
+    monkeypatch.undo()
+    assert equal("x^2+17y", "17y+x^2")

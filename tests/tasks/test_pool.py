@@ -41,6 +41,7 @@ def test_verdicts_come_in_the_order_of_the_answers(pool):
 
 
 TROUBLE = {"sleep": "timeout", "raise": "error", "die": "error", "fill memory": "error", "no number": "error"}
+TROUBLE["give up"] = "timeout"
 
 
 def test_every_kind_of_trouble_costs_its_own_answer_only(pool):

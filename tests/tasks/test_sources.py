@@ -45,7 +45,7 @@ def test_gsm8k_as_published_and_with_other_names(tmp_path):
 @pytest.mark.parametrize("answer, solution, found", [
     ("18", "9*2 = $18.00 a day", "18.00"), ("5", "9-5=4, so 4+1 = 5", "5"), ("-5", "it is 4-9=-5", "-5"), ("4", "9-5 = 4.", "4"),
     ("1000", "that is 1,000 then", "1,000"), ("72", "no such number", None), ("7", "17 and 7.5 and 70", None), ("5", "9-5", "5"),
-    ("25", ".50-.25 = $0.25", None), ("72", "72, 36 and 72 again", "72"),
+    ("25", ".50-.25 = $0.25", None), ("1/2", "2/4, that is 1/2.", "1/2"), ("72", "72, 36 and 72 again", "72"),
 ])  # fmt: skip
 def test_where_a_solution_states_its_number_last(answer, solution, found, tmp_path):
     [record], _ = records_of("gsm8k", [{"question": "q", "answer": f"{solution}\n#### {answer}"}], tmp_path)
@@ -142,8 +142,19 @@ def test_several_sources_are_one_list_with_one_of_each_id(tmp_path):
     (tmp_path / "other.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n")
     records, counts = load(f"gsm8k:{SAMPLE}, math:{tmp_path / 'other.jsonl'}")
     assert len(records) == 6 and [count.kept for count in counts] == [5, 1]
-    with pytest.raises(ValueError, match="the id 'gsm8k_sample-0' has come before"):
+    with pytest.raises(ValueError, match="gsm8k_sample.jsonl' is given twice"):
         load(f"gsm8k:{SAMPLE},gsm8k:{SAMPLE}")
+
+
+def test_files_of_the_same_name_have_different_ids_and_own_ids_come_once(tmp_path):
+    for folder, rows in (("a", [{"problem": "p", "answer": "1"}]), ("b", [{"problem": "q", "answer": "2"}])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / folder / "own.jsonl").write_text(json.dumps(rows[0] | {"id": "x"}) + "\n")
+    both = ",".join(f"math:{tmp_path / folder / 'train.jsonl'}" for folder in "ab")
+    assert [record.id for record in load(both)[0]] == ["train-0", "train-0 of source 1"]
+    with pytest.raises(ValueError, match="the id 'x' has come before"):
+        load(both.replace("train", "own"))
 
 
 @pytest.mark.parametrize("text, message", [
