@@ -30,6 +30,15 @@ def test_what_all_processes_find_ends_all_in_one_line_each(tmp_path):
     assert "is no configuration of this version" in printed[1]
 
 
+def test_hosts_with_another_configuration_or_other_data_are_refused_by_all(tmp_path):
+    """Problems are drawn here, so that another seed is both; the configuration is compared first."""
+    flags = [[f"--workdir={tmp_path / 'run'}", *SHORT, f"--config.seed={rank}"] for rank in range(2)]
+    codes, printed = ends(start(2, 1, *flags, folder=tmp_path), tmp_path)
+    assert codes == [1, 1], printed
+    assert all("error: process 1 has another configuration than process 0" in text for text in printed), printed
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 LONG = (
     "--config.sft.updates=20",
     "--config.rl.iterations=60",

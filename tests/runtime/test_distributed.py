@@ -6,7 +6,11 @@ import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from igpo_jax.runtime import distributed
 
 JOIN = """
 import json
@@ -100,3 +104,14 @@ def test_otherwise_a_run_is_one_process(variables):
 
 def test_a_single_task_of_slurm_and_a_single_host_of_gke_are_one_process():
     assert run([slurm(0, 1)]) == run([gke_slice(0, 1)], tpu=True) == [{"index": 0, "count": 1, "ranks": [0]}]
+
+
+def test_processes_with_other_files_are_named(monkeypatch):
+    own = {"configuration": "0123456789abcdef", "split rl": "ffffffffffffffff"}
+    distributed.check_same(own)
+    others = {"configuration": "0123456789abcdef", "split rl": "fffffffffffffffe"}
+    both = [np.array([int(v, 16) for v in of.values()], np.uint64).view(np.uint32) for of in (own, others)]
+    monkeypatch.setattr(distributed, "everywhere", lambda _: np.stack(both))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="process 1 has another split rl than process 0"):
+        distributed.check_same(own)
