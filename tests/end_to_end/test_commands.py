@@ -167,7 +167,7 @@ def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_fi
         f"--workdir={workdir}",
         f"--config.task.rl=gsm8k:{gsm8k_files['train']}",
         f"--config.task.test=gsm8k:{gsm8k_files['test']}",
-        *("--config.sft.updates=20", "--config.rl.iterations=2", "--config.objective.inner_steps=1"),
+        *("--config.sft.updates=20", "--config.sft.heldout=8", "--config.rl.iterations=2", "--config.objective.inner_steps=1"),
         *("--config.sampler.steps=6", "--config.evaluation.steps=6"),
         *("--config.evaluation.problems=4", "--config.evaluation.batch_size=4"),
     )

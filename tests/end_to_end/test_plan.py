@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
-PROGRAMS = ["sft", "sample", "inpaint", "score", "update", "evaluate"]
+PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
 
 
 def test_the_devices_that_are_here(command):
@@ -22,7 +22,7 @@ def test_the_devices_that_are_here(command):
     (("--config.rl.rollout_slices=8", "--config.rl.group_size=4"),
      "rl.prompts * rl.group_size / rl.rollout_slices = 4 is not a multiple of mesh.data * mesh.fsdp = 8"),
     (("--config.rl.rollout_slices=3",), "rl.prompts=8 is not a multiple of rl.rollout_slices=3"),
-    (("--programs=nothing",), "there are sft, sample"),
+    (("--programs=nothing",), "there are sft, heldout, sample"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(command, arguments, message):
     done = command.on_devices(16)("plan", f"--config={TINY}", "--config.mesh.tensor=2", *arguments)

@@ -20,4 +20,3 @@ def test_a_reader_leaves_a_save_that_is_under_way_alone(tmp_path):
     assert step == 4 and params["w"].tolist() == [0, 1, 2] and (saving / "metrics" / "metrics").is_file()
     with Checkpoints(tmp_path / "sft", keep=2) as writer:
         assert writer.steps() == [4]
-    assert not saving.exists()
