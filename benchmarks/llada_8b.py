@@ -37,9 +37,9 @@ SMALL |= {"mask_id": 1, "eos_id": 2, "eot_id": None}
 
 
 def measure(
-    compiled, arguments, model_flops: float, repetitions: int, advance=lambda arguments, result: arguments
+    function, arguments, model_flops: float, repetitions: int, advance=lambda arguments, result: arguments
 ) -> tuple[float, dict]:
-    """Median seconds of a compiled program, after one run that warms up, and what goes into the result of a case.
+    """Median seconds of a function, after one run that warms up, and what goes into the result of a case.
 
     model_flops: of all devices, what the computation needs, without what is computed a second time to save memory.
     advance: (arguments, result) -> the arguments of the next run, for programs that donate theirs.
@@ -47,13 +47,12 @@ def measure(
     seconds = []
     for _ in range(repetitions + 1):
         begin = time.perf_counter()
-        result = jax.block_until_ready(compiled(*arguments))
+        result = jax.block_until_ready(function(*arguments))
         seconds.append(time.perf_counter() - begin)
         arguments = advance(arguments, result)
-    median, compiled_flops = statistics.median(seconds[1:]), program_cost(compiled.as_text()).flops
-    flops = model_flops / jax.device_count()
+    median, flops = statistics.median(seconds[1:]), model_flops / jax.device_count()
     case = {"seconds": median, "repetitions": repetitions, "model_flops_per_device": flops}
-    case |= {"compiled_flops_per_device": compiled_flops, **device_memory()}
+    case |= device_memory()
     chip = CHIPS.get(jax.devices()[0].device_kind)
     return median, case | ({"mfu": flops / median / chip.flops} if chip else {})
 
@@ -103,18 +102,20 @@ def main(argv: list[str] | None = None) -> list[dict]:
         canvas = np.full((rows, length), cfg.mask_id, np.int32)
         inputs = put_rows((*prompts(rows), canvas), mesh)
         keys = completion_keys(jax.random.key(2), row, row, 0)
-        compiled = sample.lower(policy, *inputs, keys, cfg, decode).compile()
         # One row of adapters' products: A and B of each matrix.
         widths = jax.tree.leaves(jax.tree.map(lambda x: x.shape[1] * x.shape[2] * cfg.layers, adapters))
         adapter_flops = 2 * (p + length) * sum(widths)
-        done = compiled(policy, *inputs, keys)
+
+        def rollout():
+            return sample(policy, *inputs, keys, cfg, decode)
+
+        done = rollout()
         row_flops = forward_flops(cfg, p + length, decode.block_length) + adapter_flops
-        flops = int(done.evaluations) * rows * row_flops
-        seconds, measured = measure(compiled, (policy, *inputs, keys), flops, arguments.repetitions)
+        seconds, measured = measure(rollout, (), done.rows_evaluated * row_flops, arguments.repetitions)
         if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
             raise AssertionError("a completion still has masks")
         sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
-        evaluations = {"evaluations": int(done.evaluations), "tokens_per_second": rows * length / seconds}
+        evaluations = {"evaluations": done.evaluations, "rows_evaluated": done.rows_evaluated, "tokens_per_second": rows * length / seconds}
         record("rollout", measured, **sizes, **evaluations)
 
         batch = put_rows(
@@ -145,6 +146,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         # Forward, and backward with respect to activations; of adapters also to themselves. One row per prompt.
         flops = n * (2 * forward_flops(cfg, p + length, length) + 3 * adapter_flops)
         seconds, measured = measure(compiled, first, flops, arguments.repetitions, advance)
+        measured["compiled_flops_per_device"] = program_cost(compiled.as_text()).flops
         if not np.isfinite(losses).all() or len(set(losses)) == 1:
             raise AssertionError(f"updates that change nothing: losses {losses}")
         sizes = {"prompts": n, "group_size": g, "prompt_length": p, "completion_length": length, "lora_rank": lora.rank}

@@ -116,8 +116,9 @@ class Experiment:
         """Share of the test problems that the decoding of evaluations solves. pause: see `decode_completions`."""
         settings, test = self.settings, self.test_data
         batch_size = settings.evaluation.batch_size
+        buckets = settings.data.prompt_buckets
         completions = decode_completions(
-            params, test.prompts, self.model, settings.eval_decode, batch_size, self.mesh, pause
+            params, test.prompts, self.model, settings.eval_decode, batch_size, buckets, self.mesh, pause
         )
         return float(np.mean(self._grades(test.problems, completions[:, None]).correct, dtype=np.float64))
 

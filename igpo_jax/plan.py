@@ -57,7 +57,7 @@ def as_text(result: dict) -> str:
     lines += [
         "",
         "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
-        "sample: one slice of a rollout, of the first and, after inpaint, of the second try.",
+        "sample: a block of one slice of a rollout, of the first and, after inpaint, of the second try; all rows, all steps.",
     ]
     parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
     if parts and all("estimated_seconds" in record for record in parts):

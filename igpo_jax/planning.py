@@ -18,7 +18,7 @@ from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import SFTBatch
 from igpo_jax.diffusion.corruption import Corruption
 from igpo_jax.diffusion.inpainting import inpaint
-from igpo_jax.diffusion.sampler import sample
+from igpo_jax.diffusion.sampler import Rows, denoise_block
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
@@ -115,12 +115,14 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         reference = attach_abstract(frozen, lora_module.abstract(model, lora, mesh)) if sft.updates else frozen
     training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": frozen})
 
-    def sampling(rows, decode, acting=acting):
-        keys = everywhere(lambda: jax.random.split(jax.random.key(0), rows))
-        return acting, *prompts(rows), tokens(rows, length), keys, model, decode
-
     def host(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
+
+    def sampling(rows, decode, acting=acting):
+        keys = everywhere(lambda: jax.random.split(jax.random.key(0), rows))
+        canvas = tokens(rows, length)
+        state = Rows(*prompts(rows), canvas, keys, canvas, canvas, array((rows,), jnp.bool_), tokens(rows))
+        return acting, state, host((), jnp.int32), model, decode
 
     hints = (
         host((at_once,), jnp.uint32),
@@ -149,17 +151,18 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
     scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
     sample_decode, eval_decode = settings.rollout_decode, settings.eval_decode
+    blocks = rl.rollout_slices * sample_decode.blocks
     in_rl, everything = rl.iterations > 0, training | {"policy": acting}
     rows = settings.evaluation.batch_size
     in_sft = sft.updates > 0 and sft.eval_every > 0
     supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": frozen})
     last_state, beside = (state, training) if in_rl else (sft_state, supervised)
     found = [
-        Program("sample", sample, sampling(at_once * g, sample_decode), training, in_rl, rl.rollout_slices),
+        Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
         Program("inpaint", inpaint, (key, *hints, g, settings.inpainting), everything, in_rl),
         Program("score", score, scoring, training, in_rl, 1),
         Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
-        Program("evaluate", sample, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
+        Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
     ]
     if copied:
         found.insert(0, Program("cast", make_compute_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))

@@ -43,6 +43,15 @@ def test_rollout(load, tmp_path, capsys):
     assert "temperature 1.2 ratio" in capsys.readouterr().out
 
 
+def test_rollout_against_torch(load, tmp_path):
+    pytest.importorskip("torch")
+    sizes = [*MODEL, *"--completion-length 20 --block 4 --steps 10 --rows 8".split()]
+    result = load("rollout").main([*sizes, "--torch", "--output", str(tmp_path / "rollout.json")])
+    for name in ("full", "40 %", "hints"):
+        assert result[f"torch {name}"]["equal_tokens"] == 1 and result[f"torch {name}"]["ratio"] > 0
+    assert result["torch full"]["rows_evaluated"] == 8 * 10 > result["torch 40 %"]["rows_evaluated"]
+
+
 def test_update_notices_another_gradient(load, monkeypatch):
     module = load("update")
     tiled = module.tiled

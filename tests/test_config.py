@@ -172,7 +172,13 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
     settings = experiment.settings
     rl = settings.rl
     cfg = RolloutConfig(
-        experiment.model, settings.rollout_decode, settings.inpainting, rl.group_size, rl.prompts, False
+        experiment.model,
+        settings.rollout_decode,
+        settings.inpainting,
+        rl.group_size,
+        rl.prompts,
+        settings.data.prompt_buckets,
+        normalize_advantages=False,
     )
     rows = np.arange(settings.rl.prompts)
     prompts = jax.tree.map(lambda x: x[rows], experiment.rl_data.prompts)

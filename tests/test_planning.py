@@ -69,7 +69,7 @@ def test_sampling_is_counted_through_all_its_steps(mesh):
     model, _ = planning.planned_model(settings)
     decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
     row = forward_flops(model, settings.data.prompt_buckets[-1] + decode.completion_length, decode.block_length)
-    assert record["flops"] == pytest.approx(decode.steps * rows * row, rel=0.02)
+    assert record["flops"] == pytest.approx(decode.steps // decode.blocks * rows * row, rel=0.02)
 
 
 NUMERICS = {
@@ -273,7 +273,8 @@ def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     ) * model.layers  # fmt: skip
     per_prompt = update["flops"] * 8 / settings.rl.prompts
     assert 0.9 * 3 * row < per_prompt < 1.3 * (3 * row + 4 * adapters)
-    steps = settings.rollout_decode.steps * settings.rl.prompts // settings.rl.rollout_slices
+    decode = settings.rollout_decode
+    steps = decode.steps // decode.blocks * settings.rl.prompts // settings.rl.rollout_slices
     rows = forward_flops(model, 640 + 256, 32) + adapters
     assert sample["flops"] * 8 == pytest.approx(steps * settings.rl.group_size * rows, rel=0.05)
 

@@ -1,7 +1,7 @@
-"""The reverse process: block-wise remasking, one compiled loop (igpo_method.md 2.2, llada.md 6).
+"""The reverse process: block-wise remasking, one compiled loop per block (igpo_method.md 2.2, llada.md 6).
 
-A hint is a canvas position that is already filled. It is written over the canvas again after every step, so it cannot
-change, and inpainting needs no sampler of its own.
+A hint is a canvas position that is already filled. Only masks are ever written, so it cannot change, and inpainting needs no
+sampler of its own.
 """
 
 import dataclasses
@@ -11,9 +11,10 @@ import math
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
-from igpo_jax.runtime.mesh import shard_rows
+from igpo_jax.runtime.mesh import batch_size_divisor, shard_rows
 
 HINT = -1  # in `Sample.written_at`: filled from the start
 
@@ -60,12 +61,14 @@ class Sample:
     """Completions and how they came about.
 
     tokens: int32 [b, l]. written_at: int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given.
-    evaluations: int32 [], the number of steps that were run; each is one network evaluation (two with guidance).
+    evaluations: the number of steps that were run; each is one network evaluation (two with guidance) of a batch.
+    rows_evaluated: the same, summed over the rows of those batches; at most b * steps.
     """
 
     tokens: jax.Array
     written_at: jax.Array
-    evaluations: jax.Array
+    evaluations: int
+    rows_evaluated: int
 
 
 def completion_keys(key: jax.Array, problem_id: jax.Array, completion: jax.Array, attempt: int) -> jax.Array:
@@ -140,7 +143,24 @@ def rank_descending(values: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "decode"))
+@flax.struct.dataclass
+class Rows:
+    """Completions on their way; everything has the leading axis b.
+
+    prompt int32 [b, p], valid bool [b, p]; canvas int32 [b, l], as it was given; keys [b]; tokens, written_at int32 [b, l],
+    as of `Sample`; ended bool [b]: nothing is left to write; slot int32 [b]: which row of the batch this is.
+    """
+
+    prompt: jax.Array
+    valid: jax.Array
+    canvas: jax.Array
+    keys: jax.Array
+    tokens: jax.Array
+    written_at: jax.Array
+    ended: jax.Array
+    slot: jax.Array
+
+
 def sample(
     params: Params,
     prompt: jax.Array,
@@ -156,6 +176,9 @@ def sample(
     probability of the drawn token under the clean logits, or at random) and leaves the others masked. MASK is never
     drawn. A row whose block came out as EOS only is ended: its remaining masks become EOS.
 
+    A block is one compiled program; between blocks the host learns how many rows go on, and moves them into a smaller
+    batch where one of a few sizes holds them. Tokens do not depend on it, but for what rounding does to near ties.
+
     Args:
         params: of the network.
         prompt, valid: int32 and bool [b, p], padded on the left.
@@ -163,21 +186,80 @@ def sample(
         row_keys: PRNG keys [b], see `completion_keys`. The noise of a step belongs to (row key, position, step).
         cfg, decode: static.
     """
-    rows, prompt_length = prompt.shape
-    block, steps_per_block = decode.block_length, decode.steps // decode.blocks
-    given = canvas != cfg.mask_id
-    valid = jnp.concatenate([valid, jnp.ones(canvas.shape, bool)], axis=1)
-    position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
-        row_keys, jnp.arange(decode.completion_length)
-    )
+    rows = _begin(prompt, valid, canvas, row_keys, cfg, decode)
+    sizes = _batch_sizes(len(canvas))
+    tokens, written_at, evaluations, rows_evaluated = rows.tokens, rows.written_at, 0, 0
+    for block in range(decode.blocks):
+        size = len(rows.tokens)
+        rows, steps, live = denoise_block(params, rows, np.int32(block), cfg, decode)
+        steps, live = int(steps), int(live)
+        evaluations, rows_evaluated = evaluations + steps, rows_evaluated + steps * size
+        smaller = min(number for number in sizes if number >= live)
+        if live == 0 or block == decode.blocks - 1 or smaller < size:
+            tokens, written_at = _put_back(tokens, written_at, rows)
+        if live == 0:
+            break
+        if smaller < size:
+            rows = _take_live(rows, smaller)
+    return Sample(tokens, written_at, evaluations, rows_evaluated)
 
-    def block_logits(current, start):
+
+def _batch_sizes(rows: int) -> list[int]:
+    """What rows that go on are moved into: all, a half, a quarter or an eighth, as far as devices share them evenly."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divisor = 1 if mesh.empty else batch_size_divisor(mesh)
+    return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "decode"))
+def _begin(prompt, valid, canvas, row_keys, cfg: ModelConfig, decode: DecodeConfig) -> Rows:
+    number = len(canvas)
+    written_at = jnp.where(canvas != cfg.mask_id, HINT, decode.steps)
+    return Rows(prompt, valid, canvas, row_keys, canvas, written_at, jnp.zeros(number, bool), jnp.arange(number))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _take_live(rows: Rows, size: int) -> Rows:
+    """The rows that have not ended, and as many others as fill the batch."""
+    order = jnp.argsort(rows.ended, stable=True)[:size]
+    return jax.tree.map(lambda x: shard_rows(x[order]), rows)
+
+
+@jax.jit
+def _put_back(tokens: jax.Array, written_at: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    return shard_rows(tokens.at[rows.slot].set(rows.tokens)), shard_rows(written_at.at[rows.slot].set(rows.written_at))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "decode"))
+def denoise_block(
+    params: Params, rows: Rows, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
+) -> tuple[Rows, jax.Array, jax.Array]:
+    """All steps of one block, fewer where its last mask is written earlier, as hints make it.
+
+    Args:
+        block: int32 [], which one.
+
+    Returns:
+        The rows, how many steps were run, and how many rows have not ended, int32 [] both.
+    """
+    prompt, canvas = rows.prompt, rows.canvas
+    length, steps_per_block = decode.block_length, decode.steps // decode.blocks
+    start, first_step = block * length, block * steps_per_block
+    given, prompt_length = canvas != cfg.mask_id, prompt.shape[1]
+    valid = jnp.concatenate([rows.valid, jnp.ones(canvas.shape, bool)], axis=1)
+    positions = start + jnp.arange(length)
+    position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(rows.keys, positions)
+
+    def active_of(current):
+        return jax.lax.dynamic_slice_in_dim(current, start, length, axis=1)
+
+    def block_logits(current):
         """float32 [b, block, v]; the head sees the active block only."""
 
         def logits_of(prompt, current, valid):
             tokens = shard_rows(jnp.concatenate([prompt, current], axis=1))
             hidden = forward(params, tokens, valid, cfg)
-            active = jax.lax.dynamic_slice_in_dim(hidden, prompt_length + start, block, axis=1)
+            active = jax.lax.dynamic_slice_in_dim(hidden, prompt_length + start, length, axis=1)
             return unembed(params, active, cfg)
 
         if decode.cfg_scale > 0:
@@ -194,42 +276,38 @@ def sample(
             logits = logits_of(prompt, current, valid)
         return logits.at[..., cfg.mask_id].set(-jnp.inf)
 
-    def denoise(carry):
-        step, current, written_at, masks_at_entry, ended = carry
-        start = step // steps_per_block * block
-        step_in_block = step % steps_per_block
-        active = jax.lax.dynamic_slice_in_dim(current, start, block, axis=1)
-        masked = active == cfg.mask_id
-        masks_at_entry = jnp.where(step_in_block == 0, masked.sum(axis=1), masks_at_entry)
+    masks_at_entry = (active_of(rows.tokens) == cfg.mask_id).sum(axis=1)
 
-        logits = block_logits(current, start)
+    def denoise(carry):
+        step, current, written_at = carry
+        active = active_of(current)
+        logits = block_logits(current)
         with jax.named_scope("draw"):
-            keys = jax.lax.dynamic_slice_in_dim(position_keys, start, block, axis=1)
-            keys = jax.vmap(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step))))(keys)
+            keys = jax.vmap(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, first_step + step))))
+            keys = keys(position_keys)
             gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
             uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
             drawn, confidence = propose(logits, gumbel, uniform, cfg, decode)
-            write = most_confident(confidence, masked, transfer_count(masks_at_entry, step_in_block, steps_per_block))
-        block_is_full = step_in_block == steps_per_block - 1
+            count = transfer_count(masks_at_entry, step, steps_per_block)
+            write = most_confident(confidence, active == cfg.mask_id, count)
+        written = jnp.where(write, first_step + step, active_of(written_at))
         active = jnp.where(write, drawn, active)
-        ended |= block_is_full & jnp.all(active == cfg.eos_id, axis=1)
-
-        current = jax.lax.dynamic_update_slice_in_dim(current, active, start, axis=1)
-        current = jnp.where(ended[:, None] & (current == cfg.mask_id), cfg.eos_id, current)
-        current = jnp.where(given, canvas, current)
-        written_at = jnp.where((written_at == decode.steps) & (current != cfg.mask_id), step, written_at)
-        return step + 1, current, written_at, masks_at_entry, ended
+        return (
+            step + 1,
+            jax.lax.dynamic_update_slice_in_dim(current, active, start, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(written_at, written, start, axis=1),
+        )
 
     def unfinished(carry):
-        step, *_, ended = carry
-        return (step < decode.steps) & ~jnp.all(ended)
+        step, current, _ = carry
+        return (step < steps_per_block) & jnp.any(active_of(current) == cfg.mask_id)
 
-    start = (
-        jnp.int32(0),
-        canvas,
-        jnp.where(given, HINT, decode.steps),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros(rows, bool),
+    steps, current, written_at = jax.lax.while_loop(unfinished, denoise, (jnp.int32(0), rows.tokens, rows.written_at))
+    ended = rows.ended | jnp.all(active_of(current) == cfg.eos_id, axis=1)
+    rest = ended[:, None] & (current == cfg.mask_id)
+    rows = rows.replace(
+        tokens=jnp.where(rest, cfg.eos_id, current),
+        written_at=jnp.where(rest, first_step + steps_per_block - 1, written_at),
+        ended=ended,
     )
-    step, tokens, written_at, _, _ = jax.lax.while_loop(unfinished, denoise, start)
-    return Sample(tokens=tokens, written_at=written_at, evaluations=step)
+    return jax.tree.map(shard_rows, rows), steps, jnp.sum(~ended)

@@ -1,12 +1,12 @@
 """Completions of held-out problems."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from igpo_jax.data.pipeline import PromptBatch, take_rows
+from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
 from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.mesh import fetch, put_rows
@@ -18,24 +18,28 @@ def decode_completions(
     model: ModelConfig,
     decode: DecodeConfig,
     batch_size: int,
+    buckets: Sequence[int],
     mesh: Mesh,
     pause: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """One completion per prompt, int32 [n, l]. Batches have one size; the last is filled up with repeats.
+    """One completion per prompt, int32 [n, l]. Batches have one size, and the shortest prompts come first; the last is
+    filled up with repeats.
 
     Args:
         prompts: host arrays, any number of rows.
+        buckets: a batch's prompts are padded to the smallest that holds them.
         batch_size: a multiple of data * fsdp.
         pause: called after every batch, on all processes; may raise.
     """
-    total = len(prompts.tokens)
-    completions = []
+    total, draws = len(prompts.tokens), np.zeros(batch_size, np.uint32)
+    order = np.argsort(prompts.valid.sum(axis=1), kind="stable")
+    completions = np.zeros((total, decode.completion_length), np.int32)
     for begin in range(0, total, batch_size):
-        rows = np.minimum(np.arange(begin, begin + batch_size), total - 1)
-        batch, draws = take_rows(prompts, rows), np.zeros(batch_size, np.uint32)
-        completions.append(denoise(params, batch, draws, 0, model, decode, mesh)[0])
+        rows = order[np.minimum(np.arange(begin, begin + batch_size), total - 1)]
+        batch = cut_to_bucket(take_rows(prompts, rows), buckets)
+        completions[rows] = denoise(params, batch, draws, 0, model, decode, mesh)[0]
         pause()
-    return np.concatenate(completions)[:total]
+    return completions
 
 
 def denoise(params, batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig, mesh: Mesh):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from igpo_jax.data.pipeline import PromptBatch, take_rows
+from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
 from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced
 from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
 from igpo_jax.model.transformer import ModelConfig, Params
@@ -72,7 +72,8 @@ class RolloutConfig:
     decode: DecodeConfig
     inpainting: InpaintingConfig
     group_size: int
-    prompts_at_once: int  # slices of so many prompts are sampled one after the other
+    prompts_at_once: int  # slices of so many prompts are sampled one after the other, the shortest prompts first
+    prompt_buckets: tuple[int, ...]  # a slice is padded to the smallest that holds it
     normalize_advantages: bool
     after_eos: bool = False  # tokens after the first EOS count
 
@@ -133,12 +134,15 @@ def _try(
     """G completions of each prompt; the second try starts from a canvas with hints."""
     n, g, at_once = len(prompts.tokens), cfg.group_size, cfg.prompts_at_once
     with clock.measure("time/rollout"):
-        done = []
+        done, order = [], np.argsort(prompts.valid.sum(axis=1), kind="stable")
         for begin in range(0, n, at_once):
-            part = take_rows(prompts, np.arange(begin, min(begin + at_once, n)))
+            part = cut_to_bucket(take_rows(prompts, order[begin : begin + at_once]), cfg.prompt_buckets)
             done.append(fetch(_sample(params, part, key, attempt, cfg, mesh)))
             pause()
-    tokens, written_at, hint, ratio = (np.concatenate(x).reshape(n, g, *x[0].shape[1:]) for x in zip(*done, strict=True))
+    back = np.argsort(order)
+    tokens, written_at, hint, ratio = (
+        np.concatenate(x).reshape(n, g, *x[0].shape[1:])[back] for x in zip(*done, strict=True)
+    )
     with clock.measure("time/reward"):
         grades = grade(prompts.problem_id, tokens)
     return Try(tokens, written_at, hint, grades, ratio)

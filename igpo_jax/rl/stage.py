@@ -75,6 +75,7 @@ def run_rl(
         settings.inpainting,
         rl.group_size,
         rl.prompts // rl.rollout_slices,
+        settings.data.prompt_buckets,
         objective.normalize_advantages,
         objective.released,
     )

@@ -46,6 +46,7 @@ class Panel:
     share: bool = False  # axis from 0 to 100%
     percent: bool = False
     noisy: bool = True  # smoothed
+    logarithmic: bool = False
 
 
 INPAINTING = (
@@ -113,6 +114,7 @@ SUPERVISED = (
             for share, color in zip(HELDOUT_LEVELS, SHADES, strict=True)
         ),
         noisy=False,
+        logarithmic=True,
     ),
     Panel("Loss", "Masked-diffusion loss on demonstrations.", "sft", (Series("sft/loss", "loss", BLUE),)),
     Panel("Gradient norm", "Before clipping.", "sft", (Series("sft/grad_norm", "norm", BLUE),)),
@@ -256,7 +258,7 @@ def _sections(rows: list[Row], with_rollouts: bool) -> tuple[str, list[Row]]:
     if with_rollouts:
         parts.append(VIEWER)
     section("Policy", [draw(panel) for panel in POLICY], 3)
-    section("Supervised stage", [draw(panel) for panel in SUPERVISED], 3)
+    section("Supervised stage", [draw(panel) for panel in SUPERVISED], 2)
     section("Speed", [phases, draw(SPEED)], 2)
     return "".join(parts), figures
 
@@ -280,6 +282,8 @@ def _figure(rows: list[Row], panel: Panel) -> Row | None:
     layout = _layout()
     if panel.share or panel.percent:
         layout["yaxis"] |= {"tickformat": ".3~p" if panel.percent else ".0%", "rangemode": "tozero"}
+    if panel.logarithmic:
+        layout["yaxis"] |= {"type": "log", "dtick": "D1"}
     if panel.share:
         layout["yaxis"] |= {"range": [0, 1.03]}
     if any(series.right for series, *_ in shown):
@@ -316,7 +320,7 @@ def _accuracy_figure(rows: list[Row]) -> Row | None:
     layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
     supervised = [row["step"] for row in rows if row["stage"] == "sft"]
     end = supervised[-1] if supervised else 0
-    if evals[0]["step"] < end <= evals[-1]["step"]:
+    if evals[0]["step"] < end <= evals[-1]["step"] and any(row["stage"] == "rl" for row in rows):
         line = {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "line": {"color": GREY}}
         label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}}
         labels = [

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpo_jax.diffusion import sampler
 from igpo_jax.diffusion.sampler import (
     HINT,
     DecodeConfig,
@@ -238,6 +239,42 @@ def test_decoding_stops_when_every_row_has_ended():
     done = decode(constant_network(logits, CFG), batch_of(hints=False))
     np.testing.assert_array_equal(done.tokens, EOS)
     assert done.evaluations == 2  # the steps of one block, of 4
+
+
+def test_rows_that_have_ended_leave_the_batch_and_nothing_changes(monkeypatch):
+    """Halves, quarters and eighths of the batch, against the whole batch to the end."""
+    letter, setting = 7, DecodeConfig(completion_length=12, block_length=2, steps=12, temperature=1.0)
+    logits = np.full(CFG.vocab_size, -30.0)
+    logits[[EOS, letter]] = 0.3, 0.0
+    network, batch = constant_network(logits, CFG), batch_of(rows=32, length=12, hints=False)
+    seen = []
+    real = sampler.denoise_block
+    monkeypatch.setattr(sampler, "denoise_block", lambda params, rows, *rest: seen.append(len(rows.slot)) or real(params, rows, *rest))
+    done = decode(network, batch, setting)
+    sizes, seen[:] = list(seen), []
+    monkeypatch.setattr(sampler, "_batch_sizes", lambda rows: [rows])
+    whole = decode(network, batch, setting)
+    np.testing.assert_array_equal(done.tokens, whole.tokens)
+    np.testing.assert_array_equal(done.written_at, whole.written_at)
+    assert sizes[0] == 32 and sizes == sorted(sizes, reverse=True) and {16, 8} <= set(sizes), "the seed must show it"
+    assert set(seen) == {32} and done.evaluations == whole.evaluations
+    assert done.rows_evaluated == sum(2 * size for size in sizes) < whole.rows_evaluated == 32 * whole.evaluations
+
+
+def test_a_block_stops_when_its_last_mask_is_written(params):
+    prompt, valid, canvas, keys = batch_of(rows=4, hints=False)
+    canvas[:, 1:4] = 9  # one mask in the first block, none in the second
+    canvas[:, 4:] = 8
+    done = decode(params, (prompt, valid, canvas, keys), dataclasses.replace(DECODE, steps=8))
+    assert done.evaluations == 1 and done.rows_evaluated == 4
+    assert (np.asarray(done.tokens)[:, 1:] == canvas[:, 1:]).all() and not (np.asarray(done.tokens) == MASK).any()
+
+
+@pytest.mark.parametrize("rows, sizes", [(64, [64, 32, 16, 8]), (24, [24]), (8, [8]), (12, [12])])
+def test_sizes_of_batches_divide_over_the_devices(rows, sizes, mesh_of):
+    with jax.set_mesh(mesh_of((2, 4, 1))):
+        assert sampler._batch_sizes(rows) == sizes
+    assert sampler._batch_sizes(64) == [64, 32, 16, 8] and sampler._batch_sizes(6) == [6, 3]
 
 
 # Invariances

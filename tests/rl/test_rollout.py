@@ -21,6 +21,7 @@ CFG = RolloutConfig(
     InpaintingConfig(chunk_min=2, chunk_max=3, ratio_min=0.5, ratio_max=0.8),
     GROUP,
     prompts_at_once=PROBLEMS,
+    prompt_buckets=(5,),
     normalize_advantages=False,
 )
 
@@ -140,6 +141,19 @@ def test_completions_hints_and_swaps_do_not_depend_on_the_place_in_the_batch(par
     other, _ = run(params, mesh, batch=take_rows(prompts(), order))
     for name in ("completions", "hint", "advantages"):
         np.testing.assert_array_equal(np.asarray(getattr(one.groups, name))[order], np.asarray(getattr(other.groups, name)))
+
+
+def test_slices_of_short_prompts_first_change_nothing(params, mesh):
+    """Prompts of 1 to 5 tokens, padded to 3 or to 5, one or all at a time."""
+    batch = prompts()
+    batch = batch.replace(valid=np.arange(5) >= np.array([[4], [0], [2], [3]]))
+    expected, _ = run(params, mesh, batch=batch)
+    for at_once, buckets in ((1, (3, 5)), (2, (1, 3, 5)), (4, (3, 5))):
+        cfg = dataclasses.replace(CFG, prompts_at_once=at_once, prompt_buckets=buckets)
+        result, _ = run(params, mesh, cfg=cfg, batch=batch)
+        for one, other in zip(jax.tree.leaves(result.first), jax.tree.leaves(expected.first), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(result.second.tokens, expected.second.tokens)
 
 
 def test_the_second_try_draws_other_noise_and_another_key_another_rollout(params, mesh):

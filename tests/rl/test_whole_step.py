@@ -60,6 +60,7 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool):
         InpaintingConfig(chunk_min=2, chunk_max=3, ratio_min=0.3, ratio_max=0.7),
         G,
         prompts_at_once=N // 2,
+        prompt_buckets=(prompts().tokens.shape[1],),
         normalize_advantages=False,
     )
     objective = ObjectiveConfig(kl_coefficient=0.5)
