@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.diffusion.sampler import DecodeConfig, begin_rows, completion_keys, denoise_block, sample
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
 from igpo_jax.model.lora import LoraConfig
@@ -114,6 +114,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         seconds, measured = measure(rollout, (), done.rows_evaluated * row_flops, arguments.repetitions)
         if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
             raise AssertionError("a completion still has masks")
+        start = begin_rows(*inputs, keys, cfg, decode)
+        of_block = denoise_block.lower(policy, start, np.int32(0), cfg, decode).compile()
+        measured["compiled_flops_per_device"] = decode.blocks * program_cost(of_block.as_text()).flops
         sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
         evaluations = {"evaluations": done.evaluations, "rows_evaluated": done.rows_evaluated, "tokens_per_second": rows * length / seconds}
         record("rollout", measured, **sizes, **evaluations)

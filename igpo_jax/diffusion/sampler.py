@@ -186,7 +186,7 @@ def sample(
         row_keys: PRNG keys [b], see `completion_keys`. The noise of a step belongs to (row key, position, step).
         cfg, decode: static.
     """
-    rows = _begin(prompt, valid, canvas, row_keys, cfg, decode)
+    rows = begin_rows(prompt, valid, canvas, row_keys, cfg, decode)
     sizes = _batch_sizes(len(canvas))
     tokens, written_at, evaluations, rows_evaluated = rows.tokens, rows.written_at, 0, 0
     for block in range(decode.blocks):
@@ -212,7 +212,8 @@ def _batch_sizes(rows: int) -> list[int]:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
-def _begin(prompt, valid, canvas, row_keys, cfg: ModelConfig, decode: DecodeConfig) -> Rows:
+def begin_rows(prompt, valid, canvas, row_keys, cfg: ModelConfig, decode: DecodeConfig) -> Rows:
+    """Before the first block; arguments as of `sample`."""
     number = len(canvas)
     written_at = jnp.where(canvas != cfg.mask_id, HINT, decode.steps)
     return Rows(prompt, valid, canvas, row_keys, canvas, written_at, jnp.zeros(number, bool), jnp.arange(number))
