@@ -12,9 +12,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
-from igpo_jax.runtime.mesh import batch_size_divisor, shard_rows
+from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 HINT = -1  # in `Sample.written_at`: filled from the start
 
@@ -186,13 +188,13 @@ def sample(
         row_keys: PRNG keys [b], see `completion_keys`. The noise of a step belongs to (row key, position, step).
         cfg, decode: static.
     """
-    rows = begin_rows(prompt, valid, canvas, row_keys, cfg, decode)
+    rows = _spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode))
     sizes = _batch_sizes(len(canvas))
     tokens, written_at, evaluations, rows_evaluated = rows.tokens, rows.written_at, 0, 0
     for block in range(decode.blocks):
         size = len(rows.tokens)
         rows, steps, live = denoise_block(params, rows, np.int32(block), cfg, decode)
-        steps, live = int(steps), int(live)
+        rows, steps, live = _spread(rows), int(steps), int(live)
         evaluations, rows_evaluated = evaluations + steps, rows_evaluated + steps * size
         smaller = min(number for number in sizes if number >= live)
         if live == 0 or block == decode.blocks - 1 or smaller < size:
@@ -200,8 +202,17 @@ def sample(
         if live == 0:
             break
         if smaller < size:
-            rows = _take_live(rows, smaller)
+            rows = _spread(_take_live(rows, smaller))
     return Sample(tokens, written_at, evaluations, rows_evaluated)
+
+
+def _spread(rows: Rows) -> Rows:
+    """The same where they lie, over (data, fsdp) by name: what compilers leave lies there under several names, and each would
+    be another program."""
+    sharding = rows.tokens.sharding
+    if not isinstance(sharding, NamedSharding) or not set(BATCH) <= set(sharding.mesh.axis_names):
+        return rows
+    return jax.device_put(rows, NamedSharding(sharding.mesh, P(BATCH)))
 
 
 def _batch_sizes(rows: int) -> list[int]:
@@ -215,8 +226,9 @@ def _batch_sizes(rows: int) -> list[int]:
 def begin_rows(prompt, valid, canvas, row_keys, cfg: ModelConfig, decode: DecodeConfig) -> Rows:
     """Before the first block; arguments as of `sample`."""
     number = len(canvas)
-    written_at = jnp.where(canvas != cfg.mask_id, HINT, decode.steps)
-    return Rows(prompt, valid, canvas, row_keys, canvas, written_at, jnp.zeros(number, bool), jnp.arange(number))
+    written_at = jnp.where(canvas != cfg.mask_id, jnp.int32(HINT), jnp.int32(decode.steps))
+    rows = Rows(prompt, valid, canvas, row_keys, canvas, written_at, jnp.zeros(number, bool), jnp.arange(number))
+    return jax.tree.map(shard_rows, rows)
 
 
 @functools.partial(jax.jit, static_argnames="size")

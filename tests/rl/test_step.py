@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, denoise_block, sample
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings
@@ -46,7 +46,7 @@ def test_each_program_is_compiled_once(mesh_of):
     mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2)
     reference, state, optimizer = start(mesh)
     update = make_update(optimizer, CFG, objective, mesh, microbatches=2)
-    programs = {"sample": sample, "score": score, "update": update}
+    programs = {"sample": denoise_block, "score": score, "update": update}
     before = {name: program._cache_size() for name, program in programs.items()}
     with jax.set_mesh(mesh):
         for step in range(3):
