@@ -212,7 +212,12 @@ def _spread(rows: Rows) -> Rows:
     sharding = rows.tokens.sharding
     if not isinstance(sharding, NamedSharding) or not set(BATCH) <= set(sharding.mesh.axis_names):
         return rows
-    return jax.device_put(rows, NamedSharding(sharding.mesh, P(BATCH)))
+    return _spreading(NamedSharding(sharding.mesh, P(BATCH)))(rows)
+
+
+@functools.cache
+def _spreading(sharding: NamedSharding):
+    return jax.jit(lambda rows: rows, out_shardings=sharding)  # unlike device_put it works for several processes
 
 
 def _batch_sizes(rows: int) -> list[int]:
