@@ -208,16 +208,11 @@ def sample(
 
 def _spread(rows: Rows) -> Rows:
     """The same where they lie, over (data, fsdp) by name: what compilers leave lies there under several names, and each would
-    be another program."""
+    be another program. Several processes cannot rename, and compile once more."""
     sharding = rows.tokens.sharding
-    if not isinstance(sharding, NamedSharding) or not set(BATCH) <= set(sharding.mesh.axis_names):
+    if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return rows
-    return _spreading(NamedSharding(sharding.mesh, P(BATCH)))(rows)
-
-
-@functools.cache
-def _spreading(sharding: NamedSharding):
-    return jax.jit(lambda rows: rows, out_shardings=sharding)  # unlike device_put it works for several processes
+    return jax.device_put(rows, NamedSharding(sharding.mesh, P(BATCH)))
 
 
 def _batch_sizes(rows: int) -> list[int]:
