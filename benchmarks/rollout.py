@@ -1,7 +1,7 @@
 """The package's sampler, whose head sees the active block only, against a plain one whose head sees the whole canvas.
 
 The plain sampler follows the released LLaDA code: logits, noise, argmax and confidence at every position of prompt and
-completion, then top-k among the masks of the active block; here in one compiled loop, too, and with the package's
+completion, then top-k among the masks of the active block; here in one compiled loop, and with the package's
 noise. So both must write the same tokens, which is asserted in float32, at temperature 0 and above.
 
 --torch adds the plain algorithm in PyTorch (torch_plain.py), with the same weights, at temperature 0: where answers fill the

@@ -407,18 +407,6 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ or that only one of the two has."""
-    keys = []
-    for key in sorted(one.keys() | other.keys()):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys += differing_keys(a, b, f"{prefix}{key}.")
-        elif a != b:
-            keys.append(f"{prefix}{key}")
-    return keys
-
-
 def resolve_config_path(argument: str) -> str:
     """`math.py` or `math.py:variant` -> a path: as given if it exists or has a folder, else in ./configs or the
     repository's configs/.

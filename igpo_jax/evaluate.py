@@ -19,13 +19,12 @@ from ml_collections import ConfigDict, config_flags
 
 import igpo_jax
 from igpo_jax.command_line import parse_flags
-from igpo_jax.config import differing_keys
 from igpo_jax.evaluation.protocol import load_problems, of_run, protocol_of, weights_digest
 from igpo_jax.evaluation.run import compare, run_benchmark
 from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.distributed import check_same, check_shared, failing_together
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import claim, write_whole
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.runtime.results import environment
 
@@ -101,7 +100,7 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
     with failing_together():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
-            _claim(folder, json.loads(json.dumps(identity)))
+            claim(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
     check_shared(folder)
     return folder
 
@@ -129,18 +128,6 @@ def _default_output(model) -> pathlib.Path:
     if "step" not in model.origin:
         raise ValueError("--output=DIR is missing: where the evaluation goes")
     return pathlib.Path(model.origin["path"], "evaluations", f"{model.origin['stage']}-{model.origin['step']}")
-
-
-def _claim(folder: pathlib.Path, identity: dict) -> None:
-    """Makes the folder this evaluation's, or checks that it is."""
-    file = folder / "protocol.json"
-    if file.is_file():
-        differing = differing_keys(json.loads(file.read_text()), identity)
-        if differing:
-            raise ValueError(f"{folder} holds another evaluation (differing: {', '.join(differing)}); give another --output")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(identity, indent=2, ensure_ascii=False))
 
 
 def _commit() -> str | None:

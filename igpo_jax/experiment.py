@@ -25,13 +25,13 @@ from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shar
 from igpo_jax.rl.rollout import Grades
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, share_rows
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import differing_keys, write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.pool import RewardPool, reward_pool
 from igpo_jax.tasks.problem import Problem, fingerprint
 from igpo_jax.tasks.released import format_reward
-from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ class Experiment:
 
     def graded_text(self, tokens: np.ndarray) -> str:
         """A completion as it is graded: up to its first EOS, unless reward.after_eos."""
-        ended = np.flatnonzero(tokens == self.tokenizer.eos_id)
-        whole = self.settings.reward.after_eos or not ended.size
-        return self.tokenizer.decode(tokens if whole else tokens[: ended[0]])
+        return completion_text(self.tokenizer, tokens, whole=self.settings.reward.after_eos)
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Grades:
         """Of rollouts of the RL split, see `rl.rollout.Grade`."""
@@ -280,7 +278,8 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     model = configuration.model_config(settings, tokenizer)
     configuration.check_model_divides(model, mesh, settings.lora)
     # A stage may have begun and not saved yet.
-    saved = [name for name in ("sft", "rl") if any(folder.name.isdigit() for folder in (workdir / "checkpoints" / name).glob("*"))]
+    folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
+    saved = [name for name, steps in folders.items() if any(step.name.isdigit() for step in steps)]
     stage = stage or (saved[-1] if saved else "sft")
     step, trained = _restore_trained(workdir, settings, model, mesh, stage)
     if settings.lora is None:
@@ -391,7 +390,7 @@ def _check_workdir(workdir: pathlib.Path, wanted: dict) -> dict | None:
         written = configuration.to_json(read_config(workdir))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
-    differing = [key for key in configuration.differing_keys(written, wanted) if key not in configuration.PORTIONS]
+    differing = [key for key in differing_keys(written, wanted) if key not in configuration.PORTIONS]
     if differing:
         raise ValueError(
             f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "

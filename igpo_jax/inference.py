@@ -30,7 +30,7 @@ from igpo_jax.model.checkpoints import load_params
 from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
-from igpo_jax.tokenizers import Tokenizer, encode_chat, load_tokenizer
+from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
@@ -242,10 +242,7 @@ class DiffusionLM:
         return completions[:count]
 
     def _decode(self, tokens: np.ndarray, whole: bool) -> str | None:
-        if self.tokenizer is None:
-            return None
-        ended = np.flatnonzero(tokens == self.config.eos_id)
-        return self.tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
+        return None if self.tokenizer is None else completion_text(self.tokenizer, tokens, whole)
 
 
 def _require_list(texts) -> None:
@@ -277,7 +274,8 @@ def load(
 
     Args:
         adapters: a folder of adapters in PEFT's format that belong to the model.
-        dtype: float32 | bfloat16, of parameters and activations; by default bfloat16 on accelerators, float32 on CPUs.
+        dtype: float32 | bfloat16, of parameters and activations, adapters stay float32; by default bfloat16 on accelerators,
+            float32 on CPUs.
         mesh: where to; by default spread over all devices.
         stage: of a run, sft | rl: whose newest checkpoint; by default the last stage's.
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
 import sentencepiece
 import tokenizers
 
@@ -201,6 +202,12 @@ def chat_text(messages: Sequence[dict[str, str]]) -> str:
     """A conversation in LLaDA's chat template, up to where the assistant's next message begins (llada.md 5.3)."""
     turns = [f"{HEADER}{role}{END_HEADER}\n\n{content}{END_OF_TURN}" for role, content in _turns(messages)]
     return "".join([START, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
+
+
+def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
+    """The text of a completion, int [l], up to its first EOS, or all of it."""
+    ended = np.flatnonzero(tokens == tokenizer.eos_id)
+    return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from igpo_jax.data.condense import condense
 from igpo_jax.data.endpoint import Messages, Reply, ask_all
 from igpo_jax.data.rewrite_card import make_card, write_card
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import claim, write_whole
 from igpo_jax.tasks.answers import extract
 from igpo_jax.tasks.pool import RewardPool
 from igpo_jax.tasks.problem import Problem, fingerprint
@@ -135,7 +135,7 @@ def rewrite() -> dict[str, Any]:
         "tokenizer": of_tokenizer,
     }
     folder = pathlib.Path(OUTPUT.value)
-    _claim(folder, settings)
+    claim(folder / "settings.json", settings, "rewriting")
     records = records[: LIMIT.value]
 
     replies: dict[str, Reply] = {}
@@ -415,22 +415,8 @@ def _public(address: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Makes the folder this command's, or checks that it is."""
-    file = folder / "settings.json"
-    if file.is_file():
-        other = json.loads(file.read_text("utf-8"))
-        differing = [name for name in settings | other if settings.get(name) != other.get(name)]
-        if differing:
-            raise ValueError(
-                f"{folder} holds another rewriting (differing: {', '.join(differing)}); give another --output"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(settings, indent=2, ensure_ascii=False))
-
-
 def _bar(total: int, done: int, what: str) -> tqdm:
+    """As runtime.metrics.progress, which needs jax."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, initial=done, desc=what, mininterval=interval, disable=done == total)
 

@@ -12,19 +12,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from igpo_jax.config import differing_keys
 from igpo_jax.data.pipeline import cut_to_bucket, prompt_arrays, take_rows
 from igpo_jax.diffusion.sampler import DecodeConfig
 from igpo_jax.evaluation.decoding import denoise
 from igpo_jax.evaluation.statistics import paired, summary
 from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime.distributed import everywhere, share_rows
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import differing_keys, write_whole
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.metrics import progress, read_rows
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tasks.problem import Problem
+from igpo_jax.tokenizers import completion_text
 
 
 def run_benchmark(
@@ -61,7 +61,7 @@ def run_benchmark(
             batch = cut_to_bucket(take_rows(prompts, padded // draws), config.prompt_buckets)
             draw = (padded % draws).astype(np.uint32)
             tokens, written_at = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
-            texts = [model._decode(row, whole=config.reward.after_eos) for row in tokens[: len(flat)]]
+            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in tokens[: len(flat)]]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(flat, texts, strict=True)])
             for place, number in enumerate(flat.tolist()):
                 reward, outcome = verdicts[place]

@@ -72,7 +72,7 @@ def policy_terms(
     Args:
         new, old, reference: float32 [..., l], log-probabilities.
         advantages: float32 [...], the last axis a group. in_loss: bool [..., l].
-        scored: bool [..., l], tokens that have log-probabilities, all by default; only cfg.released asks for them.
+        scored: bool [..., l], tokens that have log-probabilities; only cfg.released needs them.
 
     Returns:
         The loss of each row, [...], and means over its tokens, [...] each.
@@ -83,7 +83,7 @@ def policy_terms(
 
     log_ratio = new - old
     if cfg.ratio == "sequence":
-        of_sequence = token_mean(log_ratio, in_loss if not cfg.released else jnp.ones_like(in_loss) if scored is None else scored)
+        of_sequence = token_mean(log_ratio, scored if cfg.released else in_loss)
         log_ratio = jnp.broadcast_to(of_sequence[..., None], new.shape)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     advantage = advantages[..., None]

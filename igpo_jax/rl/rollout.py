@@ -197,7 +197,7 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
     """Repeats the first group until the number is a multiple of `most`, the groups of a slice, plus none, a quarter or a
-    half of it where that is enough and divides over the devices: the sampler is compiled for three sizes at the most."""
+    half of it where that is enough and divides over the devices: a few sizes for which the sampler is compiled."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)

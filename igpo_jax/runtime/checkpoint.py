@@ -26,7 +26,15 @@ class Checkpoints:
     step i) and the fingerprints of configuration and data.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, reading: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep: int,
+        identity: Mapping[str, Any] = {},
+        best: bool = False,
+        reading: bool = False,
+    ):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
         if best:
@@ -41,7 +49,9 @@ class Checkpoints:
                 _remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._checkpointer = ocp.training.Checkpointer(
-            self.folder, preservation_policy=policies.AnyPreservationPolicy(keepers), cleanup_tmp_directories=not reading
+            self.folder,
+            preservation_policy=policies.AnyPreservationPolicy(keepers),
+            cleanup_tmp_directories=not reading,
         )
 
     def __enter__(self):

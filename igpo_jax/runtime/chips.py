@@ -52,7 +52,7 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
         devices = topologies.get_topology_desc(name, "tpu", **several).devices
         device_memory_gib(devices[0])
         return devices
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, NotImplementedError) as error:  # which one depends on what is wrong with the name
         reason = str(error).splitlines()[0]
         raise ValueError(f"--topology={name}: {reason}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None
 

@@ -5,10 +5,12 @@ from the numbers to the target, and only its last line is the expression that is
 """
 
 import random
+from typing import Any
 
 from igpo_jax.tasks.answers import extract
 from igpo_jax.tasks.exact import evaluate
-from igpo_jax.tasks.problem import Problem, read_jsonl
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
 PARTIAL = 0.1  # for an expression that is not right
 PROMPT = (
@@ -21,35 +23,13 @@ REWARD_OPTIONS = ()
 
 
 def defaults(**values) -> dict:
-    """The section `task` of a configuration; test: a file, or "" for drawn problems."""
-    sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
-    return {"name": "countdown", "test": "", "max_malformed_lines": 0, **sizes} | values
+    """See `puzzle_defaults`."""
+    return puzzle_defaults("countdown", values)
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Problems of one split, drawn from (seed, split) or read.
-
-    Raises:
-        ValueError: a file that cannot be used; names file and line.
-    """
-    if split == "test" and task.test:
-        found = []
-        for number, row in read_jsonl(task.test, task.max_malformed_lines):
-            try:
-                numbers, target = [int(n) for n in row["numbers"]], int(row["target"])
-                expression = str(row.get("reference_expression") or "")
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{task.test}, line {number}: no numbers and target") from None
-            found.append(_problem(str(row.get("id", number)), numbers, target, expression, ""))
-        return found
-    size = task[f"{split}_problems"]
-    held_out = set() if split == "test" else {problem.id for problem in load(task, "test", seed)}
-    draw, problems = random.Random(f"{split} {0 if split == 'test' else seed}"), {}
-    while len(problems) < size:
-        problem = _drawn(draw)
-        if problem is not None and problem.id not in held_out:
-            problems[problem.id] = problem
-    return list(problems.values())
+    """See `load_puzzles`."""
+    return load_puzzles(task, split, seed, _read, _drawn)
 
 
 def stated(text: str) -> str | None:
@@ -69,7 +49,16 @@ def reward(problem: Problem, text: str) -> float:
     return 1.0 if found.value == int(target) else PARTIAL
 
 
-def _drawn(draw: random.Random) -> Problem | None:
+def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
+    try:
+        numbers, target = [int(n) for n in row["numbers"]], int(row["target"])
+        expression = str(row.get("reference_expression") or "")
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{place}: no numbers and target") from None
+    return _problem(str(row.get("id", number)), numbers, target, expression, "")
+
+
+def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:
     numbers = [draw.randint(1, 99) for _ in range(3)]
     first, second = (draw.choice("+-*/") for _ in range(2))
     a, b, c = draw.sample(numbers, 3)
@@ -79,7 +68,8 @@ def _drawn(draw: random.Random) -> Problem | None:
         return None
     expression = f"({a} {first} {b}) {second} {c}" if first in "+-" and second in "*/" else f"{a} {first} {b} {second} {c}"
     steps = f"{a} {first} {b} = {inner.value}\n{inner.value} {second} {c} = {whole.value}\n"
-    return _problem(" ".join(map(str, (*numbers, whole.value))), numbers, int(whole.value), expression, steps)
+    name = " ".join(map(str, (*numbers, whole.value)))
+    return None if name in held_out else _problem(name, numbers, int(whole.value), expression, steps)
 
 
 def _problem(name: str, numbers: list[int], target: int, expression: str, steps: str) -> Problem:

@@ -8,8 +8,10 @@ import functools
 import itertools
 import random
 import re
+from typing import Any
 
-from igpo_jax.tasks.problem import Problem, read_jsonl
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
 PROMPT = (
     "Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, "
@@ -27,35 +29,13 @@ REWARD_OPTIONS = ()
 
 
 def defaults(**values) -> dict:
-    """The section `task` of a configuration; test: a file, or "" for drawn puzzles."""
-    sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
-    return {"name": "sudoku", "test": "", "max_malformed_lines": 0, **sizes} | values
+    """See `puzzle_defaults`."""
+    return puzzle_defaults("sudoku", values)
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Problems of one split, drawn from (seed, split) or read.
-
-    Raises:
-        ValueError: a file that cannot be used; names file and line.
-    """
-    if split == "test" and task.test:
-        found = []
-        for number, row in read_jsonl(task.test, task.max_malformed_lines):
-            puzzle, solution = str(row.get("puzzle")), str(row.get("solution"))
-            if not re.fullmatch(r"[0-4]{16}", puzzle) or not right(solution, puzzle):
-                raise ValueError(f"{task.test}, line {number}: no 4x4 puzzle with its solution")
-            found.append(_problem(str(row.get("id", number)), puzzle, solution, random.Random(number)))
-        return found
-    size = task[f"{split}_problems"]
-    held_out = set() if split == "test" else {problem.id for problem in load(task, "test", seed)}
-    draw, problems = random.Random(f"{split} {0 if split == 'test' else seed}"), {}
-    while len(problems) < size:
-        solution = draw.choice(grids())
-        empty = draw.sample(range(16), draw.randint(*EMPTY))
-        puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
-        if puzzle not in held_out:
-            problems[puzzle] = _problem(puzzle, puzzle, solution, draw)
-    return list(problems.values())
+    """See `load_puzzles`."""
+    return load_puzzles(task, split, seed, _read, _drawn)
 
 
 def stated(text: str) -> str | None:
@@ -89,6 +69,20 @@ def grids() -> list[str]:
     """All 288."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
     return [g for g in map("".join, itertools.product(rows, repeat=4)) if right(g, "0" * 16)]
+
+
+def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
+    puzzle, solution = str(row.get("puzzle")), str(row.get("solution"))
+    if not re.fullmatch(r"[0-4]{16}", puzzle) or not right(solution, puzzle):
+        raise ValueError(f"{place}: no 4x4 puzzle with its solution")
+    return _problem(str(row.get("id", number)), puzzle, solution, random.Random(number))
+
+
+def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:
+    solution = draw.choice(grids())
+    empty = draw.sample(range(16), draw.randint(*EMPTY))
+    puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
+    return None if puzzle in held_out else _problem(puzzle, puzzle, solution, draw)
 
 
 def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Problem:

@@ -107,7 +107,7 @@ def test_the_released_reduction(ratio, filtered, kept):
     in_loss = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio, released=True)
     loss, gradient = jax.value_and_grad(
-        lambda new: policy_terms(new, old, old, jnp.array([1.5, -0.5]), in_loss, cfg)[0].mean()
+        lambda new: policy_terms(new, old, old, jnp.array([1.5, -0.5]), in_loss, cfg, jnp.ones_like(in_loss))[0].mean()
     )(old)
     assert loss == pytest.approx(-1 / 6)
     np.testing.assert_allclose(gradient, [np.where(in_loss[0], kept, filtered), [1 / 18] * 6], rtol=1e-5)
