@@ -10,10 +10,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from igpo_jax.config import resolve_config_path
+from igpo_jax.runtime.host import keep_freed_memory
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """absl's parser; what is wrong with a command line or a config file is said in one line instead of a traceback."""
+    keep_freed_memory()
     try:
         arguments, path = _with_resolved_config(arguments)
         if path is not None:

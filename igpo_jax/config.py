@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.inpainting import InpaintingConfig
-from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.attention import LANES, PLATFORMS
 from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig

@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from igpo_jax import config as configuration
 from igpo_jax.data.pipeline import left_padded
 from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
-from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.experiment import restore_run
 from igpo_jax.model import lora
 from igpo_jax.model.checkpoints import load_params

@@ -16,6 +16,7 @@ from igpo_jax.experiment import Experiment, open_experiment
 from igpo_jax.rl.stage import run_rl
 from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.host import cache_compiled_programs
 from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.runtime.report import write_report
 from igpo_jax.runtime.results import write_result
@@ -36,6 +37,7 @@ def main(_):
         experiment = open_experiment(CONFIG.value, WORKDIR.value or _default_workdir())
     except ValueError as error:
         sys.exit(f"error: {error}")
+    cache_compiled_programs(experiment.workdir)
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         print(f"{experiment.workdir}: {devices}", flush=True)

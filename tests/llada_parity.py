@@ -24,7 +24,8 @@ from absl import logging
 from jax.sharding import AxisType
 
 from igpo_jax.diffusion.corruption import Corruption, sft_loss
-from igpo_jax.diffusion.sampler import DecodeConfig, most_confident, propose, sample, transfer_count
+from igpo_jax.diffusion.sampler import sample
+from igpo_jax.diffusion.unmasking import DecodeConfig, most_confident, propose, transfer_count
 from igpo_jax.model import transformer
 from igpo_jax.model.checkpoints import convert, export, load_params
 from igpo_jax.model.huggingface import folder_model_config
@@ -223,22 +224,22 @@ def internals(params, tokens, cfg):
     """What the first block computes on its way, by the functions that it is made of; `out` by the block itself."""
     layer = jax.tree.map(lambda w: w[0], params["blocks"])
     x, valid = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
-    sin, cos = transformer._rope_table(tokens.shape[1], cfg)
+    rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
     linear, found = functools.partial(transformer._linear, layer=layer), {}
 
     def rotated(projected):
         heads = projected.reshape(*tokens.shape, -1, cfg.head_size)
-        return transformer._rotate(heads, sin, cos).swapaxes(1, 2)
+        return transformer._rotate(heads, *rope).swapaxes(1, 2)
 
     h = found["attn_norm"] = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
     for name, ours in (("q", "query"), ("k", "key"), ("v", "value")):
         found[f"{name}_proj"] = linear(h, name=ours)
     found["q_rope"], found["k_rope"] = rotated(found["q_proj"]), rotated(found["k_proj"])
-    found["attn_out"] = transformer._attention(h, layer, valid, sin, cos, cfg)
+    found["attn_out"] = transformer._attention(h, layer, valid, rope, cfg)[0]
     h = found["ff_norm"] = rms_norm(x + found["attn_out"], layer["mlp_norm"], cfg.norm_epsilon)
     found["ff_proj"], found["up_proj"] = linear(h, name="gate"), linear(h, name="up")
     found["ff_out"] = linear(jax.nn.silu(found["ff_proj"]) * found["up_proj"], name="down")
-    found["out"] = transformer._block(x, layer, valid=valid, sin=sin, cos=cos, cfg=cfg)
+    found["out"] = transformer._block(x, layer, valid=valid, rope=rope, cfg=cfg)[0]
     return found
 
 
@@ -246,11 +247,11 @@ def internals(params, tokens, cfg):
 def hidden_of(params, tokens, cfg):
     """[layers + 1, b, t, d]: the embeddings, after every block but the last, and after the final norm."""
     x, valid = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
-    sin, cos = transformer._rope_table(tokens.shape[1], cfg)
+    rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
     states = [x]
     for layer in range(cfg.layers - 1):
         weights = jax.tree.map(lambda w, layer=layer: w[layer], params["blocks"])
-        states.append(transformer._block(states[-1], weights, valid=valid, sin=sin, cos=cos, cfg=cfg))
+        states.append(transformer._block(states[-1], weights, valid=valid, rope=rope, cfg=cfg)[0])
     return jnp.stack([*states, forward(params, tokens, valid, cfg)])
 
 

@@ -1,6 +1,7 @@
 """The benchmarks at tiny sizes: both sides agree, a disagreement ends them, and a result is written."""
 
-import importlib
+import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODEL = "--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5".split()
 UPDATE = [*MODEL, *"--completion-length 6 --prompts 2 --group-size 3 --chunk 4".split()]
 ROLLOUT = [*MODEL, *"--completion-length 8 --block 4 --steps 4".split()]
+AGAINST_TORCH = [*MODEL, *"--against torch --completion-length 20 --block 4 --steps 10 --rows 8".split()]
 
 
 @pytest.fixture
@@ -21,35 +23,55 @@ def load(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
 
     def load(name):
-        for module in ("comparison", name):
+        for module in ("comparison", "torch_plain", name):
             monkeypatch.delitem(sys.modules, module, raising=False)
         return importlib.import_module(name)
 
     return load
 
 
+def run(load, name, arguments, tmp_path, capsys):
+    """The cases of a benchmark; they are what it prints and what it writes."""
+    path = tmp_path / "new" / f"{name}.json"
+    cases = load(name).main([*arguments, "--output", str(path)])
+    assert json.loads(path.read_text()) == cases == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for case in cases:
+        assert case["ratio"] > 0 and case["tokens_per_second"] > 0 and case["model_flops"] > 0
+        assert case["mfu"] is None and case["model"]["width"] == 16 and "jax" in case["versions"]  # a CPU has no peak
+    return cases
+
+
 def test_update(load, tmp_path, capsys):
-    result = load("update").main([*UPDATE, "--output", str(tmp_path / "new" / "update.json")])
-    assert result["ratio"] > 0 and result["gradient_difference"] <= 1e-4
-    assert result["loss"] == pytest.approx(result["plain_loss"], rel=1e-5, abs=1e-5) and result["loss"] != 0
-    assert json.loads((tmp_path / "new" / "update.json").read_text()) == result
-    assert "ratio" in capsys.readouterr().out
+    tiled, *rest = run(load, "update", UPDATE, tmp_path, capsys)
+    assert [case["baseline"] for case in rest] == ["torch"] * (importlib.util.find_spec("torch") is not None)
+    assert tiled["baseline"] == "tiled" and tiled["gradient_difference"] <= 1e-4 and tiled["losses"][0] != 0
+    assert len(set(tiled["losses"])) == tiled["inner_steps"] == 4
+    assert all(case["loss_difference"] <= 1e-4 for case in (tiled, *rest))
+    # Beyond the floor: the head's logits once more in every backward pass, of two rows of six positions.
+    more = 4 * 2 * 2 * 6 * 16 * tiled["model"]["vocab_size"]
+    assert tiled["compiled_flops"] == pytest.approx(tiled["model_flops"] + more, rel=0.01)
+
+
+def test_update_without_torch_installed(load, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "torch" else find(name, *more))
+    assert [case["baseline"] for case in load("update").main(UPDATE)] == ["tiled"]
+    assert "not installed" in capsys.readouterr().err
 
 
 def test_rollout(load, tmp_path, capsys):
-    result = load("rollout").main([*ROLLOUT, "--output", str(tmp_path / "rollout.json")])
-    assert all(result[f"temperature {temperature}"]["ratio"] > 0 for temperature in (0.0, 1.2))
-    assert json.loads((tmp_path / "rollout.json").read_text()) == result
-    assert "temperature 1.2 ratio" in capsys.readouterr().out
+    cases = run(load, "rollout", ROLLOUT, tmp_path, capsys)
+    assert [case["name"] for case in cases] == ["rollout, temperature 0.0", "rollout, temperature 1.2"]
+    assert all(case["evaluations"] == 4 and case["rows_evaluated"] == 8 for case in cases)
 
 
-def test_rollout_against_torch(load, tmp_path):
+def test_rollout_against_torch(load, tmp_path, capsys):
     pytest.importorskip("torch")
-    sizes = [*MODEL, *"--completion-length 20 --block 4 --steps 10 --rows 8".split()]
-    result = load("rollout").main([*sizes, "--torch", "--output", str(tmp_path / "rollout.json")])
-    for name in ("full", "40 %", "hints"):
-        assert result[f"torch {name}"]["equal_tokens"] == 1 and result[f"torch {name}"]["ratio"] > 0
-    assert result["torch full"]["rows_evaluated"] == 8 * 10 > result["torch 40 %"]["rows_evaluated"]
+    full, ending, hints, second = run(load, "rollout", AGAINST_TORCH, tmp_path, capsys)
+    assert all(case["baseline"] == "torch" and case["equal_tokens"] == 1 for case in (full, ending, hints))
+    assert full["rows_evaluated"] == full["baseline_rows_evaluated"] == 8 * 10 > ending["rows_evaluated"]
+    assert full["filled"] == 1 and 0.3 < ending["filled"] < 0.6 and hints["tokens"] < full["tokens"]
+    assert second["name"] == "second try" and second["evaluations"] < second["baseline_evaluations"] == 20
 
 
 def test_update_notices_another_gradient(load, monkeypatch):
@@ -60,6 +82,23 @@ def test_update_notices_another_gradient(load, monkeypatch):
         return tiled(batch.replace(advantages=batch.advantages[::-1]), scores)
 
     monkeypatch.setattr(module, "tiled", with_swapped_prompts)
+    with pytest.raises(AssertionError):
+        module.main(UPDATE)
+
+
+@pytest.mark.parametrize("of,change", [("objective", {"entropy_keep": 1.0}), ("adamw", {"learning_rate": 6e-5})])
+def test_update_notices_another_algorithm_in_torch(load, monkeypatch, of, change):
+    pytest.importorskip("torch")
+    module, torch_plain = load("update"), importlib.import_module("torch_plain")
+    make = torch_plain.make_policy_update
+
+    def with_change(*arguments):
+        *others, objective, adamw = arguments
+        changed = {"objective": objective, "adamw": adamw}
+        changed[of] = dataclasses.replace(changed[of], **change)
+        return make(*others, **changed)
+
+    monkeypatch.setattr(torch_plain, "make_policy_update", with_change)
     with pytest.raises(AssertionError):
         module.main(UPDATE)
 

@@ -10,7 +10,7 @@ import pytest
 
 import igpo_jax
 from igpo_jax import inference
-from igpo_jax.diffusion.sampler import DecodeConfig, propose
+from igpo_jax.diffusion.unmasking import DecodeConfig, propose
 from igpo_jax.model.checkpoints import convert
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from test_checkpoints import write_folder

@@ -87,6 +87,6 @@ def negative_bound(
     noisy = jnp.where(corruption.masked, cfg.mask_id, completion)
     tokens = jnp.concatenate([prompt, noisy], axis=1)
     everywhere = jnp.concatenate([valid, jnp.ones(completion.shape, bool)], axis=1)
-    hidden = forward(params, tokens, everywhere, cfg)[:, prompt.shape[1] :]
+    hidden = forward(params, tokens, everywhere, cfg, wanted=(prompt.shape[1], completion.shape[1]))
     log_probs = token_log_probs(params, hidden, completion, cfg)
     return -jnp.sum(log_probs, axis=-1, where=corruption.masked) * corruption.weight

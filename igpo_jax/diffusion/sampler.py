@@ -1,12 +1,10 @@
 """The reverse process: block-wise remasking, one compiled loop per block (igpo_method.md 2.2, llada.md 6).
 
 A hint is a canvas position that is already filled. Only masks are ever written, so it cannot change, and inpainting needs no
-sampler of its own.
+sampler of its own. What one step writes is in unmasking.py.
 """
 
-import dataclasses
 import functools
-import math
 
 import flax
 import jax
@@ -15,47 +13,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
+from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, propose, to_write
+from igpo_jax.model.transformer import (
+    ModelConfig,
+    Params,
+    forward,
+    forward_flops,
+    forward_remembering,
+    forward_window,
+    unembed,
+)
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 HINT = -1  # in `Sample.written_at`: filled from the start
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeConfig:
-    """How completions are decoded; the same type serves rollouts and evaluation."""
-
-    completion_length: int
-    block_length: int
-    steps: int  # denoising steps for the whole completion
-    temperature: float = 0.0
-    cfg_scale: float = 0.0  # classifier-free guidance; 0 is none
-    remasking: str = "low_confidence"  # low_confidence | random
-    logits_eos_inf: bool = False  # EOS is never drawn
-    confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
-
-    def __post_init__(self):
-        if self.completion_length < 1 or self.block_length < 1:
-            raise ValueError(
-                f"completion_length={self.completion_length} and block_length={self.block_length} must be at least 1"
-            )
-        if self.completion_length % self.block_length:
-            raise ValueError(
-                f"completion_length={self.completion_length} is not a multiple of block_length={self.block_length}"
-            )
-        if self.steps < 1 or self.steps % self.blocks:
-            raise ValueError(
-                f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = "
-                f"{self.blocks}"
-            )
-        if self.remasking not in ("low_confidence", "random"):
-            raise ValueError(f"remasking={self.remasking!r} is neither 'low_confidence' nor 'random'")
-        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):  # NaN is refused, too
-            raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
-
-    @property
-    def blocks(self) -> int:
-        return self.completion_length // self.block_length
 
 
 @flax.struct.dataclass
@@ -65,12 +35,14 @@ class Sample:
     tokens: int32 [b, l]. written_at: int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given.
     evaluations: the number of steps that were run; each is one network evaluation (two with guidance) of a batch.
     rows_evaluated: the same, summed over the rows of those batches; at most b * steps.
+    flops: of the matrix products of all of that, see `forward_flops`.
     """
 
     tokens: jax.Array
     written_at: jax.Array
     evaluations: int
     rows_evaluated: int
+    flops: int
 
 
 def completion_keys(key: jax.Array, problem_id: jax.Array, completion: jax.Array, attempt: int) -> jax.Array:
@@ -84,65 +56,6 @@ def completion_keys(key: jax.Array, problem_id: jax.Array, completion: jax.Array
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     by_problem = fold(jax.random.fold_in(key, attempt), problem_id)
     return jax.vmap(jax.random.fold_in)(by_problem, completion)
-
-
-def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
-    """How many tokens a row writes in step `step` of `steps` of a block that had `masks` masks: the remainder goes to
-    the first steps (igpo_method.md 2.2)."""
-    return masks // steps + (step < masks % steps)
-
-
-def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
-    """float32 [b, k, v] from one key per position, [b, k]."""
-    draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")
-    return jax.vmap(jax.vmap(draw))(keys)
-
-
-def propose(
-    logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
-) -> tuple[jax.Array, jax.Array]:
-    """A token for every position, and how much it deserves to be written now (llada.md 6.3, 6.5, 6.6).
-
-    The token is a draw from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
-    exp(logits) / (-log u)^T, without its overflow. The confidence is the token's log-probability under the clean logits.
-
-    Args:
-        logits: float32 [b, k, v], after guidance.
-        gumbel: float32 [b, k, v]; None at temperature 0.
-        uniform: float32 [b, k], the confidences of random remasking; None otherwise.
-
-    Returns:
-        Tokens int32 [b, k] and confidences float32 [b, k].
-    """
-    if decode.logits_eos_inf:
-        logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
-    noisy = logits if gumbel is None else logits + decode.temperature * gumbel
-    drawn = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
-    if uniform is not None:
-        return drawn, uniform
-    if decode.confidence_eos_eot_inf:
-        for token in (cfg.eos_id, cfg.eot_id):
-            if token is not None:
-                logits = logits.at[..., token].set(-jnp.inf)
-    chosen = jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
-    return drawn, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
-def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
-    """The `count` masked positions of every row with the highest confidence, all of them where there are fewer.
-
-    Args:
-        confidence: float32 [b, k]; -inf is the lowest, and still above what is not masked. masked: bool [b, k].
-        count: int32 [b].
-    """
-    lowest = jnp.finfo(confidence.dtype).min
-    ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
-    return masked & (ranked < count[:, None])
-
-
-def rank_descending(values: jax.Array) -> jax.Array:
-    """Rank of every value in its row, 0 for the largest; the lowest index wins ties."""
-    return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
 
 
 @flax.struct.dataclass
@@ -174,9 +87,9 @@ def sample(
 ) -> Sample:
     """Fills the masks of a canvas block by block, from left to right.
 
-    Each step draws a token for every masked position of the active block, writes the most confident draws (softmax
-    probability of the drawn token under the clean logits, or at random) and leaves the others masked. MASK is never
-    drawn. A row whose block came out as EOS only is ended: its remaining masks become EOS.
+    Each step draws a token for every masked position of the active block, writes some of them (`to_write`; by default those
+    whose tokens are likeliest) and leaves the others masked. MASK is never drawn. A row whose block came out as EOS only is
+    ended: its remaining masks become EOS.
 
     A block is one compiled program; between blocks the host learns how many rows go on, and moves them into a smaller
     batch where one of a few sizes holds them. Tokens do not depend on it, but for what rounding does to near ties.
@@ -189,21 +102,44 @@ def sample(
         cfg, decode: static.
     """
     rows = _spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode))
-    sizes = _batch_sizes(len(canvas))
-    tokens, written_at, evaluations, rows_evaluated = rows.tokens, rows.written_at, 0, 0
+    sizes, length = _batch_sizes(len(canvas)), prompt.shape[1] + decode.completion_length
+    done = Sample(rows.tokens, rows.written_at, 0, 0, 0)
     for block in range(decode.blocks):
         size = len(rows.tokens)
-        rows, steps, live = denoise_block(params, rows, np.int32(block), cfg, decode)
-        rows, steps, live = _spread(rows), int(steps), int(live)
-        evaluations, rows_evaluated = evaluations + steps, rows_evaluated + steps * size
+        rows, counts = denoise_block(params, rows, np.int32(block), cfg, decode)
+        rows, full, partial, live = _spread(rows), int(counts.full), int(counts.partial), int(counts.live)
+        done = done.replace(
+            evaluations=done.evaluations + full + partial,
+            rows_evaluated=done.rows_evaluated + (full + partial) * size,
+            flops=done.flops + size * block_flops(full, partial, block, length, cfg, decode),
+        )
         smaller = min(number for number in sizes if number >= live)
         if live == 0 or block == decode.blocks - 1 or smaller < size:
-            tokens, written_at = _put_back(tokens, written_at, rows)
+            tokens, written_at = _put_back(done.tokens, done.written_at, rows)
+            done = done.replace(tokens=tokens, written_at=written_at)
         if live == 0:
             break
         if smaller < size:
             rows = _spread(_take_live(rows, smaller))
-    return Sample(tokens, written_at, evaluations, rows_evaluated)
+    return done
+
+
+def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConfig, decode: DecodeConfig) -> int:
+    """Of one row in one block: `full` evaluations of all `length` positions, `partial` ones of a window."""
+    window = next((size for size in _windows(decode) if size >= decode.completion_length - block * decode.block_length), 0)
+    whole = forward_flops(cfg, length, decode.block_length)
+    part = forward_flops(cfg, decode.block_length if decode.cache == "dual" else window, decode.block_length, length)
+    return (full * whole + partial * part) * (2 if decode.cfg_scale > 0 else 1)
+
+
+def _windows(decode: DecodeConfig) -> list[int]:
+    """Positions at the end of a completion that are computed anew with cache=prefix, ascending: a few sizes, so that there is
+    one program for all blocks."""
+    sizes, blocks = [], decode.blocks
+    while not sizes or sizes[-1] > decode.block_length:
+        sizes.append(blocks * decode.block_length)
+        blocks = -(-blocks // 2)
+    return sizes[::-1]
 
 
 def _spread(rows: Rows) -> Rows:
@@ -243,84 +179,156 @@ def _put_back(tokens: jax.Array, written_at: jax.Array, rows: Rows) -> tuple[jax
     return shard_rows(tokens.at[rows.slot].set(rows.tokens)), shard_rows(written_at.at[rows.slot].set(rows.written_at))
 
 
+@flax.struct.dataclass
+class Counts:
+    """Of one block, int32 [] each. full, partial: evaluations of whole rows and of windows. live: rows that have not ended."""
+
+    full: jax.Array
+    partial: jax.Array
+    live: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def denoise_block(
     params: Params, rows: Rows, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
-) -> tuple[Rows, jax.Array, jax.Array]:
+) -> tuple[Rows, Counts]:
     """All steps of one block, fewer where its last mask is written earlier, as hints make it.
 
     Args:
         block: int32 [], which one.
-
-    Returns:
-        The rows, how many steps were run, and how many rows have not ended, int32 [] both.
     """
-    prompt, canvas = rows.prompt, rows.canvas
-    length, steps_per_block = decode.block_length, decode.steps // decode.blocks
-    start, first_step = block * length, block * steps_per_block
-    given, prompt_length = canvas != cfg.mask_id, prompt.shape[1]
-    valid = jnp.concatenate([rows.valid, jnp.ones(canvas.shape, bool)], axis=1)
-    positions = start + jnp.arange(length)
-    position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(rows.keys, positions)
+    length, steps = decode.block_length, decode.steps_per_block
+    every = 1 if decode.cache == "none" else decode.refresh or steps
+    start = block * length
+    whole, window = block_network(params, rows, start, cfg, decode)
+    masks_at_entry = (active_of(rows.tokens, start, length) == cfg.mask_id).sum(axis=1)
 
-    def active_of(current):
-        return jax.lax.dynamic_slice_in_dim(current, start, length, axis=1)
+    def write(step, logits, current, written_at):
+        active = active_of(current, start, length)
+        drawn, chosen = step_of(logits, active, rows.keys, masks_at_entry, block, step, cfg, decode)
+        active = jnp.where(chosen, drawn, active)
+        written = jnp.where(chosen, block * steps + step, active_of(written_at, start, length))
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+        return update(current, active), update(written_at, written)
 
-    def block_logits(current):
-        """float32 [b, block, v]; the head sees the active block only."""
+    def unfinished(current):
+        return jnp.any(active_of(current, start, length) == cfg.mask_id)
 
-        def logits_of(prompt, current, valid):
-            tokens = shard_rows(jnp.concatenate([prompt, current], axis=1))
-            hidden = forward(params, tokens, valid, cfg)
-            active = jax.lax.dynamic_slice_in_dim(hidden, prompt_length + start, length, axis=1)
-            return unembed(params, active, cfg)
+    def evaluate_whole(carry):
+        """One full evaluation, and the steps that reuse its keys and values."""
+        full, partial, current, written_at = carry
+        first = full * every
+        logits, remembered = whole(current)
+        current, written_at = write(first, logits, current, written_at)
+        if every == 1:
+            return full + 1, partial, current, written_at
 
-        if decode.cfg_scale > 0:
-            conditional, unconditional = jnp.split(
-                logits_of(
-                    jnp.concatenate([prompt, jnp.full_like(prompt, cfg.mask_id)]),
-                    jnp.concatenate([current, jnp.where(given, cfg.mask_id, current)]),
-                    jnp.concatenate([valid, valid]),
-                ),
-                2,
-            )
-            logits = unconditional + (decode.cfg_scale + 1) * (conditional - unconditional)
-        else:
-            logits = logits_of(prompt, current, valid)
-        return logits.at[..., cfg.mask_id].set(-jnp.inf)
+        def evaluate_window(carry):
+            age, current, written_at = carry
+            return age + 1, *write(first + age, window(current, remembered), current, written_at)
 
-    masks_at_entry = (active_of(rows.tokens) == cfg.mask_id).sum(axis=1)
+        def go_on(carry):
+            age, current, _ = carry
+            return (age < every) & (first + age < steps) & unfinished(current)
 
-    def denoise(carry):
-        step, current, written_at = carry
-        active = active_of(current)
-        logits = block_logits(current)
-        with jax.named_scope("draw"):
-            keys = jax.vmap(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, first_step + step))))
-            keys = keys(position_keys)
-            gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
-            uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
-            drawn, confidence = propose(logits, gumbel, uniform, cfg, decode)
-            count = transfer_count(masks_at_entry, step, steps_per_block)
-            write = most_confident(confidence, active == cfg.mask_id, count)
-        written = jnp.where(write, first_step + step, active_of(written_at))
-        active = jnp.where(write, drawn, active)
-        return (
-            step + 1,
-            jax.lax.dynamic_update_slice_in_dim(current, active, start, axis=1),
-            jax.lax.dynamic_update_slice_in_dim(written_at, written, start, axis=1),
-        )
+        age, current, written_at = jax.lax.while_loop(go_on, evaluate_window, (jnp.int32(1), current, written_at))
+        return full + 1, partial + age - 1, current, written_at
 
-    def unfinished(carry):
-        step, current, _ = carry
-        return (step < steps_per_block) & jnp.any(active_of(current) == cfg.mask_id)
+    def go_on(carry):
+        full, _, current, _ = carry
+        return (full < -(-steps // every)) & unfinished(current)
 
-    steps, current, written_at = jax.lax.while_loop(unfinished, denoise, (jnp.int32(0), rows.tokens, rows.written_at))
-    ended = rows.ended | jnp.all(active_of(current) == cfg.eos_id, axis=1)
+    carry = (jnp.int32(0), jnp.int32(0), rows.tokens, rows.written_at)
+    full, partial, current, written_at = jax.lax.while_loop(go_on, evaluate_whole, carry)
+    ended = rows.ended | jnp.all(active_of(current, start, length) == cfg.eos_id, axis=1)
     rest = ended[:, None] & (current == cfg.mask_id)
     rows = rows.replace(
         tokens=jnp.where(rest, cfg.eos_id, current),
-        written_at=jnp.where(rest, first_step + steps_per_block - 1, written_at),
+        written_at=jnp.where(rest, block * steps + steps - 1, written_at),
         ended=ended,
     )
-    return jax.tree.map(shard_rows, rows), steps, jnp.sum(~ended)
+    return jax.tree.map(shard_rows, rows), Counts(full, partial, jnp.sum(~ended))
+
+
+def active_of(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
+    """The active block of [b, l]."""
+    return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
+
+
+def step_of(
+    logits: jax.Array,
+    active: jax.Array,
+    row_keys: jax.Array,
+    masks_at_entry: jax.Array,
+    block: jax.Array,
+    step: jax.Array,
+    cfg: ModelConfig,
+    decode: DecodeConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """What a step draws for the positions of a block, int32 [b, k], and which of them it writes, bool [b, k].
+
+    Args:
+        logits: float32 [b, k, v]. active: int32 [b, k]. row_keys: [b]. masks_at_entry: int32 [b].
+        block, step: int32 [], the step counted from the block's beginning.
+    """
+    positions = block * decode.block_length + jnp.arange(decode.block_length)
+    scheduled = block * decode.steps_per_block + step
+
+    def keys_of(row_key, position):
+        return jax.random.split(jax.random.fold_in(jax.random.fold_in(row_key, position), scheduled))
+
+    with jax.named_scope("draw"):
+        keys = jax.vmap(jax.vmap(keys_of, (None, 0)), (0, None))(row_keys, positions)
+        gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
+        uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
+        drawn, confidence = propose(logits, gumbel, uniform, cfg, decode)
+        return drawn, to_write(confidence, active == cfg.mask_id, masks_at_entry, step, decode)
+
+
+def block_network(params: Params, rows: Rows, start: jax.Array, cfg: ModelConfig, decode: DecodeConfig):
+    """Two functions, from whole rows and from a window, to the logits of the block that begins at `start`, float32 [b, k, v]:
+    `whole(current)` also gives the keys and values of all positions where there is a cache, `window(current, those)` takes
+    them. The head sees the block only, MASK has no logit, and with guidance the others are guided (llada.md 6.4)."""
+    prompt, canvas, guided = rows.prompt, rows.canvas, decode.cfg_scale > 0
+    prompt_length, length = prompt.shape[1], decode.completion_length
+    first = prompt_length + start
+    valid = jnp.concatenate([rows.valid, jnp.ones(canvas.shape, bool)], axis=1)
+    valid = jnp.concatenate([valid, valid]) if guided else valid
+
+    def tokens_of(current):
+        tokens = jnp.concatenate([prompt, current], axis=1)
+        if guided:
+            without = [jnp.full_like(prompt, cfg.mask_id), jnp.where(canvas != cfg.mask_id, cfg.mask_id, current)]
+            tokens = jnp.concatenate([tokens, jnp.concatenate(without, axis=1)])
+        return shard_rows(tokens)
+
+    def logits_of(hidden):
+        logits = unembed(params, hidden, cfg)
+        if guided:
+            conditional, unconditional = jnp.split(logits, 2)
+            logits = unconditional + (decode.cfg_scale + 1) * (conditional - unconditional)
+        return logits.at[..., cfg.mask_id].set(-jnp.inf)
+
+    def whole(current):
+        wanted = first, decode.block_length
+        if decode.cache == "none":
+            return logits_of(forward(params, tokens_of(current), valid, cfg, wanted)), None
+        hidden, remembered = forward_remembering(params, tokens_of(current), valid, cfg, wanted)
+        return logits_of(hidden), remembered
+
+    def window(current, remembered):
+        tokens = tokens_of(current)
+
+        def from_window(begin, size):
+            part = shard_rows(jax.lax.dynamic_slice_in_dim(tokens, begin, size, axis=1))
+            wanted = first - begin, decode.block_length
+            return logits_of(forward_window(params, part, begin, first, remembered, valid, cfg, wanted))
+
+        if decode.cache == "dual":
+            return from_window(first, decode.block_length)
+        sizes = _windows(decode)
+        enough = jnp.array(sizes) >= length - start
+        at_end = [functools.partial(from_window, prompt_length + length - size, size) for size in sizes]
+        return jax.lax.switch(jnp.argmax(enough), at_end)
+
+    return whole, window

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.experiment import read_config
 from igpo_jax.inference import default_dtype
 from igpo_jax.tasks import load_task

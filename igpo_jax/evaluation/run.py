@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from igpo_jax.data.pipeline import cut_to_bucket, prompt_arrays, take_rows
-from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluation.decoding import denoise
 from igpo_jax.evaluation.statistics import paired, summary
 from igpo_jax.inference import DiffusionLM

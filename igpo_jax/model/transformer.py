@@ -21,6 +21,8 @@ from igpo_jax.model.attention import PLATFORMS, attend
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 Params = dict[str, Any]
+KeyValues = tuple[jax.Array, jax.Array]  # of all layers, rotated: [layers, b, t, k, h] each
+Positions = tuple[Any, int]  # where they begin, int or int32 [], and how many they are
 
 # Logical axis -> mesh axes that it is spread over. An axis that is missing here is an error, not silently replicated.
 SHARDING_RULES = {
@@ -43,6 +45,8 @@ RULES_IN_USE = SHARDING_RULES | {
     "adapter of heads": "tensor",
     "adapter of mlp": "tensor",
 }
+FEW_LAYERS = 4  # see `_is_unrolled`
+KEY_VALUES = P(BATCH, None, "tensor")  # of one layer: rows as everywhere, heads as they are computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +205,9 @@ def weight_decay_mask(cfg: ModelConfig) -> Params:
     return jax.tree.map(lambda info: info.stddev is not None, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
 
-def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig) -> jax.Array:
+def forward(
+    params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig, wanted: Positions | None = None
+) -> jax.Array:
     """Runs the transformer over whole rows; no causal mask, logits of position i speak of token i (llada.md 3).
 
     Args:
@@ -211,22 +217,98 @@ def forward(params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfi
             the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]:
             which position (first t) may attend to which (second t).
         cfg: static.
+        wanted: the positions whose hidden states are returned, all by default.
 
     Returns:
         Hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns them into logits.
     """
-    dtype = jnp.dtype(cfg.compute_dtype)
-    x = embed(params["embedding"], tokens, dtype)
-    sin, cos = _rope_table(tokens.shape[1], cfg)
-    block = functools.partial(_block, valid=valid, sin=sin, cos=cos, cfg=cfg)
-    if cfg.remat != "none":
+    return _layers(params, tokens, jnp.arange(tokens.shape[1]), valid, cfg, wanted)[0]
+
+
+def forward_remembering(
+    params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig, wanted: Positions | None = None
+) -> tuple[jax.Array, KeyValues]:
+    """`forward`, and the keys and values of all positions, for `forward_window`."""
+    return _layers(params, tokens, jnp.arange(tokens.shape[1]), valid, cfg, wanted, remember=True)
+
+
+def forward_window(
+    params: Params,
+    tokens: jax.Array,
+    start: jax.Array,
+    fresh_from: jax.Array,
+    remembered: KeyValues,
+    valid: jax.Array,
+    cfg: ModelConfig,
+    wanted: Positions | None = None,
+) -> jax.Array:
+    """Runs the transformer over a window of each row; everything else is as it was when it was remembered.
+
+    Args:
+        tokens: int32 [b, w], what now stands in the window.
+        start: int32 [], where in the row the window begins.
+        fresh_from: int32 [], in the row: keys and values of earlier positions are the remembered ones in the window, too.
+        remembered: of `forward_remembering`.
+        valid: bool [b, t], of the whole row.
+        wanted: positions counted from the window's beginning, all by default.
+
+    Returns:
+        Hidden states of the window, [b, w, d]; those before `fresh_from` mean nothing.
+    """
+    positions = start + jnp.arange(tokens.shape[1])
+    fresh = (positions >= fresh_from)[None, :, None, None]
+
+    def merge(new, old):
+        kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[1], axis=1)
+        return _placed(jax.lax.dynamic_update_slice_in_dim(old, jnp.where(fresh, new, kept), start, axis=1), KEY_VALUES)
+
+    # The kernels want whole rows, and the scores of a window are few.
+    cfg = dataclasses.replace(cfg, attention="xla")
+    return _layers(params, tokens, positions, valid, cfg, wanted, remembered=remembered, merge=merge)[0]
+
+
+def _layers(params, tokens, positions, valid, cfg: ModelConfig, wanted, remember=False, remembered=None, merge=None):
+    """Hidden states after the final norm and, if `remember`, keys and values of all layers. merge(new, old): what a layer
+    attends to, of its keys and of its values, where there are remembered ones."""
+    rope = _rope_table(positions, cfg)
+    unrolled = _is_unrolled(cfg)
+
+    def step(x, layer, wanted=None):
+        layer, old = layer
+        seen = (lambda new: new) if old is None else (lambda new: jax.tree.map(merge, new, old))
+        x, key_values = _block(x, layer, valid=valid, rope=rope, cfg=cfg, seen=seen, wanted=wanted)
+        return shard_rows(x), jax.tree.map(lambda y: _placed(y, KEY_VALUES), key_values) if remember else None
+
+    def recomputing(step):
+        if cfg.remat == "none":
+            return step
         policy = {
             "full": jax.checkpoint_policies.nothing_saveable,
             "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         }[cfg.remat]
-        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
-    x, _ = jax.lax.scan(lambda x, layer: (shard_rows(block(x, layer)), None), x, params["blocks"])
-    return rms_norm(x, params["final_norm"], cfg.norm_epsilon)
+        return jax.checkpoint(step, policy=policy, prevent_cse=unrolled)
+
+    x, layers = embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype)), (params["blocks"], remembered)
+    if unrolled:
+        kept = []
+        for number in range(cfg.layers):
+            of_layer = recomputing(functools.partial(step, wanted=wanted if number == cfg.layers - 1 else None))
+            x, key_values = of_layer(x, jax.tree.map(lambda w, number=number: w[number], layers))
+            kept.append(key_values)
+        kept = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *kept)
+    else:
+        x, kept = jax.lax.scan(recomputing(step), x, layers)
+        x = _only(x, wanted)
+    return rms_norm(x, params["final_norm"], cfg.norm_epsilon), kept
+
+
+def _is_unrolled(cfg: ModelConfig) -> bool:
+    """A few layers are no loop, and the last computes wanted positions only: on a CPU this saves a third of an update."""
+    return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
+
+
+def _only(x: jax.Array, wanted: Positions | None, axis: int = 1) -> jax.Array:
+    return x if wanted is None else jax.lax.dynamic_slice_in_dim(x, *wanted, axis=axis)
 
 
 def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -267,16 +349,19 @@ def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def forward_flops(cfg: ModelConfig, positions: int, head_positions: int) -> int:
-    """Of matrix products in one forward pass of one row, two per multiplication.
+def forward_flops(cfg: ModelConfig, positions: int, wanted: int, attended: int | None = None) -> int:
+    """Of matrix products in one forward pass of one row and the head, two per multiplication.
 
     Args:
-        positions: of the row. head_positions: those whose logits are computed.
+        positions: that are computed. wanted: those whose logits are. attended: positions that they look at; by default, as
+            many as are computed.
     """
-    kv_width = cfg.kv_heads * cfg.head_size
-    matrices = 2 * cfg.width * (cfg.width + kv_width) + 3 * cfg.width * cfg.mlp_width
-    attention = 2 * positions * positions * cfg.width  # scores, and values that they weigh
-    return 2 * (cfg.layers * (positions * matrices + attention) + head_positions * cfg.width * cfg.vocab_size)
+    keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
+    others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
+    others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the values that they weigh
+    in_last = wanted if _is_unrolled(cfg) else positions
+    layers = cfg.layers * positions * keys + ((cfg.layers - 1) * positions + in_last) * others
+    return 2 * (layers + wanted * cfg.width * cfg.vocab_size)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
@@ -286,14 +371,35 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
-def _block(x: jax.Array, layer: Params, *, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
+def _block(
+    x: jax.Array, layer: Params, *, valid, rope, cfg: ModelConfig, seen=lambda new: new, wanted: Positions | None = None
+) -> tuple[jax.Array, KeyValues]:
+    """One layer at the wanted positions, and its keys and values [b, t, k, h] at all positions of x; `seen` makes of those
+    what is attended to."""
     layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
-        x = x + _attention(rms_norm(x, layer["attention_norm"], cfg.norm_epsilon), layer, valid, sin, cos, cfg)
+        h = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
+        a, key_values = _attention(h, layer, valid, rope, cfg, seen, wanted)
+        x = _only(x, wanted) + a
     with jax.named_scope("mlp"):
         h = rms_norm(x, layer["mlp_norm"], cfg.norm_epsilon)
         x = x + _linear(jax.nn.silu(_linear(h, layer, "gate")) * _linear(h, layer, "up"), layer, "down")
-    return checkpoint_name(x, "block")
+    return checkpoint_name(x, "block"), key_values
+
+
+def _attention(
+    h: jax.Array, layer: Params, valid, rope, cfg: ModelConfig, seen=lambda new: new, wanted: Positions | None = None
+) -> tuple[jax.Array, KeyValues]:
+    def heads(x, name, number):
+        return _linear(x, layer, name).reshape(*x.shape[:2], number, cfg.head_size)
+
+    k, v = _rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
+    if wanted is not None:
+        h, rope = _only(h, wanted), [_only(x, wanted, axis=0) for x in rope]
+        valid = valid if valid.ndim == 2 else _only(valid, wanted)
+    q = _rotate(heads(h, "query", cfg.heads), *rope)
+    a = attend(q, *seen((k, v)), valid, cfg.attention)
+    return _linear(a.reshape(*h.shape[:2], cfg.width), layer, "attention_out"), (k, v)
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
@@ -308,16 +414,6 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
         return gathered(w.astype(dtype), axes)
 
     return jax.tree.map_with_path(ready, layer)
-
-
-def _attention(h: jax.Array, layer: Params, valid, sin, cos, cfg: ModelConfig) -> jax.Array:
-    b, t, _ = h.shape
-    q = _linear(h, layer, "query").reshape(b, t, cfg.heads, cfg.head_size)
-    k = _linear(h, layer, "key").reshape(b, t, cfg.kv_heads, cfg.head_size)
-    v = _linear(h, layer, "value").reshape(b, t, cfg.kv_heads, cfg.head_size)
-    q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
-    a = attend(q, k, v, valid, cfg.attention)
-    return _linear(a.reshape(b, t, cfg.width), layer, "attention_out")
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
@@ -353,10 +449,10 @@ def _product_backward(operands, gradient):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _rope_table(length: int, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """sin and cos of the rotary angles, float32 [t, 1, h/2]."""
+def _rope_table(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """sin and cos of the rotary angles of int32 [t], float32 [t, 1, h/2]."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * cfg.rope_theta**-exponents
+    angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
     return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
 
 

@@ -83,7 +83,7 @@ def hidden_states(params: Params, batch: GroupBatch, masked: jax.Array, estimato
     prompt = jnp.repeat(batch.prompt, rows, axis=0)
     valid = jnp.pad(jnp.repeat(batch.valid, rows, axis=0), ((0, 0), (0, length)), constant_values=True)
     tokens = jnp.concatenate([prompt, completion.reshape(n * rows, length)], axis=1)
-    hidden = forward(params, shard_rows(tokens), valid, cfg)[:, prompt.shape[1] :]
+    hidden = forward(params, shard_rows(tokens), valid, cfg, wanted=(prompt.shape[1], length))
     return hidden.reshape(n, rows, length, -1)
 
 

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
 from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced
-from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, sample
+from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from igpo_jax.diffusion.sampler import DecodeConfig, completion_keys, denoise_block, sample
+from igpo_jax.diffusion.sampler import completion_keys, denoise_block, sample
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings

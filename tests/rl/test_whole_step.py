@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch
 from igpo_jax.diffusion.inpainting import InpaintingConfig
-from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed

@@ -1,0 +1,174 @@
+"""One denoising step: a token for every masked position of a block, and which of them are written now (igpo_method.md 2.2,
+llada.md 6)."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from igpo_jax.model.transformer import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How completions are decoded; the same type serves rollouts and evaluation."""
+
+    completion_length: int
+    block_length: int
+    steps: int  # denoising steps for the whole completion, at most
+    temperature: float = 0.0
+    cfg_scale: float = 0.0  # classifier-free guidance; 0 is none
+    # Which positions are written first: low_confidence (where the drawn token is likely), position_first (where the likeliest
+    # token is likely, whatever is drawn), entropy (where the distribution is narrow) or random.
+    remasking: str = "low_confidence"
+    logits_eos_inf: bool = False  # EOS is never drawn
+    confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
+    # How many tokens a step writes: schedule (the same number in every step), threshold (all that are likelier than
+    # `threshold`) or factor (the n likeliest, as long as (n + 1) (1 - probability) < `factor`); at least what must be written
+    # in this step to be done after `steps`: the leftmost, or the most confident (`fallback`).
+    commit: str = "schedule"
+    threshold: float = 0.9
+    factor: float = 1.0
+    fallback: str = "leftmost"
+    # Keys and values that a step takes from the last full evaluation: none, prefix (of all that is left of the block) or dual
+    # (of all that is outside of it). Full evaluations come at a block's beginning and every `refresh` steps; 0: only there.
+    cache: str = "none"
+    refresh: int = 0
+
+    def __post_init__(self):
+        if self.completion_length < 1 or self.block_length < 1:
+            raise ValueError(
+                f"completion_length={self.completion_length} and block_length={self.block_length} must be at least 1"
+            )
+        if self.completion_length % self.block_length:
+            raise ValueError(
+                f"completion_length={self.completion_length} is not a multiple of block_length={self.block_length}"
+            )
+        if self.steps < 1 or self.steps % self.blocks:
+            raise ValueError(
+                f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = "
+                f"{self.blocks}"
+            )
+        for name, values in (
+            ("remasking", ("low_confidence", "position_first", "entropy", "random")),
+            ("commit", ("schedule", "threshold", "factor")),
+            ("fallback", ("leftmost", "most_confident")),
+            ("cache", ("none", "prefix", "dual")),
+        ):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
+        if self.commit != "schedule" and self.remasking not in ("low_confidence", "position_first"):
+            raise ValueError(
+                f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not look at; use "
+                "low_confidence or position_first"
+            )
+        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):  # NaN is refused, too
+            raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
+        if not (0 < self.threshold <= 1 and 0 < self.factor < math.inf and self.refresh >= 0):
+            raise ValueError(
+                f"threshold={self.threshold} must lie in (0, 1], factor={self.factor} be positive, refresh={self.refresh} "
+                "not negative"
+            )
+
+    @property
+    def blocks(self) -> int:
+        return self.completion_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        return self.steps // self.blocks
+
+
+def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
+    """float32 [b, k, v] from one key per position, [b, k]."""
+    draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")
+    return jax.vmap(jax.vmap(draw))(keys)
+
+
+def propose(
+    logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A token for every position, and how much the position deserves to be written now (llada.md 6.3, 6.5, 6.6).
+
+    The token is a draw from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
+    exp(logits) / (-log u)^T, without its overflow. The confidence is a log-probability under the clean logits: of the
+    token that was drawn (low_confidence), or of the likeliest one (position_first), which leaves the draw to the temperature
+    alone; or minus the entropy.
+
+    Args:
+        logits: float32 [b, k, v], after guidance.
+        gumbel: float32 [b, k, v]; None at temperature 0.
+        uniform: float32 [b, k], the confidences of random remasking; None otherwise.
+
+    Returns:
+        Tokens int32 [b, k] and confidences float32 [b, k].
+    """
+    if decode.logits_eos_inf:
+        logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
+    noisy = logits if gumbel is None else logits + decode.temperature * gumbel
+    drawn = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    if uniform is not None:
+        return drawn, uniform
+    judged = drawn if decode.remasking == "low_confidence" else jnp.argmax(logits, axis=-1)
+    if decode.confidence_eos_eot_inf:
+        for token in (cfg.eos_id, cfg.eot_id):
+            if token is not None:
+                logits = logits.at[..., token].set(-jnp.inf)
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, judged[..., None], axis=-1)[..., 0]
+    if decode.remasking != "entropy":
+        return drawn, chosen - log_total
+    probabilities = jnp.exp(logits - log_total[..., None])
+    mean_logit = jnp.sum(probabilities * logits, axis=-1, where=probabilities > 0)
+    return drawn, jnp.where(chosen == -jnp.inf, -jnp.inf, mean_logit - log_total)
+
+
+def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
+    """How many tokens a row writes in step `step` of `steps` of a block that had `masks` masks: the remainder goes to
+    the first steps (igpo_method.md 2.2)."""
+    return masks // steps + (step < masks % steps)
+
+
+def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
+    """The `count` masked positions of every row with the highest confidence, all of them where there are fewer.
+
+    Args:
+        confidence: float32 [b, k]; -inf is the lowest, and still above what is not masked. masked: bool [b, k].
+        count: int32 [b].
+    """
+    lowest = jnp.finfo(confidence.dtype).min
+    ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
+    return masked & (ranked < count[:, None])
+
+
+def rank_descending(values: jax.Array) -> jax.Array:
+    """Rank of every value in its row, 0 for the largest; the lowest index wins ties."""
+    return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
+
+
+def to_write(
+    confidence: jax.Array, masked: jax.Array, masks_at_entry: jax.Array, step: jax.Array, decode: DecodeConfig
+) -> jax.Array:
+    """Which positions of a block are written in this step, bool [b, k].
+
+    The parallel rules are Fast-dLLM's (arXiv 2505.22618). Where they write too few, the leftmost masks follow, or the most
+    confident, which is said to let RL collapse (ForkGRPO).
+
+    Args:
+        confidence: float32 [b, k], log-probabilities unless decode.commit is schedule. masked: bool [b, k].
+        masks_at_entry: int32 [b], how many masks the block had. step: int32 [], of the block.
+    """
+    if decode.commit == "schedule":
+        return most_confident(confidence, masked, transfer_count(masks_at_entry, step, decode.steps_per_block))
+    if decode.commit == "threshold":
+        likely = masked & (confidence > math.log(decode.threshold))
+    else:
+        rank = rank_descending(jnp.where(masked, confidence, -jnp.inf))
+        passing = (rank + 2) * -jnp.expm1(confidence) < decode.factor
+        first_failing = jnp.min(jnp.where(masked & ~passing, rank, masked.shape[1]), axis=1, keepdims=True)
+        likely = masked & (rank < first_failing)
+    due = -(-masked.sum(axis=1) // (decode.steps_per_block - step))
+    others = -jnp.arange(masked.shape[1], dtype=confidence.dtype) if decode.fallback == "leftmost" else confidence
+    return most_confident(jnp.where(likely, jnp.inf, others), masked, jnp.maximum(likely.sum(axis=1), due))
