@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model's options, timing two ways of doing one thing, the result file."""
+"""What the benchmarks share: a model's options, timing ways of doing one thing in turn, the cases that they print and write."""
 
 import argparse
 import datetime
@@ -7,19 +7,22 @@ import json
 import pathlib
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.model.transformer import ModelConfig, Params, init
+from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import AXES
 
 MASK, EOS = 1, 2
 
 
-def parser_with_model(description: str) -> argparse.ArgumentParser:
+def parser_with_model(description: str, repetitions: int) -> argparse.ArgumentParser:
     """Options of the network: LLaDA's proportions (MLP 3 x width, vocabulary 31 x width) unless told."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
@@ -27,8 +30,8 @@ def parser_with_model(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--vocabulary-to-width", type=int, default=31, help="LLaDA: 126464 / 4096")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the products")
-    parser.add_argument("--repetitions", type=int, default=5, help="timed, after one that compiles")
-    parser.add_argument("--output", type=pathlib.Path, help="a JSON file for the result")
+    parser.add_argument("--repetitions", type=int, default=repetitions, help="timed, after one that compiles")
+    parser.add_argument("--output", type=pathlib.Path, help="a JSON file for the cases")
     return parser
 
 
@@ -59,55 +62,64 @@ def exact():
     return jax.default_matmul_precision("highest")
 
 
-def compare(plain, fast, repetitions: int) -> dict:
-    """Median seconds of two functions called in turn, after one call each that compiles, and their ratio.
-
-    The range is that of the ratios of neighbouring calls: how much a busy machine moved them.
-    """
-    seconds = {plain: [], fast: []}
-    for function in (plain, fast) * (repetitions + 1):
-        begin = time.perf_counter()
+def compare(baseline, ours, repetitions: int) -> dict:
+    """`ratio_of` two functions, after one call each that compiles."""
+    for function in (baseline, ours):
         jax.block_until_ready(function())
-        seconds[function].append(time.perf_counter() - begin)
-    plain_seconds, fast_seconds = (seconds[function][1:] for function in (plain, fast))
-    ratios = [a / b for a, b in zip(plain_seconds, fast_seconds, strict=True)]
-    medians = statistics.median(plain_seconds), statistics.median(fast_seconds)
+    return ratio_of(*seconds_in_turn((baseline, ours), repetitions))
+
+
+def seconds_in_turn(functions: Sequence, repetitions: int) -> list[list[float]]:
+    """Seconds of each function's calls. They take turns, so that another load on the machine falls on all of them."""
+    seconds = [[] for _ in functions]
+    for _ in range(repetitions):
+        for function, of in zip(functions, seconds, strict=True):
+            begin = time.perf_counter()
+            jax.block_until_ready(function())
+            of.append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratio_of(baseline: list[float], ours: list[float]) -> dict:
+    """Median seconds and their ratio; the range is that of the ratios of neighbouring calls: how much a busy machine moved
+    them."""
+    ratios = [a / b for a, b in zip(baseline, ours, strict=True)]
+    medians = statistics.median(baseline), statistics.median(ours)
     return {
-        "plain_seconds": medians[0],
         "seconds": medians[1],
+        "baseline_seconds": medians[0],
         "ratio": medians[0] / medians[1],
         "ratio_range": [min(ratios), max(ratios)],
-        "repetitions": repetitions,
+        "repetitions": len(ratios),
     }
 
 
-def report(what: str, cfg: ModelConfig, measured: dict, output: pathlib.Path | None) -> dict:
-    """Prints sizes, versions and measurements, one a line, and writes them to `output`."""
-    result = {
-        "benchmark": what,
+def report(name: str, cfg: ModelConfig, measured: dict) -> dict:
+    """Prints a case as one line of JSON and returns it.
+
+    Args:
+        measured: with seconds, baseline (its name), tokens and model_flops, what the computation needs at least.
+    """
+    device, seconds, flops = jax.devices()[0].device_kind, measured["seconds"], measured["model_flops"]
+    versions = ("jax", "jaxlib", "flax", "optax", *["torch"] * ("torch" in sys.modules))
+    shape = ("width", "layers", "heads", "mlp_width", "vocab_size", "compute_dtype")
+    case = {
+        "name": name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
+        "device": device,
         "devices": f"1 of {jax.device_count()}",
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-        "width": cfg.width,
-        "depth": cfg.layers,
-        "heads": cfg.heads,
-        "mlp": cfg.mlp_width,
-        "vocabulary": cfg.vocab_size,
-        "dtype": cfg.compute_dtype,
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in versions},
+        "model": {key: getattr(cfg, key) for key in shape},
         **measured,
+        "tokens_per_second": measured["tokens"] / seconds,
+        "flops_per_second": flops / seconds,
+        "mfu": flops / seconds / CHIPS[device].flops if device in CHIPS else None,
     }
-    for name, value in result.items():
-        for inner, value in value.items() if isinstance(value, dict) else [("", value)]:
-            print(f"{f'{name} {inner}':<30} {_short(value)}")
+    print(json.dumps(case), flush=True)
+    return case
+
+
+def write_cases(cases: list[dict], output: pathlib.Path | None) -> None:
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    return result
-
-
-def _short(value) -> str:
-    if isinstance(value, list):
-        return " to ".join(map(_short, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        output.write_text(json.dumps(cases, indent=2) + "\n")

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import DecodeConfig, begin_rows, completion_keys, denoise_block, sample
+from igpo_jax.diffusion.sampler import begin_rows, completion_keys, denoise_block, sample
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
 from igpo_jax.model.lora import LoraConfig

@@ -1,12 +1,14 @@
-"""The package's sampler, whose head sees the active block only, against a plain one whose head sees the whole canvas.
+"""The package's sampler against plain ones, whose head sees the whole canvas, and which run every row to its last step.
 
-The plain sampler follows the released LLaDA code: logits, noise, argmax and confidence at every position of prompt and
-completion, then top-k among the masks of the active block; here in one compiled loop, and with the package's
-noise. So both must write the same tokens, which is asserted in float32, at temperature 0 and above.
+--against jax: a sampler as in LLaDA's released code: logits, noise, argmax and confidence at every position of prompt and
+completion, then top-k among the masks of the active block; here in one compiled loop, and with the package's noise. So both
+must write the same tokens, which is asserted in float32, at temperature 0 and above.
 
---torch adds the plain algorithm in PyTorch (torch_plain.py), with the same weights, at temperature 0: where answers fill the
-canvas, where their mean fills 40 % of it, and with hints on 40 % of it. A random network ends nothing by itself, so that an
-answer's end is given: a block of EOS in the canvas, after which everything counts as EOS.
+--against torch: the same in PyTorch (torch_plain.py), with the same weights, in float32 at temperature 0: where answers fill
+the canvas, where their mean fills 40 % of it, and with hints on 40 % of it. A random network ends nothing by itself, so that
+an answer's end is given: a block of EOS in the canvas, after which everything counts as EOS. Then, of the package alone, a
+second try, whose canvas has the hints, beside a first try without, where each evaluation writes one token. Other default
+sizes: TORCH_SIZES.
 """
 
 import dataclasses
@@ -16,17 +18,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from comparison import EOS, compare, exact, model_of, one_device, parser_with_model, random_params, report
-from igpo_jax.diffusion.sampler import (
-    DecodeConfig,
-    completion_keys,
-    gumbel_noise,
-    most_confident,
-    propose,
-    sample,
-    transfer_count,
+from comparison import (
+    EOS,
+    compare,
+    exact,
+    model_of,
+    one_device,
+    parser_with_model,
+    random_params,
+    ratio_of,
+    report,
+    seconds_in_turn,
+    write_cases,
 )
-from igpo_jax.model.transformer import forward, unembed
+from igpo_jax.diffusion.sampler import Sample, completion_keys, sample
+from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, most_confident, propose, transfer_count
+from igpo_jax.model.transformer import forward, forward_flops, unembed
+
+TORCH_SIZES = {"rows": 4, "completion_length": 128, "steps": 32, "repetitions": 2}  # minutes on two cores
+EQUAL_TOKENS = 0.99  # at least; two libraries round differently, which decides near ties of a random network
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
@@ -57,13 +67,47 @@ def plain_sample(params, prompt, valid, canvas, row_keys, cfg, decode):
     return tokens[:, prompt_length:]
 
 
-def assert_equal(inputs, cfg, decode):
+def assert_equal(inputs, cfg, decode) -> Sample:
     cfg = dataclasses.replace(cfg, compute_dtype="float32")
     with exact():
         fast, plain = sample(*inputs, cfg, decode), plain_sample(*inputs, cfg, decode)
     assert fast.evaluations == decode.steps, "rows that end early would save steps, which is not compared here"
     assert not np.any(np.asarray(plain) == cfg.mask_id)
     np.testing.assert_array_equal(np.asarray(fast.tokens), np.asarray(plain))
+    return fast
+
+
+def against_jax(inputs, cfg, decode: DecodeConfig, temperatures: tuple[float, ...], repetitions: int) -> list[dict]:
+    """A case for each temperature."""
+    cases = []
+    for temperature in temperatures:
+        decode = dataclasses.replace(decode, temperature=temperature)
+        done = assert_equal(inputs, cfg, decode)
+        seconds = compare(
+            lambda decode=decode: plain_sample(*inputs, cfg, decode),
+            lambda decode=decode: sample(*inputs, cfg, decode),
+            repetitions,
+        )
+        measured = {"baseline": "whole canvas"} | seconds | work_of(done, inputs, cfg, decode)
+        cases.append(report(f"rollout, temperature {temperature}", cfg, measured))
+    return cases
+
+
+def work_of(done: Sample, inputs, cfg, decode: DecodeConfig) -> dict:
+    """Sizes, and what `sample` did; tokens: masks of the canvas, all of which became tokens."""
+    _, prompt, _, canvas, _ = inputs
+    row_flops = forward_flops(cfg, prompt.shape[1] + decode.completion_length, decode.block_length)
+    return {
+        "rows": len(prompt),
+        "prompt_length": prompt.shape[1],
+        "completion_length": decode.completion_length,
+        "block": decode.block_length,
+        "steps": decode.steps,
+        "tokens": int(np.sum(np.asarray(canvas) == cfg.mask_id)),
+        "evaluations": done.evaluations,
+        "rows_evaluated": done.rows_evaluated,
+        "model_flops": done.rows_evaluated * row_flops,
+    }
 
 
 def canvases(rows: int, cfg, decode: DecodeConfig) -> dict[str, np.ndarray]:
@@ -78,53 +122,79 @@ def canvases(rows: int, cfg, decode: DecodeConfig) -> dict[str, np.ndarray]:
     return {"full": empty, "40 %": ending, "hints": hinted.astype(np.int32)}
 
 
-def against_torch(inputs, cfg, decode: DecodeConfig, repetitions: int) -> dict:
-    """Seconds and ratios of both, and the share of equal tokens, for each of `canvases`."""
+def after_end(tokens: np.ndarray, cfg, decode: DecodeConfig) -> np.ndarray:
+    """Positions after the first block that holds nothing but EOS, bool [b, l], of completions int32 [b, l]."""
+    only_eos = (tokens == cfg.eos_id).reshape(len(tokens), decode.blocks, -1).all(axis=2)
+    before = np.cumsum(only_eos, axis=1) > only_eos
+    return np.repeat(before, decode.block_length, axis=1)
+
+
+def against_torch(inputs, cfg, decode: DecodeConfig, repetitions: int) -> list[dict]:
+    """A case for each of `canvases`, and the second try; the canvas among the inputs is not used."""
     import torch
 
+    from torch_plain import best_device, torch_weights
     from torch_plain import plain_sample as torch_sample
-    from torch_plain import torch_weights
 
     params, prompt, valid, _, keys = inputs
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = torch_weights(params, device, getattr(torch, cfg.compute_dtype))
-    results = {}
-    for name, canvas in canvases(len(prompt), cfg, decode).items():
-        plain = torch_sample(weights, prompt, valid, canvas, cfg, decode)
-        done = sample(params, prompt, valid, jnp.asarray(canvas), keys, cfg, decode)
-        ended = np.zeros(canvas.shape, bool)
-        is_eos = (plain == cfg.eos_id).reshape(len(plain), decode.blocks, -1).all(axis=2)
-        for row, ends in enumerate(is_eos):
-            ended[row, (int(ends.argmax()) + 1) * decode.block_length if ends.any() else None :] = ends.any()
-        equal = np.asarray(done.tokens) == np.where(ended & (canvas == cfg.mask_id), cfg.eos_id, plain)
-        measured = compare(
-            lambda canvas=canvas: torch_sample(weights, prompt, valid, canvas, cfg, decode),
-            lambda canvas=canvas: sample(params, prompt, valid, jnp.asarray(canvas), keys, cfg, decode),
-            repetitions,
-        )
-        work = {"evaluations": done.evaluations, "rows_evaluated": done.rows_evaluated, "equal_tokens": float(equal.mean())}
-        results[f"torch {name}"] = measured | work
-    return results
+    weights = torch_weights(params, best_device(), torch.float32)
+    filled = canvases(len(prompt), cfg, decode)
+
+    def of_canvas(name):
+        canvas = filled[name]
+        inputs = params, prompt, valid, jnp.asarray(canvas), keys
+
+        def plain():
+            return torch_sample(weights, prompt, valid, canvas, cfg, decode)
+
+        def fast():
+            return sample(*inputs, cfg, decode)
+
+        tokens, done = plain(), fast()
+        ended = after_end(tokens, cfg, decode)
+        equal = np.asarray(done.tokens) == np.where(ended & (canvas == cfg.mask_id), cfg.eos_id, tokens)
+        assert equal.mean() >= EQUAL_TOKENS, f"{name}: {equal.mean():.2%} of the tokens are the same"
+        measured = {"baseline": "torch"} | ratio_of(*seconds_in_turn((plain, fast), repetitions))
+        measured |= work_of(done, inputs, cfg, decode) | {
+            "baseline_evaluations": decode.steps,
+            "baseline_rows_evaluated": decode.steps * len(prompt),
+            "equal_tokens": float(equal.mean()),
+            "filled": float(1 - ended.mean()),
+        }
+        return report(f"rollout, {name}", cfg, measured)
+
+    def second_try():
+        # Hints save evaluations where a block has fewer masks than steps.
+        by_token = dataclasses.replace(decode, steps=decode.completion_length)
+        first, second = ((params, prompt, valid, jnp.asarray(filled[name]), keys) for name in ("full", "hints"))
+        before, done = sample(*first, cfg, by_token), sample(*second, cfg, by_token)
+        seconds = seconds_in_turn([lambda of=of: sample(*of, cfg, by_token) for of in (first, second)], repetitions)
+        measured = {"baseline": "first try"} | ratio_of(*seconds) | work_of(done, second, cfg, by_token)
+        return report("second try", cfg, measured | {"baseline_evaluations": before.evaluations})
+
+    return [*map(of_canvas, filled), second_try()]
 
 
-def main(argv: list[str] | None = None) -> dict:
-    parser = parser_with_model(__doc__)
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = parser_with_model(__doc__, repetitions=5)
+    parser.add_argument("--against", choices=("jax", "torch"), default="jax")
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--prompt-length", type=int, default=128)
     parser.add_argument("--completion-length", type=int, default=256)
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--steps", type=int, default=16, help="a multiple of the number of blocks")
-    parser.add_argument("--temperature", type=float, default=1.2, help="of the second comparison; the first is at 0")
-    parser.add_argument("--torch", action="store_true", help="compare with PyTorch, too")
+    parser.add_argument("--temperature", type=float, default=1.2, help="of the second comparison in jax; the first is at 0")
+    against = parser.parse_known_args(argv)[0].against
+    parser.set_defaults(**TORCH_SIZES if against == "torch" else {})
     arguments = parser.parse_args(argv)
+    if against == "torch" and arguments.dtype != "float32":
+        parser.error("--against torch is in float32")
 
     cfg = model_of(arguments)
+    decode = DecodeConfig(arguments.completion_length, arguments.block, arguments.steps)
     draw = np.random.default_rng(0)
     shape = (arguments.rows, arguments.prompt_length)
     row = jnp.arange(arguments.rows)
-    names = ("rows", "prompt_length", "completion_length", "block", "steps")
-    sizes = {name: getattr(arguments, name) for name in names}
-    results = {}
     with jax.set_mesh(one_device()):
         inputs = (
             random_params(0, cfg),
@@ -133,16 +203,13 @@ def main(argv: list[str] | None = None) -> dict:
             jnp.full((arguments.rows, arguments.completion_length), cfg.mask_id, jnp.int32),
             completion_keys(jax.random.key(0), row, row, 0),
         )
-        for temperature in (0.0, arguments.temperature):
-            decode = DecodeConfig(arguments.completion_length, arguments.block, arguments.steps, temperature)
-            assert_equal(inputs, cfg, decode)
-            results[f"temperature {temperature}"] = compare(
-                lambda: plain_sample(*inputs, cfg, decode), lambda: sample(*inputs, cfg, decode), arguments.repetitions
-            )
-        if arguments.torch:
-            results |= against_torch(inputs, cfg, DecodeConfig(arguments.completion_length, arguments.block, arguments.steps), arguments.repetitions)
-    what = "sampler: head on the whole canvas (plain) / head on the active block"
-    return report(what, cfg, {**sizes, **results}, arguments.output)
+        if against == "torch":
+            with exact():
+                cases = against_torch(inputs, cfg, decode, arguments.repetitions)
+        else:
+            cases = against_jax(inputs, cfg, decode, (0.0, arguments.temperature), arguments.repetitions)
+    write_cases(cases, arguments.output)
+    return cases
 
 
 if __name__ == "__main__":

@@ -1,11 +1,23 @@
-"""LLaDA's plain sampler in PyTorch, a baseline: full forward passes, the head at every position (llada.md 6)."""
+"""Baselines in PyTorch: the plain sampler (llada.md 6) and the plain policy update (igpo_method.md 5).
+
+Full forward passes of one row per completion, the head at every position. Nothing here is the package's but types and configs.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from igpo_jax.diffusion.sampler import DecodeConfig
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import MAX_LOG_RATIO, ObjectiveConfig
+from igpo_jax.training import OptimizerConfig
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def torch_weights(params: Params, device: str, dtype: torch.dtype) -> dict:
@@ -34,7 +46,7 @@ def logits_of(weights: dict, tokens: torch.Tensor, valid: torch.Tensor, cfg: Mod
     inverse = cfg.rope_theta ** -(torch.arange(0, cfg.head_size, 2, device=tokens.device) / cfg.head_size)
     angles = torch.outer(torch.arange(t, device=tokens.device).float(), inverse)
     sin, cos, keys = angles.sin(), angles.cos(), valid[:, None, None, :]
-    x = weights["embedding"][tokens]
+    x = F.embedding(tokens, weights["embedding"])
     for w in weights["blocks"]:
         h = _rms_norm(x, w["attention_norm"], cfg.norm_epsilon)
         q, k, v = ((h @ w[name]).view(b, t, -1, cfg.head_size).transpose(1, 2) for name in ("query", "key", "value"))
@@ -68,3 +80,84 @@ def plain_sample(weights: dict, prompt, valid, canvas, cfg: ModelConfig, decode:
                 chosen = confidence[row].topk(count).indices
                 tokens[row, chosen] = torch.where(candidate[row], drawn[row], tokens[row])[chosen]
     return tokens[:, prompt.shape[1] :].int().cpu().numpy()
+
+
+def make_policy_update(
+    params: Params,
+    old: Params,
+    reference: Params,
+    batch: GroupBatch,
+    cfg: ModelConfig,
+    objective: ObjectiveConfig,
+    adamw: OptimizerConfig,
+) -> Callable[[], list[float]]:
+    """A function that does one policy update, in float32, and returns the loss of every inner step: scores of the old policy
+    and of the reference, then inner steps of forward, backward, clipping and AdamW. The policy goes on from call to call.
+
+    Of the objective it knows the paper's: mean_field, the sequence's ratio, advantages as they are given; and of the learning
+    rate its peak.
+
+    Args:
+        params, old, reference: the new policy at its start, the old policy, the reference.
+        batch: host arrays, a row for every completion is made of them here.
+    """
+    device = best_device()
+    policy, old, reference = (torch_weights(weights, device, torch.float32) for weights in (params, old, reference))
+    trained = [w for block in policy["blocks"] for w in block.values()]
+    trained = [w.requires_grad_() for w in (*trained, policy["embedding"], policy["final_norm"], policy["head"])]
+    matrices, norms = [w for w in trained if w.dim() > 1], [w for w in trained if w.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": adamw.weight_decay}, {"params": norms, "weight_decay": 0.0}],
+        lr=adamw.learning_rate,
+        betas=(adamw.b1, adamw.b2),
+    )
+
+    def tensor(x):
+        return torch.from_numpy(np.array(x)).to(device)
+
+    group = batch.completions.shape[1]
+    prompt, valid = (tensor(x).repeat_interleave(group, 0) for x in (batch.prompt, batch.valid))
+    completions, hint, in_loss = (tensor(x).flatten(0, 1) for x in (batch.completions, batch.hint, batch.in_loss))
+    advantages, targets = tensor(batch.advantages).flatten(), completions.long()[..., None]
+    tokens = torch.cat([prompt, torch.full_like(completions, cfg.mask_id)], 1)
+    valid = torch.cat([valid, torch.ones_like(in_loss)], 1)
+
+    def log_softmax(weights):  # [n * g, l, v]
+        return logits_of(weights, tokens, valid, cfg)[:, prompt.shape[1] :].log_softmax(-1)
+
+    def of_targets(table):  # [n * g, l]
+        return table.gather(-1, targets)[..., 0]
+
+    def scores():
+        table = log_softmax(old)
+        candidates, entropy = hint & in_loss, -(table.exp() * table).sum(-1)
+        kept = (objective.entropy_keep * candidates.sum(-1, keepdim=True) + 1e-6).floor().clamp(min=1)
+        rank = torch.where(candidates, -entropy, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
+        return of_targets(table), of_targets(log_softmax(reference)), in_loss & (~hint | (rank < kept))
+
+    def loss_of(new, old, reference, counted):
+        def mean(values):
+            return (values * counted).sum(-1) / counted.sum(-1).clamp(min=1)
+
+        ratio = mean(new - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+        to_reference = (reference - new).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        kl = to_reference.exp() - to_reference - 1
+        return mean(objective.kl_coefficient * kl - surrogate[:, None]).mean()
+
+    def policy_update():
+        with torch.no_grad():
+            fixed, losses = scores(), []
+        for _ in range(objective.inner_steps):
+            optimizer.zero_grad()
+            loss = loss_of(of_targets(log_softmax(policy)), *fixed)
+            loss.backward()
+            norm = torch.stack([w.grad.norm() for w in trained]).norm()
+            for w in trained:
+                w.grad *= (adamw.max_grad_norm / norm).clamp(max=1)
+            optimizer.step()
+            losses.append(loss.detach())
+        return [float(loss) for loss in losses]
+
+    return policy_update

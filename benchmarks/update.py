@@ -1,28 +1,53 @@
-"""The policy update with one row per prompt against the same update with one row per completion.
+"""A whole policy update with one row per prompt against the same with one row per completion.
 
 [prompt ; MASK x L] does not contain the completion, so the G completions of a prompt share one row of the network and
-one table of logits. The plain way tiles it: N * G rows, each with a completion of its own. Both are the package's
-update (forward, backward, clipping, AdamW); loss and gradients are held to each other first, in float32.
+one table of logits. A policy update scores a rollout under the old policy and the reference, and then takes mu inner steps:
+forward, backward, clipping, AdamW. There are two baselines, both of N * G rows:
+
+- tiled: the package's own functions, with groups of one completion.
+- torch: the plain algorithm in PyTorch (torch_plain.py), where the head sees the prompt, too; in float32 only.
+
+Losses of every inner step are held to each other in float32, and gradients of ours and tiled.
 """
 
 import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from comparison import EOS, compare, exact, model_of, one_device, parser_with_model, random_params, report
+from comparison import (
+    EOS,
+    exact,
+    model_of,
+    one_device,
+    parser_with_model,
+    random_params,
+    ratio_of,
+    report,
+    seconds_in_turn,
+    write_cases,
+)
+from igpo_jax.model.transformer import ModelConfig, Params, forward_flops
 from igpo_jax.rl.likelihood import GroupBatch, Scores, score
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
 from igpo_jax.rl.step import make_update
+from igpo_jax.runtime.hlo_cost import program_cost
 from igpo_jax.training import OptimizerConfig, create_state, make_optimizer
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+UPDATED_LOSS_TOLERANCE = 1e-4  # of losses after updates, whose differences add up
 NUDGE = 0.01  # how far the old and the reference policy are from the new one
+LEARNING_RATE = 3e-5  # the losses of the inner steps differ, and few ratios are clipped
 
 
 def random_batch(arguments, vocabulary: int) -> GroupBatch:
+    """Host arrays."""
     draw = np.random.default_rng(0)
     n, g, length = arguments.prompts, arguments.group_size, arguments.completion_length
     return GroupBatch(
@@ -47,8 +72,8 @@ def tiled(batch: GroupBatch, scores: Scores) -> tuple[GroupBatch, Scores]:
     return GroupBatch(**copies, **own), jax.tree.map(lambda x: x.reshape(x.shape[0], n * g, 1, length), scores)
 
 
-def assert_equal(params, sides, cfg, objective, mesh) -> dict[str, float]:
-    """Loss and gradients of the two sides, in float32; returns how far apart they are."""
+def assert_equal(params, sides, cfg, objective, mesh) -> float:
+    """Loss and gradients of the two sides before any update, in float32; returns how far apart the gradients are."""
     # Recomputing layers changes no number and lets the tiled side fit where the update in bfloat16 does.
     cfg = dataclasses.replace(cfg, compute_dtype="float32", remat="full")
 
@@ -58,54 +83,113 @@ def assert_equal(params, sides, cfg, objective, mesh) -> dict[str, float]:
         return jax.value_and_grad(loss_and_statistics, has_aux=True)(params, batch, scores, cfg, objective, mesh)
 
     with exact():
-        ((plain_loss, _), plain), ((loss, _), gradients) = (loss_and_gradients(params, *side) for side in sides)
+        ((loss, _), gradients), ((plain_loss, _), plain) = (loss_and_gradients(params, *side) for side in sides)
     difference = float(optax.global_norm(jax.tree.map(jnp.subtract, gradients, plain)) / optax.global_norm(plain))
-    loss, plain_loss = float(loss), float(plain_loss)
-    assert abs(loss - plain_loss) <= LOSS_TOLERANCE * max(1.0, abs(plain_loss)), (loss, plain_loss)
+    assert_close(float(loss), float(plain_loss), LOSS_TOLERANCE)
     assert float(optax.global_norm(plain)) > 0 and difference <= GRADIENT_TOLERANCE, difference
-    return {"loss": loss, "plain_loss": plain_loss, "gradient_difference": difference}
+    return difference
 
 
-def main(argv: list[str] | None = None) -> dict:
-    parser = parser_with_model(__doc__)
+def assert_close(loss: float, other: float, tolerance: float) -> None:
+    assert abs(loss - other) <= tolerance * max(1.0, abs(other)), (loss, other)
+
+
+def make_policy_update(
+    params: Params,
+    old: Params,
+    reference: Params,
+    batch: GroupBatch,
+    cfg: ModelConfig,
+    objective: ObjectiveConfig,
+    adamw: OptimizerConfig,
+    mesh: Mesh,
+) -> tuple[Callable[[], list[jax.Array]], float]:
+    """The package's policy update of a batch, as a function that returns the losses of its inner steps, and the FLOPs of its
+    compiled programs. The policy goes on from call to call."""
+    optimizer, key = make_optimizer(adamw, 100, cfg), jax.random.key(0)
+    scoring = score.lower(old, reference, batch, key, cfg, objective, mesh).compile()
+    state, scores = create_state(params, optimizer, cfg, mesh), scoring(old, reference, batch, key)
+    updating = make_update(optimizer, cfg, objective, mesh).lower(state, batch, scores, np.int32(0)).compile()
+
+    def policy_update():
+        nonlocal state
+        scores, losses = scoring(old, reference, batch, key), []
+        for inner_step in range(objective.inner_steps):
+            state, statistics = updating(state, batch, scores, np.int32(inner_step))
+            losses.append(statistics["policy/loss"])
+        return losses
+
+    of_score, of_update = (program_cost(program.as_text()).flops for program in (scoring, updating))
+    return policy_update, of_score + objective.inner_steps * of_update
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = parser_with_model(__doc__, repetitions=2)
     parser.add_argument("--prompts", type=int, default=4, help="N")
     parser.add_argument("--group-size", type=int, default=8, help="G")
     parser.add_argument("--prompt-length", type=int, default=128)
     parser.add_argument("--completion-length", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=512, help="positions whose logits exist at a time")
+    parser.add_argument("--no-torch", action="store_true", help="leave out the baseline in PyTorch")
     arguments = parser.parse_args(argv)
+    n, g, length = arguments.prompts, arguments.group_size, arguments.completion_length
+    positions, in_float32 = arguments.prompt_length + length, arguments.dtype == "float32"
+    with_torch = in_float32 and not arguments.no_torch
+    if with_torch and importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed, so there is no comparison with it", file=sys.stderr)
+        with_torch = False
 
     cfg, mesh = dataclasses.replace(model_of(arguments), head_chunk=arguments.chunk), one_device()
-    objective = ObjectiveConfig()
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=5e-7), 100, cfg)
-    with jax.set_mesh(mesh):
+    objective, adamw = ObjectiveConfig(), OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=0)
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if in_float32 else "default"):
         params = random_params(0, cfg)
-        old, reference = (
-            jax.tree.map(lambda x, y: x + NUDGE * y, params, random_params(seed, cfg)) for seed in (1, 2)
-        )
+        old, reference = (jax.tree.map(lambda x, y: x + NUDGE * y, params, random_params(seed, cfg)) for seed in (1, 2))
         batch = random_batch(arguments, cfg.vocab_size)
         scores = jax.device_get(score(old, reference, batch, jax.random.key(0), cfg, objective, mesh))
-        sides = [jax.device_put(side) for side in (tiled(batch, scores), (batch, scores))]
-        del old, reference
-        apart = assert_equal(params, sides, cfg, objective, mesh)
+        sides = [jax.device_put(side) for side in ((batch, scores), tiled(batch, scores))]
+        difference = assert_equal(params, sides, cfg, objective, mesh)
 
-        state = create_state(params, optimizer, cfg, mesh)
-        del params
-        update = make_update(optimizer, cfg, objective, mesh)
+        fixed = cfg, objective, adamw
+        ours, flops = make_policy_update(params, old, reference, sides[0][0], *fixed, mesh)
+        baselines = {"tiled": make_policy_update(params, old, reference, sides[1][0], *fixed, mesh)[0]}
+        if with_torch:
+            import torch_plain
 
-        def run(side):
-            def one_update():
-                nonlocal state
-                state, statistics = update(state, *side, np.int32(0))
-                return state, statistics
+            baselines["torch"] = torch_plain.make_policy_update(params, old, reference, batch, *fixed)
 
-            return one_update
+        # The first call of each warms up, and its losses are compared.
+        losses, *others = (list(map(float, function())) for function in (ours, *baselines.values()))
+        if in_float32:
+            for other in others:
+                for pair in zip(losses, other, strict=True):
+                    assert_close(*pair, UPDATED_LOSS_TOLERANCE)
+        assert np.ptp(losses) > UPDATED_LOSS_TOLERANCE, f"updates that change nothing: {losses}"
+        seconds, *baseline_seconds = seconds_in_turn((ours, *baselines.values()), arguments.repetitions)
 
-        seconds = compare(*map(run, sides), arguments.repetitions)
+    # A forward pass for each of the two scores, and three, forward and backward, for each inner step; the head at the
+    # completion only. Where the completions are several chunks, the compiled programs do one product more: the backward pass
+    # computes a chunk's logits again, so that those of one chunk exist at a time.
+    passes = 2 + 3 * objective.inner_steps
+    floor = n * passes * forward_flops(cfg, positions, length)
     names = ("prompts", "group_size", "prompt_length", "completion_length", "chunk")
-    sizes = {name: getattr(arguments, name) for name in names}
-    what = "policy update: rows tiled G times (plain) / rows shared by the group"
-    return report(what, cfg, {**sizes, **apart, **seconds}, arguments.output)
+    common = {name: getattr(arguments, name) for name in names} | {
+        "inner_steps": objective.inner_steps,
+        "tokens": n * g * length,
+        "evaluations": 2 + objective.inner_steps,
+        "rows_evaluated": n * (2 + objective.inner_steps),
+        "model_flops": floor,
+        "compiled_flops": flops,
+        "compiled_to_model_flops": flops / floor,
+        "losses": losses,
+        "gradient_difference": difference,
+    }
+    cases = []
+    for baseline, other, its_seconds in zip(baselines, others, baseline_seconds, strict=True):
+        apart = {"loss_difference": float(np.max(np.abs(np.subtract(losses, other))))}
+        measured = common | apart | {"baseline": baseline} | ratio_of(its_seconds, seconds)
+        cases.append(report("policy update", cfg, measured))
+    write_cases(cases, arguments.output)
+    return cases
 
 
 if __name__ == "__main__":

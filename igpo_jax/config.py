@@ -51,6 +51,10 @@ class RLConfig:
     checkpoint_every: int = 20  # iterations
     eval_every: int = 20  # iterations; 0: only before and after the stage
     show_every: int = 10  # iterations between rollouts that are kept for the report
+    # With sampler.cache: iterations between measurements of its error, 0: none; and the error (KL of the exact and the cached
+    # distribution of a token, in nats) above which rollouts are exact until it is measured again, 0: never.
+    probe_every: int = 20
+    probe_limit: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +268,8 @@ def _check(settings: Settings) -> None:
     except ValueError as error:
         raise ValueError(f"model.{error}") from None
     require(rl.eval_every >= 0 and rl.show_every >= 1, "rl.eval_every must be at least 0, rl.show_every at least 1")
+    require(rl.probe_every >= 0 and rl.probe_limit >= 0, "rl.probe_every and rl.probe_limit must not be negative")
+    require(rl.probe_every > 0 or not rl.probe_limit, "rl.probe_limit needs measurements: rl.probe_every")
     require(sft.corruption in CORRUPTIONS, f"sft.corruption={sft.corruption!r} is none of {', '.join(CORRUPTIONS)}")
     require(data.overflow in ("error", "drop"), f"data.overflow={data.overflow!r} is neither 'error' nor 'drop'")
     buckets = data.prompt_buckets

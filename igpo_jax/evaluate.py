@@ -1,9 +1,11 @@
 """python -m igpo_jax.evaluate --config=evaluate_math.py:paper --config.model=FOLDER --output=DIR [--config.key=value ...]
 python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--output=DIR]
+python -m igpo_jax.evaluate --sampler-error --workdir=RUN [--sampler=cache=dual,commit=threshold]
 python -m igpo_jax.evaluate diff DIR DIR
 
 Grades a model on benchmarks by a written protocol, or a run on its own test problems; the same command goes on with an
-evaluation that was interrupted. diff compares two evaluations problem by problem.
+evaluation that was interrupted. diff compares two evaluations problem by problem. --sampler-error compares a cached or
+parallel sampler with the exact one: logits step by step, work, and accuracy.
 """
 
 import json
@@ -19,6 +21,8 @@ from ml_collections import ConfigDict, config_flags
 
 import igpo_jax
 from igpo_jax.command_line import parse_flags
+from igpo_jax.diffusion.unmasking import exact_sampler
+from igpo_jax.evaluation.approximation import compare_samplers, decode_of
 from igpo_jax.evaluation.protocol import load_problems, of_run, protocol_of, weights_digest
 from igpo_jax.evaluation.run import compare, run_benchmark
 from igpo_jax.inference import DiffusionLM
@@ -32,6 +36,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to be graded on its own test problems.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Whose newest checkpoint; by default the last stage's.")
 OUTPUT = flags.DEFINE_string("output", None, "The evaluation's folder; RUN/evaluations/STAGE-STEP with --workdir.")
+SAMPLER_ERROR = flags.DEFINE_boolean(
+    "sampler-error", False, "Compare the sampler, of a run that of its rollouts, with the exact one."
+)
+SAMPLER = flags.DEFINE_list("sampler", [], "With --workdir and --sampler-error: what else that sampler does, key=value,...")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all that have their file.")
 
 
@@ -43,8 +51,8 @@ def main(_):
         with failing_together():
             if bool(WORKDIR.value) == (CONFIG.value is not None):
                 raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
-            config = of_run(WORKDIR.value, STAGE.value) if WORKDIR.value else CONFIG.value
-            problems, protocol = prepare(config)
+            config = of_run(WORKDIR.value, STAGE.value, _decoding()) if WORKDIR.value else CONFIG.value
+            problems, protocol = prepare(_with_sampler(config))
         check_same({f"benchmark {name}": of["data"] for name, of in protocol.items()})
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -57,6 +65,31 @@ def main(_):
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(card)
+
+
+def _decoding() -> str:
+    return "sampler" if SAMPLER_ERROR.value else "evaluation"
+
+
+def _with_sampler(config: ConfigDict) -> ConfigDict:
+    """With what --sampler says.
+
+    Raises:
+        ValueError: a key or value that cannot be, or nothing to compare.
+    """
+    if not SAMPLER_ERROR.value:
+        if SAMPLER.value:
+            raise ValueError("--sampler goes with --sampler-error")
+        return config
+    for entry in SAMPLER.value:
+        key, _, value = entry.partition("=")
+        if key not in config.decode:
+            raise ValueError(f"--sampler={entry}: there is no such key; there are: {', '.join(config.decode)}")
+        config.decode[key] = type(config.decode[key])(value)
+    for name in config.benchmarks:
+        if decode_of(config, name) == exact_sampler(decode_of(config, name)):
+            raise ValueError("the sampler is exact, so there is nothing to compare; give cache or commit (config.decode, --sampler)")
+    return config
 
 
 def prepare(config: ConfigDict):
@@ -100,6 +133,7 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
     with failing_together():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
+            identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
             claim(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
     check_shared(folder)
     return folder
@@ -108,7 +142,8 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
 def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
     """All benchmarks; returns the card as text."""
     begin, commit = time.monotonic(), _commit()
-    numbers = {name: run_benchmark(model, config, name, of, folder) for name, of in problems.items()}
+    measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
+    numbers = {name: measure(model, config, name, of, folder) for name, of in problems.items()}
     card = {
         "benchmarks": numbers,
         "model": {"origin": model.origin, "weights": json.loads((folder / "protocol.json").read_text())["weights"]},
@@ -127,7 +162,8 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
 def _default_output(model) -> pathlib.Path:
     if "step" not in model.origin:
         raise ValueError("--output=DIR is missing: where the evaluation goes")
-    return pathlib.Path(model.origin["path"], "evaluations", f"{model.origin['stage']}-{model.origin['step']}")
+    name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
+    return pathlib.Path(model.origin["path"], "evaluations", name)
 
 
 def _commit() -> str | None:

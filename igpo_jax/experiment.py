@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from igpo_jax.model.huggingface import read_config as read_model_json
 from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
 from igpo_jax.rl.rollout import Grades
 from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, share_rows
+from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, own_rows, share_rows
 from igpo_jax.runtime.files import differing_keys, write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
@@ -87,12 +88,13 @@ class Experiment:
         """A completion as it is graded: up to its first EOS, unless reward.after_eos."""
         return completion_text(self.tokenizer, tokens, whole=self.settings.reward.after_eos)
 
-    def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Grades:
+    def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
         """Of rollouts of the RL split, see `rl.rollout.Grade`."""
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
-    def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Grades:
-        """completions: int32 [n, g, l]. Every process grades some of the problems; all know all grades."""
+    def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
+        """completions: int32 [n, g, l]. Every process begins at once to grade some of the problems; the function that is
+        returned waits for them and is called on all processes, which then know all grades."""
         cfg, g = self.settings.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -107,8 +109,18 @@ class Experiment:
             ]
             return np.array(columns, np.float32).T.reshape(len(rows), g, 4)
 
-        found = share_rows(np.zeros((len(problems), g, 4), np.float32), work)
-        return Grades(found[..., 0], *(found[..., i] > 0 for i in (1, 2, 3)))
+        under_way = self._grading.submit(work, own_rows(len(problems)))
+
+        def finish() -> Grades:
+            found = share_rows(np.zeros((len(problems), g, 4), np.float32), lambda rows: under_way.result())
+            return Grades(found[..., 0], *(found[..., i] > 0 for i in (1, 2, 3)))
+
+        return finish
+
+    @functools.cached_property
+    def _grading(self) -> ThreadPoolExecutor:
+        """One thread, which waits for the processes that grade."""
+        return ThreadPoolExecutor(max_workers=1)
 
     def accuracy(self, params: Params, pause: Callable[[], None] = lambda: None) -> float:
         """Share of the test problems that the decoding of evaluations solves. pause: see `decode_completions`."""
@@ -118,7 +130,7 @@ class Experiment:
         completions = decode_completions(
             params, test.prompts, self.model, settings.eval_decode, batch_size, buckets, self.mesh, pause
         )
-        return float(np.mean(self._grades(test.problems, completions[:, None]).correct, dtype=np.float64))
+        return float(np.mean(self._grades(test.problems, completions[:, None])().correct, dtype=np.float64))
 
 
 def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:

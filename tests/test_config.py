@@ -129,7 +129,7 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
 
     def all_wrong(problem_id, completions):
         nothing = np.zeros(completions.shape[:2], bool)
-        return Grades(nothing.astype(np.float32), nothing, nothing, nothing)
+        return lambda: Grades(nothing.astype(np.float32), nothing, nothing, nothing)
 
     with jax.set_mesh(experiment.mesh):
         done = rollout(experiment.initial_params(), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)

@@ -204,12 +204,7 @@ def denoise_block(
     masks_at_entry = (active_of(rows.tokens, start, length) == cfg.mask_id).sum(axis=1)
 
     def write(step, logits, current, written_at):
-        active = active_of(current, start, length)
-        drawn, chosen = step_of(logits, active, rows.keys, masks_at_entry, block, step, cfg, decode)
-        active = jnp.where(chosen, drawn, active)
-        written = jnp.where(chosen, block * steps + step, active_of(written_at, start, length))
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
-        return update(current, active), update(written_at, written)
+        return write_step(rows, masks_at_entry, block, step, logits, current, written_at, cfg, decode)[:2]
 
     def unfinished(current):
         return jnp.any(active_of(current, start, length) == cfg.mask_id)
@@ -240,14 +235,23 @@ def denoise_block(
 
     carry = (jnp.int32(0), jnp.int32(0), rows.tokens, rows.written_at)
     full, partial, current, written_at = jax.lax.while_loop(go_on, evaluate_whole, carry)
-    ended = rows.ended | jnp.all(active_of(current, start, length) == cfg.eos_id, axis=1)
+    rows = end_block(rows, current, written_at, block, cfg, decode)
+    return rows, Counts(full, partial, jnp.sum(~rows.ended))
+
+
+def end_block(
+    rows: Rows, current: jax.Array, written_at: jax.Array, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
+) -> Rows:
+    """With the tokens of a block; those of which it is all EOS have ended, and what they have left becomes EOS."""
+    length, steps = decode.block_length, decode.steps_per_block
+    ended = rows.ended | jnp.all(active_of(current, block * length, length) == cfg.eos_id, axis=1)
     rest = ended[:, None] & (current == cfg.mask_id)
     rows = rows.replace(
         tokens=jnp.where(rest, cfg.eos_id, current),
         written_at=jnp.where(rest, block * steps + steps - 1, written_at),
         ended=ended,
     )
-    return jax.tree.map(shard_rows, rows), Counts(full, partial, jnp.sum(~ended))
+    return jax.tree.map(shard_rows, rows)
 
 
 def active_of(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
@@ -255,34 +259,43 @@ def active_of(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
 
 
-def step_of(
-    logits: jax.Array,
-    active: jax.Array,
-    row_keys: jax.Array,
+def write_step(
+    rows: Rows,
     masks_at_entry: jax.Array,
     block: jax.Array,
     step: jax.Array,
+    logits: jax.Array,
+    current: jax.Array,
+    written_at: jax.Array,
     cfg: ModelConfig,
     decode: DecodeConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """What a step draws for the positions of a block, int32 [b, k], and which of them it writes, bool [b, k].
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One step from logits to tokens.
 
     Args:
-        logits: float32 [b, k, v]. active: int32 [b, k]. row_keys: [b]. masks_at_entry: int32 [b].
-        block, step: int32 [], the step counted from the block's beginning.
+        rows: their keys count. masks_at_entry: int32 [b], of the block. block, step: int32 [], the step of the block.
+        logits: float32 [b, k, v] of the block's positions. current, written_at: int32 [b, l].
+
+    Returns:
+        current and written_at afterwards; what was drawn for the block, int32 [b, k], and what of it was written, bool.
     """
-    positions = block * decode.block_length + jnp.arange(decode.block_length)
-    scheduled = block * decode.steps_per_block + step
+    start, length = block * decode.block_length, decode.block_length
+    positions, scheduled = start + jnp.arange(length), block * decode.steps_per_block + step
+    active = active_of(current, start, length)
 
     def keys_of(row_key, position):
         return jax.random.split(jax.random.fold_in(jax.random.fold_in(row_key, position), scheduled))
 
     with jax.named_scope("draw"):
-        keys = jax.vmap(jax.vmap(keys_of, (None, 0)), (0, None))(row_keys, positions)
+        keys = jax.vmap(jax.vmap(keys_of, (None, 0)), (0, None))(rows.keys, positions)
         gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
         uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
         drawn, confidence = propose(logits, gumbel, uniform, cfg, decode)
-        return drawn, to_write(confidence, active == cfg.mask_id, masks_at_entry, step, decode)
+        chosen = to_write(confidence, active == cfg.mask_id, masks_at_entry, step, decode)
+    update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+    current = update(current, jnp.where(chosen, drawn, active))
+    written_at = update(written_at, jnp.where(chosen, scheduled, active_of(written_at, start, length)))
+    return current, written_at, drawn, chosen
 
 
 def block_network(params: Params, rows: Rows, start: jax.Array, cfg: ModelConfig, decode: DecodeConfig):

@@ -81,6 +81,11 @@ class DecodeConfig:
         return self.steps // self.blocks
 
 
+def exact_sampler(decode: DecodeConfig) -> DecodeConfig:
+    """Without what approximates."""
+    return dataclasses.replace(decode, cache="none", commit="schedule")
+
+
 def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
     """float32 [b, k, v] from one key per position, [b, k]."""
     draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")

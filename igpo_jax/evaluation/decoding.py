@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
-from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.sampler import Sample, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.mesh import fetch, put_rows
@@ -38,15 +38,22 @@ def decode_completions(
     for begin in range(0, total, batch_size):
         rows = order[np.minimum(np.arange(begin, begin + batch_size), total - 1)]
         batch = cut_to_bucket(take_rows(prompts, rows), buckets)
-        completions[rows] = denoise(params, batch, draws, 0, model, decode, mesh)[0]
+        completions[rows] = denoise(params, batch, draws, 0, model, decode, mesh).tokens
         pause()
     return completions
 
 
-def denoise(params, batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig, mesh: Mesh):
-    """tokens and written_at of a batch; the noise belongs to (seed, problem, draw)."""
+def denoise(
+    params, batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig, mesh: Mesh
+) -> Sample:
+    """Completions of a batch, on the host; the noise belongs to (seed, problem, draw)."""
+    keys, canvas = noise_and_canvas(batch, draws, seed, model, decode)
+    done = sample(params, *put_rows((batch.tokens, batch.valid, canvas), mesh), keys, model, decode)
+    tokens, written_at = fetch((done.tokens, done.written_at))
+    return done.replace(tokens=tokens, written_at=written_at)
+
+
+def noise_and_canvas(batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig):
+    """A key for every row, and int32 [b, l] masks."""
     keys = completion_keys(jax.random.key(seed), batch.problem_id, draws, 0)
-    canvas = np.full((len(draws), decode.completion_length), model.mask_id, np.int32)
-    arrays = put_rows((batch.tokens, batch.valid, canvas), mesh)
-    done = sample(params, *arrays, keys, model, decode)
-    return fetch((done.tokens, done.written_at))
+    return keys, np.full((len(draws), decode.completion_length), model.mask_id, np.int32)

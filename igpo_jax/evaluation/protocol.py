@@ -49,18 +49,16 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
-def of_run(workdir: str, stage: str | None) -> ConfigDict:
-    """The evaluation that a run makes of itself."""
+def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
+    """The evaluation that a run makes of itself, decoding as in a section of its configuration: evaluation | sampler."""
     run, config = read_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
-    decode = {key: run.evaluation[key] for key in config.decode}
-    config.decode.update(decode)
+    config.decode.update({key: run[section][key] for key in config.decode})
     config.batch_size = run.evaluation.batch_size
     config.reward.update({key: run.reward[key] for key in config.reward})
     config.dtype = run.model.compute_dtype
-    temperature = run.evaluation.temperature
-    part = benchmark(run.task.to_dict(), temperature=temperature, problems=run.evaluation.problems)
+    part = benchmark(run.task.to_dict(), temperature=run[section].temperature, problems=run.evaluation.problems)
     config.benchmarks[run.task.name] = part
     return config
 

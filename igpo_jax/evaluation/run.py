@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from igpo_jax.data.pipeline import cut_to_bucket, prompt_arrays, take_rows
+from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, prompt_arrays, take_rows
+from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluation.decoding import denoise
 from igpo_jax.evaluation.statistics import paired, summary
@@ -33,21 +34,12 @@ def run_benchmark(
     """Completes and grades what `<folder>/<name>.jsonl` lacks, and returns the numbers of all of it.
 
     A row: id, question, answer, and of every draw its text, as it is graded, the answer it states, reward, whether it is
-    correct, the outcome of grading, and in how many denoising steps it was written.
+    correct, the outcome of grading, and how many denoising steps wrote it.
     """
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = DecodeConfig(**config.decode.to_dict() | {"temperature": part.temperature})
     done = int(everywhere(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
-    _, prompts = prompt_arrays(
-        problems,
-        model.tokenizer,
-        chat=config.chat,
-        prefix=config.prefix,
-        prompt_length=max(config.prompt_buckets),
-        completion_length=decode.completion_length,
-        exclude_answer=False,
-        overflow="cut",
-    )
+    prompts = prompts_of(model, config, problems, decode)
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool = reward_pool(part.task, config.reward)
@@ -60,8 +52,8 @@ def run_benchmark(
             padded = np.minimum(np.arange(begin, begin + size), total - 1)
             batch = cut_to_bucket(take_rows(prompts, padded // draws), config.prompt_buckets)
             draw = (padded % draws).astype(np.uint32)
-            tokens, written_at = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
-            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in tokens[: len(flat)]]
+            sampled = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
+            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in sampled.tokens[: len(flat)]]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(flat, texts, strict=True)])
             for place, number in enumerate(flat.tolist()):
                 reward, outcome = verdicts[place]
@@ -73,7 +65,7 @@ def run_benchmark(
                         "reward": float(reward),
                         "correct": bool(reward >= 1),
                         "outcome": OUTCOMES[int(outcome)],
-                        "steps": int(written_at[place].max()) + 1,
+                        "steps": len(set(sampled.written_at[place].tolist()) - {HINT}),
                     }
                 )
             rows = []
@@ -89,6 +81,25 @@ def run_benchmark(
             bar.update(len(flat))
     pool.close()
     return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
+
+
+def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
+    """Those of a benchmark, padded to the largest bucket."""
+    return prompt_arrays(
+        problems,
+        model.tokenizer,
+        chat=config.chat,
+        prefix=config.prefix,
+        prompt_length=max(config.prompt_buckets),
+        completion_length=decode.completion_length,
+        exclude_answer=False,
+        overflow="cut",
+    )[1]
+
+
+def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """bool [problems, draws], of a benchmark's rows."""
+    return np.array([[c["correct"] for c in row["completions"]] for row in rows])
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
@@ -131,8 +142,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]
         rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
-        correct = [np.array([[c["correct"] for c in row["completions"]] for row in of]) for of in rows]
-        result[name] = paired(*correct)
+        result[name] = paired(*map(correct_of, rows))
     return result
 
 

@@ -7,6 +7,7 @@ host, from arrays that every process has in full, so all processes take the same
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 
 import flax
@@ -24,8 +25,8 @@ from igpo_jax.rl.objective import advantages
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
 from igpo_jax.runtime.stopwatch import Stopwatch
 
-# Each purpose folds its own number into the iteration's key; likelihood.py has one more.
-FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS = 0, 1, 2, 3
+# Each purpose folds its own number into the iteration's key; likelihood.py has one more, 4.
+FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS, PROBE = 0, 1, 2, 3, 5
 
 @flax.struct.dataclass
 class Grades:
@@ -38,8 +39,8 @@ class Grades:
     broken: np.ndarray
 
 
-# (problem ids uint32 [n], completions int32 [n, g, l]) -> grades
-Grade = Callable[[np.ndarray, np.ndarray], Grades]
+# (problem ids uint32 [n], completions int32 [n, g, l]) -> a function that waits for the grades, which are under way
+Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 
 @flax.struct.dataclass
@@ -96,14 +97,14 @@ def rollout(
         key: of the iteration; all randomness follows from it, the problem and the completion's index.
         pause: called after every slice, on all processes; may raise.
     """
-    clock = Stopwatch()
-    first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, pause, clock)
+    clock, work = Stopwatch(), Counter()
+    first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, pause, clock, work)
     triggered = np.flatnonzero(~first.grades.correct.any(axis=1))
     second, replaced = None, np.zeros(first.grades.correct.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
-        hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, pause, clock)
+        hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, pause, clock, work)
         second = take_rows(hinted, np.arange(len(triggered)))
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
@@ -118,6 +119,7 @@ def rollout(
         advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )
     metrics = _metrics(first, second, final, replaced) | clock.seconds
+    metrics |= {f"sampler/{name}": work[name] / work["completions"] for name in ("evaluations", "flops")}
     return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, metrics)
 
 
@@ -131,26 +133,28 @@ def _try(
     mesh: Mesh,
     pause: Callable[[], None],
     clock: Stopwatch,
+    work: Counter,
 ) -> Try:
-    """G completions of each prompt; the second try starts from a canvas with hints."""
-    n, g, at_once = len(prompts.tokens), cfg.group_size, cfg.prompts_at_once
-    with clock.measure("time/rollout"):
-        done, order = [], np.argsort(prompts.valid.sum(axis=1), kind="stable")
-        for begin in range(0, n, at_once):
-            part = cut_to_bucket(take_rows(prompts, order[begin : begin + at_once]), cfg.prompt_buckets)
-            done.append(fetch(_sample(params, part, key, attempt, cfg, mesh)))
-            pause()
-    back = np.argsort(order)
-    tokens, written_at, hint, ratio = (
-        np.concatenate(x).reshape(n, g, *x[0].shape[1:])[back] for x in zip(*done, strict=True)
-    )
+    """G completions of each prompt; the second try starts from a canvas with hints. What is sampled is graded while the next
+    slice is sampled."""
+    done, grading, order = [], [], np.argsort(prompts.valid.sum(axis=1), kind="stable")
+    for begin in range(0, len(order), cfg.prompts_at_once):
+        part = take_rows(prompts, order[begin : begin + cfg.prompts_at_once])
+        with clock.measure("time/rollout"):
+            done.append(_sample(params, cut_to_bucket(part, cfg.prompt_buckets), key, attempt, cfg, mesh, work))
+        grading.append(grade(part.problem_id, done[-1][0]))
+        pause()
     with clock.measure("time/reward"):
-        grades = grade(prompts.problem_id, tokens)
-    return Try(tokens, written_at, hint, grades, ratio)
+        grades = jax.tree.map(lambda *of_slices: np.concatenate(of_slices), *(finish() for finish in grading))
+    back = np.argsort(order)
+    tokens, written_at, hint, ratio = (np.concatenate(x) for x in zip(*done, strict=True))
+    return take_rows(Try(tokens, written_at, hint, grades, ratio), back)
 
 
-def _sample(params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, cfg: RolloutConfig, mesh: Mesh):
-    """tokens, written_at, hint [n * g, l] and ratio [n * g] of one slice, as of `Try`."""
+def _sample(
+    params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, cfg: RolloutConfig, mesh: Mesh, work: Counter
+):
+    """tokens, written_at, hint [n, g, l] and ratio [n, g] of one slice, as of `Try`."""
     n, g = len(prompts.tokens), cfg.group_size
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
     canvas = np.full((n * g, cfg.decode.completion_length), cfg.model.mask_id, np.int32)
@@ -161,7 +165,9 @@ def _sample(params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, 
         canvas, hint, ratio = fetch(inpainted)
     rows = put_rows((np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas), mesh)
     done = sample(params, *rows, completion_keys(key, problem, completion, attempt), cfg.model, cfg.decode)
-    return done.tokens, done.written_at, hint, ratio
+    work.update(completions=n * g, evaluations=done.rows_evaluated, flops=done.flops)
+    arrays = (*fetch((done.tokens, done.written_at)), hint, ratio)
+    return tuple(x.reshape(n, g, *x.shape[1:]) for x in arrays)
 
 
 def choose_replacements(

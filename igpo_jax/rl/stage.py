@@ -1,20 +1,24 @@
 """The RL stage: rollout, scores, mu updates; again and again."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.data.pipeline import batches
+from igpo_jax.data.pipeline import batches, take_rows
+from igpo_jax.diffusion.sampler import completion_keys
+from igpo_jax.diffusion.sampler_error import sampler_error
+from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.experiment import Experiment
 from igpo_jax.model.transformer import Params
 from igpo_jax.rl.likelihood import score
-from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout
+from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, rollout
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.mesh import fetch
-from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, progress
+from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, last_logged, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
     abstract_state,
@@ -27,6 +31,7 @@ from igpo_jax.training import (
 )
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
+PROBED = 8  # completions on which a cached sampler's error is measured, at least
 
 
 def run_rl(
@@ -69,9 +74,10 @@ def run_rl(
 
     order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
     update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
+    exact, fast = exact_sampler(settings.rollout_decode), settings.rollout_decode
     cfg = RolloutConfig(
         model,
-        settings.rollout_decode,
+        fast,
         settings.inpainting,
         rl.group_size,
         rl.prompts // rl.rollout_slices,
@@ -87,6 +93,15 @@ def run_rl(
         """What is under way, which may have taken minutes, is made again."""
         if should_stop():
             checkpoints.save_and_stop(done, state, key)
+
+    def probe(policy: Params, iteration_key: jax.Array) -> dict[str, float]:
+        """The cached sampler's error on a few of the rollout's prompts."""
+        number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
+        prompts = take_rows(order[done], np.arange(number) % rl.prompts)
+        canvas = np.full((number, fast.completion_length), model.mask_id, np.int32)
+        keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), PROBE)
+        error = sampler_error(policy, *put_rows((prompts.tokens, prompts.valid, canvas), mesh), keys, model, fast)
+        return {f"sampler/{name}": float(np.float32(error[name])) for name in ("kl", "changed")}
 
     def step_of(iteration: int) -> int:
         return first_step + iteration * objective.inner_steps
@@ -106,6 +121,7 @@ def run_rl(
     with log, progress(rl.iterations, done, "RL") as bar:
         # A run may have been stopped amid an evaluation.
         evaluated = is_logged(experiment.workdir, step_of(done), "rl", "eval/accuracy")
+        error = last_logged(experiment.workdir, "rl", "sampler/kl") if done else None
         while True:
             accuracy = None
             if evaluation_is_due() and not evaluated:
@@ -119,7 +135,15 @@ def run_rl(
             watch = Stopwatch()
             with watch.measure("time/total"):
                 iteration_key = jax.random.fold_in(key, done)
-                policy = acting()
+                policy, probed = acting(), {}
+                if fast.cache != "none" and rl.probe_every and done % rl.probe_every == 0:
+                    with watch.measure("time/probe"):
+                        probed = probe(policy, iteration_key)
+                    error = probed["sampler/kl"]
+                if fast.cache != "none":
+                    too_far = error is not None and 0 < rl.probe_limit < error
+                    probed["sampler/exact"] = too_far
+                    cfg = dataclasses.replace(cfg, decode=exact if too_far else fast)
                 sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh, pause)
                 with watch.measure("time/score"):
                     scores = score(
@@ -135,7 +159,7 @@ def run_rl(
                     statistics = fetch(statistics)
             done, evaluated = done + 1, False
 
-            metrics = sampled.metrics | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
+            metrics = sampled.metrics | probed | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
             metrics |= device_memory()
             metrics["speed/tokens_per_second"] = _sampled_tokens(sampled) / metrics["time/rollout"]
             log.write(step_of(done), "rl", metrics)

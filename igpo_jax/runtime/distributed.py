@@ -66,9 +66,15 @@ def everywhere(value) -> np.ndarray:
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
 
+def own_rows(number: int) -> np.ndarray:
+    """Which of so many rows this process works on."""
+    return np.arange(jax.process_index(), number, jax.process_count())
+
+
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Fills values[rows] with work(rows), [n, ...] zeros at first; every process works on some rows, all know the result."""
-    rows = np.arange(jax.process_index(), len(values), jax.process_count())
+    """Fills values[rows] with work(rows), [n, ...] zeros at first; every process works on its `own_rows`, all know the
+    result."""
+    rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
     return everywhere(values).sum(axis=0, dtype=values.dtype)

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -92,6 +93,16 @@ def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
         (row["step"], row["stage"]) == (step, stage) and name in row for row in read_rows(workdir / "metrics.jsonl")
     )
     return bool(everywhere(found)[0])
+
+
+def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
+    """The newest value of a metric of the stage, None if there is none; process 0 reads, all know."""
+    found = math.nan
+    if jax.process_index() == 0:
+        values = [row[name] for row in read_rows(workdir / "metrics.jsonl") if row["stage"] == stage and name in row]
+        found = values[-1] if values else math.nan
+    value = float(everywhere(np.float64(found))[0])
+    return None if math.isnan(value) else value
 
 
 def device_memory() -> dict[str, float]:

@@ -49,7 +49,7 @@ class Grader:
         attempt = len(self.calls)
         self.calls.append((problem_id.copy(), completions.copy()))
         rewards = np.array([self.table[int(i)][attempt] for i in problem_id], np.float32)
-        return Grades(rewards, rewards >= 1, rewards < 0, rewards < 0)
+        return lambda: Grades(rewards, rewards >= 1, rewards < 0, rewards < 0)
 
 
 WRONG, ONE, ALL = (0, 0, 0, 0), (0, 0, 1, 0), (1, 1, 1, 1)

@@ -40,10 +40,10 @@ def prompts() -> PromptBatch:
     )
 
 
-def grade(problem_id: np.ndarray, completions: np.ndarray) -> Grades:
+def grade(problem_id: np.ndarray, completions: np.ndarray):
     """A rare outcome, so that some groups are all wrong; from the tokens alone."""
     right = (completions.sum(axis=-1) + problem_id[:, None]) % 5 == 0
-    return Grades(right.astype(np.float32), right, np.zeros_like(right), np.zeros_like(right))
+    return lambda: Grades(right.astype(np.float32), right, np.zeros_like(right), np.zeros_like(right))
 
 
 def created(mesh, seed: int):
