@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -41,12 +40,13 @@ def make_sft_update(
     mesh: Mesh,
     lora: LoraConfig | None = None,
 ):
-    """The compiled update (state, batch, key, frozen) -> (state, statistics); the state is donated. frozen: the
-    parameters that the adapters in the state belong to, None without adapters."""
+    """The compiled update (state, batch, key, frozen) -> (state, statistics); the state is donated. key: of the stage, into
+    which the update folds its number. frozen: the parameters that the adapters in the state belong to, None without
+    adapters."""
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, frozen: Params | None = None):
         rows, length = batch.completion.shape
-        corrupted = CORRUPTIONS[corruption](key, rows, length)
+        corrupted = CORRUPTIONS[corruption](jax.random.fold_in(key, state.step), rows, length)
 
         def loss(trained, part):
             batch, corrupted = part
@@ -157,9 +157,10 @@ def run_sft(
                 for done in range(done, until):
                     pause()
                     batch = put_rows(order[done], mesh)
-                    state, statistics = update(state, batch, jax.random.fold_in(key, done), frozen)
+                    state, statistics = update(state, batch, key, frozen)
                     losses.append(statistics["sft/loss"])
-                statistics = fetch({**statistics, "sft/loss": jnp.mean(jnp.stack(losses))})
+                statistics, losses = fetch((statistics, losses))
+                statistics["sft/loss"] = np.mean(losses)
             seconds_per_update = watch.seconds["time/total"] / len(losses)
             statistics |= watch.seconds | device_memory() | {
                 "sft/learning_rate": float(learning_rate(until - 1)),

@@ -34,7 +34,7 @@ def fingerprint(rows: Iterable[Any]) -> str:
     """Of problems, or other dataclasses and values that JSON can hold, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        row = dataclasses.astuple(row) if dataclasses.is_dataclass(row) else row
+        row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # astuple copies everything
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 

@@ -46,9 +46,9 @@ class Grader:
         self.table, self.calls = table, []
 
     def __call__(self, problem_id, completions):
-        attempt = len(self.calls)
+        seen = {int(i) for ids, _ in self.calls for i in ids}
         self.calls.append((problem_id.copy(), completions.copy()))
-        rewards = np.array([self.table[int(i)][attempt] for i in problem_id], np.float32)
+        rewards = np.array([self.table[int(i)][int(i) in seen] for i in problem_id], np.float32)
         return lambda: Grades(rewards, rewards >= 1, rewards < 0, rewards < 0)
 
 
