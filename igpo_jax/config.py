@@ -7,6 +7,7 @@ into typed, frozen sections and checks every value before anything is allocated.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -21,6 +22,7 @@ from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training import OptimizerConfig
@@ -144,7 +146,7 @@ def base_config(**task) -> ConfigDict:
                 "compute_dtype": "float32",
                 "remat": "none",
                 "attention": "xla",
-                "head_chunk": 1024,
+                "head_chunk": 0,  # sized by the memory of a device, see `sized_for`
             },
             # rank 0: all parameters are trained. Otherwise the model is frozen, and adapters of its matrices are trained.
             "lora": {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR},
@@ -209,6 +211,7 @@ def parse(config: ConfigDict) -> Settings:
     return settings
 
 
+LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
 NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 
@@ -361,6 +364,17 @@ def model_config(settings: Settings, tokenizer) -> ModelConfig:
         return with_tokenizer(of_folder, tokenizer, settings.model["path"])
     size = -(-tokenizer.vocab_size // 8) * 8
     return own_model(settings, vocab_size=size, mask_id=tokenizer.mask_id, eos_id=tokenizer.eos_id)
+
+
+def sized_for(model: ModelConfig, mesh) -> ModelConfig:
+    """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
+    float32 take a sixteenth of a device's memory."""
+    if model.head_chunk:
+        return model
+    memory = device_memory_gib(mesh.devices.flat[0]) * 2**30 / 16
+    positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])
+    chunk = 2 ** int(math.log2(min(max(positions, LEAST_CHUNK), MOST_CHUNK)))
+    return dataclasses.replace(model, head_chunk=chunk)
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:

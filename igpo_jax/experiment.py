@@ -202,7 +202,7 @@ def _with_data(
 ) -> Experiment:
     """The experiment, its problems as arrays."""
     tokenizer = run_tokenizer(workdir, settings)
-    model = configuration.model_config(settings, tokenizer)
+    model = configuration.sized_for(configuration.model_config(settings, tokenizer), mesh)
     configuration.check_divisibility(settings, model, mesh)
     fit = {
         "chat": settings.tokenizer.chat,
@@ -287,7 +287,7 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     workdir = pathlib.Path(workdir).absolute()
     settings = configuration.parse(read_config(workdir))
     tokenizer = run_tokenizer(workdir, settings)
-    model = configuration.model_config(settings, tokenizer)
+    model = configuration.sized_for(configuration.model_config(settings, tokenizer), mesh)
     configuration.check_model_divides(model, mesh, settings.lora)
     # A stage may have begun and not saved yet.
     folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}

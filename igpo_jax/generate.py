@@ -12,6 +12,7 @@ import time
 import jax
 from absl import app, flags, logging
 
+from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.inference import Completion, DiffusionLM, load
 from igpo_jax.runtime import distributed
 
@@ -32,8 +33,10 @@ STEPS = flags.DEFINE_integer("steps", None, "Denoising steps in all; one for eac
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0)
 CFG_SCALE = flags.DEFINE_float("cfg_scale", 0.0, "Classifier-free guidance; 0 is none.", lower_bound=0.0)
 REMASKING = flags.DEFINE_enum(
-    "remasking", "low_confidence", ["low_confidence", "random"], "Which tokens are written first."
+    "remasking", "low_confidence", REMASKINGS, "Which tokens are written first."
 )
+COMMIT = flags.DEFINE_enum("commit", "schedule", COMMITS, "How many tokens a step writes, at least what is due.")
+CACHE = flags.DEFINE_enum("cache", "none", CACHES, "What a step takes from the block's first evaluation.")
 NEVER_EOS = flags.DEFINE_bool("logits_eos_inf", None, "EOS is never drawn; the default for templates.")
 EOS_LAST = flags.DEFINE_bool("confidence_eos_eot_inf", False, "EOS and end of turn are written last.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise at a temperature above 0.", lower_bound=0)
@@ -81,6 +84,8 @@ def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
         "temperature": TEMPERATURE.value,
         "cfg_scale": CFG_SCALE.value,
         "remasking": REMASKING.value,
+        "commit": COMMIT.value,
+        "cache": CACHE.value,
         "confidence_eos_eot_inf": EOS_LAST.value,
     }
     if NEVER_EOS.value is not None:

@@ -93,8 +93,7 @@ class DiffusionLM:
             hint: what every completion begins with, kept as it is.
             completion_length: tokens, hint included. block_length: must divide it. steps: denoising steps in all, a
                 multiple of the number of blocks; by default one for each token.
-            decoding: `temperature`, `cfg_scale`, `remasking`, `logits_eos_inf`, `confidence_eos_eot_inf` of
-                `DecodeConfig`.
+            decoding: what else `DecodeConfig` has, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
 
         Raises:
             ValueError: lengths that do not fit together, a hint longer than the completion, or text without a tokenizer.

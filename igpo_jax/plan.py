@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from igpo_jax import config as configuration
 from igpo_jax.command_line import parse_flags
-from igpo_jax.planning import MOST, plan
+from igpo_jax.planning import MOST, plan, remat_choice
 from igpo_jax.runtime.chips import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
 
@@ -22,6 +22,7 @@ CONFIG = config_flags.DEFINE_config_file(
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4; the devices that are here by default.")
 SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the topology.", lower_bound=1)
 PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
+REMAT = flags.DEFINE_bool("remat", False, "Compile the update with every model.remat, too, and say which to take.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 
@@ -31,7 +32,10 @@ def main(_):
         if SLICES.value > 1 and not TOPOLOGY.value:
             raise ValueError(f"--slices={SLICES.value} needs a --topology, of which there are so many")
         devices = topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else None
-        result = plan(settings, make_mesh(**settings.mesh, devices=devices), PROGRAMS.value, _progress)
+        mesh = make_mesh(**settings.mesh, devices=devices)
+        result = plan(settings, mesh, PROGRAMS.value, _progress)
+        if REMAT.value:
+            result["remat"] = remat_choice(settings, mesh)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2) if JSON.value else as_text(result))
@@ -64,6 +68,8 @@ def as_text(result: dict) -> str:
         seconds = sum(record["per_iteration"] * record["estimated_seconds"] for record in parts)
         terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
         lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
+    if "remat" in result:
+        lines += ["", *remat_table(result)]
     lines += ["", verdict(result) + " What would save most:"]
     lines += [f"- about {entry['saves_about_gib']:.2f} GiB: {entry['change']}" for entry in result["advice"]]
     return "\n".join(lines)
@@ -96,6 +102,17 @@ def program_table(result: dict) -> list[str]:
             cells += [f"{record['compile_seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def remat_table(result: dict) -> list[str]:
+    lines = ["| model.remat | peak | of memory | TFLOP | est. s |", "|---|---|---|---|---|"]
+    for remat, record in result["remat"]["programs"].items():
+        cells = [remat, f"{record['peak_gib']:.2f}", f"{record['peak_gib'] / result['memory_gib']:.0%}"]
+        cells.append(f"{record['flops'] / 1e12:.2f}" if "flops" in record else record.get("error", ""))
+        cells.append(f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    choice = result["remat"]["choice"]
+    return [*lines, "", "None of them fits." if choice is None else f"--config.model.remat={choice} is the fastest that fits."]
 
 
 def received(record: dict) -> str:

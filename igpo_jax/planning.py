@@ -19,6 +19,7 @@ from igpo_jax.data.pipeline import SFTBatch
 from igpo_jax.diffusion.corruption import Corruption
 from igpo_jax.diffusion.inpainting import inpaint
 from igpo_jax.diffusion.sampler import Rows, denoise_block
+from igpo_jax.diffusion.sampler_error import PROBED, block_errors
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
@@ -164,6 +165,9 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
         Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
     ]
+    if sample_decode.cache != "none":
+        number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
+        found.insert(1, Program("probe", block_errors, sampling(number, sample_decode), training, in_rl and rl.probe_every > 0))
     if copied:
         found.insert(0, Program("cast", make_compute_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))
     if in_sft and sft.heldout:
@@ -259,6 +263,7 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
         report: is told of every record as soon as it is there.
     """
     model, shape_from = planned_model(settings)
+    model = configuration.sized_for(model, mesh)
     configuration.check_divisibility(settings, model, mesh)
     device = mesh.devices.flat[0]
     memory = device_memory_gib(device)
@@ -284,6 +289,26 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
         "programs": records,
         "advice": advice(settings, model, mesh, records),
     }
+
+
+def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
+    """The update of the last stage compiled with each model.remat: what it needs, and which is estimated to be the fastest
+    of those that fit (None: none does).
+
+    Returns:
+        choice, and programs: a record of `measure` by value of model.remat.
+    """
+    name = "update" if settings.rl.iterations else "sft"
+    memory, records = device_memory_gib(mesh.devices.flat[0]), {}
+    for remat in ("none", "dots", "full"):
+        changed = dataclasses.replace(settings, model=settings.model | {"remat": remat})
+        model = configuration.sized_for(planned_model(changed)[0], mesh)
+        [program] = (program for program in programs(changed, model, mesh) if program.name == name)
+        records[remat] = measure(program, mesh)
+    fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
+    # Without an estimate (an unknown chip), what recomputes least.
+    choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", 0.0), default=None)
+    return {"choice": choice, "programs": records}
 
 
 def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -323,7 +348,8 @@ def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dic
         if at_once % (2 * rows) == 0:
             halved = temporary / 2 if name == "score" else carried / 2
             saving[f"config.{stage}.microbatches={section.microbatches * 2}: half the rows at a time"] = halved
-        chunk = min(model.head_chunk, local * settings.rollout_decode.completion_length)
+        positions = local * settings.rollout_decode.completion_length
+        chunk = min(model.head_chunk or positions, positions)
         if chunk >= 2:
             saving[f"config.model.head_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2
     if mesh.shape["fsdp"] % 2 == 0 and model.kv_heads % (2 * shards) == 0 and model.vocab_size % (2 * shards) == 0:

@@ -14,6 +14,7 @@ import pytest
 from igpo_jax import config as configuration
 from igpo_jax import planning
 from igpo_jax import sft as sft_module
+from igpo_jax.diffusion.sampler import block_flops
 from igpo_jax.evaluation import decoding
 from igpo_jax.experiment import open_experiment
 from igpo_jax.model.transformer import forward_flops
@@ -70,6 +71,41 @@ def test_sampling_is_counted_through_all_its_steps(mesh):
     decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
     row = forward_flops(model, settings.data.prompt_buckets[-1] + decode.completion_length, decode.block_length)
     assert record["flops"] == pytest.approx(decode.steps // decode.blocks * rows * row, rel=0.02)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
+    exact, settings = settings_of(), settings_of(sampler__cache=cache, sampler__steps=16)
+    records = {record["name"]: record for record in planning.plan(settings, mesh, ["sample", "probe"])["programs"]}
+    model, _ = planning.planned_model(settings)
+    decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
+    length = settings.data.prompt_buckets[-1] + decode.completion_length
+    # Eight steps of a block: one is whole, seven are windows, and the inner loop counts from one.
+    most = rows * block_flops(1, 8, 0, length, model, decode)
+    assert records["sample"]["flops"] == pytest.approx(most, rel=0.05)
+    assert records["probe"]["used"] and records["probe"]["peak_gib"] > 0
+    assert "probe" not in [program.name for program in planning.programs(exact, model, mesh)]
+
+
+def test_the_remat_that_fits_and_is_fastest_is_named(mesh, monkeypatch):
+    found = planning.remat_choice(settings_of(model__layers=6), mesh)
+    assert list(found["programs"]) == ["none", "dots", "full"] and found["choice"] == "none"
+    peaks = [record["peak_gib"] for record in found["programs"].values()]
+    assert peaks[0] > peaks[2], "recomputing must save something here"
+    monkeypatch.setattr(planning, "device_memory_gib", lambda device: (peaks[0] + peaks[2]) / 2 / planning.MOST)
+    assert planning.remat_choice(settings_of(model__layers=6), mesh)["choice"] in ("dots", "full")
+    monkeypatch.setattr(planning, "device_memory_gib", lambda device: 0.0)
+    assert planning.remat_choice(settings_of(model__layers=6), mesh)["choice"] is None
+
+
+def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
+    model, _ = planning.planned_model(settings_of())
+    llada = dataclasses.replace(planning.LLADA_8B, head_chunk=0)
+    monkeypatch.setattr(configuration, "device_memory_gib", lambda device: 15.75)
+    assert configuration.sized_for(model, mesh_of((1, 1, 1))).head_chunk == configuration.MOST_CHUNK
+    assert configuration.sized_for(llada, mesh_of((1, 1, 1))).head_chunk == 512
+    assert configuration.sized_for(llada, mesh_of((1, 2, 4))).head_chunk == 2048
+    assert configuration.sized_for(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1))).head_chunk == 64
 
 
 NUMERICS = {

@@ -13,6 +13,8 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.mesh import fetch
 
+PROBED = 8  # completions, at least, on which training measures it
+
 
 @flax.struct.dataclass
 class StepErrors:

@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from igpo_jax.model.transformer import ModelConfig
 
 
+REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
+COMMITS = ("schedule", "threshold", "factor")
+CACHES = ("none", "prefix", "dual")
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """How completions are decoded; the same type serves rollouts and evaluation."""
@@ -52,10 +57,10 @@ class DecodeConfig:
                 f"{self.blocks}"
             )
         for name, values in (
-            ("remasking", ("low_confidence", "position_first", "entropy", "random")),
-            ("commit", ("schedule", "threshold", "factor")),
+            ("remasking", REMASKINGS),
+            ("commit", COMMITS),
             ("fallback", ("leftmost", "most_confident")),
-            ("cache", ("none", "prefix", "dual")),
+            ("cache", CACHES),
         ):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")

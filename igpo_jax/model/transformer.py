@@ -69,12 +69,14 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
     attention: str = "xla"  # xla | cudnn | splash, see attention.py
-    head_chunk: int = 1024  # positions whose logits exist at a time where only targets matter, see vocabulary.py
+    head_chunk: int = 1024  # positions whose logits exist at a time where only targets matter (vocabulary.py); 0: all
 
     def __post_init__(self):
-        for name in ("width", "layers", "heads", "kv_heads", "mlp_width", "head_chunk"):
+        for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.head_chunk < 0:
+            raise ValueError(f"head_chunk={self.head_chunk} must not be negative")
         if self.width % self.heads or self.head_size % 2:
             raise ValueError(f"width={self.width} must divide into heads={self.heads} heads of even size")
         if self.heads % self.kv_heads:

@@ -39,7 +39,7 @@ def token_scores(
     Args:
         hidden: [n, r, l, d]. head: [d / size of fsdp, v / size of tensor], see `HEAD`. completions: int32 [n, g, l], g a
             multiple of r.
-        chunk: positions per scan step.
+        chunk: positions per scan step; 0: all.
 
     Returns:
         float32 [n, g, l] and float32 [n, g, l].
@@ -50,7 +50,7 @@ def token_scores(
     states = hidden.reshape(-1, width)
     targets = jnp.moveaxis(completions.reshape(n, r, per_state, length), 2, 3).reshape(-1, per_state)
     count = states.shape[0]
-    chunk = min(chunk, count)
+    chunk = min(chunk or count, count)
     padding = -count % chunk
     states, targets = (jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, chunk, x.shape[1]) for x in (states, targets))
     offset = jax.lax.axis_index("tensor") * head.shape[1]

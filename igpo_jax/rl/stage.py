@@ -9,7 +9,7 @@ import numpy as np
 
 from igpo_jax.data.pipeline import batches, take_rows
 from igpo_jax.diffusion.sampler import completion_keys
-from igpo_jax.diffusion.sampler_error import sampler_error
+from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.experiment import Experiment
 from igpo_jax.model.transformer import Params
@@ -31,7 +31,6 @@ from igpo_jax.training import (
 )
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
-PROBED = 8  # completions on which a cached sampler's error is measured, at least
 
 
 def run_rl(

@@ -133,11 +133,26 @@ REWARD = Panel(
     (Series("reward/first_try", "first try", BLUE), Series("reward/final", "trained on", GREEN)),
     percent=True,
 )
-SPEED = Panel(
-    "Throughput",
-    "Sampled tokens per second of rollout, both tries.",
-    "rl",
-    (Series("speed/tokens_per_second", "tokens per second", BLUE),),
+SPEED = (
+    Panel(
+        "Throughput",
+        "Sampled tokens per second of rollout, both tries.",
+        "rl",
+        (Series("speed/tokens_per_second", "tokens per second", BLUE),),
+    ),
+    Panel(
+        "Network evaluations",
+        "Per completion, both tries.",
+        "rl",
+        (Series("sampler/evaluations", "evaluations", BLUE),),
+    ),
+    Panel(
+        "Error of the cached sampler",
+        "KL of the exact and the cached distribution of a token, in nats; where rollouts were exact (right).",
+        "rl",
+        (Series("sampler/kl", "KL", ORANGE), Series("sampler/exact", "exact (right)", GREY, right=True)),
+        noisy=False,
+    ),
 )
 
 
@@ -259,7 +274,7 @@ def _sections(rows: list[Row], with_rollouts: bool) -> tuple[str, list[Row]]:
         parts.append(VIEWER)
     section("Policy", [draw(panel) for panel in POLICY], 3)
     section("Supervised stage", [draw(panel) for panel in SUPERVISED], 2)
-    section("Speed", [phases, draw(SPEED)], 2)
+    section("Speed", [phases, *(draw(panel) for panel in SPEED)], 2)
     return "".join(parts), figures
 
 

@@ -1,0 +1,65 @@
+"""Runs whose rollouts reuse keys and values: what is measured of their error, and what follows from it."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from igpo_jax.runtime.metrics import read_rows
+from run_log import untimed
+
+CACHED = ("--config.sampler.cache=dual", "--config.sampler.commit=threshold", "--config.rl.probe_every=2")
+
+
+def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A run's folder as it is before its RL stage; whose configuration is not decided yet."""
+    shutil.copytree(finished / "checkpoints/sft", folder / "checkpoints/sft")
+    shutil.copy(finished / "tokenizer.model", folder)
+    rows = [row for row in read_rows(finished / "metrics.jsonl") if row["stage"] == "sft"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fallen_back(command, finished, tmp_path_factory) -> pathlib.Path:
+    """A run whose error is above the limit at once."""
+    workdir = after_supervised_stage(finished, tmp_path_factory.mktemp("limit") / "run")
+    process = command.train(workdir, *CACHED, "--config.rl.probe_limit=1e-9")
+    assert process.returncode == 0, process.stderr
+    return workdir
+
+
+def iterations(workdir: pathlib.Path) -> list[dict]:
+    return [row for row in untimed(workdir) if "sampler/evaluations" in row]
+
+
+def test_the_error_is_logged_when_it_is_due(fallen_back):
+    measured = [row for row in iterations(fallen_back) if "sampler/kl" in row]
+    assert [row["step"] for row in measured] == [202, 206, 210]  # after the iterations 0, 2 and 4
+    assert all(row["sampler/kl"] > 1e-9 and 0 <= row["sampler/changed"] <= 1 for row in measured)
+
+
+def test_above_the_limit_rollouts_are_exact(fallen_back, finished):
+    """They are those of a run without a cache, bit by bit."""
+    assert [row["sampler/exact"] for row in iterations(fallen_back)] == [1] * 6
+    added = {"sampler/kl", "sampler/changed", "sampler/exact"}
+    found = [{name: value for name, value in row.items() if name not in added} for row in iterations(fallen_back)]
+    assert found == iterations(finished)
+
+
+def test_without_a_limit_rollouts_are_cached_and_cost_less(command, fallen_back, finished, tmp_path):
+    workdir = after_supervised_stage(finished, tmp_path / "run")
+    process = command.train(workdir, *CACHED)
+    assert process.returncode == 0, process.stderr
+    cached, exact = iterations(workdir), iterations(finished)
+    assert [row["sampler/exact"] for row in cached] == [0] * 6
+    assert all(one["sampler/flops"] < other["sampler/flops"] for one, other in zip(cached, exact, strict=True))
+
+
+def test_a_run_that_was_killed_between_two_measurements_goes_on_as_decided(command, fallen_back, finished, tmp_path):
+    workdir, flags = after_supervised_stage(finished, tmp_path / "run"), (*CACHED, "--config.rl.probe_limit=1e-9")
+    command.train_until_killed(workdir, "rl", 208, *flags)
+    again = command.train(workdir, *flags)
+    assert again.returncode == 0, again.stderr
+    assert untimed(workdir) == untimed(fallen_back)
