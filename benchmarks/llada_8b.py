@@ -107,20 +107,26 @@ def main(argv: list[str] | None = None) -> list[dict]:
         widths = jax.tree.leaves(jax.tree.map(lambda x: x.shape[1] * x.shape[2] * cfg.layers, adapters))
         adapter_flops = 2 * (p + length) * sum(widths)
 
-        def rollout():
-            return sample(policy, *inputs, keys, cfg, decode)
+        with_adapters = 1 + adapter_flops / forward_flops(cfg, p + length, decode.block_length)
+        exact_seconds = None
+        for cache in ("none", "dual"):
+            sampler = dataclasses.replace(decode, cache=cache)
 
-        done = rollout()
-        row_flops = forward_flops(cfg, p + length, decode.block_length) + adapter_flops
-        seconds, measured = measure(rollout, (), done.rows_evaluated * row_flops, arguments.repetitions)
-        if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
-            raise AssertionError("a completion still has masks")
-        start = begin_rows(*inputs, keys, cfg, decode)
-        of_block = denoise_block.lower(policy, start, np.int32(0), cfg, decode).compile()
-        measured["compiled_flops_per_device"] = decode.blocks * program_cost(of_block.as_text()).flops
-        sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
-        evaluations = {"evaluations": done.evaluations, "rows_evaluated": done.rows_evaluated, "tokens_per_second": rows * length / seconds}
-        record("rollout", measured, **sizes, **evaluations)
+            def rollout(sampler=sampler):
+                return sample(policy, *inputs, keys, cfg, sampler)
+
+            done = rollout()
+            seconds, measured = measure(rollout, (), done.flops * with_adapters, arguments.repetitions)
+            exact_seconds = exact_seconds or seconds
+            if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
+                raise AssertionError("a completion still has masks")
+            start = begin_rows(*inputs, keys, cfg, sampler)
+            of_block = denoise_block.lower(policy, start, np.int32(0), cfg, sampler).compile()
+            measured["compiled_flops_per_device"] = decode.blocks * program_cost(of_block.as_text()).flops
+            sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
+            work = {"cache": cache, "evaluations": done.evaluations, "rows_evaluated": done.rows_evaluated}
+            speed = {"tokens_per_second": rows * length / seconds, "baseline": "none", "ratio": exact_seconds / seconds}
+            record("rollout", measured, **sizes, **work, **speed)
 
         batch = put_rows(
             GroupBatch(

@@ -1,6 +1,6 @@
 """Plans of configs/math.py for the topologies that BUILD.md lists, and its tables made from them.
 
-    python benchmarks/plans.py            # compiles all of them, about ten minutes on two cores; needs the extra "tpu"
+    python benchmarks/plans.py            # compiles all of them, about fifteen minutes on two cores; needs the extra "tpu"
     python benchmarks/plans.py --tables   # only the tables, from the results that are there
 """
 
@@ -18,6 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FITS = {
     "lora-v5e-2x4": "--config=math.py --topology=v5e:2x4",
     "lora-splash-v5e-2x4": "--config=math.py --topology=v5e:2x4 --config.model.attention=splash",
+    "cached-v5e-4x4": "--config=math.py --topology=v5e:4x4 --config.sampler.cache=dual --config.sampler.commit=threshold",
     "full-v5e-4x4": "--config=math.py:full --topology=v5e:4x4",
     "full-v6e-2x4": "--config=math.py:full --topology=v6e:2x4",
     "full-v5p-2x2x4": "--config=math.py:full --topology=v5p:2x2x4",

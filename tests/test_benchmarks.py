@@ -113,14 +113,15 @@ def test_rollout_notices_other_tokens(load, monkeypatch):
 def test_llada_8b_at_small_size(load, tmp_path, capsys):
     sizes = "--prompt-length 16 --completion-length 16 --steps 2 --repetitions 1".split()
     cases = load("llada_8b").main(["--small", *sizes, "--output", str(tmp_path / "cases.json")])
-    assert [case["name"] for case in cases] == ["rollout", "update"]
+    assert [(case["name"], case.get("cache")) for case in cases] == [("rollout", "none"), ("rollout", "dual"), ("update", None)]
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == cases
     assert [json.loads(line) for line in (tmp_path / "cases.json").read_text().splitlines()] == cases
     for case in cases:
         assert 0.9 * case["model_flops_per_device"] < case["compiled_flops_per_device"] < 3 * case["model_flops_per_device"]
         assert case["model_flops_per_device"] > 0 and case["tokens_per_second"] > 0 and "mfu" not in case  # a CPU has no peak
-    rollout, update = cases
-    assert rollout["evaluations"] == 2 and len(set(update["losses"])) > 1
+    rollout, cached, update = cases
+    assert rollout["evaluations"] == cached["evaluations"] == 2
+    assert cached["model_flops_per_device"] < rollout["model_flops_per_device"] and len(set(update["losses"])) > 1
 
 
 @pytest.mark.slow

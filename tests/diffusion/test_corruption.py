@@ -123,9 +123,9 @@ def test_network_without_a_head_costs_log_vocabulary():
 def test_prompt_is_never_masked_and_masked_targets_are_not_seen(monkeypatch):
     seen = {}
 
-    def record(params, tokens, valid, cfg):
-        seen.update(tokens=np.asarray(tokens), valid=np.asarray(valid))
-        return jnp.zeros((*tokens.shape, cfg.width))
+    def record(params, tokens, valid, cfg, wanted):
+        seen.update(tokens=np.asarray(tokens), valid=np.asarray(valid), wanted=wanted)
+        return jnp.zeros((len(tokens), wanted[1], cfg.width))
 
     monkeypatch.setattr("igpo_jax.diffusion.corruption.forward", record)
     prompt = jnp.array([[0, 5, 6], [4, 5, 6]])
@@ -137,6 +137,7 @@ def test_prompt_is_never_masked_and_masked_targets_are_not_seen(monkeypatch):
         seen["tokens"], [[0, 5, 6, MASK, 8, MASK, EOS], [4, 5, 6, MASK, MASK, MASK, MASK]]
     )
     np.testing.assert_array_equal(seen["valid"], [[False] + [True] * 6, [True] * 7])
+    assert seen["wanted"] == (3, 4)
 
 
 def test_gradient_reaches_the_prompt_but_not_masked_targets():

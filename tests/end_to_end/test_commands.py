@@ -196,3 +196,15 @@ def runs_of(hint: list[bool], tokens: list[str]) -> list[str]:
             stretches = [*stretches[:-1], stretches[-1] + token] if open_before else [*stretches, token]
         open_before = is_hint
     return stretches
+
+
+def test_a_run_keeps_its_compiled_programs_and_finds_them_again(command, tmp_path):
+    own = type(command)(tmp_path)
+    del own._env["JAX_COMPILATION_CACHE_DIR"]
+    flags = ("--config.sft.updates=20", "--config.sft.eval_every=0", "--config.rl.iterations=0")
+    assert own.train(tmp_path / "run", *flags).returncode == 0
+    kept = {path.name for path in (tmp_path / "run/compiled").rglob("*") if path.is_file() and "atime" not in path.name}
+    assert any("update" in name for name in kept)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    assert own.train(tmp_path / "run", *flags).returncode == 0
+    assert kept == {path.name for path in (tmp_path / "run/compiled").rglob("*") if path.is_file() and "atime" not in path.name}
