@@ -71,7 +71,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--output", type=pathlib.Path, help="JSON Lines; and a table beside it")
     arguments = parser.parse_args(argv)
 
-    keep_freed_memory()
     mesh = make_mesh()
     run = restore_run(arguments.run, mesh)
     settings = run.settings
@@ -139,4 +138,5 @@ def table(cases: list[dict]) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

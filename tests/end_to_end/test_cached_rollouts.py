@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from igpo_jax.runtime.metrics import read_rows
 from run_log import untimed
 
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 CACHED = ("--config.sampler.cache=dual", "--config.sampler.commit=threshold", "--config.rl.probe_every=2")
 
 
@@ -63,3 +65,23 @@ def test_a_run_that_was_killed_between_two_measurements_goes_on_as_decided(comma
     again = command.train(workdir, *flags)
     assert again.returncode == 0, again.stderr
     assert untimed(workdir) == untimed(fallen_back)
+
+
+def test_samplers_are_compared_on_a_run(finished, tmp_path):
+    main, wanted = runpy.run_path(str(BENCHMARKS / "samplers.py"))["main"], ["none+schedule", "prefix+factor", "dual+threshold"]
+    sizes = ["--run", str(finished), "--problems=20", "--rows=8", "--output", str(tmp_path / "cases.jsonl")]
+    exact, *fast = main([*sizes, "--samplers", *wanted])
+    assert [case["name"] for case in (exact, *fast)] == wanted
+    assert exact["change"] == 0 and exact["flops_ratio"] == exact["time_ratio"] == 1
+    assert all(case["flops"] < exact["flops"] and case["problems"] == 20 for case in fast)
+    assert len((tmp_path / "cases.md").read_text().splitlines()) == 2 + 3
+    long = main([*sizes, "--samplers", "none+schedule", "--completion-length=32", "--prompt-length=12"])
+    assert long[0]["shape"] == {"prompt": 12, "completion": 32, "block": 8, "rows": 8}
+
+
+def test_the_time_of_runs_is_split(finished, fallen_back):
+    main = runpy.run_path(str(BENCHMARKS / "step.py"))["main"]
+    exact, other = main([f"exact={finished}", f"cached={fallen_back}"])
+    assert exact["ratio"]["step"] == 1 and other["baseline"] == "exact" and other["ratio"]["step"] > 0
+    parts = sum(exact[part] for part in ("rollout", "probe", "reward", "score", "update"))
+    assert 0 < parts < 1.5 * exact["step"] and exact["stages"] == pytest.approx(exact["sft"] + exact["rl"])
