@@ -7,13 +7,13 @@ python="${PYTHON:-.venv/bin/python}"
 run() { # name seed flags
   local start=runs/seeds/hints-$2 folder=runs/cached/$1-$2 seed=$2
   shift 2
-  if [ ! -e $folder ]; then
-    mkdir -p $folder/checkpoints
-    cp -r $start/checkpoints/sft $folder/checkpoints/
-    cp $start/tokenizer.model $folder/
-    grep '"stage": "sft"' $start/metrics.jsonl > $folder/metrics.jsonl
+  if [ ! -e "$folder" ]; then
+    mkdir -p "$folder/checkpoints"
+    cp -r "$start/checkpoints/sft" "$folder/checkpoints/"
+    cp "$start/tokenizer.model" "$folder/"
+    grep '"stage": "sft"' "$start/metrics.jsonl" > "$folder/metrics.jsonl"
   fi
-  "$python" -m igpo_jax.train --config=arithmetic.py --workdir=$folder --config.seed=$seed \
+  "$python" -m igpo_jax.train --config=arithmetic.py --workdir="$folder" --config.seed="$seed" \
     --config.rl.iterations=125 --config.rl.eval_every=25 --config.rl.checkpoint_every=25 "$@"
 }
 fast=(--config.sampler.cache=dual --config.sampler.commit=threshold)

@@ -11,7 +11,9 @@ from igpo_jax.runtime.metrics import read_rows
 from run_log import untimed
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-CACHED = ("--config.sampler.cache=dual", "--config.sampler.commit=threshold", "--config.rl.probe_every=2")
+# Keys and values of a first layer are those of its tokens, so that a cache errs only from the second on.
+LAYERS = "--config.model.layers=2"
+CACHED = (LAYERS, "--config.sampler.cache=dual", "--config.rl.probe_every=2")
 
 
 def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
@@ -21,6 +23,15 @@ def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> path
     rows = [row for row in read_rows(finished / "metrics.jsonl") if row["stage"] == "sft"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory) -> pathlib.Path:
+    """The folder of an exact run of two layers."""
+    workdir = tmp_path_factory.mktemp("exact") / "run"
+    process = command.train(workdir, LAYERS)
+    assert process.returncode == 0, process.stderr
+    return workdir
 
 
 @pytest.fixture(scope="module")
