@@ -22,7 +22,7 @@ from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.chips import device_memory_gib
+from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training import OptimizerConfig
@@ -212,6 +212,7 @@ def parse(config: ConfigDict) -> Settings:
 
 
 LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
+ASSUMED_GIB = 16  # the memory of a device that `CHIPS` does not list, and of a CPU
 NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 
@@ -272,7 +273,10 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"model.{error}") from None
     require(rl.eval_every >= 0 and rl.show_every >= 1, "rl.eval_every must be at least 0, rl.show_every at least 1")
     require(rl.probe_every >= 0 and rl.probe_limit >= 0, "rl.probe_every and rl.probe_limit must not be negative")
-    require(rl.probe_every > 0 or not rl.probe_limit, "rl.probe_limit needs measurements: rl.probe_every")
+    require(
+        not rl.probe_limit or (rl.probe_every > 0 and settings.rollout_decode.cache != "none"),
+        "rl.probe_limit needs a cache whose error is measured: sampler.cache and rl.probe_every",
+    )
     require(sft.corruption in CORRUPTIONS, f"sft.corruption={sft.corruption!r} is none of {', '.join(CORRUPTIONS)}")
     require(data.overflow in ("error", "drop"), f"data.overflow={data.overflow!r} is neither 'error' nor 'drop'")
     buckets = data.prompt_buckets
@@ -368,10 +372,11 @@ def model_config(settings: Settings, tokenizer) -> ModelConfig:
 
 def sized_for(model: ModelConfig, mesh) -> ModelConfig:
     """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
-    float32 take a sixteenth of a device's memory."""
+    float32 take a sixteenth of a device's memory: the published figure, or `ASSUMED_GIB`, the same on all hosts."""
     if model.head_chunk:
         return model
-    memory = device_memory_gib(mesh.devices.flat[0]) * 2**30 / 16
+    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
+    memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
     positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])
     chunk = 2 ** int(math.log2(min(max(positions, LEAST_CHUNK), MOST_CHUNK)))
     return dataclasses.replace(model, head_chunk=chunk)

@@ -39,7 +39,7 @@ OUTPUT = flags.DEFINE_string("output", None, "The evaluation's folder; RUN/evalu
 SAMPLER_ERROR = flags.DEFINE_boolean(
     "sampler-error", False, "Compare the sampler, of a run that of its rollouts, with the exact one."
 )
-SAMPLER = flags.DEFINE_list("sampler", [], "With --workdir and --sampler-error: what else that sampler does, key=value,...")
+SAMPLER = flags.DEFINE_list("sampler", [], "With --sampler-error: what that sampler does otherwise, key=value,...")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all that have their file.")
 
 
@@ -85,7 +85,11 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
         key, _, value = entry.partition("=")
         if key not in config.decode:
             raise ValueError(f"--sampler={entry}: there is no such key; there are: {', '.join(config.decode)}")
-        config.decode[key] = type(config.decode[key])(value)
+        kind = type(config.decode[key])
+        try:
+            config.decode[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise ValueError(f"--sampler={entry}: {value!r} is no {kind.__name__}") from None
     for name in config.benchmarks:
         if decode_of(config, name) == exact_sampler(decode_of(config, name)):
             raise ValueError("the sampler is exact, so there is nothing to compare; give cache or commit (config.decode, --sampler)")

@@ -112,7 +112,7 @@ def remat_table(result: dict) -> list[str]:
         cells.append(f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else "")
         lines.append("| " + " | ".join(cells) + " |")
     choice = result["remat"]["choice"]
-    return [*lines, "", "None of them fits." if choice is None else f"--config.model.remat={choice} is the fastest that fits."]
+    return [*lines, "", "None of them fits." if choice is None else f"--config.model.remat={choice} recomputes no more than it must to fit."]
 
 
 def received(record: dict) -> str:

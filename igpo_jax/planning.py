@@ -306,8 +306,8 @@ def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
-    # Without an estimate (an unknown chip), what recomputes least.
-    choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", 0.0), default=None)
+    # Without estimates (an unknown chip), what recomputes least.
+    choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)
     return {"choice": choice, "programs": records}
 
 

@@ -101,7 +101,8 @@ def test_the_remat_that_fits_and_is_fastest_is_named(mesh, monkeypatch):
 def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
     model, _ = planning.planned_model(settings_of())
     llada = dataclasses.replace(planning.LLADA_8B, head_chunk=0)
-    monkeypatch.setattr(configuration, "device_memory_gib", lambda device: 15.75)
+    kind = mesh_of((1, 1, 1)).devices.flat[0].device_kind
+    monkeypatch.setattr(configuration, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
     assert configuration.sized_for(model, mesh_of((1, 1, 1))).head_chunk == configuration.MOST_CHUNK
     assert configuration.sized_for(llada, mesh_of((1, 1, 1))).head_chunk == 512
     assert configuration.sized_for(llada, mesh_of((1, 2, 4))).head_chunk == 2048

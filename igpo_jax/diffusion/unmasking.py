@@ -122,17 +122,19 @@ def propose(
     if uniform is not None:
         return drawn, uniform
     judged = drawn if decode.remasking == "low_confidence" else jnp.argmax(logits, axis=-1)
+    ends = jnp.zeros(drawn.shape, bool)
     if decode.confidence_eos_eot_inf:
         for token in (cfg.eos_id, cfg.eot_id):
             if token is not None:
                 logits = logits.at[..., token].set(-jnp.inf)
+                ends |= drawn == token
     log_total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, judged[..., None], axis=-1)[..., 0]
     if decode.remasking != "entropy":
-        return drawn, chosen - log_total
+        return drawn, jnp.where(ends, -jnp.inf, chosen - log_total)
     probabilities = jnp.exp(logits - log_total[..., None])
     mean_logit = jnp.sum(probabilities * logits, axis=-1, where=probabilities > 0)
-    return drawn, jnp.where(chosen == -jnp.inf, -jnp.inf, mean_logit - log_total)
+    return drawn, jnp.where(ends | (chosen == -jnp.inf), -jnp.inf, mean_logit - log_total)
 
 
 def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
@@ -180,5 +182,7 @@ def to_write(
         first_failing = jnp.min(jnp.where(masked & ~passing, rank, masked.shape[1]), axis=1, keepdims=True)
         likely = masked & (rank < first_failing)
     due = -(-masked.sum(axis=1) // (decode.steps_per_block - step))
-    others = -jnp.arange(masked.shape[1], dtype=confidence.dtype) if decode.fallback == "leftmost" else confidence
+    others = confidence
+    if decode.fallback == "leftmost":  # but what is to be written last
+        others = jnp.where(confidence == -jnp.inf, -jnp.inf, -jnp.arange(masked.shape[1], dtype=confidence.dtype))
     return most_confident(jnp.where(likely, jnp.inf, others), masked, jnp.maximum(likely.sum(axis=1), due))

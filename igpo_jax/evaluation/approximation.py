@@ -32,20 +32,19 @@ def compare_samplers(
         logits: of `sampler_error`, None without a cache. exact, fast: evaluations and flops, per completion.
     """
     samplers = {"exact": exact_sampler(decode_of(config, name)), "fast": decode_of(config, name)}
-    rows = {}
     for which, decode in samplers.items():
         if jax.process_index() == 0:
             (folder / which).mkdir(exist_ok=True)
         changed = config.copy_and_resolve_references()
         changed.decode.update({key: getattr(decode, key) for key in changed.decode})
         run_benchmark(model, changed, name, problems, folder / which)
-        rows[which] = read_rows(folder / which / f"{name}.jsonl")
-    texts = [[c["text"] for row in of for c in row["completions"]] for of in rows.values()]
-    return {
-        "accuracy": paired(*map(correct_of, rows.values())),
-        "changed_texts": float(np.mean([one != other for one, other in zip(*texts, strict=True)])),
-        **_on_a_few(model, config, problems, samplers),
-    }
+    found = _on_a_few(model, config, problems, samplers)
+    if jax.process_index() > 0:
+        return found  # process 0 has written the rows, and may be the only one to see them yet
+    rows = [read_rows(folder / which / f"{name}.jsonl") for which in samplers]
+    texts = [[c["text"] for row in of for c in row["completions"]] for of in rows]
+    changed_texts = float(np.mean([one != other for one, other in zip(*texts, strict=True)]))
+    return {"accuracy": paired(*map(correct_of, rows)), "changed_texts": changed_texts, **found}
 
 
 def decode_of(config: ConfigDict, name: str) -> DecodeConfig:

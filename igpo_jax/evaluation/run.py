@@ -140,6 +140,8 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]
             told = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in zip(differing, values, strict=True))
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
         rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
+        if not rows[0]:
+            raise ValueError(f"{one} has no rows of benchmark {name}; a comparison of samplers (--sampler-error) is no evaluation")
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
         result[name] = paired(*map(correct_of, rows))

@@ -113,6 +113,16 @@ def test_positions_that_would_end_the_text_come_last_where_asked(remasking):
     np.testing.assert_array_equal(np.isneginf(confidence), [[True, True, False]])
 
 
+def test_a_drawn_end_comes_last_whatever_was_likelier():
+    """Position first: the likeliest token is no end, but the draw is; and the leftmost fallback passes it over."""
+    logits, gumbel = jnp.zeros((1, 2, 6)).at[0, :, 4].set(2.0), jnp.zeros((1, 2, 6)).at[0, 0, CFG.eos_id].set(9.0)
+    decode = dataclasses.replace(DECODE, remasking="position_first", confidence_eos_eot_inf=True)
+    drawn, confidence = propose(logits, gumbel, None, CFG, decode)
+    assert drawn.tolist() == [[CFG.eos_id, 4]] and np.isneginf(confidence).tolist() == [[True, False]]
+    rule = dict(commit="threshold", threshold=1.0, fallback="leftmost", confidence_eos_eot_inf=True)
+    assert written(jnp.array([[-jnp.inf, -1.0, -0.5]]), (1, 1, 1), **rule) == [0, 1, 0]
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(commit="all"), "commit='all'"),
     (dict(fallback="first"), "fallback='first'"),
