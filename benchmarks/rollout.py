@@ -33,7 +33,7 @@ from comparison import (
 )
 from igpo_jax.diffusion.sampler import Sample, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, most_confident, propose, transfer_count
-from igpo_jax.model.transformer import forward, forward_flops, unembed
+from igpo_jax.model.transformer import forward, unembed
 
 TORCH_SIZES = {"rows": 4, "completion_length": 128, "steps": 32, "repetitions": 2}  # minutes on two cores
 EQUAL_TOKENS = 0.99  # at least; two libraries round differently, which decides near ties of a random network
@@ -43,7 +43,7 @@ EQUAL_TOKENS = 0.99  # at least; two libraries round differently, which decides 
 def plain_sample(params, prompt, valid, canvas, row_keys, cfg, decode):
     """The completions, int32 [b, l]. Arguments as those of `sample`."""
     rows, prompt_length = prompt.shape
-    steps_per_block = decode.steps // decode.blocks
+    steps_per_block = decode.steps_per_block
     tokens = jnp.concatenate([prompt, canvas], axis=1)
     valid = jnp.concatenate([valid, jnp.ones(canvas.shape, bool)], axis=1)
     position = jnp.arange(tokens.shape[1]) - prompt_length  # as the package counts: from the completion's start
@@ -96,7 +96,6 @@ def against_jax(inputs, cfg, decode: DecodeConfig, temperatures: tuple[float, ..
 def work_of(done: Sample, inputs, cfg, decode: DecodeConfig) -> dict:
     """Sizes, and what `sample` did; tokens: masks of the canvas, all of which became tokens."""
     _, prompt, _, canvas, _ = inputs
-    row_flops = forward_flops(cfg, prompt.shape[1] + decode.completion_length, decode.block_length)
     return {
         "rows": len(prompt),
         "prompt_length": prompt.shape[1],
@@ -106,7 +105,7 @@ def work_of(done: Sample, inputs, cfg, decode: DecodeConfig) -> dict:
         "tokens": int(np.sum(np.asarray(canvas) == cfg.mask_id)),
         "evaluations": done.evaluations,
         "rows_evaluated": done.rows_evaluated,
-        "model_flops": done.rows_evaluated * row_flops,
+        "model_flops": done.flops,
     }
 
 

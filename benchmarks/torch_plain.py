@@ -65,7 +65,7 @@ def plain_sample(weights: dict, prompt, valid, canvas, cfg: ModelConfig, decode:
     prompt, valid, canvas = (torch.from_numpy(np.array(x)).to(device) for x in (prompt, valid, canvas))
     tokens = torch.cat([prompt, canvas], 1).long()
     valid = torch.cat([valid, torch.ones_like(canvas, dtype=torch.bool)], 1)
-    steps, block = decode.steps // decode.blocks, decode.block_length
+    steps, block = decode.steps_per_block, decode.block_length
     for begin in range(prompt.shape[1], tokens.shape[1], block):
         masks = (tokens[:, begin : begin + block] == cfg.mask_id).sum(1)
         for step in range(steps):

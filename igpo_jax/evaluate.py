@@ -22,8 +22,8 @@ from ml_collections import ConfigDict, config_flags
 import igpo_jax
 from igpo_jax.command_line import parse_flags
 from igpo_jax.diffusion.unmasking import exact_sampler
-from igpo_jax.evaluation.approximation import compare_samplers, decode_of
-from igpo_jax.evaluation.protocol import load_problems, of_run, protocol_of, weights_digest
+from igpo_jax.evaluation.approximation import compare_samplers
+from igpo_jax.evaluation.protocol import decode_of, load_problems, of_run, protocol_of, weights_digest
 from igpo_jax.evaluation.run import compare, run_benchmark
 from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime import distributed
@@ -51,7 +51,8 @@ def main(_):
         with failing_together():
             if bool(WORKDIR.value) == (CONFIG.value is not None):
                 raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
-            config = of_run(WORKDIR.value, STAGE.value, _decoding()) if WORKDIR.value else CONFIG.value
+            section = "sampler" if SAMPLER_ERROR.value else "evaluation"
+            config = of_run(WORKDIR.value, STAGE.value, section) if WORKDIR.value else CONFIG.value
             problems, protocol = prepare(_with_sampler(config))
         check_same({f"benchmark {name}": of["data"] for name, of in protocol.items()})
     except ValueError as error:
@@ -65,10 +66,6 @@ def main(_):
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(card)
-
-
-def _decoding() -> str:
-    return "sampler" if SAMPLER_ERROR.value else "evaluation"
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:

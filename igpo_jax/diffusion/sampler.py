@@ -101,13 +101,13 @@ def sample(
         row_keys: PRNG keys [b], see `completion_keys`. The noise of a step belongs to (row key, position, step).
         cfg, decode: static.
     """
-    rows = _spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode))
+    rows = spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode))
     sizes, length = _batch_sizes(len(canvas)), prompt.shape[1] + decode.completion_length
     done = Sample(rows.tokens, rows.written_at, 0, 0, 0)
     for block in range(decode.blocks):
         size = len(rows.tokens)
         rows, counts = denoise_block(params, rows, np.int32(block), cfg, decode)
-        rows, full, partial, live = _spread(rows), int(counts.full), int(counts.partial), int(counts.live)
+        rows, full, partial, live = spread(rows), int(counts.full), int(counts.partial), int(counts.live)
         done = done.replace(
             evaluations=done.evaluations + full + partial,
             rows_evaluated=done.rows_evaluated + (full + partial) * size,
@@ -120,7 +120,7 @@ def sample(
         if live == 0:
             break
         if smaller < size:
-            rows = _spread(_take_live(rows, smaller))
+            rows = spread(_take_live(rows, smaller))
     return done
 
 
@@ -142,7 +142,7 @@ def _windows(decode: DecodeConfig) -> list[int]:
     return sizes[::-1]
 
 
-def _spread(rows: Rows) -> Rows:
+def spread(rows: Rows) -> Rows:
     """The same where they lie, over (data, fsdp) by name: what compilers leave lies there under several names, and each would
     be another program. Several processes cannot rename, and compile once more."""
     sharding = rows.tokens.sharding

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import Rows, active_of, begin_rows, block_network, end_block, write_step
+from igpo_jax.diffusion.sampler import Rows, active_of, begin_rows, block_network, end_block, spread, write_step
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.mesh import fetch
@@ -48,9 +48,10 @@ def sampler_error(
         kl: mean over masked positions and steps, nats. kl_by_step: the same by the step of a block, None where no row came
         to it. changed: share of the written tokens that exact logits would have drawn otherwise.
     """
-    rows, total = begin_rows(prompt, valid, canvas, row_keys, cfg, decode), None
+    rows, total = spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode)), None
     for block in range(decode.blocks):
         rows, errors = block_errors(params, rows, np.int32(block), cfg, decode)
+        rows = spread(rows)
         errors = jax.tree.map(np.float64, fetch(errors))
         total = errors if total is None else jax.tree.map(np.add, total, errors)
     by_step = [float(kl / n) if n else None for kl, n in zip(total.kl, total.masked, strict=True)]

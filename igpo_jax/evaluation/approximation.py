@@ -12,6 +12,7 @@ from igpo_jax.data.pipeline import cut_to_bucket, take_rows
 from igpo_jax.diffusion.sampler_error import sampler_error
 from igpo_jax.diffusion.unmasking import DecodeConfig, exact_sampler
 from igpo_jax.evaluation.decoding import denoise, noise_and_canvas
+from igpo_jax.evaluation.protocol import decode_of
 from igpo_jax.evaluation.run import correct_of, prompts_of, run_benchmark
 from igpo_jax.evaluation.statistics import paired
 from igpo_jax.inference import DiffusionLM
@@ -45,11 +46,6 @@ def compare_samplers(
     texts = [[c["text"] for row in of for c in row["completions"]] for of in rows]
     changed_texts = float(np.mean([one != other for one, other in zip(*texts, strict=True)]))
     return {"accuracy": paired(*map(correct_of, rows)), "changed_texts": changed_texts, **found}
-
-
-def decode_of(config: ConfigDict, name: str) -> DecodeConfig:
-    """How a benchmark's completions are decoded."""
-    return DecodeConfig(**config.decode.to_dict() | {"temperature": config.benchmarks[name].temperature})
 
 
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:

@@ -63,6 +63,11 @@ def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> Conf
     return config
 
 
+def decode_of(config: ConfigDict, name: str) -> DecodeConfig:
+    """How a benchmark's completions are decoded."""
+    return DecodeConfig(**config.decode.to_dict() | {"temperature": config.benchmarks[name].temperature})
+
+
 def protocol_of(config: ConfigDict, name: str, problems: Sequence[Problem]) -> dict[str, Any]:
     """All that decides the verdicts of a benchmark, but for the model."""
     part = config.benchmarks[name].to_dict()

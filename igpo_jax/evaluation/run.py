@@ -16,6 +16,7 @@ from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, prompt_arrays, ta
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluation.decoding import denoise
+from igpo_jax.evaluation.protocol import decode_of
 from igpo_jax.evaluation.statistics import paired, summary
 from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime.distributed import everywhere, share_rows
@@ -37,7 +38,7 @@ def run_benchmark(
     correct, the outcome of grading, and how many denoising steps wrote it.
     """
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
-    decode = DecodeConfig(**config.decode.to_dict() | {"temperature": part.temperature})
+    decode = decode_of(config, name)
     done = int(everywhere(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
     prompts = prompts_of(model, config, problems, decode)
     task = load_task(part.task.name)

@@ -305,7 +305,7 @@ def _layers(params, tokens, positions, valid, cfg: ModelConfig, wanted, remember
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """A few layers are no loop, and the last computes wanted positions only: on a CPU this saves a third of an update."""
+    """A few layers are no loop, and the last computes wanted positions only: on a CPU this saves a quarter of an update."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
