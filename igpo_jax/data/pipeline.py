@@ -145,7 +145,7 @@ def batches(arrays, batch_size: int, seed: int, buckets: Sequence[int]):
 
 
 def take_rows(arrays, index: np.ndarray):
-    """Some rows of a `PromptBatch` or `SFTBatch`."""
+    """Some rows of a `PromptBatch`, an `SFTBatch` or other arrays with the same leading axis."""
     return jax.tree.map(lambda x: x[index], arrays)
 
 

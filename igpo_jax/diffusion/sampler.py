@@ -45,6 +45,7 @@ class Sample:
     flops: int
 
 
+@jax.jit
 def completion_keys(key: jax.Array, problem_id: jax.Array, completion: jax.Array, attempt: int) -> jax.Array:
     """One key per row from (problem, completion index, attempt); never from the slot in the batch.
 

@@ -39,14 +39,24 @@ class Grades:
     broken: np.ndarray
 
 
+@flax.struct.dataclass
+class Start:
+    """Where G completions of each problem start, host arrays: canvas int32 [n, g, l], MASK or a hint token; hint bool [n, g, l];
+    ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
+
+    canvas: np.ndarray
+    hint: np.ndarray
+    ratio: np.ndarray
+
+
 # (problem ids uint32 [n], completions int32 [n, g, l]) -> a function that waits for the grades, which are under way
 Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 
 @flax.struct.dataclass
 class Try:
-    """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint bool [n, g, l]; grades [n, g];
-    ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
+    """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint and ratio as of `Start`; grades
+    [n, g]."""
 
     tokens: np.ndarray
     written_at: np.ndarray
@@ -98,13 +108,14 @@ def rollout(
         pause: called after every slice, on all processes; may raise.
     """
     clock, work = Stopwatch(), Counter()
-    first = _try(params, prompts, grade, key, FIRST_TRY, cfg, mesh, pause, clock, work)
+    first = _try(params, prompts, _blank(prompts, cfg), grade, key, FIRST_TRY, cfg, mesh, pause, clock, work)
     triggered = np.flatnonzero(~first.grades.correct.any(axis=1))
     second, replaced = None, np.zeros(first.grades.correct.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
-        hinted = _try(params, take_rows(prompts, padded), grade, key, SECOND_TRY, cfg, mesh, pause, clock, work)
+        chosen, start = take_rows((prompts, _hinted(prompts, key, cfg)), padded)
+        hinted = _try(params, chosen, start, grade, key, SECOND_TRY, cfg, mesh, pause, clock, work)
         second = take_rows(hinted, np.arange(len(triggered)))
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
@@ -123,9 +134,24 @@ def rollout(
     return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, metrics)
 
 
+def _blank(prompts: PromptBatch, cfg: RolloutConfig) -> Start:
+    shape = len(prompts.tokens), cfg.group_size, cfg.decode.completion_length
+    return Start(np.full(shape, cfg.model.mask_id, np.int32), np.zeros(shape, bool), np.zeros(shape[:2], np.float32))
+
+
+def _hinted(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> Start:
+    """Of all prompts, whichever need them: so there is one program, and hints are cheap."""
+    canvas = _blank(prompts, cfg).canvas
+    solution = prompts.trace, prompts.trace_length, prompts.hintable
+    flat = canvas.reshape(-1, canvas.shape[-1])
+    drawn = inpaint(jax.random.fold_in(key, HINTS), prompts.problem_id, flat, *solution, cfg.group_size, cfg.inpainting)
+    return Start(*(x.reshape(*canvas.shape[:2], *x.shape[1:]) for x in fetch(drawn)))
+
+
 def _try(
     params: Params,
     prompts: PromptBatch,
+    start: Start,
     grade: Grade,
     key: jax.Array,
     attempt: int,
@@ -135,39 +161,39 @@ def _try(
     clock: Stopwatch,
     work: Counter,
 ) -> Try:
-    """G completions of each prompt; the second try starts from a canvas with hints. What is sampled is graded while the next
-    slice is sampled."""
+    """G completions of each prompt. What is sampled is graded while the next slice is sampled."""
     done, grading, order = [], [], np.argsort(prompts.valid.sum(axis=1), kind="stable")
     for begin in range(0, len(order), cfg.prompts_at_once):
-        part = take_rows(prompts, order[begin : begin + cfg.prompts_at_once])
+        part, canvas = take_rows((prompts, start.canvas), order[begin : begin + cfg.prompts_at_once])
         with clock.measure("time/rollout"):
-            done.append(_sample(params, cut_to_bucket(part, cfg.prompt_buckets), key, attempt, cfg, mesh, work))
+            done.append(_sample(params, cut_to_bucket(part, cfg.prompt_buckets), canvas, key, attempt, cfg, mesh, work))
         grading.append(grade(part.problem_id, done[-1][0]))
         pause()
     with clock.measure("time/reward"):
         grades = jax.tree.map(lambda *of_slices: np.concatenate(of_slices), *(finish() for finish in grading))
-    back = np.argsort(order)
-    tokens, written_at, hint, ratio = (np.concatenate(x) for x in zip(*done, strict=True))
-    return take_rows(Try(tokens, written_at, hint, grades, ratio), back)
+    tokens, written_at, grades = take_rows((*map(np.concatenate, zip(*done, strict=True)), grades), np.argsort(order))
+    return Try(tokens, written_at, start.hint, grades, start.ratio)
 
 
 def _sample(
-    params: Params, prompts: PromptBatch, key: jax.Array, attempt: int, cfg: RolloutConfig, mesh: Mesh, work: Counter
-):
-    """tokens, written_at, hint [n, g, l] and ratio [n, g] of one slice, as of `Try`."""
-    n, g = len(prompts.tokens), cfg.group_size
+    params: Params,
+    prompts: PromptBatch,
+    canvas: np.ndarray,
+    key: jax.Array,
+    attempt: int,
+    cfg: RolloutConfig,
+    mesh: Mesh,
+    work: Counter,
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens and written_at of one slice, as of `Try`."""
+    n, g, _ = canvas.shape
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
-    canvas = np.full((n * g, cfg.decode.completion_length), cfg.model.mask_id, np.int32)
-    hint, ratio = np.zeros(canvas.shape, bool), np.zeros(n * g, np.float32)
-    if attempt == SECOND_TRY:
-        hints = (prompts.trace, prompts.trace_length, prompts.hintable)
-        inpainted = inpaint(jax.random.fold_in(key, HINTS), prompts.problem_id, canvas, *hints, g, cfg.inpainting)
-        canvas, hint, ratio = fetch(inpainted)
-    rows = put_rows((np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas), mesh)
-    done = sample(params, *rows, completion_keys(key, problem, completion, attempt), cfg.model, cfg.decode)
+    rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas.reshape(n * g, -1)
+    keys = completion_keys(key, problem, completion, attempt)
+    done = sample(params, *put_rows(rows, mesh), keys, cfg.model, cfg.decode)
     work.update(completions=n * g, evaluations=done.rows_evaluated, flops=done.flops)
-    arrays = (*fetch((done.tokens, done.written_at)), hint, ratio)
-    return tuple(x.reshape(n, g, *x.shape[1:]) for x in arrays)
+    tokens, written_at = fetch((done.tokens, done.written_at))
+    return tokens.reshape(canvas.shape), written_at.reshape(canvas.shape)
 
 
 def choose_replacements(

@@ -17,13 +17,14 @@ So the model knows how to work, rarely does it where it matters, and almost all 
 wrong. That is the situation IGPO is made for: the skill is there, the reward is not.
 """
 
+import itertools
 import re
 
 import numpy as np
 
 from igpo_jax.tasks.problem import Problem
 
-LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COINS = (1, 2, 5, 10, 20, 50)
 ANSWER = re.compile(r"=(\d\d)$")
 
@@ -59,9 +60,10 @@ def load(task, split: str, seed: int) -> list[Problem]:
         return list(held_out.values())
     problems: dict[str, Problem] = {}
     size = task.sft_problems if split == "sft" else task.rl_problems
+    slots, worked_share = task.slots, task.worked_share if split == "sft" else 1.0
     while len(problems) < size:
-        additions = int(draw.integers(task.slots // 2, task.slots + 1)) if split == "sft" else task.slots
-        problem = _problem(draw, additions, task.slots, task.worked_share if split == "sft" else 1.0)
+        additions = int(draw.integers(slots // 2, slots + 1)) if split == "sft" else slots
+        problem = _problem(draw, additions, slots, worked_share)
         if problem.question not in held_out:
             problems[problem.question] = problem
     return list(problems.values())
@@ -96,8 +98,8 @@ def _test_split(task) -> dict[str, Problem]:
 
 
 def _problem(draw: np.random.Generator, additions: int, slots: int, worked_share: float) -> Problem:
-    start, terms = int(draw.integers(100)), draw.choice(COINS, additions)
-    totals = (start + np.cumsum(terms)) % 100
+    start, terms = int(draw.integers(100)), [COINS[coin] for coin in draw.integers(len(COINS), size=additions)]
+    totals = [total % 100 for total in itertools.accumulate(terms, initial=start)][1:]
     question = f"{start:02d}" + "".join(f"+{term:02d}" for term in terms) + "..." * (slots - additions) + "="
     trace = "#" + "".join(f" {total:02d}" for total in totals) + f"={totals[-1]:02d}"
     return Problem(
@@ -112,5 +114,5 @@ def _problem(draw: np.random.Generator, additions: int, slots: int, worked_share
 
 
 def _scribbles(draw: np.random.Generator, additions: int) -> str:
-    words = "".join(f" {first}{second}" for first, second in draw.choice(LETTERS, (additions, 2)))
+    words = "".join(f" {LETTERS[first]}{LETTERS[second]}" for first, second in draw.integers(len(LETTERS), size=(additions, 2)))
     return f"~{words}=??"
