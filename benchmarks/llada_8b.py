@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 *prompts(n),
                 problem_id=np.arange(n, dtype=np.uint32),
                 completions=draw.integers(3, cfg.vocab_size // 2, (n, g, length), dtype=np.int32),
-                hint=np.zeros((n, g, length), bool),
+                written_at=np.zeros((n, g, length), np.int32),
                 in_loss=np.ones((n, g, length), bool),
                 advantages=draw.normal(size=(n, g)).astype(np.float32),
             ),

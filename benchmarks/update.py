@@ -34,6 +34,7 @@ from comparison import (
     write_cases,
 )
 from igpo_jax.model.transformer import ModelConfig, Params, forward_flops
+from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.rl.likelihood import GroupBatch, Scores, score
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
 from igpo_jax.rl.step import make_update
@@ -55,7 +56,7 @@ def random_batch(arguments, vocabulary: int) -> GroupBatch:
         valid=np.arange(arguments.prompt_length) >= draw.integers(0, arguments.prompt_length // 4 + 1, (n, 1)),
         problem_id=np.arange(n, dtype=np.uint32),
         completions=draw.integers(EOS + 1, vocabulary, (n, g, length), dtype=np.int32),
-        hint=draw.uniform(size=(n, g, length)) < 0.2,
+        written_at=np.where(draw.uniform(size=(n, g, length)) < 0.2, HINT, 0).astype(np.int32),
         in_loss=np.arange(length) < draw.integers(length // 2, length + 1, (n, g, 1)),
         advantages=draw.normal(size=(n, g)).astype(np.float32),
     )
@@ -67,7 +68,7 @@ def tiled(batch: GroupBatch, scores: Scores) -> tuple[GroupBatch, Scores]:
     copies = {name: np.repeat(getattr(batch, name), g, axis=0) for name in ("prompt", "valid", "problem_id")}
     own = {
         name: getattr(batch, name).reshape(n * g, 1, *getattr(batch, name).shape[2:])
-        for name in ("completions", "hint", "in_loss", "advantages")
+        for name in ("completions", "written_at", "in_loss", "advantages")
     }
     return GroupBatch(**copies, **own), jax.tree.map(lambda x: x.reshape(x.shape[0], n * g, 1, length), scores)
 

@@ -136,7 +136,7 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         *prompts(n),
         problem_id=array((n,), jnp.uint32),
         completions=tokens(n, g, length),
-        hint=array((n, g, length), jnp.bool_),
+        written_at=tokens(n, g, length),
         in_loss=array((n, g, length), jnp.bool_),
         advantages=array((n, g), jnp.float32),
     )

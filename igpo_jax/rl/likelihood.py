@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.diffusion.sampler import completion_keys
+from igpo_jax.diffusion.sampler import HINT, completion_keys
 from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix
 from igpo_jax.model.vocabulary import HEAD, token_scores
 from igpo_jax.runtime.mesh import BATCH, join_rows, shard_rows, split_rows
@@ -32,17 +32,22 @@ MASKS = 4  # what the masks' keys fold into the iteration's key; rollout.py has 
 class GroupBatch:
     """What a rollout hands to the updates: N prompts with G completions each.
 
-    prompt int32 [n, p], valid bool [n, p], problem_id uint32 [n], completions int32 [n, g, l], hint bool [n, g, l],
-    in_loss bool [n, g, l] (up to the first EOS, inclusive), advantages float32 [n, g].
+    prompt int32 [n, p], valid bool [n, p], problem_id uint32 [n], completions int32 [n, g, l], written_at int32 [n, g, l]
+    (see `sampler.Sample`), in_loss bool [n, g, l] (up to the first EOS, inclusive), advantages float32 [n, g].
     """
 
     prompt: jax.Array
     valid: jax.Array
     problem_id: jax.Array
     completions: jax.Array
-    hint: jax.Array
+    written_at: jax.Array
     in_loss: jax.Array
     advantages: jax.Array
+
+    @property
+    def hint(self) -> jax.Array:
+        """bool [n, g, l], tokens that were given."""
+        return self.written_at == HINT
 
 
 def inner_masks(key: jax.Array, batch: GroupBatch, estimator: str, inner_steps: int) -> jax.Array:

@@ -125,7 +125,7 @@ def rollout(
         valid=prompts.valid,
         problem_id=prompts.problem_id,
         completions=final.tokens,
-        hint=final.hint,
+        written_at=final.written_at,
         in_loss=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
         advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )

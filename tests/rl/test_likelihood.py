@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
 from igpo_jax.rl.likelihood import (
     LOWEST_LEVEL,
@@ -37,7 +38,7 @@ def make_batch():
         valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=draw.permutation(100)[:N].astype(np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        hint=draw.uniform(size=(N, G, LENGTH)) < 0.4,
+        written_at=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
         in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
         advantages=draw.normal(size=(N, G)).astype(np.float32),
     )

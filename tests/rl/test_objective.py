@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics, policy_terms
@@ -35,7 +36,7 @@ def make_batch():
         valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=np.arange(N, dtype=np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        hint=draw.uniform(size=(N, G, LENGTH)) < 0.4,
+        written_at=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
         in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
         advantages=draw.normal(size=(N, G)).astype(np.float32),
     )

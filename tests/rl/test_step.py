@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from igpo_jax.diffusion.sampler import completion_keys, denoise_block, sample
+from igpo_jax.diffusion.sampler import HINT, completion_keys, denoise_block, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
@@ -30,7 +30,7 @@ def make_batch(seed=0):
         valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=np.arange(N, dtype=np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        hint=draw.uniform(size=(N, G, LENGTH)) < 0.4,
+        written_at=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
         in_loss=np.ones((N, G, LENGTH), bool),
         advantages=np.tile(np.array([0.5, -0.5], np.float32), (N, 1)),
     )
