@@ -8,7 +8,7 @@ REWARD_OPTIONS names the keys of the section that these two take.
 
 import importlib
 
-TASKS = ("arithmetic", "countdown", "math", "sudoku")
+TASKS = ("arithmetic", "countdown", "math", "sudoku", "words")
 
 
 def load_task(name: str):
