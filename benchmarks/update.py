@@ -33,9 +33,9 @@ from comparison import (
     seconds_in_turn,
     write_cases,
 )
-from igpo_jax.model.transformer import ModelConfig, Params, forward_flops
 from igpo_jax.diffusion.sampler import HINT
-from igpo_jax.rl.likelihood import GroupBatch, Scores, score
+from igpo_jax.model.transformer import ModelConfig, Params, forward_flops
+from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.hlo_cost import program_cost
@@ -70,7 +70,12 @@ def tiled(batch: GroupBatch, scores: Scores) -> tuple[GroupBatch, Scores]:
         name: getattr(batch, name).reshape(n * g, 1, *getattr(batch, name).shape[2:])
         for name in ("completions", "written_at", "in_loss", "advantages")
     }
-    return GroupBatch(**copies, **own), jax.tree.map(lambda x: x.reshape(x.shape[0], n * g, 1, length), scores)
+    batch = GroupBatch(**copies, **own)
+    per_token = {
+        name: getattr(scores, name).reshape(-1, n * g, 1, length) for name in ("old", "reference", "in_loss", "entropy")
+    }
+    views = jax.device_get(views_of(jax.random.key(0), batch, ObjectiveConfig()))
+    return batch, Scores(views=views, **per_token)
 
 
 def assert_equal(params, sides, cfg, objective, mesh) -> float:

@@ -13,8 +13,8 @@ from igpo_jax.rl.likelihood import (
     GroupBatch,
     entropy_filter,
     hidden_states,
-    inner_masks,
     score,
+    views_of,
 )
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.mesh import put_rows
@@ -68,18 +68,17 @@ def test_mean_field_equals_a_row_per_completion(mesh):
     seen = np.full(batch.completions.shape, MASK)
     log_probs, entropy = tiled_log_probs(old, batch, seen)
     assert scores.old.shape == (1, N, G, LENGTH)
-    assert scores.masked.all()
+    assert scores.views.masked.all() and (scores.views.weight == 1).all() and scores.views.scored.all()
     np.testing.assert_allclose(scores.old[0], log_probs, atol=2e-5)
     np.testing.assert_allclose(scores.entropy[0], entropy, atol=2e-5)
     np.testing.assert_allclose(scores.reference[0], tiled_log_probs(reference, batch, seen)[0], atol=2e-5)
 
 
-def test_mean_field_sends_one_row_per_prompt_through_the_network():
-    batch = make_batch()
-    hidden = jax.eval_shape(
-        lambda params: hidden_states(params, batch, jnp.ones(batch.completions.shape, bool), "mean_field", CFG),
-        make_params(0),
-    )
+@pytest.mark.parametrize("estimator", ["mean_field", "prompt_masked"])
+def test_what_does_not_look_at_completions_sends_one_row_per_prompt_through_the_network(estimator):
+    batch, objective = make_batch(), ObjectiveConfig(estimator)
+    views = jax.tree.map(lambda x: x[0], views_of(jax.random.key(0), batch, objective))
+    hidden = jax.eval_shape(lambda params: hidden_states(params, batch, views, CFG), make_params(0))
     assert hidden.shape == (N, 1, LENGTH, CFG.width)
 
 
@@ -88,17 +87,18 @@ def test_masked_scores_see_what_is_not_masked(mesh):
     scores = score(old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh)
     assert scores.old.shape == (3, N, G, LENGTH)
     for step in range(3):
-        masked = np.asarray(scores.masked[step])
+        masked = np.asarray(scores.views.masked[step, :, 0])
         assert step == 2 or not masked.all()
         log_probs, entropy = tiled_log_probs(old, batch, np.where(masked, MASK, batch.completions))
-        np.testing.assert_allclose(scores.old[step], log_probs, atol=2e-5)
-        np.testing.assert_allclose(scores.entropy[step], entropy, atol=2e-5)
+        np.testing.assert_array_equal(scores.views.scored[step], masked)
+        np.testing.assert_allclose(scores.old[step], np.where(masked, log_probs, 0), atol=2e-5)
+        np.testing.assert_allclose(scores.entropy[step], np.where(masked, entropy, 0), atol=2e-5)
     np.testing.assert_allclose(scores.old, scores.reference, atol=1e-6)  # the same sums, perhaps in another order
 
 
-@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
-def test_scores_do_not_depend_on_the_mesh(estimator, mesh_of):
-    objective = ObjectiveConfig(estimator=estimator, inner_steps=2)
+@pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("prompt_masked", 1), ("masked", 1), ("coupled", 2)])
+def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
+    objective = ObjectiveConfig(estimator, samples, inner_steps=2)
 
     def scores_on(shape, parts=1):
         mesh = mesh_of(shape)
@@ -112,7 +112,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, mesh_of):
         have = scores_on(shape, parts)
         for name in ("old", "reference", "entropy"):
             np.testing.assert_allclose(getattr(have, name), getattr(expected, name), atol=2e-5, err_msg=f"{name} {shape}")
-        np.testing.assert_array_equal(have.masked, expected.masked)
+        jax.tree.map(np.testing.assert_array_equal, have.views, expected.views)
         np.testing.assert_array_equal(have.in_loss, expected.in_loss)
 
 
@@ -135,24 +135,35 @@ def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
 # Masks of the masked estimator
 
 
-def test_masks_belong_to_the_completion_not_to_its_place_in_the_batch():
+RANDOM = [("prompt_masked", 1), ("masked", 1), ("elbo", 3), ("quadrature", 3), ("coupled", 4)]
+
+
+@pytest.mark.parametrize("estimator, samples", RANDOM)
+def test_masks_belong_to_the_completion_not_to_its_place_in_the_batch(estimator, samples):
     batch, order = make_batch(), np.random.default_rng(1).permutation(N)
-    masks = inner_masks(jax.random.key(0), batch, "masked", 4)
-    np.testing.assert_array_equal(inner_masks(jax.random.key(0), batch, "masked", 4), masks)
-    moved = jax.tree.map(lambda x: x[order], batch)
-    np.testing.assert_array_equal(inner_masks(jax.random.key(0), moved, "masked", 4), masks[:, order])
-    assert not np.array_equal(inner_masks(jax.random.key(1), batch, "masked", 4), masks)
+    objective = ObjectiveConfig(estimator, samples, inner_steps=2)
+    views = views_of(jax.random.key(0), batch, objective)
+    jax.tree.map(np.testing.assert_array_equal, views_of(jax.random.key(0), batch, objective), views)
+    moved = views_of(jax.random.key(0), jax.tree.map(lambda x: x[order], batch), objective)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, order]), moved, views)
+    other = views_of(jax.random.key(1), batch, objective)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(views), strict=True))
+
+
+def masks_of(batch, inner_steps):
+    """Of the estimator masked, [e, n, g, l]."""
+    return views_of(jax.random.key(0), batch, ObjectiveConfig("masked", inner_steps=inner_steps)).scored
 
 
 def test_masks_differ_between_problems_completions_and_inner_steps():
     long = make_batch().replace(completions=np.zeros((N, G, 500), np.int32))
-    masks = np.asarray(inner_masks(jax.random.key(0), long, "masked", 3))[:2]  # the last step masks everything
+    masks = np.asarray(masks_of(long, 3))[:2]  # the last step masks everything
     assert len(np.unique(masks.reshape(-1, 500), axis=0)) == 2 * N * G
 
 
 def test_later_inner_steps_mask_more_and_the_last_one_everything():
     long = make_batch().replace(completions=np.zeros((N, G, 2000), np.int32))
-    share = np.asarray(inner_masks(jax.random.key(0), long, "masked", 4)).mean(axis=-1)
+    share = np.asarray(masks_of(long, 4)).mean(axis=-1)
     assert (np.diff(share, axis=0) > 0).all()
     assert (share[-1] == 1).all()
     first = share[0]
@@ -163,7 +174,7 @@ def test_later_inner_steps_mask_more_and_the_last_one_everything():
 
 
 def test_a_single_inner_step_has_masked_and_unmasked_tokens():
-    share = np.asarray(inner_masks(jax.random.key(0), make_batch(), "masked", 1)).mean()
+    share = np.asarray(masks_of(make_batch(), 1)).mean()
     assert 0.3 < share < 0.95
 
 
@@ -190,6 +201,10 @@ def test_of_equal_entropies_the_first_are_kept():
     )
 
 
+def test_nothing_is_kept_at_share_zero():
+    assert not entropy_filter(jnp.ones((2, 3)), jnp.ones((2, 3), bool), 0.0).any()
+
+
 def test_everything_is_kept_at_share_one():
     candidates = jnp.array([[False, True, True], [True, True, True]])
     np.testing.assert_array_equal(entropy_filter(jnp.ones((2, 3)), candidates, 1.0), candidates)
@@ -200,8 +215,8 @@ def test_the_loss_mask_keeps_generated_tokens_and_uncertain_hints(estimator, mes
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, entropy_keep=0.5)
     batch = make_batch()
     scores = jax.device_get(score(make_params(0), make_params(1), batch, jax.random.key(0), CFG, objective, mesh))
-    for masked, in_loss, entropy in zip(scores.masked, scores.in_loss, scores.entropy, strict=True):
-        counts = batch.in_loss & masked
+    for scored, in_loss, entropy in zip(scores.views.scored, scores.in_loss, scores.entropy, strict=True):
+        counts = batch.in_loss & scored
         np.testing.assert_array_equal(in_loss & ~batch.hint, counts & ~batch.hint)
         # Hints after the first EOS are no candidates: they would use up the budget.
         for row in np.ndindex(N, G):

@@ -31,12 +31,13 @@ def moved(params, distance):
 
 def make_batch():
     draw = np.random.default_rng(0)
+    hint = (draw.uniform(size=(N, G, LENGTH)) < 0.4) & (np.arange(LENGTH) > 0)
     return GroupBatch(
         prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
         valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=np.arange(N, dtype=np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        written_at=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
+        written_at=np.where(hint, HINT, draw.integers(0, LENGTH, hint.shape)).astype(np.int32),
         in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
         advantages=draw.normal(size=(N, G)).astype(np.float32),
     )
@@ -210,7 +211,22 @@ def test_a_row_without_tokens_costs_nothing():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(estimator="elbo"), "objective.estimator='elbo'"),
+    (dict(estimator="exact"), "objective.estimator='exact'.*mean_field.*elbo.*trace"),
+    (dict(samples=2), "objective.samples=2.*mean_field"),
+    (dict(estimator="coupled", samples=3), "objective.samples=3.*pairs"),
+    (dict(estimator="elbo", samples=0), "objective.samples=0"),
+    (dict(upper_weight=0.5), "objective.upper_weight=0.5"),
+    (dict(estimator="trace", samples=2, upper_weight=0.5), "objective.upper_weight=0.5"),
+    (dict(estimator="elbo", samples=2, upper_weight=1.5), "upper_weight"),
+    (dict(estimator="elbo", samples=2, upper_power=0.5), "upper_power"),
+    (dict(loss="ppo"), "objective.loss='ppo'"),
+    (dict(loss="wd1", ratio="token"), "objective.ratio='token'"),
+    (dict(kl="k4"), "objective.kl='k4'"),
+    (dict(normalization="canvas"), "objective.ratio='token'"),
+    (dict(normalization="canvas", ratio="token", normalize_advantages=True), "objective.normalize_advantages"),
+    (dict(released=True, kl="k2"), "objective.released=True"),
+    (dict(released=True, estimator="elbo"), "objective.released=True"),
+    (dict(hint_supervision=-1.0), "hint_supervision"),
     (dict(ratio="word"), "objective.ratio='word'"),
     (dict(entropy_keep=1.2), "objective.entropy_keep=1.2"),
     (dict(inner_steps=0), "objective.inner_steps"),
@@ -224,20 +240,41 @@ def test_impossible_configs_are_refused(change, message):
 # The whole objective
 
 
-@pytest.mark.parametrize("estimator", ["mean_field", "masked"])
-def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, mesh):
-    """With rows of equal weight, so the loss is minus the mean advantage: zero where groups are centred."""
-    # Two inner steps: the second one masks everything, so that every row has tokens in the loss.
-    objective, params, batch = ObjectiveConfig(estimator=estimator, inner_steps=2), make_params(0), make_batch()
-    scores = jax.tree.map(lambda x: x[-1], scores_of(params, params, batch, objective, mesh))
-    run = jax.jit(functools.partial(loss_and_statistics, cfg=CFG, objective=objective, mesh=mesh))
-    loss, statistics = run(params, batch, scores)
+EVERY_ESTIMATOR = [
+    dict(estimator="mean_field"),
+    dict(estimator="prompt_masked"),
+    dict(estimator="masked"),
+    dict(estimator="elbo", samples=3),
+    dict(estimator="quadrature", samples=3),
+    dict(estimator="coupled", samples=2),
+    dict(estimator="coupled", samples=2, upper_weight=0.5, upper_power=1.5),
+    dict(estimator="trace", samples=3),
+]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("how", [dict(), dict(ratio="token", kl="k2"), dict(kl="k1")], ids=["sequence", "token", "k1"])
+@pytest.mark.parametrize("estimator", EVERY_ESTIMATOR, ids=lambda values: "-".join(map(str, values.values())))
+def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, parts, mesh):
+    """With rows of equal weight, so the loss is minus the mean advantage: zero where groups are centred. However the rows are
+    divided for scoring."""
+    # Two inner steps: the second one of `masked` masks everything, so that every row has tokens in the loss.
+    objective, params = ObjectiveConfig(**estimator, **how, inner_steps=2), make_params(0)
+
+    def run(batch):
+        scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh, parts)
+        scores = jax.tree.map(lambda x: x[-1], scores)
+        function = jax.jit(functools.partial(loss_and_statistics, cfg=CFG, objective=objective, mesh=mesh))
+        return function(params, batch, scores)
+
+    batch = make_batch()
+    loss, statistics = run(batch)
     assert loss == pytest.approx(-batch.advantages.mean(), abs=1e-5)
     assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
-    assert statistics["policy/kl"] == pytest.approx(0, abs=1e-7)
+    assert statistics["policy/kl"] == pytest.approx(0, abs=1e-6)
     assert statistics["policy/clip_fraction"] == statistics["policy/overflow"] == 0
     centred = batch.replace(advantages=np.asarray(advantages(batch.advantages, normalize=False)))
-    assert run(params, centred, scores)[0] == pytest.approx(0, abs=1e-5)
+    assert run(centred)[0] == pytest.approx(0, abs=1e-5)
 
 
 def test_groups_of_equal_rewards_have_no_gradient(mesh):
@@ -276,17 +313,21 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, released, mesh_
 
 
 def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
-    """mean_field tiles nothing; masked with everything masked sends each completion through the network."""
-    batch, shared, tiled = make_batch(), ObjectiveConfig(kl_coefficient=0.2), ObjectiveConfig("masked", kl_coefficient=0.2)
-    scores = first(scores_of(make_params(0), make_params(1), batch, shared, mesh))
+    """mean_field tiles nothing; views with a row per completion send each of them through the network."""
+    batch, objective = make_batch(), ObjectiveConfig(kl_coefficient=0.2)
+    shared = first(scores_of(make_params(0), make_params(1), batch, objective, mesh))
+    rows = (N, 1, G)
+    views = shared.views.replace(
+        masked=np.ones((*rows, LENGTH), bool), prompt_masked=np.zeros((*rows, P_LENGTH), bool)
+    )
 
-    def run(objective):
+    def run(scores):
         def loss(params):
             return loss_and_statistics(params, batch, scores, CFG, objective, mesh)[0]
 
         return jax.jit(jax.value_and_grad(loss))(moved(make_params(0), 0.1))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(tiled))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(shared.replace(views=views)))
 
 
 def test_gradient_accumulation_changes_nothing(mesh):
