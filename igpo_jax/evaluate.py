@@ -10,7 +10,6 @@ parallel sampler with the exact one: logits step by step, work, and accuracy.
 
 import json
 import pathlib
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -142,7 +141,7 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
 
 def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
     """All benchmarks; returns the card as text."""
-    begin, commit = time.monotonic(), _commit()
+    begin, where = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
     numbers = {name: measure(model, config, name, of, folder) for name, of in problems.items()}
     card = {
@@ -151,8 +150,7 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
         "protocol": protocol,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
-        "commit": commit,
-        **environment(),
+        **where,
     }
     text = json.dumps(card, indent=2, ensure_ascii=False)
     if jax.process_index() == 0:
@@ -165,16 +163,6 @@ def _default_output(model) -> pathlib.Path:
         raise ValueError("--output=DIR is missing: where the evaluation goes")
     name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
     return pathlib.Path(model.origin["path"], "evaluations", name)
-
-
-def _commit() -> str | None:
-    """Of the package's repository, where it is one."""
-    here = pathlib.Path(igpo_jax.__file__).parent
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None
 
 
 def diff(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import platform
+import subprocess
 from importlib import metadata
 
 import jax
@@ -24,7 +25,7 @@ def accuracy_with_interval(accuracy: float, problems: int) -> dict:
 
 
 def environment() -> dict:
-    """Device and versions."""
+    """Device and versions; the commit of the package's repository, where it is one."""
     device = jax.devices()[0]
     return {
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -32,7 +33,17 @@ def environment() -> dict:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    here = pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None
 
 
 def decoding(experiment: Experiment) -> dict:

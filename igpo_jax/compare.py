@@ -1,0 +1,139 @@
+"""python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
+       [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
+
+Trains every arm (igpo_jax/comparison/arms.py) with every seed, from the same supervised stage per seed, and writes
+comparison.html, comparison.md and comparison.json: accuracy with intervals at equal prompts and at equal network
+evaluations, paired by problem, and a verdict on every claim that the arms can decide. The same command goes on where it was
+stopped; runs that are finished are kept. --quick is the same with few iterations: a check of the machinery in minutes.
+"""
+
+import concurrent.futures
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from igpo_jax import config as configuration
+from igpo_jax.command_line import parse_flags
+from igpo_jax.comparison.arms import ARMS, arms_of, seeds_of
+from igpo_jax.comparison.numbers import compare_runs
+from igpo_jax.comparison.page import write_comparison
+from igpo_jax.runtime.files import claim, write_whole
+from igpo_jax.runtime.metrics import progress
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
+SEEDS = flags.DEFINE_string("seeds", "0..4", "FIRST..LAST, or a list.")
+OUTPUT = flags.DEFINE_string("output", None, "The comparison's folder; runs/compare-CONFIG by default.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
+QUICK = flags.DEFINE_boolean("quick", False, "Few iterations.")
+
+QUICK_OVERRIDES = {"sft.updates": 1500, "rl.iterations": 10}
+SUPERVISED = "supervised"
+
+
+def main(_) -> None:
+    overrides = [f"--config.{key}={value}" for key, value in QUICK_OVERRIDES.items() if QUICK.value]
+    overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one counts
+    file = flags.FLAGS["config"].config_filename
+    name = pathlib.Path(file.partition(":")[0]).stem
+    folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
+    try:
+        arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value)
+        check_arms(CONFIG.value, arms, overrides)
+        claim(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
+        train_all(folder, file, arms, seeds, overrides)
+        found = compare_runs(folder, arms, seeds)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    write_comparison(folder, found)
+    print((folder / "comparison.md").read_text())
+    print(f"report: {folder / 'comparison.html'}")
+
+
+def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
+    """Before anything is trained.
+
+    Raises:
+        ValueError: an arm's configuration cannot work, or seeds are given twice.
+    """
+    if any(override.startswith("--config.seed") for override in overrides):
+        raise ValueError("--config.seed is what --seeds gives")
+    for arm in arms:
+        of_arm = config.copy_and_resolve_references()
+        of_arm.update_from_flattened_dict(ARMS[arm].overrides)
+        try:
+            configuration.parse(of_arm)
+        except ValueError as error:
+            raise ValueError(f"arm {arm}: {error}") from None
+
+
+def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
+    """Every run that is not finished: first the supervised stage of every seed, then the arms.
+
+    Raises:
+        RuntimeError: a run fails; the others that have begun are waited for, and no more are started.
+    """
+    stages = [[(seed, SUPERVISED) for seed in seeds], [(seed, arm) for seed in seeds for arm in arms]]
+    with progress(sum(map(len, stages)), 0, "runs") as bar, concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
+        for stage in stages:
+            running = [pool.submit(train, folder, file, seed, arm, overrides) for seed, arm in stage]
+            for done in concurrent.futures.as_completed(running):
+                if done.exception():
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise done.exception()
+                bar.update(1)
+
+
+def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str]) -> None:
+    """One run, in a process of its own.
+
+    Raises:
+        RuntimeError: it fails; names its log.
+    """
+    run = run_folder(folder, seed, arm)
+    if (run / "result.json").is_file():
+        return
+    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
+    if not run.exists():
+        begin(folder, run, None if arm == SUPERVISED else run_folder(folder, seed, SUPERVISED))
+    command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
+    command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
+    log = run.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        done = subprocess.run(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    if done.returncode or not (run / "result.json").is_file():
+        raise RuntimeError(f"the run {run} has stopped (exit code {done.returncode}), see {log}; the same command goes on")
+
+
+def run_folder(folder: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
+    return folder / f"seed-{seed}" / arm
+
+
+def begin(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) -> None:
+    """A run's folder. It shares compiled programs with the others; and where `source` has done the supervised stage, which is
+    the same for all arms, bit by bit, it begins from a copy of that."""
+    new = run.with_name(f"{run.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    (folder / "compiled").mkdir(exist_ok=True)
+    (new / "compiled").symlink_to(pathlib.Path("..", "..", "compiled"))
+    if source is not None and (source / "checkpoints" / "sft").is_dir():
+        shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
+    for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
+        if source is not None and (source / name).is_file():
+            write_whole(new / name, (source / name).read_bytes())
+    new.rename(run)
+
+
+def run() -> None:
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,109 @@
+"""The arms of a comparison and its claims: which keys of a configuration an arm changes, and what is asked of the numbers."""
+
+import dataclasses
+from typing import Any
+
+Overrides = dict[str, Any]
+
+NO_HINTS: Overrides = {"inpainting.enabled": False}
+# igpo_method.md 9, as far as hints and the loss go: the answer leaks, chunks move, the entropy filter is bypassed.
+REF: Overrides = {
+    "inpainting.exclude_answer": False,
+    "inpainting.round_up": True,
+    "inpainting.stretch": True,
+    "inpainting.by_completion": True,
+    "objective.released": True,
+}
+POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """overrides: of the configuration's keys."""
+
+    title: str
+    overrides: Overrides
+
+
+ARMS = {
+    "grpo": Arm("GRPO, no hints", NO_HINTS),
+    "resample": Arm("GRPO, all-wrong groups sampled again", {"inpainting.policy": "none"}),
+    "dapo": Arm("GRPO with dynamic sampling (DAPO), up to 4 batches", NO_HINTS | {"rl.dynamic_batches": 4}),
+    "igpo": Arm("IGPO as in the paper", {}),
+    "igpo_ref": Arm("IGPO as the released code does it", REF),
+    "full_hint": Arm("the whole solution as hint, without the answer", {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}),
+    "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
+    "curriculum": Arm("hint ratio follows success towards one half", {"inpainting.curriculum": 0.5}),
+    "own_hints": Arm("hints from own earlier answers", {"inpainting.source": "own"}),
+    "all_hint_tokens": Arm("IGPO, trained on all hint tokens", {"objective.entropy_keep": 1.0}),
+    "no_hint_tokens": Arm("IGPO, trained on no hint token", {"objective.entropy_keep": 0.0}),
+    "supervised_hints": Arm(
+        "IGPO, hint tokens supervised instead", {"objective.entropy_keep": 0.0, "objective.hint_supervision": 0.1}
+    ),
+    "grpo_position_first": Arm("GRPO, position-first sampling", NO_HINTS | POSITION_FIRST),
+    "igpo_position_first": Arm("IGPO, position-first sampling", POSITION_FIRST),
+}
+
+# What decides a claim: final accuracy on all problems, on the hardest third, or minus the mean share of groups that are all
+# wrong before hints.
+ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """better - worse > margin, in points; of several arms in `worse` the best counts."""
+
+    text: str
+    better: str
+    worse: tuple[str, ...]
+    measure: str = ALL
+    margin: float = 0.0
+
+
+CLAIMS = (
+    Claim("Hints help: IGPO is above GRPO", "igpo", ("grpo",)),
+    Claim("Hints are worth more than more samples: IGPO is above resampled GRPO", "igpo", ("resample",)),
+    Claim("Hints are worth more than dynamic sampling: IGPO is above DAPO", "igpo", ("dapo",)),
+    Claim("On the hardest third, IGPO is at least 10 points above GRPO", "igpo", ("grpo",), HARD, 10.0),
+    Claim("On the hardest third, IGPO is at least 5 points above resampling and DAPO", "igpo", ("resample", "dapo"), HARD, 5.0),
+    Claim("All-wrong groups before the rescue: fewer with IGPO than with GRPO", "igpo", ("grpo",), ALL_WRONG),
+    Claim("Partial hints are better than full ones", "igpo", ("full_hint",)),
+    Claim("The entropy filter (0.2) is better than training on all hint tokens", "igpo", ("all_hint_tokens",)),
+    Claim("The paper's rules are better than the released code's", "igpo", ("igpo_ref",)),
+    Claim("Hints help position-first sampling, too", "igpo_position_first", ("grpo_position_first",)),
+    Claim("Position-first sampling alone is better than GRPO", "grpo_position_first", ("grpo",)),
+    Claim("A curriculum is better than a fixed ratio", "curriculum", ("igpo",)),
+    Claim("Own earlier answers as hints are better than none", "own_hints", ("grpo",)),
+    Claim("The solution's hints are better than own ones", "igpo", ("own_hints",)),
+)
+
+
+def arms_of(names: str) -> list[str]:
+    """Of a comma-separated list, or `all`.
+
+    Raises:
+        ValueError: there is no such arm.
+    """
+    chosen = list(ARMS) if names == "all" else [name for name in names.split(",") if name]
+    for name in chosen:
+        if name not in ARMS:
+            raise ValueError(f"--arms: there is no arm {name!r}; there are: {', '.join(ARMS)}")
+    if len(chosen) != len(set(chosen)) or not chosen:
+        raise ValueError(f"--arms={names} names no arm, or one twice")
+    return chosen
+
+
+def seeds_of(text: str) -> list[int]:
+    """`0..4` or `0,3,7`.
+
+    Raises:
+        ValueError: neither.
+    """
+    first, dots, last = text.partition("..")
+    try:
+        seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(seeds) != len(set(seeds)):
+        raise ValueError(f"--seeds={text} is neither FIRST..LAST nor a list of different numbers")
+    return seeds
