@@ -53,6 +53,9 @@ class RLConfig:
     checkpoint_every: int = 20  # iterations
     eval_every: int = 20  # iterations; 0: only before and after the stage
     show_every: int = 10  # iterations between rollouts that are kept for the report
+    # At most so many batches of `prompts` are sampled in an iteration, until there are `prompts` groups that are neither all
+    # correct nor all wrong.
+    dynamic_batches: int = 1
     # With sampler.cache: iterations between measurements of its error, 0: none; and the error (KL of the exact and the cached
     # distribution of a token, in nats) above which rollouts are exact until it is measured again, 0: never.
     probe_every: int = 20
@@ -251,8 +254,10 @@ def _check(settings: Settings) -> None:
                     value == defaults[name][key],
                     f"{name}.{key}={value!r} and model.path={model['path']!r} are both given; the folder decides {name}.{key}",
                 )
+    hints = settings.inpainting
+    hides_answers = hints.exclude_answer and hints.policy != "none" and hints.source == "solution"
     require(
-        not (settings.inpainting.exclude_answer and "{response}" in settings.task.get("demonstration", "")),
+        not (hides_answers and "{response}" in settings.task.get("demonstration", "")),
         "task.demonstration has {response}, whose answers are not known to stand anywhere, and inpainting.exclude_answer=True "
         "hides answers; use {solution} and {answer}",
     )
@@ -272,6 +277,7 @@ def _check(settings: Settings) -> None:
     except ValueError as error:
         raise ValueError(f"model.{error}") from None
     require(rl.eval_every >= 0 and rl.show_every >= 1, "rl.eval_every must be at least 0, rl.show_every at least 1")
+    require(rl.dynamic_batches >= 1, f"rl.dynamic_batches={rl.dynamic_batches} must be at least 1")
     require(rl.probe_every >= 0 and rl.probe_limit >= 0, "rl.probe_every and rl.probe_limit must not be negative")
     require(
         not rl.probe_limit or (rl.probe_every > 0 and settings.rollout_decode.cache != "none"),

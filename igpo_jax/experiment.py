@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
+from igpo_jax.diffusion.inpainting import UNKNOWN, showable
 from igpo_jax.evaluation.decoding import decode_completions
 from igpo_jax.model import lora
 from igpo_jax.model.checkpoints import copy_small_files, load_params, new_folder, stored_weight_map, write_safetensors
@@ -47,6 +48,11 @@ class ProblemSet:
     @functools.cached_property
     def by_id(self) -> dict[int, Problem]:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
+
+    def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
+        """Places of problems in the set, int [n], from uint32 [n]."""
+        order = np.argsort(self.prompts.problem_id)
+        return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +128,29 @@ class Experiment:
         """One thread, which waits for the processes that grade."""
         return ThreadPoolExecutor(max_workers=1)
 
-    def accuracy(self, params: Params, pause: Callable[[], None] = lambda: None) -> float:
-        """Share of the test problems that the decoding of evaluations solves. pause: see `decode_completions`."""
+    def with_own_solutions(self, prompts: PromptBatch, memory: np.ndarray) -> PromptBatch:
+        """Prompts of the RL split, whose traces are what the memory has of them (see `remember`), as far as it may be shown;
+        where it has nothing, there is nothing to show."""
+        task, eos_id = load_task(self.settings.task.name), self.tokenizer.eos_id
+        options = {name: self.settings.task[name] for name in task.REWARD_OPTIONS}
+        stated = functools.partial(task.stated, **options)
+        own = memory[self.rl_data.rows_of(prompts.problem_id)]
+        trace = np.where(own == UNKNOWN, eos_id, own)
+        length = (trace != eos_id).sum(axis=1, dtype=np.int32)
+        if self.settings.inpainting.exclude_answer:
+            completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
+            length = np.array([showable(tokens, self.tokenizer.decode, stated) for tokens in completions], np.int32)
+        return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])
+
+    def verdicts(self, params: Params, pause: Callable[[], None] = lambda: None) -> np.ndarray:
+        """Which test problems the decoding of evaluations solves, bool [problems]. pause: see `decode_completions`."""
         settings, test = self.settings, self.test_data
         batch_size = settings.evaluation.batch_size
         buckets = settings.data.prompt_buckets
         completions = decode_completions(
             params, test.prompts, self.model, settings.eval_decode, batch_size, buckets, self.mesh, pause
         )
-        return float(np.mean(self._grades(test.problems, completions[:, None])().correct, dtype=np.float64))
+        return self._grades(test.problems, completions[:, None])().correct[:, 0]
 
 
 def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:

@@ -23,7 +23,7 @@ from igpo_jax.diffusion.sampler_error import PROBED, block_errors
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.rl.likelihood import GroupBatch, Scores, score
+from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.chips import CHIPS, Chip, device_memory_gib
 from igpo_jax.runtime.hlo_cost import Cost, program_cost
@@ -51,7 +51,7 @@ class Program:
     """One compiled program of a run. arguments: as a run calls `function` with them, arrays as shapes with shardings.
     resident: what lies on the devices meanwhile, {name: pytree of such shapes}; the same object is the same array, and what
     is an argument, too, is counted there. used: whether this run has it at all. per_iteration: how often an iteration of
-    the RL stage runs it, if no group is all wrong."""
+    the RL stage runs it, if no group is all wrong and one batch of prompts is enough."""
 
     name: str
     function: Any
@@ -132,6 +132,8 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         host((at_once,), jnp.int32),
         host((at_once, length), jnp.bool_),
     )
+    ratios = host((), jnp.float32), host((), jnp.float32)
+    gives_hints = settings.inpainting.policy != "none"
     groups = GroupBatch(
         *prompts(n),
         problem_id=array((n,), jnp.uint32),
@@ -140,13 +142,15 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         in_loss=array((n, g, length), jnp.bool_),
         advantages=array((n, g), jnp.float32),
     )
-    masks = 1 if objective.estimator == "mean_field" else objective.inner_steps
+    on_host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
+    views = jax.eval_shape(lambda batch: views_of(jax.random.key(0), batch, objective), on_host)
+    views = jax.tree.map(lambda x: array(x.shape, x.dtype, P(None, BATCH)), views)
 
     def per_token(dtype):
-        return array((masks, n, g, length), dtype, P(None, BATCH))
+        return array(views.scored.shape, dtype, P(None, BATCH))
 
-    number, flag = jnp.float32, jnp.bool_
-    scores = Scores(*map(per_token, (number, number, flag, flag, number)))
+    number = jnp.float32
+    scores = Scores(per_token(number), per_token(number), views, per_token(jnp.bool_), per_token(number))
     update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
     sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
     sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
@@ -160,7 +164,7 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     last_state, beside = (state, training) if in_rl else (sft_state, supervised)
     found = [
         Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
-        Program("inpaint", inpaint, (key, *hints, g, settings.inpainting), everything, in_rl),
+        Program("inpaint", inpaint, (key, *hints, g, settings.inpainting, ratios), everything, in_rl and gives_hints),
         Program("score", score, scoring, training, in_rl, 1),
         Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
         Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),

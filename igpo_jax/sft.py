@@ -115,7 +115,7 @@ def run_sft(
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
     frozen = experiment.initial_params() if lora else None
     if restored:
-        done, state, key = restored
+        done, state, key, _ = restored
     else:
         start = experiment.initial_adapters() if lora else experiment.initial_params()
         done, state = 0, create_state(start, optimizer, model, mesh, lora)
@@ -132,13 +132,14 @@ def run_sft(
         if should_stop():
             checkpoints.save_and_stop(done, state, key)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> tuple[np.ndarray, dict[str, float]]:
         watch = Stopwatch()
         with watch.measure("time/total"):
             policy = acting_policy(state.params, frozen, model, mesh, lora)
             found = {} if experiment.heldout is None else heldout_losses(experiment, policy, pause)
-            found["eval/accuracy"] = experiment.accuracy(policy, pause)
-        return found | {"eval/problems": len(experiment.test_data.problems)} | watch.seconds
+            correct = experiment.verdicts(policy, pause)
+        found |= {"eval/accuracy": correct.mean(dtype=np.float64), "eval/problems": len(correct)}
+        return correct, found | watch.seconds
 
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
         while True:
@@ -146,7 +147,7 @@ def run_sft(
             if regular and done not in checkpoints.steps():
                 checkpoints.save(done, state, key)
             if every and not evaluated and (done in (0, total) or done % every == 0):
-                log.write(done, "sft", evaluate())
+                log.write_evaluation(done, "sft", *evaluate())
             if done == total:
                 break
             until = min(_next_multiple(done, n) for n in (LOG_EVERY, settings.sft.checkpoint_every, every) if n)

@@ -14,6 +14,7 @@ REF: Overrides = {
     "inpainting.by_completion": True,
     "objective.released": True,
 }
+FEW: Overrides = {"task.rl_problems": 64}  # they come again, and there can be earlier answers
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
 
 
@@ -34,7 +35,9 @@ ARMS = {
     "full_hint": Arm("the whole solution as hint, without the answer", {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}),
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
     "curriculum": Arm("hint ratio follows success towards one half", {"inpainting.curriculum": 0.5}),
-    "own_hints": Arm("hints from own earlier answers", {"inpainting.source": "own"}),
+    "own_hints": Arm("few problems, hints from own earlier answers", FEW | {"inpainting.source": "own"}),
+    "igpo_few": Arm("few problems, IGPO", FEW),
+    "grpo_few": Arm("few problems, GRPO", FEW | NO_HINTS),
     "all_hint_tokens": Arm("IGPO, trained on all hint tokens", {"objective.entropy_keep": 1.0}),
     "no_hint_tokens": Arm("IGPO, trained on no hint token", {"objective.entropy_keep": 0.0}),
     "supervised_hints": Arm(
@@ -73,8 +76,8 @@ CLAIMS = (
     Claim("Hints help position-first sampling, too", "igpo_position_first", ("grpo_position_first",)),
     Claim("Position-first sampling alone is better than GRPO", "grpo_position_first", ("grpo",)),
     Claim("A curriculum is better than a fixed ratio", "curriculum", ("igpo",)),
-    Claim("Own earlier answers as hints are better than none", "own_hints", ("grpo",)),
-    Claim("The solution's hints are better than own ones", "igpo", ("own_hints",)),
+    Claim("Own earlier answers as hints are better than none", "own_hints", ("grpo_few",)),
+    Claim("The solution's hints are better than own ones", "igpo_few", ("own_hints",)),
 )
 
 

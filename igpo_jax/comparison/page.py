@@ -27,7 +27,7 @@ body {{ font: 15px/1.5 Inter, system-ui, sans-serif; color: #1d2632; max-width: 
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 table {{ border-collapse: collapse; font-size: 13.5px; }} .wide {{ overflow-x: auto; }}
 th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #dfe4ea; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 14rem; }} th {{ color: #5b6675; font-weight: 600; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 14rem; }} th {{ color: #5b6675; font-weight: 600; white-space: normal; vertical-align: bottom; }}
 .figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1rem; }}
 svg {{ width: 100%; height: auto; }} .verdict {{ font-weight: 700; }} p.note {{ color: #5b6675; max-width: 60rem; }}
 pre {{ overflow-x: auto; font-size: 12px; }}

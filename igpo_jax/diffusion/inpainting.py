@@ -2,19 +2,28 @@
 
 segment -> choose -> place -> overwrite; every function works on whole batches and compiles once.
 Where the paper and the released code disagree, the paper is the default and REF names the other.
+At the end, on the host: how much is shown as training goes on, and solutions that the model found itself.
 """
 
+import bisect
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: of stretched gaps between chunks
 MAX_STRETCH = 1.5  # REF
+OF_HINTS = ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer")
+OF_CHUNKS = ("chunk_min", "chunk_max", "round_up", "stretch")
+UNUSED = {"chunks": (), "prefix": OF_CHUNKS, "none": OF_HINTS + OF_CHUNKS}  # switches that a policy does not look at
+SOURCES = ("solution", "own")
+UNKNOWN = -1  # in the memory of own solutions: none yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +31,13 @@ class InpaintingConfig:
     """Switches of igpo_method.md section 9; the defaults are PAPER."""
 
     enabled: bool = True
+    # What a second try starts from. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
+    # beginning, up to the first token that may not be shown at most. none: nothing, the baseline of as many samples.
+    policy: str = "chunks"
+    # Whose solution. own: the newest correct first try of the same problem; without one there is no second try.
+    source: str = "solution"
+    # How fast the ratios move, all together, to where half of the second tries are correct, see `next_centre`; 0: they stay.
+    curriculum: float = 0.0
     chunk_min: int = 5
     chunk_max: int = 10
     ratio_min: float = 0.2
@@ -35,6 +51,16 @@ class InpaintingConfig:
     by_completion: bool = False
 
     def __post_init__(self):
+        for key, known in (("policy", tuple(UNUSED)), ("source", SOURCES)):
+            if getattr(self, key) not in known:
+                raise ValueError(f"inpainting.{key}={getattr(self, key)!r} is none of {', '.join(known)}")
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        idle = [name for name in UNUSED[self.policy] if getattr(self, name) != default[name]]
+        if idle:
+            named = ", ".join(f"inpainting.{name}={getattr(self, name)!r}" for name in idle)
+            raise ValueError(f"inpainting.policy={self.policy!r} does not use {named}; leave out what is not used")
+        if not 0 <= self.curriculum < math.inf:
+            raise ValueError(f"inpainting.curriculum={self.curriculum} must not be negative, nor infinite")
         if not 1 <= self.chunk_min <= self.chunk_max:
             raise ValueError(
                 f"inpainting.chunk_min={self.chunk_min} and inpainting.chunk_max={self.chunk_max} must be ordered and "
@@ -145,6 +171,18 @@ def overwrite(
     return jnp.where(is_hint, jnp.take_along_axis(trace, source, axis=1), canvas), is_hint
 
 
+def prefix(trace_length: jax.Array, hintable: jax.Array, ratio: jax.Array) -> jax.Array:
+    """The first tokens of each trace, bool [b, l]: the share `ratio` of those before the first that may not be shown.
+
+    Args:
+        trace_length: int32 [b]. hintable: bool [b, l]. ratio: float32 [b]; above 0 at least one token is shown.
+    """
+    position = jnp.arange(hintable.shape[1])
+    may_show = hintable & (position < trace_length[:, None])
+    longest = jnp.cumprod(may_show, axis=1).sum(axis=1)
+    return position < revealed_count(longest, ratio, round_up=False)[:, None]
+
+
 @functools.partial(jax.jit, static_argnames=("group_size", "cfg"))
 def inpaint(
     key: jax.Array,
@@ -155,6 +193,7 @@ def inpaint(
     hintable: jax.Array,
     group_size: int,
     cfg: InpaintingConfig,
+    ratios: tuple[float, float] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Hints for G completions of each problem: the step that IGPO adds to a rollout.
 
@@ -165,6 +204,7 @@ def inpaint(
         canvas: int32 [n * G, l], rows of a problem adjacent; usually all MASK.
         trace: int32 [n, l]. trace_length: int32 [n], of the part that is cut into chunks. hintable: bool [n, l].
         group_size, cfg: static.
+        ratios: see `ratio_range`; by default those of cfg.
 
     Returns:
         The canvas with hints and the hint mask, [n * G, l], and the ratios that were drawn, float32 [n * G].
@@ -180,10 +220,14 @@ def inpaint(
     cut_keys = keys_of_completions(cut_key) if cfg.by_completion else jnp.repeat(fold(cut_key, problem_id), group_size)
     ratio_keys, choice_keys = jnp.moveaxis(jax.vmap(jax.random.split)(row_keys), 1, 0)
 
-    ratio = jax.vmap(jax.random.uniform)(ratio_keys) * (cfg.ratio_max - cfg.ratio_min) + cfg.ratio_min
+    least, width = ratio_range(None, cfg) if ratios is None else ratios
+    ratio = jax.vmap(jax.random.uniform)(ratio_keys) * width + least
     if cfg.by_completion:
         ratio = jnp.sort(ratio.reshape(-1, group_size), axis=1).reshape(-1)
     trace, trace_length, hintable = (jnp.repeat(x, group_size, axis=0) for x in (trace, trace_length, hintable))
+    if cfg.policy == "prefix":
+        is_hint = prefix(trace_length, hintable, ratio)
+        return jnp.where(is_hint, trace, canvas), is_hint, ratio
     cut_length = jnp.minimum(trace_length, max(0, length - FREE_TAIL)) if cfg.stretch else trace_length
     chunks = segment(cut_keys, cut_length, length, cfg.chunk_min, cfg.chunk_max)
     revealed = choose(choice_keys, chunks, ratio, cfg)
@@ -195,3 +239,71 @@ def inpaint(
 def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
     """floor(lambda * G) completions of a group may be swapped."""
     return math.floor(cfg.replace_fraction * group_size + 1e-9)
+
+
+# How much is shown as training goes on
+
+
+def ratio_range(centre: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
+    """The least ratio and the width of the range that ratios are drawn from: the configured range, or, with a centre, one as
+    wide around it, within [0, 1]."""
+    if centre is None:
+        return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
+    half = (cfg.ratio_max - cfg.ratio_min) / 2
+    least, most = max(centre - half, 0.0), min(centre + half, 1.0)
+    return least, most - least
+
+
+def first_centre(cfg: InpaintingConfig) -> float:
+    """The middle of the configured range."""
+    return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
+
+
+def next_centre(centre: float, correct: float, cfg: InpaintingConfig) -> float:
+    """The centre of the ratios after an iteration in which the share `correct` of the second tries was correct: further up
+    where it was below one half, where a group's expected gradient, as share * (1 - share), is largest (paper, Appendix K).
+    A float32, which all processes read from the log as it was."""
+    return float(np.float32(min(max(centre + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
+
+
+# Solutions that the model found itself
+
+
+def remember(memory: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int) -> np.ndarray:
+    """A new memory with the last correct completion of each problem that has one, up to its first EOS.
+
+    Args:
+        memory: int32 [problems, l], padded with EOS; `UNKNOWN` where a problem has none yet.
+        rows: int [n], of the problems in the memory. tokens: int32 [n, g, l]. correct: bool [n, g].
+    """
+    last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
+    chosen, found = tokens[np.arange(len(tokens)), last], correct.any(axis=1)
+    chosen = np.where(np.cumsum(chosen == eos_id, axis=1) > 0, eos_id, chosen)
+    memory = memory.copy()  # the old one may be on its way to a checkpoint
+    memory[rows[found]] = chosen[found]
+    return memory
+
+
+def showable(
+    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], stated: Callable[[str], str | None]
+) -> int:
+    """How many tokens of a completion may be shown, from its beginning; nobody has marked where its answer stands.
+
+    Hidden is everything from the first place where the text of the answer that it states occurs, whether it is stated there
+    or not; where no answer is stated, or its text does not occur as such, the last quarter. The last token always is.
+
+    Args:
+        tokens: of a completion, before its first EOS.
+        decode: tokens to text.
+        stated: the answer that a text states, see `igpo_jax.tasks`.
+    """
+    text = decode(tokens)
+    answer = stated(text)
+    place = text.find(answer) if answer else -1
+    if place < 0:
+        return len(tokens) * 3 // 4
+    shown = bisect.bisect_right(range(len(tokens)), place, key=lambda number: len(decode(tokens[:number]))) - 1
+    # The bytes of a character may be several tokens, the first of which are no text yet, or more text than the whole.
+    while not text[:place].startswith(decode(tokens[:shown])):
+        shown -= 1
+    return shown

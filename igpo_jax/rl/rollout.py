@@ -2,13 +2,14 @@
 
     prompts -> first try -> rewards -> all-wrong groups -> hints -> second try -> rewards -> swap -> GroupBatch
 
+An iteration may take several batches of prompts for its groups, see `merge`.
 (paper Algorithm 1; igpo_method.md 3). The sampler runs on the mesh; what depends on the outcome is decided on the
 host, from arrays that every process has in full, so all processes take the same branch.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
-from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced
+from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced, ratio_range
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
@@ -26,7 +27,8 @@ from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
 from igpo_jax.runtime.stopwatch import Stopwatch
 
 # Each purpose folds its own number into the iteration's key; likelihood.py has one more, 4.
-FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS, PROBE = 0, 1, 2, 3, 5
+FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS, PROBE, MORE_PROMPTS = 0, 1, 2, 3, 5, 6
+
 
 @flax.struct.dataclass
 class Grades:
@@ -68,13 +70,17 @@ class Try:
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """groups: what the updates see. first: every group's first try. second: the triggered groups' second try, rows in
-    the order of `triggered`, or None. replaced: bool [n, g], completions swapped in. metrics: for the log."""
+    the order of `triggered`, or None. replaced: bool [n, g], completions swapped in. final: the first try with those in it.
+    work: what sampling took, see `_sample`; seconds: by name. metrics: for the log."""
 
     groups: GroupBatch
     first: Try
     second: Try | None
     triggered: np.ndarray
     replaced: np.ndarray
+    final: Try
+    work: Counter
+    seconds: Counter
     metrics: dict[str, float]
 
 
@@ -88,6 +94,7 @@ class RolloutConfig:
     prompt_buckets: tuple[int, ...]  # a slice is padded to the smallest that holds it
     normalize_advantages: bool
     after_eos: bool = False  # tokens after the first EOS count
+    centre: float | None = None  # of the hint ratios, see `ratio_range`
 
 
 def rollout(
@@ -102,21 +109,24 @@ def rollout(
     """One rollout of `prompts` under `params`.
 
     Args:
-        prompts: host arrays, the same on every process; n a multiple of data * fsdp and of cfg.prompts_at_once.
+        prompts: host arrays, the same on every process; n a multiple of data * fsdp and of cfg.prompts_at_once. With hints
+            from own completions those are its traces, and there is no second try where there is nothing to show.
         grade: of completions.
         key: of the iteration; all randomness follows from it, the problem and the completion's index.
         pause: called after every slice, on all processes; may raise.
     """
     clock, work = Stopwatch(), Counter()
     first = _try(params, prompts, _blank(prompts, cfg), grade, key, FIRST_TRY, cfg, mesh, pause, clock, work)
-    triggered = np.flatnonzero(~first.grades.correct.any(axis=1))
+    helpless = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
+    triggered = np.flatnonzero(~first.grades.correct.any(axis=1) & ~helpless)
     second, replaced = None, np.zeros(first.grades.correct.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
-        chosen, start = take_rows((prompts, _hinted(prompts, key, cfg)), padded)
-        hinted = _try(params, chosen, start, grade, key, SECOND_TRY, cfg, mesh, pause, clock, work)
-        second = take_rows(hinted, np.arange(len(triggered)))
+        hints = _blank(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted(prompts, key, cfg)
+        chosen, start = take_rows((prompts, hints), padded)
+        again = _try(params, chosen, start, grade, key, SECOND_TRY, cfg, mesh, pause, clock, work)
+        second = take_rows(again, np.arange(len(triggered)))
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
 
@@ -129,9 +139,68 @@ def rollout(
         in_loss=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
         advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )
-    metrics = _metrics(first, second, final, replaced) | clock.seconds
-    metrics |= {f"sampler/{name}": work[name] / work["completions"] for name in ("evaluations", "flops")}
-    return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, metrics)
+    seconds = Counter(clock.seconds)
+    metrics = _metrics(first, second, final, replaced, work, seconds, cfg.model.eos_id)
+    return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
+
+
+def key_of_batch(key: jax.Array, number: int) -> jax.Array:
+    """For the rollout of an iteration's batch `number`; the first has the iteration's own key."""
+    return jax.random.fold_in(jax.random.fold_in(key, MORE_PROMPTS), number) if number else key
+
+
+def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
+    """Which groups of an iteration's batches are neither all correct nor all wrong, bool [batches, n]."""
+    correct = np.stack([part.final.grades.correct for part in parts])
+    return correct.any(axis=2) & ~correct.all(axis=2)
+
+
+def chosen_groups(mixed: np.ndarray) -> np.ndarray:
+    """As many groups as a batch has, of all batches: the mixed ones from the beginning, and where they are too few, others
+    of the last batch.
+
+    Args:
+        mixed: bool [batches, n].
+
+    Returns:
+        int [n], ascending, places in the batches one after the other.
+    """
+    batches, n = mixed.shape
+    taken = np.flatnonzero(mixed)[:n]
+    others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
+    return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
+
+
+def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
+    """One rollout of the groups that `chosen_groups` takes of an iteration's batches; its metrics are of all that was
+    sampled (DAPO's dynamic sampling, arXiv 2503.14476)."""
+    if len(parts) == 1:
+        return parts[0]
+    n, second = len(parts[0].replaced), [part.second for part in parts if part.second is not None]
+    first, final, replaced = (_joined([getattr(part, name) for part in parts]) for name in ("first", "final", "replaced"))
+    second = _joined(second) if second else None
+    work, seconds = (sum((getattr(part, name) for part in parts), Counter()) for name in ("work", "seconds"))
+    metrics = _metrics(first, second, final, replaced, work, seconds, cfg.model.eos_id)
+
+    chosen = chosen_groups(mixed_groups(parts))
+    width = max(part.groups.prompt.shape[1] for part in parts)
+    groups = take_rows(_joined([_widened(fetch(part.groups), width) for part in parts]), chosen)
+    tried = np.concatenate([number * n + part.triggered for number, part in enumerate(parts)])
+    kept = np.flatnonzero(np.isin(tried, chosen))
+    second = take_rows(second, kept) if len(kept) else None
+    first, final, replaced = take_rows((first, final, replaced), chosen)
+    triggered = np.searchsorted(chosen, tried[kept])
+    return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
+
+
+def _joined(parts: list):
+    return jax.tree.map(lambda *of_parts: np.concatenate(of_parts), *parts)
+
+
+def _widened(groups: GroupBatch, width: int) -> GroupBatch:
+    """With prompts that are padded to `width`, on the left."""
+    padding = ((0, 0), (width - groups.prompt.shape[1], 0))
+    return groups.replace(prompt=np.pad(groups.prompt, padding), valid=np.pad(groups.valid, padding))
 
 
 def _blank(prompts: PromptBatch, cfg: RolloutConfig) -> Start:
@@ -144,7 +213,8 @@ def _hinted(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> Start:
     canvas = _blank(prompts, cfg).canvas
     solution = prompts.trace, prompts.trace_length, prompts.hintable
     flat = canvas.reshape(-1, canvas.shape[-1])
-    drawn = inpaint(jax.random.fold_in(key, HINTS), prompts.problem_id, flat, *solution, cfg.group_size, cfg.inpainting)
+    hints_key, ratios = jax.random.fold_in(key, HINTS), ratio_range(cfg.centre, cfg.inpainting)
+    drawn = inpaint(hints_key, prompts.problem_id, flat, *solution, cfg.group_size, cfg.inpainting, ratios)
     return Start(*(x.reshape(*canvas.shape[:2], *x.shape[1:]) for x in fetch(drawn)))
 
 
@@ -170,7 +240,7 @@ def _try(
         grading.append(grade(part.problem_id, done[-1][0]))
         pause()
     with clock.measure("time/reward"):
-        grades = jax.tree.map(lambda *of_slices: np.concatenate(of_slices), *(finish() for finish in grading))
+        grades = _joined([finish() for finish in grading])
     tokens, written_at, grades = take_rows((*map(np.concatenate, zip(*done, strict=True)), grades), np.argsort(order))
     return Try(tokens, written_at, start.hint, grades, start.ratio)
 
@@ -185,7 +255,7 @@ def _sample(
     mesh: Mesh,
     work: Counter,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """tokens and written_at of one slice, as of `Try`."""
+    """tokens and written_at of one slice, as of `Try`. work: counts completions, and their network evaluations and FLOPs."""
     n, g, _ = canvas.shape
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
     rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas.reshape(n * g, -1)
@@ -237,7 +307,15 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
     return np.concatenate([groups, np.repeat(groups[:1], size - len(groups))])
 
 
-def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -> dict[str, float]:
+def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
+    """Mean over groups, int32 [n, g, l], of the share of distinct completions, up to their first EOS."""
+    ended = np.where(up_to_first_eos(tokens, eos_id), tokens, eos_id)
+    return float(np.mean([len({row.tobytes() for row in group}) / len(group) for group in ended]))
+
+
+def _metrics(
+    first: Try, second: Try | None, final: Try, replaced: np.ndarray, work: Counter, seconds: Counter, eos_id: int
+) -> dict[str, float]:
     def share(condition):
         return float(np.mean(condition))
 
@@ -250,6 +328,7 @@ def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -
         "groups/all_wrong_before": share(~first.grades.correct.any(axis=1)),
         "groups/all_wrong_after": share(~final.grades.correct.any(axis=1)),
         "groups/all_correct": share(first.grades.correct.all(axis=1)),
+        "groups/distinct": distinct_share(first.tokens, eos_id),
         "hint/replaced": float(replaced.sum(axis=1).mean()),
         "grading/late": float(sum(of.grades.late.sum() for of in tries)),
         "grading/broken": float(sum(of.grades.broken.sum() for of in tries)),
@@ -260,4 +339,5 @@ def _metrics(first: Try, second: Try | None, final: Try, replaced: np.ndarray) -
             "hint/ratio": share(second.ratio),
             "hint/tokens": float(second.hint.sum(axis=-1).mean()),
         }
-    return metrics
+    metrics |= {f"sampler/{name}": work[name] / work["completions"] for name in ("evaluations", "flops")}
+    return metrics | {"sampler/rows": work["evaluations"], "sampler/prompts": len(first.tokens)} | seconds

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpo_jax.data.pipeline import batches, take_rows
+from igpo_jax.diffusion.inpainting import UNKNOWN, InpaintingConfig, first_centre, next_centre, remember
 from igpo_jax.diffusion.sampler import completion_keys
 from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.experiment import Experiment
 from igpo_jax.model.transformer import Params
 from igpo_jax.rl.likelihood import score
-from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, rollout
+from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
@@ -55,15 +56,18 @@ def run_rl(
         Diverged: see `check_finite`.
     """
     settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
+    hints = settings.inpainting
     rl, objective, lora, first_step = settings.rl, settings.objective, settings.lora, settings.sft.updates
     if lora:
         reference = frozen if start is None else policy_params(start, frozen, lora)
     else:
         reference = compute_copy(start, model, mesh)
     optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model, lora)
-    restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
+    own_hints = hints.enabled and hints.source == "own"
+    memory = np.full_like(experiment.rl_data.prompts.trace, UNKNOWN) if own_hints else None
+    restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key, memory)
     if restored:
-        done, state, key = restored
+        done, state, key, memory = restored
     else:
         first = experiment.initial_adapters() if start is None else start
         done, state = 0, create_state(first, optimizer, model, mesh, lora)
@@ -77,7 +81,7 @@ def run_rl(
     cfg = RolloutConfig(
         model,
         fast,
-        settings.inpainting,
+        hints,
         rl.group_size,
         rl.prompts // rl.rollout_slices,
         settings.data.prompt_buckets,
@@ -91,12 +95,23 @@ def run_rl(
     def pause() -> None:
         """What is under way, which may have taken minutes, is made again."""
         if should_stop():
-            checkpoints.save_and_stop(done, state, key)
+            checkpoints.save_and_stop(done, state, key, memory)
+
+    def sampled_batches(policy: Params, iteration_key: jax.Array) -> list[Rollout]:
+        """An iteration's batches of prompts: one, or as many as it takes, see `RLConfig.dynamic_batches`."""
+        parts: list[Rollout] = []
+        while len(parts) < rl.dynamic_batches and (not parts or mixed_groups(parts).sum() < rl.prompts):
+            prompts = order[done * rl.dynamic_batches + len(parts)]
+            if own_hints:
+                prompts = experiment.with_own_solutions(prompts, memory)
+            batch_key = key_of_batch(iteration_key, len(parts))
+            parts.append(rollout(policy, prompts, experiment.grade, batch_key, cfg, mesh, pause))
+        return parts
 
     def probe(policy: Params, iteration_key: jax.Array) -> dict[str, float]:
         """The cached sampler's error on a few of the rollout's prompts."""
         number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
-        prompts = take_rows(order[done], np.arange(number) % rl.prompts)
+        prompts = take_rows(order[done * rl.dynamic_batches], np.arange(number) % rl.prompts)
         canvas = np.full((number, fast.completion_length), model.mask_id, np.int32)
         keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), PROBE)
         error = sampler_error(policy, *put_rows((prompts.tokens, prompts.valid, canvas), mesh), keys, model, fast)
@@ -108,9 +123,10 @@ def run_rl(
     def evaluate(log: MetricsWriter) -> float:
         watch = Stopwatch()
         with watch.measure("time/total"):
-            accuracy = experiment.accuracy(acting(), pause)
-        problems = len(experiment.test_data.problems)
-        log.write(step_of(done), "rl", {"eval/accuracy": accuracy, "eval/problems": problems} | watch.seconds)
+            correct = experiment.verdicts(acting(), pause)
+        accuracy = float(correct.mean(dtype=np.float64))
+        metrics = {"eval/accuracy": accuracy, "eval/problems": len(correct)} | watch.seconds
+        log.write_evaluation(step_of(done), "rl", correct, metrics)
         return accuracy
 
     def evaluation_is_due() -> bool:
@@ -121,13 +137,16 @@ def run_rl(
         # A run may have been stopped amid an evaluation.
         evaluated = is_logged(experiment.workdir, step_of(done), "rl", "eval/accuracy")
         error = last_logged(experiment.workdir, "rl", "sampler/kl") if done else None
+        if hints.enabled and hints.curriculum:
+            centre = last_logged(experiment.workdir, "rl", "hint/centre") if done else None
+            cfg = dataclasses.replace(cfg, centre=first_centre(hints) if centre is None else centre)
         while True:
             accuracy = None
             if evaluation_is_due() and not evaluated:
                 accuracy = evaluate(log)
             regular = done in (0, rl.iterations) or done % rl.checkpoint_every == 0
             if accuracy is not None or (regular and done not in checkpoints.steps()):
-                checkpoints.save(done, state, key, accuracy=accuracy)
+                checkpoints.save(done, state, key, memory, accuracy=accuracy)
             if done == rl.iterations:
                 break
             pause()
@@ -143,7 +162,8 @@ def run_rl(
                     too_far = error is not None and 0 < rl.probe_limit < error
                     probed["sampler/exact"] = too_far
                     cfg = dataclasses.replace(cfg, decode=exact if too_far else fast)
-                sampled = rollout(policy, order[done], experiment.grade, iteration_key, cfg, mesh, pause)
+                parts = sampled_batches(policy, iteration_key)
+                sampled = merge(parts, mesh, cfg)
                 with watch.measure("time/score"):
                     scores = score(
                         policy, reference, sampled.groups, iteration_key, model, objective, mesh, rl.microbatches
@@ -157,10 +177,16 @@ def run_rl(
                         statistics.append(of_step)
                     statistics = fetch(statistics)
             done, evaluated = done + 1, False
+            if own_hints:
+                memory = _remembering(memory, parts, experiment)
+            moved = {}
+            if cfg.centre is not None:
+                centre = _next_centre(cfg.centre, parts, hints)
+                cfg, moved = dataclasses.replace(cfg, centre=centre), {"hint/centre": centre}
 
-            metrics = sampled.metrics | probed | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
+            metrics = sampled.metrics | probed | moved | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
             metrics |= device_memory()
-            metrics["speed/tokens_per_second"] = _sampled_tokens(sampled) / metrics["time/rollout"]
+            metrics["speed/tokens_per_second"] = sum(map(_sampled_tokens, parts)) / metrics["time/rollout"]
             log.write(step_of(done), "rl", metrics)
             check_finite(metrics, ("policy/loss", "policy/grad_norm"), step_of(done), checkpoints.folder)
             if done == rl.iterations or (done - 1) % rl.show_every == 0:
@@ -176,6 +202,20 @@ def run_rl(
 def _means(statistics: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Over the inner updates of one rollout."""
     return {name: float(np.mean([of_step[name] for of_step in statistics])) for name in statistics[0]}
+
+
+def _remembering(memory: np.ndarray, parts: list[Rollout], experiment: Experiment) -> np.ndarray:
+    """The memory of own solutions after an iteration."""
+    for part in parts:
+        rows = experiment.rl_data.rows_of(fetch(part.groups.problem_id))
+        memory = remember(memory, rows, part.first.tokens, part.first.grades.correct, experiment.model.eos_id)
+    return memory
+
+
+def _next_centre(centre: float, parts: list[Rollout], hints: InpaintingConfig) -> float:
+    """The centre of hint ratios after an iteration, which moves where there was a second try."""
+    correct = [part.second.grades.correct for part in parts if part.second is not None]
+    return next_centre(centre, float(np.concatenate(correct).mean()), hints) if correct else centre
 
 
 def _sampled_tokens(sampled: Rollout) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.runtime.distributed import everywhere, failing_together
@@ -23,7 +24,8 @@ class Checkpoints:
     With `reading`, another process may be saving there: what looks unfinished is left alone.
 
     A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
-    step i) and the fingerprints of configuration and data.
+    step i) and the fingerprints of configuration and data; and, of a run that hints with own solutions, these (`memory`, an
+    array that is the same on every process; it must not change any more).
     """
 
     def __init__(
@@ -66,14 +68,16 @@ class Checkpoints:
         """Of the complete checkpoints, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state, key: jax.Array, *, accuracy: float | None = None) -> None:
+    def save(
+        self, step: int, state, key: jax.Array, memory: np.ndarray | None = None, *, accuracy: float | None = None
+    ) -> None:
         """Starts a save and returns; waits for the one before it first."""
         if jax.default_backend() == "cpu":
             # There the saver reads device memory in place, while the next update already writes into it.
             state = jax.tree.map(jnp.copy, state)
         self._checkpointer.save_checkpointables_async(
             step,
-            {"state": state, "progress": {"key": key}},
+            {"state": state, "progress": _progress(key, memory)},
             force=True,
             overwrite=True,
             metrics=None if accuracy is None else {"accuracy": accuracy},
@@ -83,32 +87,33 @@ class Checkpoints:
     def wait(self) -> None:
         self._checkpointer.wait()
 
-    def save_and_stop(self, step: int, state, key: jax.Array) -> NoReturn:
+    def save_and_stop(self, step: int, state, key: jax.Array, memory: np.ndarray | None = None) -> NoReturn:
         """What a termination signal asks for: saves, unless this step is saved, and raises `Terminated`."""
         self.wait()
         if step not in self.steps():
-            self.save(step, state, key)
+            self.save(step, state, key, memory)
             self.wait()
         raise Terminated(f"stopped by a termination signal; {self.folder / str(step)} is where the run continues")
 
-    def restore_latest(self, abstract_state, abstract_key: jax.Array):
-        """(step, state, key) of the newest checkpoint that can be read, None if there is none at all.
+    def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_memory: np.ndarray | None = None):
+        """(step, state, key, memory) of the newest checkpoint that can be read, None if there is none at all.
 
         Unreadable checkpoints that are newer are moved to `<folder>-unreadable`: the run will save those steps again.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
+            abstract_key, abstract_memory: alike to those that were saved; None where no memory is kept.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
         """
-        found = self._newest_readable({"state": abstract_state, "progress": {"key": abstract_key}})
+        found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_memory)})
         if found is None:
             return None
         step, loaded = found
         if step != self.steps()[-1]:
             self._move_away([newer for newer in self.steps() if newer > step])
-        return step, loaded["state"], loaded["progress"]["key"]
+        return step, loaded["state"], loaded["progress"]["key"], loaded["progress"].get("memory")
 
     def restore_params(self, abstract_params):
         """(step, params) of the newest checkpoint that can be read, None if there is none; the optimiser stays on disk."""
@@ -137,7 +142,6 @@ class Checkpoints:
             )
         return None
 
-
     def _move_away(self, steps: list[int]) -> None:
         aside = self.folder.with_name(f"{self.folder.name}-unreadable")
         with failing_together():
@@ -148,6 +152,10 @@ class Checkpoints:
                     (self.folder / str(step)).rename(aside / str(step))
                     log.warning("moved to %s", aside / str(step))
         self._checkpointer.reload()
+
+
+def _progress(key: jax.Array, memory: np.ndarray | None) -> dict[str, Any]:
+    return {"key": key} if memory is None else {"key": key, "memory": memory}
 
 
 def _is_about_this_machine(error: Exception) -> bool:

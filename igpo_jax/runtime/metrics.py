@@ -1,4 +1,5 @@
-"""metrics.jsonl, rollouts.jsonl and TensorBoard events of a run, written as it goes, with one step counter.
+"""metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events of a run, written as it goes, with one step
+counter.
 
 The step is the number of optimiser updates since the start of the run, over both stages.
 """
@@ -31,9 +32,11 @@ class MetricsWriter:
         self._files = {}
         if jax.process_index():
             return
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
+        for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
             path = workdir / name
             _rewind(path, step, starting)
+            if name == "evaluations.jsonl":
+                _drop_unfinished_evaluation(path, workdir / "metrics.jsonl")
             self._files[name] = path.open("a", encoding="utf-8")
         self._open_events = functools.partial(
             SummaryWriter, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
@@ -61,6 +64,12 @@ class MetricsWriter:
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
         self._append("rollouts.jsonl", rows)
+
+    def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
+        """correct: bool [problems], the verdicts; the scalars, eval/accuracy among them, go to metrics.jsonl."""
+        verdicts = np.asarray(correct, int).tolist()
+        self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
+        self.write(step, stage, scalars)
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
@@ -124,5 +133,14 @@ def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
     def keep(row: dict[str, Any]) -> bool:
         return row["step"] <= step and (starting is None or row.get("stage") != starting)
 
-    rows = [row for row in read_rows(path) if keep(row)]
+    _write_rows(path, [row for row in read_rows(path) if keep(row)])
+
+
+def _drop_unfinished_evaluation(path: pathlib.Path, metrics: pathlib.Path) -> None:
+    """An evaluation is made again where its verdicts, but not its metrics had been written."""
+    finished = {(row["step"], row["stage"]) for row in read_rows(metrics) if "eval/accuracy" in row}
+    _write_rows(path, [row for row in read_rows(path) if (row["step"], row["stage"]) in finished])
+
+
+def _write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

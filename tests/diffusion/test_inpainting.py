@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import random
 
 import jax
@@ -14,12 +15,18 @@ from igpo_jax.diffusion.inpainting import (
     InpaintingConfig,
     choose,
     destinations,
+    first_centre,
     inpaint,
     max_replaced,
+    next_centre,
     overwrite,
+    prefix,
+    ratio_range,
     revealed_count,
     segment,
+    showable,
 )
+from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 
 MASK = 0
 REF = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
@@ -269,7 +276,143 @@ def test_the_released_switch_keeps_the_tail_of_the_canvas_free():
     assert is_hint[:, :, : LENGTH - FREE_TAIL - 4].all()
 
 
+# A prefix
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.05, 0.5, 0.9, 1.0]))
+def test_a_prefix_is_contiguous_and_hides_answers(seed, ratio):
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(0, 13, 8).astype(np.int32)
+    hintable = draw.uniform(size=(8, 12)) < 0.8
+    shown = np.asarray(jit_prefix(lengths, hintable, np.full(8, ratio, np.float32)))
+    for row, length, may_show in zip(shown, lengths, hintable, strict=True):
+        longest = next((place for place in range(length) if not may_show[place]), length)
+        wanted = max(int(longest * ratio + 1e-5), min(longest, int(ratio > 0)))
+        assert row.tolist() == [place < wanted for place in range(12)]
+
+
+jit_prefix = jax.jit(prefix)
+
+
+def test_a_prefix_and_chunks_are_drawn_with_the_same_ratios():
+    cfg = InpaintingConfig(policy="prefix")
+    trace, canvas, is_hint, ratio = run_inpaint(cfg)
+    np.testing.assert_array_equal(canvas, np.where(is_hint, trace[:, None], MASK))
+    np.testing.assert_array_equal(ratio, run_inpaint()[3])
+    expected = np.maximum(np.floor(TRACE_LENGTH[:, None] * ratio + 1e-5), 1)
+    np.testing.assert_array_equal(is_hint.sum(axis=2), expected)
+    ascending = run_inpaint(dataclasses.replace(cfg, by_completion=True))
+    np.testing.assert_array_equal(ascending[3], np.sort(ratio, axis=1))
+    assert (np.diff(ascending[2].sum(axis=2), axis=1) >= 0).all()
+
+
+# The curriculum
+
+MOVING = InpaintingConfig(curriculum=0.3)
+share = st.floats(0, 1)
+
+
+@settings(deadline=None)
+@given(share, share, st.floats(0, 3))
+def test_the_centre_moves_towards_one_half_correct(centre, correct, step):
+    cfg = dataclasses.replace(MOVING, curriculum=step)
+    centre = float(np.float32(centre))
+    moved = next_centre(centre, correct, cfg)
+    assert 0 <= moved <= 1
+    assert moved == pytest.approx(np.clip(centre + step * (0.5 - correct), 0, 1), abs=1e-6)
+    assert (moved - centre) * (0.5 - correct) >= 0
+    assert next_centre(centre, 0.5, cfg) == centre, "one half stays"
+    # As it comes back from the log, and from another process, which is told a float32.
+    assert json.loads(json.dumps(moved)) == moved == float(np.float32(moved))
+
+
+@pytest.mark.parametrize("hardness", [0.3, 1.0, 2.5])
+def test_the_curriculum_finds_the_ratio_of_half_success(hardness):
+    centre = first_centre(MOVING)
+    assert centre == pytest.approx(0.4)
+    for _ in range(200):
+        centre = next_centre(centre, centre**hardness, MOVING)
+    assert centre**hardness == pytest.approx(0.5, abs=1e-3)
+
+
+@settings(deadline=None)
+@given(share, share, share)
+def test_ratios_keep_their_width_within_bounds(centre, one, other):
+    cfg = InpaintingConfig(ratio_min=min(one, other), ratio_max=max(one, other))
+    width = cfg.ratio_max - cfg.ratio_min
+    assert ratio_range(None, cfg) == (cfg.ratio_min, width)
+    least, found = ratio_range(centre, cfg)
+    assert 0 <= least and 0 <= found <= width + 1e-12 and least + found <= 1 + 1e-12
+    assert least == max(centre - width / 2, 0) and least + found == pytest.approx(min(centre + width / 2, 1))
+
+
+def test_other_ratios_are_no_other_program():
+    arguments = jax.random.key(0), np.arange(2, dtype=np.uint32), np.full((2 * GROUP, 20), MASK, np.int32)
+    arguments += np.ones((2, 20), np.int32), np.full(2, 20, np.int32), np.ones((2, 20), bool), GROUP, MOVING
+    configured = inpaint(*arguments, ratio_range(None, MOVING))
+    compiled = inpaint._cache_size()
+    for least, width in ((0.0, 0.1), (0.5, 0.5), (1.0, 0.0)):
+        ratio = np.asarray(inpaint(*arguments, (least, width))[2])
+        assert least <= ratio.min() and ratio.max() <= least + width
+    assert inpaint._cache_size() == compiled
+    for one, other in zip(configured, inpaint(*arguments), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# What may be shown of an own completion
+
+
+@pytest.mark.parametrize("text, answer, shown", [
+    ("# 43 63=63", "63", "# 43 "),  # the running total is the answer, too
+    ("3 and 4 are 7. So 7", "7", "3 and 4 are "), ("7. So 7", "7", ""), ("17+1=18", "1", ""), ("it is 5", "5", "it is "),
+    ("12345678", None, "123456"), ("12345678", "9", "123456"), ("12345678", "", "123456"), ("1234567", None, "12345"),
+    ("1", None, ""), ("", None, ""), ("", "5", ""),
+])  # fmt: skip
+def test_own_completions_are_shown_up_to_the_first_place_of_the_answer(text, answer, shown):
+    assert text[: showable(list(text), "".join, lambda said: answer)] == shown
+
+
+@pytest.fixture(scope="module", params=["char", "unigram", "bpe"])
+def tokenizer(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    texts = ["the answer is 12 and not 21", "so we have 12 + 12 = 24", "\\boxed{24} is the answer"] * 20
+    train_sentencepiece(texts, path, kind=request.param, vocab_size=330)
+    return load_tokenizer(path)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text("12 =+theans{é½", max_size=30), st.integers(0, 30), st.integers(1, 3))
+def test_nothing_of_the_answer_is_shown_whatever_the_tokens(tokenizer, text, begin, size):
+    tokens = tokenizer.encode(text)
+    said = tokenizer.decode(tokens)
+    answer = said[begin : begin + size]
+    shown = showable(tokens, tokenizer.decode, lambda given: answer if given == said else None)
+    if not answer:
+        assert shown == len(tokens) * 3 // 4
+        return
+    before = said[: said.index(answer)]
+    harmless = [number for number in range(len(tokens)) if before.startswith(tokenizer.decode(tokens[:number]))]
+    assert shown in harmless and len(tokens) - shown >= 1
+    if said.isascii():
+        assert shown == max(harmless)
+
+
+# Configurations
+
+
 @pytest.mark.parametrize("change, message", [
+    (dict(policy="suffix"), "inpainting.policy='suffix' is none of chunks, prefix, none"),
+    (dict(source="book"), "inpainting.source='book' is none of solution, own"),
+    (dict(curriculum=-0.1), "inpainting.curriculum=-0.1"),
+    (dict(curriculum=float("inf")), "inpainting.curriculum=inf"),
+    (dict(curriculum=float("nan")), "inpainting.curriculum=nan"),
+    (dict(policy="prefix", chunk_min=2, chunk_max=3), "does not use inpainting.chunk_min=2, inpainting.chunk_max=3;"),
+    (dict(policy="prefix", round_up=True), "policy='prefix' does not use inpainting.round_up=True;"),
+    (dict(policy="prefix", stretch=True), "does not use inpainting.stretch=True;"),
+    (dict(policy="none", chunk_max=20), "policy='none' does not use inpainting.chunk_max=20;"),
+    (dict(policy="none", ratio_max=0.5, curriculum=1.0), "use inpainting.ratio_max=0.5, inpainting.curriculum=1.0;"),
+    (dict(policy="none", source="own", exclude_answer=False), "inpainting.source='own', inpainting.exclude_answer=False;"),
     (dict(chunk_min=0), "inpainting.chunk_min=0"),
     (dict(chunk_min=6, chunk_max=5), "inpainting.chunk_min=6 and inpainting.chunk_max=5"),
     (dict(ratio_min=0.7), "inpainting.ratio_min=0.7 and inpainting.ratio_max=0.6"),
@@ -279,6 +422,12 @@ def test_the_released_switch_keeps_the_tail_of_the_canvas_free():
 def test_impossible_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         InpaintingConfig(**change)
+
+
+@pytest.mark.parametrize("policy", ["prefix", "none"])
+def test_what_a_policy_does_use_may_be_set(policy):
+    InpaintingConfig(policy=policy, by_completion=True, replace_fraction=0.25, enabled=False)
+    InpaintingConfig(policy="prefix", ratio_max=1.0, curriculum=0.1, source="own", exclude_answer=False)
 
 
 @pytest.mark.parametrize("fraction, group, most", [(0.5, 8, 4), (0.5, 5, 2), (0.3, 10, 3), (0.0, 8, 0), (1.0, 6, 6)])

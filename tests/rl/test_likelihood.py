@@ -96,7 +96,7 @@ def test_masked_scores_see_what_is_not_masked(mesh):
     np.testing.assert_allclose(scores.old, scores.reference, atol=1e-6)  # the same sums, perhaps in another order
 
 
-@pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("prompt_masked", 1), ("masked", 1), ("coupled", 2)])
+@pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("masked", 1), ("coupled", 2)])
 def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
     objective = ObjectiveConfig(estimator, samples, inner_steps=2)
 
