@@ -43,8 +43,8 @@ class Grades:
 
 @flax.struct.dataclass
 class Start:
-    """Where G completions of each problem start, host arrays: canvas int32 [n, g, l], MASK or a hint token; hint bool [n, g, l];
-    ratio float32 [n, g], the share of chunks asked for (0 without hints)."""
+    """Where G completions of each problem start, host arrays: canvas int32 [n, g, l], MASK or a hint token; hint bool
+    [n, g, l]; ratio float32 [n, g], the share of the solution asked for (0 without hints)."""
 
     canvas: np.ndarray
     hint: np.ndarray

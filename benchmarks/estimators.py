@@ -1,0 +1,125 @@
+"""Bias and variance of the likelihood estimators on completions that a trained model has sampled.
+
+    python benchmarks/estimators.py --run=RUN [--output benchmarks/results/estimators.jsonl]
+
+The reference is the lower bound (the module igpo_jax/rl/likelihood.py says of which model) from 4,096 views of each completion.
+All numbers are nats per token, up to the first EOS; bias: mean over completions; deviation: over draws of the masks, the root of the
+mean over completions. One line of JSON for each estimator; --output also writes a table.
+"""
+
+import argparse
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from igpo_jax.data.pipeline import prompt_arrays
+from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.experiment import restore_run
+from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.rollout import up_to_first_eos
+from igpo_jax.runtime.host import keep_freed_memory
+from igpo_jax.runtime.mesh import fetch, make_mesh, put_rows
+from igpo_jax.tasks import arithmetic
+
+REFERENCE = dict(estimator="quadrature", samples=16), 256  # views at a time, and how often
+CASES = (
+    dict(estimator="mean_field"),
+    dict(estimator="prompt_masked"),
+    *(dict(estimator="elbo", samples=k) for k in (1, 2, 4)),
+    *(dict(estimator="quadrature", samples=k) for k in (2, 4)),
+    *(dict(estimator="coupled", samples=k) for k in (2, 4)),
+    *(dict(estimator="coupled", samples=4, upper_weight=share, upper_power=1.5) for share in (0.5, 1.0)),
+    *(dict(estimator="trace", samples=k) for k in (1, 4, 24)),
+)
+
+
+def sampled_batch(run, problems: int, mesh) -> GroupBatch:
+    """A completion of each of some test problems, as in rollouts. Advantages are negative, so that upper bounds are in use."""
+    decode, task = run.settings.rollout_decode, run.settings.task.copy_and_resolve_references()
+    task.test_problems = problems
+    length, prompt_length = decode.completion_length, run.settings.data.prompt_buckets[-1]
+    of_test = arithmetic.load(task, "test", 0)
+    prompts = prompt_arrays(
+        of_test, run.tokenizer, prompt_length=prompt_length, completion_length=length, exclude_answer=False, overflow="error"
+    )[1]
+    number = np.arange(problems, dtype=np.uint32)
+    keys = completion_keys(jax.random.key(0), prompts.problem_id, number, 0)
+    canvas = np.full((problems, length), run.model.mask_id, np.int32)
+    done = fetch(sample(run.policy(), *put_rows((prompts.tokens, prompts.valid, canvas), mesh), keys, run.model, decode))
+    shape = (problems, 1, length)
+    tokens = done.tokens.reshape(shape)
+    return GroupBatch(
+        prompt=prompts.tokens,
+        valid=prompts.valid,
+        problem_id=prompts.problem_id,
+        completions=tokens,
+        written_at=done.written_at.reshape(shape),
+        in_loss=up_to_first_eos(tokens, run.model.eos_id),
+        advantages=np.full(shape[:2], -1, np.float32),
+    )
+
+
+def draws(run, batch: GroupBatch, values: dict, number: int, mesh) -> np.ndarray:
+    """Scores per token of the completions, nats, [number of draws, problems]; a draw is what an inner step sees."""
+    objective, found = ObjectiveConfig(**values, inner_steps=16), []
+    for part in range(-(-number // 16)):
+        scores = fetch(score(run.policy(), run.policy(), batch, jax.random.key(part), run.model, objective, mesh).old)
+        found.append((scores * batch.in_loss).sum(axis=(2, 3)) / batch.in_loss.sum(axis=(1, 2)))
+        if len(scores) == 1:  # not random
+            break
+    return np.concatenate(found).astype(np.float64)
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=pathlib.Path, required=True)
+    parser.add_argument("--problems", type=int, default=64)
+    parser.add_argument("--draws", type=int, default=64)
+    parser.add_argument("--reference", type=int, default=REFERENCE[1], help="times 16 views")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON Lines; and a table beside it")
+    arguments = parser.parse_args(argv)
+    mesh = make_mesh()
+    run = restore_run(arguments.run, mesh)
+    cases = []
+    with jax.set_mesh(mesh):
+        batch = sampled_batch(run, arguments.problems, mesh)
+        reference = draws(run, batch, REFERENCE[0], arguments.reference, mesh).mean(axis=0)
+        for values in CASES:
+            found = draws(run, batch, values, arguments.draws, mesh)
+            objective = ObjectiveConfig(**values)
+            cases.append(
+                {
+                    "name": "estimator",
+                    "device": jax.devices()[0].device_kind,
+                    "run": {"stage": run.stage, "step": run.step, "width": run.model.width, "layers": run.model.layers},
+                    "problems": arguments.problems,
+                    "draws": len(found),
+                    **{key: getattr(objective, key) for key in ("estimator", "samples", "upper_weight", "upper_power")},
+                    "reference": float(reference.mean()),
+                    "mean": float(found.mean()),
+                    "bias": float((found.mean(axis=0) - reference).mean()),
+                    "deviation": float(np.sqrt(found.var(axis=0).mean())),
+                }
+            )
+            print(json.dumps(cases[-1]), flush=True)
+    if arguments.output:
+        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases))
+        arguments.output.with_suffix(".md").write_text(table(cases))
+    return cases
+
+
+def table(cases: list[dict]) -> str:
+    rows = ["| estimator | views | upper bound's share | nats per token | bias | deviation |", "|---|---|---|---|---|---|"]
+    for case in cases:
+        rows.append(
+            "| {estimator} | {samples} | {upper_weight} | {mean:.4f} | {bias:+.4f} | {deviation:.4f} |".format(**case)
+        )
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main()
