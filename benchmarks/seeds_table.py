@@ -7,6 +7,8 @@ import argparse
 import json
 import pathlib
 
+from insert import insert
+
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
@@ -47,10 +49,7 @@ def main():
     parser.add_argument("name", help="the table goes between <!-- NAME --> and <!-- /NAME -->")
     arguments = parser.parse_args()
     results = [json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*/result.json"))]
-    begin, end = f"<!-- {arguments.name} -->\n", f"<!-- /{arguments.name} -->"
-    before, _, rest = arguments.file.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    arguments.file.write_text(f"{before}{begin}{table(results)}{end}{after}")
+    insert(table(results), arguments.file, arguments.name)
 
 
 if __name__ == "__main__":

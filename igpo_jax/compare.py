@@ -8,7 +8,10 @@ stopped; runs that are finished are kept. --quick is the same with few iteration
 """
 
 import concurrent.futures
+import functools
+import os
 import pathlib
+import queue
 import shutil
 import subprocess
 import sys
@@ -77,10 +80,21 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     Raises:
         RuntimeError: a run fails; the others that have begun are waited for, and no more are started.
     """
+    cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
+    for job in range(JOBS.value):
+        shares.put(set(cores[job :: JOBS.value]) or set(cores))
+
+    def on_a_share(*run) -> None:
+        share = shares.get()
+        try:
+            train(folder, file, *run, overrides, share)
+        finally:
+            shares.put(share)
+
     stages = [[(seed, SUPERVISED) for seed in seeds], [(seed, arm) for seed in seeds for arm in arms]]
     with progress(sum(map(len, stages)), 0, "runs") as bar, concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
         for stage in stages:
-            running = [pool.submit(train, folder, file, seed, arm, overrides) for seed, arm in stage]
+            running = [pool.submit(on_a_share, seed, arm) for seed, arm in stage]
             for done in concurrent.futures.as_completed(running):
                 if done.exception():
                     pool.shutdown(wait=True, cancel_futures=True)
@@ -88,8 +102,8 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
                 bar.update(1)
 
 
-def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str]) -> None:
-    """One run, in a process of its own.
+def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], cores: set[int]) -> None:
+    """One run, in a process of its own, on some of the host's cores.
 
     Raises:
         RuntimeError: it fails; names its log.
@@ -105,7 +119,13 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     log = run.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        done = subprocess.run(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=functools.partial(os.sched_setaffinity, 0, cores),
+        )
     if done.returncode or not (run / "result.json").is_file():
         raise RuntimeError(f"the run {run} has stopped (exit code {done.returncode}), see {log}; the same command goes on")
 
