@@ -8,11 +8,11 @@ stopped; runs that are finished are kept. --quick is the same with few iteration
 """
 
 import concurrent.futures
-import functools
 import os
 import pathlib
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -84,26 +84,31 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
 
-    def on_a_share(*run) -> None:
-        share = shares.get()
-        try:
-            train(folder, file, *run, overrides, share)
-        finally:
-            shares.put(share)
+    def take_share() -> None:
+        """Of the host's cores: a thread's processes stay where the thread may run."""
+        os.sched_setaffinity(0, shares.get())
 
     stages = [[(seed, SUPERVISED) for seed in seeds], [(seed, arm) for seed in seeds for arm in arms]]
-    with progress(sum(map(len, stages)), 0, "runs") as bar, concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
-        for stage in stages:
-            running = [pool.submit(on_a_share, seed, arm) for seed, arm in stage]
-            for done in concurrent.futures.as_completed(running):
-                if done.exception():
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise done.exception()
-                bar.update(1)
+    pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
+    under_way: set[subprocess.Popen] = set()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a termination signal; the same command goes on"))
+    with progress(sum(map(len, stages)), 0, "runs") as bar, pool:
+        try:
+            for stage in stages:
+                running = [pool.submit(train, folder, file, seed, arm, overrides, under_way) for seed, arm in stage]
+                for done in concurrent.futures.as_completed(running):
+                    done.result()
+                    bar.update(1)
+        except BaseException as reason:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(reason, RuntimeError):
+                for process in under_way.copy():
+                    process.terminate()  # it saves first
+            raise
 
 
-def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], cores: set[int]) -> None:
-    """One run, in a process of its own, on some of the host's cores.
+def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], under_way: set) -> None:
+    """One run, in a process of its own, which is among those under way meanwhile.
 
     Raises:
         RuntimeError: it fails; names its log.
@@ -119,15 +124,12 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     log = run.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        done = subprocess.run(
-            command,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=functools.partial(os.sched_setaffinity, 0, cores),
-        )
-    if done.returncode or not (run / "result.json").is_file():
-        raise RuntimeError(f"the run {run} has stopped (exit code {done.returncode}), see {log}; the same command goes on")
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        under_way.add(process)
+        code = process.wait()
+        under_way.remove(process)
+    if code or not (run / "result.json").is_file():
+        raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; the same command goes on")
 
 
 def run_folder(folder: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
