@@ -168,7 +168,8 @@ def run_rl(
                     scores = score(
                         policy, reference, sampled.groups, iteration_key, model, objective, mesh, rl.microbatches
                     )
-                    entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss))
+                    seen = (scores.views.weight > 0).any(axis=2)
+                    entropy = float(jnp.mean(scores.entropy, where=sampled.groups.in_loss & seen))
                 del policy  # updates need its memory
                 with watch.measure("time/update"):
                     statistics = []
