@@ -34,19 +34,20 @@ OUTPUT = flags.DEFINE_string("output", None, "The comparison's folder; runs/comp
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations.")
 
-QUICK_OVERRIDES = {"sft.updates": 1500, "rl.iterations": 10}
 SUPERVISED = "supervised"
 
 
 def main(_) -> None:
-    overrides = [f"--config.{key}={value}" for key, value in QUICK_OVERRIDES.items() if QUICK.value]
+    config = CONFIG.value
+    quick = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if QUICK.value else {}
+    overrides = [f"--config.{key}={value}" for key, value in quick.items()]
     overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one counts
     file = flags.FLAGS["config"].config_filename
     name = pathlib.Path(file.partition(":")[0]).stem
     folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
     try:
         arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value)
-        check_arms(CONFIG.value, arms, overrides)
+        check_arms(config, arms, overrides)
         claim(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
         train_all(folder, file, arms, seeds, overrides)
         found = compare_runs(folder, arms, seeds)
@@ -75,7 +76,7 @@ def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> Non
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Every run that is not finished: first the supervised stage of every seed, then the arms.
+    """Every run that is not finished: first the supervised stage of every seed, if there is one, then the arms.
 
     Raises:
         RuntimeError: a run fails; the others that have begun are waited for, and no more are started.
@@ -88,7 +89,8 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         """Of the host's cores: a thread's processes stay where the thread may run."""
         os.sched_setaffinity(0, shares.get())
 
-    stages = [[(seed, SUPERVISED) for seed in seeds], [(seed, arm) for seed in seeds for arm in arms]]
+    supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
+    stages = [supervised, [(seed, arm) for seed in seeds for arm in arms]]
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
     under_way: set[subprocess.Popen] = set()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a termination signal; the same command goes on"))
@@ -144,11 +146,11 @@ def begin(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) 
     new.mkdir(parents=True)
     (folder / "compiled").mkdir(exist_ok=True)
     (new / "compiled").symlink_to(pathlib.Path("..", "..", "compiled"))
-    if source is not None and (source / "checkpoints" / "sft").is_dir():
+    if source is not None and source.is_dir():
         shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
-    for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
-        if source is not None and (source / name).is_file():
-            write_whole(new / name, (source / name).read_bytes())
+        for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
+            if (source / name).is_file():
+                write_whole(new / name, (source / name).read_bytes())
     new.rename(run)
 
 
