@@ -61,8 +61,9 @@ def all_wrong_figure(found: dict[str, Any]) -> str:
 
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """SVG of shares over a budget; every series has x and y [seeds, points]."""
-    most = max(float(x.mean(axis=0)[-1]) for x, _ in series.values()) or 1.0
+    """SVG of shares over a budget, up to twice the end of the series that needs least; every series has x and y [seeds, points]."""
+    ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
+    most = min(max(ends), 2 * min(ends)) or 1.0  # an arm that spends many times as much would leave no room for the others
 
     def at(x, y) -> tuple[float, float]:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / most, TOP + (HEIGHT - TOP - BOTTOM) * (1 - y)
@@ -80,10 +81,11 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
         parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{_short(tick)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x_name)}</text>')
     for color, (x, y) in zip(COLORS, series.values(), strict=False):
-        middle = x.mean(axis=0)
+        shown = x.mean(axis=0) <= most
+        middle, y = x.mean(axis=0)[shown], y[:, shown]
         if len(y) > 1:
             band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
-            parts.append(f'<polygon points="{band}" fill="{color}" opacity="0.10"/>')
+            parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
         parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" stroke="{color}" stroke-width="2.2"/>')
     width = (WIDTH - LEFT) / min(4, len(series))
     rows = -(-len(series) // 4)
@@ -93,7 +95,8 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
         parts.append(f'<text x="{x + 19:.0f}" y="{y + 7}">{html.escape(name)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 16 * rows}" font-size="12" '
-        f'font-family="system-ui, sans-serif" fill="#3c4654" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+        f'font-family="system-ui, sans-serif" fill="#3c4654" role="img" aria-label="{html.escape(title)}">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>'
     )
 
 
