@@ -17,11 +17,10 @@ import subprocess
 import sys
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from igpo_jax import config as configuration
 from igpo_jax.command_line import parse_flags
-from igpo_jax.comparison.arms import ARMS, arms_of, seeds_of
+from igpo_jax.comparison.arms import ARMS, arms_of, check_arms, seeds_of
 from igpo_jax.comparison.numbers import compare_runs
 from igpo_jax.comparison.page import write_comparison
 from igpo_jax.runtime.files import claim, write_whole
@@ -56,23 +55,6 @@ def main(_) -> None:
     write_comparison(folder, found)
     print((folder / "comparison.md").read_text())
     print(f"report: {folder / 'comparison.html'}")
-
-
-def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Before anything is trained.
-
-    Raises:
-        ValueError: an arm's configuration cannot work, or seeds are given twice.
-    """
-    if any(override.startswith("--config.seed") for override in overrides):
-        raise ValueError("--config.seed is what --seeds gives")
-    for arm in arms:
-        of_arm = config.copy_and_resolve_references()
-        of_arm.update_from_flattened_dict(ARMS[arm].overrides)
-        try:
-            configuration.parse(of_arm)
-        except ValueError as error:
-            raise ValueError(f"arm {arm}: {error}") from None
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:

@@ -9,9 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from igpo_jax import compare
 from igpo_jax.comparison import numbers, page
-from igpo_jax.comparison.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, arms_of, seeds_of
+from igpo_jax.comparison.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, arms_of, check_arms, seeds_of
 from igpo_jax.runtime.files import write_whole
 
 PROBLEMS, EVERY = 30, 2  # evaluations come every two rollouts
@@ -158,12 +157,12 @@ def test_arms():
 
 def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
     config = runpy.run_path("configs/arithmetic.py")["get_config"]()
-    compare.check_arms(config, list(ARMS), [])
+    check_arms(config, list(ARMS), [])
     config.inpainting.chunk_min = 0
     with pytest.raises(ValueError, match="arm igpo: .*chunk_min"):
-        compare.check_arms(config, ["igpo"], [])
+        check_arms(config, ["igpo"], [])
     with pytest.raises(ValueError, match="--config.seed"):
-        compare.check_arms(config, ["igpo"], ["--config.seed=3"])
+        check_arms(config, ["igpo"], ["--config.seed=3"])
 
 
 @pytest.mark.slow

@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from igpo_jax import config as configuration
+
 Overrides = dict[str, Any]
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
@@ -112,3 +116,20 @@ def seeds_of(text: str) -> list[int]:
     if not seeds or min(seeds) < 0 or len(seeds) != len(set(seeds)):
         raise ValueError(f"--seeds={text} is neither FIRST..LAST nor a list of different numbers")
     return seeds
+
+
+def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
+    """Before anything is trained.
+
+    Raises:
+        ValueError: an arm's configuration cannot work, or seeds are given twice.
+    """
+    if any(override.startswith("--config.seed") for override in overrides):
+        raise ValueError("--config.seed is what --seeds gives")
+    for arm in arms:
+        of_arm = config.copy_and_resolve_references()
+        of_arm.update_from_flattened_dict(ARMS[arm].overrides)
+        try:
+            configuration.parse(of_arm)
+        except ValueError as error:
+            raise ValueError(f"arm {arm}: {error}") from None
