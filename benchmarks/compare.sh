@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All arms, five seeds, and the figure and the tables of README.md: bash benchmarks/compare.sh [flags of igpo_jax.compare]
-# Needs launch/local.sh to have been run once. Under an hour on two cores; what is finished is kept.
+# Needs launch/local.sh to have been run once. What is finished is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"

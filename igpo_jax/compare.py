@@ -85,7 +85,7 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
                     bar.update(1)
         except BaseException as reason:
             pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(reason, RuntimeError):
+            if not isinstance(reason, RuntimeError | ValueError):
                 for process in under_way.copy():
                     process.terminate()  # it saves first
             raise
@@ -96,17 +96,18 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
 
     Raises:
         RuntimeError: it fails; names its log.
+        ValueError: there is a run of an arm of this name that was another one.
     """
     run = run_folder(folder, seed, arm)
+    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
+    claim(run.with_suffix(".json"), own, f"arm {arm}")
     if (run / "result.json").is_file():
         return
-    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
     if not run.exists():
         begin(folder, run, None if arm == SUPERVISED else run_folder(folder, seed, SUPERVISED))
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         under_way.add(process)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from igpo_jax.comparison.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
+from igpo_jax.evaluation.statistics import RESAMPLES
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.results import START, rescue_rate
 
-RESAMPLES = 10_000
 REACHED = 0.5  # the accuracy whose price in prompts and evaluations is told
+CARD = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
 Budget = str  # "prompts" | "evaluations"
 
 
@@ -56,7 +57,9 @@ def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np
     seeds = range(len(next(iter(runs.values()))))
     least = [min(getattr(of_arm[seed], budget)[-1] for of_arm in runs.values()) for seed in seeds]
     return {
-        arm: np.array([run.correct[np.flatnonzero(getattr(run, budget) <= most)[-1]] for run, most in zip(of_arm, least, strict=True)])
+        arm: np.array(
+            [run.correct[np.flatnonzero(getattr(run, budget) <= most)[-1]] for run, most in zip(of_arm, least, strict=True)]
+        )
         for arm, of_arm in runs.items()
     }
 
@@ -175,7 +178,7 @@ def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int]) -> dic
         "claims": [judge(claim, runs, equal["evaluations"], hard) for claim in possible],
         "curves": curves,
         "runs": [
-            {"arm": arm, "seed": seed} | {key: run.result.get(key) for key in ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")}
+            {"arm": arm, "seed": seed} | {key: run.result.get(key) for key in CARD}
             for arm, of_arm in runs.items()
             for seed, run in zip(seeds, of_arm, strict=True)
         ],

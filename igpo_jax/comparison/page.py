@@ -136,11 +136,12 @@ def claims(found: dict[str, Any]) -> list[list[str]]:
 def note(found: dict[str, Any]) -> str:
     run = found["runs"][0]
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
+    commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
     return (
         f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy decoding; "
         "percent with 95 % intervals of a bootstrap over seeds and problems. Of each seed, the arm that needed least sets the "
         "budget; the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds. "
-        f"{run['device']}, {versions}, commit {run['commit']}."
+        f"{run['device']}, {versions}, {commits}."
     )
 
 
