@@ -1,6 +1,11 @@
 import json
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -159,3 +164,34 @@ def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
         check_arms(config, ["igpo"], [])
     with pytest.raises(ValueError, match="--config.seed"):
         check_arms(config, ["igpo"], ["--config.seed=3"])
+
+
+@pytest.mark.slow
+def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
+    """A run that fails is named, what is finished is kept, and the supervised stage is the same for all arms."""
+    sizes = {"sft.updates": 4, "rl.iterations": 2, "evaluation.problems": 4, "evaluation.batch_size": 4, "rl.eval_every": 1}
+    sizes |= {"task.sft_problems": 200, "task.rl_problems": 40, "task.test_problems": 4, "sft.batch_size": 8, "rl.prompts": 2}
+    flags = [f"--config.{key}={value}" for key, value in sizes.items()]
+    command = [sys.executable, "-m", "igpo_jax.compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0",
+               f"--output={tmp_path}", *flags]  # fmt: skip
+    runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": ""}
+    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_device)
+    while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
+        time.sleep(0.2)
+    begun.terminate()
+    assert "the same command goes on" in begun.communicate(timeout=120)[1] and begun.returncode == 1
+    (runs / "igpo").mkdir()
+    (runs / "igpo" / "config.json").write_text("{}")  # another run's
+    done = subprocess.run(command, capture_output=True, text=True, env=one_device)
+    assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
+    kept = (runs / "grpo" / "result.json").stat().st_mtime_ns
+    shutil.rmtree(runs / "igpo")
+    done = subprocess.run(command, capture_output=True, text=True, env=one_device)
+    assert done.returncode == 0, done.stderr
+    assert (runs / "grpo" / "result.json").stat().st_mtime_ns == kept
+    logs = [(runs / arm / "metrics.jsonl").read_text() for arm in ("supervised", "grpo", "igpo")]
+    losses = [[line for line in log.splitlines() if "sft/loss" in line] for log in logs]
+    assert losses[0] == losses[1] == losses[2] and losses[0]
+    assert "Hints help" in done.stdout and (tmp_path / "comparison.html").is_file()
+    other = subprocess.run([*command, "--config.rl.iterations=3"], capture_output=True, text=True, env=one_device)
+    assert other.returncode == 1 and "another comparison" in other.stderr
