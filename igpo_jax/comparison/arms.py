@@ -21,6 +21,7 @@ REF: Overrides = {
 FEW: Overrides = {"task.rl_problems": 64}  # they come again, and there can be earlier answers
 SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}  # of one or two, a ratio shows the same
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
+HOT: Overrides = {"sampler.temperature": 1.0}  # the model's own distribution, where the order of draw and choice matters most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,10 @@ ARMS = {
     ),
     "grpo_position_first": Arm("GRPO, position-first sampling", NO_HINTS | POSITION_FIRST),
     "igpo_position_first": Arm("IGPO, position-first sampling", POSITION_FIRST),
+    "grpo_hot": Arm("GRPO, temperature 1", NO_HINTS | HOT),
+    "igpo_hot": Arm("IGPO, temperature 1", HOT),
+    "grpo_position_first_hot": Arm("GRPO, position-first sampling, temperature 1", NO_HINTS | POSITION_FIRST | HOT),
+    "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
 }
 
 # What decides a claim: final accuracy on all problems, on the hardest third, or minus the mean share of groups that are all
@@ -81,7 +86,13 @@ CLAIMS = (
     Claim("The paper's rules are better than the released code's", "igpo", ("igpo_ref",)),
     Claim("Hints help position-first sampling, too", "igpo_position_first", ("grpo_position_first",)),
     Claim("Position-first sampling alone is better than GRPO", "grpo_position_first", ("grpo",)),
+    Claim("At temperature 1, position-first sampling alone is better than GRPO", "grpo_position_first_hot", ("grpo_hot",)),
+    Claim("Hints help at temperature 1, too", "igpo_hot", ("grpo_hot",)),
+    Claim("Hints help position-first sampling at temperature 1, too", "igpo_position_first_hot", ("grpo_position_first_hot",)),
     Claim("A curriculum is better than a fixed ratio", "curriculum", ("small_chunks",)),
+    Claim("Supervising hint tokens is better than the policy gradient on a fifth of them", "supervised_hints", ("igpo",)),
+    Claim("Hint tokens have to be trained on: the filter is better than none of them", "igpo", ("no_hint_tokens",)),
+    Claim("Chunks all over the solution are better than its beginning", "igpo", ("prefix",)),
     Claim("Own earlier answers as hints are better than none", "own_hints", ("grpo_few",)),
     Claim("The solution's hints are better than own ones", "igpo_few", ("own_hints",)),
 )

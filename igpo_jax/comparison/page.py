@@ -14,8 +14,8 @@ import numpy as np
 from igpo_jax.comparison.numbers import REACHED
 from igpo_jax.runtime.files import write_whole
 
-COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3", "#5d4b8c",
-          "#a0522d", "#1f7a8c", "#d16ba5")  # fmt: skip
+COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3")
+DASHES = ("", "7 3", "2 3")  # for one round of colors each
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
 VERDICTS = {"held": "#2a9d6f", "not held": "#c8453b", "undecided": "#8a94a3"}
 
@@ -68,9 +68,13 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
     def at(x, y) -> tuple[float, float]:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / most, TOP + (HEIGHT - TOP - BOTTOM) * (1 - y)
 
+    def stroke(color: str, dashes: str) -> str:
+        return f'stroke="{color}" stroke-width="2.2"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
+
     def points(x, y) -> str:
         return " ".join("{:.1f},{:.1f}".format(*at(*pair)) for pair in zip(x, y, strict=True))
 
+    styles = [(COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]) for number in range(len(series))]
     parts = [f'<text x="{LEFT}" y="16" font-size="14" font-weight="600">{html.escape(title)}</text>']
     for share in (0, 0.25, 0.5, 0.75, 1):
         x, y = at(0, share)
@@ -80,18 +84,18 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
         x, y = at(tick, 0)
         parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{_short(tick)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x_name)}</text>')
-    for color, (x, y) in zip(COLORS, series.values(), strict=False):
+    for (color, dashes), (x, y) in zip(styles, series.values(), strict=True):
         shown = x.mean(axis=0) <= most
         middle, y = x.mean(axis=0)[shown], y[:, shown]
         if len(y) > 1:
             band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
             parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
-        parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" stroke="{color}" stroke-width="2.2"/>')
+        parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" {stroke(color, dashes)}/>')
     width = (WIDTH - LEFT) / min(4, len(series))
     rows = -(-len(series) // 4)
-    for number, (color, name) in enumerate(zip(COLORS, series, strict=False)):
+    for number, ((color, dashes), name) in enumerate(zip(styles, series, strict=True)):
         x, y = LEFT + width * (number % 4), HEIGHT + 16 * (number // 4)
-        parts.append(f'<rect x="{x:.0f}" y="{y + 1}" width="14" height="4" fill="{color}"/>')
+        parts.append(f'<line x1="{x:.0f}" x2="{x + 15:.0f}" y1="{y + 3}" y2="{y + 3}" {stroke(color, dashes)}/>')
         parts.append(f'<text x="{x + 19:.0f}" y="{y + 7}">{html.escape(name)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 16 * rows}" font-size="12" '
