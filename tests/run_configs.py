@@ -7,6 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from igpo_jax import config as configuration
 from igpo_jax.experiment import open_experiment
 
 TESTS = pathlib.Path(__file__).parent
@@ -17,7 +18,15 @@ GSM8K_SAMPLE = TESTS / "tasks" / "gsm8k_sample.jsonl"
 
 def tiny(**changes) -> ConfigDict:
     """tiny.py with some keys changed; `__` stands for a dot."""
-    return changed(runpy.run_path(str(TINY))["get_config"](), **changes)
+    return config_of(TINY, **changes)
+
+
+def config_of(path: pathlib.Path, **changes) -> ConfigDict:
+    return changed(runpy.run_path(str(path))["get_config"](), **changes)
+
+
+def settings_of(path: pathlib.Path = TINY, **changes) -> configuration.Settings:
+    return configuration.parse(config_of(path, **changes))
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
