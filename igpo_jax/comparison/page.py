@@ -17,6 +17,7 @@ from igpo_jax.runtime.files import write_whole
 COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3")
 DASHES = ("", "7 3", "2 3")  # for one round of colors each
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
+LEGEND = 3  # names in a line
 VERDICTS = {"held": "#2a9d6f", "not held": "#c8453b", "undecided": "#8a94a3"}
 
 PAGE = """<!doctype html>
@@ -91,10 +92,10 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
             band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
             parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
         parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" {stroke(color, dashes)}/>')
-    width = (WIDTH - LEFT) / min(4, len(series))
-    rows = -(-len(series) // 4)
+    width = (WIDTH - LEFT) / min(LEGEND, len(series))
+    rows = -(-len(series) // LEGEND)
     for number, ((color, dashes), name) in enumerate(zip(styles, series, strict=True)):
-        x, y = LEFT + width * (number % 4), HEIGHT + 16 * (number // 4)
+        x, y = LEFT + width * (number % LEGEND), HEIGHT + 16 * (number // LEGEND)
         parts.append(f'<line x1="{x:.0f}" x2="{x + 15:.0f}" y1="{y + 3}" y2="{y + 3}" {stroke(color, dashes)}/>')
         parts.append(f'<text x="{x + 19:.0f}" y="{y + 7}">{html.escape(name)}</text>')
     return (
