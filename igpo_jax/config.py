@@ -5,6 +5,7 @@ into typed, frozen sections and checks every value before anything is allocated.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.attention import LANES, PLATFORMS
-from igpo_jax.model.huggingface import folder_model_config
+from igpo_jax.model.huggingface import MOST, folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.objective import ObjectiveConfig
@@ -82,7 +83,7 @@ class RewardConfig:
     def __post_init__(self):
         if self.function and ":" not in self.function:
             raise ValueError(f"function={self.function!r} is not package.module:name")
-        if self.workers < 1 or not self.deadline_seconds > 0 or not self.scale > 0:
+        if self.workers < 1 or not 0 < self.deadline_seconds < math.inf or not 0 < self.scale < math.inf:
             raise ValueError("workers must be at least 1, deadline_seconds and scale positive")
 
 
@@ -114,6 +115,7 @@ class Settings:
     evaluation: EvalConfig
     mesh: dict[str, int]
     checkpoints_kept: int
+    skip_limit: int
 
 
 def _defaults(cls, **values) -> dict[str, Any]:
@@ -170,6 +172,8 @@ def base_config(**task) -> ConfigDict:
             "reward": _defaults(RewardConfig),
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "checkpoints_kept": 2,
+            # An update whose loss or gradient is not finite is skipped; so many in a row end the run.
+            "skip_limit": 5,
         }
     )
     return config.lock()
@@ -181,6 +185,7 @@ def parse(config: ConfigDict) -> Settings:
     Raises:
         ValueError: a value that cannot work; the message names the key.
     """
+    _check_types(config)
 
     def section(name: str, cls, values=None):
         try:
@@ -209,9 +214,35 @@ def parse(config: ConfigDict) -> Settings:
         evaluation=EvalConfig(evaluation["problems"], evaluation["batch_size"]),
         mesh=config.mesh.to_dict(),
         checkpoints_kept=config.checkpoints_kept,
+        skip_limit=config.skip_limit,
     )
     _check(settings)
     return settings
+
+
+def _check_types(config: ConfigDict) -> None:
+    """Every key that there is, with a value of its default's type; ConfigDict lets None and bool pass, and what is in a tuple."""
+    name = config.get("task", {}).get("name", "")
+    if not isinstance(name, str):
+        raise ValueError(f"task.name={name!r} is no text")
+    _check_section(config.to_dict(), base_config(**load_task(name).defaults()).to_dict(), "")
+
+
+def _check_section(values: dict[str, Any], defaults: dict[str, Any], prefix: str) -> None:
+    for key in defaults.keys() ^ values.keys():
+        raise ValueError(f"{prefix}{key} is missing" if key in defaults else f"{prefix}{key}: there is no such key")
+    for key, default in defaults.items():
+        value, name = values[key], f"{prefix}{key}"
+        if isinstance(default, dict) and isinstance(value, dict):
+            _check_section(value, default, f"{name}.")
+            continue
+        several = isinstance(default, tuple | list) and isinstance(value, tuple | list)
+        for part, kind in [(part, type(default[0])) for part in value] if several else [(value, type(default))]:
+            number = kind is float and type(part) is int
+            if (type(part) is not kind and not number) or part != part:
+                raise ValueError(f"{name}={value!r}: {part!r} is no {kind.__name__}")
+            if type(part) is int and abs(part) > MOST:
+                raise ValueError(f"{name}={value!r} does not lie within {MOST}")
 
 
 LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
@@ -244,6 +275,11 @@ def _check(settings: Settings) -> None:
     require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
     require(settings.seed >= 0, f"seed={settings.seed} must not be negative")
+    for split, used in (("sft", sft.updates), ("rl", rl.iterations), ("test", True)):
+        size = settings.task.get(f"{split}_problems", 1)
+        require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
+    for name, decode in (("sampler", settings.rollout_decode), ("evaluation", settings.eval_decode)):
+        _check_used(name, decode)
     if model["path"]:
         # A shape that the folder overrules would be a key that does nothing.
         defaults = base_config()
@@ -261,6 +297,7 @@ def _check(settings: Settings) -> None:
         "task.demonstration has {response}, whose answers are not known to stand anywhere, and inpainting.exclude_answer=True "
         "hides answers; use {solution} and {answer}",
     )
+    require(settings.tokenizer.vocab_size >= 1, f"tokenizer.vocab_size={settings.tokenizer.vocab_size} must be at least 1")
     kind = settings.tokenizer.kind
     require(kind in ("char", "unigram", "bpe"), f"tokenizer.kind={kind!r} is not 'char', 'unigram' or 'bpe'")
     require(
@@ -301,6 +338,21 @@ def _check(settings: Settings) -> None:
         "evaluation.problems and evaluation.batch_size must be at least 1",
     )
     require(settings.checkpoints_kept >= 1, f"checkpoints_kept={settings.checkpoints_kept} must be at least 1")
+    require(settings.skip_limit >= 1, f"skip_limit={settings.skip_limit} must be at least 1")
+
+
+def _check_used(section: str, decode: DecodeConfig) -> None:
+    """Keys of a sampler that do nothing in it are at their defaults."""
+    default = {field.name: field.default for field in dataclasses.fields(DecodeConfig)}
+    for key, used, needs in (
+        ("refresh", decode.cache != "none", "cache"),
+        ("threshold", decode.commit == "threshold", "commit='threshold'"),
+        ("factor", decode.commit == "factor", "commit='factor'"),
+        ("fallback", decode.commit != "schedule", "commit"),
+    ):
+        value = getattr(decode, key)
+        if not used and value != default[key]:
+            raise ValueError(f"{section}.{key}={value!r} does nothing without {section}.{needs}; leave it out")
 
 
 def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
@@ -426,15 +478,15 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 # Where and in what portions a run computes, not what: it may be continued with other values.
 PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
-PORTIONS += ("reward.workers", "reward.deadline_seconds")
+PORTIONS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def fingerprint(config: ConfigDict) -> str:
     """Of everything that decides the result, see `PORTIONS`."""
     values = to_json(config)
     for key in PORTIONS:
-        section, name = key.split(".")
-        del values[section][name]
+        *sections, name = key.split(".")
+        del functools.reduce(dict.get, sections, values)[name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

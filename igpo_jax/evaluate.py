@@ -28,6 +28,7 @@ from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.distributed import check_same, check_shared, failing_together
 from igpo_jax.runtime.files import claim, write_whole
+from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.runtime.results import environment
 
@@ -59,10 +60,11 @@ def main(_):
     try:
         model = open_model(config)
         card = evaluate(config, model, problems, protocol, open_folder(model, protocol))
-    except ValueError as error:
-        if jax.process_count() > 1:
+    except Exception as error:
+        shortage = explain_shortage(error, "a lower --config.batch_size, with which the same command goes on")
+        if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
             raise  # the others may not know of it
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         print(card)
 

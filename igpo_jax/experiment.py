@@ -27,7 +27,7 @@ from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shar
 from igpo_jax.rl.rollout import Grades
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, own_rows, share_rows
-from igpo_jax.runtime.files import differing_keys, write_whole
+from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
 from igpo_jax.runtime.mesh import fetch, make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.pool import RewardPool, reward_pool
@@ -161,6 +161,7 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     Raises:
         ValueError: a value that cannot work, data that cannot be used, a folder with the run of another configuration, or
             one that the processes of this run do not share. It is raised on all processes.
+        OSError: the folder cannot be written.
     """
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
@@ -182,10 +183,11 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     check_same(own | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
     with failing_together():
         experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems, data)
-    if jax.process_index() == 0:
-        write_whole(workdir / "data.json", json.dumps(data, indent=2))
-        if written != wanted:
-            write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
+    with failing_together():
+        if jax.process_index() == 0:
+            write_whole(workdir / "data.json", json.dumps(data, indent=2))
+            if written != wanted:
+                write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
 
 
@@ -393,18 +395,20 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     """The configuration of the run in `workdir`.
 
     Raises:
-        ValueError: there is no run.
+        ValueError: there is no run, or its config.json is none.
     """
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
-    return configuration.from_json(json.loads(written.read_text()))
+    values = read_json(written)
+    with reading(f"{written}, as a configuration of this version,"):
+        return configuration.from_json(values)
 
 
 def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
     """That the run goes on with the problems that it began with."""
     file = workdir / "data.json"
-    written = json.loads(file.read_text()) if file.is_file() else {}
+    written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
     if changed:
         raise ValueError(

@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.inference import Completion, DiffusionLM, load
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.files import parse_json
 
 MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
@@ -108,16 +109,20 @@ def read_prompts(path: str) -> list[str]:
     if not file.is_file():
         raise ValueError(f"there is no file {path!r}")
     prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # of bytes: JSON may hold other ends of lines
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         if file.suffix == ".jsonl":
-            try:
-                line = json.loads(line)["prompt"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                line = None
+            row = parse_json(line, place)
+            line = row.get("prompt") if isinstance(row, dict) else None
             if not isinstance(line, str):
-                raise ValueError(f"{path}, line {number}: no JSON object with a text as prompt")
+                raise ValueError(f"{place}: no JSON object with a text as prompt")
+        else:
+            try:
+                line = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}: not UTF-8 ({error})") from None
         prompts.append(line)
     if not prompts:
         raise ValueError(f"{path} has no prompts")

@@ -14,7 +14,7 @@ import pathlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from igpo_jax import config as configuration
 from igpo_jax.data.pipeline import left_padded
 from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
 from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.experiment import restore_run
 from igpo_jax.model import lora
@@ -34,6 +35,7 @@ from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+MOST_TOKENS = 2**16  # of a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 SCORED_ROWS = 16  # draws of the bound that go through the network together
 ROWS_PER_DEVICE = 8  # denoised together
@@ -82,6 +84,7 @@ class DiffusionLM:
         block_length: int = 32,
         steps: int | None = None,
         seed: int = 0,
+        watch: Callable[[Step], None] | None = None,
         **decoding,
     ) -> list[Completion]:
         """A completion for every prompt.
@@ -93,6 +96,8 @@ class DiffusionLM:
             hint: what every completion begins with, kept as it is.
             completion_length: tokens, hint included. block_length: must divide it. steps: denoising steps in all, a
                 multiple of the number of blocks; by default one for each token.
+            watch: is called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch, whose last row
+                may be repeated; what it raises ends the work. Takes longer.
             decoding: what else `DecodeConfig` has, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
 
         Raises:
@@ -100,12 +105,12 @@ class DiffusionLM:
         """
         decode = DecodeConfig(completion_length, block_length, steps or completion_length, **decoding)
         _require_list(prompts)
-        start = self._encode(hint)
+        start = self.encode(hint)
         if len(start) > completion_length:
             raise ValueError(f"the hint has {len(start)} tokens, completion_length={completion_length}")
         canvas = np.full((len(prompts), completion_length), self.config.mask_id, np.int32)
         canvas[:, : len(start)] = start
-        return self._denoise([self._encode(prompt, chat) for prompt in prompts], canvas, decode, seed)
+        return self._denoise([self.encode(prompt, chat) for prompt in prompts], canvas, decode, seed, watch)
 
     def infill(
         self,
@@ -116,6 +121,7 @@ class DiffusionLM:
         steps: int | None = None,
         seed: int = 0,
         logits_eos_inf: bool = True,
+        watch: Callable[[Step], None] | None = None,
         **decoding,
     ) -> list[Completion]:
         """Fills the blanks of texts; every other token stays as it is.
@@ -126,7 +132,7 @@ class DiffusionLM:
             prompts: what comes before each canvas; nothing by default.
             steps: denoising steps; by default one for each blank token.
             logits_eos_inf: on by default, because an EOS between two pieces of text ends nothing.
-            decoding: as in `generate`.
+            watch, decoding: as in `generate`.
 
         Raises:
             ValueError: a canvas without a blank, or another number of prompts than of canvases.
@@ -136,14 +142,15 @@ class DiffusionLM:
         _require_list(prompts)
         if len(prompts) != len(canvases):
             raise ValueError(f"{len(prompts)} prompts for {len(canvases)} canvases; give one each, or none")
-        encoded = [self._encode_template(canvas) for canvas in canvases]
+        encoded = [self.encode_template(canvas) for canvas in canvases]
         completions: list[Completion | None] = [None] * len(canvases)
         for length in sorted({len(ids) for ids in encoded}):  # rows of one length are denoised together
             rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
             canvas = np.array([encoded[row] for row in rows], np.int32)
             blanks = int((canvas == self.config.mask_id).sum(axis=1).max())
             decode = DecodeConfig(length, length, steps or blanks, logits_eos_inf=logits_eos_inf, **decoding)
-            done = self._denoise([self._encode(prompts[row], chat) for row in rows], canvas, decode, seed, whole=True)
+            before = [self.encode(prompts[row], chat) for row in rows]
+            done = self._denoise(before, canvas, decode, seed, watch, whole=True)
             for row, completion in zip(rows, done, strict=True):
                 completions[row] = completion
         return completions
@@ -169,7 +176,7 @@ class DiffusionLM:
         Raises:
             ValueError: an empty completion.
         """
-        ids, answer = self._encode(prompt, chat), np.array(self._encode(completion), np.int32)
+        ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         if not answer.size:
             raise ValueError("an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws
@@ -187,7 +194,12 @@ class DiffusionLM:
         error = float(bound.std(ddof=1) / np.sqrt(draws)) if draws > 1 else 0.0
         return Score(-float(bound.mean()), error, draws)
 
-    def _encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
+    def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
+        """Token ids of a prompt; chat: as in `generate`.
+
+        Raises:
+            ValueError: text without a tokenizer, a chat without a chat template, or ids outside of the vocabulary.
+        """
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -205,21 +217,36 @@ class DiffusionLM:
             raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
         return ids
 
-    def _encode_template(self, canvas: str | Sequence[int]) -> list[int]:
+    def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
+        """Token ids of a canvas, as `infill` takes it, with `config.mask_id` in the blanks.
+
+        Raises:
+            ValueError: there is no blank, or one that is too long.
+        """
         if not isinstance(canvas, str):
-            ids = self._encode(canvas)
+            ids = self.encode(canvas)
         else:
             ids, end = [], 0
             for blank in BLANK.finditer(canvas):
-                ids += self._encode(canvas[end : blank.start()]) + [self.config.mask_id] * int(blank[1] or 1)
+                ids += self.encode(canvas[end : blank.start()])
+                size = blank[1] or "1"
+                if len(size) > 9 or len(ids) + int(size) > MOST_TOKENS:
+                    raise ValueError(f"{blank[0][:40]}: a canvas has at most {MOST_TOKENS} tokens")
+                ids += [self.config.mask_id] * int(size)
                 end = blank.end()
-            ids += self._encode(canvas[end:])
+            ids += self.encode(canvas[end:])
         if self.config.mask_id not in ids:
             raise ValueError(f"{canvas!r} has no blank; write [MASK:n] where n tokens shall be filled in")
         return ids
 
     def _denoise(
-        self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, whole: bool = False
+        self,
+        prompts: list[list[int]],
+        canvas: np.ndarray,
+        decode: DecodeConfig,
+        seed: int,
+        watch: Callable[[Step], None] | None,
+        whole: bool = False,
     ) -> list[Completion]:
         """`whole`: the text of all tokens, not only of those before the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
@@ -236,7 +263,8 @@ class DiffusionLM:
             with jax.set_mesh(self.mesh):
                 row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
                 rows = put_rows((tokens[padded], valid[padded], canvas[padded]), self.mesh)
-                done = sample(self.params, *rows, row_keys, self.config, decode)
+                arguments = (self.params, *rows, row_keys, self.config, decode)
+                done = sample(*arguments) if watch is None else sample_stepwise(*arguments, watch)
                 done = fetch((done.tokens, done.written_at))
             completions += [Completion(self._decode(row, whole), row, steps) for row, steps in zip(*done, strict=True)]
         return completions[:count]

@@ -14,7 +14,7 @@ from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import fetch, put_rows
-from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, progress
+from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, last_logged, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.training import (
     TrainState,
@@ -22,11 +22,14 @@ from igpo_jax.training import (
     accumulate_gradients,
     acting_policy,
     apply_gradients,
-    check_finite,
+    check_parameters,
+    count_skipped,
     create_state,
+    is_skipped,
     make_optimizer,
     policy_params,
     state_shardings,
+    stop_diverged,
 )
 
 LOG_EVERY = 20  # updates
@@ -42,7 +45,7 @@ def make_sft_update(
 ):
     """The compiled update (state, batch, key, frozen) -> (state, statistics); the state is donated. key: of the stage, into
     which the update folds its number. frozen: the parameters that the adapters in the state belong to, None without
-    adapters."""
+    adapters. Where loss or gradient is not finite, see `apply_gradients`."""
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, frozen: Params | None = None):
         rows, length = batch.completion.shape
@@ -56,8 +59,8 @@ def make_sft_update(
         value, gradients = accumulate_gradients(
             jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches
         )
-        state, norm = apply_gradients(state, gradients, optimizer)
-        return state, {"sft/loss": value, "sft/grad_norm": norm}
+        state, norm, finite = apply_gradients(state, value, gradients, optimizer)
+        return state, {"sft/loss": value, "sft/grad_norm": norm, "finite_gradients": finite}
 
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
 
@@ -105,7 +108,7 @@ def run_sft(
 
     Raises:
         Terminated: it said yes; a checkpoint has been saved.
-        Diverged: see `check_finite`.
+        Diverged: `skip_limit` updates in a row were not finite, or a parameter is not.
     """
     settings, model, mesh, lora = experiment.settings, experiment.model, experiment.mesh, experiment.settings.lora
     total, key = settings.sft.updates, experiment.key(1)
@@ -115,10 +118,10 @@ def run_sft(
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
     frozen = experiment.initial_params() if lora else None
     if restored:
-        done, state, key, _ = restored
+        done, state, key, _, since_logged = restored
     else:
         start = experiment.initial_adapters() if lora else experiment.initial_params()
-        done, state = 0, create_state(start, optimizer, model, mesh, lora)
+        done, state, since_logged = 0, create_state(start, optimizer, model, mesh, lora), []
         del start
     every, evaluated = settings.sft.eval_every, is_logged(experiment.workdir, done, "sft", "eval/accuracy")
     if done == total and (evaluated or not every):
@@ -130,7 +133,9 @@ def run_sft(
 
     def pause() -> None:
         if should_stop():
-            checkpoints.save_and_stop(done, state, key)
+            check_parameters(state.params, done, checkpoints)
+            losses_and_norms = np.array(fetch(since_logged), float).tolist()
+            checkpoints.save_and_stop(done, state, key, unlogged=losses_and_norms)
 
     def evaluate() -> tuple[np.ndarray, dict[str, float]]:
         watch = Stopwatch()
@@ -142,9 +147,11 @@ def run_sft(
         return correct, found | watch.seconds
 
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
+        in_a_row = int(last_logged(experiment.workdir, "sft", "update/skipped_in_a_row") or 0)
         while True:
             regular = done == total or (done > 0 and done % settings.sft.checkpoint_every == 0)
             if regular and done not in checkpoints.steps():
+                check_parameters(state.params, done, checkpoints)
                 checkpoints.save(done, state, key)
             if every and not evaluated and (done in (0, total) or done % every == 0):
                 log.write_evaluation(done, "sft", *evaluate())
@@ -152,27 +159,34 @@ def run_sft(
                 break
             until = min(_next_multiple(done, n) for n in (LOG_EVERY, settings.sft.checkpoint_every, every) if n)
             until = min(until, total)
-            watch = Stopwatch()
+            updates, watch = until - done, Stopwatch()
             with watch.measure("time/total"):
-                losses = []
                 for done in range(done, until):
                     pause()
                     batch = put_rows(order[done], mesh)
-                    state, statistics = update(state, batch, key, frozen)
-                    losses.append(statistics["sft/loss"])
-                statistics, losses = fetch((statistics, losses))
-                statistics["sft/loss"] = np.mean(losses)
-            seconds_per_update = watch.seconds["time/total"] / len(losses)
-            statistics |= watch.seconds | device_memory() | {
+                    state, of_update = update(state, batch, key, frozen)
+                    since_logged.append([of_update["sft/loss"], of_update["sft/grad_norm"]])
+                of_update, since_logged = fetch((of_update, since_logged))
+            losses, norms = np.array(since_logged, np.float32).T
+            skipped, since_logged = is_skipped(losses, norms), []
+            in_a_row = count_skipped(skipped, in_a_row)
+            seconds_per_update = watch.seconds["time/total"] / updates
+            statistics = watch.seconds | device_memory() | {
+                "sft/loss": losses[~skipped].mean() if not skipped.all() else np.nan,
+                "sft/grad_norm": norms[-1],
+                "update/skipped": skipped.sum(),
+                "update/skipped_in_a_row": in_a_row,
                 "sft/learning_rate": float(learning_rate(until - 1)),
                 "time/step": seconds_per_update,
                 "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
             }
-            bar.update(len(losses))
+            bar.update(updates)
             bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
             done, evaluated = until, False
             log.write(done, "sft", statistics)
-            check_finite(statistics, ("sft/loss", "sft/grad_norm"), done, checkpoints.folder)
+            if in_a_row >= settings.skip_limit:
+                last = {"loss": losses[-1], "grad_norm": norms[-1], "finite_gradients": of_update["finite_gradients"]}
+                stop_diverged(done, "sft", in_a_row, last, state, batch, checkpoints)
     checkpoints.wait()
     return frozen, state.params
 

@@ -5,13 +5,13 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
 import tokenizers
 
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import read_json, write_whole
 
 PAD, EOS, MASK = 0, 1, 2
 SPECIALS = {PAD: "<pad>", EOS: "<eos>", MASK: "<mask>"}  # of models that `train_sentencepiece` makes
@@ -49,12 +49,12 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
-        model = self._processor
-        self.vocab_size = model.vocab_size()
-        self._special = {model.id_to_piece(i): i for i in range(self.vocab_size) if model.is_control(i)}
+            model = self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
+        except (RuntimeError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a SentencePiece model: {_first_line(error)}") from None
+        self.vocab_size = len(pieces)
+        self._special = {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
         mask_id = self._special.get(SPECIALS[MASK], mask_id)
         if mask_id is None:
             raise ValueError(f"{path} has no control symbol <mask>, and no mask id is known")
@@ -93,14 +93,16 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
-        values = _read_json(path)
-        for token in values.get("added_tokens", []):
+        values = read_json(path)
+        for token in added_tokens(path, values):
             # Whatever the file says, nobody shall write a mask by writing its name.
-            token["special"] = token.get("special", False) or token.get("id") == mask_id
+            token["special"] = token.get("special", False) or token["id"] == mask_id
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        except BaseException as error:  # the library raises plain Exception, and panics, which are none
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"{path} is not a tokenizer: {_first_line(error)}") from None
         self._tokenizer.encode_special_tokens = True  # spells out special tokens that occur in text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -173,14 +175,23 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     return HuggingFaceTokenizer(path, mask_id)
 
 
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return values
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
+
+
+def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a tokenizer.json, each an object with an id and a content.
+
+    Raises:
+        ValueError: names the file: they are something else.
+    """
+    added = values.get("added_tokens", [])
+    if not isinstance(added, list):
+        raise ValueError(f"{file}: added_tokens is {type(added).__name__}, not a list")
+    for number, token in enumerate(added):
+        if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
+            raise ValueError(f"{file}: entry {number} (from 0) of added_tokens is no token with id and content")
+    return added
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
@@ -188,7 +199,7 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            for key, value in _read_json(folder / file).items():
+            for key, value in read_json(folder / file).items():
                 value = value.get("content") if isinstance(value, dict) else value
                 if isinstance(value, str):
                     named[key] = value

@@ -16,7 +16,7 @@ from igpo_jax.experiment import Experiment, open_experiment
 from igpo_jax.rl.stage import run_rl
 from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.host import cache_compiled_programs
+from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.runtime.report import write_report
 from igpo_jax.runtime.results import write_result
@@ -25,6 +25,10 @@ from igpo_jax.training import Diverged
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, or a path; file.py:variant for a variant."
+)
+MEMORY_KEYS = (
+    "higher --config.sft.microbatches, --config.rl.microbatches or --config.rl.rollout_slices, a lower "
+    "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command goes on"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
 
@@ -35,7 +39,7 @@ def main(_):
     distributed.initialize()
     try:
         experiment = open_experiment(CONFIG.value, WORKDIR.value or _default_workdir())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     cache_compiled_programs(experiment.workdir)
     if jax.process_index() == 0:
@@ -43,15 +47,22 @@ def main(_):
         print(f"{experiment.workdir}: {devices}", flush=True)
     try:
         train(experiment)
+        if jax.process_index() == 0:
+            result = json.loads(write_result(experiment).read_text())
+            write_report(experiment.workdir)
     except Terminated as stop:
         if jax.process_index() == 0:
             print(f"{stop}; the same command goes on")
         return
     except Diverged as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        shortage = explain_shortage(error, MEMORY_KEYS)
+        if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
+            print(f"error: {shortage or error}", file=sys.stderr)
+            raise  # the others may not know of it
+        sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
-        result = json.loads(write_result(experiment).read_text())
-        write_report(experiment.workdir)
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
         print(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2))
         print(f"report: {experiment.workdir / 'report.html'}")

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -13,7 +15,8 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.lora import LoraConfig, attach
 from igpo_jax.model.transformer import ModelConfig, Params, weight_decay_mask
-from igpo_jax.runtime.mesh import replicated, split_rows
+from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.runtime.mesh import fetch, replicated, split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 [], updates done in this stage; params: what is trained, float32: all parameters, or the adapters of
+    """step: int32 [], updates of this stage so far, skipped ones among them; params: what is trained, float32: all parameters, or the adapters of
     a frozen model; opt_state: of optax."""
 
     step: jax.Array
@@ -66,17 +69,77 @@ class TrainState:
 
 
 class Diverged(ArithmeticError):
-    """A loss or gradient is not finite any more."""
+    """Losses, gradients or parameters are not finite any more."""
 
 
-def check_finite(metrics: dict[str, float], names: tuple[str, ...], step: int, folder) -> None:
-    """Before such numbers are saved: raises Diverged where one of the named metrics of update `step` is not finite."""
-    bad = [f"{name}={metrics[name]}" for name in names if not math.isfinite(metrics[name])]
-    if bad:
+def count_skipped(skipped: np.ndarray, before: int) -> int:
+    """How many updates in a row were skipped, after further ones (bool [n]), of which the first follows `before` skipped."""
+    kept = np.flatnonzero(~skipped)
+    return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
+
+
+def stop_diverged(
+    step: int, stage: str, in_a_row: int, of_update: dict[str, Any], state: TrainState, batch: Any, checkpoints: Checkpoints
+) -> None:
+    """Raises Diverged with what is known of the last of so many skipped updates; its batch is saved in the run's folder.
+
+    Args:
+        of_update: its loss, grad_norm and finite_gradients, see `apply_gradients`, on the host.
+        state: after it; parameters are those before it.
+        batch: pytree of arrays.
+    """
+    names = leaf_names(state.params)
+    gradient = next((name for name, finite in zip(names, of_update["finite_gradients"], strict=True) if not finite), None)
+    parameter = first_not_finite(state.params)
+    if parameter:
+        cause = f"the parameter {parameter} itself is not"
+    elif gradient is None:
+        cause = "parameters and the gradient of each are, the loss or the norm over all gradients is not"
+    elif math.isfinite(of_update["loss"]):
+        cause = f"parameters and loss are, the gradient of {gradient} is not"
+    else:
+        cause = f"parameters are, the loss is not, nor is the gradient of {gradient}"
+    file = checkpoints.folder.parents[1] / f"diverged-{stage}-{step}.npz"
+    arrays = dict(zip(leaf_names(batch), jax.tree.leaves(fetch(batch)), strict=True))
+    if jax.process_index() == 0:
+        np.savez(file, **arrays)
+    raise Diverged(
+        f"update {step} is number {in_a_row} in a row that was skipped, with loss {of_update['loss']:g} and gradient norm "
+        f"{of_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
+        f"smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
+    )
+
+
+def check_parameters(params: Params, step: int, checkpoints: Checkpoints) -> None:
+    """Before they are saved: raises Diverged where one is not finite."""
+    name = first_not_finite(params)
+    if name:
         raise Diverged(
-            f"update {step} has {', '.join(bad)}; the newest checkpoint in {folder} is from before that. Try a smaller "
-            "learning rate, in another --workdir"
+            f"after update {step} the parameter {name} is not finite and is not saved; {_good_checkpoint(checkpoints)}. Try a "
+            "smaller learning rate in another --workdir"
         )
+
+
+def _good_checkpoint(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    return f"the checkpoint {checkpoints.folder / str(steps[-1])} is good" if steps else "no checkpoint had been saved"
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """As in blocks.query."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def first_not_finite(params: Params) -> str | None:
+    """The name of the first leaf with a number that is not finite."""
+    finite = fetch(_finite_leaves(params))
+    return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
+
+
+@jax.jit
+def _finite_leaves(params: Params) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
 
 
 def policy_params(trained: Params, frozen: Params | None, lora: LoraConfig | None) -> Params:
@@ -166,12 +229,29 @@ def create_state(
 
 
 def apply_gradients(
-    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, jax.Array]:
-    """One update; also returns the gradients' norm before clipping."""
+    state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """One update; where the loss or the gradients' norm is not finite, only its number and the schedule move on.
+
+    Returns:
+        The state, the norm before clipping, and which leaves have a gradient of finite norm, bool [leaves].
+    """
+    norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), optax.global_norm(gradients)
+    good = ~is_skipped(loss, norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    step = state.step + 1
+    opt_state = optax.tree.set(opt_state, ScaleByScheduleState=optax.ScaleByScheduleState(count=step))
+    finite = jnp.stack([jnp.isfinite(optax.tree.norm(leaf)) for leaf in jax.tree.leaves(gradients)])
+    return TrainState(step=step, params=params, opt_state=opt_state), norm, finite
+
+
+def is_skipped(loss, norm):
+    """Whether an update with this loss and gradient norm changes nothing; of device or host arrays."""
+    return ~(abs(loss) + norm < math.inf)
 
 
 def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: int):

@@ -399,7 +399,7 @@ def released_sampler(fixture: Fixture) -> Outcome:
     for case in cases:
         ours = reference_trace(fixture.params, case, fixture.sampler_cfg)
         if not np.array_equal(ours, case.trace):
-            step = next((i for i, (a, b) in enumerate(zip(ours, case.trace)) if not np.array_equal(a, b)), len(ours))
+            step = next((i for i, (a, b) in enumerate(zip(ours, case.trace, strict=False)) if not np.array_equal(a, b)), len(ours))
             differ.append(f"{case.name} from step {step}")
         elif not np.array_equal(ours[-1], case.out):
             differ.append(f"{case.name} in its result")

@@ -14,7 +14,6 @@ import pytest
 from igpo_jax import config as configuration
 from igpo_jax.experiment import open_experiment
 from igpo_jax.rl.rollout import Grades, RolloutConfig, rollout
-
 from igpo_jax.runtime.files import differing_keys
 from run_configs import CONFIGS, TINY, error_of, tiny
 

@@ -10,6 +10,7 @@ from igpo_jax import config as configuration
 from igpo_jax.experiment import open_experiment, read_config
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
+
 @pytest.fixture
 def gsm8k_file(tmp_path) -> pathlib.Path:
     """Twenty problems."""

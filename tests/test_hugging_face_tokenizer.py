@@ -141,13 +141,13 @@ CONFIG = "tokenizer_config.json"
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda f: (f / "tokenizer.json").write_bytes((f / "tokenizer.json").read_bytes()[:900]), "tokenizer.json cannot be read"),
+    (lambda f: (f / "tokenizer.json").write_bytes((f / "tokenizer.json").read_bytes()[:900]), "tokenizer.json: not JSON"),
     (lambda f: (f / "tokenizer.json").write_text("[]"), "tokenizer.json is not a JSON object"),
     (lambda f: edit(f / "tokenizer.json", lambda v: v.pop("model")), "tokenizer.json is not a tokenizer"),
     (lambda f: (f / "tokenizer.json").unlink(), "must have one tokenizer, but has neither"),
     (lambda f: (f / "spm.model").write_text(""), "must have one tokenizer, but has spm.model, tokenizer.json"),
     (lambda f: (f / CONFIG).unlink(), "names an eos_token"),
-    (lambda f: (f / CONFIG).write_text("{"), "tokenizer_config.json cannot be read"),
+    (lambda f: (f / CONFIG).write_text("{"), "tokenizer_config.json: not JSON"),
     (lambda f: edit(f / CONFIG, lambda v: v.update(eos_token="<end>")), "eos_token='<end>' is not in the vocabulary"),
     (lambda f: edit(f / CONFIG, lambda v: v.update(pad_token="<pad>")), "pad_token='<pad>' is not in the vocabulary"),
 ])  # fmt: skip

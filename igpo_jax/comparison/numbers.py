@@ -1,7 +1,6 @@
 """What the runs of a comparison say: accuracies at equal budgets, paired differences, verdicts on claims."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from igpo_jax.comparison.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
 from igpo_jax.evaluation.statistics import RESAMPLES
+from igpo_jax.runtime.files import read_json, reading
 from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.results import START, rescue_rate
 
@@ -32,23 +32,21 @@ class RunNumbers:
 def read_run(folder: pathlib.Path) -> RunNumbers:
     """
     Raises:
-        ValueError: the run is not finished.
+        ValueError: the run is not finished, or its files cannot be read.
     """
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
-    rollouts = [row for row in read_rows(folder / "metrics.jsonl") if "sampler/rows" in row]
-    verdicts = [row for row in read_rows(folder / "evaluations.jsonl") if row["stage"] == "rl"]
+    result = read_json(folder / "result.json")
+    rows, verdicts = (read_rows(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
+    rollouts = [row for row in rows if "sampler/rows" in row]
 
     def spent(name: str) -> np.ndarray:
         return np.array([sum(row[name] for row in rollouts if row["step"] <= of["step"]) for of in verdicts])
 
-    return RunNumbers(
-        spent("sampler/prompts"),
-        spent("sampler/rows"),
-        np.array([row["correct"] for row in verdicts], bool),
-        rollouts,
-        json.loads((folder / "result.json").read_text()),
-    )
+    with reading(folder):
+        verdicts = [row for row in verdicts if row["stage"] == "rl"]
+        correct = np.array([row["correct"] for row in verdicts], bool)
+        return RunNumbers(spent("sampler/prompts"), spent("sampler/rows"), correct, rollouts, result)
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
@@ -150,9 +148,14 @@ def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int]) -> dic
     """Everything that the report shows, as JSON.
 
     Raises:
-        ValueError: a run is not finished.
+        ValueError: a run is not finished, or its files cannot be read.
     """
     runs = {arm: [read_run(folder / f"seed-{seed}" / arm) for seed in seeds] for arm in arms}
+    with reading(folder):
+        return _compared(runs, arms, seeds)
+
+
+def _compared(runs: dict[str, list[RunNumbers]], arms: list[str], seeds: list[int]) -> dict[str, Any]:
     equal = {budget: at_budget(runs, budget) for budget in ("evaluations", "prompts")}
     hard = hardest_third(equal["prompts"])
     possible = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(arms)]

@@ -56,7 +56,7 @@ def ask_all(
                 reply = await _ask(client, model, messages, options)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
                 raise ValueError(f"the endpoint does not take these requests: {_reason(error)}") from None
-            except (openai.OpenAIError, ValueError) as error:
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
                 unanswered[id] = _reason(error)
                 in_a_row += 1
                 if in_a_row >= most_in_a_row:
@@ -83,18 +83,21 @@ def ask_all(
 async def _ask(client, model: str, messages: Messages, options: dict[str, Any]) -> Reply:
     response = await client.chat.completions.with_raw_response.create(model=model, messages=messages, **options)
     completion = response.parse()
-    choices = getattr(completion, "choices", None)  # not of a page of HTML, nor of an error that calls itself a success
-    if not choices or choices[0].message is None:
-        raise ValueError("what came is no chat completion")
-    choice, usage = choices[0], completion.usage
-    if not isinstance(choice.message.content, str | None):
-        raise ValueError(f"what came is no text but {type(choice.message.content).__name__}")
+    try:  # not a page of HTML, nor an error that calls itself a success; the library does not check what it parses
+        choice, usage = completion.choices[0], completion.usage
+        text, reason, refusal = choice.message.content, choice.finish_reason, choice.message.refusal
+        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("what came is no chat completion") from None
+    for value, kind in ((text, str), (reason, str), (counts[0], int), (counts[1], int)):
+        if not isinstance(value, kind | None):
+            raise ValueError(f"what came is no chat completion: {type(value).__name__} where {kind.__name__} is expected")
     return {
-        "text": (choice.message.content or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
-        "refused": bool(choice.message.refusal) or choice.finish_reason == "content_filter",
-        "finish_reason": choice.finish_reason,
-        "prompt_tokens": usage.prompt_tokens if usage else None,
-        "completion_tokens": usage.completion_tokens if usage else None,
+        "text": (text or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
+        "refused": bool(refusal) or reason == "content_filter",
+        "finish_reason": reason,
+        "prompt_tokens": counts[0],
+        "completion_tokens": counts[1],
         "attempts": response.retries_taken + 1,
     }
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from igpo_jax.data.condense import condense
 from igpo_jax.data.endpoint import Messages, Reply, ask_all
 from igpo_jax.data.rewrite_card import make_card, write_card
-from igpo_jax.runtime.files import claim, write_whole
+from igpo_jax.runtime.files import claim, parse_json, write_whole
 from igpo_jax.tasks.answers import extract
 from igpo_jax.tasks.pool import RewardPool
 from igpo_jax.tasks.problem import Problem, fingerprint
@@ -282,9 +282,10 @@ def read_replies(file) -> list[Reply]:
     lines = file.read().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            reply = json.loads(line)
-            reply["id"], reply["text"]
-        except (ValueError, KeyError, TypeError):
+            reply = parse_json(line, "a reply")
+            if not _is_reply(reply):
+                raise ValueError
+        except ValueError:
             if any(lines[number:]):
                 raise ValueError(f"{file.name}, line {number} is no reply; repair or remove this line") from None
             break
@@ -296,6 +297,12 @@ def read_replies(file) -> list[Reply]:
         file.write(b"\n")
         file.flush()
     return replies
+
+
+def _is_reply(value: Any) -> bool:
+    kinds = {"id": str, "text": str, "refused": bool, "finish_reason": str | None, "attempts": int}
+    kinds |= {"prompt_tokens": int | None, "completion_tokens": int | None}
+    return isinstance(value, dict) and all(key in value and isinstance(value[key], kind) for key, kind in kinds.items())
 
 
 def messages(record: Record) -> Messages:

@@ -21,7 +21,6 @@ MAX_GAP = 100  # REF: of stretched gaps between chunks
 MAX_STRETCH = 1.5  # REF
 OF_HINTS = ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer")
 OF_CHUNKS = ("chunk_min", "chunk_max", "round_up", "stretch")
-UNUSED = {"chunks": (), "prefix": OF_CHUNKS, "none": OF_HINTS + OF_CHUNKS}  # switches that a policy does not look at
 SOURCES = ("solution", "own")
 UNKNOWN = -1  # in the memory of own solutions: none yet
 
@@ -51,11 +50,12 @@ class InpaintingConfig:
     by_completion: bool = False
 
     def __post_init__(self):
-        for key, known in (("policy", tuple(UNUSED)), ("source", SOURCES)):
+        for key, known in (("policy", ("chunks", *IN_PLACE, "none")), ("source", SOURCES)):
             if getattr(self, key) not in known:
                 raise ValueError(f"inpainting.{key}={getattr(self, key)!r} is none of {', '.join(known)}")
         default = {field.name: field.default for field in dataclasses.fields(self)}
-        idle = [name for name in UNUSED[self.policy] if getattr(self, name) != default[name]]
+        unused = {"chunks": (), "none": OF_HINTS + OF_CHUNKS}.get(self.policy, OF_CHUNKS)
+        idle = [name for name in unused if getattr(self, name) != default[name]]
         if idle:
             named = ", ".join(f"inpainting.{name}={getattr(self, name)!r}" for name in idle)
             raise ValueError(f"inpainting.policy={self.policy!r} does not use {named}; leave out what is not used")
@@ -171,16 +171,22 @@ def overwrite(
     return jnp.where(is_hint, jnp.take_along_axis(trace, source, axis=1), canvas), is_hint
 
 
-def prefix(trace_length: jax.Array, hintable: jax.Array, ratio: jax.Array) -> jax.Array:
+def prefix(keys: jax.Array, trace_length: jax.Array, hintable: jax.Array, ratio: jax.Array) -> jax.Array:
     """The first tokens of each trace, bool [b, l]: the share `ratio` of those before the first that may not be shown.
 
     Args:
-        trace_length: int32 [b]. hintable: bool [b, l]. ratio: float32 [b]; above 0 at least one token is shown.
+        keys: [b], not used. trace_length: int32 [b]. hintable: bool [b, l]. ratio: float32 [b]; above 0 at least one token is
+            shown.
     """
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)
     return position < revealed_count(longest, ratio, round_up=False)[:, None]
+
+
+# Policies whose hints stay where they are in the trace: (keys of the completions, trace_length, hintable, ratio) -> which
+# tokens are shown, see `prefix`.
+IN_PLACE = {"prefix": prefix}
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "cfg"))
@@ -225,8 +231,9 @@ def inpaint(
     if cfg.by_completion:
         ratio = jnp.sort(ratio.reshape(-1, group_size), axis=1).reshape(-1)
     trace, trace_length, hintable = (jnp.repeat(x, group_size, axis=0) for x in (trace, trace_length, hintable))
-    if cfg.policy == "prefix":
-        is_hint = prefix(trace_length, hintable, ratio)
+    if cfg.policy in IN_PLACE:
+        may_show = hintable & (jnp.arange(length) < trace_length[:, None])
+        is_hint = IN_PLACE[cfg.policy](choice_keys, trace_length, hintable, ratio) & may_show
         return jnp.where(is_hint, trace, canvas), is_hint, ratio
     cut_length = jnp.minimum(trace_length, max(0, length - FREE_TAIL)) if cfg.stretch else trace_length
     chunks = segment(cut_keys, cut_length, length, cfg.chunk_min, cfg.chunk_max)

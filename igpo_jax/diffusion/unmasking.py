@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from igpo_jax.model.transformer import ModelConfig
 
-
 REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
 COMMITS = ("schedule", "threshold", "factor")
 CACHES = ("none", "prefix", "dual")

@@ -16,8 +16,8 @@ from igpo_jax.evaluation.protocol import decode_of
 from igpo_jax.evaluation.run import correct_of, prompts_of, run_benchmark
 from igpo_jax.evaluation.statistics import paired
 from igpo_jax.inference import DiffusionLM
-from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.mesh import batch_size_divisor, put_rows
+from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.tasks.problem import Problem
 
 PROBED = 64  # problems on which logits and work are compared

@@ -14,7 +14,6 @@ from igpo_jax.inference import default_dtype
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, fingerprint
 
-
 SAMPLED = 2**16  # bytes of a piece of a file
 
 
@@ -59,7 +58,7 @@ def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> Conf
     config.reward.update({key: run.reward[key] for key in config.reward})
     config.dtype = run.model.compute_dtype
     part = benchmark(run.task.to_dict(), temperature=run[section].temperature, problems=run.evaluation.problems)
-    config.benchmarks[run.task.name] = part
+    config.benchmarks[run.task.name.rpartition(".")[2]] = part
     return config
 
 

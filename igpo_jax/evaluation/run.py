@@ -20,7 +20,7 @@ from igpo_jax.evaluation.protocol import decode_of
 from igpo_jax.evaluation.statistics import paired, summary
 from igpo_jax.inference import DiffusionLM
 from igpo_jax.runtime.distributed import everywhere, share_rows
-from igpo_jax.runtime.files import differing_keys, write_whole
+from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.metrics import progress, read_rows
 from igpo_jax.tasks import load_task
@@ -129,6 +129,11 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]
     Raises:
         ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message says in what.
     """
+    with reading(f"{one} or {other}"):
+        return _compared(one, other)
+
+
+def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
     cards = [_card(folder) for folder in (one, other)]
     names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
     if not names:
@@ -153,7 +158,7 @@ def _card(folder: pathlib.Path) -> dict[str, Any]:
     file = folder / "card.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished evaluation: it has no card.json")
-    return json.loads(file.read_text())
+    return read_json(file)
 
 
 def _at(values: dict[str, Any], key: str) -> Any:

@@ -4,13 +4,14 @@ The sources are llada.md 1, 2 and 4, and the released modelling code of iLLaDA.
 """
 
 import hashlib
-import json
-import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.files import read_json
+from igpo_jax.tokenizers import added_tokens
 
 Path = tuple[str, ...]  # of a parameter in the nested dict
 
@@ -81,6 +82,8 @@ ILLADA_FIXED = {
 DEFAULT_ROPE = (None, {}, {"rope_type": "default"}, {"type": "default"})
 
 INDEX = "model.safetensors.index.json"
+MOST = 2**31 - 1  # of any size: XLA counts the positions of an axis in 32 bits
+MOST_LAYERS = 10_000  # each has tensors, whose names are listed
 
 # Of files that are the same wherever they are found (llada.md 2.3). What is not listed has no known sum.
 SHA256 = {
@@ -134,7 +137,6 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
         ValueError: names the key whose value is missing or asks for a computation that is not LLaDA's.
     """
     architecture = _architecture(values)
-    keys = iter(("width", "layers", "heads", "kv_heads", "mlp_width"))
     if architecture == "LLaDAModelLM":
         theirs = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size")
         fixed, tied = LLADA_FIXED, values.get("weight_tying", False)
@@ -166,21 +168,26 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     if not isinstance(tied, bool):
         raise ValueError(f"config.json: whether the head is tied must be true or false, not {tied!r}")
 
-    def integer(key: str, least: int = 1) -> int:
+    def integer(key: str, least: int = 1, most: int = MOST) -> int:
         value = values.get(key)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"config.json: {key} must be an integer, at least {least}, not {value!r}")
+        if value > most:
+            raise ValueError(f"config.json: {key}={value} is more than {most}")
         return value
 
     def positive(key: str) -> float:
         value = values.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < sys.float_info.max:
             raise ValueError(f"config.json: {key} must be a positive number, not {value!r}")
         return float(value)
 
-    shape = {next(keys): integer(key) for key in theirs}
+    shape = {
+        ours: integer(key, most=MOST_LAYERS if ours == "layers" else MOST)
+        for ours, key in zip(("width", "layers", "heads", "kv_heads", "mlp_width"), theirs, strict=True)
+    }
     vocab_size = integer("vocab_size")
     if values.get("mask_token_id") is not None:
         mask_id = integer("mask_token_id", least=0)
@@ -272,8 +279,8 @@ def folder_model_config(folder: str | os.PathLike, **numerics) -> ModelConfig:
 def _mask_token_of(folder: pathlib.Path) -> int | None:
     if not (folder / "tokenizer.json").is_file():
         return None
-    added = read_json(folder / "tokenizer.json").get("added_tokens", [])
-    return next((token["id"] for token in added if token.get("content") in ("<[MASK]>", "<|mdm_mask|>")), None)
+    named = added_tokens(folder / "tokenizer.json", read_json(folder / "tokenizer.json"))
+    return next((token["id"] for token in named if token["content"] in ("<[MASK]>", "<|mdm_mask|>")), None)
 
 
 def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
@@ -293,15 +300,3 @@ def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
         if found != wanted:
             raise ValueError(f"{file} is not that of {release}: its sha256 is {found}, not {wanted}")
     return list(SHA256[release])
-
-
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file} is missing")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is not a JSON object")
-    return values

@@ -19,9 +19,9 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from igpo_jax.model import transformer
-from igpo_jax.model.huggingface import LLADA, read_json
+from igpo_jax.model.huggingface import LLADA, MOST
 from igpo_jax.model.transformer import ModelConfig, ParameterInfo, Params
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import read_json, write_whole
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
 REF_TARGETS = ("query", "key", "value", "up")  # what the released code reaches of the seven that it lists
@@ -37,7 +37,7 @@ class LoraConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))  # config files give lists
-        if self.rank < 1 or self.alpha <= 0:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:  # nor NaN
             raise ValueError(f"lora.rank={self.rank} must be at least 1, lora.alpha={self.alpha} positive")
         if not self.targets or len(set(self.targets)) < len(self.targets) or not set(self.targets) <= set(ALL_LINEAR):
             raise ValueError(f"lora.targets={self.targets!r} must be some of {', '.join(ALL_LINEAR)}, each once")
@@ -192,8 +192,9 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
                 f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is"
             )
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or type(alpha) not in (int, float):
-        raise ValueError(f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number")
+    numbers = type(rank) is int and type(alpha) in (int, float)
+    if not numbers or not (1 <= rank <= MOST and 0 < alpha <= MOST):
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive")
     if config.get("use_rslora"):
         alpha = alpha * math.sqrt(rank)  # it divides by the root of the rank
     tensors = _read_tensors(folder / ADAPTER_FILE)
@@ -220,7 +221,7 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
                 layers.append(tensor.T.astype(np.float32))
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):
-        raise ValueError(f"{folder / ADAPTER_FILE} has {name}, for which the model has no place")
+        raise ValueError(f"{folder / ADAPTER_FILE} has {name!r}, for which the model has no place")
     return lora, adapters
 
 
@@ -229,5 +230,5 @@ def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file} is missing")
     try:
         return safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0][:300]}") from None

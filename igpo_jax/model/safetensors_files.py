@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.model.huggingface import INDEX, read_json
+from igpo_jax.model.huggingface import INDEX
+from igpo_jax.runtime.files import parse_json, read_json
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -41,7 +42,8 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     weight_map = None
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        names = [] if not isinstance(weight_map, dict) else [*weight_map, *weight_map.values()]
+        if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
             raise ValueError(f"{folder / INDEX}: weight_map does not map tensors to files")
         expected = set(weight_map.values())
     else:
@@ -83,21 +85,20 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or 8 + length > size:
             fail(f"cut short, or not a safetensors file: {size} bytes, of which the header would be {8 + length}")
-        try:
-            header = json.loads(opened.read(length).decode(), object_pairs_hook=without_repetition)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            fail(f"the header is not JSON ({error})")
+        header = parse_json(opened.read(length), f"{file}: the header", object_pairs_hook=without_repetition)
     if not isinstance(header, dict):
         fail("the header is not a JSON object")
     header.pop("__metadata__", None)
     tensors, data = {}, 8 + length
     for name, entry in header.items():
+        if not name.isprintable():
+            fail(f"{name!r} is no name of a tensor")
         entry = entry if isinstance(entry, dict) else {}
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
         numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
         if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
             fail(f"tensor {name}: shape {shape!r} and data_offsets {offsets!r} are not lists of sizes")
-        if entry.get("dtype") not in DTYPES:
+        if not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
             fail(f"tensor {name}: dtype {entry.get('dtype')!r} is none of {', '.join(DTYPES)}")
         dtype = DTYPES[entry["dtype"]]
         if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:

@@ -75,6 +75,8 @@ class ModelConfig:
         for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not (0 < self.rope_theta < math.inf and 0 < self.norm_epsilon < math.inf):
+            raise ValueError(f"rope_theta={self.rope_theta} and norm_epsilon={self.norm_epsilon} must be positive")
         if self.head_chunk < 0:
             raise ValueError(f"head_chunk={self.head_chunk} must not be negative")
         if self.width % self.heads or self.head_size % 2:

@@ -71,11 +71,11 @@ class ObjectiveConfig:
             0 <= self.hint_supervision < math.inf and 0 <= self.upper_weight <= 1 and 1 <= self.upper_power < math.inf,
             "objective.hint_supervision must not be negative, upper_weight lie in [0, 1], upper_power be at least 1",
         )
-        several = self.estimator in ("elbo", "quadrature", "coupled", "trace")
+        several = self.estimator not in ("mean_field", "prompt_masked", "masked")
         require(
             self.samples == 1 or (several and self.samples > 1),
-            f"objective.samples={self.samples} and objective.estimator={self.estimator!r}: only elbo, quadrature, coupled and "
-            "trace take more than one",
+            f"objective.samples={self.samples} and objective.estimator={self.estimator!r}: mean_field, prompt_masked and "
+            "masked take one",
         )
         require(
             self.estimator != "coupled" or self.samples % 2 == 0,
@@ -85,6 +85,10 @@ class ObjectiveConfig:
             not self.upper_weight or (several and self.estimator != "trace" and self.samples > 1),
             f"objective.upper_weight={self.upper_weight} needs objective.estimator elbo, quadrature or coupled, and more than "
             "one of objective.samples",
+        )
+        require(
+            self.upper_weight > 0 or self.upper_power == 1,
+            f"objective.upper_power={self.upper_power} does nothing without objective.upper_weight; leave it out",
         )
         require(
             self.loss == "clipped" or self.ratio == "sequence",

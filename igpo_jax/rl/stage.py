@@ -15,20 +15,33 @@ from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.experiment import Experiment
 from igpo_jax.model.transformer import Params
 from igpo_jax.rl.likelihood import score
-from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout
+from igpo_jax.rl.rollout import (
+    PROBE,
+    Rollout,
+    RolloutConfig,
+    key_of_batch,
+    merge,
+    mixed_groups,
+    rollout,
+    up_to_first_eos,
+)
 from igpo_jax.rl.step import make_update
 from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
 from igpo_jax.runtime.metrics import MetricsWriter, device_memory, is_logged, last_logged, progress
 from igpo_jax.runtime.stopwatch import Stopwatch
+from igpo_jax.tasks import load_task
 from igpo_jax.training import (
     abstract_state,
     acting_policy,
-    check_finite,
+    check_parameters,
     compute_copy,
+    count_skipped,
     create_state,
+    is_skipped,
     make_optimizer,
     policy_params,
+    stop_diverged,
 )
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
@@ -53,7 +66,7 @@ def run_rl(
 
     Raises:
         Terminated: it said yes; a checkpoint has been saved.
-        Diverged: see `check_finite`.
+        Diverged: `skip_limit` updates in a row were not finite, or a parameter is not.
     """
     settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
     hints = settings.inpainting
@@ -67,7 +80,7 @@ def run_rl(
     memory = np.full_like(experiment.rl_data.prompts.trace, UNKNOWN) if own_hints else None
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key, memory)
     if restored:
-        done, state, key, memory = restored
+        done, state, key, memory, _ = restored
     else:
         first = experiment.initial_adapters() if start is None else start
         done, state = 0, create_state(first, optimizer, model, mesh, lora)
@@ -95,6 +108,7 @@ def run_rl(
     def pause() -> None:
         """What is under way, which may have taken minutes, is made again."""
         if should_stop():
+            check_parameters(state.params, step_of(done), checkpoints)
             checkpoints.save_and_stop(done, state, key, memory)
 
     def sampled_batches(policy: Params, iteration_key: jax.Array) -> list[Rollout]:
@@ -136,6 +150,7 @@ def run_rl(
     with log, progress(rl.iterations, done, "RL") as bar:
         # A run may have been stopped amid an evaluation.
         evaluated = is_logged(experiment.workdir, step_of(done), "rl", "eval/accuracy")
+        in_a_row = int(last_logged(experiment.workdir, "rl", "update/skipped_in_a_row") or 0)
         error = last_logged(experiment.workdir, "rl", "sampler/kl") if done else None
         if hints.enabled and hints.curriculum:
             centre = last_logged(experiment.workdir, "rl", "hint/centre") if done else None
@@ -146,6 +161,7 @@ def run_rl(
                 accuracy = evaluate(log)
             regular = done in (0, rl.iterations) or done % rl.checkpoint_every == 0
             if accuracy is not None or (regular and done not in checkpoints.steps()):
+                check_parameters(state.params, step_of(done), checkpoints)
                 checkpoints.save(done, state, key, memory, accuracy=accuracy)
             if done == rl.iterations:
                 break
@@ -185,11 +201,21 @@ def run_rl(
                 centre = _next_centre(cfg.centre, parts, hints)
                 cfg, moved = dataclasses.replace(cfg, centre=centre), {"hint/centre": centre}
 
-            metrics = sampled.metrics | probed | moved | _means(statistics) | watch.seconds | {"policy/entropy": entropy}
-            metrics |= device_memory()
+            finite_gradients = [of_step.pop("finite_gradients") for of_step in statistics]
+            skipped = np.array([is_skipped(of_step["policy/loss"], of_step["policy/grad_norm"]) for of_step in statistics])
+            in_a_row = count_skipped(skipped, in_a_row)
+            used = [of_step for of_step, left_out in zip(statistics, skipped, strict=True) if not left_out]
+            metrics = sampled.metrics | probed | moved | _means(used or statistics) | watch.seconds
+            metrics |= device_memory() | {"policy/entropy": entropy}
+            metrics |= {"update/skipped": skipped.sum(), "update/skipped_in_a_row": in_a_row}
             metrics["speed/tokens_per_second"] = sum(map(_sampled_tokens, parts)) / metrics["time/rollout"]
             log.write(step_of(done), "rl", metrics)
-            check_finite(metrics, ("policy/loss", "policy/grad_norm"), step_of(done), checkpoints.folder)
+            log.write_histograms(step_of(done), _distributions(sampled, model.eos_id))
+            if in_a_row >= settings.skip_limit:
+                last = {"loss": statistics[-1]["policy/loss"], "grad_norm": statistics[-1]["policy/grad_norm"]}
+                last["finite_gradients"] = finite_gradients[-1]
+                batch = {"groups": sampled.groups, "old": scores.old, "reference": scores.reference}
+                stop_diverged(step_of(done), "rl", in_a_row, last, state, batch, checkpoints)
             if done == rl.iterations or (done - 1) % rl.show_every == 0:
                 log.write_rollouts(_shown(experiment, sampled, step_of(done)))
             bar.update(1)
@@ -201,7 +227,7 @@ def run_rl(
 
 
 def _means(statistics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Over the inner updates of one rollout."""
+    """Over inner updates of one rollout."""
     return {name: float(np.mean([of_step[name] for of_step in statistics])) for name in statistics[0]}
 
 
@@ -223,14 +249,30 @@ def _sampled_tokens(sampled: Rollout) -> int:
     return sampled.first.tokens.size + (0 if sampled.second is None else sampled.second.tokens.size)
 
 
+def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
+    """For TensorBoard's histograms, [n, g] each: first tries, and the advantages of what is trained on."""
+    return {
+        "rollout/rewards": sampled.first.grades.rewards,
+        "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
+        "rollout/advantages": fetch(sampled.groups.advantages),
+    }
+
+
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
     """Rows for rollouts.jsonl: of a few groups, a first try and the most rewarded hinted one."""
     by_id = experiment.rl_data.by_id
     tokenizer = experiment.tokenizer
+    settings = experiment.settings
+    task = load_task(settings.task.name)
+    options = {name: settings.task[name] for name in task.REWARD_OPTIONS}
 
     def row(attempt, name: str, group: int, position: int, completion: int, rescued: bool) -> dict:
         problem = by_id[int(problem_ids[group])]
         tokens = attempt.tokens[position, completion]
+        text = experiment.graded_text(tokens)
+        grades = {field: values[position, completion] for field, values in vars(attempt.grades).items()}
+        # What a reward function of one's own reads is not known.
+        stated = {} if settings.reward.function else {"stated": task.stated(text, **options)}
         return {
             "step": step,
             "try": name,
@@ -242,8 +284,11 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "written_at": attempt.written_at[position, completion].tolist(),
             "hint": attempt.hint[position, completion].tolist(),
             "end": next((i for i, token in enumerate(tokens.tolist()) if token == experiment.model.eos_id), None),
-            "reward": float(attempt.grades.rewards[position, completion]),
-            "text": experiment.graded_text(tokens),
+            "reward": float(grades["rewards"]),
+            "correct": bool(grades["correct"]),
+            "outcome": "timeout" if grades["late"] else "error" if grades["broken"] else "ok",
+            "text": text,
+            **stated,
             "rescued": rescued,
         }
 

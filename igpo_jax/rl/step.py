@@ -23,7 +23,7 @@ def make_update(
 
     state is donated; batch and scores are those of a rollout, whose number of prompts is a multiple of `microbatches`;
     inner_step, int32 [], says which of the mu inner updates this is; frozen: the parameters that the adapters in state
-    belong to, None without adapters.
+    belong to, None without adapters. Where loss or gradient is not finite, see `apply_gradients`.
     """
 
     def update(
@@ -37,7 +37,7 @@ def make_update(
         (loss, statistics), gradients = accumulate_gradients(
             jax.value_and_grad(loss, has_aux=True), state.params, (batch, scores), microbatches
         )
-        state, norm = apply_gradients(state, gradients, optimizer)
-        return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm}
+        state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
+        return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}
 
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))

@@ -4,7 +4,8 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.runtime.distributed import everywhere, failing_together
+from igpo_jax.runtime.mesh import fetch
 from igpo_jax.runtime.preemption import Terminated
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,8 @@ class Checkpoints:
 
     A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
     step i) and the fingerprints of configuration and data; and, of a run that hints with own solutions, these (`memory`, an
-    array that is the same on every process; it must not change any more).
+    array that is the same on every process; it must not change any more). Sums over the bits of every array are saved
+    with them and compared when they are read: Orbax itself does not notice a flipped bit.
     """
 
     def __init__(
@@ -69,34 +72,46 @@ class Checkpoints:
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(
-        self, step: int, state, key: jax.Array, memory: np.ndarray | None = None, *, accuracy: float | None = None
+        self,
+        step: int,
+        state,
+        key: jax.Array,
+        memory: np.ndarray | None = None,
+        *,
+        accuracy: float | None = None,
+        unlogged: Sequence = (),
     ) -> None:
-        """Starts a save and returns; waits for the one before it first."""
+        """Starts a save and returns; waits for the one before it first. unlogged: numbers since the last line of the log,
+        lists of floats, for which there will be none before the next save."""
         if jax.default_backend() == "cpu":
             # There the saver reads device memory in place, while the next update already writes into it.
             state = jax.tree.map(jnp.copy, state)
+        saved = {"state": state, "progress": _progress(key, memory)}
+        about = {"data_position": step, "unlogged": list(unlogged), "sums": _sums(saved), **self._identity}
         self._checkpointer.save_checkpointables_async(
             step,
-            {"state": state, "progress": _progress(key, memory)},
+            saved,
             force=True,
             overwrite=True,
             metrics=None if accuracy is None else {"accuracy": accuracy},
-            custom_metadata={"data_position": step, **self._identity},
+            custom_metadata={**about, "crc32": _crc(about)},
         )
 
     def wait(self) -> None:
         self._checkpointer.wait()
 
-    def save_and_stop(self, step: int, state, key: jax.Array, memory: np.ndarray | None = None) -> NoReturn:
+    def save_and_stop(
+        self, step: int, state, key: jax.Array, memory: np.ndarray | None = None, unlogged: Sequence = ()
+    ) -> NoReturn:
         """What a termination signal asks for: saves, unless this step is saved, and raises `Terminated`."""
         self.wait()
         if step not in self.steps():
-            self.save(step, state, key, memory)
+            self.save(step, state, key, memory, unlogged=unlogged)
             self.wait()
         raise Terminated(f"stopped by a termination signal; {self.folder / str(step)} is where the run continues")
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_memory: np.ndarray | None = None):
-        """(step, state, key, memory) of the newest checkpoint that can be read, None if there is none at all.
+        """(step, state, key, memory, unlogged) of the newest checkpoint that can be read, None if there is none at all.
 
         Unreadable checkpoints that are newer are moved to `<folder>-unreadable`: the run will save those steps again.
 
@@ -113,29 +128,36 @@ class Checkpoints:
         step, loaded = found
         if step != self.steps()[-1]:
             self._move_away([newer for newer in self.steps() if newer > step])
-        return step, loaded["state"], loaded["progress"]["key"], loaded["progress"].get("memory")
+        progress, about = loaded["progress"], loaded["about"]
+        return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
         """(step, params) of the newest checkpoint that can be read, None if there is none; the optimiser stays on disk."""
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
-            found = self._newest_readable({"state": {"params": abstract_params}})
+        found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         return found and (found[0], found[1]["state"]["params"])
 
-    def _newest_readable(self, abstract: dict):
+    def _newest_readable(self, abstract: dict, partial: bool = False):
         steps = self.steps()
         for step in reversed(steps):
-            loaded = None
+            loaded, reason = None, "another process cannot read it"
             try:
-                loaded = self._checkpointer.load_checkpointables(step, abstract)
+                about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+                if _crc(about) != about.get("crc32", _crc(about)) or "data_position" not in about:
+                    raise ValueError("what is said about it has changed since it was saved")
+                context = ocp.Context()  # a call uses it up
+                context.pytree.loading.partial_load = partial
+                with context:
+                    loaded = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # whatever a damaged file makes the reader raise
                 if _is_about_this_machine(error):
                     raise
-                path, reason = self.folder / str(step), _first_line(error)
-                log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
+                reason = _first_line(error)
             if everywhere(loaded is not None).all():
-                return step, loaded
+                changed = [name for name, value in _sums(loaded).items() if about.get("sums", {}).get(name, value) != value]
+                if not changed:
+                    return step, loaded | {"about": about}
+                reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
+            log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), reason)
         if steps:
             raise ValueError(
                 f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over"
@@ -156,6 +178,27 @@ class Checkpoints:
 
 def _progress(key: jax.Array, memory: np.ndarray | None) -> dict[str, Any]:
     return {"key": key} if memory is None else {"key": key, "memory": memory}
+
+
+@jax.jit
+def _sum_bits(leaves: list[jax.Array]) -> list[jax.Array]:
+    def of(leaf):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return [of(leaf) for leaf in leaves]
+
+
+def _sums(tree) -> dict[str, int]:
+    """The sum of every array's bits, as words of an element's size, modulo 2^32: the same on every mesh."""
+    named = jax.tree.leaves_with_path(tree)
+    keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for _, leaf in named]
+    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
+    return dict(zip(names, map(int, fetch(_sum_bits(keys))), strict=True))
+
+
+def _crc(about: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps({k: v for k, v in about.items() if k != "crc32"}, sort_keys=True).encode())
 
 
 def _is_about_this_machine(error: Exception) -> bool:

@@ -27,12 +27,12 @@ def initialize() -> None:
 
 @contextlib.contextmanager
 def failing_together():
-    """What one process raises in the body as ValueError ends the body on all processes with a ValueError: none waits
-    for one that has given up. The body has no collectives; leaving it is a barrier."""
+    """What one process raises in the body as ValueError or OSError ends the body on all processes, on the others with a
+    ValueError: none waits for one that has given up. The body has no collectives; leaving it is a barrier."""
     own = None
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         own = error
     failed = everywhere(own is not None)
     if own is not None:

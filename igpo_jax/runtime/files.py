@@ -1,8 +1,67 @@
-"""Files that are either whole or not there, and folders that belong to one thing."""
+"""Files that are either whole or not there, folders that belong to one thing, and JSON that others wrote."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+MOST_NESTED = 64  # levels of a JSON value: what works through it needs a frame of the stack for each
+
+
+def parse_json(content: str | bytes, place: object, **options) -> Any:
+    """The value of JSON that somebody else may have written; `options` are those of json.loads.
+
+    Raises:
+        ValueError: names the place: no UTF-8, no JSON, a number of thousands of digits, or too many lists in each other.
+    """
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        value = json.loads(text, **options)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
+    except UnicodeError as error:
+        raise ValueError(f"{place}: not UTF-8 ({error})") from None
+    except ValueError as error:  # of a number that is too long, it is no JSONDecodeError
+        raise ValueError(f"{place}: not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{place}: not JSON (more than {MOST_NESTED} levels)") from None
+    if text.count("[") + text.count("{") > MOST_NESTED and _levels_exceed(value, MOST_NESTED):
+        raise ValueError(f"{place}: not JSON (more than {MOST_NESTED} levels)")
+    return value
+
+
+def _levels_exceed(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [value for part in parts for value in part]
+    return bool(parts)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        ValueError: names the file: it is missing, or see `parse_json`.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    values = parse_json(file.read_bytes(), file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is not a JSON object")
+    return values
+
+
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """For code that works through files which this package wrote: what a damaged or foreign one makes it raise becomes one
+    ValueError that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(f"{what} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -31,7 +90,7 @@ def claim(file: pathlib.Path, identity: dict[str, Any], what: str) -> None:
         ValueError: it is another's; names the keys that differ.
     """
     if file.is_file():
-        differing = differing_keys(json.loads(file.read_text("utf-8")), identity)
+        differing = differing_keys(read_json(file), identity)
         if differing:
             raise ValueError(
                 f"{file.parent} holds another {what} (differing: {', '.join(differing)}); give another --output"

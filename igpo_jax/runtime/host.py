@@ -1,6 +1,7 @@
 """What a process sets up on its host before it computes."""
 
 import ctypes
+import errno
 import glob
 import os
 import pathlib
@@ -29,6 +30,25 @@ def cache_compiled_programs(workdir: pathlib.Path) -> None:
     folder where JAX_COMPILATION_CACHE_DIR names one."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / _kind_of_machine()))
+
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+LESS_MEMORY = "Less at a time: {keys}; `python -m igpo_jax.plan --config=...` says which program needs how much"
+
+
+def explain_shortage(error: Exception, memory_keys: str) -> str | None:
+    """What to do about memory or storage that an error says is not there; None: it is about something else.
+
+    Args:
+        memory_keys: which keys change how much memory is needed.
+    """
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    # A checkpoint's writer reports a full disk as RESOURCE_EXHAUSTED, too.
+    if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:
+        return f"storage: {reason}. What was complete before is intact; once it can be written, the same command goes on"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+        return f"out of memory: {reason}. What was saved before is intact. {LESS_MEMORY.format(keys=memory_keys)}"
+    return None
 
 
 def _kind_of_machine() -> str:

@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from igpo_jax.runtime.distributed import everywhere
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import parse_json, write_whole
 
 
 class MetricsWriter:
@@ -58,12 +58,23 @@ class MetricsWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self._append("metrics.jsonl", [{"step": step, "stage": stage, **finite}])
         if self._files:
-            self._events = self._events or self._open_events()
+            events = self._tensorboard()
             for name, value in scalars.items():
-                self._events.add_scalar(name, value, step)
+                events.add_scalar(name, value, step)
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
+        """rows: of one step."""
         self._append("rollouts.jsonl", rows)
+        if self._files and rows:
+            self._tensorboard().add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
+
+    def write_histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """To TensorBoard only; what is not finite is left out."""
+        if self._files:
+            for name, of_name in values.items():
+                finite = np.asarray(of_name, float)[np.isfinite(of_name)]
+                if finite.size:
+                    self._tensorboard().add_histogram(name, finite, step, bins=30)
 
     def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
         """correct: bool [problems], the verdicts; the scalars, eval/accuracy among them, go to metrics.jsonl."""
@@ -71,17 +82,30 @@ class MetricsWriter:
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
 
+    def _tensorboard(self) -> SummaryWriter:
+        self._events = self._events or self._open_events()
+        return self._events
+
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
             self._files[name].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             self._files[name].flush()
 
 
+def _as_markdown(row: dict[str, Any]) -> str:
+    """A rollout for TensorBoard's text. Indented lines are code, which nothing that a model wrote can end."""
+    verdict = "correct" if row["correct"] else "wrong"
+    parts = {"question": row["question"], "completion": row["text"]}
+    parts |= {"answer read": str(row["stated"])} if "stated" in row else {}
+    told = (f"{name}:\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) for name, text in parts.items())
+    return f"**{row['try']} try, {verdict}, reward {row['reward']:g}**\n\n" + "\n\n".join(told)
+
+
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Rows of a log; none if there is no file. A last line that was cut off is passed over.
 
     Raises:
-        ValueError: a line before the last is no JSON.
+        ValueError: a line before the last is no JSON object.
     """
     rows = []
     if pathlib.Path(path).is_file():
@@ -89,10 +113,13 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
+                row = parse_json(line, path)
             except ValueError:
-                if any(lines[number:]):
-                    raise ValueError(f"{path}:{number} is no JSON; repair or remove this line") from None
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            elif any(lines[number:]):
+                raise ValueError(f"{path}:{number} is no JSON object; repair or remove this line")
     return rows
 
 

@@ -17,6 +17,7 @@ LONGEST = 2000  # characters of an answer that math-verify is asked about
 TAIL = 20_000  # characters of a completion that are read, from its end
 DEEPEST = 50  # boxes in each other; the rest is left as it is
 SECONDS = 2  # for reading, and again for comparing; math-verify takes whole seconds
+BARE = re.compile(r"[^\s$\\{}]+")  # what a box without braces holds
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
 STATED = re.compile(r"####\s*([^#\n]+)")
 # In 9-5 the minus belongs to no number.
@@ -40,9 +41,9 @@ def box_spans(text: str) -> list[tuple[int, int]]:
         if match.start() < end:
             continue
         if not match[1]:  # \boxed 5
-            bare = re.match(r"[^\s$\\{}]+", text[match.end() :])
+            bare = BARE.match(text, match.end())
             if bare and text[match.end() - 1].isspace():
-                found.append((match.end(), match.end() + bare.end()))
+                found.append((match.end(), bare.end()))
             continue
         close = closing.get(match.end() - 1)
         if close is not None:

@@ -26,6 +26,7 @@ from igpo_jax.tasks.problem import Problem
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COINS = (1, 2, 5, 10, 20, 50)
+MOST_SLOTS = 1000
 ANSWER = re.compile(r"=(\d\d)$")
 
 
@@ -48,8 +49,12 @@ def load(task, split: str, seed: int) -> list[Problem]:
         seed: of the run.
 
     Raises:
-        ValueError: there are not so many questions.
+        ValueError: a value that cannot work, or there are not so many questions.
     """
+    if not 2 <= task.slots <= MOST_SLOTS:
+        raise ValueError(f"task.slots={task.slots} must lie in [2, {MOST_SLOTS}]: short problems have half as many additions")
+    if not 0 <= task.worked_share <= 1:
+        raise ValueError(f"task.worked_share={task.worked_share} must lie in [0, 1]")
     longest = 100 * len(COINS) ** task.slots
     _require(task, "test", longest)
     if split != "test":

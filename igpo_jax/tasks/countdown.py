@@ -53,7 +53,7 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
     try:
         numbers, target = [int(n) for n in row["numbers"]], int(row["target"])
         expression = str(row.get("reference_expression") or "")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         raise ValueError(f"{place}: no numbers and target") from None
     return _problem(str(row.get("id", number)), numbers, target, expression, "")
 

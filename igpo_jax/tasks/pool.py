@@ -67,14 +67,14 @@ class RewardPool:
             ValueError: the function cannot be imported.
         """
         verdicts: list[Verdict | None] = [None] * len(answers)
-        waiting = collections.deque(range(len(answers)))
+        waiting, died = collections.deque(range(len(answers))), set()
         size = max(1, min(JOBS, len(answers) // (2 * self._number)))
         while waiting or any(worker.jobs for worker in self._workers):
             needed = min(self._number, len(waiting))
             while len(self._workers) < needed:
                 self._workers.append(_Worker(self._command))
             for worker in self._workers:
-                if worker.ready() and not worker.jobs and waiting:
+                if worker.ready() and worker.alive() and not worker.jobs and waiting:
                     jobs = [waiting.popleft() for _ in range(min(size, len(waiting)))]
                     worker.hand(jobs, [answers[job] for job in jobs])
             wait([worker.connection for worker in self._workers], self._patience())
@@ -85,7 +85,7 @@ class RewardPool:
                     else:  # None: the function has given up itself
                         verdicts[job] = Verdict(0.0, "timeout" if result is None else "error", result or "TimeoutError")
                 if worker.overdue(self._deadline) or not worker.alive():
-                    self._replace(worker, verdicts, waiting)
+                    self._replace(worker, verdicts, waiting, died)
         return verdicts
 
     def _patience(self) -> float:
@@ -93,14 +93,16 @@ class RewardPool:
         since = [worker.since for worker in self._workers if worker.jobs]
         return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
 
-    def _replace(self, worker: "_Worker", verdicts: list[Verdict | None], waiting: collections.deque) -> None:
-        """What it was at is lost; the rest of its jobs wait again."""
-        if worker.jobs:
-            stuck, *others = worker.jobs
+    def _replace(self, worker: "_Worker", verdicts: list[Verdict | None], waiting: collections.deque, died: set[int]) -> None:
+        """What it was at is lost, if it is late or has killed a second worker: the first one may have been killed from
+        outside. The rest of its jobs wait again."""
+        jobs = list(worker.jobs)
+        if jobs and (worker.alive() or jobs[0] in died):
             outcome = "timeout" if worker.alive() else "error"
-            reason = f"no verdict in {self._deadline:g} s" if outcome == "timeout" else "the process has died"
-            verdicts[stuck] = Verdict(0.0, outcome, reason)
-            waiting.extendleft(reversed(others))
+            reason = f"no verdict in {self._deadline:g} s" if outcome == "timeout" else "two processes have died of it"
+            verdicts[jobs.pop(0)] = Verdict(0.0, outcome, reason)
+        died.update(jobs[:1])
+        waiting.extendleft(reversed(jobs))
         worker.kill()
         self._workers.remove(worker)
 

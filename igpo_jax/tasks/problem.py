@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from igpo_jax.runtime.files import parse_json
+
 log = logging.getLogger(__name__)
 
 
@@ -56,20 +58,17 @@ def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[st
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            place = f"{path}, line {number}"
             try:
-                row = json.loads(line.decode("utf-8"))
-                reason = None if isinstance(row, dict) else "not a JSON object"
-                json.dumps(row, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
-            except UnicodeError as error:
-                reason = f"not UTF-8 ({error})"
+                row = parse_json(line, place)
+                message = None if isinstance(row, dict) else f"{place}: not a JSON object"
             except ValueError as error:
-                reason = f"not JSON ({error})"
-            if reason is None:
+                message = str(error)
+            if message is None:
                 good += 1
                 yield number, row
                 continue
             malformed += 1
-            message = f"{path}, line {number}: {reason}"
             if malformed > max_malformed:
                 raise ValueError(f"{message}; task.max_malformed_lines={max_malformed} are allowed")
             log.warning("%s; skipped (%d of %d allowed)", message, malformed, max_malformed)

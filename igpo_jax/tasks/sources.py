@@ -6,13 +6,13 @@ ArrayRecord files (one JSON object each) are told apart by their ending.
 
 import collections
 import dataclasses
-import json
 import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from igpo_jax.runtime.files import parse_json
 from igpo_jax.tasks.answers import box_spans
 from igpo_jax.tasks.exact import evaluate
 from igpo_jax.tasks.problem import read_jsonl
@@ -129,9 +129,9 @@ def _rows(path: str, max_malformed: int) -> Iterator[tuple[dict[str, Any], str]]
 
 def _json_array(file: pathlib.Path):
     try:
-        rows = json.loads(file.read_bytes())
+        rows = parse_json(file.read_bytes(), file)
     except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); JSON lines end in .jsonl") from None
+        raise ValueError(f"{error}; JSON lines end in .jsonl") from None
     if not isinstance(rows, list):
         raise ValueError(f"{file}: no array of JSON objects")
     for number, row in enumerate(rows):
@@ -150,8 +150,8 @@ def _parquet(file: pathlib.Path):
             for row in batch.to_pylist():
                 yield row, f"{file}, row {number} (from 0)"
                 number += 1
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file}: no Parquet file ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # of dates beyond all years
+        raise ValueError(f"{file}: no Parquet file ({str(error).splitlines()[0][:300]})") from None
 
 
 def _array_record(file: pathlib.Path):
@@ -164,10 +164,10 @@ def _array_record(file: pathlib.Path):
     for number in range(len(source)):
         place = f"{file}, record {number} (from 0)"
         try:
-            row = json.loads(source[number])
-        except ValueError as error:
-            raise ValueError(f"{place}: not JSON ({error})") from None
-        yield row, place
+            record = source[number]
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{place}: cannot be read ({str(error).splitlines()[0]})") from None
+        yield parse_json(record, place), place
 
 
 # Formats. Each makes a record of a row, or says why not.
@@ -236,8 +236,9 @@ def _math(row, fields) -> Record:
 def _metamath(row, fields) -> Record:
     """type, query, response. Answer: what follows "The answer is:", else #### (igpo_method.md 4, where else it is all of the
     response, which no completion can match)."""
-    if row["type"] not in METAMATH_TYPES:
-        raise Dropped(f"of the type {row['type']}")
+    kind = _text(row, "type")
+    if kind not in METAMATH_TYPES:
+        raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
     question, response = _text(row, "query"), _text(row, "response")
     solution, stated, answer = response.rpartition("The answer is:")
     if not stated:
@@ -245,9 +246,12 @@ def _metamath(row, fields) -> Record:
     if not stated:
         raise Dropped("without an answer")
     answer = answer.strip()
-    solution = re.sub(r"\s*####[^\n]*\s*$", "", solution.rstrip())
+    solution = solution.rstrip()
+    last_line = solution.rfind("\n") + 1
+    marks = solution.find("####", last_line)
+    solution = solution if marks < 0 else solution[:marks].rstrip()
     spans = _last_box(solution) or _last_occurrence(solution, answer)
-    if not spans and row["type"].startswith("MATH"):  # it may be written in another way
+    if not spans and kind.startswith("MATH"):  # it may be written in another way
         spans = ((0, len(solution)),)
     return Record(_id(row), question, answer, solution, spans, response)
 
@@ -280,7 +284,7 @@ def _jsonl(row, fields) -> Record:
 
 
 def _id(row: dict[str, Any], name: str = "id") -> str:
-    return str(row[name]) if row.get(name) is not None else ""
+    return "" if row.get(name) is None else _text(row, name)
 
 
 FORMATS: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = {

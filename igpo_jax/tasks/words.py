@@ -19,6 +19,7 @@ from typing import NamedTuple
 from igpo_jax.tasks.problem import Problem
 
 MOST = 999  # of every number
+MOST_STEPS = 1000  # of a problem
 TRIES = 20  # draws of the numbers of an ending, before the story is told anew
 PATIENCE = 1000  # questions in a row that are known already, before it is clear that there are no others
 OPEN = "#### ?"
@@ -219,8 +220,8 @@ def load(task, split: str, seed: int) -> list[Problem]:
         ValueError: a value that cannot work, or there are not so many questions.
     """
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
-    if steps < 2:
-        raise ValueError(f"task.steps={steps} must be at least 2")
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(f"task.steps={steps} must be at least 2, and at most {MOST_STEPS}")
     if not (0 <= distractors <= 1 and 0 <= worked_share <= 1):
         raise ValueError(f"task.distractors={distractors} and task.worked_share={worked_share} must lie in [0, 1]")
     held_out = set() if split == "test" else {problem.question for problem in load(task, "test", seed)}

@@ -231,15 +231,20 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, tokenizer, start):
     assert "--fields has 'frage'" in error_of(run(tmp_path, tokenizer, fields="frage"))
 
 
-@pytest.mark.parametrize("end", [b"", b'{"id": "c", "te', b'{"id"', b"\xff\xfe", b'{"id": "c", "text": ""}'])
+def reply_of(id: str) -> bytes:
+    rest = {"refused": False, "finish_reason": "stop", "prompt_tokens": None, "completion_tokens": None, "attempts": 1}
+    return json.dumps({"id": id, "text": "1", **rest}).encode()
+
+
+@pytest.mark.parametrize("end", [b"", b'{"id": "c", "te', b'{"id"', b"\xff\xfe", b'{"id": "c", "text": ""}', reply_of("c")])
 def test_a_torn_last_line_is_mended(end, tmp_path):
     path = tmp_path / "replies.jsonl"
-    whole = b'{"id": "a", "text": "1"}\n{"id": "b", "text": "2"}\n'
+    whole = reply_of("a") + b"\n" + reply_of("b") + b"\n"
     path.write_bytes(whole + end)
     with path.open("a+b") as file:
         replies = read_replies(file)
         file.write(b"next\n")
-    complete = end.endswith(b"}")
+    complete = end == reply_of("c")
     assert [reply["id"] for reply in replies] == ["a", "b", *(["c"] if complete else [])]
     assert path.read_bytes() == whole + (end + b"\n" if complete else b"") + b"next\n"
     with path.open("a+b") as file, pytest.raises(ValueError, match=rf"line {4 if complete else 3} is no reply"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from igpo_jax.diffusion.inpainting import (
     FREE_TAIL,
+    IN_PLACE,
     Chunks,
     InpaintingConfig,
     choose,
@@ -285,7 +286,8 @@ def test_a_prefix_is_contiguous_and_hides_answers(seed, ratio):
     draw = np.random.default_rng(seed)
     lengths = draw.integers(0, 13, 8).astype(np.int32)
     hintable = draw.uniform(size=(8, 12)) < 0.8
-    shown = np.asarray(jit_prefix(lengths, hintable, np.full(8, ratio, np.float32)))
+    keys = jax.random.split(jax.random.key(seed), 8)
+    shown = np.asarray(jit_prefix(keys, lengths, hintable, np.full(8, ratio, np.float32)))
     for row, length, may_show in zip(shown, lengths, hintable, strict=True):
         longest = next((place for place in range(length) if not may_show[place]), length)
         wanted = max(int(longest * ratio + 1e-5), min(longest, int(ratio > 0)))
@@ -433,3 +435,12 @@ def test_what_a_policy_does_use_may_be_set(policy):
 @pytest.mark.parametrize("fraction, group, most", [(0.5, 8, 4), (0.5, 5, 2), (0.3, 10, 3), (0.0, 8, 0), (1.0, 6, 6)])
 def test_at_most_a_share_of_the_group_is_replaced(fraction, group, most):
     assert max_replaced(InpaintingConfig(replace_fraction=fraction), group) == most
+
+
+def test_a_policy_that_shows_everything_shows_what_may_be_shown(monkeypatch):
+    monkeypatch.setitem(IN_PLACE, "everything", lambda keys, trace_length, hintable, ratio: jnp.ones(hintable.shape, bool))
+    hintable = np.tile(np.arange(LENGTH) != 3, (PROBLEMS, 1))
+    trace, canvas, is_hint, _ = run_inpaint(InpaintingConfig(policy="everything"), hintable=hintable)
+    shown = hintable & (np.arange(LENGTH) < TRACE_LENGTH[:, None])
+    np.testing.assert_array_equal(is_hint, np.broadcast_to(shown[:, None], is_hint.shape))
+    np.testing.assert_array_equal(canvas, np.where(is_hint, trace[:, None], MASK))

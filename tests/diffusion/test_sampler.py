@@ -18,9 +18,9 @@ from igpo_jax.diffusion.unmasking import (
     rank_descending,
     transfer_count,
 )
+from igpo_jax.model import transformer
 from igpo_jax.model.checkpoints import load_params
 from igpo_jax.model.huggingface import folder_model_config
-from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig, forward, forward_flops, init, shardings, unembed
 from igpo_jax.runtime.hlo_cost import program_cost
 from igpo_jax.runtime.mesh import put_rows

@@ -190,9 +190,9 @@ def rename(names, old, new):
 
 @pytest.mark.parametrize("damage, message", [
     (lambda f: (f / "config.json").unlink(), "config.json is missing"),
-    (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
     (lambda f: (f / "config.json").write_text("[]"), "config.json is not a JSON object"),
-    (lambda f: (f / INDEX).write_text("nonsense"), "index.json is not JSON"),
+    (lambda f: (f / INDEX).write_text("nonsense"), "index.json: not JSON"),
     (lambda f: edit_json(f / INDEX, lambda v: v.pop("weight_map")), "weight_map does not map tensors to files"),
     (lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].pop(Q)), f"index.json places {Q} in None"),
     (lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update({Q: "model-00002-of-00003.safetensors"})), f"places {Q} in"),

@@ -216,7 +216,7 @@ NAME = "base_model.model.model.transformer.blocks.1.q_proj.lora_A.weight"
 
 @pytest.mark.parametrize("damage, message", [
     (lambda f: (f / ADAPTER_CONFIG).unlink(), "adapter_config.json is missing"),
-    (lambda f: (f / ADAPTER_CONFIG).write_text("{"), "adapter_config.json is not JSON"),
+    (lambda f: (f / ADAPTER_CONFIG).write_text("{"), "adapter_config.json: not JSON"),
     (lambda f: (f / ADAPTER_FILE).unlink(), "adapter_model.safetensors is missing"),
     (lambda f: (f / ADAPTER_FILE).write_bytes((f / ADAPTER_FILE).read_bytes()[:-9]), "adapter_model.safetensors cannot be read"),
     (change_config(peft_type="ADALORA"), "peft_type='ADALORA' is not supported; only 'LORA' is"),
@@ -230,7 +230,7 @@ NAME = "base_model.model.model.transformer.blocks.1.q_proj.lora_A.weight"
     (change_config(r="4"), "r='4' must be an integer"),
     (change_config(r=8), "lora_A.weight has shape .4, 32., the model asks for .8, 32."),
     (change_tensors(lambda t: t.pop(NAME)), f"lacks {NAME}"),
-    (change_tensors(lambda t: t.update(extra=np.zeros(1, np.float32))), "has extra, for which the model has no place"),
+    (change_tensors(lambda t: t.update(extra=np.zeros(1, np.float32))), "has 'extra', for which the model has no place"),
     (change_tensors(lambda t: t.update({NAME: t[NAME].T.copy()})), f"{NAME} has shape .32, 4."),
     (change_tensors(lambda t: t.clear()), "no adapters of LLaDA's modules"),
 ])  # fmt: skip

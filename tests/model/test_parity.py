@@ -150,5 +150,5 @@ def test_not_a_fixture_is_an_error_of_one_line(small, capsys, damage):
     assert (
         out == ""
         and len(error.splitlines()) == 1
-        and error.startswith(("error: usage" if not arguments else "error: "))
+        and error.startswith("error: usage" if not arguments else "error: ")
     )

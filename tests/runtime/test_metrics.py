@@ -1,10 +1,17 @@
 import json
 import math
+import re
 
 import jax
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.runtime.metrics import MetricsWriter, device_memory, read_rows
+
+
+def rollout_row(step, text="4"):
+    return {"step": step, "try": "first", "question": "2+2=", "text": text, "stated": "4", "reward": 1.0, "correct": True}
 
 
 def steps(path):
@@ -15,10 +22,10 @@ def test_resuming_drops_what_lies_beyond_the_checkpoint(tmp_path):
     with MetricsWriter(tmp_path, 0) as log:
         for step in (1, 2, 3, 4):
             log.write(step, "rl", {"policy/kl": 0.5 * step})
-            log.write_rollouts([{"step": step, "text": "½"}])
+            log.write_rollouts([rollout_row(step, "½")])
     with MetricsWriter(tmp_path, 2) as log:
         log.write(3, "rl", {"policy/kl": 9.0})
-        log.write_rollouts([{"step": 3, "text": "again"}])
+        log.write_rollouts([rollout_row(3, "again")])
 
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3]
     assert read_rows(tmp_path / "metrics.jsonl")[-1] == {"step": 3, "stage": "rl", "policy/kl": 9.0}
@@ -82,11 +89,40 @@ def test_scalars_go_to_tensorboard(tmp_path):
     assert b"policy/kl" in events.read_bytes()
 
 
+def test_rollouts_and_histograms_go_to_tensorboard(tmp_path):
+    text = "```\n<script>alert(1)</script>\u2028# no title"
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write_rollouts([rollout_row(1, text), rollout_row(1)])
+        log.write_histograms(
+            1, {"rollout/rewards": np.array([[0.0, 1.0], [np.nan, np.inf]]), "rollout/none": np.array([np.nan])}
+        )
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    summaries = [event.summary.value for event in events_of(file)]
+    values = {value.tag: value for summary in summaries for value in summary}
+    assert set(values) == {"rollout/completions/text_summary", "rollout/rewards"}
+    assert values["rollout/rewards"].histo.num == 2
+    markdown = values["rollout/completions/text_summary"].tensor.string_val[0].decode()
+    assert markdown.count("reward 1**") == 2
+    # Markdown takes indented lines as they are.
+    assert all(line.startswith("    ") for line in markdown.splitlines() if re.search("```|script|title|2\\+2", line))
+
+
+def events_of(file):
+    """Of a TensorBoard file: records of 8 bytes of length, 4 of its checksum, the event, 4 of its checksum."""
+    content, events = file.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return events
+
+
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     with MetricsWriter(tmp_path, 0) as log:
         log.write(1, "rl", {"policy/kl": 0.5})
-        log.write_rollouts([{"step": 1}])
+        log.write_rollouts([rollout_row(1)])
+        log.write_histograms(1, {"rollout/rewards": np.ones((2, 2))})
     assert not list(tmp_path.iterdir())
 
 

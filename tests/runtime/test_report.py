@@ -1,19 +1,24 @@
-import builtins
 import html.parser
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from igpo_jax.config import base_config, to_json
-from igpo_jax.runtime.report import choose_rollouts, headline, smooth, write_report
+from igpo_jax.runtime import report
+from igpo_jax.runtime.report import embedded_rollouts, headline, page, read_run, short_names, write_page, write_report
+from igpo_jax.runtime.report_figures import smooth
 
 go = pytest.importorskip("plotly.graph_objects")
 
-SECTIONS = ["Learning", "Inpainting", "Denoising", "Policy", "Supervised stage", "Speed"]
-ATTACK = '</script><b onclick="x">&amp;<!--<script>'
+SECTIONS = ["Learning", "Inpainting", "Rollouts", "Policy", "Supervised stage", "Speed"]
+ATTACK = '</script><script>alert(1)</script><b onclick="x">&amp;<!--<script>'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-headless-shell") or shutil.which("google-chrome")
 
 
 def sft_row(step):
@@ -26,7 +31,8 @@ def rl_row(step):
         "reward/first_try", "reward/final", "groups/all_wrong_before", "groups/all_wrong_after",
         "groups/all_correct", "hint/rescue_rate", "hint/ratio", "hint/tokens", "hint/replaced",
         "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/ratio_mean", "policy/loss",
-        "policy/grad_norm", "time/rollout", "time/reward", "time/score", "time/update",
+        "policy/grad_norm", "groups/distinct", "hint/centre", "time/total", "time/rollout",
+        "time/reward", "time/score", "time/update",
         "speed/tokens_per_second",
     ]  # fmt: skip
     return {"step": step, "stage": "rl", **{key: 0.5 for key in keys}}
@@ -36,13 +42,14 @@ def eval_row(step, stage, accuracy):
     return {"step": step, "stage": stage, "eval/accuracy": accuracy, "eval/problems": 100}
 
 
-def rollout_row(step, attempt="first", rescued=False, question="1+1="):
+def rollout_row(step, attempt="first", rescued=False, question="1+1=", **others):
     return {
         "step": step, "try": attempt, "problem_id": "p",
         "question": question, "answer": "2", "trace": "1+1=2",
         "tokens": ["2", "<eos>", "<eos>"], "written_at": [1, -1 if attempt == "hinted" else 0, 0],
-        "hint": [False, attempt == "hinted", False], "reward": 1.0, "text": "2", "rescued": rescued, "end": 1,
-    }  # fmt: skip
+        "hint": [False, attempt == "hinted", False], "reward": 1.0, "correct": True, "outcome": "ok",
+        "text": "2", "stated": "2", "rescued": rescued, "end": 1,
+    } | others  # fmt: skip
 
 
 RUN = [
@@ -53,25 +60,46 @@ RUN = [
 ]
 
 
+def write_run(folder, rows, rollouts=(), verdicts=(), name="arithmetic", **overrides):
+    config = base_config()
+    config.update_from_flattened_dict(overrides)
+    config = to_json(config)
+    config["task"]["name"] = name
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "data.json").write_text(json.dumps({"test": "0123"}))
+    files = {"metrics": rows, "rollouts": rollouts, "evaluations": verdicts}
+    for file, content in files.items():
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder
+
+
 @pytest.fixture
 def run(tmp_path):
     """Writes a run's folder and its report; returns the report's text."""
 
     def write(rows, rollouts=(), name="arithmetic"):
-        config = to_json(base_config())
-        config["task"]["name"] = name
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        for file, content in (("metrics.jsonl", rows), ("rollouts.jsonl", rollouts)):
-            (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in content))
-        path = write_report(tmp_path)
+        path = write_report(write_run(tmp_path, rows, rollouts, name=name))
         assert path == tmp_path / "report.html"
         return path.read_text()
 
     return write
 
 
+@pytest.fixture
+def two_runs(tmp_path):
+    """Folders of two runs that were judged on the same four problems, and differ in two keys."""
+    rollouts = [rollout_row(6), rollout_row(6, "hinted", rescued=True)]
+    verdicts = [[1, 0, 0, 0], [1, 1, 1, 0]]
+    options = [{"seed": 0}, {"seed": 1, "rl.iterations": 7}]
+    return [
+        write_run(tmp_path / name, RUN, rollouts, [{"step": 10, "stage": "rl", "correct": correct}], **of)
+        for name, correct, of in zip(("one", "other"), verdicts, options, strict=True)
+    ]
+
+
 def sections(text):
-    return re.findall(r"<h2>([^<]*)</h2>", text.split("</ul>\n", 1)[1])
+    return re.findall(r"<section[^>]*>\s*<h2>([^<]*)</h2>", text)
 
 
 def embedded(text):
@@ -82,8 +110,9 @@ def test_a_whole_run_has_every_section(run):
     text = run(RUN, [rollout_row(6), rollout_row(6, "hinted", rescued=True)])
     assert sections(text) == SECTIONS
     data = embedded(text)
-    assert len(data["figures"]) == text.count('class="plot"') == 16
-    assert len(data["rollouts"]) == 2
+    assert len(data["figures"]) == text.count('class="plot"') == 18
+    (rows,) = data["rollouts"]["runs"].values()
+    assert [row["hinted"] for row in rows] == [False, True]
     for figure in data["figures"]:
         go.Figure(figure)  # raises on a property that plotly does not know
 
@@ -100,9 +129,12 @@ def test_an_empty_run_and_one_without_hints_have_a_report(run):
     assert "Rescue rate" not in run(rows)
 
 
-def test_text_of_problems_cannot_become_markup(run):
-    text = run(RUN, [rollout_row(6, question=ATTACK)], name=ATTACK)
-    assert embedded(text)["rollouts"][0]["question"] == ATTACK
+def test_the_text_of_problems_and_completions_cannot_become_markup(run):
+    attacked = rollout_row(6, question=ATTACK, text=ATTACK, stated=ATTACK, tokens=[ATTACK, "<eos>", "<eos>"])
+    text = run(RUN, [attacked], name=ATTACK)
+    data = embedded(text)["rollouts"]
+    (row,) = next(iter(data["runs"].values()))
+    assert {row["question"], row["text"], row["stated"], data["pieces"][row["tokens"][0]]} == {ATTACK}
 
     class Tags(html.parser.HTMLParser):
         seen = []
@@ -114,11 +146,23 @@ def test_text_of_problems_cannot_become_markup(run):
     assert "b" not in Tags.seen and Tags.seen.count("script") == 3
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_path):
+    attack = "</script><script>document.title = 'attacked'</script><img src=x onerror=\"document.title='attacked'\">"
+    run(RUN, [rollout_row(6, question=attack, text=attack, stated=attack, trace=attack, tokens=[attack, "<eos>", "<eos>"])])
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    shown = re.search(r'<pre id="text"[^>]*>(.*?)</pre>', done.stdout, re.S)[1]
+    assert html.unescape(shown) == attack
+    assert "<title>arithmetic · IGPO run</title>" in done.stdout and "<img" not in done.stdout.split("<script")[0]
+
+
 def test_nothing_is_loaded_from_elsewhere(run):
     from plotly.offline import get_plotlyjs
 
     text = run(RUN, [rollout_row(6)])
-    assert text.count(get_plotlyjs()) == 1
+    assert text.count(get_plotlyjs()) == 1 and len(text.encode()) < 10e6
     own = text.replace(get_plotlyjs(), "")
     assert not re.search(r"https?:|//[a-z]|@import|url\(", own)
     assert "default-src 'none'" in own
@@ -154,19 +198,28 @@ def test_rescue_rate_weighs_a_rollout_by_its_all_wrong_groups():
     assert ("Rescue rate", "90.0%", "of all-wrong groups, over the run") in headline([few, many])
 
 
-def test_chosen_rollouts_are_mostly_rescued_ones_from_begin_to_end():
-    rows = [
-        rollout_row(step, attempt, rescued=attempt == "hinted" and step % 20 == 0)
-        for step in range(0, 200, 10)
-        for attempt in ("first", "hinted")
-    ]
-    chosen = choose_rollouts(rows)
-    rescued = [row["step"] for row in chosen if row["rescued"]]
-    first = [row["step"] for row in chosen if row["try"] == "first"]
-    assert (len(rescued), len(first)) == (5, 3)
-    assert (rescued[0], rescued[-1], first[0], first[-1]) == (0, 180, 0, 190)
-    assert choose_rollouts(rows[:3]) == rows[:3]
-    assert len(choose_rollouts([rollout_row(i, "hinted") for i in range(20)])) == 8
+def test_all_rollouts_are_shown_while_they_fit():
+    rows = [rollout_row(step) for step in range(400)]
+    assert [row["step"] for row in embedded_rollouts({"a": rows})["runs"]["a"]] == list(range(400))
+
+
+def test_rollouts_that_are_too_many_are_thinned_from_begin_to_end():
+    long = {"tokens": ["word<"] * 500, "written_at": list(range(500)), "hint": [False] * 500, "text": "word<" * 500}
+    rows = [rollout_row(step, **long) for step in range(900)]
+    embedded = embedded_rollouts({"a": rows, "b": rows, "none": []})
+    assert set(embedded["runs"]) == {"a", "b"} and embedded["pieces"] == ["word<"]
+    assert report.ROLLOUT_BYTES * 0.8 < len(report._embed(embedded)) <= report.ROLLOUT_BYTES
+    steps = [row["step"] for row in embedded["runs"]["b"]]
+    assert (steps[0], steps[-1]) == (0, 899) and max(np.diff(steps)) <= min(np.diff(steps)) + 1
+
+
+def test_rollouts_of_earlier_versions_are_shown_without_what_they_lack():
+    old = rollout_row(1, "hinted")
+    for key in ("correct", "outcome", "stated"):
+        del old[key]
+    first, second = embedded_rollouts({"a": [old, old | {"reward": 0.1}]})["runs"]["a"]
+    assert first["correct"] and not second["correct"]
+    assert "stated" not in first and first["hint"] == [1]
 
 
 def test_smoothing_keeps_lines_and_lowers_noise():
@@ -178,19 +231,83 @@ def test_smoothing_keeps_lines_and_lowers_noise():
     assert len(smooth(np.zeros(0))) == 0
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_what_is_no_run_is_refused(tmp_path, two_runs):
     with pytest.raises(ValueError, match="no config.json"):
         write_report(tmp_path)
+    with pytest.raises(ValueError, match="there is no folder .*missing"):
+        write_page([two_runs[0], tmp_path / "missing"], tmp_path / "page.html")
+    (two_runs[1] / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"other/config\.json: not JSON"):
+        write_page(two_runs, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="given twice"):
+        write_page([two_runs[0], two_runs[0]], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="there is no folder .*nowhere for the page"):
+        write_page(two_runs[:1], tmp_path / "nowhere" / "page.html")
+    with pytest.raises(ValueError, match="at most 10"):
+        write_page(two_runs * 6, tmp_path / "page.html")
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_names_are_as_long_as_they_must_be_to_differ(tmp_path):
+    paths = [tmp_path / "seed-0" / "igpo", tmp_path / "seed-1" / "igpo", tmp_path / "seed-1" / "grpo"]
+    assert short_names(paths) == ["seed-0/igpo", "seed-1/igpo", "seed-1/grpo"]
+    assert short_names(paths[1:]) == ["igpo", "grpo"]
+
+
+def test_several_runs_share_one_page(two_runs, tmp_path):
+    write_page(two_runs, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert sections(text) == ["What they reached", "Newest accuracy, against one", "Configuration", *SECTIONS]
+    data = embedded(text)
+    assert set(data["rollouts"]["runs"]) == {"one", "other"}
+    for figure in data["figures"]:
+        go.Figure(figure)
+        colors = {trace["name"].split(":")[0]: trace["line"]["color"] for trace in figure["data"]}
+        assert len(set(colors.values())) == len(colors) == 2
+    wrong = next(figure for figure in data["figures"] if "one: before hints" in [t.get("name") for t in figure["data"]])
+    dashes = {trace["name"].split(": ")[1]: trace["line"]["dash"] for trace in wrong["data"]}
+    assert len(set(dashes.values())) == len(dashes) == 3
+
+
+def table_after(text, title):
+    part = text.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+    lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in re.findall("<tr>(.*?)</tr>", part)]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_runs_are_compared_by_their_numbers_verdicts_and_settings(two_runs):
+    text = page({"one": read_run(two_runs[0]), "other": read_run(two_runs[1])})
+    assert table_after(text, "Configuration") == {"": ["one", "other"], "seed": ["0", "1"], "rl.iterations": ["100", "7"]}
+    assert table_after(text, "What they reached")["newest accuracy"] == ["60.0% (50.2% to 69.1%)"] * 2
+    difference = table_after(text, "Newest accuracy, against one")["other"]
+    assert difference[0].startswith("+50.0 (") and difference[2:] == ["2 / 0", "4", "10 and 10"]
+
+
+def test_verdicts_on_other_problems_are_not_compared(two_runs):
+    (two_runs[1] / "data.json").write_text(json.dumps({"test": "4567"}))
+    text = page({"one": read_run(two_runs[0]), "other": read_run(two_runs[1])})
+    assert "No other run has verdicts on the same problems." in text
+
+
+def test_a_run_under_way_has_a_report_that_says_so(run):
+    assert "<li>not finished</li>" in run(RUN[:-1])
+
+
+def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, tmp_path):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "igpo_jax.report", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    done = command(*two_runs, "--output=both.html")
+    assert done.returncode == 0 and done.stdout == "report: both.html\n"
+    assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    wrong = command(two_runs[0], "nothing")
+    assert wrong.returncode == 1 and wrong.stderr == "error: there is no folder nothing; give the folder of a run\n"
 
 
 def test_without_plotly_there_is_a_warning_and_no_report(tmp_path, monkeypatch, caplog):
-    original = builtins.__import__
-
-    def without_plotly(name, *args, **kwargs):
-        if name.startswith("plotly"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_plotly)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write_run(tmp_path, RUN)
     assert write_report(tmp_path) is None
-    assert "plotly is missing" in caplog.text and not list(tmp_path.iterdir())
+    assert "plotly is missing" in caplog.text and not list(tmp_path.glob("*.html"))

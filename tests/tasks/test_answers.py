@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpo_jax.tasks import released
-from igpo_jax.tasks import answers
+from igpo_jax.tasks import answers, released
 from igpo_jax.tasks.answers import boxes, equal, equal_texts, extract
 
 

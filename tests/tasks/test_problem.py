@@ -7,7 +7,6 @@ from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import read_jsonl
 
 
-
 def read(path, max_malformed=0):
     return [row for _, row in read_jsonl(path, max_malformed)]
 
@@ -90,3 +89,16 @@ def test_tasks_are_found_by_name_and_others_are_listed():
     for name in ("problem", "arithmetics", ""):
         with pytest.raises(ValueError, match="arithmetic, countdown, math, sudoku"):
             load_task(name)
+
+
+def test_a_task_may_be_a_module_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = "REWARD_OPTIONS = ()\ndef defaults(): ...\ndef load(): ...\ndef reward(): ...\ndef stated(): ..."
+    (tmp_path / "own_task.py").write_text(whole)
+    (tmp_path / "half_task.py").write_text("def load(): ...")
+    (tmp_path / "bad_task.py").write_text("1 / 0")
+    assert load_task("own_task").__name__ == "own_task"
+    with pytest.raises(ValueError, match="no task: it lacks defaults, reward, stated, REWARD_OPTIONS"):
+        load_task("half_task")
+    with pytest.raises(ValueError, match="'bad_task' is none of arithmetic.*ZeroDivisionError"):
+        load_task("bad_task")

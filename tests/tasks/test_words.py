@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from run_configs import CONFIGS
 
 from igpo_jax.config import parse
 from igpo_jax.data.pipeline import prompt_arrays, sft_arrays
 from igpo_jax.experiment import train_tokenizer
 from igpo_jax.tasks import words
 from igpo_jax.tokenizers import load_tokenizer
+from run_configs import CONFIGS
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 IN_WORDS = {"twice": 2, "doubles": 2, "half": 2, "third": 3}

@@ -1,0 +1,77 @@
+"""python -m igpo_jax.playground --model=DIR [--host=127.0.0.1] [--port=8000]
+
+A page on which one writes a prompt, or a text with blanks, and watches the canvas fill step by step. The folder is a Hugging
+Face folder of LLaDA or iLLaDA, one that igpo_jax.convert wrote, or a run's folder. All options: --help.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from igpo_jax.command_line import parse_flags
+from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.experiment import read_config
+from igpo_jax.inference import DiffusionLM, load
+from igpo_jax.tasks import TASKS, load_task
+
+MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
+ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
+STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Of a run's folder: whose newest checkpoint.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs."
+)
+HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; by default this machine only can connect.")
+PORT = flags.DEFINE_integer("port", 8000, "The port to listen at.", lower_bound=1, upper_bound=65535)
+
+DECODE = DecodeConfig(completion_length=64, block_length=32, steps=64)  # what the page begins with
+QUESTION = "What is 17 + 25?"
+TEMPLATE = "The answer is [MASK:4] because two and two are four."
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    try:
+        import uvicorn
+
+        from igpo_jax.playground.server import application
+    except ImportError as error:
+        sys.exit(f'error: {error.name} is not installed; the playground needs: pip install "igpo_jax[playground]"')
+    try:
+        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{MODEL.value} has no tokenizer, and the page shows text; put its tokenizer.json or *.model file there"
+            )
+        page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    address = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
+    print(f"http://{address}:{PORT.value}/", flush=True)
+    # Whoever is still connected when the server is told to stop is not waited for.
+    uvicorn.run(
+        page, host=HOST.value, port=PORT.value, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=1
+    )
+
+
+def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
+    """What stands in the fields of the page at first: of a run, how it decodes its evaluations, and one of its test problems."""
+    fields = vars(DECODE) | {"seed": 0, "chat": True, "prompt": QUESTION, "template": TEMPLATE}
+    if not (path / "checkpoints").is_dir():
+        return fields
+    config = read_config(path)
+    fields |= {name: config.evaluation[name] for name in vars(DECODE)} | {"chat": False, "prompt": "", "template": "[MASK:8]"}
+    if config.task.name not in TASKS:  # a module of somebody's own is code, and not run for an example
+        return fields
+    try:
+        problem = load_task(config.task.name).load(config.task, "test", config.seed)[0]
+    except ValueError:  # the files of the problems are not here
+        return fields
+    trace = model.encode(problem.trace)
+    part = len(trace) // 3
+    begin, end = (model.tokenizer.decode(ids) for ids in (trace[:part], trace[2 * part :]))
+    return fields | {"prompt": problem.question, "template": f"{begin}[MASK:{part}]{end}"}
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

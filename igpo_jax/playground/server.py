@@ -1,0 +1,263 @@
+"""The playground's server: /, /info, /generate (a stream of events) and /gif. It reads no files for anybody."""
+
+import asyncio
+import base64
+import dataclasses
+import functools
+import hashlib
+import ipaddress
+import json
+import logging
+import pathlib
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import jax
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from igpo_jax.diffusion.stepwise import Step, advance
+from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
+from igpo_jax.inference import Completion, DiffusionLM
+from igpo_jax.playground.animation import gif
+from igpo_jax.playground.asked import LIMITS, checked
+
+LARGEST_REQUEST, LARGEST_ANIMATION = 1 << 16, 1 << 20  # bytes
+WAITING = 32  # generations that may wait for the device
+PROGRAMS = 64  # requests with programs of their own, after which compiled ones are forgotten
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Nobody waits for the work any more."""
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A generation. events: what its client is told, None at the end. stopped: it has gone."""
+
+    events: asyncio.Queue
+    stopped: threading.Event
+    future: Future | None = None
+
+
+class Line:
+    """One generation at a time on the device, in a thread of its own; the others wait in their order and know their place."""
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(1, "denoising")
+        self._jobs: list[Job] = []
+
+    def join(self, work: Callable[[Job, Callable[[dict], None]], None]) -> Job:
+        """work: is called with the job and a function that sends an event, in the thread.
+
+        Raises:
+            HTTPException: 429, too many are waiting.
+        """
+        if len(self._jobs) > WAITING:
+            raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
+        loop, job = asyncio.get_running_loop(), Job(asyncio.Queue(), threading.Event())
+        self._jobs.append(job)
+        job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
+        job.future = self._thread.submit(work, job, functools.partial(loop.call_soon_threadsafe, job.events.put_nowait))
+        job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, job))
+        return job
+
+    def _leave(self, job: Job) -> None:
+        place = self._jobs.index(job)
+        self._jobs.remove(job)
+        job.events.put_nowait(None)
+        for ahead, other in enumerate(self._jobs[place:], place):
+            other.events.put_nowait({"type": "place", "ahead": ahead})
+
+
+async def events(job: Job) -> AsyncIterator[str]:
+    """As server-sent events. Where the client goes away, the work ends with the step that it is in, or before it begins."""
+    try:
+        while (event := await job.events.get()) is not None:
+            yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    finally:
+        job.stopped.set()
+        job.future.cancel()
+
+
+def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
+    """The server's routes for a model.
+
+    Args:
+        begin_with: what stands in the page's fields at first. host: the name that the server listens at.
+    """
+    page, policy = read_page()
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    line, one_at_a_time = Line(), anyio.CapacityLimiter(1)
+    about = info(model, begin_with)
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(page, headers=headers)
+
+    async def information(_: Request) -> Response:
+        return JSONResponse(about)
+
+    async def generate(request: Request) -> Response:
+        ask = checked(await body_of(request, LARGEST_REQUEST), model)
+        job = line.join(functools.partial(denoise, ask, model))
+        return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    async def animation(request: Request) -> Response:
+        asked = await body_of(request, LARGEST_ANIMATION)
+        return Response(await anyio.to_thread.run_sync(gif, asked, limiter=one_at_a_time), media_type="image/gif")
+
+    async def refused(_: Request, error: Exception) -> Response:
+        status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
+        return JSONResponse({"error": message}, status)
+
+    routes = [
+        Route("/", index),
+        Route("/info", information),
+        Route("/generate", generate, methods=["POST"]),
+        Route("/gif", animation, methods=["POST"]),
+    ]
+    return from_here(Starlette(routes=routes, exception_handlers={HTTPException: refused, ValueError: refused}), host)
+
+
+def denoise(ask: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
+    """Generates, and sends an event for every step: start, step, step, ..., and done or error."""
+    begun, before = time.monotonic(), None
+
+    def watch(step: Step) -> None:
+        nonlocal before
+        if job.stopped.is_set():
+            raise Stopped
+        send(event_of(step, before, model))
+        before = step.tokens[0]
+
+    try:
+        forget_programs()
+        [completion] = ask(watch=watch)
+        send({"type": "done", "text": completion.text, "seconds": round(time.monotonic() - begun, 2)})
+    except Stopped:
+        pass
+    except Exception as error:  # whatever a device or a compiler raises; the server goes on
+        log.exception("a generation has failed")
+        send({"type": "error", "message": f"the model has failed: {type(error).__name__}: {str(error)[:300]}"})
+
+
+def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
+    """The canvas, null where there is a blank, or what a step has written: [position, text, probability, alternatives], the last
+    two empty where nothing was drawn: after the end of the text."""
+    piece, tokens = model.tokenizer.piece, step.tokens[0]
+    if before is None:
+        canvas = [None if token == model.config.mask_id else piece(token) for token in tokens.tolist()]
+        return {"type": "start", "canvas": canvas}
+    written = []
+    for position in np.flatnonzero(tokens != before).tolist():
+        probability, alternatives, inside = None, [], position - step.start
+        if inside < step.probability.shape[1]:
+            probability = round(float(step.probability[0, inside]), 4)
+            likely = zip(step.likeliest[0, inside].tolist(), step.likelihood[0, inside].tolist(), strict=True)
+            alternatives = [[piece(token), round(share, 4)] for token, share in likely]
+        written.append([position, piece(tokens[position]), probability, alternatives])
+    return {"type": "step", "step": step.number, "written": written}
+
+
+def forget_programs() -> None:
+    """Every setting is compiled; a server must not keep all that were ever asked for."""
+    if advance._cache_size() > PROGRAMS:
+        jax.clear_caches()
+
+
+def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
+    device = jax.devices()[0]
+    origin = {name: value for name, value in model.origin.items() if name not in ("path", "adapters")}
+    if "adapters" in model.origin:
+        origin["adapters"] = pathlib.Path(model.origin["adapters"]).name
+    return {
+        "name": pathlib.Path(model.origin.get("path", "model")).resolve().name,
+        **origin,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+        "dtype": model.config.param_dtype,
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "chat": knows_chat(model),
+        "limits": LIMITS,
+        "choices": {
+            "remasking": REMASKINGS,
+            "commit": COMMITS,
+            "fallback": ("leftmost", "most_confident"),
+            "cache": CACHES,
+        },
+        "begin_with": begin_with,
+    }
+
+
+def knows_chat(model: DiffusionLM) -> bool:
+    try:
+        return bool(model.encode("Hello", chat=True))
+    except ValueError:
+        return False
+
+
+async def body_of(request: Request, most: int) -> Any:
+    """JSON of at most so many bytes. Pages of elsewhere cannot send its content type without being asked first."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise HTTPException(415, "the request is not application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            raise HTTPException(413, f"the request has more than {most} bytes")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("the request is no JSON") from None
+
+
+def from_here(app: ASGIApp, host: str) -> ASGIApp:
+    """Refuses what a page of elsewhere sends through its visitor's browser: another origin, or a name that was made to point
+    here. An address is no name, and cannot be made to."""
+
+    def is_ours(headers: dict[str, str]) -> bool:
+        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if name not in ("localhost", host.lower()):
+            ipaddress.ip_address(name)
+        origin = headers.get("origin")
+        return origin is None or urlsplit(origin).netloc == headers["host"]
+
+    async def check(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                ours = is_ours({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
+            except ValueError:  # neither name nor address
+                ours = False
+            if not ours:
+                refusal = "this page is for this machine: Host and Origin must be its address, localhost or --host"
+                return await JSONResponse({"error": refusal}, 403)(scope, receive, send)
+        await app(scope, receive, send)
+
+    return check
+
+
+def read_page() -> tuple[str, str]:
+    """The page, and its policy: nothing runs but the page's own script, and nothing is asked of any other server."""
+    text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    script, style = (digest(re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]) for tag in ("script", "style"))
+    policy = (
+        f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return text.replace("{policy}", policy, 1), f"{policy}; frame-ancestors 'none'"
+
+
+def digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

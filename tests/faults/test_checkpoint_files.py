@@ -1,0 +1,115 @@
+"""Damage to any one file of a checkpoint is noticed, and an older checkpoint read, or does not matter."""
+
+import logging
+import pathlib
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from igpo_jax.runtime.checkpoint import Checkpoints
+
+KEY, LOSSES = jax.random.key(3), [[0.1, 2.0], [float("nan"), float("inf")]]
+MEMORY = np.arange(12, dtype=np.int32).reshape(3, 4)
+
+
+def state_at(step: int) -> dict:
+    values = jax.random.normal(jax.random.key(step), (300, 40))
+    return {"params": {"w": values, "b": jnp.zeros(3, jnp.bfloat16)}, "step": jnp.int32(step)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    """A folder with the steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("saved") / "sft"
+    with Checkpoints(folder, keep=3, identity={"fingerprint": "abc"}) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_at(step), KEY, MEMORY + step, unlogged=LOSSES)
+            checkpoints.wait()
+    return folder
+
+
+def restored(folder: pathlib.Path):
+    """The step that is read; it is whole."""
+    sharding = jnp.zeros(1).sharding
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_at(0))
+    with Checkpoints(folder, keep=3) as checkpoints:
+        step, state, key, memory, unlogged = checkpoints.restore_latest(abstract, KEY, MEMORY)
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
+    np.testing.assert_array_equal(memory, MEMORY + step)
+    assert jax.random.key_data(key).tolist() == jax.random.key_data(KEY).tolist()
+    np.testing.assert_array_equal(unlogged, LOSSES)
+    return step
+
+
+def test_what_is_saved_comes_back(saved, tmp_path):
+    assert restored(shutil.copytree(saved, tmp_path / "sft")) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_damage_to_any_one_file_is_noticed_or_harmless(damage, saved, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    draw, older = random.Random(0), set()
+    files = [path.relative_to(saved) for path in sorted((saved / "2").rglob("*")) if path.is_file()]
+    assert len(files) > 10
+    for number, file in enumerate(files):
+        folder = shutil.copytree(saved, tmp_path / str(number) / "sft")
+        content = bytearray((folder / file).read_bytes())
+        if damage == "missing":
+            (folder / file).unlink()
+        elif damage == "truncated":
+            (folder / file).write_bytes(content[: len(content) // 2])
+        else:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            (folder / file).write_bytes(content)
+        caplog.clear()
+        if restored(folder) == 1:
+            older.add(file.name)
+            assert f"checkpoint {folder / '2'} cannot be read (" in caplog.text
+            assert (folder.with_name("sft-unreadable") / "2").is_dir()
+        else:
+            assert "cannot be read" not in caplog.text
+    assert {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"} <= older
+
+
+def test_a_flipped_bit_among_the_numbers_is_noticed(saved, tmp_path, caplog):
+    """Orbax alone does not notice most of these."""
+    largest = max((path for path in (saved / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    for number, place in enumerate(np.linspace(2000, largest.stat().st_size - 2000, 8, dtype=int)):
+        folder = shutil.copytree(saved, tmp_path / str(number) / "sft")
+        content = bytearray(largest.read_bytes())
+        content[place] ^= 1
+        (folder / largest.relative_to(saved)).write_bytes(content)
+        assert restored(folder) == 1
+    assert "state.params.w: not the numbers that were saved" in caplog.text
+
+
+def test_parameters_alone_are_checked_too(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "sft")
+    largest = max((path for path in (folder / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    abstract = {"w": jax.ShapeDtypeStruct((300, 40), jnp.float32, sharding=jnp.zeros(1).sharding)}
+    with Checkpoints(folder, keep=3, reading=True) as checkpoints:
+        step, params = checkpoints.restore_params(abstract)
+    assert step == 1
+    np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_sums_and_is_read(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
+        asynchronous = checkpoints._checkpointer.save_checkpointables_async
+
+        def without_sums(*args, custom_metadata, **options):
+            return asynchronous(*args, custom_metadata={"data_position": custom_metadata["data_position"]}, **options)
+
+        monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", without_sums)
+        checkpoints.save(5, {"params": {"w": jnp.ones(2)}}, KEY)
+    abstract = {"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=jnp.zeros(1).sharding)}}
+    with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
+        step, _, _, _, unlogged = checkpoints.restore_latest(abstract, KEY)
+    assert (step, unlogged) == (5, [])

@@ -1,0 +1,39 @@
+"""A part of benchmarks/faults.py: kills at random moments, from the start of a run to the end of its evaluation."""
+
+import importlib
+import itertools
+import pathlib
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delitem(sys.modules, "faults", raising=False)
+    return importlib.import_module("faults")
+
+
+def test_kills_come_at_all_moments_with_both_signals(faults):
+    kills = list(itertools.chain(*itertools.islice(faults.kills_of_runs(0), 9)))
+    planned = {(command, moment) for phase in faults.PHASES for command, moment, _, _ in phase}
+    assert {(kill.command, kill.moment) for kill in kills} == planned
+    assert len(kills) == 9 * sum(faults.KILLS_OF_PHASE) > 100
+    assert {kill.signal.name for kill in kills} == {"SIGKILL", "SIGTERM"}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(faults, tmp_path):
+    happened = []
+    with faults.Runs(tmp_path) as runs:
+        for workdir, kills in ((tmp_path / "undisturbed", []), (tmp_path / "run", next(faults.kills_of_runs(1)))):
+            faults.disturbed(runs, kills, workdir, "remembering", lambda kill, what: happened.append(what))
+        assert len(happened) >= 8
+        assert faults.differences(tmp_path / "run", tmp_path / "undisturbed") == []
+        # It would see a difference.
+        log = tmp_path / "run/metrics.jsonl"
+        log.write_text(log.read_text().replace('"sft/loss": 0', '"sft/loss": 1', 1).replace('"sft/loss": 2', '"sft/loss": 3', 1))
+        assert "metrics.jsonl" in faults.differences(tmp_path / "run", tmp_path / "undisturbed")

@@ -1,0 +1,211 @@
+"""The routes, without a browser: queue, limits, and who is let in."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import json
+import threading
+
+import httpx
+import jax
+import jax.numpy as jnp
+import pytest
+from starlette.testclient import TestClient
+
+from igpo_jax.playground import server
+from igpo_jax.playground.server import WAITING, application
+
+ASKED = {"prompt": "Hello", "completion_length": 16, "block_length": 8, "steps": 8, "temperature": 0.7, "seed": 3}
+DECODING = {name: value for name, value in ASKED.items() if name != "prompt"}
+
+
+@pytest.fixture
+def app(model):
+    return application(model, {}, "127.0.0.1")
+
+
+@pytest.fixture
+def client(app):
+    return TestClient(app, base_url="http://localhost:8000")
+
+
+def told(text: str) -> list[dict]:
+    return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n") if event]
+
+
+def filled(events: list[dict]) -> list[str]:
+    """What the canvas is after all steps."""
+    [canvas] = [event["canvas"] for event in events if event["type"] == "start"]
+    for event in events:
+        for position, text, _, _ in event.get("written", ()):
+            assert canvas[position] is None, "only blanks are written"
+            canvas[position] = text
+    return canvas
+
+
+def test_the_stream_has_a_step_each_and_ends_in_what_generate_says(client, model):
+    response = client.post("/generate", json=ASKED)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = told(response.text)
+    [expected] = model.generate(["Hello"], **DECODING)
+    assert [event["type"] for event in events] == ["place", "start", *["step"] * 8, "done"]
+    assert events[-1]["text"] == expected.text
+    assert filled(events) == [model.tokenizer.piece(token) for token in expected.tokens]
+    for event in events[2:-1]:
+        for position, text, probability, alternatives in event["written"]:
+            assert expected.written_at[position] == event["step"]
+            assert 0 <= probability <= 1 and len(alternatives) == 5
+            shares = dict(map(tuple, alternatives))
+            assert shares.get(text, probability) == probability
+
+
+def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(model):
+    """A network that wants nothing but EOS: the second block is not denoised."""
+    params = jax.tree.map(jnp.zeros_like, model.params)
+    params |= {"embedding": jnp.ones_like(params["embedding"]), "final_norm": jnp.ones(32)}
+    params["head"] = params["head"].at[:, model.config.eos_id].set(1.0)
+    ending = dataclasses.replace(model, params=params)
+    events = told(TestClient(application(ending, {}, ""), base_url="http://localhost").post("/generate", json=ASKED).text)
+    steps = [event for event in events if event["type"] == "step"]
+    assert [event["step"] for event in steps] == [0, 1, 2, 3] and events[-1]["text"] == ""
+    assert [[position, text] for position, text, probability, _ in steps[-1]["written"] if probability is None] == [
+        [position, "<|endoftext|>"] for position in range(8, 16)
+    ]
+
+
+def test_a_template_keeps_what_is_given(client, model):
+    asked = {"prompt": "Hello", "template": "The answer is [MASK:4] because", "seed": 3, "temperature": 0.7, "logits_eos_inf": True}
+    events = told(client.post("/generate", json=asked).text)
+    [expected] = model.infill(["The answer is [MASK:4] because"], prompts=["Hello"], seed=3, temperature=0.7)
+    canvas = events[1]["canvas"]
+    assert canvas.count(None) == 4 and "".join(canvas[: canvas.index(None)]) == "The answer is "
+    assert events[-1]["text"] == expected.text
+    assert filled(events) == [model.tokenizer.piece(token) for token in expected.tokens]
+
+
+def test_bad_input_is_answered_at_once(client):
+    response = client.post("/generate", json=ASKED | {"steps": 3})
+    assert response.status_code == 400 and "steps=3 is not a multiple" in response.json()["error"]
+
+
+@pytest.mark.parametrize("content, kind, status", [
+    (b"{", "application/json", 400),
+    (b"[" * 60_000, "application/json", 400),
+    (b"\xff", "application/json", 400),
+    (b" " * 70_000, "application/json", 413),
+    (b"{}", "text/plain", 415),
+])  # fmt: skip
+def test_bodies_that_are_none(client, content, kind, status):
+    response = client.post("/generate", content=content, headers={"content-type": kind})
+    assert response.status_code == status and response.json()["error"]
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({}, 200),
+    ({"host": "127.0.0.1:8000"}, 200),
+    ({"host": "[::1]:8000"}, 200),
+    ({"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
+    ({"host": "evil.example"}, 403),
+    ({"host": "localhost.evil.example:8000"}, 403),
+    ({"host": ""}, 403),
+    ({"host": "[::1"}, 403),
+    ({"origin": "http://evil.example"}, 403),
+    ({"origin": "http://localhost:9000"}, 403),
+    ({"origin": "null"}, 403),
+])  # fmt: skip
+def test_only_pages_of_this_server_are_answered(client, headers, status):
+    assert client.get("/info", headers=headers).status_code == status
+
+
+def test_there_are_four_routes_and_no_files(client):
+    for path in ("/page.html", "/../setup.py", "/%2e%2e/setup.py", "/docs", "/static"):
+        assert client.get(path).status_code == 404
+    assert client.get("/generate").status_code == client.post("/").status_code == 405
+    policy = client.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert "/" not in client.get("/info").json()["name"]
+
+
+def test_gif(client):
+    response = client.post("/gif", json={"frames": 1, "cells": [["a", 1, "#440154", False]]})
+    assert response.headers["content-type"] == "image/gif" and response.content.startswith(b"GIF89a")
+    assert client.post("/gif", json={"frames": 1, "cells": []}).status_code == 400
+
+
+def test_a_failing_model_is_an_event_and_the_next_request_is_served(client, monkeypatch):
+    def fail(step, before, model):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "event_of", fail)
+        last = told(client.post("/generate", json=ASKED).text)[-1]
+    assert last["type"] == "error" and "out of memory" in last["message"]
+    assert told(client.post("/generate", json=ASKED).text)[-1]["type"] == "done"
+
+
+# Many at once
+
+
+@contextlib.asynccontextmanager
+async def connected(app):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000", timeout=60) as client:
+        yield client
+
+
+def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, model):
+    async def together():
+        async with connected(app) as client:
+            asked = [ASKED | {"seed": seed} for seed in range(20)]
+            return await asyncio.gather(*(client.post("/generate", json=one) for one in asked))
+
+    for seed, response in enumerate(asyncio.run(together())):
+        events = told(response.text)
+        places = [event["ahead"] for event in events if event["type"] == "place"]
+        assert places == sorted(places, reverse=True) and places[-1] == 0 and places[0] <= 19
+        first = next(i for i, event in enumerate(events) if event["type"] == "start")
+        assert all(event["type"] != "place" for event in events[first:])
+        assert events[-1]["text"] == model.generate(["Hello"], **DECODING | {"seed": seed})[0].text
+
+
+def test_too_many_are_turned_away(app, monkeypatch):
+    enough = threading.Event()
+    monkeypatch.setattr(server, "denoise", lambda ask, model, job, send: enough.wait(30))
+
+    async def together():
+        async with connected(app) as client:
+            waiting = [asyncio.create_task(client.post("/generate", json=ASKED)) for _ in range(WAITING + 1)]
+            await asyncio.sleep(0.5)
+            refused = await client.post("/generate", json=ASKED)
+            enough.set()
+            return refused, await asyncio.gather(*waiting)
+
+    refused, served = asyncio.run(together())
+    assert refused.status_code == 429 and "waiting already" in refused.json()["error"]
+    assert {response.status_code for response in served} == {200}
+
+
+def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
+    """Three in line: the first leaves while it is worked for, the second while it waits; the third comes next."""
+    line, log, begun = server.Line(), [], threading.Event()
+
+    def work(name, job, send):
+        log.append(name)
+        begun.set()
+        while name == "first" and not job.stopped.wait(0.01):
+            pass
+        log.append(f"{name} has ended")
+
+    async def visits():
+        first, second, third = (line.join(functools.partial(work, name)) for name in ("first", "second", "third"))
+        streams = [server.events(job) for job in (first, second, third)]
+        for ahead, stream in enumerate(streams):
+            assert told(await anext(stream)) == [{"type": "place", "ahead": ahead}]
+        await asyncio.to_thread(begun.wait)
+        await streams[1].aclose()
+        assert told(await anext(streams[2])) == [{"type": "place", "ahead": 1}]
+        await streams[0].aclose()
+        assert [event async for event in streams[2]] == ['data: {"type": "place", "ahead": 0}\n\n']
+
+    asyncio.run(visits())
+    assert log == ["first", "first has ended", "third", "third has ended"]

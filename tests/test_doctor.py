@@ -1,0 +1,123 @@
+import importlib.metadata
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from packaging.requirements import Requirement
+
+from igpo_jax import doctor
+
+
+def test_it_finds_what_this_host_has_and_a_tiny_run_works(tmp_path):
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{quick} --xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "igpo_jax.doctor"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    for name in ("versions", "memory", "cores", "disk", "open files", "devices: 2 x cpu", "compiled programs", "tiny run"):
+        assert any(name in line for line in lines), done.stdout + done.stderr
+    assert next(line for line in lines if "tiny run" in line).startswith("ok"), done.stdout + done.stderr
+    assert done.returncode == ("problem " in done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_outside_of_its_bounds_is_a_problem(monkeypatch):
+    monkeypatch.setattr(
+        importlib.metadata, "requires", lambda name: ["jax<0.2", "grain>=0.1", "nowhere>=1", 'x>=1; extra == "y"']
+    )
+    found = [finding for finding in doctor.versions() if finding.level == "problem"]
+    assert [finding.text.split()[0] for finding in found] == ["jax", "nowhere"]
+    assert f"{jax.__version__} is not <0.2" in found[0].text and "is missing" in found[1].text
+    assert all("pip install" in finding.todo for finding in found)
+
+
+def test_requirements_of_an_extra_are_only_what_it_adds(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["jax>=0.1", 'x>=1; extra == "y"', 'z; extra == "w"'])
+    assert [of.name for of in doctor._requirements("y")] == ["x"]
+    assert [of.name for of in doctor._requirements("")] == ["jax"]
+    assert doctor._wrong(Requirement("pytest>=1")) == ""
+
+
+CUDA = doctor.PLUG_INS["cuda"]
+
+
+@pytest.mark.parametrize(
+    "there, package, answer, level, text",
+    [
+        ([], "", None, None, ""),
+        (["/dev/nvidia0"], "", None, "problem", "/dev/nvidia0 is there, JAX's plug-in is not; pip install"),
+        (
+            ["/dev/nvidia0"],
+            "1.0",
+            RuntimeError("driver too old"),
+            "problem",
+            "does not start: driver too old; compare the driver",
+        ),
+        ([], "1.0", RuntimeError("no device"), "note", "is there, the device is not"),
+        (["/dev/nvidia0"], "1.0", [1, 2], "ok", "2 devices"),
+    ],
+)
+def test_of_a_plug_in_it_says_why_it_does_not_start(there, package, answer, level, text, monkeypatch):
+    def devices(platform):
+        assert platform == "cuda"
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(doctor.glob, "glob", lambda pattern: there)
+    monkeypatch.setattr(doctor, "_version", lambda name: package)
+    monkeypatch.setattr(jax, "devices", devices)
+    found = list(doctor.plug_in_findings("cuda", CUDA))
+    assert [finding.level for finding in found] == ([level] if level else [])
+    assert all(text in str(finding) for finding in found)
+
+
+def test_a_plug_in_that_the_environment_leaves_out_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(doctor.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0")
+    (found,) = doctor.plug_in_findings("cuda", CUDA)
+    assert found.level == "note" and "JAX_PLATFORMS=cpu" in found.text
+
+
+def test_little_memory_disk_and_few_files_are_noted(monkeypatch):
+    monkeypatch.setattr(doctor, "host_memory", lambda: (8 * doctor.GIB, doctor.GIB))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (256, 1024))
+    found = {finding.name: finding for finding in doctor.host()}
+    assert all(found[name].level == "note" and found[name].todo for name in ("memory", "disk", "open files"))
+
+
+def test_host_memory_is_positive_and_free_is_part_of_it():
+    total, free = doctor.host_memory()
+    assert 0 < free <= total
+
+
+def test_a_compile_cache_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    (found,) = doctor.compile_cache()
+    assert found.level == "problem" and found.todo
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    (found,) = doctor.compile_cache()
+    assert found.level == "ok" and str(tmp_path) in found.text
+
+
+def test_a_check_that_breaks_is_a_problem_of_its_own(capsys):
+    def tiny_run():
+        raise MemoryError("no room\nat all")
+        yield
+
+    (found,) = doctor._findings(tiny_run)
+    assert str(found) == "problem  tiny run: MemoryError: no room; see the error above"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_hangs_ends_the_process_with_a_problem():
+    code = "import time\nfrom igpo_jax import doctor\nwith doctor._ended_after(0.2, 'devices', 'no answer'): time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and done.stdout.startswith("problem  devices: no answer in 0 s")
