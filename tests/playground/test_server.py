@@ -56,8 +56,8 @@ def test_the_stream_has_a_step_each_and_ends_in_what_generate_says(client, model
         for position, text, probability, alternatives in event["written"]:
             assert expected.written_at[position] == event["step"]
             assert 0 <= probability <= 1 and len(alternatives) == 5
-            shares = dict(map(tuple, alternatives))
-            assert shares.get(text, probability) == probability
+            named = [share for piece, share in alternatives if piece == text]  # bytes of a character look alike
+            assert not named or probability in named
 
 
 def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(model):
