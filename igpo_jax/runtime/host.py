@@ -46,7 +46,7 @@ def explain_shortage(error: Exception, memory_keys: str) -> str | None:
     # A checkpoint's writer reports a full disk as RESOURCE_EXHAUSTED, too.
     if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:
         return f"storage: {reason}. What was complete before is intact; once it can be written, the same command goes on"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason or "Out of memory" in reason:
         return f"out of memory: {reason}. What was saved before is intact. {LESS_MEMORY.format(keys=memory_keys)}"
     return None
 

@@ -138,14 +138,14 @@ def test_an_rl_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     assert f"{workdir}/checkpoints/rl/2 is good" in message
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if "policy/loss" in row]
     assert [(row["update/skipped"], row["update/skipped_in_a_row"]) for row in rows] == [(1, 1), (1, 1), (2, 3)]
-    assert rows[0]["policy/grad_norm"] > 0 and rows[1]["policy/grad_norm"] > 0 and rows[2]["policy/grad_norm"] is None
+    assert None not in (rows[0]["policy/grad_norm"], rows[1]["policy/grad_norm"]) and rows[2]["policy/grad_norm"] is None
     saved = np.load(batch)
     assert saved["groups.completions"].shape[:2] == (8, 8) and "reference" in saved and "old" in saved
 
 
 def test_a_learning_rate_that_breaks_the_parameters_says_which(command, tiny, tmp_path):
     workdir = tmp_path / "run"
-    process = command("train", f"--config={tiny}", f"--workdir={workdir}", *SHORT, "--config.sft.optimizer.learning_rate=1e38")
+    process = command("train", f"--config={tiny}", f"--workdir={workdir}", *SHORT, "--config.sft.optimizer.learning_rate=1e42")
     assert re.search("error: .*(the parameter [a-z._]+ itself is not|after update 20 the parameter)", last_line(process))
     assert "no checkpoint had been saved" in process.stderr
     assert not [path for path in (workdir / "checkpoints/sft").iterdir() if path.name.isdigit()]
