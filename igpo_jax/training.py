@@ -60,8 +60,8 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 [], updates of this stage so far, skipped ones among them; params: what is trained, float32: all parameters, or the adapters of
-    a frozen model; opt_state: of optax."""
+    """step: int32 [], updates of this stage so far, skipped ones among them; params: what is trained, float32: all parameters,
+    or the adapters of a frozen model; opt_state: of optax."""
 
     step: jax.Array
     params: Params
@@ -244,7 +244,8 @@ def apply_gradients(
         lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
     )
     step = state.step + 1
-    opt_state = optax.tree.set(opt_state, ScaleByScheduleState=optax.ScaleByScheduleState(count=step))
+    if optax.tree.get_all_with_path(opt_state, "ScaleByScheduleState"):
+        opt_state = optax.tree.set(opt_state, ScaleByScheduleState=optax.ScaleByScheduleState(count=step))
     finite = jnp.stack([jnp.isfinite(optax.tree.norm(leaf)) for leaf in jax.tree.leaves(gradients)])
     return TrainState(step=step, params=params, opt_state=opt_state), norm, finite
 
