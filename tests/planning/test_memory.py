@@ -28,8 +28,10 @@ NUMERICS = {
 }
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("numerics", NUMERICS)
+@pytest.mark.parametrize(
+    "numerics, shape",
+    [(name, shape) for name in NUMERICS for shape in [(1, 1, 1), (2, 2, 2)] if shape != (1, 1, 1) or "stage" not in name],
+)
 def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypatch):
     """Arguments and residents, against the arrays that live on a device when an iteration calls each program."""
     values = {"sft__updates": 0, "rl__iterations": 1, "rl__prompts": 8, "rl__rollout_slices": 2}
