@@ -4,7 +4,8 @@
 Trains every arm (igpo_jax/comparison/arms.py) with every seed, from the same supervised stage per seed, and writes
 comparison.html, comparison.md and comparison.json: accuracy with intervals at equal prompts and at equal network
 evaluations, paired by problem, and a verdict on every claim that the arms can decide. The same command goes on where it was
-stopped; runs that are finished are kept. --quick is the same with few iterations: a check of the machinery in minutes.
+stopped; runs that are finished are kept. --quick is the same with few iterations and, unless told otherwise, seeds 0..3: a
+check of the machinery in minutes.
 """
 
 import concurrent.futures
@@ -28,10 +29,10 @@ from igpo_jax.runtime.metrics import progress
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
-SEEDS = flags.DEFINE_string("seeds", "0..4", "FIRST..LAST, or a list.")
+SEEDS = flags.DEFINE_string("seeds", None, "FIRST..LAST, or a list; by default 0..4, and 0..3 with --quick.")
 OUTPUT = flags.DEFINE_string("output", None, "The comparison's folder; runs/compare-CONFIG by default.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
-QUICK = flags.DEFINE_boolean("quick", False, "Few iterations.")
+QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
 SUPERVISED = "supervised"
 
@@ -45,7 +46,7 @@ def main(_) -> None:
     name = pathlib.Path(file.partition(":")[0]).stem
     folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
     try:
-        arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value)
+        arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
         claim(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
         train_all(folder, file, arms, seeds, overrides)
