@@ -1,13 +1,20 @@
-"""Eight virtual CPU devices for every test, and meshes over them."""
+"""Eight virtual CPU devices for every test, meshes over them, and one cache of compiled programs for all processes."""
 
+import atexit
 import gc
 import math
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling these tiny programs costs far more than running them: LLVM need not try hard.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers' parent, or the only process
+    compiled = tempfile.TemporaryDirectory(prefix="igpo-tests-compiled-")
+    atexit.register(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest

@@ -29,8 +29,6 @@ def start(
     }
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
     }
     started = []

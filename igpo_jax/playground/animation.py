@@ -35,7 +35,7 @@ def gif(asked: Any) -> bytes:
             draw.rounded_rectangle(box, 5, GIVEN, BORDER, 2)
         else:
             draw.rounded_rectangle(box, 5, color)
-        ink = GIVEN_INK if given else "#ffffff" if is_dark(color) else "#14202c"
+        ink = GIVEN_INK if given else "#ffffff" if is_dark(color) else "#000000"
         draw.text((x + width / 2, y + HEIGHT / 2), text, ink, font, anchor="mm")
 
     for number, (_, _, _, given) in enumerate(cells):
@@ -94,5 +94,7 @@ def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, f
 
 
 def is_dark(color: str) -> bool:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
+    """Whether white stands out more than black, as the page has it: by the relative luminance of WCAG 2.2."""
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

@@ -232,7 +232,11 @@ if (document.getElementById("rollouts")) {
     return viridis[low].map((from, i) => from + (at - low) * (viridis[low + 1][i] - from));
   };
   const rgb = (parts) => "rgb(" + parts.map(Math.round).join(",") + ")";
-  const isDark = ([r, g, b]) => 0.299 * r + 0.587 * g + 0.114 * b < 140;
+  // Whether white stands out more than black, by the relative luminance of WCAG 2.2: one of them always does at 4.5 to 1.
+  const isDark = (parts) => {
+    const [r, g, b] = parts.map((part) => part / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179;
+  };
   element("scale").style.background = "linear-gradient(90deg," + viridis.map(rgb).join(",") + ")";
 
   // Everything that a model or a data file wrote becomes textContent, never markup.
@@ -405,7 +409,7 @@ if (document.getElementById("rollouts")) {
       box.className = "token" + (hint ? " hint" : ended ? " ended" : "") + (masked ? " masked" : "") +
         (!hint && written === now - 1 && now < steps ? " fresh" : "");
       box.style.background = plain ? background : "";
-      box.style.color = plain ? (dark ? "#fff" : "#14202c") : "";
+      box.style.color = plain ? (dark ? "#fff" : "#000") : "";
     }
   }
 

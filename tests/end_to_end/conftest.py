@@ -1,4 +1,4 @@
-"""Runs of the tiny configuration in processes of their own, with one device each and one compilation cache for all."""
+"""Runs of the tiny configuration in processes of their own, with one device each."""
 
 import os
 import pathlib
@@ -22,8 +22,6 @@ class Command:
         self._folder = folder
         self._env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             # Compiling costs more than running here; and one device, not the eight of tests/conftest.py.
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         }

@@ -1,0 +1,322 @@
+"""The page in a headless Chromium, against a server in this process whose steps wait until a test lets them go."""
+
+import collections
+import io
+import shutil
+import threading
+
+import pytest
+import uvicorn
+from PIL import Image
+
+from igpo_jax.playground import server
+from igpo_jax.playground.__main__ import DECODE
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+SETTINGS = {"completion_length": 16, "block_length": 16, "steps": 16}
+BEGIN_WITH = vars(DECODE) | SETTINGS | {"seed": 0, "chat": False, "prompt": "Hello", "template": "The answer is [MASK:4] because"}
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+MALICIOUS = "</script><script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
+
+
+class Gate:
+    """Steps pass one by one where they are let go, and freely once it is open."""
+
+    def __init__(self):
+        self._steps, self._open = threading.Semaphore(0), False
+        self.passed = collections.Counter()  # steps of each generation, in the order in which they began
+        self._generations = []
+
+    def let_go(self, steps: int) -> None:
+        self._steps.release(steps)
+
+    def open(self) -> None:
+        self._open = True
+        self._steps.release(10_000)
+
+    def wait(self, step, before, model):
+        if before is None:
+            self._generations.append(threading.get_ident())
+        elif not self._open:
+            self._steps.acquire(timeout=60)
+        event = event_of(step, before, model)
+        self.passed[len(self._generations) - 1] += before is not None
+        return event
+
+
+event_of = server.event_of
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
+            yield browser
+
+
+@pytest.fixture(scope="module")
+def address(model):
+    config = uvicorn.Config(server.application(model, BEGIN_WITH, "127.0.0.1"), port=0, log_level="warning", lifespan="off")
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        threading.Event().wait(0.02)
+    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/"
+    running.should_exit = running.force_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    gate = Gate()
+    monkeypatch.setattr(server, "event_of", gate.wait)
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page as a visitor of its own; at the end nobody may have met an error, or been sent to another server."""
+    contexts, wrong = [], []
+
+    def visit(viewport=DESKTOP, address=address):
+        contexts.append(browser.new_context(viewport=viewport))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or wrong.append(request.url))
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def ask(page, **fields) -> None:
+    expect(page.locator("body[data-ready]")).to_be_attached()
+    for name, value in fields.items():
+        page.locator(f"#{name}").fill(value)
+    page.get_by_role("button", name="Generate").click()
+
+
+def tokens(page) -> list[str]:
+    return page.locator("#panels .canvas .token").all_text_contents()
+
+
+def shows(page, text: str) -> None:
+    expect(page.locator("#panels .status").first).to_contain_text(text, timeout=60_000)
+
+
+def test_a_template_is_filled_step_by_step_and_its_fixed_tokens_stay(visit, gate):
+    page = visit()
+    page.get_by_label("Fill in blanks").check()
+    ask(page, template="The answer is [MASK:4] because")
+    expect(page.locator("#panels .token.given").first).to_be_visible(timeout=60_000)
+    canvas = tokens(page)
+    blanks = [i for i, text in enumerate(canvas) if text == "▁"]
+    assert len(blanks) == 4 and "".join(canvas[: blanks[0]]) == "The answer is " and "".join(canvas[blanks[-1] + 1 :]) == " because"
+    for step in range(1, 5):
+        gate.let_go(1)
+        expect(page.locator("#panels output")).to_have_text(f"{step} / {step}")
+        assert [text for i, text in enumerate(tokens(page)) if i not in blanks] == [
+            text for i, text in enumerate(canvas) if i not in blanks
+        ]
+        assert sum(tokens(page)[i] == "▁" for i in blanks) == 4 - step
+    shows(page, "Done in")
+    given = page.locator("#panels .token.given")
+    assert given.count() == len(canvas) - 4
+    assert given.first.evaluate("node => getComputedStyle(node).boxShadow").endswith("inset")  # the outline
+
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("Home")  # back to the canvas as it was given
+    assert tokens(page) == canvas
+    page.keyboard.press("ArrowRight")
+    assert tokens(page).count("▁") == 3 and page.locator("#panels .token.fresh").count() == 1
+    page.locator("#panels .token.fresh").focus()
+    expect(page.locator(".inspector p")).to_contain_text("written in step 1, probability")
+    assert page.locator(".inspector li").count() == 5
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#panels .token:focus").count() == 1
+
+
+def test_play_begins_again_and_ends_with_the_last_step(visit, gate):
+    gate.open()
+    page = visit()
+    ask(page)
+    shows(page, "Done in")
+    final = tokens(page)
+    page.get_by_role("button", name="Play").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    expect(page.get_by_role("button", name="Play")).to_be_visible(timeout=20_000)
+    expect(page.locator("#panels output")).to_have_text("16 / 16")
+    assert tokens(page) == final
+
+
+def test_two_settings_stand_side_by_side_with_the_same_seed(visit, gate):
+    gate.open()
+    page = visit()
+    page.get_by_label("Two settings").check()
+    ask(page, prompt="Hello", seed="5")
+    expect(page.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
+    left, right = (page.locator("#panels .canvas").nth(i).locator(".token").all_text_contents() for i in (0, 1))
+    assert left == right and "▁" not in left  # two equal settings
+    boxes = [page.locator("#panels .panel").nth(i).bounding_box() for i in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    assert page.locator("#panels .how").first.text_content().count("seed=5") == 1
+
+
+def test_a_malicious_prompt_stays_text_here_and_in_the_saved_page(visit, gate, tmp_path):
+    gate.open()
+    page = visit()
+    page.get_by_label("Fill in blanks").check()
+    ask(page, prompt=MALICIOUS, template=MALICIOUS + "[MASK:4]")
+    shows(page, "Done in")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as page").click()
+    download.value.save_as(tmp_path / "saved.html")
+    canvas = tokens(page)
+    saved = visit(address=(tmp_path / "saved.html").as_uri())
+    expect(saved.locator("#panels .token").first).to_be_visible()
+    assert tokens(saved) == canvas
+    for where in (page, saved):
+        assert where.title() == "Denoising playground"
+        assert MALICIOUS in where.locator("#panels .prompt").text_content()
+        assert where.locator("#panels img, #panels script").count() == 0
+    saved.get_by_role("slider").focus()
+    saved.keyboard.press("Home")
+    assert tokens(saved).count("▁") == 4
+
+
+def test_the_gif_has_a_picture_for_every_step(visit, gate):
+    gate.open()
+    page = visit()
+    ask(page)
+    shows(page, "Done in")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as GIF").click()
+    with open(download.value.path(), "rb") as file:
+        assert Image.open(io.BytesIO(file.read())).n_frames == 17
+
+
+def test_twenty_at_once_are_queued_with_their_place_shown_and_all_are_served(visit, gate):
+    pages = [visit() for _ in range(10)]
+    for page in pages:
+        page.get_by_label("Two settings").check()
+        ask(page)
+    places = []
+    for page in pages:
+        expect(page.locator("#panels .status", has_text="Asking")).to_have_count(0)
+        expect(page.locator("#panels .canvas").first.locator(".token") if page is pages[0] else page.locator(
+            "#panels .status", has_text="ahead")).to_have_count(16 if page is pages[0] else 2, timeout=60_000)  # fmt: skip
+        places += [text for text in page.locator("#panels .status").all_text_contents() if "ahead" in text]
+    assert sorted(places) == sorted(f"Waiting, {ahead} ahead" for ahead in range(1, 20))
+    gate.open()
+    for page in pages:
+        expect(page.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
+    assert gate.passed == {generation: 16 for generation in range(20)}
+
+
+@pytest.mark.parametrize("leave", ["close", "stop"])
+def test_whoever_leaves_is_not_worked_for(visit, gate, leave):
+    page, next_one = visit(), visit()
+    ask(page)
+    gate.let_go(2)
+    expect(page.locator("#panels output")).to_have_text("2 / 2", timeout=60_000)
+    ask(next_one)
+    shows(next_one, "Waiting, 1 ahead")
+    if leave == "close":
+        page.close()
+    else:
+        page.get_by_role("button", name="Stop").click()
+        shows(page, "Stopped after 2 steps")
+    next_one.wait_for_timeout(500)  # the server is told that the connection is gone
+    gate.open()
+    shows(next_one, "Done in")
+    assert gate.passed == {0: 3, 1: 16}  # the step that it was in, and no more
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overlaps_and_everything_is_readable(visit, gate, viewport, scheme):
+    gate.open()
+    page = visit(viewport)
+    page.emulate_media(color_scheme=scheme)
+    page.get_by_label("Two settings").check()
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    ask(page, prompt="A long word: " + "x" * 300)
+    expect(page.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate(FAINT) == []
+
+
+def test_everything_can_be_done_with_the_keyboard(visit, gate):
+    gate.open()
+    page = visit()
+    expect(page.locator("body[data-ready]")).to_be_attached()
+    page.locator("#prompt").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.locator("#go:focus").count():
+            break
+    page.keyboard.press("Enter")
+    shows(page, "Done in")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.className + ' ' + document.activeElement.id"))
+    assert any("token" in name for name in reached) and any("play" in name for name in reached)
+    assert any("gif" in name for name in reached) and any("export" in name for name in reached)
+
+
+# Of what is pressed, written in or read: pairs of which neither holds the other and that share more than a pixel.
+OVERLAPS = """() => {
+  const nodes = [...document.querySelectorAll("button, input, select, textarea, h1, h2, summary, output, p, legend, li")]
+    .filter((node) => node.getClientRects().length);
+  const wrong = [];
+  nodes.forEach((a, i) => nodes.slice(i + 1).forEach((b) => {
+    if (a.contains(b) || b.contains(a)) return;
+    const [p, q] = [a.getBoundingClientRect(), b.getBoundingClientRect()];
+    const across = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+    const down = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+    if (across > 1 && down > 1) wrong.push([a.outerHTML.slice(0, 80), b.outerHTML.slice(0, 80)]);
+  }));
+  return wrong;
+}"""
+
+# Texts whose contrast with what is behind them is under 4.5 to 1 (WCAG 2.2, 1.4.3), or that are smaller than 12 pixels. Blanks
+# and what is disabled are no text to read.
+FAINT = """() => {
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => {
+    const [r, g, b] = parts(color).map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = getComputedStyle(node).backgroundColor;
+      if ((parts(color)[3] ?? 1) > 0) return color;
+    }
+  };
+  const wrong = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const text = [...node.childNodes].filter((child) => child.nodeType === 3).map((child) => child.textContent).join("").trim();
+    if (!text || text === "▁" || !node.getClientRects().length || node.disabled) continue;
+    if (["SCRIPT", "STYLE", "TEMPLATE", "OPTION"].includes(node.tagName)) continue;
+    const style = getComputedStyle(node), [a, b] = [light(style.color), light(behind(node))].sort((a, b) => b - a);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5 || parseFloat(style.fontSize) < 12) wrong.push([text.slice(0, 40), contrast, style.fontSize]);
+  }
+  return wrong;
+}"""
