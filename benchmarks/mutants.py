@@ -9,6 +9,7 @@ notices is printed at the end, and is to be explained in EQUIVALENT or answered 
 import argparse
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import platform
 import shutil
@@ -122,8 +123,8 @@ def copy_of_project(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def run_mutant(mutant: Mutant) -> tuple[str, float]:
-    """What happened: the test that noticed, or an empty text; and seconds.
+def run_mutant(mutant: Mutant, compiled: str) -> tuple[str, float]:
+    """What happened: the test that noticed, or an empty text; and seconds. compiled: the folder of all mutants' programs.
 
     Raises:
         ValueError: the text to be replaced is not there once.
@@ -136,10 +137,11 @@ def run_mutant(mutant: Mutant) -> tuple[str, float]:
             raise ValueError(f"{mutant.file} has {text.count(mutant.before)} times, not once: {mutant.before!r}")
         path.write_text(text.replace(mutant.before, mutant.after))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--durations=0", "--tb=no"]
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}
         begin = time.monotonic()
         try:
             done = subprocess.run(
-                [*command, *mutant.tests.split()], cwd=project, capture_output=True, text=True, timeout=SECONDS, check=False
+                [*command, *mutant.tests.split()], cwd=project, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
             return f"more than {SECONDS} s", time.monotonic() - begin
@@ -157,8 +159,8 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
     numbers = options.numbers or range(len(MUTANTS))
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        running = {pool.submit(run_mutant, MUTANTS[number]): number for number in numbers}
+    with tempfile.TemporaryDirectory() as compiled, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(run_mutant, MUTANTS[number], compiled): number for number in numbers}
         outcomes = {}
         for done in concurrent.futures.as_completed(running):
             number = running[done]

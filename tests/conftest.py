@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling these tiny programs costs far more than running them: LLVM need not try hard.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
-if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers' parent, or the only process
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's own workers and the processes that tests start inherit it
     compiled = tempfile.TemporaryDirectory(prefix="igpo-tests-compiled-")
     atexit.register(compiled.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
