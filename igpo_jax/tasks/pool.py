@@ -6,6 +6,7 @@ stuck worker cannot be replaced, and starting them would import jax again.
 
 import atexit
 import collections
+import contextlib
 import dataclasses
 import json
 import logging
@@ -58,6 +59,7 @@ class RewardPool:
         self._command = [function, json.dumps(options)]
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
+        self._died_importing = 0  # since a process has imported the function
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
@@ -75,6 +77,7 @@ class RewardPool:
                 self._workers.append(_Worker(self._command))
             for worker in self._workers:
                 if worker.ready() and worker.alive() and not worker.jobs and waiting:
+                    self._died_importing = 0
                     jobs = [waiting.popleft() for _ in range(min(size, len(waiting)))]
                     worker.hand(jobs, [answers[job] for job in jobs])
             wait([worker.connection for worker in self._workers], self._patience())
@@ -95,7 +98,11 @@ class RewardPool:
 
     def _replace(self, worker: "_Worker", verdicts: list[Verdict | None], waiting: collections.deque, died: set[int]) -> None:
         """What it was at is lost, if it is late or has killed a second worker: the first one may have been killed from
-        outside. The rest of its jobs wait again."""
+        outside. The rest of its jobs wait again.
+
+        Raises:
+            ValueError: more processes than there are workers have died before the function was imported.
+        """
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
             outcome = "timeout" if worker.alive() else "error"
@@ -105,6 +112,9 @@ class RewardPool:
         waiting.extendleft(reversed(jobs))
         worker.kill()
         self._workers.remove(worker)
+        self._died_importing += not worker.imported
+        if self._died_importing > self._number:
+            raise unusable(self._command[0], "processes die while they import it, see above")
 
     def close(self) -> None:
         for worker in self._workers:
@@ -120,23 +130,21 @@ class _Worker:
         full = [sys.executable, "-m", "igpo_jax.tasks.worker", str(theirs.fileno()), *command]
         self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment())
         theirs.close()
-        self._function, self._imported = command[0], False
+        self._function, self.imported = command[0], False
         self.jobs: collections.deque[int] = collections.deque()
         self.since = time.monotonic()
 
     def ready(self) -> bool:
-        if not self._imported:
-            if self.connection.poll(0):
-                try:
+        if not self.imported:
+            with contextlib.suppress(EOFError, OSError):  # it has died; `alive` will tell
+                if self.connection.poll(0):
                     trouble = self.connection.recv()
-                except EOFError:
-                    trouble = "its process has died, see above"
-                if trouble is not None:
-                    raise ValueError(f"the reward function {self._function!r} cannot be used: {trouble}")
-                self._imported = True
-            elif time.monotonic() - self.since > STARTING:
-                raise ValueError(f"the reward function {self._function!r} took more than {STARTING:g} s to import")
-        return self._imported
+                    if trouble is not None:
+                        raise unusable(self._function, trouble)
+                    self.imported = True
+            if not self.imported and time.monotonic() - self.since > STARTING:
+                raise unusable(self._function, f"it took more than {STARTING:g} s to import")
+        return self.imported
 
     def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
         try:
@@ -167,6 +175,10 @@ class _Worker:
         self._process.kill()
         self._process.wait()
         self.connection.close()
+
+
+def unusable(function: str, trouble: str) -> ValueError:
+    return ValueError(f"the reward function {function!r} cannot be used: {trouble}")
 
 
 def _environment() -> dict[str, str]:

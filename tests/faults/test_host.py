@@ -110,6 +110,32 @@ def test_idle_graders_that_are_killed_cost_no_answer_its_reward(pool):
     assert [verdict.reward for verdict in pool(answers)] == list(range(40))
 
 
+def test_graders_that_are_killed_while_they_start_are_replaced(pool):
+    started = []
+
+    def kill_the_first_two():
+        while len(started) < 2:
+            started.extend(worker for worker in list(pool._workers) if worker not in started)
+        for worker in started:
+            worker._process.kill()
+
+    killing = threading.Thread(target=kill_the_first_two)
+    killing.start()
+    answers = [(PROBLEM, str(number)) for number in range(40)]
+    assert [verdict.reward for verdict in pool(answers)] == list(range(40))
+    killing.join()
+
+
+def test_graders_that_cannot_start_are_one_error(monkeypatch, tmp_path):
+    (tmp_path / "deadly.py").write_text("import os\n\nos._exit(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = RewardPool("deadly:reward", {}, 2, 5.0)
+    message = "^the reward function 'deadly:reward' cannot be used: processes die while they import it, see above$"
+    with pytest.raises(ValueError, match=message):
+        pool([(PROBLEM, "1")])
+    pool.close()
+
+
 def test_a_grader_that_is_killed_at_work_costs_no_answer_its_reward(pool):
     answers = [(PROBLEM, str(number)) for number in range(20_000)]
     pool(answers[:4])

@@ -52,7 +52,7 @@ def _in_json(content: bytes, draw: random.Random) -> bytes:
     length = int.from_bytes(content[:8], "little")
     if 2 <= length <= len(content) - 8:
         header = _in_json(content[8 : 8 + length], draw) if content[8:9] == b"{" else content[8 : 8 + length]
-        claimed = draw.choice((len(header),) * 8 + (2**60, 2**64 - 1, 0, len(header) - 1))
+        claimed = draw.choice((len(header),) * 8 + (2**60, 2**64 - 1, 0, max(len(header) - 1, 0)))
         return claimed.to_bytes(8, "little") + header + content[8 + length :]
     try:
         value = json.loads(content)

@@ -10,7 +10,7 @@ import uvicorn
 from PIL import Image
 
 from igpo_jax.playground import server
-from igpo_jax.playground.__main__ import DECODE
+from igpo_jax.diffusion.unmasking import DecodeConfig
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
@@ -19,7 +19,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 SETTINGS = {"completion_length": 16, "block_length": 16, "steps": 16}
-BEGIN_WITH = vars(DECODE) | SETTINGS | {"seed": 0, "chat": False, "prompt": "Hello", "template": "The answer is [MASK:4] because"}
+BEGIN_WITH = vars(DecodeConfig(**SETTINGS)) | {"seed": 0, "chat": False, "prompt": "Hello", "template": "The answer is [MASK:4] because"}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MALICIOUS = "</script><script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 
