@@ -57,6 +57,7 @@ def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
         f"--config.task.test=metamath:{folder / 'MetaMathQA.json'}",
         *(f"--config.{section}.{key}" for section in ("sampler", "evaluation") for key in SHORT),
         "--config.evaluation.problems=8",
+        "--config.data.prompt_buckets=(256,)",
     ]
 
 

@@ -23,8 +23,8 @@ TESTS = pathlib.Path(__file__).parents[1]
 NUMERICS = {
     "float32": {},
     "bfloat16 copy": {"model__compute_dtype": "bfloat16"},
-    "supervised stage before": {"sft__updates": 20},
-    "supervised stage alone": {"sft__updates": 20, "rl__iterations": 0, "model__compute_dtype": "bfloat16"},
+    "supervised stage before": {"sft__updates": 2},
+    "supervised stage alone": {"sft__updates": 2, "rl__iterations": 0, "model__compute_dtype": "bfloat16"},
 }
 
 
