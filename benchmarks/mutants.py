@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant("rl/rollout.py", "slice(len(chosen)) if from_front else slice(-len(chosen), None)", "slice(len(chosen))", ROLLOUT),
     Mutant("rl/rollout.py", "return (ended == 0) | ((ended == 1) & (tokens == eos_id))", "return ended == 0", ROLLOUT),
     Mutant("rl/rollout.py", "draw.permutation(np.flatnonzero(row))[:most]", "np.flatnonzero(row)", ROLLOUT),
-    Mutant("rl/rollout.py", "return correct.any(axis=2) & ~correct.all(axis=2)", "return correct.any(axis=2)", ROLLOUT),
+    Mutant("rl/rollout.py", "return correct.any(axis=2) & ~correct.all(axis=2)", "return correct.any(axis=2)", HINTS),
     Mutant("rl/rollout.py", "np.argsort(order))\n    return Try(", "order)\n    return Try(", ROLLOUT),
     Mutant("rl/step.py", "scores = jax.tree.map(lambda x: x[inner_step % x.shape[0]], scores)", "scores = jax.tree.map(lambda x: x[0], scores)", OBJECTIVE + " tests/rl/test_whole_step.py"),
     Mutant("tasks/exact.py", "value + term if sign == \"+\" else value - term", "value + term", GRADING),

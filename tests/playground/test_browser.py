@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from igpo_jax.playground import server
 from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.playground import server
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect

@@ -47,6 +47,7 @@ def test_long_answers_are_decided_at_once(text):
     ("number", "so 1250\n#### 1,250", "1,250"), ("number", r"\boxed{72} dollars, i.e. 12*6", "72"),
     ("number", "<answer>72</answer> in 3 days", "72"), ("number", "\\boxed{72}\n#### Step", "72"),
     ("number", "The answer is 18, #### Answer", "18"), ("number", "9-5=4", "4"), ("number", "none", None),
+    ("number", "\\boxed{71}\n#### 72", "72"), ("number", "<answer>71</answer> \\boxed{72}", "72"),
     ("number", "#### 1/3", "1/3"), ("number", "It is 4-9 = -5 degrees", "-5"), ("number", "1300-1250", "1250"),
     ("any", "<answer>x^2</answer>", "x^2"), ("any", "#### 5", "5"), ("any", "it is 5 or 6", "6"),
     ("any", "<answer> \\boxed{4}", "4"),
