@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/venv.sh
-exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
