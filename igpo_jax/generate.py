@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -26,20 +27,19 @@ HINT = flags.DEFINE_string("hint", "", "What every completion begins with; it st
 TEMPLATE = flags.DEFINE_multi_string(
     "template", [], 'Text with blanks, "The answer is [MASK:4] because"; the rest stays.'
 )
-LENGTH = flags.DEFINE_integer("completion_length", 128, "Tokens of a completion.", lower_bound=1)
+# None: as the run's evaluations decode; other models write 128 tokens in blocks of 32, greedily, one in every step.
+LENGTH = flags.DEFINE_integer("completion_length", None, "Tokens of a completion; a run's own, or 128.", lower_bound=1)
 BLOCK = flags.DEFINE_integer(
-    "block_length", 32, "Tokens of a block; blocks are filled from left to right.", lower_bound=1
+    "block_length", None, "Tokens of a block; blocks are filled from left to right. A run's own, or 32.", lower_bound=1
 )
 STEPS = flags.DEFINE_integer("steps", None, "Denoising steps in all; one for each token by default.", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0)
-CFG_SCALE = flags.DEFINE_float("cfg_scale", 0.0, "Classifier-free guidance; 0 is none.", lower_bound=0.0)
-REMASKING = flags.DEFINE_enum(
-    "remasking", "low_confidence", REMASKINGS, "Which tokens are written first."
-)
-COMMIT = flags.DEFINE_enum("commit", "schedule", COMMITS, "How many tokens a step writes, at least what is due.")
-CACHE = flags.DEFINE_enum("cache", "none", CACHES, "What a step takes from the block's first evaluation.")
+TEMPERATURE = flags.DEFINE_float("temperature", None, "0 takes the likeliest token.", lower_bound=0.0)
+CFG_SCALE = flags.DEFINE_float("cfg_scale", None, "Classifier-free guidance; 0 is none.", lower_bound=0.0)
+REMASKING = flags.DEFINE_enum("remasking", None, REMASKINGS, "Which tokens are written first.")
+COMMIT = flags.DEFINE_enum("commit", None, COMMITS, "How many tokens a step writes, at least what is due.")
+CACHE = flags.DEFINE_enum("cache", None, CACHES, "What a step takes from the block's first evaluation.")
 NEVER_EOS = flags.DEFINE_bool("logits_eos_inf", None, "EOS is never drawn; the default for templates.")
-EOS_LAST = flags.DEFINE_bool("confidence_eos_eot_inf", False, "EOS and end of turn are written last.")
+EOS_LAST = flags.DEFINE_bool("confidence_eos_eot_inf", None, "EOS and end of turn are written last.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise at a temperature above 0.", lower_bound=0)
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs."
@@ -78,21 +78,11 @@ def main(_):
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
-    decoding = {
-        "chat": CHAT.value,
-        "steps": STEPS.value,
-        "seed": SEED.value,
-        "temperature": TEMPERATURE.value,
-        "cfg_scale": CFG_SCALE.value,
-        "remasking": REMASKING.value,
-        "commit": COMMIT.value,
-        "cache": CACHE.value,
-        "confidence_eos_eot_inf": EOS_LAST.value,
-    }
-    if NEVER_EOS.value is not None:
-        decoding["logits_eos_inf"] = NEVER_EOS.value
+    flags_of: tuple[flags.FlagHolder, ...] = (STEPS, TEMPERATURE, CFG_SCALE, REMASKING, COMMIT, CACHE, NEVER_EOS, EOS_LAST)
+    decoding: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
+    decoding |= {flag.name: flag.value for flag in flags_of if flag.value is not None}
     if not TEMPLATE.value:
-        lengths = {"completion_length": LENGTH.value, "block_length": min(BLOCK.value, LENGTH.value)}
+        lengths = {"completion_length": LENGTH.value, "block_length": BLOCK.value}
         return model.generate(prompts, hint=HINT.value, **lengths, **decoding)
     # Every template with every prompt.
     pairs = [(template, prompt) for template in TEMPLATE.value for prompt in prompts or [""]]

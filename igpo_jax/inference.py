@@ -66,13 +66,15 @@ class Score:
 @dataclasses.dataclass(frozen=True)
 class DiffusionLM:
     """A network, its parameters (spread over `mesh`) and its tokenizer (None: token ids only). origin: where it is from:
-    path, and of a run stage and step, of adapters their folder."""
+    path, and of a run stage and step, of adapters their folder. decode: how it decodes unless told otherwise; what a run has
+    trained decodes as in the run's evaluations."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer | None
     mesh: Mesh
     origin: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    decode: DecodeConfig = DecodeConfig(completion_length=128, block_length=32, steps=128)
 
     def generate(
         self,
@@ -80,8 +82,8 @@ class DiffusionLM:
         *,
         chat: bool = False,
         hint: str | Sequence[int] = "",
-        completion_length: int = 128,
-        block_length: int = 32,
+        completion_length: int | None = None,
+        block_length: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         watch: Callable[[Step], None] | None = None,
@@ -94,21 +96,29 @@ class DiffusionLM:
         Args:
             chat: text prompts become a user's message in the model's chat template; conversations always do.
             hint: what every completion begins with, kept as it is.
-            completion_length: tokens, hint included. block_length: must divide it. steps: denoising steps in all, a
-                multiple of the number of blocks; by default one for each token.
+            completion_length: tokens, hint included. block_length: must divide it. By default those of `decode`.
+            steps: denoising steps in all, a multiple of the number of blocks; by default those of `decode`, or one for each
+                token where a length is given.
             watch: is called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch, whose last row
                 may be repeated; what it raises ends the work. Takes longer.
-            decoding: what else `DecodeConfig` has, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
+            decoding: what else `DecodeConfig` has, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`; by
+                default that of `decode`.
 
         Raises:
             ValueError: lengths that do not fit together, a hint longer than the completion, or text without a tokenizer.
         """
-        decode = DecodeConfig(completion_length, block_length, steps or completion_length, **decoding)
+        length = self.decode.completion_length if completion_length is None else completion_length
+        block = min(self.decode.block_length, length) if block_length is None else block_length
+        if completion_length is None and block_length is None:
+            steps = steps or self.decode.steps
+        decode = dataclasses.replace(
+            self.decode, completion_length=length, block_length=block, steps=steps or length, **decoding
+        )
         _require_list(prompts)
         start = self.encode(hint)
-        if len(start) > completion_length:
-            raise ValueError(f"the hint has {len(start)} tokens, completion_length={completion_length}")
-        canvas = np.full((len(prompts), completion_length), self.config.mask_id, np.int32)
+        if len(start) > length:
+            raise ValueError(f"the hint has {len(start)} tokens, completion_length={length}")
+        canvas = np.full((len(prompts), length), self.config.mask_id, np.int32)
         canvas[:, : len(start)] = start
         return self._denoise([self.encode(prompt, chat) for prompt in prompts], canvas, decode, seed, watch)
 
@@ -148,7 +158,8 @@ class DiffusionLM:
             rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
             canvas = np.array([encoded[row] for row in rows], np.int32)
             blanks = int((canvas == self.config.mask_id).sum(axis=1).max())
-            decode = DecodeConfig(length, length, steps or blanks, logits_eos_inf=logits_eos_inf, **decoding)
+            given = {"completion_length": length, "block_length": length, "steps": steps or blanks} | decoding
+            decode = dataclasses.replace(self.decode, logits_eos_inf=logits_eos_inf, **given)
             before = [self.encode(prompts[row], chat) for row in rows]
             done = self._denoise(before, canvas, decode, seed, watch, whole=True)
             for row, completion in zip(rows, done, strict=True):
@@ -326,7 +337,7 @@ def load(
         # Any length, on any machine: not the kernel that the run was trained with.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         origin = {"path": str(path), "stage": run.stage, "step": run.step}
-        return DiffusionLM(config, params, tokenizer, mesh, origin)
+        return DiffusionLM(config, params, tokenizer, mesh, origin, run.settings.eval_decode)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)

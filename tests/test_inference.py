@@ -1,5 +1,6 @@
 """generate, infill, logits and score, on a converted LLaDA of tiny size."""
 
+import dataclasses
 import json
 import shutil
 
@@ -248,6 +249,24 @@ def test_options_reach_the_sampler(model):
     plain = eos_of()
     assert 0 < eos_of(confidence_eos_eot_inf=True) < plain / 3
     assert eos_of(logits_eos_inf=True) == 0
+
+
+def test_what_is_not_asked_for_is_as_the_model_decodes(model):
+    """The lengths, steps and sampler of a run's evaluations; and what is asked for takes their place one by one."""
+    decode = DecodeConfig(completion_length=16, block_length=8, steps=4, temperature=0.7, remasking="random")
+    own = dataclasses.replace(model, decode=decode)
+    for asked, meant in (
+        ({}, {"steps": 4, **LENGTHS}),
+        ({"completion_length": 4}, {"completion_length": 4, "block_length": 4}),
+        ({"steps": 8, "temperature": 0.0}, {"steps": 8, "temperature": 0.0, **LENGTHS}),
+    ):
+        expected = model.generate(["two"], **{"temperature": 0.7, "remasking": "random"} | meant)[0]
+        found = own.generate(["two"], **asked)[0]
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.written_at, expected.written_at)
+    filled = [of.infill(["a [MASK:3] b"], **more)[0] for of, more in ((own, {}), (model, {"temperature": 0.7, "remasking": "random"}))]
+    np.testing.assert_array_equal(filled[0].written_at, filled[1].written_at)
+    assert igpo_jax.DiffusionLM(model.config, model.params, None, model.mesh).decode == DecodeConfig(128, 32, 128)
 
 
 def test_many_prompts_are_denoised_in_batches_of_one_size(model, monkeypatch):

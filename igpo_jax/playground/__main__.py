@@ -60,7 +60,7 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
     if not (path / "checkpoints").is_dir():
         return fields
     config = read_config(path)
-    fields |= {name: config.evaluation[name] for name in vars(DECODE)} | {"chat": False, "prompt": "", "template": "[MASK:8]"}
+    fields |= vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
     if config.task.name not in TASKS:  # a module of somebody's own is code, and not run for an example
         return fields
     try:

@@ -1,5 +1,6 @@
 """What a request asks for, checked before anything waits for the device."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -42,12 +43,12 @@ def checked(asked: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
             raise ValueError("a template has its own length; leave out completion_length and block_length")
         canvas = model.encode_template(asked["template"])
         length, blanks = len(canvas), canvas.count(model.config.mask_id)
-        check_decoding({"steps": blanks} | decoding | {"completion_length": length, "block_length": length})
+        check_decoding({"steps": blanks} | decoding | {"completion_length": length, "block_length": length}, model.decode)
         return functools.partial(model.infill, [canvas], prompts=[prompt], seed=seed, **decoding)
     missing = [name for name in ("completion_length", "block_length") if name not in decoding]
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given")
-    check_decoding({"steps": decoding["completion_length"]} | decoding)
+    check_decoding({"steps": decoding["completion_length"]} | decoding, model.decode)
     hint = model.encode(asked.get("hint", ""))
     if len(hint) > decoding["completion_length"]:
         raise ValueError(f"what it begins with has {len(hint)} tokens, completion_length={decoding['completion_length']}")
@@ -67,10 +68,10 @@ def check_kind(name: str, value: Any) -> None:
             raise ValueError(f"{name} has half of a surrogate pair, which is no text") from None
 
 
-def check_decoding(decoding: dict[str, Any]) -> None:
+def check_decoding(decoding: dict[str, Any], default: DecodeConfig) -> None:
     for name in ("completion_length", "steps"):
         at_most(name, decoding[name])
-    DecodeConfig(**decoding)
+    dataclasses.replace(default, **decoding)
 
 
 def at_most(name: str, number: int) -> None:

@@ -154,7 +154,9 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     assert done.returncode == 0, done.stderr
     [row, *_] = read_rows(finished / "rollouts.jsonl")
     prompt = f"--prompt={row['question']}"
-    texts = [command("generate", f"--model={model}", prompt, *SHORT).stdout for model in (finished, tmp_path / "hf")]
+    # A run's folder knows how its evaluations decode; that of an exported model must be told.
+    own, told = (finished,), (tmp_path / "hf", *SHORT, "--steps=8")
+    texts = [command("generate", f"--model={model}", prompt, *flags).stdout for model, *flags in (own, told)]
     assert texts[0] == texts[1] and texts[0].strip()
     filled = command("generate", f"--model={finished}", prompt, "--template=5+5=[MASK:2]\n").stdout
     assert filled.startswith("5+5=")
