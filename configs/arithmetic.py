@@ -1,4 +1,4 @@
-"""IGPO on a laptop: a small diffusion model learns to work out long sums of coins. About five minutes on two cores."""
+"""IGPO on a laptop: a small diffusion model learns to work out long sums of coins. Five to fifteen minutes on two cores."""
 
 from igpo_jax.config import base_config
 from igpo_jax.tasks import arithmetic

@@ -232,7 +232,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> lis
     if missing:
         raise ValueError(
             f"the vocabulary has no {', '.join(missing)}: this is the tokenizer of a base model, which knows no chat "
-            "template; give raw prompts"
+            "template; give raw prompts (chat=False)"
         )
 
     def header(role: str) -> list[int]:

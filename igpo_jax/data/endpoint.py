@@ -42,7 +42,7 @@ def ask_all(
     try:
         import openai
     except ImportError:
-        raise ValueError('asking an endpoint needs openai: pip install "igpo_jax[data]"') from None
+        raise ValueError('asking an endpoint needs openai: pip install -e ".[data]"') from None
 
     unanswered: dict[str, str] = {}
     waiting = iter(conversations)

@@ -178,7 +178,7 @@ def _plot(histogram: dict[str, list[float]]) -> tuple[str, str]:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        logging.getLogger(__name__).warning("card.html has no plot: plotly is missing; pip install 'igpo_jax[report]'")
+        logging.getLogger(__name__).warning('card.html has no plot: plotly is missing; pip install -e ".[report]"')
         return '<p class="empty">Without plotly there is no plot; the numbers are in card.json.</p>', ""
     edges = histogram["edges"]
     middles = [(begin + end) / 2 for begin, end in itertools.pairwise(edges)]

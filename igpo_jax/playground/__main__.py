@@ -5,6 +5,7 @@ Face folder of LLaDA or iLLaDA, one that igpo_jax.convert wrote, or a run's fold
 """
 
 import pathlib
+import socket
 import sys
 
 from absl import app, flags, logging
@@ -36,7 +37,7 @@ def main(_):
 
         from igpo_jax.playground.server import application
     except ImportError as error:
-        sys.exit(f'error: {error.name} is not installed; the playground needs: pip install "igpo_jax[playground]"')
+        sys.exit(f'error: {error.name} is not installed; the playground needs: pip install -e ".[playground]"')
     try:
         model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
         if model.tokenizer is None:
@@ -46,12 +47,15 @@ def main(_):
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    address = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
-    print(f"http://{address}:{PORT.value}/", flush=True)
+    is_v6 = ":" in HOST.value
+    try:
+        listening = socket.create_server((HOST.value, PORT.value), family=socket.AF_INET6 if is_v6 else socket.AF_INET)
+    except OSError as error:
+        sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error.strerror}; give another port")
+    print(f"http://{f'[{HOST.value}]' if is_v6 else HOST.value}:{PORT.value}/", flush=True)
     # Whoever is still connected when the server is told to stop is not waited for.
-    uvicorn.run(
-        page, host=HOST.value, port=PORT.value, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=1
-    )
+    config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run([listening])
 
 
 def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:

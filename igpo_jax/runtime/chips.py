@@ -39,7 +39,7 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
         ValueError: there is no such topology, or the TPU compiler is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError('compiling for TPUs needs their compiler: pip install "igpo_jax[tpu]" (it runs on CPUs)')
+        raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
     # Without these the compiler's library looks for a TPU machine's metadata server and waits for it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

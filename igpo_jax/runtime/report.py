@@ -105,7 +105,7 @@ def page(runs: dict[str, Run]) -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise ImportError("plotly is missing; pip install 'igpo_jax[report]'") from None
+        raise ImportError('plotly is missing; pip install -e ".[report]"') from None
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
     browser = BROWSER if any(rollouts["runs"].values()) else ""
     curves, figures = sections({name: run.rows for name, run in runs.items()}, browser)

@@ -142,7 +142,7 @@ def _parquet(file: pathlib.Path):
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f'{file}: reading Parquet needs pyarrow: pip install "igpo_jax[data]"') from None
+        raise ValueError(f'{file}: reading Parquet needs pyarrow: pip install -e ".[data]"') from None
     try:
         table = pyarrow.parquet.ParquetFile(file)
         number = 0

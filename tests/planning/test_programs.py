@@ -133,7 +133,7 @@ def test_unknown_programs_are_named(mesh):
 
 def test_without_the_tpu_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'pip install "igpo_jax\[tpu\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[tpu\]"'):
         topology_devices("v5e:2x4", 1)
 
 
