@@ -32,8 +32,10 @@ TARGETS = {
     "tokenizers": ("tokenizer.json", "tokenizer.model"),
     "problems": tuple(f"problems {name}" for name in ("gsm8k.jsonl", "math.json", "metamath.json", "jsonl.jsonl", "countdown.jsonl")),
     "tables": ("problems openr1.parquet", "problems amc.array_record", "problems sudoku.jsonl"),
-    "runs": ("config.json", "report", "comparison", "evaluations"),
-    "texts": ("replies", "endpoint", "answers", "templates"),
+    "configs": ("config.json",),
+    "runs": ("report", "comparison", "evaluations"),
+    "endpoints": ("replies", "endpoint"),
+    "texts": ("answers", "templates"),
 }
 MOST_BYTES, MOST_MIB, MOST_SECONDS = 100_000, 4096, 60  # of an input; of the process; of one input, on a busy machine
 PACKAGES = ("igpo_jax", "atheris", "jax", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "array_record", "openai", "ml_collections")
