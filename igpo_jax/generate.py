@@ -32,7 +32,7 @@ LENGTH = flags.DEFINE_integer("completion_length", None, "Tokens of a completion
 BLOCK = flags.DEFINE_integer(
     "block_length", None, "Tokens of a block; blocks are filled from left to right. A run's own, or 32.", lower_bound=1
 )
-STEPS = flags.DEFINE_integer("steps", None, "Denoising steps in all; one for each token by default.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "Denoising steps in all; a run's own, or one for each token.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", None, "0 takes the likeliest token.", lower_bound=0.0)
 CFG_SCALE = flags.DEFINE_float("cfg_scale", None, "Classifier-free guidance; 0 is none.", lower_bound=0.0)
 REMASKING = flags.DEFINE_enum("remasking", None, REMASKINGS, "Which tokens are written first.")

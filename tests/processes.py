@@ -1,8 +1,9 @@
-"""Runs of one or several processes: as SLURM starts them, on this machine; and word problems for them."""
+"""Runs of one or several processes: as SLURM starts them, on this machine; what they need, and a browser."""
 
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,18 +14,24 @@ HEARTBEAT = 10  # seconds
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome"))), None)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start(
     processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path, config: str = str(TINY)
 ) -> list[subprocess.Popen]:
     """`python -m igpo_jax.train` as `srun` starts it; every process with `devices` emulated devices."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "127.0.0.1",
         "SLURM_NTASKS": str(processes),
-        "JAX_COORDINATOR_PORT": str(port),
+        "JAX_COORDINATOR_PORT": str(free_port()),
         "IGPO_HEARTBEAT_SECONDS": str(HEARTBEAT),
     }
     env = os.environ | {

@@ -2,16 +2,15 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
 
+from processes import free_port
+
 
 def test_it_begins_with_a_runs_own_decoding_and_a_problem_and_ends_when_told(command, finished):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = [sys.executable, "-m", "igpo_jax.playground", f"--model={finished}", f"--port={port}"]
     with subprocess.Popen(program, env=command._env, stdout=subprocess.PIPE, text=True) as server:
         try:

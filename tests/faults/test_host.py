@@ -119,7 +119,7 @@ def test_graders_that_are_killed_while_they_start_are_replaced(pool):
         for worker in started:
             worker._process.kill()
 
-    killing = threading.Thread(target=kill_the_first_two)
+    killing = threading.Thread(target=kill_the_first_two, daemon=True)
     killing.start()
     answers = [(PROBLEM, str(number)) for number in range(40)]
     assert [verdict.reward for verdict in pool(answers)] == list(range(40))

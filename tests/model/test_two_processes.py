@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 
 import igpo_jax
 from igpo_jax.model.safetensors_files import stored_tensors
+from processes import free_port
 from test_checkpoints import assert_same_files
 from tokenizer_files import write_tokenizer
 
@@ -22,10 +22,7 @@ def test_two_processes_convert_export_and_generate(tmp_path, mesh):
     source = tmp_path / "hf"
     shutil.copytree(HERE / "fixtures" / "llada_tiny" / "bf16_sharded", source)
     write_tokenizer(source)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    arguments = [port, str(source), str(tmp_path)]
+    arguments = [str(free_port()), str(source), str(tmp_path)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(HERE / "two_processes.py")]
     processes = [

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.runtime import distributed
+from processes import free_port
 
 JOIN = """
 import json
@@ -25,12 +25,6 @@ print(json.dumps({{
     "ranks": distributed.everywhere(jax.process_index()).tolist(),
 }}))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def slurm(rank: int, ranks: int) -> dict[str, str]:

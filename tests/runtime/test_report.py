@@ -2,7 +2,6 @@ import html.parser
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 
@@ -13,12 +12,12 @@ from igpo_jax.config import base_config, to_json
 from igpo_jax.runtime import report
 from igpo_jax.runtime.report import embedded_rollouts, headline, page, read_run, short_names, write_page, write_report
 from igpo_jax.runtime.report_figures import smooth
+from processes import CHROMIUM
 
 go = pytest.importorskip("plotly.graph_objects")
 
 SECTIONS = ["Learning", "Inpainting", "Rollouts", "Policy", "Supervised stage", "Speed"]
 ATTACK = '</script><script>alert(1)</script><b onclick="x">&amp;<!--<script>'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-headless-shell") or shutil.which("google-chrome")
 
 
 def sft_row(step):
