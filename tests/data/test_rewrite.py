@@ -268,7 +268,7 @@ def test_a_thought_is_left_out_where_the_solution_after_it_states_the_answer(tmp
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ValueError, match=r"pip install \"igpo_jax\[data\]\""):
+    with pytest.raises(ValueError, match=r"pip install -e \"\.\[data\]\""):
         ask_all([], print, address="", model="", key="", requests=1, timeout=1, retries=0)
 
 
