@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from processes import QUICK
+
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODEL = "--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5".split()
 UPDATE = [*MODEL, *"--completion-length 6 --prompts 2 --group-size 3 --chunk 4".split()]
@@ -127,7 +129,7 @@ def test_llada_8b_at_small_size(load, tmp_path, capsys):
 @pytest.mark.slow
 def test_all_of_gpu_sh_without_a_gpu(tmp_path):
     """Every step but the tests; on a GPU the same script takes real shapes."""
-    env = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "XLA_FLAGS": ""}
+    env = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "XLA_FLAGS": QUICK}
     done = subprocess.run(["bash", str(FOLDER / "gpu.sh")], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
     summary = (tmp_path / "summary.txt").read_text().splitlines()

@@ -18,6 +18,7 @@ from tokenizer_files import write_tokenizer
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 PROBLEMS = 60
+DEVICES = 4  # of all processes together
 SHORT = ("completion_length=128", "steps=8")
 
 
@@ -63,7 +64,7 @@ def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
 
 def kill_at(stage: str, step: int, workdir: pathlib.Path, processes: int, flags: list[str]) -> None:
     """SIGKILL to every process as soon as the log has a row of this stage at this step."""
-    started = start(processes, 8 // processes, *[flags] * processes, folder=workdir.parent, config="math.py:smoke")
+    started = start(processes, DEVICES // processes, *[flags] * processes, folder=workdir.parent, config="math.py:smoke")
     deadline = time.monotonic() + LIMIT
     try:
         while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(workdir)):
@@ -84,7 +85,7 @@ def test_every_stage_on_one_and_on_two_processes_with_kills(recipe):
         for stage, step in moments:
             kill_at(stage, step, workdir, processes, arguments)
             assert not (workdir / "result.json").exists()
-        again = start(processes, 8 // processes, *[arguments] * processes, folder=folder, config="math.py:smoke")
+        again = start(processes, DEVICES // processes, *[arguments] * processes, folder=folder, config="math.py:smoke")
         codes, printed = ends(again, folder)
         assert codes == [0] * processes, printed
         assert [f"report: {workdir}" in text for text in printed] == [True] + [False] * (processes - 1)

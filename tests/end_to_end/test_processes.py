@@ -10,6 +10,7 @@ import pytest
 from processes import HEARTBEAT, LIMIT, ends, start
 from run_log import rows_so_far
 
+DEVICES = 4  # of all processes together
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=2", "--config.rl.eval_every=0")
 
 
@@ -49,7 +50,7 @@ LONG += ("--config.rl.checkpoint_every=1000",)  # so that only the signal makes 
 
 
 def start_and_wait_for_rollouts(processes: int, arguments: list[str], workdir: pathlib.Path) -> list[subprocess.Popen]:
-    started = start(processes, 8 // processes, *[arguments] * processes, folder=workdir.parent)
+    started = start(processes, DEVICES // processes, *[arguments] * processes, folder=workdir.parent)
     deadline = time.monotonic() + LIMIT
     while not any(row["stage"] == "rl" and row["step"] > 20 for row in rows_so_far(workdir)):
         assert time.monotonic() < deadline and all(process.poll() is None for process in started)
@@ -70,7 +71,7 @@ def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_pat
     stopped_at = max(int(path.name) for path in (workdir / "checkpoints" / "rl").iterdir() if path.name.isdigit())
     assert 0 < stopped_at < 60
 
-    codes, printed = ends(start(1, 8, arguments, folder=tmp_path), tmp_path)
+    codes, printed = ends(start(1, DEVICES, arguments, folder=tmp_path), tmp_path)
     assert codes == [0], printed
     logged = [row["step"] for row in rows_so_far(workdir) if "reward/final" in row]
     assert logged == list(range(22, 22 + 2 * 60, 2))
@@ -91,7 +92,7 @@ def test_a_killed_process_ends_the_other_and_the_run_continues(tmp_path, killed)
     assert "continues the run from its newest checkpoint" in printed[1 - killed] or "heartbeat" in printed[1 - killed]
     assert not (workdir / "result.json").exists()
 
-    codes, printed = ends(start(1, 8, arguments, folder=tmp_path), tmp_path)
+    codes, printed = ends(start(1, DEVICES, arguments, folder=tmp_path), tmp_path)
     assert codes == [0], printed
     logged = [row["step"] for row in rows_so_far(workdir) if "reward/final" in row]
     assert logged == list(range(22, 22 + 2 * 30, 2))
