@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 TINY = pathlib.Path(__file__).parent / "end_to_end" / "tiny.py"
+DEVICES = 4  # of all processes of a run together
 LIMIT = 600  # seconds a process may take
 HEARTBEAT = 10  # seconds
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

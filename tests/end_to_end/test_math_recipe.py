@@ -12,13 +12,12 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from igpo_jax.runtime.metrics import read_rows
-from processes import LIMIT, ends, start, word_problems
+from processes import DEVICES, LIMIT, ends, start, word_problems
 from run_log import rows_so_far, untimed
 from tokenizer_files import write_tokenizer
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 PROBLEMS = 60
-DEVICES = 4  # of all processes together
 SHORT = ("completion_length=128", "steps=8")
 
 

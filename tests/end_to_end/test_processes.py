@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-from processes import HEARTBEAT, LIMIT, ends, start
+from processes import DEVICES, HEARTBEAT, LIMIT, ends, start
 from run_log import rows_so_far
 
-DEVICES = 4  # of all processes together
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=2", "--config.rl.eval_every=0")
 
 
