@@ -21,7 +21,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECONDS = 900  # for the tests of a mutant; one that hangs is noticed, too
 
-SAMPLER = "tests/diffusion/test_unmasking.py tests/diffusion/test_sampler.py tests/rl/test_rollout.py"
+SAMPLER = "tests/diffusion/test_unmasking.py tests/diffusion/test_sampler.py tests/diffusion/test_fast_samplers.py tests/rl/test_rollout.py"
 HINTS = "tests/diffusion/test_inpainting.py tests/rl/test_hint_policies.py tests/rl/test_rollout.py"
 NOISE = "tests/diffusion/test_corruption.py"
 LIKELIHOOD = "tests/rl/test_likelihood.py tests/rl/test_estimators.py"

@@ -18,13 +18,10 @@ from ml_collections import ConfigDict
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.attention import LANES, PLATFORMS
 from igpo_jax.model.huggingface import MOST, folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.chips import CHIPS
-from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training import OptimizerConfig
 
@@ -151,7 +148,7 @@ def base_config(**task) -> ConfigDict:
                 "compute_dtype": "float32",
                 "remat": "none",
                 "attention": "xla",
-                "head_chunk": 0,  # sized by the memory of a device, see `sized_for`
+                "head_chunk": 0,  # sized by the memory of a device, see `placement.sized_for`
             },
             # rank 0: all parameters are trained. Otherwise the model is frozen, and adapters of its matrices are trained.
             "lora": {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR},
@@ -245,8 +242,6 @@ def _check_section(values: dict[str, Any], defaults: dict[str, Any], prefix: str
                 raise ValueError(f"{name}={value!r} does not lie within {MOST}")
 
 
-LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
-ASSUMED_GIB = 16  # the memory of a device that `CHIPS` does not list, and of a CPU
 NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 
@@ -355,59 +350,6 @@ def _check_used(section: str, decode: DecodeConfig) -> None:
             raise ValueError(f"{section}.{key}={value!r} does nothing without {section}.{needs}; leave it out")
 
 
-def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
-    """Everything that is spread over devices divides evenly.
-
-    Raises:
-        ValueError: names the two config keys that do not fit together.
-    """
-    sft, rl = settings.sft, settings.rl
-    sizes = {"evaluation.batch_size": settings.evaluation.batch_size}
-    if sft.updates:
-        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
-    if rl.iterations:
-        sizes["rl.prompts / rl.microbatches"] = rl.prompts // rl.microbatches
-        sizes["rl.prompts * rl.group_size / rl.rollout_slices"] = rl.prompts // rl.rollout_slices * rl.group_size
-    rows = batch_size_divisor(mesh)
-    _require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
-    check_model_divides(model, mesh, settings.lora)
-    platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
-    if platform not in possible:
-        raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
-    if model.attention == "splash":
-        length = settings.rollout_decode.completion_length
-        sizes = [(f"a prompt bucket + {length}", size + length) for size in settings.data.prompt_buckets]
-        sizes.append(("the head size", model.head_size))
-        _require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in sizes])
-
-
-def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
-    """The parameters, and adapters of them, divide evenly over the mesh.
-
-    Raises:
-        ValueError: names the two sizes that do not fit together.
-    """
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    checks = [
-        ("model.width", model.width, "mesh.fsdp", fsdp),
-        ("model.heads", model.heads, "mesh.tensor", tensor),
-        ("model.kv_heads", model.kv_heads, "mesh.tensor", tensor),
-        ("model.mlp_width", model.mlp_width, "mesh.tensor", tensor),
-        ("the vocabulary", model.vocab_size, "mesh.tensor", tensor),
-    ]
-    if lora is not None:
-        widths = {"model.width": model.width, "the width of keys": model.kv_heads * model.head_size}
-        widths["model.mlp_width"] = model.mlp_width
-        checks += [(name, size, "mesh.fsdp * mesh.tensor", fsdp * tensor) for name, size in widths.items()]
-    _require_multiples(checks)
-
-
-def _require_multiples(checks: list[tuple[str, int, str, int]]) -> None:
-    for name, size, axes, devices in checks:
-        if size % devices:
-            raise ValueError(f"{name} = {size} is not a multiple of {axes} = {devices}")
-
-
 def folder_model(settings: Settings) -> ModelConfig | None:
     """The network of the folder `model.path`; None where there is none. Its end of turn is the tokenizer's to say."""
     values = settings.model
@@ -426,18 +368,6 @@ def model_config(settings: Settings, tokenizer) -> ModelConfig:
         return with_tokenizer(of_folder, tokenizer, settings.model["path"])
     size = -(-tokenizer.vocab_size // 8) * 8
     return own_model(settings, vocab_size=size, mask_id=tokenizer.mask_id, eos_id=tokenizer.eos_id)
-
-
-def sized_for(model: ModelConfig, mesh) -> ModelConfig:
-    """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
-    float32 take a sixteenth of a device's memory: the published figure, or `ASSUMED_GIB`, the same on all hosts."""
-    if model.head_chunk:
-        return model
-    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
-    memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
-    positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])
-    chunk = 2 ** int(math.log2(min(max(positions, LEAST_CHUNK), MOST_CHUNK)))
-    return dataclasses.replace(model, head_chunk=chunk)
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:

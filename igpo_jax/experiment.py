@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
+from igpo_jax import placement
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.diffusion.inpainting import UNKNOWN, showable
@@ -224,8 +225,8 @@ def _with_data(
 ) -> Experiment:
     """The experiment, its problems as arrays."""
     tokenizer = run_tokenizer(workdir, settings)
-    model = configuration.sized_for(configuration.model_config(settings, tokenizer), mesh)
-    configuration.check_divisibility(settings, model, mesh)
+    model = placement.sized_for(configuration.model_config(settings, tokenizer), mesh)
+    placement.check_divisibility(settings, model, mesh)
     fit = {
         "chat": settings.tokenizer.chat,
         "prompt_length": settings.data.prompt_buckets[-1],
@@ -309,8 +310,8 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     workdir = pathlib.Path(workdir).absolute()
     settings = configuration.parse(read_config(workdir))
     tokenizer = run_tokenizer(workdir, settings)
-    model = configuration.sized_for(configuration.model_config(settings, tokenizer), mesh)
-    configuration.check_model_divides(model, mesh, settings.lora)
+    model = placement.sized_for(configuration.model_config(settings, tokenizer), mesh)
+    placement.check_model_divides(model, mesh, settings.lora)
     # A stage may have begun and not saved yet.
     folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
     saved = [name for name, steps in folders.items() if any(step.name.isdigit() for step in steps)]

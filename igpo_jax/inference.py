@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
+from igpo_jax import placement
 from igpo_jax.data.pipeline import left_padded
 from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
 from igpo_jax.diffusion.sampler import completion_keys, sample
@@ -342,7 +343,7 @@ def load(
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
     cfg, values = (None, None) if adapters is None else lora.import_peft(adapters, config)
-    configuration.check_model_divides(config, mesh, cfg)
+    placement.check_model_divides(config, mesh, cfg)
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = configuration.with_tokenizer(config, tokenizer, path)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax import config as configuration
+from igpo_jax import placement
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import SFTBatch
 from igpo_jax.diffusion.corruption import Corruption
@@ -267,8 +268,8 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
         report: is told of every record as soon as it is there.
     """
     model, shape_from = planned_model(settings)
-    model = configuration.sized_for(model, mesh)
-    configuration.check_divisibility(settings, model, mesh)
+    model = placement.sized_for(model, mesh)
+    placement.check_divisibility(settings, model, mesh)
     device = mesh.devices.flat[0]
     memory = device_memory_gib(device)
     wanted = programs(settings, model, mesh)
@@ -306,7 +307,7 @@ def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(settings, model=settings.model | {"remat": remat})
-        model = configuration.sized_for(planned_model(changed)[0], mesh)
+        model = placement.sized_for(planned_model(changed)[0], mesh)
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from parsers import Finding
 
 from igpo_jax import config as configuration
+from igpo_jax import placement
 from igpo_jax.planning import planned_model, programs
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
@@ -91,8 +92,8 @@ def build(config: ConfigDict) -> str:
     """
     try:
         settings = configuration.parse(config)
-        model = configuration.sized_for(planned_model(settings)[0], MESH)
-        configuration.check_divisibility(settings, model, make_mesh(**settings.mesh, devices=jax.devices()[:1]))
+        model = placement.sized_for(planned_model(settings)[0], MESH)
+        placement.check_divisibility(settings, model, make_mesh(**settings.mesh, devices=jax.devices()[:1]))
         programs(settings, model, MESH)
         task = load_task(settings.task.name)
         if "test_problems" in settings.task and settings.task.get("test", "") == "":

@@ -6,8 +6,7 @@ import importlib.util
 import jax
 import pytest
 
-from igpo_jax import config as configuration
-from igpo_jax import planning
+from igpo_jax import placement, planning
 from igpo_jax.diffusion.sampler import block_flops
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import as_text
@@ -74,11 +73,11 @@ def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
     model, _ = planning.planned_model(settings_of())
     llada = dataclasses.replace(planning.LLADA_8B, head_chunk=0)
     kind = mesh_of((1, 1, 1)).devices.flat[0].device_kind
-    monkeypatch.setattr(configuration, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
-    assert configuration.sized_for(model, mesh_of((1, 1, 1))).head_chunk == configuration.MOST_CHUNK
-    assert configuration.sized_for(llada, mesh_of((1, 1, 1))).head_chunk == 512
-    assert configuration.sized_for(llada, mesh_of((1, 2, 4))).head_chunk == 2048
-    assert configuration.sized_for(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1))).head_chunk == 64
+    monkeypatch.setattr(placement, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
+    assert placement.sized_for(model, mesh_of((1, 1, 1))).head_chunk == placement.MOST_CHUNK
+    assert placement.sized_for(llada, mesh_of((1, 1, 1))).head_chunk == 512
+    assert placement.sized_for(llada, mesh_of((1, 2, 4))).head_chunk == 2048
+    assert placement.sized_for(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1))).head_chunk == 64
 
 
 def test_peaks_are_the_sums_of_their_parts(mesh_of):

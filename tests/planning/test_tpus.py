@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from igpo_jax import config as configuration
-from igpo_jax import planning
+from igpo_jax import placement, planning
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.runtime.chips import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
@@ -45,7 +44,7 @@ def test_attention_is_lowered_for_tpus(attention):
     settings = settings_of(model__attention=attention, **wide, **lengths)
     mesh = make_mesh(devices=topology_devices("v5e:2x2", 1))
     model, _ = planning.planned_model(settings)
-    configuration.check_divisibility(settings, model, mesh)
+    placement.check_divisibility(settings, model, mesh)
     for program in planning.programs(settings, model, mesh):
         if program.name in ("sample", "update"):
             with jax.set_mesh(mesh):
@@ -59,13 +58,13 @@ def test_kernels_run_where_they_can():
     model, _ = planning.planned_model(settings)
     here = make_mesh(devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="model.attention='splash' runs on tpu, not on cpu"):
-        configuration.check_divisibility(settings, model, here)
+        placement.check_divisibility(settings, model, here)
     there = make_mesh(devices=topology_devices("v5e:2x2", 1))
     with pytest.raises(ValueError, match="prompt bucket"):
-        configuration.check_divisibility(settings, model, there)
+        placement.check_divisibility(settings, model, there)
     settings = settings_of(model__attention="splash", data__prompt_buckets=(112,))
     with pytest.raises(ValueError, match="the head size = 16 is not a multiple of the lanes"):
-        configuration.check_divisibility(settings, planning.planned_model(settings)[0], there)
+        placement.check_divisibility(settings, planning.planned_model(settings)[0], there)
 
 
 @needs_tpu_compiler
