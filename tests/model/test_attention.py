@@ -46,6 +46,56 @@ def xla(q, k, v, valid):
     return attend(q, k, v, valid, "xla")
 
 
+def differentiated(q, k, v, valid):
+    """jax's attention, by jax's own differentiation."""
+    mask = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask))
+
+
+def some_to_some(valid):
+    """Which position may look at which, others in every row: itself and some more, padding at none."""
+    sees = np.random.default_rng(0).random((*valid.shape, valid.shape[-1])) < 0.3
+    return (sees | np.eye(valid.shape[-1], dtype=bool)) & valid[:, None] & valid[..., None]
+
+
+@pytest.mark.parametrize("valid_axes", [2, 3])
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
+def test_own_gradients_are_those_of_differentiation(heads, kv_heads, valid_axes):
+    arguments, valid, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
+    sees = valid if valid_axes == 2 else some_to_some(valid)
+    results = [value_and_gradients(attention, arguments, sees, weight) for attention in (xla, differentiated)]
+    assert_close(*results, valid, 2e-6)
+
+
+@pytest.mark.parametrize("valid_axes", [2, 3])
+def test_own_gradients_in_bfloat16_are_as_near_to_float32_as_those_of_differentiation(valid_axes):
+    (q, k, v), valid, weight = inputs(length=24)
+    sees = valid if valid_axes == 2 else some_to_some(valid)
+    low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    _, exact = value_and_gradients(xla, tuple(x.astype(jnp.float32) for x in low), sees, weight)
+
+    def errors(attention):
+        _, gradients = value_and_gradients(attention, low, sees, weight)
+        assert all(g.dtype == jnp.bfloat16 for g in gradients)
+        return np.array([jnp.linalg.norm(g - e) / jnp.linalg.norm(e) for g, e in zip(gradients, exact, strict=True)])
+
+    assert (errors(xla) < 1.5 * errors(differentiated)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2), (1, 2, 2), (1, 4, 1)])
+def test_own_gradients_on_meshes(shape, mesh_of):
+    arguments, valid, weight = inputs(length=24)
+    with jax.set_mesh(mesh_of(shape)):
+        have = value_and_gradients(xla, arguments, valid, weight)
+    assert_close(have, value_and_gradients(differentiated, arguments, valid, weight), valid, 2e-6)
+
+
+def test_queries_of_a_window_look_at_whole_rows():
+    (q, k, v), valid, weight = inputs(length=24)
+    whole = attend(q, k, v, valid, "xla")
+    np.testing.assert_allclose(attend(q[:, 8:15], k, v, valid, "xla"), whole[:, 8:15], atol=1e-6)
+
+
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
 def test_splash_equals_xla_forward_and_backward(heads, kv_heads):
     arguments, valid, weight = inputs(heads=heads, kv_heads=kv_heads)
