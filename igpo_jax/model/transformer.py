@@ -464,6 +464,6 @@ def _rope_table(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.
 
 def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
     """Half-split rotary embedding: the first half of a head is paired with its second half; in float32, cast back."""
-    x32 = x.astype(jnp.float32)
-    first, second = jnp.split(x32, 2, axis=-1)
-    return (x32 * cos + jnp.concatenate([second, first], axis=-1) * sin).astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    swapped = jnp.concatenate([second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
