@@ -53,6 +53,7 @@ def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
 
     The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), of probabilities that are kept. Left to itself,
     differentiation keeps and transposes more matrices [t, s], and a small model's update on a CPU takes a fifth longer.
+    Without differentiation it is jax's: compiled for TPUs, it moves fewer bytes than the products below.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 

@@ -454,16 +454,13 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _rope_table(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Factors of a head's two halves swapped, and of the head as it is: sin (negative in the first half) and cos of the
-    rotary angles of int32 [t], float32 [t, 1, h]."""
+    """sin and cos of the rotary angles of int32 [t], float32 [t, 1, h/2]."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
-    angles = positions.astype(jnp.float32)[:, None, None] * cfg.rope_theta**-exponents
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    return jnp.concatenate([-sin, sin], axis=-1), jnp.concatenate([cos, cos], axis=-1)
+    angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
+    return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
 
 
 def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
     """Half-split rotary embedding: the first half of a head is paired with its second half; in float32, cast back."""
-    first, second = jnp.split(x, 2, axis=-1)
-    swapped = jnp.concatenate([second, first], axis=-1)
-    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
