@@ -51,9 +51,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, implement
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """q [b, t, n, h], k and v [b, s, n, h], mask bool [b, 1, 1 or t, s] -> [b, t, n, h].
 
-    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), of probabilities that are kept. Left to itself,
-    differentiation keeps and transposes more matrices [t, s], and a small model's update on a CPU takes a fifth longer.
-    Without differentiation it is jax's: compiled for TPUs, it moves fewer bytes than the products below.
+    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), of probabilities that are kept; those of a query
+    that may see nothing mean nothing. Left to itself, differentiation keeps and transposes more matrices [t, s], and a
+    small model's gradients on a CPU take a fifth longer. Without differentiation it is jax's: compiled for TPUs, it moves
+    fewer bytes than the products below.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
@@ -62,15 +63,17 @@ def _dense_attention_forward(q, k, v, mask):
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     p = jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE)).astype(v.dtype)
-    a = jnp.einsum("bnts,bnsh->bnth", p, v)
-    return a.swapaxes(1, 2), (q, k, v, p, a)
+    a = jnp.einsum("bnts,bnsh->bnth", p, v, preferred_element_type=jnp.float32)
+    # In bfloat16 p's sums are not quite 1; without the division, gradients of a row's scores would not sum to 0.
+    mean_v = a / p.sum(-1, keepdims=True, dtype=jnp.float32)
+    return a.astype(v.dtype).swapaxes(1, 2), (q, k, v, p, mean_v)
 
 
 def _dense_attention_backward(kept, da):
-    q, k, v, p, a = kept
+    q, k, v, p, mean_v = kept
     da = da.swapaxes(1, 2)
     dp = jnp.einsum("bnth,bnsh->bnts", da, v, preferred_element_type=jnp.float32)
-    mean_dp = (da.astype(jnp.float32) * a).sum(-1, keepdims=True)
+    mean_dp = (da * mean_v).sum(-1, keepdims=True)
     ds = (p * (dp - mean_dp) * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = jnp.einsum("bnts,bnsh->bnth", ds, k)
     # The narrow operand is transposed, and so is the result: XLA's CPU backend would copy the transpose of [t, s].
