@@ -13,4 +13,11 @@ case " $*" in *" --config="* | *" --config "*) ;; *) set -- --config=arithmetic.
 on dry-run || . launch/venv.sh
 # jax takes three quarters of a GPU's memory by default; what `plan` counts with is more.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
-run exec .venv/bin/python -m igpo_jax.train "$@"
+set -- .venv/bin/python -m igpo_jax.train "$@"
+# On a CPU, XLA's threads allocate thousands of times per update, and in glibc they wait for one another. The loader
+# complains about a library that is not there.
+tcmalloc=libtcmalloc_minimal.so.4
+if [ -z "${LD_PRELOAD:-}" ] && [ -z "$(LD_PRELOAD=$tcmalloc env true 2>&1)" ]; then
+  set -- env "LD_PRELOAD=$tcmalloc" "$@"
+fi
+run exec "$@"

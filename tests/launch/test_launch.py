@@ -5,6 +5,7 @@ gcloud, srun and scontrol are stand-ins that run things here; the training is a 
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -34,6 +35,14 @@ def printed(done) -> list[list[str]]:
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
+def loaded_library(name: str) -> str | None:
+    """Where this process has it from; None where that cannot be known."""
+    maps = pathlib.Path("/proc/self/maps")
+    found = re.findall(rf"/\S+/{re.escape(name)}", maps.read_text()) if maps.exists() else []
+    return found[0] if found else None
+
+
+LIBM = loaded_library("libm.so.6")
 SHELLCHECK = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
@@ -50,9 +59,21 @@ def test_shellcheck():
 
 def test_local_says_what_it_would_run():
     command = [".venv/bin/python", "-m", "igpo_jax.train"]
-    assert printed(bash("launch/local.sh", "--dry-run")) == [["exec", *command, "--config=arithmetic.py"]]
+    mine = {"LD_PRELOAD": LIBM or "mine"}  # and no other is chosen
+    assert printed(bash("launch/local.sh", "--dry-run", **mine)) == [["exec", *command, "--config=arithmetic.py"]]
     given = ["--config=gsm8k.py:smoke", "--workdir=a b"]
-    assert printed(bash("launch/local.sh", *given, IGPO_DRY_RUN="1")) == [["exec", *command, *given]]
+    assert printed(bash("launch/local.sh", *given, IGPO_DRY_RUN="1", **mine)) == [["exec", *command, *given]]
+
+
+@pytest.mark.skipif(LIBM is None, reason="needs glibc's loader")
+def test_local_prefers_tcmalloc_where_the_loader_finds_it(tmp_path):
+    name = "libtcmalloc_minimal.so.4"
+    shutil.copy(LIBM, tmp_path / name)
+    [words] = printed(bash("launch/local.sh", "--dry-run", LD_LIBRARY_PATH=str(tmp_path), LD_PRELOAD=""))
+    assert words[:4] == ["exec", "env", f"LD_PRELOAD={name}", ".venv/bin/python"]
+    (tmp_path / name).write_text("no library")
+    [words] = printed(bash("launch/local.sh", "--dry-run", LD_LIBRARY_PATH=str(tmp_path), LD_PRELOAD=""))
+    assert words[:2] == ["exec", ".venv/bin/python"]
 
 
 def test_a_pod_is_made_filled_started_and_followed():
