@@ -9,7 +9,8 @@ import zlib
 
 import jax
 
-# glibc's mallopt: freed memory stays with the process, in one pool for all threads.
+# glibc's mallopt: freed memory stays with the process, in one pool for all threads, who wait for one another there:
+# launch/local.sh prefers tcmalloc, which has no such parameters.
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 
 
