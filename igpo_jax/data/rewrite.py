@@ -93,6 +93,8 @@ Outcome = tuple[str, str, str]  # one of these, the original, and what is made o
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # each request is reported at INFO
+    # A shell without job control has its background commands ignore ^C, and asyncio would leave it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio knows how to end on ^C
     try:
         print(json.dumps(rewrite(), indent=2, ensure_ascii=False))

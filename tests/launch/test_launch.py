@@ -171,9 +171,9 @@ word=$(head -n 1 "$FOLDER/plan")
 sed -i 1d "$FOLDER/plan"
 case $word in
   complete) echo '{}' > "$FOLDER/run/result.json" ;;
-  stop) trap 'echo saved >> "$FOLDER/signals"; exit 0' TERM; touch "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
+  stop) trap 'echo saved >> "$FOLDER/signals"; exit 0' TERM; echo > "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
   preempted) echo PREEMPTED > "$FOLDER/state"; kill -KILL $$ ;;
-  deaf) trap "" TERM; touch "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
+  deaf) trap "" TERM; echo > "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
   lost) echo PREEMPTED > "$FOLDER/state"; exit 1 ;;
   fail) exit 3 ;;
 esac
@@ -345,8 +345,8 @@ def test_a_training_that_runs_is_followed_not_started_twice(stage):
 
 def wait_for(file: pathlib.Path) -> None:
     deadline = time.monotonic() + LIMIT
-    while not file.exists():
-        assert time.monotonic() < deadline, f"no {file}"
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < deadline, f"nothing in {file}"
         time.sleep(0.02)
 
 
