@@ -5,7 +5,7 @@ import json
 import pathlib
 import statistics
 
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.metrics import read_rows
 
 NAMES = {"exact": "exact", "leftmost": "dual, threshold, leftmost", "most-confident": "dual, threshold, most confident"}
 

@@ -19,9 +19,9 @@ import time
 
 import numpy as np
 
-from igpo_jax.model.huggingface import INDEX, LLADA
-from igpo_jax.model.safetensors_files import stored_tensors
-from igpo_jax.runtime.results import environment
+from igpo_jax.run.results import environment
+from igpo_jax.weights.huggingface import INDEX, LLADA
+from igpo_jax.weights.safetensors_files import stored_tensors
 
 WIDTH, MLP, VOCABULARY = 4096, 12288, 126464
 CONFIG = {

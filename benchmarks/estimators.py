@@ -16,10 +16,10 @@ import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays
 from igpo_jax.diffusion.sampler import completion_keys, sample
-from igpo_jax.experiment import restore_run
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.rl.rollout import up_to_first_eos
+from igpo_jax.run.experiment import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import fetch, make_mesh, put_rows
 from igpo_jax.tasks import arithmetic

@@ -48,11 +48,11 @@ if [ $device = gpu ]; then
     --dtype bfloat16 --output "$out/rollout-gpu.json"
   config=arithmetic.py
   train --config.sft.updates=300 --config.rl.iterations=3 --config.evaluation.problems=125
-  step parity 60 "$python" tests/llada_parity.py tests/model/fixtures/llada_tiny
+  step parity 60 "$python" tests/helpers/llada_parity.py tests/model/fixtures/llada_tiny
   # Tests of meshes need eight devices; they run on emulated ones, on the CPU (launch/test.sh). Products in full float32.
   if "$python" -c 'import pytest' 2>/dev/null; then
     JAX_DEFAULT_MATMUL_PRECISION=highest step tests 110 "$python" -m pytest -m "not slow" \
-      tests/rl tests/diffusion tests/model/test_lora.py tests/model/test_attention.py tests/test_inference.py \
+      tests/rl tests/diffusion tests/model/test_lora.py tests/model/test_attention.py tests/test_api.py \
       -k "gpu or cudnn or not (mesh or compiled_once or lie_where or tied_head or log_softmax or share or splash)"
   fi
 else
@@ -65,6 +65,6 @@ else
     --output "$out/rollout-cpu.json"
   config=tests/end_to_end/tiny.py
   train --config.sft.updates=20 --config.rl.iterations=1
-  step parity 120 "$python" tests/llada_parity.py tests/model/fixtures/llada_tiny
+  step parity 120 "$python" tests/helpers/llada_parity.py tests/model/fixtures/llada_tiny
 fi
 exit $failed

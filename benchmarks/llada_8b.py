@@ -23,15 +23,15 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops, init, shardings
-from igpo_jax.planning import LLADA_8B
+from igpo_jax.plan.hlo_cost import program_cost
+from igpo_jax.plan.programs import LLADA_8B
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.rl.step import make_update
+from igpo_jax.rl.update import make_update
+from igpo_jax.run.metrics import device_memory
 from igpo_jax.runtime.chips import CHIPS
-from igpo_jax.runtime.hlo_cost import program_cost
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
-from igpo_jax.runtime.metrics import device_memory
-from igpo_jax.training import OptimizerConfig, create_state, make_optimizer, policy_params
+from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer, policy_params
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_width": 192, "vocab_size": 2048}
 SMALL |= {"mask_id": 1, "eos_id": 2, "eot_id": None}

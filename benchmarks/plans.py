@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 
-from igpo_jax.plan import program_table, received, setting, verdict
+from igpo_jax.plan.__main__ import program_table, received, setting, verdict
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

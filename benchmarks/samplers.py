@@ -21,12 +21,12 @@ import jax
 import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays, take_rows
+from igpo_jax.diffusion.batches import denoise
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.evaluation.decoding import denoise
-from igpo_jax.evaluation.statistics import paired
-from igpo_jax.experiment import restore_run
+from igpo_jax.run.experiment import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks import arithmetic
 from igpo_jax.tokenizers import completion_text
 

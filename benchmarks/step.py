@@ -11,7 +11,7 @@ import json
 import pathlib
 import statistics
 
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.metrics import read_rows
 
 PARTS = ("rollout", "probe", "reward", "score", "update")
 

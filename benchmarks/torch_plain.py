@@ -13,7 +13,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import MAX_LOG_RATIO, ObjectiveConfig
-from igpo_jax.training import OptimizerConfig
+from igpo_jax.training.state import OptimizerConfig
 
 
 def best_device() -> str:

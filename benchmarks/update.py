@@ -35,11 +35,11 @@ from comparison import (
 )
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, Params, forward_flops
+from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
-from igpo_jax.rl.step import make_update
-from igpo_jax.runtime.hlo_cost import program_cost
-from igpo_jax.training import OptimizerConfig, create_state, make_optimizer
+from igpo_jax.rl.update import make_update
+from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 UPDATED_LOSS_TOLERANCE = 1e-4  # of losses after updates, whose differences add up

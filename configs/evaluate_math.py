@@ -9,7 +9,7 @@ steps as tokens, answers begin with <reasoning>; but padding is not attended to.
 Countdown and Sudoku are drawn without one.
 """
 
-from igpo_jax.evaluation.protocol import base_evaluation, benchmark
+from igpo_jax.evaluate.protocol import base_evaluation, benchmark
 from igpo_jax.tasks import countdown, math, sudoku
 
 

@@ -7,7 +7,7 @@ __all__ = ["Completion", "DiffusionLM", "Score", "load"]
 def __getattr__(name: str):
     """The Python API, imported when it is used: the processes that grade answers need no jax."""
     if name in __all__:
-        from igpo_jax import inference
+        from igpo_jax import api
 
-        return getattr(inference, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

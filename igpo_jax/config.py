@@ -16,14 +16,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.corruption import CORRUPTIONS
-from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.huggingface import MOST, folder_model_config
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.tasks import load_task
-from igpo_jax.training import OptimizerConfig
+from igpo_jax.training.state import OptimizerConfig
+from igpo_jax.weights.huggingface import MOST, folder_model_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,11 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from igpo_jax.experiment import export_adapters, export_run
-from igpo_jax.model.checkpoints import convert, export
-from igpo_jax.model.huggingface import check_sha256
+from igpo_jax.run.experiment import export_adapters, export_run
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.weights.folders import convert, export
+from igpo_jax.weights.huggingface import check_sha256
 
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)

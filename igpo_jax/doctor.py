@@ -272,11 +272,11 @@ def tiny_run() -> Iterator[Finding]:
     import jax
     import numpy as np
 
-    from igpo_jax.experiment import open_experiment, restore_run
-    from igpo_jax.rl.stage import run_rl
-    from igpo_jax.runtime.checkpoint import Checkpoints
-    from igpo_jax.runtime.metrics import last_logged
-    from igpo_jax.sft import run_sft
+    from igpo_jax.run.checkpoint import Checkpoints
+    from igpo_jax.run.experiment import open_experiment, restore_run
+    from igpo_jax.run.metrics import last_logged
+    from igpo_jax.stages.rl import run_rl
+    from igpo_jax.stages.sft import run_sft
 
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # without its progress bars

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from igpo_jax.api import Completion, DiffusionLM, load
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
-from igpo_jax.inference import Completion, DiffusionLM, load
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.files import parse_json
 

@@ -11,17 +11,17 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from igpo_jax.command_line import parse_flags
-from igpo_jax.experiment import Experiment, open_experiment
-from igpo_jax.rl.stage import run_rl
+from igpo_jax.cli import parse_flags
+from igpo_jax.report.page import write_report
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.experiment import Experiment, open_experiment
+from igpo_jax.run.results import write_result
 from igpo_jax.runtime import distributed, preemption
-from igpo_jax.runtime.checkpoint import Checkpoints
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.preemption import Terminated
-from igpo_jax.runtime.report import write_report
-from igpo_jax.runtime.results import write_result
-from igpo_jax.sft import run_sft
-from igpo_jax.training import Diverged
+from igpo_jax.stages.rl import run_rl
+from igpo_jax.stages.sft import run_sft
+from igpo_jax.training.state import Diverged
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, or a path; file.py:variant for a variant."

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from igpo_jax import config as configuration
-from igpo_jax.experiment import open_experiment
 from igpo_jax.rl.rollout import Grades, RolloutConfig, rollout
+from igpo_jax.run.experiment import open_experiment
 from igpo_jax.runtime.files import differing_keys
 from run_configs import CONFIGS, TINY, error_of, tiny
 
@@ -304,7 +304,7 @@ def test_a_malformed_data_file_is_one_line(tmp_path):
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_its_line(line, words, tmp_path):
-    from igpo_jax.command_line import _load_config
+    from igpo_jax.cli import _load_config
 
     path, number = config_file(tmp_path, line)
     with pytest.raises(ValueError) as raised:

@@ -19,9 +19,9 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from igpo_jax.model import transformer
-from igpo_jax.model.huggingface import LLADA, MOST
 from igpo_jax.model.transformer import ModelConfig, ParameterInfo, Params
 from igpo_jax.runtime.files import read_json, write_whole
+from igpo_jax.weights.huggingface import LLADA, MOST
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
 REF_TARGETS = ("query", "key", "value", "up")  # what the released code reaches of the seven that it lists

@@ -69,7 +69,7 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
     attention: str = "xla"  # xla | cudnn | splash, see attention.py
-    head_chunk: int = 1024  # positions whose logits exist at a time where only targets matter (vocabulary.py); 0: all
+    head_chunk: int = 1024  # positions whose logits exist at a time where only targets matter (logprobs.py); 0: all
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):

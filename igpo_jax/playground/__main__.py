@@ -10,10 +10,10 @@ import sys
 
 from absl import app, flags, logging
 
-from igpo_jax.command_line import parse_flags
+from igpo_jax.api import DiffusionLM, load
+from igpo_jax.cli import parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.experiment import read_config
-from igpo_jax.inference import DiffusionLM, load
+from igpo_jax.run.experiment import read_config
 from igpo_jax.tasks import TASKS, load_task
 
 MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)

@@ -27,11 +27,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from igpo_jax.api import Completion, DiffusionLM
 from igpo_jax.diffusion.stepwise import Step, advance
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
-from igpo_jax.inference import Completion, DiffusionLM
 from igpo_jax.playground.animation import gif
-from igpo_jax.playground.asked import LIMITS, checked
+from igpo_jax.playground.request import LIMITS, checked
 
 LARGEST_REQUEST, LARGEST_ANIMATION = 1 << 16, 1 << 20  # bytes
 WAITING = 32  # generations that may wait for the device

@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
-from igpo_jax.diffusion.inpainting import InpaintingConfig, inpaint, max_replaced, ratio_range
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.rl.hints import InpaintingConfig, inpaint, max_replaced, ratio_range
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows

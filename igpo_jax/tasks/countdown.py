@@ -7,8 +7,8 @@ from the numbers to the target, and only its last line is the expression that is
 import random
 from typing import Any
 
-from igpo_jax.tasks.answers import extract
-from igpo_jax.tasks.exact import evaluate
+from igpo_jax.grading.answers import extract
+from igpo_jax.grading.exact import evaluate
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 

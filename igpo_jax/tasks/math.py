@@ -7,8 +7,8 @@ occurrence of the number.
 
 import re
 
-from igpo_jax.tasks import released as released_rules
-from igpo_jax.tasks.answers import equal, extract
+from igpo_jax.grading import reference_code as released_rules
+from igpo_jax.grading.answers import equal, extract
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Counts, Record, load_sources
 

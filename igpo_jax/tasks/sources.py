@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from igpo_jax.grading.answers import box_spans
+from igpo_jax.grading.exact import evaluate
 from igpo_jax.runtime.files import parse_json
-from igpo_jax.tasks.answers import box_spans
-from igpo_jax.tasks.exact import evaluate
 from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)

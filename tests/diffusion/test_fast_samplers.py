@@ -12,7 +12,7 @@ from igpo_jax.diffusion import sampler
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import forward, forward_flops, shardings
-from igpo_jax.runtime.hlo_cost import program_cost
+from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.runtime.mesh import put_rows
 from sampling import CFG, DECODE, MASK, batch_of, decode
 

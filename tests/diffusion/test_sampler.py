@@ -18,10 +18,10 @@ from igpo_jax.diffusion.unmasking import (
     rank_descending,
     transfer_count,
 )
-from igpo_jax.model.checkpoints import load_params
-from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.transformer import forward, init, shardings, unembed
 from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.weights.folders import load_params
+from igpo_jax.weights.huggingface import folder_model_config
 from sampling import CFG, DECODE, EOS, MASK, batch_of, decode
 
 LLADA_FIXTURE = pathlib.Path(__file__).parent.parent / "model" / "fixtures" / "llada_tiny"

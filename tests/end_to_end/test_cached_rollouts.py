@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.metrics import read_rows
 from run_log import untimed
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"

@@ -8,13 +8,13 @@ import shutil
 import pytest
 
 from igpo_jax.config import to_json
-from igpo_jax.evaluation.protocol import of_run, protocol_of, weights_digest
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.evaluate.protocol import of_run, protocol_of, weights_digest
+from igpo_jax.run.metrics import read_rows
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 UPDATES, ITERATIONS = 200, 6  # of tiny.py
 CONFIG = """
-from igpo_jax.evaluation.protocol import base_evaluation, benchmark
+from igpo_jax.evaluate.protocol import base_evaluation, benchmark
 from igpo_jax.tasks import arithmetic
 
 def get_config():

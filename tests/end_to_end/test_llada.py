@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from igpo_jax.model.safetensors_files import stored_tensors
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.metrics import read_rows
+from igpo_jax.weights.safetensors_files import stored_tensors
 from tokenizer_files import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent

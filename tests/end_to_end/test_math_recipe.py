@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.metrics import read_rows
 from processes import DEVICES, LIMIT, ends, start, word_problems
 from run_log import rows_so_far, untimed
 from tokenizer_files import write_tokenizer

@@ -11,10 +11,10 @@ import pytest
 
 from igpo_jax import config as configuration
 from igpo_jax.data.pipeline import batches
-from igpo_jax.experiment import open_experiment, read_config
 from igpo_jax.model.transformer import abstract
-from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.metrics import read_rows
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.experiment import open_experiment, read_config
+from igpo_jax.run.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
 from run_log import untimed
 

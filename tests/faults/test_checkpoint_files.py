@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpo_jax.runtime.checkpoint import Checkpoints
+from igpo_jax.run.checkpoint import Checkpoints
 
 KEY, LOSSES = jax.random.key(3), [[0.1, 2.0], [float("nan"), float("inf")]]
 MEMORY = np.arange(12, dtype=np.int32).reshape(3, 4)

@@ -11,11 +11,11 @@ import time
 
 import pytest
 
+from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.host import explain_shortage
-from igpo_jax.runtime.metrics import read_rows
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.tasks.pool import RewardPool
 from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_pool import RewardPool
 
 SHORT = ("--config.sft.updates=40", "--config.sft.eval_every=0", "--config.rl.iterations=0")
 INTACT = "What was complete before is intact; once it can be written, the same command goes on"
@@ -95,7 +95,7 @@ PROBLEM = Problem("id", "2+2?", "4", "2+2=4", (), "4")
 
 @pytest.fixture
 def pool(monkeypatch):
-    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "tasks")
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "helpers")
     made = RewardPool("reward_functions:moody", {}, 2, 5.0)
     yield made
     made.close()
@@ -158,7 +158,7 @@ def test_a_clock_that_jumps_changes_neither_durations_nor_verdicts(pool, monkeyp
 
 
 def test_a_stopped_grader_is_late_and_replaced(monkeypatch):
-    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "tasks")
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "helpers")
     one = RewardPool("reward_functions:moody", {}, 1, 1.0)
     one([(PROBLEM, "1")])
     os.kill(one._workers[0]._process.pid, signal.SIGSTOP)

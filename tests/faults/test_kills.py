@@ -1,4 +1,4 @@
-"""A part of benchmarks/faults.py: kills at random moments, from the start of a run to the end of its evaluation."""
+"""A part of tests/campaigns/faults.py: kills at random moments, from the start of a run to the end of its evaluation."""
 
 import importlib
 import itertools
@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+CAMPAIGNS = pathlib.Path(__file__).parents[1] / "campaigns"
 
 
 @pytest.fixture
 def faults(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.syspath_prepend(CAMPAIGNS)
     monkeypatch.delitem(sys.modules, "faults", raising=False)
     return importlib.import_module("faults")
 

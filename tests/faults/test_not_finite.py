@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.runtime.checkpoint import Checkpoints
-from igpo_jax.runtime.metrics import read_rows
-from igpo_jax.training import (
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.metrics import read_rows
+from igpo_jax.training.state import (
     Diverged,
     OptimizerConfig,
     apply_gradients,
@@ -106,7 +106,7 @@ def last_line(process) -> str:
 
 def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     workdir = tmp_path / "run"
-    config = spoiled(tiny, tmp_path, "igpo_jax.sft", [5, 6, 30, *range(45, 60)])
+    config = spoiled(tiny, tmp_path, "igpo_jax.stages.sft", [5, 6, 30, *range(45, 60)])
     process = command("train", f"--config={config}", f"--workdir={workdir}", *SHORT)
     batch = workdir / "diverged-sft-60.npz"
     assert last_line(process) == (
@@ -129,7 +129,7 @@ def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_pat
 
 def test_an_rl_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     workdir = tmp_path / "run"
-    config = spoiled(tiny, tmp_path, "igpo_jax.rl.step", [1, 3, 4, 5])
+    config = spoiled(tiny, tmp_path, "igpo_jax.rl.update", [1, 3, 4, 5])
     process = command("train", f"--config={config}", f"--workdir={workdir}", *SHORT, "--config.skip_limit=3")
     batch = workdir / "diverged-rl-66.npz"
     message = last_line(process)

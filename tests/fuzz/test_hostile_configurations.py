@@ -1,8 +1,9 @@
-"""A configuration builds or names the key that is wrong, whatever its values are. benchmarks/fuzz.py --configs tries more."""
+"""A configuration builds or names the key that is wrong, whatever its values are. tests/campaigns/fuzz.py --configs tries more."""
 
 import runpy
 
 import pytest
+
 from configurations import CONFIGS, build, generated, starts
 
 NUMBER = 300

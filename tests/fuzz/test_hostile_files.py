@@ -1,4 +1,4 @@
-"""Hostile files end in one clear error: no crash, no hang, nothing that is in them is run. benchmarks/fuzz.py looks for longer."""
+"""Hostile files end in one clear error: no crash, no hang, nothing that is in them is run. tests/campaigns/fuzz.py looks for longer."""
 
 import functools
 import json
@@ -8,15 +8,15 @@ import tracemalloc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import mutated
-from parsers import PARSERS, TEXT, Attack
 
-from igpo_jax.model.checkpoints import load_params
-from igpo_jax.model.safetensors_files import stored_tensors
+from igpo_jax.grading.answers import box_spans
 from igpo_jax.runtime.files import MOST_NESTED, parse_json
-from igpo_jax.tasks.answers import box_spans
 from igpo_jax.tasks.sources import load_sources
 from igpo_jax.tokenizers import encode_chat, load_tokenizer
+from igpo_jax.weights.folders import load_params
+from igpo_jax.weights.safetensors_files import stored_tensors
+from mutations import mutated
+from parsers import PARSERS, TEXT, Attack
 from tokenizer_files import write_tokenizer
 
 EXAMPLES = 300  # of each parser
@@ -104,9 +104,8 @@ def test_weights_that_are_a_pickle_are_not_opened(tmp_path, attack_of):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     for name in ("pytorch_model.bin", "model.pt", "model.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(_Bomb()))
+    from igpo_jax.weights.huggingface import folder_model_config
     from parsers import MESH
-
-    from igpo_jax.model.huggingface import folder_model_config
 
     with pytest.raises(ValueError, match="model.safetensors: cut short"):
         load_params(tmp_path, folder_model_config(tmp_path), MESH)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from igpo_jax.diffusion.corruption import Corruption, sft_loss
-from igpo_jax.model.checkpoints import load_params
-from igpo_jax.model.huggingface import folder_model_config
+from igpo_jax.weights.folders import load_params
+from igpo_jax.weights.huggingface import folder_model_config
 
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file

@@ -1,4 +1,4 @@
-"""The checks of tests/llada_parity.py on the small copy of the fixture, and that they would notice a difference."""
+"""The checks of tests/helpers/llada_parity.py on the small copy of the fixture, and that they would notice a difference."""
 
 import gzip
 import hashlib

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from igpo_jax.model import transformer
-from igpo_jax.model.checkpoints import load_params
-from igpo_jax.model.huggingface import folder_model_config
 from igpo_jax.model.transformer import ModelConfig, abstract, embed, shardings, unembed, weight_decay_mask
-from igpo_jax.runtime.hlo_cost import program_cost
+from igpo_jax.plan.hlo_cost import program_cost
+from igpo_jax.weights.folders import load_params
+from igpo_jax.weights.huggingface import folder_model_config
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
 # Compiled: op by op, most of the time would go into compiling single operations.

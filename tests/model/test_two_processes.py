@@ -10,9 +10,9 @@ import sys
 import pytest
 
 import igpo_jax
-from igpo_jax.model.safetensors_files import stored_tensors
+from igpo_jax.weights.safetensors_files import stored_tensors
 from processes import free_port
-from test_checkpoints import assert_same_files
+from test_folders import assert_same_files
 from tokenizer_files import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent
@@ -24,7 +24,7 @@ def test_two_processes_convert_export_and_generate(tmp_path, mesh):
     write_tokenizer(source)
     arguments = [str(free_port()), str(source), str(tmp_path)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(HERE / "two_processes.py")]
+    command = [sys.executable, str(HERE.parent / "helpers" / "two_processes.py")]
     processes = [
         subprocess.Popen([*command, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True)
         for rank in (0, 1)

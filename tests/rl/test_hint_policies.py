@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpo_jax.data.pipeline import PromptBatch, take_rows
-from igpo_jax.diffusion.inpainting import UNKNOWN, InpaintingConfig, first_centre, inpaint, ratio_range, remember
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.experiment import open_experiment
 from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.rl.hints import UNKNOWN, InpaintingConfig, first_centre, inpaint, ratio_range, remember
 from igpo_jax.rl.rollout import (
     SECOND_TRY,
     Grades,
@@ -27,6 +26,7 @@ from igpo_jax.rl.rollout import (
     mixed_groups,
     rollout,
 )
+from igpo_jax.run.experiment import open_experiment
 from run_configs import tiny
 
 EOS, MASK = 1, 2

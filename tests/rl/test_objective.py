@@ -11,7 +11,7 @@ from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, group_weights, kl_estimate, loss_and_statistics, policy_terms
 from igpo_jax.runtime.mesh import put_rows
-from igpo_jax.training import accumulate_gradients
+from igpo_jax.training.state import accumulate_gradients
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7)
 N, G, P_LENGTH, LENGTH = 8, 4, 5, 6

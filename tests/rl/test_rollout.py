@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from igpo_jax.data.pipeline import PromptBatch, take_rows
-from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.rollout import Grades, RolloutConfig, _pad_rows, rollout, up_to_first_eos
 
 EOS, MASK = 1, 2

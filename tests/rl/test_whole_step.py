@@ -11,16 +11,16 @@ import pytest
 from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch
-from igpo_jax.diffusion.inpainting import InpaintingConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
+from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.likelihood import score
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.rl.rollout import Grades, RolloutConfig, rollout
-from igpo_jax.rl.step import make_update
-from igpo_jax.training import OptimizerConfig, compute_copy, create_state, make_optimizer, policy_params
+from igpo_jax.rl.update import make_update
+from igpo_jax.training.state import OptimizerConfig, compute_copy, create_state, make_optimizer, policy_params
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 MODEL = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=8, kv_heads=8, mlp_width=40, head_chunk=16)

@@ -1,0 +1,364 @@
+"""A model for use: text in, text out.
+
+import igpo_jax
+model = igpo_jax.load("LLaDA-8B-Instruct")
+model.generate(["What is 2 + 2?"], chat=True)[0].text
+model.infill(["The answer is [MASK:4] because two and two are four."])[0].text
+model.score("2 + 2 =", " 4")
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from igpo_jax import config as configuration
+from igpo_jax.data.pipeline import left_padded
+from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
+from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.stepwise import Step, sample_stepwise
+from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.model import lora, sharding
+from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
+from igpo_jax.run.experiment import restore_run
+from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
+from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
+from igpo_jax.weights.folders import load_params
+from igpo_jax.weights.huggingface import folder_model_config
+
+BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+MOST_TOKENS = 2**16  # of a canvas with blanks
+BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
+SCORED_ROWS = 16  # draws of the bound that go through the network together
+ROWS_PER_DEVICE = 8  # denoised together
+
+Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """text: None where the model has no tokenizer; up to the first EOS. tokens: int32 [l]. written_at: int32 [l], the
+    denoising step that wrote each token, -1 where it was given."""
+
+    text: str | None
+    tokens: np.ndarray
+    written_at: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """log_likelihood: lower bound on log p(completion | prompt), in nats, estimated from `draws` random maskings.
+    standard_error: of that estimate; the draws are spread evenly over masking levels, so it errs on the large side."""
+
+    log_likelihood: float
+    standard_error: float
+    draws: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionLM:
+    """A network, its parameters (spread over `mesh`) and its tokenizer (None: token ids only). origin: where it is from:
+    path, and of a run stage and step, of adapters their folder. decode: how it decodes unless told otherwise; what a run has
+    trained decodes as in the run's evaluations."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    mesh: Mesh
+    origin: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    decode: DecodeConfig = DecodeConfig(completion_length=128, block_length=32, steps=128)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        chat: bool = False,
+        hint: str | Sequence[int] = "",
+        completion_length: int | None = None,
+        block_length: int | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        watch: Callable[[Step], None] | None = None,
+        **decoding,
+    ) -> list[Completion]:
+        """A completion for every prompt.
+
+        Rows do not depend on each other: noise belongs to (seed, prompt, how often it came before in `prompts`).
+
+        Args:
+            chat: text prompts become a user's message in the model's chat template; conversations always do.
+            hint: what every completion begins with, kept as it is.
+            completion_length: tokens, hint included. block_length: must divide it. By default those of `decode`.
+            steps: denoising steps in all, a multiple of the number of blocks; by default those of `decode`, or one for each
+                token where a length is given.
+            watch: is called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch, whose last row
+                may be repeated; what it raises ends the work. Takes longer.
+            decoding: what else `DecodeConfig` has, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`; by
+                default that of `decode`.
+
+        Raises:
+            ValueError: lengths that do not fit together, a hint longer than the completion, or text without a tokenizer.
+        """
+        length = self.decode.completion_length if completion_length is None else completion_length
+        block = min(self.decode.block_length, length) if block_length is None else block_length
+        if completion_length is None and block_length is None:
+            steps = steps or self.decode.steps
+        decode = dataclasses.replace(
+            self.decode, completion_length=length, block_length=block, steps=steps or length, **decoding
+        )
+        _require_list(prompts)
+        start = self.encode(hint)
+        if len(start) > length:
+            raise ValueError(f"the hint has {len(start)} tokens, completion_length={length}")
+        canvas = np.full((len(prompts), length), self.config.mask_id, np.int32)
+        canvas[:, : len(start)] = start
+        return self._denoise([self.encode(prompt, chat) for prompt in prompts], canvas, decode, seed, watch)
+
+    def infill(
+        self,
+        canvases: Sequence[str | Sequence[int]],
+        *,
+        prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+        steps: int | None = None,
+        seed: int = 0,
+        logits_eos_inf: bool = True,
+        watch: Callable[[Step], None] | None = None,
+        **decoding,
+    ) -> list[Completion]:
+        """Fills the blanks of texts; every other token stays as it is.
+
+        Args:
+            canvases: texts with blanks, `"The answer is [MASK:4] because"`: four tokens between two pieces that are
+                tokenized on their own. Or token ids with `config.mask_id` in the blanks.
+            prompts: what comes before each canvas; nothing by default.
+            steps: denoising steps; by default one for each blank token.
+            logits_eos_inf: on by default, because an EOS between two pieces of text ends nothing.
+            watch, decoding: as in `generate`.
+
+        Raises:
+            ValueError: a canvas without a blank, or another number of prompts than of canvases.
+        """
+        _require_list(canvases)
+        prompts = [[]] * len(canvases) if prompts is None else prompts
+        _require_list(prompts)
+        if len(prompts) != len(canvases):
+            raise ValueError(f"{len(prompts)} prompts for {len(canvases)} canvases; give one each, or none")
+        encoded = [self.encode_template(canvas) for canvas in canvases]
+        completions: list[Completion | None] = [None] * len(canvases)
+        for length in sorted({len(ids) for ids in encoded}):  # rows of one length are denoised together
+            rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
+            canvas = np.array([encoded[row] for row in rows], np.int32)
+            blanks = int((canvas == self.config.mask_id).sum(axis=1).max())
+            given = {"completion_length": length, "block_length": length, "steps": steps or blanks} | decoding
+            decode = dataclasses.replace(self.decode, logits_eos_inf=logits_eos_inf, **given)
+            before = [self.encode(prompts[row], chat) for row in rows]
+            done = self._denoise(before, canvas, decode, seed, watch, whole=True)
+            for row, completion in zip(rows, done, strict=True):
+                completions[row] = completion
+        return completions
+
+    def logits(self, tokens: np.ndarray, valid: np.ndarray | None = None) -> jax.Array:
+        """What every position predicts of its own token, float32 [b, t, v].
+
+        Args:
+            tokens: int32 [b, t], with `config.mask_id` where a prediction is wanted.
+            valid: bool [b, t], False on padding; or [b, t, t]. Everything is valid by default.
+        """
+        tokens = np.asarray(tokens, np.int32)
+        valid = np.ones(tokens.shape, bool) if valid is None else np.asarray(valid, bool)
+        with jax.set_mesh(self.mesh):
+            return _logits(self.params, tokens, valid, self.config)
+
+    def score(
+        self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
+    ) -> Score:
+        """The likelihood of a completion: the mean of random draws of the bound, k of its l tokens masked, weight l / k,
+        k spread evenly over 1..l (llada.md 6.8). A completion of one token has one masking, and its likelihood is exact.
+
+        Raises:
+            ValueError: an empty completion.
+        """
+        ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
+        if not answer.size:
+            raise ValueError("an empty completion has no likelihood to estimate")
+        draws = 1 if answer.size == 1 else draws
+        corruption = mask_count(jax.random.key(seed), draws, answer.size)
+        tokens, valid = left_padded([ids], _rounded(len(ids)), 0)
+        rows = min(SCORED_ROWS, draws) * batch_size_divisor(self.mesh)
+        bounds = []
+        for begin in range(0, draws, rows):
+            index = np.minimum(np.arange(begin, begin + rows), draws - 1)
+            part = Corruption(*(fetch(x)[index] for x in corruption))
+            repeated = (np.repeat(x, rows, axis=0) for x in (tokens, valid, answer[None]))
+            with jax.set_mesh(self.mesh):
+                bounds.append(fetch(_bound(self.params, *put_rows((*repeated, part), self.mesh), self.config)))
+        bound = np.concatenate(bounds)[:draws]
+        error = float(bound.std(ddof=1) / np.sqrt(draws)) if draws > 1 else 0.0
+        return Score(-float(bound.mean()), error, draws)
+
+    def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
+        """Token ids of a prompt; chat: as in `generate`.
+
+        Raises:
+            ValueError: text without a tokenizer, a chat without a chat template, or ids outside of the vocabulary.
+        """
+        if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
+            if prompt == "":
+                return []
+            if self.tokenizer is None:
+                raise ValueError("this model folder has no tokenizer; give token ids instead of text")
+            if not isinstance(prompt, str):
+                return encode_chat(self.tokenizer, prompt)
+            return (
+                encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
+                if chat
+                else self.tokenizer.encode(prompt)
+            )
+        ids = [int(id) for id in prompt]
+        if any(not 0 <= id < self.config.vocab_size for id in ids):
+            raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
+        return ids
+
+    def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
+        """Token ids of a canvas, as `infill` takes it, with `config.mask_id` in the blanks.
+
+        Raises:
+            ValueError: there is no blank, or one that is too long.
+        """
+        if not isinstance(canvas, str):
+            ids = self.encode(canvas)
+        else:
+            ids, end = [], 0
+            for blank in BLANK.finditer(canvas):
+                ids += self.encode(canvas[end : blank.start()])
+                size = blank[1] or "1"
+                if len(size) > 9 or len(ids) + int(size) > MOST_TOKENS:
+                    raise ValueError(f"{blank[0][:40]}: a canvas has at most {MOST_TOKENS} tokens")
+                ids += [self.config.mask_id] * int(size)
+                end = blank.end()
+            ids += self.encode(canvas[end:])
+        if self.config.mask_id not in ids:
+            raise ValueError(f"{canvas!r} has no blank; write [MASK:n] where n tokens shall be filled in")
+        return ids
+
+    def _denoise(
+        self,
+        prompts: list[list[int]],
+        canvas: np.ndarray,
+        decode: DecodeConfig,
+        seed: int,
+        watch: Callable[[Step], None] | None,
+        whole: bool = False,
+    ) -> list[Completion]:
+        """`whole`: the text of all tokens, not only of those before the first EOS."""
+        problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
+        seen: Counter[int] = Counter()
+        occurrence = [seen.update([number]) or seen[number] - 1 for number in problem]
+        keys = np.array([problem, occurrence], np.uint32)
+        tokens, valid = left_padded(prompts, _rounded(max(map(len, prompts))), self.config.eos_id)
+        count, divisor = len(prompts), batch_size_divisor(self.mesh)
+        # Batches of one size, filled up with repeats of the last row: one program for any number of prompts.
+        size = min(-(-count // divisor), ROWS_PER_DEVICE) * divisor
+        completions = []
+        for begin in range(0, count, size):
+            padded = np.minimum(np.arange(begin, begin + size), count - 1)
+            with jax.set_mesh(self.mesh):
+                row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
+                rows = put_rows((tokens[padded], valid[padded], canvas[padded]), self.mesh)
+                arguments = (self.params, *rows, row_keys, self.config, decode)
+                done = sample(*arguments) if watch is None else sample_stepwise(*arguments, watch)
+                done = fetch((done.tokens, done.written_at))
+            completions += [Completion(self._decode(row, whole), row, steps) for row, steps in zip(*done, strict=True)]
+        return completions[:count]
+
+    def _decode(self, tokens: np.ndarray, whole: bool) -> str | None:
+        return None if self.tokenizer is None else completion_text(self.tokenizer, tokens, whole)
+
+
+def _require_list(texts) -> None:
+    if isinstance(texts, str):
+        raise ValueError(f"{texts!r} is one text; give a list of texts")
+
+
+def _rounded(length: int) -> int:
+    return max(1, -(-length // BUCKET)) * BUCKET
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _logits(params, tokens, valid, cfg: ModelConfig):
+    return unembed(params, forward(params, tokens, valid, cfg), cfg)
+
+
+_bound = jax.jit(negative_bound, static_argnames="cfg")
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    adapters: str | os.PathLike | None = None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    stage: str | None = None,
+) -> DiffusionLM:
+    """A model from a Hugging Face folder of LLaDA or iLLaDA, a folder that `igpo_jax.convert` wrote, or a run's folder.
+
+    Args:
+        adapters: a folder of adapters in PEFT's format that belong to the model.
+        dtype: float32 | bfloat16, of parameters and activations, adapters stay float32; by default bfloat16 on accelerators,
+            float32 on CPUs.
+        mesh: where to; by default spread over all devices.
+        stage: of a run, sft | rl: whose newest checkpoint; by default the last stage's.
+
+    Raises:
+        ValueError: nothing there, or not whole; the message names the file and what is wrong with it.
+    """
+    path = pathlib.Path(path)
+    mesh = mesh or make_mesh()
+    dtype = dtype or default_dtype()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {str(path)!r}")
+    if (path / "checkpoints").is_dir():
+        if adapters is not None:
+            raise ValueError(
+                f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
+            )
+        run = restore_run(path, mesh, stage)
+        config, tokenizer = run.model, run.tokenizer
+        params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
+        # Any length, on any machine: not the kernel that the run was trained with.
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
+        origin = {"path": str(path), "stage": run.stage, "step": run.step}
+        return DiffusionLM(config, params, tokenizer, mesh, origin, run.settings.eval_decode)
+    if stage is not None:
+        raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
+    config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
+    cfg, values = (None, None) if adapters is None else lora.import_peft(adapters, config)
+    sharding.check_model_divides(config, mesh, cfg)
+    tokenizer = load_folder_tokenizer(path, config.mask_id)
+    if tokenizer is not None:
+        config = configuration.with_tokenizer(config, tokenizer, path)
+    origin = {"path": str(path)} | ({} if adapters is None else {"adapters": str(adapters)})
+    if cfg is None:
+        return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh, origin)
+    values = jax.device_put(values, lora.shardings(config, cfg, mesh))
+    return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh, origin)
+
+
+def default_dtype() -> str:
+    """What a model computes in where nothing else is asked for."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:
+    """The tokenizer of a model folder, None where it has none."""
+    has_one = (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
+    return load_tokenizer(folder, mask_id) if has_one else None

@@ -1,0 +1,147 @@
+"""python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
+       [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
+
+Trains every arm (igpo_jax/compare/arms.py) with every seed, from the same supervised stage per seed, and writes
+comparison.html, comparison.md and comparison.json: accuracy with intervals at equal prompts and at equal network
+evaluations, paired by problem, and a verdict on every claim that the arms can decide. The same command goes on where it was
+stopped; runs that are finished are kept. --quick is the same with few iterations and, unless told otherwise, seeds 0..3: a
+check of the machinery in minutes.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from igpo_jax.cli import parse_flags
+from igpo_jax.compare.arms import ARMS, arms_of, check_arms, seeds_of
+from igpo_jax.compare.numbers import compare_runs
+from igpo_jax.compare.page import write_comparison
+from igpo_jax.run.metrics import progress
+from igpo_jax.runtime.files import claim, write_whole
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
+SEEDS = flags.DEFINE_string("seeds", None, "FIRST..LAST, or a list; by default 0..4, and 0..3 with --quick.")
+OUTPUT = flags.DEFINE_string("output", None, "The comparison's folder; runs/compare-CONFIG by default.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
+QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
+
+SUPERVISED = "supervised"
+
+
+def main(_) -> None:
+    config = CONFIG.value
+    quick = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if QUICK.value else {}
+    overrides = [f"--config.{key}={value}" for key, value in quick.items()]
+    overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one counts
+    file = flags.FLAGS["config"].config_filename
+    name = pathlib.Path(file.partition(":")[0]).stem
+    folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
+    try:
+        arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
+        check_arms(config, arms, overrides)
+        claim(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
+        train_all(folder, file, arms, seeds, overrides)
+        found = compare_runs(folder, arms, seeds)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    write_comparison(folder, found)
+    print((folder / "comparison.md").read_text())
+    print(f"report: {folder / 'comparison.html'}")
+
+
+def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
+    """Every run that is not finished: first the supervised stage of every seed, if there is one, then the arms.
+
+    Raises:
+        RuntimeError: a run fails; the others that have begun are waited for, and no more are started.
+    """
+    cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
+    for job in range(JOBS.value):
+        shares.put(set(cores[job :: JOBS.value]) or set(cores))
+
+    def take_share() -> None:
+        """Of the host's cores: a thread's processes stay where the thread may run."""
+        os.sched_setaffinity(0, shares.get())
+
+    supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
+    stages = [supervised, [(seed, arm) for seed in seeds for arm in arms]]
+    pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
+    under_way: set[subprocess.Popen] = set()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a termination signal; the same command goes on"))
+    with progress(sum(map(len, stages)), 0, "runs") as bar, pool:
+        try:
+            for stage in stages:
+                running = [pool.submit(train, folder, file, seed, arm, overrides, under_way) for seed, arm in stage]
+                for done in concurrent.futures.as_completed(running):
+                    done.result()
+                    bar.update(1)
+        except BaseException as reason:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(reason, RuntimeError | ValueError):
+                for process in under_way.copy():
+                    process.terminate()  # it saves first
+            raise
+
+
+def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], under_way: set) -> None:
+    """One run, in a process of its own, which is among those under way meanwhile.
+
+    Raises:
+        RuntimeError: it fails; names its log.
+        ValueError: there is a run of an arm of this name that was another one.
+    """
+    run = run_folder(folder, seed, arm)
+    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
+    claim(run.with_suffix(".json"), own, f"arm {arm}")
+    if (run / "result.json").is_file():
+        return
+    if not run.exists():
+        begin(folder, run, None if arm == SUPERVISED else run_folder(folder, seed, SUPERVISED))
+    command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
+    command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
+    log = run.with_suffix(".log")
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        under_way.add(process)
+        code = process.wait()
+        under_way.remove(process)
+    if code or not (run / "result.json").is_file():
+        raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; the same command goes on")
+
+
+def run_folder(folder: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
+    return folder / f"seed-{seed}" / arm
+
+
+def begin(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) -> None:
+    """A run's folder. It shares compiled programs with the others; and where `source` has done the supervised stage, which is
+    the same for all arms, bit by bit, it begins from a copy of that."""
+    new = run.with_name(f"{run.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    (folder / "compiled").mkdir(exist_ok=True)
+    (new / "compiled").symlink_to(pathlib.Path("..", "..", "compiled"))
+    if source is not None and source.is_dir():
+        shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
+        for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
+            if (source / name).is_file():
+                write_whole(new / name, (source / name).read_bytes())
+    new.rename(run)
+
+
+def run() -> None:
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,206 @@
+"""comparison.json, comparison.md, comparison.svg and comparison.html: the same numbers for programs, for a README and for eyes.
+
+The page is one file that loads nothing and needs no script; its figures are drawn here, as SVG.
+"""
+
+import html
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from igpo_jax.compare.numbers import REACHED
+from igpo_jax.runtime.files import write_whole
+
+COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3")
+DASHES = ("", "7 3", "2 3")  # for one round of colors each
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
+LEGEND = 3  # names in a line
+VERDICTS = {"held": "#2a9d6f", "not held": "#c8453b", "undecided": "#8a94a3"}
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,"><title>{title}</title><style>
+body {{ font: 15px/1.5 Inter, system-ui, sans-serif; color: #1d2632; max-width: 1320px; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; font-size: 13.5px; }} .wide {{ overflow-x: auto; }}
+th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #dfe4ea; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 14rem; }} th {{ color: #5b6675; font-weight: 600; white-space: normal; vertical-align: bottom; }}
+.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1rem; }}
+svg {{ width: 100%; height: auto; }} .verdict {{ font-weight: 700; }} p.note {{ color: #5b6675; max-width: 60rem; }}
+pre {{ overflow-x: auto; font-size: 12px; }}
+</style></head><body><h1>{title}</h1><p class="note">{note}</p>{body}</body></html>
+"""
+
+
+def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
+    """comparison.json, .md, .svg and .html in the comparison's folder."""
+    write_whole(folder / "comparison.json", json.dumps(found, indent=1))
+    write_whole(folder / "comparison.md", markdown(found))
+    write_whole(folder / "comparison.svg", accuracy_figure(found, "evaluations"))
+    write_whole(folder / "comparison.html", page(folder.name, found))
+
+
+def accuracy_figure(found: dict[str, Any], budget: str) -> str:
+    """Accuracy over prompts or network evaluations; the mean of the seeds, and from the worst to the best of them."""
+    names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
+    series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
+    return figure(f"Accuracy on {found['problems']} held-out problems", names[budget], series)
+
+
+def all_wrong_figure(found: dict[str, Any]) -> str:
+    """Groups that are all wrong before any hint, over prompts, smoothed over five iterations."""
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in values])
+
+    series = {arm: (_stack(runs, "sampled"), smooth(_stack(runs, "all_wrong"))) for arm, runs in found["curves"].items()}
+    return figure("Groups that are all wrong, before hints", "prompts sampled", series)
+
+
+def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """SVG of shares over a budget, up to twice the end of the series that needs least; every series has x and y [seeds, points]."""
+    ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
+    most = min(max(ends), 2 * min(ends)) or 1.0  # an arm that spends many times as much would leave no room for the others
+
+    def at(x, y) -> tuple[float, float]:
+        return LEFT + (WIDTH - LEFT - RIGHT) * x / most, TOP + (HEIGHT - TOP - BOTTOM) * (1 - y)
+
+    def stroke(color: str, dashes: str) -> str:
+        return f'stroke="{color}" stroke-width="2.2"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
+
+    def points(x, y) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*at(*pair)) for pair in zip(x, y, strict=True))
+
+    styles = [(COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]) for number in range(len(series))]
+    parts = [f'<text x="{LEFT}" y="16" font-size="14" font-weight="600">{html.escape(title)}</text>']
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x, y = at(0, share)
+        parts.append(f'<line x1="{x}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ee"/>')
+        parts.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+    for tick in _ticks(most):
+        x, y = at(tick, 0)
+        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{_short(tick)}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x_name)}</text>')
+    for (color, dashes), (x, y) in zip(styles, series.values(), strict=True):
+        shown = x.mean(axis=0) <= most
+        middle, y = x.mean(axis=0)[shown], y[:, shown]
+        if len(y) > 1:
+            band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
+            parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
+        parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" {stroke(color, dashes)}/>')
+    width = (WIDTH - LEFT) / min(LEGEND, len(series))
+    rows = -(-len(series) // LEGEND)
+    for number, ((color, dashes), name) in enumerate(zip(styles, series, strict=True)):
+        x, y = LEFT + width * (number % LEGEND), HEIGHT + 16 * (number // LEGEND)
+        parts.append(f'<line x1="{x:.0f}" x2="{x + 15:.0f}" y1="{y + 3}" y2="{y + 3}" {stroke(color, dashes)}/>')
+        parts.append(f'<text x="{x + 19:.0f}" y="{y + 7}">{html.escape(name)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 16 * rows}" font-size="12" '
+        f'font-family="system-ui, sans-serif" fill="#3c4654" role="img" aria-label="{html.escape(title)}">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>'
+    )
+
+
+def table(found: dict[str, Any]) -> list[list[str]]:
+    """Header and lines, as text."""
+    reach = f"{REACHED:.0%}"
+    header = ["arm", "accuracy at equal evaluations", "at equal prompts", "hardest third", "all wrong before hints", "rescued",
+              "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}", "RL seconds"]  # fmt: skip
+    lines = [header]
+    for arm in found["arms"]:
+        first, last = arm["all_wrong"]
+        lines.append(
+            [
+                f"{arm['arm']}: {arm['title']}",
+                *(_with_interval(arm[key]) for key in ("equal_evaluations", "equal_prompts", "hardest_third")),
+                f"{_percent(first)} → {_percent(last)}",
+                _percent(arm["rescue_rate"]),
+                "–" if arm["swapped_in"] is None else f"{arm['swapped_in']:.2f}",
+                _percent(arm["distinct"]),
+                *("–" if arm[key] is None else _short(arm[key]) for key in ("prompts_to_reach", "evaluations_to_reach")),
+                f"{arm['rl_seconds']:.0f}",
+            ]
+        )
+    return lines
+
+
+def claims(found: dict[str, Any]) -> list[list[str]]:
+    lines = [["claim", "verdict", "difference in points (95 %)", "against"]]
+    for claim in found["claims"]:
+        low, high = (100 * value for value in claim["interval95"])
+        lines.append(
+            [claim["text"], claim["verdict"], f"{100 * claim['mean']:+.1f} ({low:+.1f} to {high:+.1f})", claim["against"]]
+        )
+    return lines
+
+
+def note(found: dict[str, Any]) -> str:
+    run = found["runs"][0]
+    versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
+    commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
+    return (
+        f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy decoding; "
+        "percent with 95 % intervals of a bootstrap over seeds and problems. Of each seed, the arm that needed least sets the "
+        "budget; the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds. "
+        f"{run['device']}, {versions}, {commits}."
+    )
+
+
+def markdown(found: dict[str, Any]) -> str:
+    def lines(rows: Sequence[Sequence[str]]) -> list[str]:
+        return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+    return "\n".join([*lines(table(found)), "", *lines(claims(found)), "", note(found), ""])
+
+
+def page(name: str, found: dict[str, Any]) -> str:
+    def cells(row: Sequence[str], tag: str) -> str:
+        colored = [
+            f'<{tag} class="verdict" style="color:{VERDICTS[cell]}">{cell}</{tag}>' if cell in VERDICTS
+            else f"<{tag}>{html.escape(cell)}</{tag}>"
+            for cell in row
+        ]  # fmt: skip
+        return f"<tr>{''.join(colored)}</tr>"
+
+    def shown(rows: list[list[str]]) -> str:
+        return f'<div class="wide"><table>{cells(rows[0], "th")}{"".join(cells(row, "td") for row in rows[1:])}</table></div>'
+
+    figures = [accuracy_figure(found, "evaluations"), accuracy_figure(found, "prompts"), all_wrong_figure(found)]
+    cards = html.escape(json.dumps(found["runs"], indent=1))
+    body = (
+        f"<h2>Claims</h2>{shown(claims(found))}<h2>Arms</h2>{shown(table(found))}"
+        f'<h2>Curves</h2><p class="note">Means of the seeds, and the range from the worst to the best of them.</p>'
+        f'<div class="figures">{"".join(f"<div>{one}</div>" for one in figures)}</div>'
+        f"<h2>Runs</h2><details><summary>{len(found['runs'])} runs: fingerprints, versions, devices, seconds</summary>"
+        f"<pre>{cards}</pre></details>"
+    )
+    return PAGE.format(title=html.escape(name), note=html.escape(note(found)), body=body)
+
+
+def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
+    """[seeds, points], as many points as all runs have."""
+    points = min(len(run[key]) for run in runs)
+    return np.array([run[key][:points] for run in runs], float)
+
+
+def _ticks(most: float) -> list[float]:
+    power = 10.0 ** np.floor(np.log10(most))
+    step = next(power * part for part in (0.1, 0.2, 0.5, 1, 2) if most / (power * part) <= 6)
+    return [float(tick) for tick in np.arange(0, most * 1.001, step)]
+
+
+def _short(number: float) -> str:
+    return f"{number / 1e6:.3g}M" if number >= 1e6 else f"{number / 1e3:.3g}k" if number >= 1e4 else f"{number:.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _with_interval(value: dict[str, Any]) -> str:
+    low, high = value["interval95"]
+    return f"{_percent(value['mean'])} ({_percent(low)} to {_percent(high)})"

@@ -1,0 +1,167 @@
+"""Completions of a benchmark's problems and their verdicts, one row per problem, in a folder that is an evaluation:
+protocol.json, one JSON Lines file per benchmark, and at the end card.json. It can be stopped and goes on; the same checkpoint
+and protocol give the same rows, whatever batch size and mesh.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from igpo_jax.api import DiffusionLM
+from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, prompt_arrays, take_rows
+from igpo_jax.diffusion.batches import denoise
+from igpo_jax.diffusion.sampler import HINT
+from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.evaluate.protocol import decode_of
+from igpo_jax.run.metrics import progress, read_rows
+from igpo_jax.runtime.distributed import everywhere, share_rows
+from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
+from igpo_jax.runtime.mesh import batch_size_divisor
+from igpo_jax.runtime.statistics import paired, summary
+from igpo_jax.tasks import load_task
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
+from igpo_jax.tokenizers import completion_text
+
+
+def run_benchmark(
+    model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
+) -> dict[str, Any]:
+    """Completes and grades what `<folder>/<name>.jsonl` lacks, and returns the numbers of all of it.
+
+    A row: id, question, answer, and of every draw its text, as it is graded, the answer it states, reward, whether it is
+    correct, the outcome of grading, and how many denoising steps wrote it.
+    """
+    part, file = config.benchmarks[name], folder / f"{name}.jsonl"
+    decode = decode_of(config, name)
+    done = int(everywhere(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
+    prompts = prompts_of(model, config, problems, decode)
+    task = load_task(part.task.name)
+    options = {key: part.task[key] for key in task.REWARD_OPTIONS}
+    pool = reward_pool(part.task, config.reward)
+    size = -(-config.batch_size // batch_size_divisor(model.mesh)) * batch_size_divisor(model.mesh)
+    draws, total = part.draws, len(problems) * part.draws
+    waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
+    with progress(total, done * draws, name) as bar, jax.set_mesh(model.mesh):
+        for begin in range(done * draws, total, size):
+            flat = np.arange(begin, min(begin + size, total))
+            padded = np.minimum(np.arange(begin, begin + size), total - 1)
+            batch = cut_to_bucket(take_rows(prompts, padded // draws), config.prompt_buckets)
+            draw = (padded % draws).astype(np.uint32)
+            sampled = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
+            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in sampled.tokens[: len(flat)]]
+            verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(flat, texts, strict=True)])
+            for place, number in enumerate(flat.tolist()):
+                reward, outcome = verdicts[place]
+                waiting.append(
+                    {
+                        "draw": number % draws,
+                        "text": texts[place],
+                        "stated": task.stated(texts[place], **options),
+                        "reward": float(reward),
+                        "correct": bool(reward >= 1),
+                        "outcome": OUTCOMES[int(outcome)],
+                        "steps": len(set(sampled.written_at[place].tolist()) - {HINT}),
+                    }
+                )
+            rows = []
+            while len(waiting) >= draws:
+                problem = problems[done]
+                rows.append(
+                    {"id": problem.id, "question": problem.question, "answer": problem.answer, "completions": waiting[:draws]}
+                )
+                waiting, done = waiting[draws:], done + 1
+            if jax.process_index() == 0:
+                with file.open("a", encoding="utf-8") as opened:
+                    opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            bar.update(len(flat))
+    pool.close()
+    return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
+
+
+def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
+    """Those of a benchmark, padded to the largest bucket."""
+    return prompt_arrays(
+        problems,
+        model.tokenizer,
+        chat=config.chat,
+        prefix=config.prefix,
+        prompt_length=max(config.prompt_buckets),
+        completion_length=decode.completion_length,
+        exclude_answer=False,
+        overflow="cut",
+    )[1]
+
+
+def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """bool [problems, draws], of a benchmark's rows."""
+    return np.array([[c["correct"] for c in row["completions"]] for row in rows])
+
+
+def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
+    """(reward, number of the outcome) of each, float64 [n, 2]; the processes share the work."""
+
+    def work(rows: np.ndarray) -> list[tuple[float, int]]:
+        return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
+
+    return share_rows(np.zeros((len(answers), 2)), work)
+
+
+def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Of an evaluation's file; what a killed process left of a last line is cut off."""
+    rows = read_rows(file)
+    if file.is_file():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if text != file.read_text("utf-8", errors="replace"):
+            write_whole(file, text)
+    return rows
+
+
+def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders; None for a
+    benchmark that only one of them has.
+
+    Raises:
+        ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message says in what.
+    """
+    with reading(f"{one} or {other}"):
+        return _compared(one, other)
+
+
+def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
+    cards = [_card(folder) for folder in (one, other)]
+    names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
+    if not names:
+        raise ValueError(f"{one} and {other} have no benchmark in common")
+    result = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
+    for name in names:
+        differing = differing_keys(*(card["protocol"][name] for card in cards))
+        if differing:
+            values = [[_at(card["protocol"][name], key) for card in cards] for key in differing]
+            told = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in zip(differing, values, strict=True))
+            raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
+        rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
+        if not rows[0]:
+            raise ValueError(f"{one} has no rows of benchmark {name}; a comparison of samplers (--sampler-error) is no evaluation")
+        if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
+            raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
+        result[name] = paired(*map(correct_of, rows))
+    return result
+
+
+def _card(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "card.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no finished evaluation: it has no card.json")
+    return read_json(file)
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

@@ -1,0 +1,125 @@
+"""python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
+
+What a run would read: how many problems were kept of which file and why not the others, lengths in tokens, what fits, and a
+few problems as the model sees them, with the parts of the solution that no hint may show in [[double brackets]]. Reads no
+weights.
+"""
+
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from igpo_jax import config as configuration
+from igpo_jax.cli import parse_flags
+from igpo_jax.config import Settings
+from igpo_jax.data.pipeline import encode_question
+from igpo_jax.run.experiment import load_problems, run_tokenizer, train_tokenizer
+from igpo_jax.tasks import load_task
+from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tokenizers import Tokenizer
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+SAMPLES = flags.DEFINE_integer("samples", 5, "How many problems of each split are shown.", lower_bound=0)
+
+BARS = 12  # of a histogram
+WIDTH = 40  # characters of its longest bar
+
+
+def main(_):
+    try:
+        settings = configuration.parse(CONFIG.value)
+        for line in inspect(settings, SAMPLES.value):
+            print(line, flush=True)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def inspect(settings: Settings, samples: int) -> Iterator[str]:
+    """The lines of the report.
+
+    Raises:
+        ValueError: a configuration or data that cannot be used.
+    """
+    task = load_task(settings.task.name)
+    problems = load_problems(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        if not settings.model["path"]:
+            train_tokenizer(problems, pathlib.Path(folder), settings)
+        tokenizer = run_tokenizer(pathlib.Path(folder), settings)
+        for split, of in problems.items():
+            yield f"{split}: {len(of)} problems, fingerprint {fingerprint(of)}"
+            if hasattr(task, "load_counted"):  # other tasks draw their problems
+                yield from (f"  {count}" for count in task.load_counted(settings.task, split)[1])
+            yield from _lengths(split, of, tokenizer, settings)
+            yield ""
+    yield from _shared_questions(problems)
+    for split, of in problems.items():
+        for number in np.sort(np.random.default_rng(settings.seed).permutation(len(of))[:samples]):
+            yield from _shown(split, of[number])
+
+
+def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, settings: Settings) -> Iterator[str]:
+    prompts = np.array([len(encode_question(problem, tokenizer, settings.tokenizer.chat)) for problem in problems])
+    most, length = settings.data.prompt_buckets[-1], settings.rollout_decode.completion_length
+    fits = prompts <= most
+    yield from _histogram("prompt tokens", prompts, most)
+    if split != "test":
+        solutions = [problem.demonstration if split == "sft" else problem.trace for problem in problems]
+        tokens = np.array([len(tokenizer.encode(solution)) for solution in solutions])
+        yield from _histogram("solution tokens", tokens, length)
+        if split == "sft":
+            fits &= tokens <= length  # hints of a longer one are cut off, a demonstration is not
+        else:
+            yield f"  without a solution to cut hints from: {int((tokens == 0).sum())}"
+    handling = {"error": "is refused", "drop": "is dropped"}[settings.data.overflow] if split != "test" else "is cut"
+    yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); what does not {handling}"
+
+
+def _histogram(name: str, lengths: np.ndarray, limit: int) -> Iterator[str]:
+    p50, p95, p99 = np.percentile(lengths, (50, 95, 99))
+    yield (
+        f"  {name}: mean {lengths.mean():.0f}, median {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, max {lengths.max()}; "
+        f"{(lengths <= limit).mean():.1%} fit {limit}"
+    )
+    step = max(1, -(-(int(p99) + 1) // BARS))
+    counts = np.bincount(np.minimum(lengths // step, BARS))
+    for bar, count in enumerate(counts):
+        label = f"{bar * step}-{(bar + 1) * step - 1}" if bar < BARS else f"{bar * step} or more"
+        yield f"    {label:>14} {count:>7} {'#' * round(WIDTH * count / counts.max())}".rstrip()
+
+
+def _shared_questions(problems: dict[str, list[Problem]]) -> Iterator[str]:
+    tested = {problem.question for problem in problems["test"]}
+    for split in sorted(problems.keys() - {"test"}):
+        shared = len(tested & {problem.question for problem in problems[split]})
+        yield f"questions of the test split that are in {split}, too: {shared} of {len(tested)}"
+
+
+def _shown(split: str, problem: Problem) -> Iterator[str]:
+    yield f"\n--- {split}: {problem.id}"
+    yield problem.question
+    text = problem.demonstration if split == "sft" else problem.trace
+    if text:
+        yield f"--- {'demonstration' if split == 'sft' else 'solution'}"
+        yield _bracketed(text, problem.answer_spans) if text == problem.trace else text
+    yield f"--- answer: {problem.answer}"
+
+
+def _bracketed(text: str, spans: tuple[tuple[int, int], ...]) -> str:
+    for begin, end in sorted(spans, reverse=True):
+        text = f"{text[:begin]}[[{text[begin:end]}]]{text[end:]}"
+    return text
+
+
+def run() -> None:
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

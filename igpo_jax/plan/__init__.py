@@ -1,0 +1,1 @@
+"""What a run needs on its devices, found by compiling."""

@@ -1,0 +1,364 @@
+"""What the programs of a run need on a device, found by compiling them from shapes alone: nothing is allocated."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax import config as configuration
+from igpo_jax.config import Settings
+from igpo_jax.data.pipeline import SFTBatch
+from igpo_jax.diffusion.corruption import Corruption
+from igpo_jax.diffusion.sampler import Rows, denoise_block
+from igpo_jax.diffusion.sampler_error import PROBED, block_errors
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model import sharding, transformer
+from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.plan.hlo_cost import Cost, program_cost
+from igpo_jax.rl.hints import inpaint
+from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
+from igpo_jax.rl.update import make_update
+from igpo_jax.runtime.chips import CHIPS, Chip, device_memory_gib
+from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, slice_count
+from igpo_jax.stages.sft import heldout_bound, make_sft_update
+from igpo_jax.training.state import abstract_state, make_compute_cast, make_optimizer
+
+GIB = 2**30
+MOST = 0.9  # of the memory: fragmentation and what the runtime itself holds come on top of what the compiler counts
+LLADA_8B = ModelConfig(
+    vocab_size=126464,
+    mask_id=126336,
+    eos_id=126081,
+    eot_id=126348,
+    width=4096,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    mlp_width=12288,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program of a run. arguments: as a run calls `function` with them, arrays as shapes with shardings.
+    resident: what lies on the devices meanwhile, {name: pytree of such shapes}; the same object is the same array, and what
+    is an argument, too, is counted there. used: whether this run has it at all. per_iteration: how often an iteration of
+    the RL stage runs it, if no group is all wrong and one batch of prompts is enough."""
+
+    name: str
+    function: Any
+    arguments: tuple
+    resident: dict[str, Any]
+    used: bool
+    per_iteration: int = 0
+
+
+def planned_model(settings: Settings) -> tuple[ModelConfig, str]:
+    """The network of a run whose tokenizer has not been trained or whose weights are elsewhere; and where its shape is
+    from.
+
+    Raises:
+        ValueError: the model's folder is there and cannot be used.
+    """
+    path, values = settings.model["path"], settings.model
+    numerics = {key: values[key] for key in configuration.NUMERICS}
+    if not path:
+        size = -(-settings.tokenizer.vocab_size // 8) * 8
+        return configuration.own_model(settings, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
+    if not pathlib.Path(path).exists():
+        return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B, since {path!r} is not here"
+    return configuration.folder_model(settings), path
+
+
+def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program]:
+    """Every program of a run that takes more than a moment, with the shapes and shardings it has there."""
+    rl, sft, lora, objective = settings.rl, settings.sft, settings.lora, settings.objective
+    n, g, at_once = rl.prompts, rl.group_size, rl.prompts // rl.rollout_slices
+    prompt_length, length = settings.data.prompt_buckets[-1], settings.rollout_decode.completion_length
+
+    def array(shape, dtype, spec=P(BATCH)):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def tokens(*shape):
+        return array(shape, jnp.int32)
+
+    def prompts(rows):
+        return tokens(rows, prompt_length), array((rows, prompt_length), jnp.bool_)
+
+    def everywhere(make):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
+
+    key = everywhere(lambda: jax.random.key(0))
+    sft_optimizer = make_optimizer(settings.sft_optimizer, max(sft.updates, 1), model, lora)
+    rl_optimizer = make_optimizer(settings.rl_optimizer, max(rl.iterations, 1) * objective.inner_steps, model, lora)
+    sft_state, state = (abstract_state(optimizer, model, mesh, lora) for optimizer in (sft_optimizer, rl_optimizer))
+    frozen = None if lora is None else transformer.abstract(model, mesh)
+    copied = lora is None and model.compute_dtype != model.param_dtype
+    copy = dataclasses.replace(model, param_dtype=model.compute_dtype)
+
+    def acting_of(state):
+        if lora is not None:
+            return attach_abstract(frozen, state.params)
+        return transformer.abstract(copy, mesh) if copied else state.params
+
+    acting = acting_of(state)
+    if lora is None:
+        reference = transformer.abstract(copy, mesh)
+    else:
+        reference = attach_abstract(frozen, lora_module.abstract(model, lora, mesh)) if sft.updates else frozen
+    training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": frozen})
+
+    def host(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def sampling(rows, decode, acting=acting):
+        keys = everywhere(lambda: jax.random.split(jax.random.key(0), rows))
+        canvas = tokens(rows, length)
+        state = Rows(*prompts(rows), canvas, keys, canvas, canvas, array((rows,), jnp.bool_), tokens(rows))
+        return acting, state, host((), jnp.int32), model, decode
+
+    hints = (
+        host((at_once,), jnp.uint32),
+        host((at_once * g, length), jnp.int32),
+        host((at_once, length), jnp.int32),
+        host((at_once,), jnp.int32),
+        host((at_once, length), jnp.bool_),
+    )
+    ratios = host((), jnp.float32), host((), jnp.float32)
+    gives_hints = settings.inpainting.policy != "none"
+    groups = GroupBatch(
+        *prompts(n),
+        problem_id=array((n,), jnp.uint32),
+        completions=tokens(n, g, length),
+        written_at=tokens(n, g, length),
+        in_loss=array((n, g, length), jnp.bool_),
+        advantages=array((n, g), jnp.float32),
+    )
+    on_host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
+    views = jax.eval_shape(lambda batch: views_of(jax.random.key(0), batch, objective), on_host)
+    views = jax.tree.map(lambda x: array(x.shape, x.dtype, P(None, BATCH)), views)
+
+    def per_token(dtype):
+        return array(views.scored.shape, dtype, P(None, BATCH))
+
+    number = jnp.float32
+    scores = Scores(per_token(number), per_token(number), views, per_token(jnp.bool_), per_token(number))
+    update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
+    sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
+    sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
+    scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
+    sample_decode, eval_decode = settings.rollout_decode, settings.eval_decode
+    blocks = rl.rollout_slices * sample_decode.blocks
+    in_rl, everything = rl.iterations > 0, training | {"policy": acting}
+    rows = settings.evaluation.batch_size
+    in_sft = sft.updates > 0 and sft.eval_every > 0
+    supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": frozen})
+    last_state, beside = (state, training) if in_rl else (sft_state, supervised)
+    found = [
+        Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
+        Program("inpaint", inpaint, (key, *hints, g, settings.inpainting, ratios), everything, in_rl and gives_hints),
+        Program("score", score, scoring, training, in_rl, 1),
+        Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
+        Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
+    ]
+    if sample_decode.cache != "none":
+        number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
+        found.insert(1, Program("probe", block_errors, sampling(number, sample_decode), training, in_rl and rl.probe_every > 0))
+    if copied:
+        found.insert(0, Program("cast", make_compute_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))
+    if in_sft and sft.heldout:
+        masks = Corruption(array((rows, length), jnp.bool_), array((rows,), jnp.float32))
+        arguments = (acting_of(sft_state), *prompts(rows), tokens(rows, length), masks, model)
+        found.insert(0, Program("heldout", heldout_bound, arguments, supervised, True))
+    if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
+        found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, frozen), {}, sft.updates > 0))
+    return found
+
+
+def attach_abstract(frozen: Any, adapters: Any) -> Any:
+    """As `lora.attach`, which scales the adapters: there they are new arrays, which the compiler counts as temporary."""
+    return frozen | {"blocks": frozen["blocks"] | {"adapters": adapters}}
+
+
+def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
+    """Compiles a program; what it needs on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time.
+
+    Returns:
+        A record for JSON. Where the compiler finds that it does not fit: `error`, and `peak_gib` as far as it says.
+    """
+    begin = time.perf_counter()
+    arguments = abstract_leaves(program.arguments)
+    resident, seen = {}, {id(leaf) for leaf in arguments}
+    for name, tree in program.resident.items():
+        leaves = [leaf for leaf in abstract_leaves(tree) if id(leaf) not in seen]
+        seen |= {id(leaf) for leaf in leaves}
+        if leaves:
+            resident[name] = shard_bytes(leaves) / GIB
+    record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration}
+    record["resident_gib"] = resident
+    others = sum(resident.values())
+    try:
+        with jax.set_mesh(mesh):
+            compiled = program.function.lower(*program.arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            raise
+        peak = float(used[1]) / (1 if used[2] == "G" else 1024) + others
+        return record | {"peak_gib": peak, "error": str(error).splitlines()[0][:300]}
+    seconds = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # one array, two arguments
+    own = {
+        "arguments_gib": memory.argument_size_in_bytes - twice,
+        "outputs_gib": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporary_gib": memory.temp_size_in_bytes,
+        "code_gib": memory.generated_code_size_in_bytes,
+    }
+    record |= {name: size / GIB for name, size in own.items()}
+    record |= {"peak_gib": sum(own.values()) / GIB + others, "compile_seconds": seconds}
+    try:
+        cost = program_cost(compiled.as_text())
+    except ValueError as error:  # the memory is known all the same
+        return record | {"cost_error": str(error)}
+    return record | {
+        "flops": cost.flops,
+        "bytes": cost.bytes,
+        "received_bytes": {f"{kind}{' between slices' if far else ''}": n for (kind, far), n in cost.received.items()},
+        **estimate(cost, CHIPS.get(mesh.devices.flat[0].device_kind)),
+    }
+
+
+def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
+    """Those that lie on devices already; configurations and what comes from the host are passed over."""
+    leaves = jax.tree.leaves(tree)
+    return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
+
+
+def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
+    """Seconds of one run at the chip's published peaks, and the share of them that communication takes if nothing of it
+    is hidden behind computing; empty where the peaks are not known."""
+    if chip is None:
+        return {}
+    working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)
+    exchanging = sum(n / (chip.dcn if far else chip.ici) for (_, far), n in cost.received.items())
+    total = max(working + exchanging, 1e-12)
+    return {"estimated_seconds": total, "communication_share": exchanging / total}
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one device's part of a tree of shapes with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
+    """Compiles the programs of a run and judges whether they fit.
+
+    Args:
+        only: names of programs; all by default.
+        report: is told of every record as soon as it is there.
+    """
+    model, shape_from = planned_model(settings)
+    model = sharding.sized_for(model, mesh)
+    sharding.check_divisibility(settings, model, mesh)
+    device = mesh.devices.flat[0]
+    memory = device_memory_gib(device)
+    wanted = programs(settings, model, mesh)
+    unknown = set(only) - {program.name for program in wanted}
+    if unknown:
+        raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in wanted)}")
+    records = []
+    for program in wanted:
+        if not only or program.name in only:
+            records.append(measure(program, mesh))
+            report(records[-1])
+    peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
+    return {
+        "device": device.device_kind,
+        "devices": mesh.devices.size,
+        "slices": slice_count(list(mesh.devices.flat)),
+        "mesh": dict(mesh.shape),
+        "model": shape_from,
+        "memory_gib": memory,
+        "peak_gib": peak,
+        "fits": peak <= MOST * memory,
+        "programs": records,
+        "advice": advice(settings, model, mesh, records),
+    }
+
+
+def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
+    """The update of the last stage compiled with each model.remat: what it needs, and which is estimated to be the fastest
+    of those that fit (None: none does).
+
+    Returns:
+        choice, and programs: a record of `measure` by value of model.remat.
+    """
+    name = "update" if settings.rl.iterations else "sft"
+    memory, records = device_memory_gib(mesh.devices.flat[0]), {}
+    for remat in ("none", "dots", "full"):
+        changed = dataclasses.replace(settings, model=settings.model | {"remat": remat})
+        model = sharding.sized_for(planned_model(changed)[0], mesh)
+        [program] = (program for program in programs(changed, model, mesh) if program.name == name)
+        records[remat] = measure(program, mesh)
+    fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
+    # Without estimates (an unknown chip), what recomputes least.
+    choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)
+    return {"choice": choice, "programs": records}
+
+
+def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The three changes of the configuration that save most where the run needs most, from arithmetic over shapes."""
+    used = [record for record in records if record["used"]]
+    if not used:
+        return []
+    fullest = max(used, key=lambda record: record["peak_gib"])
+    name = fullest["name"]
+    rl, sft, lora = settings.rl, settings.sft, settings.lora
+    shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
+    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
+    parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
+    trained = parameters if lora is None else shard_bytes(lora_module.abstract(model, lora, mesh)) // 4
+    resident = sum(fullest["resident_gib"].values()) * GIB
+    temporary = fullest.get("temporary_gib", fullest["peak_gib"] - resident / GIB) * GIB
+    compute = 2 if model.compute_dtype == "bfloat16" else 4
+    stage, section, optimizer = ("sft", sft, settings.sft_optimizer) if name == "sft" else ("rl", rl, settings.rl_optimizer)
+    saving: dict[str, float] = {}
+    if lora is None and settings.model["path"]:
+        kept = 4 * parameters + 4 * trained + 2 * trained  # master weights and two moments become a bfloat16 base
+        saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
+    if optimizer.first_moment_dtype == "float32":
+        saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
+    if name == "evaluate" and settings.evaluation.batch_size % (2 * rows) == 0:
+        saving[f"config.evaluation.batch_size={settings.evaluation.batch_size // 2}"] = temporary / 2
+    at_once = rl.prompts // rl.rollout_slices
+    if name == "sample" and at_once % 2 == 0 and at_once // 2 * rl.group_size % rows == 0:
+        saving[f"config.rl.rollout_slices={rl.rollout_slices * 2}"] = temporary / 2
+    if name in ("update", "score", "sft"):
+        at_once = (sft.batch_size if name == "sft" else rl.prompts) // section.microbatches
+        local = at_once // rows
+        carried = local * length * model.width * compute * model.layers  # the stream at the border of each layer
+        if model.remat != "full" and name != "score":
+            inside = (4 * model.width + 3 * model.mlp_width) // shards
+            saving["config.model.remat=full: recompute layers"] = local * length * inside * compute * model.layers
+        if at_once % (2 * rows) == 0:
+            halved = temporary / 2 if name == "score" else carried / 2
+            saving[f"config.{stage}.microbatches={section.microbatches * 2}: half the rows at a time"] = halved
+        positions = local * settings.rollout_decode.completion_length
+        chunk = min(model.head_chunk or positions, positions)
+        if chunk >= 2:
+            saving[f"config.model.head_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2
+    if mesh.shape["fsdp"] % 2 == 0 and model.kv_heads % (2 * shards) == 0 and model.vocab_size % (2 * shards) == 0:
+        heads = 2 * model.width * model.vocab_size * compute // shards
+        saving[f"config.mesh.tensor={shards * 2}: matrices are gathered in halves"] = heads / 2
+    saving["twice the devices"] = resident / 2 + fullest.get("arguments_gib", 0.0) * GIB / 2 + temporary / 4
+    best = sorted(saving, key=saving.get, reverse=True)[:3]
+    return [{"change": change, "saves_about_gib": saving[change] / GIB} for change in best]

@@ -1,0 +1,35 @@
+"""python -m igpo_jax.report RUN [RUN ...] [--output=FILE]
+
+Writes the report of a run anew, also while it is under way; or one page that compares several runs: curves, numbers with
+intervals, what their configurations differ in, rollouts.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from igpo_jax.cli import parse_flags
+from igpo_jax.report.page import write_page
+
+OUTPUT = flags.DEFINE_string("output", None, "The page's file; RUN/report.html, or compared.html of several runs.")
+
+
+def main(arguments: list[str]) -> None:
+    runs = arguments[1:]
+    try:
+        if not runs:
+            raise ValueError("give the folder of a run, or of several: python -m igpo_jax.report RUN [RUN ...]")
+        path = pathlib.Path(OUTPUT.value or (pathlib.Path(runs[0], "report.html") if len(runs) == 1 else "compared.html"))
+        write_page(runs, path)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(f"report: {path}")
+
+
+def run() -> None:
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Concise rewritten solutions."""

@@ -1,0 +1,43 @@
+"""One update of the policy: objective -> gradients -> optax -> state."""
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from igpo_jax.model.lora import LoraConfig
+from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.rl.likelihood import GroupBatch, Scores
+from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
+from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, policy_params, state_shardings
+
+
+def make_update(
+    optimizer: optax.GradientTransformation,
+    cfg: ModelConfig,
+    objective: ObjectiveConfig,
+    mesh: Mesh,
+    microbatches: int = 1,
+    lora: LoraConfig | None = None,
+):
+    """The compiled update (state, batch, scores, inner_step, frozen) -> (state, statistics).
+
+    state is donated; batch and scores are those of a rollout, whose number of prompts is a multiple of `microbatches`;
+    inner_step, int32 [], says which of the mu inner updates this is; frozen: the parameters that the adapters in state
+    belong to, None without adapters. Where loss or gradient is not finite, see `apply_gradients`.
+    """
+
+    def update(
+        state: TrainState, batch: GroupBatch, scores: Scores, inner_step: jax.Array, frozen: Params | None = None
+    ):
+        scores = jax.tree.map(lambda x: x[inner_step % x.shape[0]], scores)
+
+        def loss(trained, part):
+            return loss_and_statistics(policy_params(trained, frozen, lora), *part, cfg, objective, mesh)
+
+        (loss, statistics), gradients = accumulate_gradients(
+            jax.value_and_grad(loss, has_aux=True), state.params, (batch, scores), microbatches
+        )
+        state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
+        return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))

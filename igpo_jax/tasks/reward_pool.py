@@ -1,0 +1,187 @@
+"""Rewards in processes of their own: an answer that takes too long, or breaks, costs its own reward and nothing else.
+
+Not threads: math-verify's time limits fail in them, silently, and every score becomes 0. Not multiprocessing's pools: one
+stuck worker cannot be replaced, and starting them would import jax again.
+"""
+
+import atexit
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Pipe, wait
+from typing import Any
+
+from igpo_jax.tasks import load_task
+from igpo_jax.tasks.problem import Problem
+
+log = logging.getLogger(__name__)
+
+OUTCOMES = ("ok", "timeout", "error")
+JOBS = 16  # answers that a worker is handed at a time
+STARTING = 60.0  # seconds that a worker may take to import the function
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """reward: 0.0 unless outcome is "ok". outcome: one of `OUTCOMES`. reason: of an error."""
+
+    reward: float
+    outcome: str
+    reason: str = ""
+
+
+def reward_pool(task, reward) -> "RewardPool":
+    """Processes for the reward of a configuration's sections `task` and `reward`; they start when they are needed."""
+    if reward.function:
+        return RewardPool(reward.function, {}, reward.workers, reward.deadline_seconds)
+    module = load_task(task.name)
+    options = {name: task[name] for name in module.REWARD_OPTIONS}
+    return RewardPool(f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
+
+
+class RewardPool:
+    """Calls one function, (problem, text, **options) -> float, in worker processes. They are started when first needed and
+    live until `close`, or the end of this process."""
+
+    def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
+        """
+        Args:
+            function: "package.module:name", importable from here.
+            deadline_seconds: for one answer, after which its worker is killed and replaced.
+        """
+        self._command = [function, json.dumps(options)]
+        self._number, self._deadline = workers, deadline_seconds
+        self._workers: list[_Worker] = []
+        self._died_importing = 0  # since a process has imported the function
+        atexit.register(self.close)
+
+    def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """A verdict for every answer, in their order.
+
+        Raises:
+            ValueError: the function cannot be imported.
+        """
+        verdicts: list[Verdict | None] = [None] * len(answers)
+        waiting, died = collections.deque(range(len(answers))), set()
+        size = max(1, min(JOBS, len(answers) // (2 * self._number)))
+        while waiting or any(worker.jobs for worker in self._workers):
+            needed = min(self._number, len(waiting))
+            while len(self._workers) < needed:
+                self._workers.append(_Worker(self._command))
+            for worker in self._workers:
+                if worker.ready() and worker.alive() and not worker.jobs and waiting:
+                    self._died_importing = 0
+                    jobs = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+                    worker.hand(jobs, [answers[job] for job in jobs])
+            wait([worker.connection for worker in self._workers], self._patience())
+            for worker in list(self._workers):
+                for job, result in worker.results():
+                    if isinstance(result, float):
+                        verdicts[job] = Verdict(result, "ok")
+                    else:  # None: the function has given up itself
+                        verdicts[job] = Verdict(0.0, "timeout" if result is None else "error", result or "TimeoutError")
+                if worker.overdue(self._deadline) or not worker.alive():
+                    self._replace(worker, verdicts, waiting, died)
+        return verdicts
+
+    def _patience(self) -> float:
+        """Seconds until the first worker is overdue."""
+        since = [worker.since for worker in self._workers if worker.jobs]
+        return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
+
+    def _replace(self, worker: "_Worker", verdicts: list[Verdict | None], waiting: collections.deque, died: set[int]) -> None:
+        """What it was at is lost, if it is late or has killed a second worker: the first one may have been killed from
+        outside. The rest of its jobs wait again.
+
+        Raises:
+            ValueError: more processes than there are workers have died before the function was imported.
+        """
+        jobs = list(worker.jobs)
+        if jobs and (worker.alive() or jobs[0] in died):
+            outcome = "timeout" if worker.alive() else "error"
+            reason = f"no verdict in {self._deadline:g} s" if outcome == "timeout" else "two processes have died of it"
+            verdicts[jobs.pop(0)] = Verdict(0.0, outcome, reason)
+        died.update(jobs[:1])
+        waiting.extendleft(reversed(jobs))
+        worker.kill()
+        self._workers.remove(worker)
+        self._died_importing += not worker.imported
+        if self._died_importing > self._number:
+            raise unusable(self._command[0], "processes die while they import it, see above")
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+
+
+class _Worker:
+    """A process and what it is at. jobs: handed out and not answered, in their order. since: the last answer, or the start."""
+
+    def __init__(self, command: list[str]):
+        self.connection, theirs = Pipe()
+        full = [sys.executable, "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
+        self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment())
+        theirs.close()
+        self._function, self.imported = command[0], False
+        self.jobs: collections.deque[int] = collections.deque()
+        self.since = time.monotonic()
+
+    def ready(self) -> bool:
+        if not self.imported:
+            with contextlib.suppress(EOFError, OSError):  # it has died; `alive` will tell
+                if self.connection.poll(0):
+                    trouble = self.connection.recv()
+                    if trouble is not None:
+                        raise unusable(self._function, trouble)
+                    self.imported = True
+            if not self.imported and time.monotonic() - self.since > STARTING:
+                raise unusable(self._function, f"it took more than {STARTING:g} s to import")
+        return self.imported
+
+    def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
+        try:
+            self.connection.send(answers)
+        except OSError:  # it has died; `alive` will tell
+            pass
+        self.jobs.extend(jobs)
+        self.since = time.monotonic()
+
+    def results(self) -> list[tuple[int, Any]]:
+        found = []
+        try:
+            while self.jobs and self.connection.poll(0):
+                found.append((self.jobs[0], self.connection.recv()))
+                self.jobs.popleft()
+                self.since = time.monotonic()
+        except (EOFError, OSError):
+            pass
+        return found
+
+    def overdue(self, deadline: float) -> bool:
+        return bool(self.jobs) and time.monotonic() - self.since > deadline
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+
+def unusable(function: str, trouble: str) -> ValueError:
+    return ValueError(f"the reward function {function!r} cannot be used: {trouble}")
+
+
+def _environment() -> dict[str, str]:
+    """Found by a worker as by this process: also what was put on sys.path by hand, such as the current folder."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return os.environ | {"PYTHONPATH": path}

@@ -1,0 +1,273 @@
+"""Training state and optimiser, shared by the supervised and the RL stage."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model import transformer
+from igpo_jax.model.lora import LoraConfig, attach
+from igpo_jax.model.transformer import ModelConfig, Params, weight_decay_mask
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.runtime.mesh import fetch, replicated, split_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping by global norm, a linear warm-up, then the schedule."""
+
+    learning_rate: float
+    warmup_steps: int = 50
+    schedule: str = "constant"  # constant | cosine | linear, to 5 % and to 0 of the peak at the stage's last update
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.2
+    first_moment_dtype: str = "float32"  # float32 | bfloat16: two bytes per parameter less
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f"schedule={self.schedule!r} is none of constant, cosine, linear")
+        # Written so that NaN is refused, too.
+        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.warmup_steps >= 0):
+            raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"b1={self.b1} and b2={self.b2} must lie in [0, 1), weight_decay not be negative")
+        if self.first_moment_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
+
+    def learning_rate_at(self, updates: int) -> optax.Schedule:
+        """The schedule of a stage of `updates` updates."""
+        warmup = optax.linear_schedule(
+            self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps
+        )
+        decay = max(updates - self.warmup_steps, 1)
+        if self.schedule == "cosine":
+            rest = optax.cosine_decay_schedule(self.learning_rate, decay, alpha=0.05)
+        elif self.schedule == "linear":
+            rest = optax.linear_schedule(self.learning_rate, 0.0, decay)
+        else:
+            rest = optax.constant_schedule(self.learning_rate)
+        return optax.join_schedules([warmup, rest], [self.warmup_steps])
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 [], updates of this stage so far, skipped ones among them; params: what is trained, float32: all parameters,
+    or the adapters of a frozen model; opt_state: of optax."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+class Diverged(ArithmeticError):
+    """Losses, gradients or parameters are not finite any more."""
+
+
+def count_skipped(skipped: np.ndarray, before: int) -> int:
+    """How many updates in a row were skipped, after further ones (bool [n]), of which the first follows `before` skipped."""
+    kept = np.flatnonzero(~skipped)
+    return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
+
+
+def stop_diverged(
+    step: int, stage: str, in_a_row: int, of_update: dict[str, Any], state: TrainState, batch: Any, checkpoints: Checkpoints
+) -> None:
+    """Raises Diverged with what is known of the last of so many skipped updates; its batch is saved in the run's folder.
+
+    Args:
+        of_update: its loss, grad_norm and finite_gradients, see `apply_gradients`, on the host.
+        state: after it; parameters are those before it.
+        batch: pytree of arrays.
+    """
+    names = leaf_names(state.params)
+    gradient = next((name for name, finite in zip(names, of_update["finite_gradients"], strict=True) if not finite), None)
+    parameter = first_not_finite(state.params)
+    if parameter:
+        cause = f"the parameter {parameter} itself is not"
+    elif gradient is None:
+        cause = "parameters and the gradient of each are, the loss or the norm over all gradients is not"
+    elif math.isfinite(of_update["loss"]):
+        cause = f"parameters and loss are, the gradient of {gradient} is not"
+    else:
+        cause = f"parameters are, the loss is not, nor is the gradient of {gradient}"
+    file = checkpoints.folder.parents[1] / f"diverged-{stage}-{step}.npz"
+    arrays = dict(zip(leaf_names(batch), jax.tree.leaves(fetch(batch)), strict=True))
+    if jax.process_index() == 0:
+        np.savez(file, **arrays)
+    raise Diverged(
+        f"update {step} is number {in_a_row} in a row that was skipped, with loss {of_update['loss']:g} and gradient norm "
+        f"{of_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
+        f"smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
+    )
+
+
+def check_parameters(params: Params, step: int, checkpoints: Checkpoints) -> None:
+    """Before they are saved: raises Diverged where one is not finite."""
+    name = first_not_finite(params)
+    if name:
+        raise Diverged(
+            f"after update {step} the parameter {name} is not finite and is not saved; {_good_checkpoint(checkpoints)}. Try a "
+            "smaller learning rate in another --workdir"
+        )
+
+
+def _good_checkpoint(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    return f"the checkpoint {checkpoints.folder / str(steps[-1])} is good" if steps else "no checkpoint had been saved"
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """As in blocks.query."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def first_not_finite(params: Params) -> str | None:
+    """The name of the first leaf with a number that is not finite."""
+    finite = fetch(_finite_leaves(params))
+    return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
+
+
+@jax.jit
+def _finite_leaves(params: Params) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+
+
+def policy_params(trained: Params, frozen: Params | None, lora: LoraConfig | None) -> Params:
+    """The network's parameters: what is trained itself, or the frozen ones with the adapters that are trained."""
+    return trained if lora is None else attach(frozen, trained, lora)
+
+
+def compute_copy(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
+    """All parameters in the compute dtype, where they lie: what a network computes is the same, since every weight is cast
+    before it is used, and half is read and exchanged. `params` themselves where that is their dtype."""
+    if model.compute_dtype == model.param_dtype:
+        return params
+    return make_compute_cast(model, mesh)(params)
+
+
+def acting_policy(trained: Params, frozen: Params | None, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None) -> Params:
+    """The network as it samples and is scored."""
+    return policy_params(trained if lora else compute_copy(trained, model, mesh), frozen, lora)
+
+
+def make_compute_cast(model: ModelConfig, mesh: Mesh):
+    """The compiled cast of all parameters to the compute dtype."""
+
+    def cast(params):
+        return jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
+
+    return jax.jit(cast, out_shardings=transformer.shardings(model, mesh))
+
+
+def make_optimizer(
+    cfg: OptimizerConfig, updates: int, model: ModelConfig, lora: LoraConfig | None = None
+) -> optax.GradientTransformation:
+    """The optimiser of a stage of `updates` updates. Norm scales do not decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.max_grad_norm),
+        optax.adamw(
+            cfg.learning_rate_at(updates),
+            b1=cfg.b1,
+            b2=cfg.b2,
+            weight_decay=cfg.weight_decay,
+            mask=weight_decay_mask(model) if lora is None else None,
+            mu_dtype=cfg.first_moment_dtype,
+        ),
+    )
+
+
+def abstract_state(
+    optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None
+) -> TrainState:
+    """`jax.ShapeDtypeStruct` of the state, with shardings: moments lie where their parameters lie, scalars everywhere."""
+    params = transformer.abstract(model, mesh) if lora is None else lora_module.abstract(model, lora, mesh)
+
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda leaf, of: placed(leaf, of.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return TrainState(step=step, params=params, opt_state=opt_state)
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None
+) -> TrainState:
+    """Those of `abstract_state`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(optimizer, model, mesh, lora))
+
+
+def create_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    model: ModelConfig,
+    mesh: Mesh,
+    lora: LoraConfig | None = None,
+) -> TrainState:
+    """A fresh optimiser around a copy of `params`: updates donate the state, and the caller keeps its own."""
+
+    def create(params):
+        return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
+
+    return jax.jit(create, out_shardings=state_shardings(optimizer, model, mesh, lora))(params)
+
+
+def apply_gradients(
+    state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """One update; where the loss or the gradients' norm is not finite, only its number and the schedule move on.
+
+    Returns:
+        The state, the norm before clipping, and which leaves have a gradient of finite norm, bool [leaves].
+    """
+    norm = optax.tree.norm(gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    good = ~is_skipped(loss, norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    step = state.step + 1
+    if optax.tree.get_all_with_path(opt_state, "ScaleByScheduleState"):
+        opt_state = optax.tree.set(opt_state, ScaleByScheduleState=optax.ScaleByScheduleState(count=step))
+    finite = jnp.stack([jnp.isfinite(optax.tree.norm(leaf)) for leaf in jax.tree.leaves(gradients)])
+    return TrainState(step=step, params=params, opt_state=opt_state), norm, finite
+
+
+def is_skipped(loss, norm):
+    """Whether an update with this loss and gradient norm changes nothing; of device or host arrays."""
+    return ~(abs(loss) + norm < math.inf)
+
+
+def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: int):
+    """Sums value and gradient over microbatches, one after the other; the memory of one.
+
+    Args:
+        value_and_grad: (params, part of the batch) -> ((loss, statistics), gradients), each a mean over the part.
+        batch: pytree of arrays with the same leading size, a multiple of `microbatches`.
+    """
+    if microbatches == 1:
+        return value_and_grad(params, batch)
+    parts = split_rows(batch, microbatches)
+    shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(params, part)), None), zeros, parts
+    )
+    return jax.tree.map(lambda x: x / microbatches, total)

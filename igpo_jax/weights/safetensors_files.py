@@ -1,0 +1,145 @@
+"""The layout of safetensors files, read strictly and written in place: 8 bytes of length, a JSON header, then data.
+
+The values themselves are read by Orbax (folders.py), which trusts the headers; here they are not trusted.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from igpo_jax.runtime.files import parse_json, read_json
+from igpo_jax.weights.huggingface import INDEX
+
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_FILE_BYTES = 5 * 10**9  # of files where no original layout is known
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies: bytes [begin, end) of a file, and as what."""
+
+    file: pathlib.Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
+    """Where every tensor of a Hugging Face folder lies, from the files' headers alone.
+
+    Raises:
+        ValueError: names the file, and the tensor where it is one, that is missing, cut short, doubled, does not fill
+            its place, or disagrees with the index.
+    """
+    folder = pathlib.Path(folder)
+    present = {path.name for path in folder.glob("model*.safetensors")}
+    weight_map = None
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        names = [] if not isinstance(weight_map, dict) else [*weight_map, *weight_map.values()]
+        if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
+            raise ValueError(f"{folder / INDEX}: weight_map does not map tensors to files")
+        expected = set(weight_map.values())
+    else:
+        expected = {"model.safetensors"}
+    if not present:
+        raise ValueError(f"{folder} has no model*.safetensors")
+    for file in sorted(expected - present):
+        raise ValueError(f"{folder / file} is missing" + (f"; {INDEX} names it" if weight_map else ""))
+    for file in sorted(present - expected):
+        raise ValueError(f"{folder / file} is not named by {INDEX if weight_map else 'anything; there is no ' + INDEX}")
+
+    tensors: dict[str, Stored] = {}
+    for file in sorted(expected):
+        for name, stored in _read_header(folder / file).items():
+            if name in tensors:
+                raise ValueError(f"tensor {name} is in {tensors[name].file.name} and in {file}")
+            if weight_map is not None and weight_map.get(name) != file:
+                raise ValueError(f"{folder / INDEX} places {name} in {weight_map.get(name)}, but it is in {file}")
+            tensors[name] = stored
+    for name in sorted((weight_map or {}).keys() - tensors.keys()):
+        raise ValueError(f"{folder / weight_map[name]} has no tensor {name}; {INDEX} places it there")
+    return tensors
+
+
+def _read_header(file: pathlib.Path) -> dict[str, Stored]:
+    """The header of a safetensors file: 8 bytes of length, JSON, then data without gaps."""
+
+    def fail(reason: str):
+        raise ValueError(f"{file}: {reason}")
+
+    def without_repetition(pairs):
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            fail(f"the header has {max(names, key=names.count)!r} twice")
+        return dict(pairs)
+
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or 8 + length > size:
+            fail(f"cut short, or not a safetensors file: {size} bytes, of which the header would be {8 + length}")
+        header = parse_json(opened.read(length), f"{file}: the header", object_pairs_hook=without_repetition)
+    if not isinstance(header, dict):
+        fail("the header is not a JSON object")
+    header.pop("__metadata__", None)
+    tensors, data = {}, 8 + length
+    for name, entry in header.items():
+        if not name.isprintable():
+            fail(f"{name!r} is no name of a tensor")
+        entry = entry if isinstance(entry, dict) else {}
+        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+        if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
+            fail(f"tensor {name}: shape {shape!r} and data_offsets {offsets!r} are not lists of sizes")
+        if not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
+            fail(f"tensor {name}: dtype {entry.get('dtype')!r} is none of {', '.join(DTYPES)}")
+        dtype = DTYPES[entry["dtype"]]
+        if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
+            fail(f"tensor {name}: {entry['dtype']} {shape} does not fill bytes {offsets[0]} to {offsets[1]}")
+        tensors[name] = Stored(file, dtype, tuple(shape), data + offsets[0], data + offsets[1])
+    end = data
+    for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if stored.begin != end:
+            fail(f"tensor {name} begins at byte {stored.begin}, the one before it ends at {end}")
+        end = stored.end
+    if end != size:
+        fail(f"{'cut short' if size < end else 'too long'}: {size} bytes, the header speaks of {end}")
+    return tensors
+
+
+def fill_files(size: dict[str, int]) -> dict[str, str]:
+    """Tensors in their order over files of at most `MAX_FILE_BYTES`."""
+    numbers, number, filled = {}, 1, 0
+    for name, bytes_ in size.items():
+        if filled and filled + bytes_ > MAX_FILE_BYTES:
+            number, filled = number + 1, 0
+        numbers[name], filled = number, filled + bytes_
+    if number == 1:
+        return dict.fromkeys(size, "model.safetensors")
+    return {name: f"model-{n:05}-of-{number:05}.safetensors" for name, n in numbers.items()}
+
+
+def write_headers(folder, weight_map, shapes, size, dtype) -> dict[str, tuple[pathlib.Path, int]]:
+    """Makes every file at its full size with its header; returns where each tensor's bytes belong."""
+    place = {}
+    for file in sorted(set(weight_map.values())):
+        header, end = {"__metadata__": {"format": "pt"}}, 0
+        for name in sorted(name for name in size if weight_map[name] == file):
+            entry = {"dtype": DTYPE_NAMES[dtype], "shape": shapes[name], "data_offsets": [end, end + size[name]]}
+            header[name], end = entry, end + size[name]
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)  # tensors are aligned for who maps the file into memory
+        with (folder / file).open("wb") as opened:
+            opened.write(len(encoded).to_bytes(8, "little") + encoded)
+            opened.truncate(8 + len(encoded) + end)
+        for name, entry in header.items():
+            if name != "__metadata__":
+                place[name] = (folder / file, 8 + len(encoded) + entry["data_offsets"][0])
+    return place

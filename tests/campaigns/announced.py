@@ -1,0 +1,77 @@
+"""Starts commands of igpo_jax that say what they are about to do; for faults.py.
+
+A request is a line of JSON on the standard input: argv, cwd, and log, a file for what the command prints. Lines on the
+standard output: its process id; what it begins, one of `MOMENTS` each; and, with "ended", its exit status. Processes are forked
+from this one, which has imported everything and started no thread: that is most of the time that a short run takes.
+"""
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import sys
+
+IMPORTED = ("command_line", "experiment", "rl.stage", "sft", "runtime.report", "runtime.results", "evaluation.approximation")
+# What begins when a function is called; {} is the folder of the checkpoints.
+MOMENTS = {
+    "igpo_jax.run.experiment:Experiment.verdicts": "evaluation",
+    "igpo_jax.run.checkpoint:Checkpoints.save": "{} checkpoint",
+    "igpo_jax.run.metrics:MetricsWriter.write": "line of the log",
+    "igpo_jax.stages.rl:rollout": "rollout",
+    "igpo_jax.stages.rl:score": "between rollout and update",
+    "igpo_jax.run.results:write_result": "end",
+    "igpo_jax.evaluate.benchmark:denoise": "batch of igpo_jax.evaluate",
+}
+# The same of what the function returns.
+MAKERS = {"igpo_jax.stages.sft:make_sft_update": "SFT update", "igpo_jax.stages.rl:make_update": "RL update"}
+
+
+def main() -> None:
+    for name in IMPORTED:
+        importlib.import_module(f"igpo_jax.{name}")
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            break
+        print(child, flush=True)
+        _, status = os.waitpid(child, 0)
+        print("ended", os.waitstatus_to_exitcode(status), flush=True)
+    else:
+        return
+    request, said = json.loads(line), os.dup(1)
+    for fd, path, flags in ((0, os.devnull, os.O_RDONLY), (1, request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
+        os.dup2(os.open(path, flags), fd)
+    os.dup2(1, 2)
+    os.chdir(request["cwd"])
+    sys.path.insert(0, request["cwd"])
+    announce(said)
+    sys.argv = request["argv"]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+def announce(fd: int) -> None:
+    """From now on the functions of `MOMENTS` and `MAKERS` write a line to this file when they are called."""
+
+    def announcing(function, moment: str):
+        @functools.wraps(function)
+        def announced(*args, **options):
+            folder = args[0].folder.name if "{}" in moment else ""
+            os.write(fd, f"{moment.format(folder)}\n".encode())
+            return function(*args, **options)
+
+        return announced
+
+    def announcing_made(make, moment: str):
+        return lambda *args, **options: announcing(make(*args, **options), moment)
+
+    for places, wrap in ((MOMENTS, announcing), (MAKERS, announcing_made)):
+        for place, moment in places.items():
+            module, _, path = place.partition(":")
+            *parents, attribute = path.split(".")
+            owner = functools.reduce(getattr, parents, importlib.import_module(module))
+            setattr(owner, attribute, wrap(getattr(owner, attribute), moment))
+
+
+if __name__ == "__main__":
+    main()

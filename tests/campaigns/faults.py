@@ -1,0 +1,297 @@
+"""Kills runs at random moments, again and again, lets them go on, and compares what they end with with a run that nobody
+disturbed: parameters and optimiser, logs, rollouts, verdicts, result and evaluation, bit for bit.
+
+    python tests/campaigns/faults.py --kills=100 --output=benchmarks/results/faults.log
+
+A run is killed some ten times, by SIGKILL or SIGTERM, a random while after it has begun something (announced.py): a kill in
+every line of the output. tests/faults has the same with fewer kills.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from igpo_jax.run.metrics import read_rows
+from igpo_jax.run.results import environment
+
+HERE = pathlib.Path(__file__).parent
+TINY = HERE.parent / "end_to_end" / "tiny.py"
+# Rewards by chance: the tiny model is right too rarely to find solutions of its own.
+CHANCE = """import zlib
+
+
+def reward(problem, text):
+    return float(zlib.crc32((problem.id + text).encode()) % 5 == 0)
+"""
+SHORT = (
+    "--config.sft.updates=60",
+    "--config.sft.checkpoint_every=10",
+    "--config.sft.eval_every=30",
+    "--config.rl.iterations=8",
+    "--config.rl.checkpoint_every=2",
+    "--config.rl.eval_every=3",
+    "--config.rl.group_size=4",
+    "--config.rl.rollout_slices=2",
+    "--config.reward.workers=1",
+)
+# Two runs: as configured, and one with everything that is remembered from one iteration to the next.
+VARIANTS = {
+    "plain": SHORT,
+    "remembering": (
+        *SHORT,
+        "--config.reward.function=chance:reward",
+        "--config.task.rl_problems=24",
+        "--config.inpainting.source=own",
+        "--config.inpainting.curriculum=0.3",
+        "--config.rl.dynamic_batches=2",
+        "--config.sampler.cache=prefix",
+        "--config.rl.probe_every=3",
+        "--config.rl.probe_limit=0.001",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """signal is sent `delay` seconds after a process has begun something for the `occurrence`-th time; 0: after it was
+    started itself."""
+
+    command: str  # train | evaluate
+    moment: str
+    occurrence: int
+    delay: float
+    signal: signal.Signals
+
+
+# (command, moment, most occurrences, most seconds) in the order in which a run comes by. A checkpoint is written beside what
+# follows; a run is killed in every phase before the next one's moments.
+PHASES = (
+    (
+        ("train", "start", 0, 3.0),
+        ("train", "SFT update", 14, 0.03),
+        ("train", "sft checkpoint", 2, 0.15),
+        ("train", "line of the log", 2, 0.002),
+        ("train", "evaluation", 1, 0.4),
+    ),
+    (
+        ("train", "rollout", 2, 0.2),
+        ("train", "between rollout and update", 2, 0.02),
+        ("train", "RL update", 4, 0.03),
+        ("train", "rl checkpoint", 2, 0.15),
+        ("train", "start", 0, 3.0),
+    ),
+    (("train", "end", 1, 0.3),),
+    (("evaluate", "start", 0, 3.0), ("evaluate", "batch of igpo_jax.evaluate", 2, 0.2)),
+)
+KILLS_OF_PHASE = (4, 5, 1, 2)
+
+
+def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
+    """The kills of one run after the other. Moments take turns, so that all come up equally often."""
+    draw = random.Random(seed)
+    turns = [itertools.cycle(draw.sample(phase, len(phase))) for phase in PHASES]
+    while True:
+        kills = []
+        for turn, number in zip(turns, KILLS_OF_PHASE, strict=True):
+            for command, moment, occurrences, seconds in itertools.islice(turn, number):
+                sent = draw.choice((signal.SIGKILL, signal.SIGTERM))
+                occurrence = draw.randint(1, occurrences) if occurrences else 0
+                kills.append(Kill(command, moment, occurrence, draw.uniform(0, seconds), sent))
+        yield kills
+
+
+class Runs:
+    """A context manager that runs commands one after the other, with one compilation cache for all. folder: of everything."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        (folder / "chance.py").write_text(CHANCE)
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            # Compiling costs more than running here; and one device.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot be forked
+            "PYTHONPATH": str(HERE.parents[1]),
+        }
+        program = [sys.executable, str(HERE / "announced.py")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._starter = subprocess.Popen(program, env=os.environ | environment, **pipes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._starter.communicate()
+
+    def run(self, command: str, workdir: pathlib.Path, variant: str, kill: Kill | None = None) -> tuple[int, str, bool]:
+        """Exit status, the last that was begun, and whether the signal was sent."""
+        flags = [f"--config={TINY}", *VARIANTS[variant]] if command == "train" else []
+        argv = [f"igpo_jax.{command}", f"--workdir={workdir}", *flags]
+        request = {"argv": argv, "log": str(_log(workdir)), "cwd": str(self.folder)}
+        print(json.dumps(request), file=self._starter.stdin, flush=True)
+        process, last, seen, sent = int(self._starter.stdout.readline()), "start", 0, False
+        while True:
+            if kill and not sent and seen == kill.occurrence:
+                time.sleep(kill.delay)
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(process, kill.signal)
+                sent = True
+            line = self._starter.stdout.readline().strip()
+            if line.startswith("ended"):
+                return int(line.split()[1]), last, sent
+            last, seen = line, seen + (kill is not None and line == kill.moment)
+
+    def finish(self, command: str, workdir: pathlib.Path, variant: str) -> None:
+        """
+        Raises:
+            RuntimeError: it fails; with what it printed.
+        """
+        code, last, _ = self.run(command, workdir, variant)
+        if code:
+            raise RuntimeError(f"{command}, {last}: ended with {code}:\n{_log(workdir).read_text()[-3000:]}")
+
+    def disturb(self, kill: Kill, workdir: pathlib.Path, variant: str) -> str | None:
+        """What came of it; None where the process had ended before.
+
+        Raises:
+            RuntimeError: it ended otherwise than a killed process does; with what it printed.
+        """
+        code, last, sent = self.run(kill.command, workdir, variant, kill)
+        if code == -kill.signal:
+            return f"died in {last}"
+        printed = _log(workdir).read_text()
+        if code:
+            raise RuntimeError(f"{kill}, {last}: ended with {code}:\n{printed[-3000:]}")
+        if "the same command goes on" in printed:
+            return f"saved and stopped in {last}"
+        return "was done before it heard" if sent else None
+
+
+def _log(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.with_suffix(".log")
+
+
+def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
+    """What differs between two finished runs, beside times."""
+    found = []
+    for stage in ("sft", "rl"):
+        folders = [max((run / "checkpoints" / stage).iterdir(), key=lambda path: int(path.name)) for run in (one, other)]
+        leaves = [jax.tree.leaves_with_path(ocp.load_checkpointables(folder)) for folder in folders]
+        if [path for path, _ in leaves[0]] != [path for path, _ in leaves[1]] or folders[0].name != folders[1].name:
+            found.append(f"checkpoints {stage}")
+        for (path, a), (_, b) in zip(*leaves, strict=False):
+            if not np.array_equal(_array(a), _array(b), equal_nan=True):
+                found.append(f"checkpoint {folders[0].name} of {stage}: {jax.tree_util.keystr(path)}")
+    files = ["metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"]
+    files += [str(path.relative_to(other)) for path in (other / "evaluations").rglob("*.jsonl")]
+    for name in files:
+        if _untimed(read_rows(one / name)) != _untimed(read_rows(other / name)):
+            found.append(name)
+    cards = [str(path.relative_to(other)) for path in (other / "evaluations").rglob("card.json")]
+    for name in ("result.json", *cards):
+        values = [_without_times(json.loads((run / name).read_text())) for run in (one, other)]
+        if values[0] != values[1]:
+            found.append(name)
+    left_over = [path for pattern in ("*.partial", "*-unreadable", "*tmp*") for path in one.rglob(pattern)]
+    return found + [f"left over: {path.relative_to(one)}" for path in left_over]
+
+
+def _array(leaf) -> np.ndarray:
+    is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _untimed(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if not name.startswith(("time/", "speed/"))} for row in rows]
+
+
+def _without_times(values: dict) -> dict:
+    """Also without the model of an evaluation's card: the digest of its files, which have random names, and their folder."""
+    return {name: value for name, value in values.items() if name not in ("wall_seconds", "seconds", "date", "model")}
+
+
+def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str, report: Callable[[Kill, str], None]) -> None:
+    """A run from start to end, with those kills; report is told of each that came about."""
+    for command in ("train", "evaluate"):
+        for kill in kills:
+            if kill.command == command:
+                happened = runs.disturb(kill, workdir, variant)
+                if happened is not None:
+                    report(kill, happened)
+        runs.finish(command, workdir, variant)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns how many runs ended otherwise than the undisturbed one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="at least so many")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
+    options = parser.parse_args(arguments)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text("".join(f"{line}\n" for line in lines))
+
+    where = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")
+    begin, done, identical, total = time.monotonic(), 0, 0, 0
+    with tempfile.TemporaryDirectory() as name, Runs(pathlib.Path(name)) as runs:
+        undisturbed = {variant: runs.folder / variant for variant in VARIANTS}
+        for variant, workdir in undisturbed.items():
+            for command in ("train", "evaluate"):
+                runs.finish(command, workdir, variant)
+        for kills, variant in zip(kills_of_runs(options.seed), itertools.cycle(VARIANTS)):
+            if done >= options.kills:
+                break
+            workdir = runs.folder / f"run{total}"
+
+            def report(kill: Kill, happened: str) -> None:
+                nonlocal done
+                done += 1
+                moment = kill.moment + (f" {kill.occurrence}" if kill.occurrence else "")
+                say(
+                    f"{done:3} run {total} ({variant}), {kill.command}: {kill.signal.name} {1000 * kill.delay:.0f} ms "
+                    f"after {moment}: {happened}"
+                )
+
+            try:
+                disturbed(runs, kills, workdir, variant, report)
+                found = differences(workdir, undisturbed[variant])
+            except RuntimeError as error:
+                found = [str(error)]
+            say(f"    run {total} has ended: {'identical' if not found else 'DIFFERS in ' + ', '.join(found)}")
+            identical, total = identical + (not found), total + 1
+            shutil.rmtree(workdir)
+    say(f"{done} kills of {total} runs in {time.monotonic() - begin:.0f} s: {identical}/{total} identical")
+    return total - identical
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Whether hints give the answer away: 10,000 canvases from GSM8K and MATH, made as a run makes them.
+
+    python tests/campaigns/hints.py --gsm8k=gsm8k_train.jsonl --math=math_train7500.jsonl [--output=FILE]
+
+What may not be shown (igpo_jax/tasks/sources.py): of GSM8K the template's line with the answer and, in the solution,
+the last occurrence of the gold number; of MATH that line and the content of the solution's last box. Found here again
+from the traces, and compared with the tokenizer's offsets, not with the arrays that hide them:
+
+    leaks       canvases with a token that touches such a span; 0, or the exit status is 1
+    residual    canvases where the text of a hint has the answer all the same, as it also stands elsewhere in the trace
+
+Both again under REF, the released code's switches, where leaks must show: else this script would find none anywhere.
+One JSON line per data set and switch, then a table.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import platform
+import re
+import sys
+import tempfile
+from fractions import Fraction
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from igpo_jax.data.pipeline import PromptBatch, prompt_arrays, take_rows
+from igpo_jax.rl.hints import InpaintingConfig, inpaint
+from igpo_jax.tasks import math
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+
+LENGTH = 256
+MASK = -1  # no token has this id
+PAPER = InpaintingConfig()
+REF = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
+
+
+def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
+    """What must be hidden of a trace, from its text alone: the template's line, and the place in the solution."""
+    text = problem.trace
+    line = text.rindex("\\boxed{")
+    spans = [(line, text.index("\n", line))]
+    solution = text[: text.rindex("\n</reasoning>")]
+    if kind == "gsm8k":
+        wanted = abs(value(problem.answer))
+        places = [match.span() for match in NUMBER.finditer(solution) if value(match[0]) == wanted]
+        return [*spans, *places[-1:]]
+    begin = max(solution.rfind("\\boxed{"), solution.rfind("\\fbox{"))
+    if begin >= 0:
+        begin, depth = solution.index("{", begin) + 1, 1
+        for end in range(begin, len(solution)):
+            depth += {"{": 1, "}": -1}.get(solution[end], 0) if solution[end - 1] != "\\" else 0
+            if depth == 0:
+                content = solution[begin:end]  # without the spaces around it
+                return [*spans, (begin + len(content) - len(content.lstrip()), begin + len(content.rstrip()))]
+    return spans
+
+
+def value(text: str) -> Fraction:
+    return Fraction(text.replace(",", ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """places: of the trace's tokens that are shown. hints: texts of neighbouring ones."""
+
+    problem: Problem
+    places: np.ndarray
+    hints: list[str]
+
+
+def canvases(
+    problems: list[Problem],
+    arrays: PromptBatch,
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    group: int,
+    cfg: InpaintingConfig,
+) -> list[Canvas]:
+    """Hints for `group` completions of each problem, and where in the trace they come from: the second call, with the
+    same draws, writes places instead of tokens."""
+    blank = np.full((len(problems) * group, arrays.trace.shape[1]), MASK, np.int32)
+    places = np.broadcast_to(np.arange(blank.shape[1], dtype=np.int32), arrays.trace.shape)
+    made = [
+        np.asarray(inpaint(key, arrays.problem_id, blank, trace, arrays.trace_length, arrays.hintable, group, cfg)[0])
+        for trace in (arrays.trace, places)
+    ]
+    found = []
+    for row, (tokens, places) in enumerate(zip(*made, strict=True)):
+        problem, shown = row // group, np.flatnonzero(tokens != MASK)
+        if not np.array_equal(tokens[shown], arrays.trace[problem][places[shown]]):
+            raise AssertionError("a hint is not the token of the trace that it should be")
+        runs = np.split(shown, np.flatnonzero(np.diff(shown) > 1) + 1) if len(shown) else []
+        found.append(Canvas(problems[problem], places[shown], [tokenizer.decode(tokens[run]) for run in runs]))
+    return found
+
+
+def touches(canvas: Canvas, offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> bool:
+    """Whether a token that is shown has a character of a span."""
+    shown = [offsets[place] for place in canvas.places]
+    return any(begin < last and end > first for begin, end in shown for first, last in spans)
+
+
+def says(hints: list[str], answer: str) -> bool:
+    """Whether a hint has the answer as a number, or else as a text without regard to spaces."""
+    bare = answer.replace(" ", "").replace("$", "").replace("\\!", "")
+    if re.fullmatch(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", bare):
+        wanted = abs(value(bare.lstrip("-")))
+        return any(value(match[0]) == wanted for hint in hints for match in NUMBER.finditer(hint))
+    return any(bare in hint.replace(" ", "") for hint in hints)
+
+
+def count(kind: str, made: list[Canvas], tokenizer: Tokenizer) -> dict:
+    """Leaks and residual matches; an answer is short where it has one character that is no sign or dollar."""
+    leaks, residual, of = 0, {True: 0, False: 0}, {True: 0, False: 0}
+    encoded = {}
+    for canvas in made:
+        problem = canvas.problem
+        if problem.id not in encoded:
+            encoded[problem.id] = tokenizer.encode_with_offsets(problem.trace)[1], answer_spans(kind, problem)
+        leaks += touches(canvas, *encoded[problem.id])
+        short = len(problem.answer.strip("$-+ \\")) == 1
+        of[short] += 1
+        residual[short] += says(canvas.hints, problem.answer)
+    total = max(len(made), 1)
+    return {
+        "canvases": len(made),
+        "problems": len(encoded),
+        "leaks": leaks,
+        "residual": sum(residual.values()) / total,
+        "residual_one_character": residual[True] / max(of[True], 1),
+        "canvases_one_character": of[True],
+        "residual_longer": residual[False] / max(of[False], 1),
+        "canvases_longer": of[False],
+        "hint_tokens": float(np.mean([len(canvas.places) for canvas in made])),
+        "canvases_without_hints": sum(not len(canvas.places) for canvas in made),
+    }
+
+
+def exposed(kind: str, problems: list[Problem], arrays: PromptBatch, tokenizer: Tokenizer) -> int:
+    """Tokens of all problems that are hintable though they touch a span: what no number of draws could prove."""
+    found = 0
+    for problem, hintable in zip(problems, arrays.hintable, strict=True):
+        offsets, spans = tokenizer.encode_with_offsets(problem.trace)[1], answer_spans(kind, problem)
+        for (begin, end), may in zip(offsets, hintable, strict=False):
+            found += bool(may) and any(begin < last and end > first for first, last in spans)
+    return found
+
+
+def load(kind: str, path: str) -> list[Problem]:
+    """With the defaults of the task math; those without a solution have nothing to hint."""
+    task = ConfigDict(math.defaults(rl=f"{kind}:{path}"))
+    return [problem for problem in math.load(task, "rl", 0) if problem.trace]
+
+
+def main(arguments: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gsm8k", required=True)
+    parser.add_argument("--math", required=True)
+    parser.add_argument("--canvases", type=int, default=10_000, help="half of them from each data set")
+    parser.add_argument("--group", type=int, default=1, help="canvases of a problem")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--output", type=pathlib.Path, help="a file for the JSON lines")
+    given = parser.parse_args(arguments)
+    data = {"gsm8k": load("gsm8k", given.gsm8k), "math": load("math", given.math)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "tokenizer.model"
+        traces = [problem.trace for problems in data.values() for problem in problems]
+        train_sentencepiece(traces, path, kind="unigram", vocab_size=given.vocabulary)
+        tokenizer = load_tokenizer(path)
+    results = []
+    for switch, cfg in (("PAPER", PAPER), ("REF", REF)):
+        for kind, problems in data.items():
+            kept, arrays = prompt_arrays(
+                problems, tokenizer, prompt_length=640, completion_length=LENGTH, exclude_answer=cfg.exclude_answer,
+                overflow="drop",
+            )  # fmt: skip
+            number = given.canvases // 2 // given.group
+            chosen = np.random.default_rng(0).choice(len(kept), number, replace=number > len(kept))
+            some = [kept[i] for i in chosen]
+            made = canvases(some, take_rows(arrays, chosen), tokenizer, jax.random.key(0), given.group, cfg)
+            result = {
+                "name": f"{kind} {switch}", "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "device": jax.devices()[0].device_kind, "python": platform.python_version(), "jax": jax.__version__,
+                "length": LENGTH, "vocabulary": tokenizer.vocab_size, "settings": dataclasses.asdict(cfg),
+                "all_problems": len(kept), "exposed_tokens_of_all_problems": exposed(kind, kept, arrays, tokenizer),
+                **count(kind, made, tokenizer),
+            }  # fmt: skip
+            excluding = cfg.exclude_answer
+            leaking = result["leaks"] + result["exposed_tokens_of_all_problems"]
+            result["ok"] = leaking == 0 if excluding else result["leaks"] > 0
+            results.append(result)
+            print(json.dumps(result), flush=True)
+    columns = ("canvases", "leaks", "residual", "residual_one_character", "residual_longer", "hint_tokens", "ok")
+    print("\n| | " + " | ".join(column.replace("_", " ") for column in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for result in results:
+        cells = [f"{100 * result[c]:.1f} %" if c.startswith("residual") else f"{result[c]:.4g}" for c in columns[1:-1]]
+        row = [result["name"], str(result["canvases"]), *cells, "yes" if result["ok"] else "NO"]
+        print(f"| {' | '.join(row)} |")
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text("".join(json.dumps(result) + "\n" for result in results))
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(0 if all(result["ok"] for result in main()) else 1)

@@ -1,0 +1,197 @@
+"""Do the tests notice? Small errors, one at a time, in diffusion/, rl/ and the grading of answers:
+
+    python tests/campaigns/mutants.py [--jobs=2] [--output=benchmarks/results/mutants.md] [NUMBER ...]
+
+Every mutant replaces one piece of text in a copy of the project and runs the tests of its part until one fails. What no test
+notices is printed at the end, and is to be explained in EQUIVALENT or answered with a test.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 900  # for the tests of a mutant; one that hangs is noticed, too
+
+SAMPLER = "tests/diffusion/test_unmasking.py tests/diffusion/test_sampler.py tests/diffusion/test_fast_samplers.py tests/rl/test_rollout.py"
+HINTS = "tests/rl/test_hints.py tests/rl/test_hint_policies.py tests/rl/test_rollout.py"
+NOISE = "tests/diffusion/test_corruption.py"
+LIKELIHOOD = "tests/rl/test_likelihood.py tests/rl/test_estimators.py"
+OBJECTIVE = "tests/rl/test_objective.py tests/rl/test_estimators.py tests/rl/test_update.py"
+ROLLOUT = "tests/rl/test_rollout.py tests/rl/test_whole_step.py"
+GRADING = "tests/grading/test_exact.py tests/grading/test_answers.py tests/tasks/test_math.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    file: str  # in igpo_jax/
+    before: str
+    after: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant("diffusion/unmasking.py", "masks // steps + (step < masks % steps)", "masks // steps + (step <= masks % steps)", SAMPLER),
+    Mutant("diffusion/unmasking.py", "masked & (ranked < count[:, None])", "masked & (ranked <= count[:, None])", SAMPLER),
+    Mutant("diffusion/unmasking.py", "logits + decode.temperature * gumbel", "logits + gumbel", SAMPLER),
+    Mutant("diffusion/unmasking.py", 'drawn if decode.remasking == "low_confidence" else', 'drawn if decode.remasking != "low_confidence" else', SAMPLER),
+    Mutant("diffusion/unmasking.py", "confidence > math.log(decode.threshold)", "confidence > decode.threshold", SAMPLER),
+    Mutant("diffusion/unmasking.py", "(rank + 2) * -jnp.expm1(confidence)", "(rank + 1) * -jnp.expm1(confidence)", SAMPLER),
+    Mutant("diffusion/unmasking.py", "due = -(-masked.sum(axis=1) // (decode.steps_per_block - step))", "due = masked.sum(axis=1) // (decode.steps_per_block - step)", SAMPLER),
+    Mutant("diffusion/unmasking.py", "jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)", "jnp.argsort(-values, axis=-1, stable=True)", SAMPLER),
+    Mutant("diffusion/unmasking.py", "ends |= drawn == token", "ends |= drawn != token", SAMPLER),
+    Mutant("diffusion/unmasking.py", "mean_logit - log_total", "log_total - mean_logit", SAMPLER),
+    Mutant("diffusion/sampler.py", "unconditional + (decode.cfg_scale + 1) * (conditional - unconditional)", "unconditional + decode.cfg_scale * (conditional - unconditional)", SAMPLER),
+    Mutant("diffusion/sampler.py", "logits.at[..., cfg.mask_id].set(-jnp.inf)", "logits", SAMPLER),
+    Mutant("diffusion/sampler.py", "ended = rows.ended | jnp.all(", "ended = rows.ended | jnp.any(", SAMPLER),
+    Mutant("diffusion/sampler.py", "jnp.argsort(rows.ended, stable=True)[:size]", "jnp.argsort(~rows.ended, stable=True)[:size]", SAMPLER),
+    Mutant("diffusion/sampler.py", "written_at.at[rows.slot].set(rows.written_at)", "written_at", SAMPLER),
+    Mutant("diffusion/sampler.py", "jnp.where(canvas != cfg.mask_id, cfg.mask_id, current)", "current", SAMPLER),
+    Mutant("diffusion/sampler.py", "return jax.vmap(jax.random.fold_in)(by_problem, completion)", "return by_problem", SAMPLER),
+    Mutant("diffusion/sampler.py", "fold(jax.random.fold_in(key, attempt), problem_id)", "fold(key, problem_id)", SAMPLER),
+    Mutant("diffusion/corruption.py", "return Corruption(jax.random.uniform(mask_key, (rows, length)) < p[:, None], 1 / p)", "return Corruption(jax.random.uniform(mask_key, (rows, length)) < p[:, None], p)", NOISE),
+    Mutant("diffusion/corruption.py", "k = 1 + jnp.floor(", "k = jnp.floor(", NOISE),
+    Mutant("diffusion/corruption.py", "return Corruption(rank < k[:, None], length / k)", "return Corruption(rank < k[:, None], 1 / k)", NOISE),
+    Mutant("diffusion/corruption.py", "axis=-1, where=corruption.masked)", "axis=-1)", NOISE),
+    Mutant("diffusion/corruption.py", "jnp.where(corruption.masked, cfg.mask_id, completion)", "jnp.where(corruption.masked, completion, completion)", NOISE),
+    Mutant("rl/hints.py", "jnp.where(size >= chunk_min, size, 0)", "size", HINTS),
+    Mutant("rl/hints.py", "minval=chunk_min, maxval=chunk_max + 1", "minval=chunk_min, maxval=chunk_max", HINTS),
+    Mutant("rl/hints.py", "inside.any(axis=1) & jnp.take_along_axis(hintable, source, axis=1)", "inside.any(axis=1)", HINTS),
+    Mutant("rl/hints.py", "jnp.where(ratio > 0, 1, 0)", "0", HINTS),
+    Mutant("rl/hints.py", "if not cfg.exclude_answer:", "if cfg.exclude_answer:", HINTS),
+    Mutant("rl/hints.py", "jax.vmap(jax.random.uniform)(ratio_keys) * width + least", "jax.vmap(jax.random.uniform)(ratio_keys) * width", HINTS),
+    Mutant("rl/hints.py", "cfg.curriculum * (0.5 - correct)", "cfg.curriculum * (correct - 0.5)", HINTS),
+    Mutant("rl/hints.py", "math.floor(cfg.replace_fraction * group_size + 1e-9)", "math.ceil(cfg.replace_fraction * group_size)", HINTS),
+    Mutant("rl/hints.py", "longest = jnp.cumprod(may_show, axis=1).sum(axis=1)", "longest = may_show.sum(axis=1)", HINTS),
+    Mutant("rl/hints.py", "return len(tokens) * 3 // 4", "return len(tokens)", HINTS),
+    Mutant("rl/likelihood.py", "jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])", "batch.completions[:, None, :r]", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "return masked, masked * (length / (samples * number))[..., None]\n\n\ndef _quadrature_views", "return masked, masked * (length / number)[..., None]\n\n\ndef _quadrature_views", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "other = jnp.where(number == length, length, length - number)", "other = length - number", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "share = jnp.where(advantages < 0,", "share = jnp.where(advantages > 0,", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "kept = jnp.maximum(int(keep > 0), jnp.floor(", "kept = jnp.maximum(0, jnp.floor(", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "-jnp.where(candidates, entropy, -jnp.inf)", "jnp.where(candidates, entropy, jnp.inf)", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "counts & (~batch.hint | kept)", "counts", LIKELIHOOD),
+    Mutant("rl/likelihood.py", "under(reference)[0]", "old", LIKELIHOOD + " tests/rl/test_update.py"),
+    Mutant("rl/likelihood.py", "here & (part >= number)", "here & (part > number)", LIKELIHOOD),
+    Mutant("rl/objective.py", "rewards - rewards.mean(axis=1, keepdims=True)", "rewards - rewards.mean()", OBJECTIVE),
+    Mutant("rl/objective.py", "jnp.minimum(ratio * advantage, clipped * advantage)", "clipped * advantage", OBJECTIVE),
+    Mutant("rl/objective.py", "1 - cfg.clip_low, 1 + cfg.clip_high", "1 - cfg.clip_low, 1 + cfg.clip_low", OBJECTIVE),
+    Mutant("rl/objective.py", "cfg.kl_coefficient * kl - surrogate", "cfg.kl_coefficient * kl + surrogate", OBJECTIVE),
+    Mutant("rl/objective.py", "jnp.clip(reference - new, -MAX_LOG_RATIO", "jnp.clip(new - reference, -MAX_LOG_RATIO", OBJECTIVE),
+    Mutant("rl/objective.py", "scored if cfg.released else in_loss", "in_loss", OBJECTIVE),
+    Mutant("rl/objective.py", "jax.lax.psum(jnp.sum(x), BATCH) / rows", "jax.lax.psum(jnp.sum(x), BATCH)", OBJECTIVE),
+    Mutant("rl/objective.py", "return (plus - minus) * advantages.shape[-1]", "return plus - minus", OBJECTIVE),
+    Mutant("rl/rollout.py", "np.flatnonzero(~first.grades.correct.any(axis=1) & ~helpless)", "np.flatnonzero(~first.grades.correct.all(axis=1) & ~helpless)", ROLLOUT),
+    Mutant("rl/rollout.py", "slice(len(chosen)) if from_front else slice(-len(chosen), None)", "slice(len(chosen))", ROLLOUT),
+    Mutant("rl/rollout.py", "return (ended == 0) | ((ended == 1) & (tokens == eos_id))", "return ended == 0", ROLLOUT),
+    Mutant("rl/rollout.py", "draw.permutation(np.flatnonzero(row))[:most]", "np.flatnonzero(row)", ROLLOUT),
+    Mutant("rl/rollout.py", "return correct.any(axis=2) & ~correct.all(axis=2)", "return correct.any(axis=2)", HINTS),
+    Mutant("rl/rollout.py", "np.argsort(order))\n    return Try(", "order)\n    return Try(", ROLLOUT),
+    Mutant("rl/update.py", "scores = jax.tree.map(lambda x: x[inner_step % x.shape[0]], scores)", "scores = jax.tree.map(lambda x: x[0], scores)", OBJECTIVE + " tests/rl/test_whole_step.py"),
+    Mutant("grading/exact.py", "value + term if sign == \"+\" else value - term", "value + term", GRADING),
+    Mutant("grading/exact.py", "if \",\" in mantissa and not THOUSANDS.fullmatch(mantissa):", "if False:", GRADING),
+    Mutant("grading/exact.py", "if root * root != value:", "if False:", GRADING),
+    Mutant("grading/exact.py", "if self._depth > MOST_DEPTH:", "if False:", GRADING),
+    Mutant("grading/answers.py", "number.value == other.value / 100 if other_percent else number.value / 100 == other.value", "False", GRADING),
+    Mutant("grading/answers.py", "abs(missing) <= last / 2 or 0 < missing < last", "abs(missing) <= last", GRADING),
+    Mutant("grading/answers.py", "if _contradict(wanted, found):", "if False:", GRADING),
+    Mutant("grading/answers.py", "_unwrapped(boxed[-1])", "_unwrapped(boxed[0])", GRADING),
+    Mutant("grading/answers.py", "if match.start() < end:", "if False:", GRADING),
+    Mutant("grading/answers.py", "for place in (stated[-1] if stated else None, box, tag):", "for place in (box, stated[-1] if stated else None, tag):", GRADING),
+    Mutant("tasks/math.py", "return float(stated is not None and equal(problem.answer, stated))", "return float(stated is None or equal(problem.answer, stated))", GRADING),
+    Mutant("tasks/math.py", "spans += [(begin + first, begin + last)", "spans += [(first, last)", GRADING),
+    Mutant("tasks/math.py", "spans[spans.index((first, last))] = (text.rfind(\"\\n\", 0, first) + 1,", "spans[spans.index((first, last))] = (first,", GRADING),
+)  # fmt: skip
+
+# What no test can notice, and why: {text before: reason}.
+EQUIVALENT: dict[str, str] = {}
+
+
+def copy_of_project(folder: pathlib.Path) -> pathlib.Path:
+    for name in ("igpo_jax", "tests", "configs", "benchmarks", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for name in ("pytest.ini", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run_mutant(mutant: Mutant, compiled: str) -> tuple[str, float]:
+    """What happened: the test that noticed, or an empty text; and seconds. compiled: the folder of all mutants' programs.
+
+    Raises:
+        ValueError: the text to be replaced is not there once.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        project = copy_of_project(pathlib.Path(temporary) / "project")
+        path = project / "igpo_jax" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.before) != 1:
+            raise ValueError(f"{mutant.file} has {text.count(mutant.before)} times, not once: {mutant.before!r}")
+        path.write_text(text.replace(mutant.before, mutant.after))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--durations=0", "--tb=no"]
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}
+        begin = time.monotonic()
+        try:
+            done = subprocess.run(
+                [*command, *mutant.tests.split()], cwd=project, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"more than {SECONDS} s", time.monotonic() - begin
+        seconds = time.monotonic() - begin
+        if done.returncode == 0:
+            return "", seconds
+        noticed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return (noticed[0].split(" - ")[0] if noticed else f"exit code {done.returncode}"), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", type=int, help="of the mutants; all by default")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=pathlib.Path)
+    options = parser.parse_args()
+    numbers = options.numbers or range(len(MUTANTS))
+    with tempfile.TemporaryDirectory() as compiled, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(run_mutant, MUTANTS[number], compiled): number for number in numbers}
+        outcomes = {}
+        for done in concurrent.futures.as_completed(running):
+            number = running[done]
+            outcomes[number] = done.result()
+            noticed, seconds = outcomes[number]
+            print(f"{len(outcomes)}/{len(running)} mutant {number}, {seconds:.0f} s: {noticed or 'SURVIVED'}", flush=True)
+    text = table(outcomes)
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+
+
+def table(outcomes: dict[int, tuple[str, float]]) -> str:
+    def cell(code: str) -> str:
+        return f"`` {' '.join(code.split())} ``".replace("|", "\\|")
+
+    killed = sum(bool(noticed) for noticed, _ in outcomes.values())
+    lines = [
+        f"{killed} of {len(outcomes)} mutants are noticed ({killed / len(outcomes):.0%}). "
+        f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {platform.processor() or platform.machine()}.",
+        "",
+        "| | file | instead of | stands | noticed by |",
+        "|---|---|---|---|---|",
+    ]
+    for number, (noticed, _) in sorted(outcomes.items()):
+        mutant = MUTANTS[number]
+        reason = EQUIVALENT.get(mutant.before, "**no test**")
+        by = noticed.removeprefix("FAILED ").removeprefix("ERROR ") or reason
+        lines.append(f"| {number} | {mutant.file} | {cell(mutant.before)} | {cell(mutant.after)} | {by} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

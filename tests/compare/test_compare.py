@@ -1,0 +1,197 @@
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from igpo_jax.compare import numbers, page
+from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, arms_of, check_arms, seeds_of
+from igpo_jax.runtime.files import write_whole
+
+PROBLEMS, EVERY = 30, 2  # evaluations come every two rollouts
+
+
+def write_run(folder, rows, chance, seed, prompts=8, wrong=0.5, iterations=6):
+    """A finished run, made up: `rows` through the network in every rollout, and chances (first, last) of solving a problem."""
+    draw = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    hard = np.linspace(1, 0, PROBLEMS)  # the last are the hardest
+    rollouts, evaluations = [], []
+    for step in range(iterations + 1):
+        if step:
+            rollouts.append({"step": step, "stage": "rl", "sampler/rows": rows, "sampler/prompts": prompts,
+                             "groups/all_wrong_before": wrong, "groups/distinct": 0.5, "hint/replaced": 1.0})  # fmt: skip
+        if step % EVERY == 0:
+            level = np.interp(step, [0, iterations], chance)
+            correct = (hard < 0.5) * 0 + (draw.uniform(size=PROBLEMS) < level * (0.5 + hard / 2))
+            evaluations.append({"step": step, "stage": "rl", "correct": correct.astype(int).tolist()})
+    for name, lines in (("metrics", [{"step": 0, "stage": "sft", "sft/loss": 1.0}, *rollouts]), ("evaluations", evaluations)):
+        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    result = {"wall_seconds": {"sft": 1.0, "rl": 2.0}, "device": "1 x cpu", "versions": {"igpo_jax": "0", "jax": "0"},
+              "commit": "abc"}  # fmt: skip
+    write_whole(folder / "result.json", json.dumps(result))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"seed-{seed}" / "grpo", 100, (0, 0.1), seed, wrong=0.75)
+        write_run(tmp_path / f"seed-{seed}" / "igpo", 200, (0, 1.0), seed + 10, wrong=0.25)
+        write_run(tmp_path / f"seed-{seed}" / "dapo", 150, (0, 0.1), seed + 20, prompts=16)
+    return tmp_path
+
+
+SEEDS = [0, 1, 2]
+
+
+def test_arms_are_compared_at_what_the_cheapest_had_spent(folder):
+    runs = {arm: [numbers.read_run(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo", "dapo")}
+    assert runs["igpo"][0].evaluations.tolist() == [0, 400, 800, 1200] and runs["dapo"][0].prompts.tolist() == [0, 32, 64, 96]
+    by_evaluations, by_prompts = (numbers.at_budget(runs, budget) for budget in ("evaluations", "prompts"))
+    for seed in SEEDS:
+        # 600 rows are GRPO's end, and three rollouts of IGPO, whose last evaluation was after two; 48 prompts are DAPO's third.
+        assert (by_evaluations["grpo"][seed] == runs["grpo"][seed].correct[3]).all()
+        assert (by_evaluations["igpo"][seed] == runs["igpo"][seed].correct[1]).all()
+        assert (by_evaluations["dapo"][seed] == runs["dapo"][seed].correct[2]).all()
+        assert (by_prompts["igpo"][seed] == runs["igpo"][seed].correct[3]).all()
+        assert (by_prompts["dapo"][seed] == runs["dapo"][seed].correct[1]).all()
+
+
+def test_the_hardest_third_is_chosen_by_the_other_seeds():
+    correct = np.zeros((3, 9), bool)
+    correct[:, :6] = True
+    correct[0] = ~correct[0]  # the first seed alone finds the others hard, and has no say in its own
+    hard = numbers.hardest_third({"one": correct})
+    assert hard.sum(axis=1).tolist() == [3, 3, 3]
+    assert hard[0].tolist() == [False] * 6 + [True] * 3
+    assert numbers.hardest_third({"one": correct[:1]})[0].tolist() == [True] * 3 + [False] * 6
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Seeds and problems both have an effect of their own. Three seeds are too few for the full 95 %."""
+    draw, held = np.random.default_rng(0), []
+    for _ in range(60):
+        values = draw.normal(0, 0.05, (8, 1)) + draw.normal(0, 0.3, (1, 80)) + draw.normal(0, 0.3, (8, 80))
+        low, high = numbers.interval(values)["interval95"]
+        held.append(low <= 0 <= high)
+    assert 0.85 <= np.mean(held) <= 1
+
+
+def test_an_interval_counts_what_is_counted():
+    values, counted = np.array([[1.0, 0, 5], [1, 0, 7]]), np.array([[True, True, False]] * 2)
+    found = numbers.interval(values, counted)
+    assert found["mean"] == 0.5 and 0 <= found["interval95"][0] <= found["interval95"][1] <= 1
+
+
+@pytest.mark.parametrize("difference, verdict", [(0.5, "held"), (-0.5, "not held"), (0.0, "undecided")])
+def test_verdicts(difference, verdict, folder):
+    draw = np.random.default_rng(1)
+    worse = draw.uniform(size=(3, 200)) < 0.5
+    better = draw.uniform(size=(3, 200)) < 0.5 + difference
+    found = numbers.judge(Claim("", "igpo", ("grpo",)), {}, {"igpo": better, "grpo": worse}, np.ones((3, 200), bool))
+    assert found["verdict"] == verdict and found["mean"] == pytest.approx(better.mean() - worse.mean())
+
+
+def test_of_several_arms_the_best_counts_and_the_margin_is_in_points():
+    better, low, high = (np.arange(200) < number for number in (120, 20, 100))
+    correct = {"igpo": better[None], "resample": low[None], "dapo": high[None]}
+    judged = [
+        numbers.judge(Claim("", "igpo", ("resample", "dapo"), HARD, margin), {}, correct, np.ones((1, 200), bool))
+        for margin in (0.0, 30.0)
+    ]
+    assert [one["against"] for one in judged] == ["dapo", "dapo"]
+    assert [one["verdict"] for one in judged] == ["held", "not held"]
+
+
+def test_fewer_groups_that_are_all_wrong_are_better(folder):
+    runs = {arm: [numbers.read_run(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo")}
+    found = numbers.judge(Claim("", "igpo", ("grpo",), ALL_WRONG), runs, {}, np.ones((3, 1), bool))
+    assert found["mean"] == pytest.approx(0.5) and found["verdict"] == "held"
+
+
+def test_the_report_has_everything_and_loads_nothing(folder):
+    found = numbers.compare_runs(folder, ["grpo", "igpo", "dapo"], SEEDS)
+    page.write_comparison(folder, found)
+    text = (folder / "comparison.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text and "http" not in text.replace(
+        "http-equiv", "").replace("http://www.w3.org/2000/svg", "")  # fmt: skip
+    assert len(re.findall("<svg", text)) == 3 and "commit abc" in text
+    decided = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= {"grpo", "igpo", "dapo"}]
+    assert len(found["claims"]) == len(decided) >= 4 and all(claim.text in text for claim in decided)
+    tables = (folder / "comparison.md").read_text()
+    assert all(f"| {arm}: {ARMS[arm].title} |" in tables for arm in ("grpo", "igpo", "dapo"))
+    assert json.loads((folder / "comparison.json").read_text())["claims"] == json.loads(json.dumps(found["claims"]))
+    igpo = next(arm for arm in found["arms"] if arm["arm"] == "igpo")
+    assert igpo["equal_prompts"]["mean"] > igpo["equal_evaluations"]["mean"] and igpo["prompts_to_reach"] in (32, 48)
+
+
+def test_a_run_that_is_not_finished_is_named(folder):
+    (folder / "seed-1" / "igpo" / "result.json").unlink()
+    with pytest.raises(ValueError, match="seed-1/igpo has no result.json"):
+        numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS)
+
+
+@pytest.mark.parametrize("text, seeds", [("0..4", [0, 1, 2, 3, 4]), ("2", [2]), ("0,3,7", [0, 3, 7])])
+def test_seeds(text, seeds):
+    assert seeds_of(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "4..1", "a", "0..x", "1,1", "-1..1"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(ValueError, match="--seeds="):
+        seeds_of(text)
+
+
+def test_arms():
+    assert arms_of("all") == list(ARMS) and arms_of("igpo,grpo") == ["igpo", "grpo"]
+    for names, message in (("igpo,ppo", "no arm 'ppo'; there are: grpo"), ("", "names no arm"), ("igpo,igpo", "one twice")):
+        with pytest.raises(ValueError, match=message):
+            arms_of(names)
+    assert all({claim.better, *claim.worse} <= set(ARMS) for claim in CLAIMS)
+
+
+def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
+    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
+    check_arms(config, list(ARMS), [])
+    config.inpainting.chunk_min = 0
+    with pytest.raises(ValueError, match="arm igpo: .*chunk_min"):
+        check_arms(config, ["igpo"], [])
+    with pytest.raises(ValueError, match="--config.seed"):
+        check_arms(config, ["igpo"], ["--config.seed=3"])
+
+
+@pytest.mark.slow
+def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
+    """A run that fails is named, what is finished is kept, and the supervised stage is the same for all arms."""
+    sizes = {"sft.updates": 4, "rl.iterations": 2, "evaluation.problems": 4, "evaluation.batch_size": 4, "rl.eval_every": 1}
+    sizes |= {"task.sft_problems": 200, "task.rl_problems": 40, "task.test_problems": 4, "sft.batch_size": 8, "rl.prompts": 2}
+    flags = [f"--config.{key}={value}" for key, value in sizes.items()]
+    command = [sys.executable, "-m", "igpo_jax.compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0",
+               f"--output={tmp_path}", *flags]  # fmt: skip
+    runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": ""}
+    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_device)
+    while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
+        time.sleep(0.2)
+    begun.terminate()
+    assert "the same command goes on" in begun.communicate(timeout=120)[1] and begun.returncode == 1
+    (runs / "igpo").mkdir()
+    (runs / "igpo" / "config.json").write_text("{}")  # another run's
+    done = subprocess.run(command, capture_output=True, text=True, env=one_device)
+    assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
+    kept = (runs / "grpo" / "result.json").stat().st_mtime_ns
+    shutil.rmtree(runs / "igpo")
+    done = subprocess.run(command, capture_output=True, text=True, env=one_device)
+    assert done.returncode == 0, done.stderr
+    assert (runs / "grpo" / "result.json").stat().st_mtime_ns == kept
+    logs = [(runs / arm / "metrics.jsonl").read_text() for arm in ("supervised", "grpo", "igpo")]
+    losses = [[line for line in log.splitlines() if "sft/loss" in line] for log in logs]
+    assert losses[0] == losses[1] == losses[2] and losses[0]
+    assert "Hints help" in done.stdout and (tmp_path / "comparison.html").is_file()
+    other = subprocess.run([*command, "--config.rl.iterations=3"], capture_output=True, text=True, env=one_device)
+    assert other.returncode == 1 and "another comparison" in other.stderr

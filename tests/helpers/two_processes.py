@@ -1,0 +1,36 @@
+"""One of two processes: python two_processes.py RANK PORT SOURCE FOLDER. Converts, exports, loads and generates."""
+
+import json
+import os
+import pathlib
+import sys
+
+rank, port, source, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import jax
+
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+
+import igpo_jax
+from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.weights.folders import convert, export
+
+read = []
+jax.monitoring.register_scalar_listener(
+    lambda name, value, **_: read.append(value) if name.endswith("safetensors/bytes_read") else None
+)
+mesh = make_mesh(data=1, fsdp=2, tensor=2)
+with jax.set_mesh(mesh):
+    convert(source, folder / "model", mesh)
+    bytes_read = sum(read)
+    export(folder / "model", folder / "exported", mesh)
+model = igpo_jax.load(folder / "model", mesh=mesh)
+tokens = [
+    done.tokens.tolist() for done in model.generate(["Hello", "two and two"], completion_length=16, block_length=8)
+]
+score = model.score("Hello", " there").log_likelihood
+infilled = model.infill(["The answer is [MASK:4] because"])[0].tokens.tolist()
+result = {"bytes_read": bytes_read, "tokens": tokens, "score": score, "infilled": infilled}
+(folder / f"{rank}.json").write_text(json.dumps(result))

@@ -1,0 +1,106 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax.model.logprobs import HEAD, token_log_probs, token_scores
+from igpo_jax.model.transformer import ModelConfig, init, shardings, unembed
+from igpo_jax.runtime.mesh import BATCH, put_rows
+
+CFG = ModelConfig(
+    vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7
+)
+MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
+
+
+def sharded_scores(mesh, chunk):
+    """`token_scores` as a function of whole arrays."""
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH)))
+    def scores(hidden, head, targets):
+        return token_scores(hidden, head, targets, chunk)
+
+    return scores
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_scores_equal_a_log_softmax_over_the_vocabulary(rows, chunk, mesh_of):
+    hidden = 3 * jax.random.normal(jax.random.key(0), (8, rows, 6, 32))
+    head = jax.random.normal(jax.random.key(1), (32, 24))
+    targets = np.asarray(jax.random.randint(jax.random.key(2), (8, 4, 6), 0, 24))
+    log_probs, entropy = jax.jit(sharded_scores(mesh_of((2, 1, 4)), chunk))(hidden, head, targets)
+    table = np.repeat(jax.nn.log_softmax(hidden @ head), 4 // rows, axis=1)
+    np.testing.assert_allclose(log_probs, np.take_along_axis(table, targets[..., None], -1)[..., 0], atol=1e-4)
+    np.testing.assert_allclose(entropy, -np.sum(np.exp(table) * table, axis=-1), atol=1e-4)
+
+
+def test_scores_survive_huge_logits(mesh):
+    scores = sharded_scores(mesh, 4)
+    log_probs, entropy = scores(jnp.full((1, 1, 2, 1), 1.0), jnp.array([[1e4, 1e4, 0.0]]), jnp.array([[[0, 2]]]))
+    np.testing.assert_allclose(log_probs, [[[-math.log(2), -1e4 - math.log(2)]]], rtol=1e-5)
+    np.testing.assert_allclose(entropy, math.log(2), rtol=1e-5)
+
+
+# Positions per chunk change memory, not values. 32 positions: some chunks divide them, some do not, some hold all.
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunk=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_chunking_of_positions_changes_nothing(chunk, seed, mesh):
+    draw = np.random.default_rng(seed)
+    hidden, head = draw.normal(size=(4, 1, 8, 16)).astype(np.float32), draw.normal(size=(16, 12)).astype(np.float32)
+    targets = draw.integers(0, 12, (4, 3, 8))
+    weight = draw.normal(size=(2, *targets.shape)).astype(np.float32)
+
+    def run(chunk):
+        def value(hidden, head):
+            outputs = jnp.stack(sharded_scores(mesh, chunk)(hidden, head, targets))
+            return jnp.sum(weight * outputs), outputs
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(hidden, head)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(chunk), run(32))
+
+
+def plain_log_probs(params, hidden, targets):
+    return jnp.take_along_axis(jax.nn.log_softmax(unembed(params, hidden, CFG)), targets[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("shape", [None, *MESHES])
+def test_log_probs_and_gradients_equal_those_of_whole_logits(shape, mesh_of):
+    params = init(jax.random.key(0), CFG)
+    hidden, targets = jax.random.normal(jax.random.key(1), (8, 5, 32)), jax.random.randint(jax.random.key(2), (8, 5), 0, 24)
+
+    def gradients(function, params, hidden, targets):
+        def value(params, hidden):
+            out = function(params, hidden, targets)
+            return jnp.sum(out * jnp.arange(5)), out
+
+        return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(params, hidden)
+
+    expected = gradients(plain_log_probs, params, hidden, targets)
+
+    def chunked(*arrays):
+        return token_log_probs(*arrays, CFG)
+
+    if shape is None:
+        have = gradients(chunked, params, hidden, targets)
+    else:
+        mesh = mesh_of(shape)
+        with jax.set_mesh(mesh):
+            have = gradients(chunked, jax.device_put(params, shardings(CFG, mesh)), *put_rows((hidden, targets), mesh))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), have, expected)
+
+
+def test_whole_logits_never_exist():
+    cfg = ModelConfig(vocab_size=4096, mask_id=1, eos_id=2, width=8, layers=1, heads=1, kv_heads=1, mlp_width=8, head_chunk=16)
+    params = jax.eval_shape(lambda: init(jax.random.key(0), cfg))
+    hidden, targets = jax.ShapeDtypeStruct((4, 64, 8), jnp.float32), jax.ShapeDtypeStruct((4, 64), jnp.int32)
+    gradient = jax.grad(lambda *arrays: token_log_probs(*arrays, cfg).sum())
+    memory = jax.jit(gradient).lower(params, hidden, targets).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * 64 * 4096 * 4

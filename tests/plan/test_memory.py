@@ -1,0 +1,98 @@
+"""The memory that `plan` says a run needs, against what a run really has."""
+
+import dataclasses
+import gc
+import pathlib
+import shutil
+
+import jax
+import pytest
+
+from igpo_jax.diffusion import batches as decoding
+from igpo_jax.plan import programs as planning
+from igpo_jax.rl import rollout
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.experiment import open_experiment
+from igpo_jax.stages import rl as stage
+from igpo_jax.stages import sft as sft_module
+from run_configs import TINY, config_of
+from tokenizer_files import write_tokenizer
+
+TESTS = pathlib.Path(__file__).parents[1]
+
+
+NUMERICS = {
+    "float32": {},
+    "bfloat16 copy": {"model__compute_dtype": "bfloat16"},
+    "supervised stage before": {"sft__updates": 2},
+    "supervised stage alone": {"sft__updates": 2, "rl__iterations": 0, "model__compute_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize(
+    "numerics, shape",
+    [(name, shape) for name in NUMERICS for shape in [(1, 1, 1), (2, 2, 2)] if shape != (1, 1, 1) or "stage" not in name],
+)
+def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypatch):
+    """Arguments and residents, against the arrays that live on a device when an iteration calls each program."""
+    values = {"sft__updates": 0, "rl__iterations": 1, "rl__prompts": 8, "rl__rollout_slices": 2}
+    values |= {"model__width": 128, "model__mlp_width": 256} | NUMERICS[numerics]
+    assert_planned(config_of(TINY, **values), mesh_of(shape), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("updates", [0, 2])
+def test_memory_is_what_a_run_of_adapters_holds(updates, mesh, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(TESTS / "model" / "fixtures" / "llada_tiny" / "bf16_sharded", folder)
+    write_tokenizer(folder)
+    path = TESTS / "end_to_end" / "llada_tiny.py"
+    numerics = {"model__param_dtype": "bfloat16", "model__compute_dtype": "bfloat16"}
+    values = {"model__path": str(folder), "sft__updates": updates, "rl__iterations": 1, "rl__prompts": 8} | numerics
+    assert_planned(config_of(path, **values), mesh, tmp_path / "run", monkeypatch)
+
+
+def assert_planned(config, mesh, workdir, monkeypatch) -> None:
+    experiment = dataclasses.replace(open_experiment(config, workdir), mesh=mesh)
+    live = live_bytes_of_a_run(experiment, monkeypatch)
+    settings = experiment.settings
+    in_sft = {"heldout", "evaluate"} if settings.sft.updates and settings.sft.eval_every else set()
+    assert set(live) == in_sft | ({"sample", "score", "update", "evaluate"} if settings.rl.iterations else set())
+    parameters = planning.shard_bytes(planning.transformer.abstract(experiment.model, mesh))
+    for program in planning.programs(experiment.settings, experiment.model, mesh):
+        if program.name in live:
+            record = planning.measure(program, mesh)
+            planned = (record["arguments_gib"] + sum(record["resident_gib"].values())) * 2**30
+            # Keys and batches are small; a copy of the parameters too many or too few is not.
+            assert abs(planned - live[program.name]) < 0.2 * parameters, (program.name, planned, live, parameters)
+
+
+def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
+    """{program: the most bytes on the first device when it is called}; the run takes all its stages."""
+    first, live = experiment.mesh.devices.flat[0], {}
+
+    def on_first() -> int:
+        gc.collect()
+        shards = [shard.data for x in jax.live_arrays() for shard in x.addressable_shards if shard.device == first]
+        return sum({shard.unsafe_buffer_pointer(): shard.nbytes for shard in shards}.values())
+
+    def watched(name, function):
+        def call(*arguments, **keywords):
+            live[name] = max(live.get(name, 0), on_first() - elsewhere)
+            return function(*arguments, **keywords)
+
+        return call
+
+    elsewhere = on_first()
+    monkeypatch.setattr(rollout, "sample", watched("sample", rollout.sample))
+    monkeypatch.setattr(stage, "score", watched("score", stage.score))
+    make_update = stage.make_update
+    monkeypatch.setattr(stage, "make_update", lambda *args: watched("update", make_update(*args)))
+    monkeypatch.setattr(decoding, "sample", watched("evaluate", decoding.sample))
+    monkeypatch.setattr(sft_module, "heldout_bound", watched("heldout", sft_module.heldout_bound))
+    monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # on CPUs it copies what it saves
+    folders = [experiment.workdir / name for name in ("sft", "rl")]
+    with jax.set_mesh(experiment.mesh), Checkpoints(folders[0], keep=1) as sft, Checkpoints(folders[1], keep=1) as rl:
+        start = sft_module.run_sft(experiment, sft, lambda: False)
+        if experiment.settings.rl.iterations:
+            stage.run_rl(experiment, *start, rl, lambda: False)
+    return live

@@ -1,0 +1,72 @@
+"""What is refused before anything waits for the device, and animations."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from igpo_jax.playground.animation import gif
+from igpo_jax.playground.request import LIMITS, checked
+
+LENGTHS = {"completion_length": 16, "block_length": 8}
+CELLS = [["The", 0, "#000000", True], ["an\n", 1, "#fde725", False], ["<b>", 2, "#440154", False]]
+
+
+@pytest.mark.parametrize("asked, message", [
+    ([], "not a JSON object"),
+    ({"prompt": "a"}, "completion_length and block_length must be given"),
+    (LENGTHS | {"prompts": "a"}, "'prompts' is none of prompt, chat,"),
+    (LENGTHS | {"prompt": 5}, "prompt='5' is no text"),
+    (LENGTHS | {"chat": 1}, "chat='1' is no true or false"),
+    (LENGTHS | {"steps": True}, "steps='True' is no whole number"),
+    (LENGTHS | {"temperature": float("nan")}, "temperature=nan must be a number"),
+    (LENGTHS | {"temperature": 10**400}, "temperature=1000.* must be a number"),
+    (LENGTHS | {"temperature": -1}, "must not be negative"),
+    (LENGTHS | {"seed": -1}, "seed=-1 must not be negative"),
+    (LENGTHS | {"prompt": "\ud800"}, "prompt has half of a surrogate pair"),
+    (LENGTHS | {"prompt": "four " * 5000}, f"prompt_tokens=.* takes at most {LIMITS['prompt_tokens']}"),
+    (LENGTHS | {"hint": "x" * 40}, "what it begins with has .* tokens, completion_length=16"),
+    (LENGTHS | {"steps": 5000}, "steps=5000; the playground takes at most 1024"),
+    (LENGTHS | {"steps": 3}, "steps=3 is not a multiple of the number of blocks"),
+    (LENGTHS | {"commit": "all"}, "commit='all' is none of schedule"),
+    ({"completion_length": 4096, "block_length": 8}, "completion_length=4096; the playground takes at most 1024"),
+    ({"template": "no blank"}, "'no blank' has no blank"),
+    ({"template": "[MASK:999999999999]"}, "completion_length=999999999999; the playground takes at most"),
+    ({"template": "[MASK:4]", "steps": 0}, "steps=0"),
+    (LENGTHS | {"template": "[MASK:4]"}, "a template has its own length"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_name(asked, message, model):
+    with pytest.raises(ValueError, match=message):
+        checked(asked, model)
+
+
+@pytest.mark.parametrize("asked", [
+    None,
+    {"frames": 2},
+    {"frames": -1, "cells": CELLS},
+    {"frames": 10**6, "cells": CELLS},
+    {"frames": 2, "cells": []},
+    {"frames": 2, "cells": CELLS * 1000},
+    {"frames": 2, "cells": [["a", 1, "red", False]]},
+    {"frames": 2, "cells": [["a" * 100, 1, "#000000", False]]},
+    {"frames": 2, "cells": [["a", 1.5, "#000000", False]]},
+    {"frames": 2, "cells": ["abcd"]},
+])  # fmt: skip
+def test_what_is_no_animation_is_refused(asked):
+    with pytest.raises(ValueError, match="an animation|a cell is"):
+        gif(asked)
+
+
+def test_an_animation_has_a_frame_for_the_canvas_and_for_every_step():
+    image = Image.open(io.BytesIO(gif({"frames": 2, "cells": CELLS})))
+    assert image.format == "GIF" and image.n_frames == 3
+    frames = []
+    for number in range(3):
+        image.seek(number)
+        frames.append(image.convert("RGB").tobytes())
+    assert len(set(frames)) == 3
+
+
+def test_long_animations_leave_out_frames_and_odd_characters_are_drawn():
+    cells = [[text, frame, "#31688e", False] for frame, text in enumerate(["\ud800", "\x00", "漢", "​", "a\tb"] * 100, 1)]
+    assert Image.open(io.BytesIO(gif({"frames": 500, "cells": cells}))).n_frames <= 151

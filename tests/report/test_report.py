@@ -1,0 +1,312 @@
+import html.parser
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from igpo_jax.config import base_config, to_json
+from igpo_jax.report import page as report
+from igpo_jax.report.figures import smooth
+from igpo_jax.report.page import embedded_rollouts, headline, page, read_run, short_names, write_page, write_report
+from processes import CHROMIUM
+
+go = pytest.importorskip("plotly.graph_objects")
+
+SECTIONS = ["Learning", "Inpainting", "Rollouts", "Policy", "Supervised stage", "Speed"]
+ATTACK = '</script><script>alert(1)</script><b onclick="x">&amp;<!--<script>'
+
+
+def sft_row(step):
+    scalars = {"sft/loss": 1 / step, "sft/grad_norm": 1.0, "sft/learning_rate": 1e-3, "time/step": 0.5}
+    return {"step": step, "stage": "sft", **scalars}
+
+
+def rl_row(step):
+    keys = [
+        "reward/first_try", "reward/final", "groups/all_wrong_before", "groups/all_wrong_after",
+        "groups/all_correct", "hint/rescue_rate", "hint/ratio", "hint/tokens", "hint/replaced",
+        "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/ratio_mean", "policy/loss",
+        "policy/grad_norm", "groups/distinct", "hint/centre", "time/total", "time/rollout",
+        "time/reward", "time/score", "time/update",
+        "speed/tokens_per_second",
+    ]  # fmt: skip
+    return {"step": step, "stage": "rl", **{key: 0.5 for key in keys}}
+
+
+def eval_row(step, stage, accuracy):
+    return {"step": step, "stage": stage, "eval/accuracy": accuracy, "eval/problems": 100}
+
+
+def rollout_row(step, attempt="first", rescued=False, question="1+1=", **others):
+    return {
+        "step": step, "try": attempt, "problem_id": "p",
+        "question": question, "answer": "2", "trace": "1+1=2",
+        "tokens": ["2", "<eos>", "<eos>"], "written_at": [1, -1 if attempt == "hinted" else 0, 0],
+        "hint": [False, attempt == "hinted", False], "reward": 1.0, "correct": True, "outcome": "ok",
+        "text": "2", "stated": "2", "rescued": rescued, "end": 1,
+    } | others  # fmt: skip
+
+
+RUN = [
+    *map(sft_row, range(1, 6)),
+    eval_row(5, "sft", 0.1),
+    *map(rl_row, range(6, 11)),
+    eval_row(10, "rl", 0.6),
+]
+
+
+def write_run(folder, rows, rollouts=(), verdicts=(), name="arithmetic", **overrides):
+    config = base_config()
+    config.update_from_flattened_dict(overrides)
+    config = to_json(config)
+    config["task"]["name"] = name
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "data.json").write_text(json.dumps({"test": "0123"}))
+    files = {"metrics": rows, "rollouts": rollouts, "evaluations": verdicts}
+    for file, content in files.items():
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Writes a run's folder and its report; returns the report's text."""
+
+    def write(rows, rollouts=(), name="arithmetic"):
+        path = write_report(write_run(tmp_path, rows, rollouts, name=name))
+        assert path == tmp_path / "report.html"
+        return path.read_text()
+
+    return write
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Folders of two runs that were judged on the same four problems, and differ in two keys."""
+    rollouts = [rollout_row(6), rollout_row(6, "hinted", rescued=True)]
+    verdicts = [[1, 0, 0, 0], [1, 1, 1, 0]]
+    options = [{"seed": 0}, {"seed": 1, "rl.iterations": 7}]
+    return [
+        write_run(tmp_path / name, RUN, rollouts, [{"step": 10, "stage": "rl", "correct": correct}], **of)
+        for name, correct, of in zip(("one", "other"), verdicts, options, strict=True)
+    ]
+
+
+def sections(text):
+    return re.findall(r"<section[^>]*>\s*<h2>([^<]*)</h2>", text)
+
+
+def embedded(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_whole_run_has_every_section(run):
+    text = run(RUN, [rollout_row(6), rollout_row(6, "hinted", rescued=True)])
+    assert sections(text) == SECTIONS
+    data = embedded(text)
+    assert len(data["figures"]) == text.count('class="plot"') == 18
+    (rows,) = data["rollouts"]["runs"].values()
+    assert [row["hinted"] for row in rows] == [False, True]
+    for figure in data["figures"]:
+        go.Figure(figure)  # raises on a property that plotly does not know
+
+
+def test_without_rl_there_is_only_what_was_measured(run):
+    text = run([*map(sft_row, range(1, 6)), eval_row(5, "sft", 0.1)])
+    assert sections(text) == ["Learning", "Supervised stage"]
+    assert "by RL" not in text
+
+
+def test_an_empty_run_and_one_without_hints_have_a_report(run):
+    assert "No metrics yet" in run([])
+    rows = [{key: value for key, value in row.items() if not key.startswith("hint/")} for row in RUN]
+    assert "Rescue rate" not in run(rows)
+
+
+def test_the_text_of_problems_and_completions_cannot_become_markup(run):
+    attacked = rollout_row(6, question=ATTACK, text=ATTACK, stated=ATTACK, tokens=[ATTACK, "<eos>", "<eos>"])
+    text = run(RUN, [attacked], name=ATTACK)
+    data = embedded(text)["rollouts"]
+    (row,) = next(iter(data["runs"].values()))
+    assert {row["question"], row["text"], row["stated"], data["pieces"][row["tokens"][0]]} == {ATTACK}
+
+    class Tags(html.parser.HTMLParser):
+        seen = []
+
+        def handle_starttag(self, tag, attributes):
+            self.seen.append(tag)
+
+    Tags().feed(text)
+    assert "b" not in Tags.seen and Tags.seen.count("script") == 3
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_path):
+    attack = "</script><script>document.title = 'attacked'</script><img src=x onerror=\"document.title='attacked'\">"
+    run(RUN, [rollout_row(6, question=attack, text=attack, stated=attack, trace=attack, tokens=[attack, "<eos>", "<eos>"])])
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    shown = re.search(r'<pre id="text"[^>]*>(.*?)</pre>', done.stdout, re.S)[1]
+    assert html.unescape(shown) == attack
+    assert "<title>arithmetic · IGPO run</title>" in done.stdout and "<img" not in done.stdout.split("<script")[0]
+
+
+def test_nothing_is_loaded_from_elsewhere(run):
+    from plotly.offline import get_plotlyjs
+
+    text = run(RUN, [rollout_row(6)])
+    assert text.count(get_plotlyjs()) == 1 and len(text.encode()) < 10e6
+    own = text.replace(get_plotlyjs(), "")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", own)
+    assert "default-src 'none'" in own
+
+
+def test_values_that_are_not_finite_are_left_out(run):
+    broken = {**rl_row(8), "policy/kl": None, "policy/entropy": math.nan, "eval/accuracy": None}
+    figures = embedded(run([*RUN[:-1], broken]))["figures"]
+    values = [trace["y"] for figure in figures for trace in figure["data"]]
+    assert values and not re.search("null|NaN", json.dumps(values))
+
+
+def test_accuracy_before_is_the_last_one_that_no_rl_update_has_touched():
+    early = eval_row(3, "sft", 0.05)
+    (accuracy, *_) = headline([early, *RUN])
+    assert accuracy == ("Held-out accuracy", "10.0% → 60.0%", "+50.0 points by RL, 100 held-out problems")
+
+
+def test_training_time_is_that_of_both_stages():
+    rows = [{**row, "time/total": 20.0 if row["stage"] == "sft" else 60.0} for row in RUN]
+    assert headline(rows)[-1] == ("Training time", "8 min", "SFT 2 min, RL 6 min")
+
+
+def test_the_begin_of_rl_is_marked_between_evaluations_only(run):
+    accuracy = embedded(run([eval_row(1, "sft", 0.0), *RUN]))["figures"][0]
+    assert accuracy["layout"]["shapes"][0]["x0"] == 5
+    assert "shapes" not in embedded(run(RUN))["figures"][0]["layout"]
+
+
+def test_rescue_rate_weighs_a_rollout_by_its_all_wrong_groups():
+    few = {**rl_row(1), "groups/all_wrong_before": 0.1, "hint/rescue_rate": 0.0}
+    many = {**rl_row(2), "groups/all_wrong_before": 0.9, "hint/rescue_rate": 1.0}
+    assert ("Rescue rate", "90.0%", "of all-wrong groups, over the run") in headline([few, many])
+
+
+def test_all_rollouts_are_shown_while_they_fit():
+    rows = [rollout_row(step) for step in range(400)]
+    assert [row["step"] for row in embedded_rollouts({"a": rows})["runs"]["a"]] == list(range(400))
+
+
+def test_rollouts_that_are_too_many_are_thinned_from_begin_to_end():
+    long = {"tokens": ["word<"] * 500, "written_at": list(range(500)), "hint": [False] * 500, "text": "word<" * 500}
+    rows = [rollout_row(step, **long) for step in range(900)]
+    embedded = embedded_rollouts({"a": rows, "b": rows, "none": []})
+    assert set(embedded["runs"]) == {"a", "b"} and embedded["pieces"] == ["word<"]
+    assert report.ROLLOUT_BYTES * 0.8 < len(report._embed(embedded)) <= report.ROLLOUT_BYTES
+    steps = [row["step"] for row in embedded["runs"]["b"]]
+    assert (steps[0], steps[-1]) == (0, 899) and max(np.diff(steps)) <= min(np.diff(steps)) + 1
+
+
+def test_rollouts_of_earlier_versions_are_shown_without_what_they_lack():
+    old = rollout_row(1, "hinted")
+    for key in ("correct", "outcome", "stated"):
+        del old[key]
+    first, second = embedded_rollouts({"a": [old, old | {"reward": 0.1}]})["runs"]["a"]
+    assert first["correct"] and not second["correct"]
+    assert "stated" not in first and first["hint"] == [1]
+
+
+def test_smoothing_keeps_lines_and_lowers_noise():
+    line = np.arange(96.0)
+    np.testing.assert_allclose(smooth(line)[4:-4], line[4:-4])
+    np.testing.assert_allclose(smooth(np.ones(96)), 1)
+    noise = np.random.default_rng(0).normal(size=200)
+    assert smooth(noise).std() < 0.4 * noise.std()
+    assert len(smooth(np.zeros(0))) == 0
+
+
+def test_what_is_no_run_is_refused(tmp_path, two_runs):
+    with pytest.raises(ValueError, match="no config.json"):
+        write_report(tmp_path)
+    with pytest.raises(ValueError, match="there is no folder .*missing"):
+        write_page([two_runs[0], tmp_path / "missing"], tmp_path / "page.html")
+    (two_runs[1] / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"other/config\.json: not JSON"):
+        write_page(two_runs, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="given twice"):
+        write_page([two_runs[0], two_runs[0]], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="there is no folder .*nowhere for the page"):
+        write_page(two_runs[:1], tmp_path / "nowhere" / "page.html")
+    with pytest.raises(ValueError, match="at most 10"):
+        write_page(two_runs * 6, tmp_path / "page.html")
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_names_are_as_long_as_they_must_be_to_differ(tmp_path):
+    paths = [tmp_path / "seed-0" / "igpo", tmp_path / "seed-1" / "igpo", tmp_path / "seed-1" / "grpo"]
+    assert short_names(paths) == ["seed-0/igpo", "seed-1/igpo", "seed-1/grpo"]
+    assert short_names(paths[1:]) == ["igpo", "grpo"]
+
+
+def test_several_runs_share_one_page(two_runs, tmp_path):
+    write_page(two_runs, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert sections(text) == ["What they reached", "Newest accuracy, against one", "Configuration", *SECTIONS]
+    data = embedded(text)
+    assert set(data["rollouts"]["runs"]) == {"one", "other"}
+    for figure in data["figures"]:
+        go.Figure(figure)
+        colors = {trace["name"].split(":")[0]: trace["line"]["color"] for trace in figure["data"]}
+        assert len(set(colors.values())) == len(colors) == 2
+    wrong = next(figure for figure in data["figures"] if "one: before hints" in [t.get("name") for t in figure["data"]])
+    dashes = {trace["name"].split(": ")[1]: trace["line"]["dash"] for trace in wrong["data"]}
+    assert len(set(dashes.values())) == len(dashes) == 3
+
+
+def table_after(text, title):
+    part = text.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+    lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in re.findall("<tr>(.*?)</tr>", part)]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_runs_are_compared_by_their_numbers_verdicts_and_settings(two_runs):
+    text = page({"one": read_run(two_runs[0]), "other": read_run(two_runs[1])})
+    assert table_after(text, "Configuration") == {"": ["one", "other"], "seed": ["0", "1"], "rl.iterations": ["100", "7"]}
+    assert table_after(text, "What they reached")["newest accuracy"] == ["60.0% (50.2% to 69.1%)"] * 2
+    difference = table_after(text, "Newest accuracy, against one")["other"]
+    assert difference[0].startswith("+50.0 (") and difference[2:] == ["2 / 0", "4", "10 and 10"]
+
+
+def test_verdicts_on_other_problems_are_not_compared(two_runs):
+    (two_runs[1] / "data.json").write_text(json.dumps({"test": "4567"}))
+    text = page({"one": read_run(two_runs[0]), "other": read_run(two_runs[1])})
+    assert "No other run has verdicts on the same problems." in text
+
+
+def test_a_run_under_way_has_a_report_that_says_so(run):
+    assert "<li>not finished</li>" in run(RUN[:-1])
+
+
+def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, tmp_path):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "igpo_jax.report", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    done = command(*two_runs, "--output=both.html")
+    assert done.returncode == 0 and done.stdout == "report: both.html\n"
+    assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    wrong = command(two_runs[0], "nothing")
+    assert wrong.returncode == 1 and wrong.stderr == "error: there is no folder nothing; give the folder of a run\n"
+
+
+def test_without_plotly_there_is_a_warning_and_no_report(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write_run(tmp_path, RUN)
+    assert write_report(tmp_path) is None
+    assert "plotly is missing" in caplog.text and not list(tmp_path.glob("*.html"))

@@ -1,0 +1,147 @@
+"""No token of an answer is ever a hint: real records, real tokenizer, the arrays of a run, hundreds of draws."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from igpo_jax.data.pipeline import prompt_arrays
+from igpo_jax.tasks import math
+from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
+
+ROOT = pathlib.Path(__file__).parents[2]
+LENGTH, GROUP = 96, 40
+LONG = "We add one to it again and again. " * 30
+# problem, solution with the answer in its last box
+MATH = {
+    "several times": ("What is 1+2?", "First 3, then $3$ and 3 again: 1+2=3. So \\boxed{3} it is, and 3 = 3.", "3"),
+    "at the beginning": ("Which one?", "\\boxed{x+1} is right, for it is the only one that there is of them.", "x+1"),
+    "inside text": ("Which words?", "We say \\text{that it is \\boxed{\\text{not so}} here}, no.", "\\text{not so}"),
+    "two boxes": ("What is 2+2?", "Not \\boxed{5}, but it is surely \\boxed{4}. That is what we have learned.", "4"),
+    "nested braces": ("Half?", "A half, hence \\boxed{\\frac{1}{\\sqrt{2}}}. That is all.", "\\frac{1}{\\sqrt{2}}"),
+    "spaces in the box": ("Seven?", "It is certainly $\\boxed{ 7 }$, as we have seen many times before.", "7"),
+    "beyond the canvas": ("Long?", LONG + "So it is \\boxed{31}.", "31"),
+    "long after the answer": ("Early?", "So it is \\boxed{31}. " + LONG, "31"),
+    "no box": ("Nothing?", "Nobody knows what it is, and nobody will say so in a box.", "8"),
+    "empty box": ("Empty?", "Here is what we found after all: \\boxed{}.", "0"),
+}  # fmt: skip
+
+
+def load_hints():
+    specification = importlib.util.spec_from_file_location("hints", ROOT / "tests" / "campaigns" / "hints.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+hints = load_hints()
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def world(request, tmp_path_factory):
+    """kind -> problems, and a tokenizer whose tokens reach over the borders of answers."""
+    folder = tmp_path_factory.mktemp("hints")
+    rows = [{"problem": p, "solution": s, "answer": a, "id": name} for name, (p, s, a) in MATH.items()]
+    (folder / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"math": hints.load("math", str(folder / "math.jsonl"))}
+    data["gsm8k"] = hints.load("gsm8k", str(ROOT / "tests" / "tasks" / "gsm8k_sample.jsonl"))
+    texts = [problem.trace for problems in data.values() for problem in problems]
+    train_sentencepiece(texts * 5, folder / "tokenizer.model", kind=request.param, vocab_size=700)
+    return data, load_tokenizer(folder / "tokenizer.model")
+
+
+def made(world, kind, cfg):
+    """The canvases, the problems and the arrays."""
+    problems, tokenizer = world[0][kind], world[1]
+    problems, arrays = prompt_arrays(
+        problems, tokenizer, prompt_length=640, completion_length=LENGTH, exclude_answer=cfg.exclude_answer,
+        overflow="error",
+    )  # fmt: skip
+    return hints.canvases(problems, arrays, tokenizer, jax.random.key(3), GROUP, cfg), problems, arrays
+
+
+@pytest.mark.parametrize("kind", ["gsm8k", "math"])
+def test_no_token_of_an_answer_is_shown(world, kind):
+    canvases, problems, arrays = made(world, kind, hints.PAPER)
+    result = hints.count(kind, canvases, world[1])
+    assert result["canvases"] == GROUP * len(problems) and result["leaks"] == 0 and result["hint_tokens"] > 5
+    assert hints.exposed(kind, problems, arrays, world[1]) == 0
+    for canvas in canvases:  # nor by the spans of the problem itself
+        offsets = world[1].encode_with_offsets(canvas.problem.trace)[1]
+        assert not hints.touches(canvas, offsets, list(canvas.problem.answer_spans)), canvas.problem.id
+
+
+@pytest.mark.parametrize("kind", ["gsm8k", "math"])
+def test_the_released_switches_show_answers(world, kind):
+    canvases, problems, arrays = made(world, kind, hints.REF)
+    assert hints.count(kind, canvases, world[1])["leaks"] > 0
+    assert hints.exposed(kind, problems, arrays, world[1]) > 0
+
+
+def test_the_cases_are_as_nasty_as_they_say(world):
+    data, tokenizer = world
+    straddling = set()
+    for problem in data["math"]:
+        offsets = tokenizer.encode_with_offsets(problem.trace)[1]
+        assert (len(offsets) > 2 * LENGTH) == (problem.id in ("beyond the canvas", "long after the answer"))
+        for first, last in problem.answer_spans:
+            straddling |= {problem.id for begin, end in offsets if begin < first < end or begin < last < end}
+    assert len(straddling) >= 2, "tokens reach over the border of an answer"
+    canvases, problems, _ = made(world, "math", hints.PAPER)
+    shown = {p.id: {place for c in canvases if c.problem is p for place in c.places.tolist()} for p in problems}
+    long = next(p for p in problems if p.id == "long after the answer")
+    offsets = tokenizer.encode_with_offsets(long.trace)[1]
+    after = long.trace.index("31") + 2
+    assert any(offsets[place][0] > after for place in shown[long.id]), "hints go on behind the answer in the solution"
+    for name in ("no box", "empty box"):  # nobody knows where their answer is: the template's tag is all that may show
+        problem = next(p for p in problems if p.id == name)
+        first = problem.trace.index(MATH[name][1])
+        last = first + len(MATH[name][1])
+        offsets = tokenizer.encode_with_offsets(problem.trace)[1]
+        assert all(offsets[place][1] <= first or offsets[place][0] >= last for place in shown[name])
+
+
+def test_an_answer_that_begins_the_trace_leaves_no_hints(world, tmp_path):
+    """Without the template's tags in front: chunks are cut from what precedes the last answer."""
+    row = {"problem": "Which one?", "solution": "\\boxed{x+1} is right, as we know it.", "answer": "x+1"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row))
+    task = ConfigDict(math.defaults(rl=f"math:{tmp_path / 'one.jsonl'}", demonstration="{solution}"))
+    problems, arrays = prompt_arrays(
+        math.load(task, "rl", 0), world[1], prompt_length=640, completion_length=LENGTH, exclude_answer=True,
+        overflow="error",
+    )  # fmt: skip
+    canvases = hints.canvases(problems, arrays, world[1], jax.random.key(0), GROUP, hints.PAPER)
+    offsets = world[1].encode_with_offsets(problems[0].trace)[1]
+    begin = problems[0].trace.index("x+1")
+    assert all(offsets[place][1] <= begin for canvas in canvases for place in canvas.places)
+
+
+@pytest.mark.parametrize("hidden, answer, found", [
+    (["12 + 3 = 15"], "3", True), (["12 + 13"], "3", False), (["1,000 apples"], "1000", True), (["is -5"], "5", True),
+    (["x + 1"], "x+1", True), (["x", "+1"], "x+1", False), (["x=1, then"], "1", True), ([], "1", False),
+    ([r"\frac{1}{2}"], r"\frac{1}{2}", True), (["3.50"], "3.5", True),
+])  # fmt: skip
+def test_residual_matches(hidden, answer, found):
+    assert hints.says(hidden, answer) is found
+
+
+@pytest.mark.parametrize("kind, solution, answer, hidden", [
+    ("gsm8k", "6 and 6, so 6, done", "6", ["\\boxed{6}", "6"]), ("gsm8k", "it is none", "7", ["\\boxed{7}"]),
+    ("math", "\\boxed{1} or \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}", ["\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"]),
+])  # fmt: skip
+def test_the_benchmark_finds_answers_on_its_own(kind, solution, answer, hidden):
+    trace = f"<reasoning>\n{solution}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
+    problem = hints.Problem("i", "q", answer, trace, (), trace)
+    assert [trace[slice(*span)] for span in hints.answer_spans(kind, problem)] == hidden
+    if kind == "gsm8k" and len(hidden) > 1:
+        assert hints.answer_spans(kind, problem)[1][0] == trace.index("6, done")
+
+
+def test_a_leak_is_noticed():
+    problem = hints.Problem("i", "q", "5", "it is 5", (), "")
+    canvas = hints.Canvas(problem, np.array([1]), ["5"])
+    assert hints.touches(canvas, [(0, 5), (5, 7)], [(6, 7)]) and not hints.touches(canvas, [(0, 5), (5, 6)], [(6, 7)])

@@ -1,0 +1,22 @@
+"""Who reads a run's checkpoints while it saves leaves the save alone."""
+
+import jax
+import jax.numpy as jnp
+
+from igpo_jax.run.checkpoint import Checkpoints
+
+
+def test_a_reader_leaves_a_save_that_is_under_way_alone(tmp_path):
+    state = {"params": {"w": jnp.arange(3.0)}}
+    with Checkpoints(tmp_path / "sft", keep=2) as writer:
+        writer.save(4, state, jax.random.key(0))
+        writer.wait()
+    saving = tmp_path / "sft" / "5.orbax-checkpoint-tmp"
+    (saving / "metrics").mkdir(parents=True)
+    (saving / "metrics" / "metrics").write_text("{")
+    abstract = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=state["params"]["w"].sharding)}
+    with Checkpoints(tmp_path / "sft", keep=2, reading=True) as reader:
+        step, params = reader.restore_params(abstract)
+    assert step == 4 and params["w"].tolist() == [0, 1, 2] and (saving / "metrics" / "metrics").is_file()
+    with Checkpoints(tmp_path / "sft", keep=2) as writer:
+        assert writer.steps() == [4]

@@ -1,0 +1,158 @@
+"""Opening a run: its data and its folder; what cannot work ends in one clear line, and nothing is left behind."""
+
+import json
+import logging
+import pathlib
+
+import pytest
+
+from igpo_jax import config as configuration
+from igpo_jax.run.experiment import open_experiment, read_config
+from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
+
+
+@pytest.fixture
+def gsm8k_file(tmp_path) -> pathlib.Path:
+    """Twenty problems."""
+    path = tmp_path / "train.jsonl"
+    path.write_text(GSM8K_SAMPLE.read_text("utf-8") * 4, "utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+@pytest.mark.parametrize("key", ["task.rl", "task.test"])
+def test_a_missing_or_empty_data_file_is_named(key, gsm8k_file, tmp_path):
+    paths = {"task.rl": str(gsm8k_file), "task.test": str(GSM8K_SAMPLE)}
+    message = error_of(gsm8k(*(paths | {key: str(tmp_path / "absent.jsonl")}).values()), tmp_path / "run")
+    assert f"no data file '{tmp_path / 'absent.jsonl'}'" in message
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    message = error_of(gsm8k(*(paths | {key: str(tmp_path / "empty.jsonl")}).values()), tmp_path / "run")
+    assert f"{tmp_path / 'empty.jsonl'}: no problems" in message
+    message = error_of(gsm8k(*(paths | {key: ""}).values()), tmp_path / "run")
+    assert f"{key} is empty" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_malformed_line_is_named_with_its_number(gsm8k_file, tmp_path):
+    lines = gsm8k_file.read_text("utf-8").splitlines()
+    gsm8k_file.write_text("\n".join([*lines[:6], '{"question": "cut off', *lines[6:]]), "utf-8")
+    message = error_of(gsm8k(gsm8k_file), tmp_path / "run")
+    assert f"{gsm8k_file}, line 7: not JSON" in message and "task.max_malformed_lines=0" in message
+    assert not (tmp_path / "run").exists()
+    experiment = open_experiment(gsm8k(gsm8k_file, task__max_malformed_lines=1), tmp_path / "run")
+    assert len(experiment.rl_data.problems) == 20
+
+
+def long_one(**texts) -> str:
+    return json.dumps({"question": "How many?", "answer": "It is 5.\n#### 5"} | texts) + "\n"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (long_one(question="How many? " * 100), ["prompt tokens (at most 192, data.prompt_buckets)"]),
+        (long_one(answer="It is 5. " * 100 + "\n#### 5"), ["solution tokens (at most 192, sampler.completion_length)"]),
+    ],
+    ids=["prompt", "solution"],
+)
+def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k_file, tmp_path, caplog):
+    with gsm8k_file.open("a", encoding="utf-8") as file:
+        file.write(line)
+    message = error_of(gsm8k(gsm8k_file, data__overflow="error"), tmp_path / "run")
+    for word in ["1 of 21 problems do not fit", "'train-20'", "data.overflow=drop", *words]:
+        assert word in message
+
+    with caplog.at_level(logging.WARNING):
+        experiment = open_experiment(gsm8k(gsm8k_file, data__overflow="drop"), tmp_path / "run")
+    # Of a long solution RL uses what fits; a demonstration must fit whole.
+    kept = {"rl": len(experiment.rl_data.problems), "sft": len(experiment.sft_data.tokens)}
+    assert kept == {"rl": 20 if "prompt" in words[0] else 21, "sft": 20}
+    warnings = [record.getMessage() for record in caplog.records if "do not fit" in record.getMessage()]
+    assert len(warnings) == 42 - sum(kept.values())
+    assert all("1 of 21 problems do not fit" in text and "dropped" in text for text in warnings)
+
+
+def test_it_is_an_error_if_nothing_fits(gsm8k_file, tmp_path):
+    message = error_of(gsm8k(gsm8k_file, data__overflow="drop", data__prompt_buckets=(2,)), tmp_path / "run")
+    assert "20 of 20 problems do not fit" in message and "data.prompt_buckets" in message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path):
+    workdir = tmp_path / "run"
+    open_experiment(tiny(), workdir)
+    before = contents(workdir)
+    with pytest.raises(ValueError) as raised:
+        open_experiment(tiny(rl__optimizer__learning_rate=5e-4, seed=1, task__slots=3), workdir)
+    message = str(raised.value)
+    assert str(workdir) in message and "--workdir" in message
+    assert "differing keys: rl.optimizer.learning_rate, seed, task.slots)" in message
+    assert contents(workdir) == before
+
+
+def test_an_address_is_no_folder():
+    with pytest.raises(ValueError, match="gs://bucket/run is no folder; mount the bucket"):
+        open_experiment(tiny(), "gs://bucket/run")
+
+
+def test_a_run_may_continue_in_other_portions(tmp_path):
+    open_experiment(tiny(), tmp_path / "run")
+    again = open_experiment(tiny(rl__microbatches=2, mesh__fsdp=4, mesh__tensor=2), tmp_path / "run")
+    assert again.settings.rl.microbatches == 2
+    assert configuration.to_json(read_config(tmp_path / "run"))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+
+
+def test_a_run_from_before_a_key_came_into_being_goes_on(tmp_path):
+    open_experiment(tiny(), tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    values = json.loads(file.read_text())
+    del values["model"]["attention"], values["rl"]["rollout_slices"]
+    file.write_text(json.dumps(values))
+    assert open_experiment(read_config(tmp_path / "run"), tmp_path / "run").settings.rl.rollout_slices == 1
+    file.write_text("[]")
+    assert "is no configuration of this version" in message_of(tiny(), tmp_path / "run")
+
+
+def message_of(config, workdir) -> str:
+    with pytest.raises(ValueError) as raised:
+        open_experiment(config, workdir)
+    return str(raised.value)
+
+
+def test_stages_that_are_left_out_need_not_divide(tmp_path):
+    open_experiment(tiny(sft__updates=0, sft__batch_size=7), tmp_path / "run")  # eight devices
+
+
+def test_the_same_configuration_opens_its_folder_again(tmp_path):
+    workdir = tmp_path / "run"
+    first = open_experiment(tiny(), workdir)
+    before = contents(workdir)
+    again = open_experiment(tiny(), workdir)
+    assert contents(workdir) == before
+    assert again.fingerprint == first.fingerprint
+    read = open_experiment(read_config(workdir), workdir)
+    assert read.fingerprint == first.fingerprint and read.settings.data == first.settings.data
+
+
+def test_a_run_does_not_go_on_with_other_data(gsm8k_file, tmp_path):
+    workdir = tmp_path / "run"
+    first = open_experiment(gsm8k(gsm8k_file), workdir)
+    assert first.data == json.loads((workdir / "data.json").read_text()) and set(first.data) == {"sft", "rl", "test"}
+    lines = gsm8k_file.read_text("utf-8").splitlines(keepends=True)
+    gsm8k_file.write_text("".join(lines[:-1] + [lines[-1].replace("5", "6")]), "utf-8")
+    before = contents(workdir)
+    assert "the run began with other problems in the split sft, rl" in message_of(gsm8k(gsm8k_file), workdir)
+    assert contents(workdir) == before
+    gsm8k_file.write_text("".join(lines), "utf-8")
+    assert open_experiment(gsm8k(gsm8k_file), workdir).data == first.data
+
+
+def test_a_folder_without_a_run_is_not_read(tmp_path):
+    with pytest.raises(ValueError, match="holds no run: it has no config.json"):
+        read_config(tmp_path)

@@ -1,0 +1,137 @@
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from igpo_jax.run.metrics import MetricsWriter, device_memory, read_rows
+
+
+def rollout_row(step, text="4"):
+    return {"step": step, "try": "first", "question": "2+2=", "text": text, "stated": "4", "reward": 1.0, "correct": True}
+
+
+def steps(path):
+    return [row["step"] for row in read_rows(path)]
+
+
+def test_resuming_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    with MetricsWriter(tmp_path, 0) as log:
+        for step in (1, 2, 3, 4):
+            log.write(step, "rl", {"policy/kl": 0.5 * step})
+            log.write_rollouts([rollout_row(step, "½")])
+    with MetricsWriter(tmp_path, 2) as log:
+        log.write(3, "rl", {"policy/kl": 9.0})
+        log.write_rollouts([rollout_row(3, "again")])
+
+    assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3]
+    assert read_rows(tmp_path / "metrics.jsonl")[-1] == {"step": 3, "stage": "rl", "policy/kl": 9.0}
+    assert [row["text"] for row in read_rows(tmp_path / "rollouts.jsonl")] == ["½", "½", "again"]
+
+
+def test_starting_over_begins_with_empty_logs(tmp_path):
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write(1, "sft", {"sft/loss": 1.0})
+    with MetricsWriter(tmp_path, 0):
+        pass
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "sta', '{"step": 2, "stage": "rl", "policy/kl": 0.', "\0\0\0"])
+def test_a_line_that_was_cut_off_is_dropped_and_not_appended_to(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "stage": "rl"}\n' + torn)
+    assert steps(path) == [1]
+    with MetricsWriter(tmp_path, 5) as log:
+        log.write(6, "rl", {})
+    assert steps(path) == [1, 6]
+
+
+def test_a_line_may_be_cut_off_within_a_character(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    path.write_bytes('{"step": 1}\n{"step": 2, "text": "½'.encode()[:-1])
+    assert steps(path) == [1]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:2 "):
+        MetricsWriter(tmp_path, 3)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write(1, "rl", {"policy/kl": 0.5})
+        assert steps(tmp_path / "metrics.jsonl") == [1]
+
+
+def test_values_that_are_not_finite_stay_valid_json(tmp_path):
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write(1, "rl", {"a": math.nan, "b": math.inf, "c": 1})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=refuse)
+    assert row == {"step": 1, "stage": "rl", "a": None, "b": None, "c": 1.0}
+
+
+def test_scalars_go_to_tensorboard(tmp_path):
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write(1, "rl", {"policy/kl": 0.5})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"policy/kl" in events.read_bytes()
+
+
+def test_rollouts_and_histograms_go_to_tensorboard(tmp_path):
+    text = "```\n<script>alert(1)</script>\u2028# no title"
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write_rollouts([rollout_row(1, text), rollout_row(1)])
+        log.write_histograms(
+            1, {"rollout/rewards": np.array([[0.0, 1.0], [np.nan, np.inf]]), "rollout/none": np.array([np.nan])}
+        )
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    summaries = [event.summary.value for event in events_of(file)]
+    values = {value.tag: value for summary in summaries for value in summary}
+    assert set(values) == {"rollout/completions/text_summary", "rollout/rewards"}
+    assert values["rollout/rewards"].histo.num == 2
+    markdown = values["rollout/completions/text_summary"].tensor.string_val[0].decode()
+    assert markdown.count("reward 1**") == 2
+    # Markdown takes indented lines as they are.
+    assert all(line.startswith("    ") for line in markdown.splitlines() if re.search("```|script|title|2\\+2", line))
+
+
+def events_of(file):
+    """Of a TensorBoard file: records of 8 bytes of length, 4 of its checksum, the event, 4 of its checksum."""
+    content, events = file.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return events
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with MetricsWriter(tmp_path, 0) as log:
+        log.write(1, "rl", {"policy/kl": 0.5})
+        log.write_rollouts([rollout_row(1)])
+        log.write_histograms(1, {"rollout/rewards": np.ones((2, 2))})
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_that_of_the_fullest_device_and_nothing_where_the_backend_is_silent(monkeypatch):
+    assert device_memory() == {}  # CPUs
+
+    class Device:
+        def __init__(self, used, peak):
+            self.memory_stats = lambda: {"bytes_in_use": used * 2**30, "peak_bytes_in_use": peak * 2**30}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(1, 5), Device(3, 4)])
+    assert device_memory() == {"memory/in_use_gib": 3, "memory/peak_gib": 5}

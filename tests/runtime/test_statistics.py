@@ -1,0 +1,102 @@
+"""Shares, pass@k and paired tests against what enumeration and simulation say."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igpo_jax.runtime.statistics import interval, mcnemar, paired, pass_at_k, sign_flip, summary, wilson
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(case):
+    draws, correct, k = case
+    subsets = list(itertools.combinations([True] * correct + [False] * (draws - correct), k))
+    assert pass_at_k(draws, correct, k) == pytest.approx(np.mean([any(subset) for subset in subsets]))
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilsons_interval_holds_the_share_and_lies_within_0_and_1(case):
+    right, problems = case
+    low, high = wilson(right / problems, problems)
+    assert 0 <= low <= right / problems <= high <= 1 and high - low < 1
+
+
+def test_wilsons_interval_has_the_published_numbers():
+    assert wilson(0.5, 100) == pytest.approx([0.4038, 0.5962], abs=1e-4)
+    assert wilson(0.0, 10) == pytest.approx([0.0, 0.2775], abs=1e-3)
+
+
+@pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (5, 5), (8, 1), (3, 9)])
+def test_mcnemar_counts_coins(gained, lost):
+    n = gained + lost
+    outcomes = [sum(coins) for coins in itertools.product((0, 1), repeat=n)]
+    extreme = [abs(heads - n / 2) >= abs(gained - n / 2) for heads in outcomes]
+    assert mcnemar(gained, lost) == pytest.approx(np.mean(extreme) if n else 1.0)
+
+
+def test_sign_flips_agree_with_enumeration():
+    difference = np.array([0.5, 0.25, -0.25, 0.75, 0.5, 0.0])
+    sums = [np.dot(signs, difference) for signs in itertools.product((1, -1), repeat=6)]
+    exact = np.mean(np.abs(sums) >= abs(difference.sum()) - 1e-12)
+    assert sign_flip(difference) == pytest.approx(exact, abs=0.02)
+
+
+def rows(correct, **fields):
+    completion = {"text": "", "stated": "5", "outcome": "ok", "steps": 4} | fields
+    return [
+        {"id": str(i), "completions": [completion | {"correct": bool(c), "reward": float(c)} for c in of]}
+        for i, of in enumerate(correct)
+    ]
+
+
+def test_a_summary_of_several_draws():
+    correct = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], bool)
+    found = summary(rows(correct))
+    assert found["pass@1"] == found["avg@4"] == 7 / 16
+    assert found["pass@2"] == pytest.approx(np.mean([5 / 6, 0, 1, 0.5])) and found["pass@4"] == 0.75
+    assert found["of_each_draw"] == [0.75, 0.5, 0.25, 0.25]
+    low, high = found["interval95"]
+    assert low < 7 / 16 < high and "pass@8" not in found
+    assert (found["problems"], found["draws"], found["timeout"], found["error"], found["without_answer"]) == (4, 4, 0, 0, 0.0)
+
+
+def test_a_summary_counts_what_went_wrong():
+    found = summary(rows(np.zeros((3, 1)), outcome="timeout", stated=None))
+    assert found["timeout"] == 3 and found["without_answer"] == 1.0 and found["pass@1"] == 0.0 and "avg@1" not in found
+
+
+def test_the_bootstrap_covers_as_often_as_it_says():
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(60):
+        chances = draw.beta(1, 1, 200)
+        low, high = interval(draw.uniform(size=(200, 4)) < chances[:, None])
+        held += low <= 0.5 <= high
+    assert held >= 52  # of 60; 57 expected, fewer than 52 once in 300 times
+
+
+def planted(problems, points, draws=1, seed=0):
+    """Two evaluations of which the second is right `points` % more often, on problems that the first got wrong."""
+    draw = np.random.default_rng(seed)
+    one = draw.uniform(size=(problems, draws)) < 0.6
+    other, wrong = one.copy(), np.flatnonzero(~one.any(axis=1))
+    other[wrong[: round(problems * points / 100)]] = True
+    return one, other
+
+
+def test_a_planted_change_of_three_points_is_found():
+    found = paired(*planted(1319, 3))
+    assert found["difference"] == pytest.approx(0.03, abs=0.001) and found["p_value"] < 1e-6
+    assert found["interval95"][0] > 0.015 and (found["better"], found["worse"]) == (40, 0)
+    several = paired(*planted(500, 3, draws=2))
+    assert several["p_value"] < 0.01 and several["difference"] == pytest.approx(0.03, abs=0.001)
+
+
+def test_no_change_is_not_found():
+    one, _ = planted(500, 0)
+    assert paired(one, one)["p_value"] == 1.0
+    values = [paired(planted(300, 0, seed=s)[0], planted(300, 0, seed=1000 + s)[0])["p_value"] for s in range(100)]
+    assert np.mean(np.array(values) < 0.05) <= 0.12 and math.isclose(np.median(values), 0.5, abs_tol=0.25)

@@ -1,0 +1,55 @@
+"""What rollouts.jsonl says of a completion: which answer was read, and how it was judged."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from igpo_jax.rl.rollout import Grades
+from igpo_jax.stages.rl import _shown
+from igpo_jax.tasks.problem import Problem
+
+EOS = 3
+PIECES = ["1", "=", "12", "<eos>"]
+# Of two groups with two completions; the second is late in one group, and right in the other.
+TOKENS = np.array([[[0, 1, 2, EOS], [0, 0, 0, 0]], [[0, 0, EOS, EOS], [0, 1, 2, EOS]]])
+GRADES = Grades(
+    rewards=np.array([[0.0, 0.25], [0.0, 1.0]], np.float32),
+    correct=np.array([[False, False], [False, True]]),
+    late=np.array([[False, True], [False, False]]),
+    broken=np.zeros((2, 2), bool),
+)
+
+
+def rows(function=""):
+    problem = Problem("p", "6+6=", "12", "1=12", (), "1=12")
+    experiment = SimpleNamespace(
+        rl_data=SimpleNamespace(by_id={7: problem, 8: problem}),
+        tokenizer=SimpleNamespace(piece=PIECES.__getitem__),
+        settings=SimpleNamespace(task=_Section(name="arithmetic"), reward=SimpleNamespace(function=function)),
+        model=SimpleNamespace(eos_id=EOS),
+        graded_text=lambda tokens: "".join(PIECES[i] for i in tokens if i != EOS),
+    )
+    first = SimpleNamespace(
+        tokens=TOKENS, written_at=np.zeros(TOKENS.shape, int), hint=np.zeros(TOKENS.shape, bool), grades=GRADES
+    )
+    sampled = SimpleNamespace(
+        first=first, second=None, triggered=np.array([0]), groups=SimpleNamespace(problem_id=np.array([7, 8], np.uint32))
+    )
+    return _shown(experiment, sampled, step=5)
+
+
+class _Section(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_a_row_says_what_was_read_and_how_it_was_judged():
+    late, right = rows()
+    assert (late["stated"], late["correct"], late["outcome"], late["reward"]) == (None, False, "timeout", 0.25)
+    assert (right["stated"], right["correct"], right["outcome"], right["reward"]) == ("12", True, "ok", 1.0)
+    assert right["text"] == "1=12" and right["end"] == 3
+
+
+@pytest.mark.parametrize("function, read", [("", True), ("package.module:name", False)])
+def test_what_a_reward_function_of_ones_own_reads_is_not_guessed(function, read):
+    assert all(("stated" in row) == read for row in rows(function))

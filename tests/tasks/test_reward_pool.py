@@ -1,0 +1,135 @@
+"""Whatever an answer does to its worker, the others are graded as ever."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_pool import RewardPool
+
+HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
+PROBLEM = Problem("id", "2+2?", "4", "2+2=4", (), "4")
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    monkeypatch.syspath_prepend(HELPERS)
+    made = []
+
+    def make(function="reward_functions:moody", options=None, workers=2, deadline_seconds=1.0):
+        made.append(RewardPool(function, options or {}, workers, deadline_seconds))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def graded(pool, *texts):
+    return pool([(PROBLEM, text) for text in texts])
+
+
+def test_verdicts_come_in_the_order_of_the_answers(pool):
+    numbers = [str(n) for n in range(500)]
+    verdicts = graded(pool(options={"scale": 2.0}), *numbers)
+    assert [v.reward for v in verdicts] == [2.0 * n for n in range(500)] and {v.outcome for v in verdicts} == {"ok"}
+
+
+TROUBLE = {"sleep": "timeout", "raise": "error", "die": "error", "fill memory": "error", "no number": "error"}
+TROUBLE["give up"] = "timeout"
+
+
+def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
+    texts = [text for trouble in TROUBLE for text in (trouble, "1", "2")] * 2
+    one = pool()
+    begin = time.monotonic()
+    verdicts = graded(one, *texts)
+    assert time.monotonic() - begin < 20
+    for text, verdict in zip(texts, verdicts, strict=True):
+        assert verdict.outcome == TROUBLE.get(text, "ok"), (text, verdict)
+        assert verdict.reward == (float(text) if text.isdigit() else 0.0)
+    assert "not this one" in verdicts[texts.index("raise")].reason
+    assert "no verdict in 1 s" in verdicts[texts.index("sleep")].reason
+    assert [v.reward for v in graded(one, "7", "8")] == [7.0, 8.0]  # the pool goes on
+
+
+def test_an_empty_list_starts_nothing(pool):
+    one = pool("no_such_module:reward")
+    assert graded(one) == []
+
+
+@pytest.mark.parametrize("function, message", [
+    ("no_such_module:reward", "ModuleNotFoundError"), ("reward_functions:no_such_function", "AttributeError"),
+])  # fmt: skip
+def test_a_function_that_is_not_there_is_one_clear_error(function, message, pool):
+    with pytest.raises(ValueError, match=f"the reward function '{function}' cannot be used: {message}"):
+        graded(pool(function), "1")
+
+
+def test_workers_know_no_jax_and_end_with_their_parent(tmp_path):
+    """Importing it would cost each of them seconds and memory."""
+    code = (
+        "import sys; from igpo_jax.tasks.reward_pool import RewardPool; from igpo_jax.tasks.problem import Problem\n"
+        "pool = RewardPool('igpo_jax.tasks.math:reward', {'answer': 'box'}, 2, 5.0)\n"
+        "p = Problem('i', 'q', r'\\sqrt{2}', '', (), '')\n"
+        "print([v.reward for v in pool([(p, r'\\boxed{\\frac{2}{\\sqrt2}}'), (p, 'no')])], 'jax' in sys.modules)\n"
+        "print(*[w._process.pid for w in pool._workers], flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline().strip() == "[1.0, 0.0] False"
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    maps = "".join(pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in workers)
+    assert "jaxlib" not in maps
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+HANGS = [
+    r"9^{9^{9^9}}", r"1000000000!", r"\binom{1000000000}{500000000}", r"2^{1000000000}", r"\sqrt[1000000007]{2^{1000000007}}",
+    "(" * 2000 + "1" + ")" * 2000, r"\frac{1}" * 3000, r"\sum_{k=1}^{100000000} \frac{1}{k^{2}+1}", "7" * 20_000, r"\frac" * 5000,
+    r"\{" + ",".join(map(str, range(3000))) + r"\}", "x^{2}+" * 300 + "1", r"\int_0^{\infty} e^{x^x}", r"3^{10000000}+1", "\\" * 9999,
+]  # fmt: skip
+
+
+def test_answers_that_are_made_to_hang_cost_at_most_their_deadline(pool):
+    one = pool("igpo_jax.tasks.math:reward", {"answer": "box"}, deadline_seconds=3.0)
+    problem = Problem("i", "q", r"x^2+1", "", (), "")
+    answers = [(problem, f"\\boxed{{{text}}}") for hang in HANGS for text in (hang, "1+x^2")]
+    begin = time.monotonic()
+    verdicts = one(answers)
+    assert time.monotonic() - begin < 4.0 * len(HANGS)
+    assert [v.reward for v in verdicts] == [0.0, 1.0] * len(HANGS)
+
+
+@pytest.mark.slow
+def test_ordinary_answers_are_graded_at_five_hundred_a_second(pool):
+    """The time budget of the issue, with two workers on two cores; measured in tests/campaigns/grading.py."""
+    one = pool("igpo_jax.tasks.math:reward", {"answer": "any"}, deadline_seconds=5.0)
+    golds = ["72", r"\frac{3}{4}", "x+1", "(1,2)", r"2\sqrt{3}", "1250", "A", "0.5"]
+    answers = [
+        (Problem("i", "q", gold, "", (), ""), f"So the answer is \\boxed{{{given}}}.")
+        for n in range(500)
+        for gold, given in zip(golds, [str(72 + n % 2), r"\frac{6}{8}", "1+x", "(1,2)", r"\sqrt{12}", "1,250", "A", ".5"], strict=True)
+    ]
+    one(answers[:16])  # starts the workers
+    begin = time.monotonic()
+    verdicts = one(answers)
+    assert len(answers) / (time.monotonic() - begin) > 500
+    assert sum(v.reward for v in verdicts) == len(answers) - 250 and {v.outcome for v in verdicts} == {"ok"}
