@@ -23,7 +23,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
-    package_data={"igpo_jax.playground": ["page.html"]},
+    package_data={
+        "igpo_jax.playground": ["page.html"],
+        "igpo_jax.report": ["page.html", "rollouts.html", "style.css", "canvas.js"],
+    },
     install_requires=[
         JAX.format(extra=""),
         "flax>=0.12.8,<0.13",

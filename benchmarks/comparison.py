@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from igpo_jax.model.transformer import ModelConfig, Params, init
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, init
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import AXES
 

@@ -19,7 +19,7 @@ from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.rl.rollout import up_to_first_eos
-from igpo_jax.run.experiment import restore_run
+from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import fetch, make_mesh, put_rows
 from igpo_jax.tasks import arithmetic

@@ -31,7 +31,8 @@ from igpo_jax.rl.update import make_update
 from igpo_jax.run.metrics import device_memory
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
-from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer, policy_params
+from igpo_jax.training.policy import policy_params
+from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_width": 192, "vocab_size": 2048}
 SMALL |= {"mask_id": 1, "eos_id": 2, "eot_id": None}

@@ -23,7 +23,7 @@ import numpy as np
 from igpo_jax.data.pipeline import prompt_arrays, take_rows
 from igpo_jax.diffusion.batches import denoise
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.run.experiment import restore_run
+from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.runtime.statistics import paired

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import MAX_LOG_RATIO, ObjectiveConfig
 from igpo_jax.training.state import OptimizerConfig

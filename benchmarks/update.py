@@ -34,7 +34,8 @@ from comparison import (
     write_cases,
 )
 from igpo_jax.diffusion.sampler import HINT
-from igpo_jax.model.transformer import ModelConfig, Params, forward_flops
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, forward_flops
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics

@@ -27,8 +27,9 @@ from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora, sharding
-from igpo_jax.model.transformer import ModelConfig, Params, forward, unembed
-from igpo_jax.run.experiment import restore_run
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, forward, unembed
+from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
 from igpo_jax.weights.folders import load_params

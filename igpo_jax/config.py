@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
+from igpo_jax.model.attention import LANES, PLATFORMS
+from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, _require_multiples, check_model_divides
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training.state import OptimizerConfig
 from igpo_jax.weights.huggingface import MOST, folder_model_config
@@ -435,3 +437,29 @@ def resolve_config_path(argument: str) -> str:
             return f"{path}{colon}{variant}"
     known = sorted({path.name for folder in folders for path in folder.glob("*.py")})
     raise ValueError(f"no config file {name!r} here, nor in configs/; there are: {', '.join(known)}")
+
+
+def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
+    """Everything that is spread over devices divides evenly.
+
+    Raises:
+        ValueError: names the two config keys that do not fit together.
+    """
+    sft, rl = settings.sft, settings.rl
+    sizes = {"evaluation.batch_size": settings.evaluation.batch_size}
+    if sft.updates:
+        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
+    if rl.iterations:
+        sizes["rl.prompts / rl.microbatches"] = rl.prompts // rl.microbatches
+        sizes["rl.prompts * rl.group_size / rl.rollout_slices"] = rl.prompts // rl.rollout_slices * rl.group_size
+    rows = batch_size_divisor(mesh)
+    _require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
+    check_model_divides(model, mesh, settings.lora)
+    platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
+    if platform not in possible:
+        raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
+    if model.attention == "splash":
+        length = settings.rollout_decode.completion_length
+        sizes = [(f"a prompt bucket + {length}", size + length) for size in settings.data.prompt_buckets]
+        sizes.append(("the head size", model.head_size))
+        _require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in sizes])

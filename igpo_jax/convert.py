@@ -10,7 +10,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from igpo_jax.run.experiment import export_adapters, export_run
+from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.weights.folders import convert, export

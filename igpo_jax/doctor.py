@@ -273,8 +273,9 @@ def tiny_run() -> Iterator[Finding]:
     import numpy as np
 
     from igpo_jax.run.checkpoint import Checkpoints
-    from igpo_jax.run.experiment import open_experiment, restore_run
+    from igpo_jax.run.experiment import open_experiment
     from igpo_jax.run.metrics import last_logged
+    from igpo_jax.run.restore import restore_run
     from igpo_jax.stages.rl import run_rl
     from igpo_jax.stages.sft import run_sft
 

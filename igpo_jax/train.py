@@ -19,9 +19,9 @@ from igpo_jax.run.results import write_result
 from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.preemption import Terminated
+from igpo_jax.stages.divergence import Diverged
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
-from igpo_jax.training.state import Diverged
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, or a path; file.py:variant for a variant."

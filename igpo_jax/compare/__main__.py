@@ -24,8 +24,8 @@ from igpo_jax.cli import parse_flags
 from igpo_jax.compare.arms import ARMS, arms_of, check_arms, seeds_of
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.run.metrics import progress
 from igpo_jax.runtime.files import claim, write_whole
+from igpo_jax.runtime.progress import progress
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")

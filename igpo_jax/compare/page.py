@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from igpo_jax.compare.numbers import REACHED
+from igpo_jax.report.style import COLORS
 from igpo_jax.runtime.files import write_whole
 
-COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3")
 DASHES = ("", "7 3", "2 3")  # for one round of colors each
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
 LEGEND = 3  # names in a line

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
 from igpo_jax.diffusion.sampler import Sample, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.mesh import fetch, put_rows
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpo_jax.model.logprobs import token_log_probs
-from igpo_jax.model.transformer import ModelConfig, Params, forward
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, forward
 
 MIN_NOISE = 1e-3  # epsilon of LLaDA's discretisation: keeps 1/p finite
 

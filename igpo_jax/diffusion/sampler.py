@@ -14,15 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, propose, to_write
-from igpo_jax.model.transformer import (
-    ModelConfig,
-    Params,
-    forward,
-    forward_flops,
-    forward_remembering,
-    forward_window,
-    unembed,
-)
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, forward, forward_flops, forward_remembering, forward_window, unembed
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 HINT = -1  # in `Sample.written_at`: filled from the start

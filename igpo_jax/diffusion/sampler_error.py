@@ -10,7 +10,8 @@ import numpy as np
 
 from igpo_jax.diffusion.sampler import Rows, active_of, begin_rows, block_network, end_block, spread, write_step
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.mesh import fetch
 
 PROBED = 8  # completions, at least, on which training measures it

@@ -11,7 +11,8 @@ import numpy as np
 
 from igpo_jax.diffusion.sampler import HINT, Rows, begin_rows, block_network, end_block, spread, write_step
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.mesh import fetch
 
 ALTERNATIVES = 5  # of every position

@@ -4,6 +4,7 @@ and protocol give the same rows, whatever batch size and mesh.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +19,12 @@ from igpo_jax.diffusion.batches import denoise
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_of
-from igpo_jax.run.metrics import progress, read_rows
+from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.distributed import everywhere, share_rows
 from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
 from igpo_jax.runtime.mesh import batch_size_divisor
-from igpo_jax.runtime.statistics import paired, summary
+from igpo_jax.runtime.progress import progress
+from igpo_jax.runtime.statistics import interval, paired
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
@@ -165,3 +167,28 @@ def _at(values: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """pass@1 with its 95 % interval, pass@k for powers of two and all draws, and what else is counted."""
+    correct = np.array([[c["correct"] for c in row["completions"]] for row in rows])
+    problems, draws = correct.shape
+    completions = [c for row in rows for c in row["completions"]]
+    result = {"problems": problems, "draws": draws, "pass@1": float(correct.mean())}
+    result["interval95"] = interval(correct)
+    if draws > 1:
+        result[f"avg@{draws}"] = result["pass@1"]
+        for k in sorted({2**i for i in range(1, draws.bit_length())} | {draws}):
+            result[f"pass@{k}"] = float(np.mean([pass_at_k(draws, int(c), k) for c in correct.sum(axis=1)]))
+        result["of_each_draw"] = correct.mean(axis=0).tolist()
+    return result | {
+        "reward": float(np.mean([c["reward"] for c in completions])),
+        "without_answer": float(np.mean([c["stated"] is None for c in completions])),
+        "steps": float(np.mean([c["steps"] for c in completions])),
+        **{name: sum(c["outcome"] == name for c in completions) for name in OUTCOMES[1:]},
+    }
+
+
+def pass_at_k(draws: int, correct: int, k: int) -> float:
+    """The chance that k of the draws, without replacement, hold a correct one: unbiased for k fresh ones (Chen et al. 2021)."""
+    return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

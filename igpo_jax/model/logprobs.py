@@ -1,12 +1,16 @@
 """Log-probabilities of tokens from hidden states; logits of [batch, length, vocabulary] never exist at once."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.transformer import ModelConfig, Params, head_matrix, partition, project_to_vocabulary
+from igpo_jax.model.sharding import Params, partition
+from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_vocabulary
+from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import BATCH, make_mesh
 
 HEAD = partition(("embed", "vocab"))  # how the head comes into shard_map
@@ -73,3 +77,21 @@ def token_scores(
     log_probs = log_probs.reshape(-1, per_state)[:count].reshape(n, r, length, per_state)
     entropy = jnp.broadcast_to(entropy.reshape(-1)[:count].reshape(n, r, 1, length), (n, r, per_state, length))
     return jnp.moveaxis(log_probs, 3, 2).reshape(completions.shape), entropy.reshape(completions.shape)
+
+
+LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
+
+
+ASSUMED_GIB = 16  # the memory of a device that `CHIPS` does not list, and of a CPU
+
+
+def sized_for(model: ModelConfig, mesh) -> ModelConfig:
+    """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
+    float32 take a sixteenth of a device's memory: the published figure, or `ASSUMED_GIB`, the same on all hosts."""
+    if model.head_chunk:
+        return model
+    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
+    memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
+    positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])
+    chunk = 2 ** int(math.log2(min(max(positions, LEAST_CHUNK), MOST_CHUNK)))
+    return dataclasses.replace(model, head_chunk=chunk)

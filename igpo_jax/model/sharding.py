@@ -1,79 +1,89 @@
-"""What depends on the devices that a run gets: whether its sizes divide over the mesh, and the size of the head's chunks."""
+"""Which mesh axes every parameter is spread over, at rest and in use."""
 
 import dataclasses
-import math
+import functools
+from typing import Any
 
-from igpo_jax.config import Settings
-from igpo_jax.model.attention import LANES, PLATFORMS
-from igpo_jax.model.lora import LoraConfig
-from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.chips import CHIPS
-from igpo_jax.runtime.mesh import batch_size_divisor
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
-ASSUMED_GIB = 16  # the memory of a device that `CHIPS` does not list, and of a CPU
+Params = dict[str, Any]
 
 
-def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
-    """Everything that is spread over devices divides evenly.
+# Logical axis -> mesh axes that it is spread over. An axis that is missing here is an error, not silently replicated.
+SHARDING_RULES = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "norm": None,
+    "rank": None,
+    # Adapters (lora.py): their other axis is short, so these take both mesh axes.
+    "adapter of embed": ("fsdp", "tensor"),
+    "adapter of heads": ("tensor", "fsdp"),
+    "adapter of mlp": ("tensor", "fsdp"),
+}
+
+
+# The same while a layer is computed, where it differs: rows are spread over fsdp, too, so weights must not be.
+RULES_IN_USE = SHARDING_RULES | {
+    "embed": None,
+    "adapter of embed": None,
+    "adapter of heads": "tensor",
+    "adapter of mlp": "tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    stddev: float | None  # None: ones (norm scales)
+
+
+def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
+    """`jax.ShapeDtypeStruct` of everything that a table declares.
 
     Raises:
-        ValueError: names the two config keys that do not fit together.
+        KeyError: a logical axis has no rule in `SHARDING_RULES`.
     """
-    sft, rl = settings.sft, settings.rl
-    sizes = {"evaluation.batch_size": settings.evaluation.batch_size}
-    if sft.updates:
-        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
-    if rl.iterations:
-        sizes["rl.prompts / rl.microbatches"] = rl.prompts // rl.microbatches
-        sizes["rl.prompts * rl.group_size / rl.rollout_slices"] = rl.prompts // rl.rollout_slices * rl.group_size
-    rows = batch_size_divisor(mesh)
-    _require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
-    check_model_divides(model, mesh, settings.lora)
-    platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
-    if platform not in possible:
-        raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
-    if model.attention == "splash":
-        length = settings.rollout_decode.completion_length
-        sizes = [(f"a prompt bucket + {length}", size + length) for size in settings.data.prompt_buckets]
-        sizes.append(("the head size", model.head_size))
-        _require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in sizes])
+
+    def place(info: ParameterInfo):
+        return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
+
+    return jax.tree.map(place, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
 
-def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
-    """The parameters, and adapters of them, divide evenly over the mesh.
-
-    Raises:
-        ValueError: names the two sizes that do not fit together.
-    """
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    checks = [
-        ("model.width", model.width, "mesh.fsdp", fsdp),
-        ("model.heads", model.heads, "mesh.tensor", tensor),
-        ("model.kv_heads", model.kv_heads, "mesh.tensor", tensor),
-        ("model.mlp_width", model.mlp_width, "mesh.tensor", tensor),
-        ("the vocabulary", model.vocab_size, "mesh.tensor", tensor),
-    ]
-    if lora is not None:
-        widths = {"model.width": model.width, "the width of keys": model.kv_heads * model.head_size}
-        widths["model.mlp_width"] = model.mlp_width
-        checks += [(name, size, "mesh.fsdp * mesh.tensor", fsdp * tensor) for name, size in widths.items()]
-    _require_multiples(checks)
+def partition(axes: tuple[str, ...], rules=SHARDING_RULES) -> P:
+    """Where the rules put an array with these logical axes."""
+    return P(*(rules[axis] for axis in axes))
 
 
-def _require_multiples(checks: list[tuple[str, int, str, int]]) -> None:
-    for name, size, axes, devices in checks:
-        if size % devices:
-            raise ValueError(f"{name} = {size} is not a multiple of {axes} = {devices}")
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
 
 
-def sized_for(model: ModelConfig, mesh) -> ModelConfig:
-    """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
-    float32 take a sixteenth of a device's memory: the published figure, or `ASSUMED_GIB`, the same on all hosts."""
-    if model.head_chunk:
-        return model
-    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
-    memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
-    positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])
-    chunk = 2 ** int(math.log2(min(max(positions, LEAST_CHUNK), MOST_CHUNK)))
-    return dataclasses.replace(model, head_chunk=chunk)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Inside jit: a weight with these logical axes as `RULES_IN_USE` want it; left to itself, the partitioner would
+    exchange activations, which are larger. Cast before, so that the cast travels. Gradients are summed and spread in one
+    step, the reverse of gathering."""
+    return constrain(w, partition(axes, RULES_IN_USE))
+
+
+def _gathered_forward(w, axes):
+    return gathered(w, axes), None
+
+
+def _gathered_backward(axes, _, gradient):
+    return (constrain(gradient, partition(axes)),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:
+    """Logical axes of part "a" or "b" of the adapter of a matrix with these axes."""
+    return (f"adapter of {row_axis}", "rank") if part == "a" else ("rank", f"adapter of {column_axis}")

@@ -14,37 +14,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.attention import PLATFORMS, attend
+from igpo_jax.model.sharding import (
+    ParameterInfo,
+    Params,
+    abstract_table,
+    adapter_axes,
+    constrain,
+    gathered,
+    partition,
+)
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
-Params = dict[str, Any]
 KeyValues = tuple[jax.Array, jax.Array]  # of all layers, rotated: [layers, b, t, k, h] each
 Positions = tuple[Any, int]  # where they begin, int or int32 [], and how many they are
-
-# Logical axis -> mesh axes that it is spread over. An axis that is missing here is an error, not silently replicated.
-SHARDING_RULES = {
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "norm": None,
-    "rank": None,
-    # Adapters (lora.py): their other axis is short, so these take both mesh axes.
-    "adapter of embed": ("fsdp", "tensor"),
-    "adapter of heads": ("tensor", "fsdp"),
-    "adapter of mlp": ("tensor", "fsdp"),
-}
-# The same while a layer is computed, where it differs: rows are spread over fsdp, too, so weights must not be.
-RULES_IN_USE = SHARDING_RULES | {
-    "embed": None,
-    "adapter of embed": None,
-    "adapter of heads": "tensor",
-    "adapter of mlp": "tensor",
-}
 FEW_LAYERS = 4  # see `_is_unrolled`
 KEY_VALUES = P(BATCH, None, "tensor")  # of one layer: rows as everywhere, heads as they are computed
 
@@ -98,13 +84,6 @@ class ModelConfig:
         return self.width // self.heads
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterInfo:
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    stddev: float | None  # None: ones (norm scales)
-
-
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
     """The nested dict of `ParameterInfo`, same structure as the parameters (llada.md section 2; `x @ w` layout)."""
     layers, width, q_width, kv_width = cfg.layers, cfg.width, cfg.width, cfg.kv_heads * cfg.head_size
@@ -150,52 +129,6 @@ def init(key: jax.Array, cfg: ModelConfig) -> Params:
 def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
     """`jax.ShapeDtypeStruct` of every parameter, with its sharding on `mesh`."""
     return abstract_table(parameter_table(cfg), cfg.param_dtype, mesh)
-
-
-def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of everything that a table declares.
-
-    Raises:
-        KeyError: a logical axis has no rule in `SHARDING_RULES`.
-    """
-
-    def place(info: ParameterInfo):
-        return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
-
-    return jax.tree.map(place, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
-
-
-def partition(axes: tuple[str, ...], rules=SHARDING_RULES) -> P:
-    """Where the rules put an array with these logical axes."""
-    return P(*(rules[axis] for axis in axes))
-
-
-def _placed(x: jax.Array, spec: P) -> jax.Array:
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Inside jit: a weight with these logical axes as `RULES_IN_USE` want it; left to itself, the partitioner would
-    exchange activations, which are larger. Cast before, so that the cast travels. Gradients are summed and spread in one
-    step, the reverse of gathering."""
-    return _placed(w, partition(axes, RULES_IN_USE))
-
-
-def _gathered_forward(w, axes):
-    return gathered(w, axes), None
-
-
-def _gathered_backward(axes, _, gradient):
-    return (_placed(gradient, partition(axes)),)
-
-
-gathered.defvjp(_gathered_forward, _gathered_backward)
-
-
-def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:
-    """Logical axes of part "a" or "b" of the adapter of a matrix with these axes."""
-    return (f"adapter of {row_axis}", "rank") if part == "a" else ("rank", f"adapter of {column_axis}")
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -264,7 +197,7 @@ def forward_window(
 
     def merge(new, old):
         kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[1], axis=1)
-        return _placed(jax.lax.dynamic_update_slice_in_dim(old, jnp.where(fresh, new, kept), start, axis=1), KEY_VALUES)
+        return constrain(jax.lax.dynamic_update_slice_in_dim(old, jnp.where(fresh, new, kept), start, axis=1), KEY_VALUES)
 
     # The kernels want whole rows, and the scores of a window are few.
     cfg = dataclasses.replace(cfg, attention="xla")
@@ -281,7 +214,7 @@ def _layers(params, tokens, positions, valid, cfg: ModelConfig, wanted, remember
         layer, old = layer
         seen = (lambda new: new) if old is None else (lambda new: jax.tree.map(merge, new, old))
         x, key_values = _block(x, layer, valid=valid, rope=rope, cfg=cfg, seen=seen, wanted=wanted)
-        return shard_rows(x), jax.tree.map(lambda y: _placed(y, KEY_VALUES), key_values) if remember else None
+        return shard_rows(x), jax.tree.map(lambda y: constrain(y, KEY_VALUES), key_values) if remember else None
 
     def recomputing(step):
         if cfg.remat == "none":

@@ -12,8 +12,8 @@ from ml_collections import config_flags
 
 from igpo_jax import config as configuration
 from igpo_jax.cli import parse_flags
-from igpo_jax.plan.programs import MOST, plan, remat_choice
-from igpo_jax.runtime.chips import topology_devices
+from igpo_jax.plan.advice import MOST, plan, remat_choice
+from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
 
 CONFIG = config_flags.DEFINE_config_file(

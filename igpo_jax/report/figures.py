@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from igpo_jax.compare.page import COLORS
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
+from igpo_jax.report.style import COLORS
 from igpo_jax.runtime.statistics import wilson
 
 Row = dict[str, Any]

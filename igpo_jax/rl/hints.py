@@ -2,19 +2,15 @@
 
 segment -> choose -> place -> overwrite; every function works on whole batches and compiles once.
 Where the paper and the released code disagree, the paper is the default and REF names the other.
-At the end, on the host: how much is shown as training goes on, and solutions that the model found itself.
 """
 
-import bisect
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: of stretched gaps between chunks
@@ -22,7 +18,6 @@ MAX_STRETCH = 1.5  # REF
 OF_HINTS = ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer")
 OF_CHUNKS = ("chunk_min", "chunk_max", "round_up", "stretch")
 SOURCES = ("solution", "own")
-UNKNOWN = -1  # in the memory of own solutions: none yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +243,6 @@ def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
     return math.floor(cfg.replace_fraction * group_size + 1e-9)
 
 
-# How much is shown as training goes on
-
-
 def ratio_range(centre: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
     """The least ratio and the width of the range that ratios are drawn from: the configured range, or, with a centre, one as
     wide around it, within [0, 1]."""
@@ -259,58 +251,3 @@ def ratio_range(centre: float | None, cfg: InpaintingConfig) -> tuple[float, flo
     half = (cfg.ratio_max - cfg.ratio_min) / 2
     least, most = max(centre - half, 0.0), min(centre + half, 1.0)
     return least, most - least
-
-
-def first_centre(cfg: InpaintingConfig) -> float:
-    """The middle of the configured range."""
-    return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
-
-
-def next_centre(centre: float, correct: float, cfg: InpaintingConfig) -> float:
-    """The centre of the ratios after an iteration in which the share `correct` of the second tries was correct: further up
-    where it was below one half, where a group's expected gradient, as share * (1 - share), is largest (paper, Appendix K).
-    A float32, which all processes read from the log as it was."""
-    return float(np.float32(min(max(centre + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
-
-
-# Solutions that the model found itself
-
-
-def remember(memory: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int) -> np.ndarray:
-    """A new memory with the last correct completion of each problem that has one, up to its first EOS.
-
-    Args:
-        memory: int32 [problems, l], padded with EOS; `UNKNOWN` where a problem has none yet.
-        rows: int [n], of the problems in the memory. tokens: int32 [n, g, l]. correct: bool [n, g].
-    """
-    last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
-    chosen, found = tokens[np.arange(len(tokens)), last], correct.any(axis=1)
-    chosen = np.where(np.cumsum(chosen == eos_id, axis=1) > 0, eos_id, chosen)
-    memory = memory.copy()  # the old one may be on its way to a checkpoint
-    memory[rows[found]] = chosen[found]
-    return memory
-
-
-def showable(
-    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], stated: Callable[[str], str | None]
-) -> int:
-    """How many tokens of a completion may be shown, from its beginning; nobody has marked where its answer stands.
-
-    Hidden is everything from the first place where the text of the answer that it states occurs, whether it is stated there
-    or not; where no answer is stated, or its text does not occur as such, the last quarter. The last token always is.
-
-    Args:
-        tokens: of a completion, before its first EOS.
-        decode: tokens to text.
-        stated: the answer that a text states, see `igpo_jax.tasks`.
-    """
-    text = decode(tokens)
-    answer = stated(text)
-    place = text.find(answer) if answer else -1
-    if place < 0:
-        return len(tokens) * 3 // 4
-    shown = bisect.bisect_right(range(len(tokens)), place, key=lambda number: len(decode(tokens[:number]))) - 1
-    # The bytes of a character may be several tokens, the first of which are no text yet, or more text than the whole.
-    while not text[:place].startswith(decode(tokens[:shown])):
-        shown -= 1
-    return shown

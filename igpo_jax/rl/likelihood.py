@@ -33,7 +33,8 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.sampler import HINT, completion_keys
 from igpo_jax.model.logprobs import HEAD, token_scores
-from igpo_jax.model.transformer import ModelConfig, Params, forward, head_matrix
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, forward, head_matrix
 from igpo_jax.runtime.mesh import BATCH, join_rows, shard_rows, split_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler

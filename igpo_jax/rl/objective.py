@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.logprobs import HEAD
-from igpo_jax.model.transformer import ModelConfig, Params, head_matrix
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, head_matrix
 from igpo_jax.rl.likelihood import ROW_VIEWS, GroupBatch, Scores, hidden_states, view_scores
 from igpo_jax.runtime.mesh import BATCH
 

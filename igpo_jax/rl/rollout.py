@@ -19,26 +19,17 @@ from jax.sharding import Mesh
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig, inpaint, max_replaced, ratio_range
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
 from igpo_jax.runtime.stopwatch import Stopwatch
+from igpo_jax.tasks.reward_pool import Grades
 
 # Each purpose folds its own number into the iteration's key; likelihood.py has one more, 4.
 FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS, PROBE, MORE_PROMPTS = 0, 1, 2, 3, 5, 6
-
-
-@flax.struct.dataclass
-class Grades:
-    """Of completions, [n, g] each. rewards: float32. correct: bool, what decides whether a group is all wrong and which
-    second tries are swapped in. late, broken: bool, no verdict in time, or none at all; they count as wrong."""
-
-    rewards: np.ndarray
-    correct: np.ndarray
-    late: np.ndarray
-    broken: np.ndarray
 
 
 @flax.struct.dataclass

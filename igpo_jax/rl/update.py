@@ -5,10 +5,12 @@ import optax
 from jax.sharding import Mesh
 
 from igpo_jax.model.lora import LoraConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.likelihood import GroupBatch, Scores
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
-from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, policy_params, state_shardings
+from igpo_jax.training.policy import policy_params
+from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, state_shardings
 
 
 def make_update(

@@ -1,10 +1,8 @@
 """Checkpoints of one stage in one folder: asynchronous saves, the last few and the best kept, corrupt ones passed over."""
 
-import json
 import logging
 import pathlib
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -13,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from igpo_jax.run.checkpoint_integrity import (
+    array_sums,
+    first_line,
+    is_about_this_machine,
+    metadata_crc,
+    remove_unreadable_metrics,
+)
 from igpo_jax.runtime.distributed import everywhere, failing_together
-from igpo_jax.runtime.mesh import fetch
 from igpo_jax.runtime.preemption import Terminated
 
 log = logging.getLogger(__name__)
@@ -51,7 +55,7 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).absolute()
         with failing_together():
             if jax.process_index() == 0:
-                _remove_unreadable_metrics(self.folder)
+                remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
@@ -87,14 +91,14 @@ class Checkpoints:
             # There the saver reads device memory in place, while the next update already writes into it.
             state = jax.tree.map(jnp.copy, state)
         saved = {"state": state, "progress": _progress(key, memory)}
-        about = {"data_position": step, "unlogged": list(unlogged), "sums": _sums(saved), **self._identity}
+        about = {"data_position": step, "unlogged": list(unlogged), "sums": array_sums(saved), **self._identity}
         self._checkpointer.save_checkpointables_async(
             step,
             saved,
             force=True,
             overwrite=True,
             metrics=None if accuracy is None else {"accuracy": accuracy},
-            custom_metadata={**about, "crc32": _crc(about)},
+            custom_metadata={**about, "crc32": metadata_crc(about)},
         )
 
     def wait(self) -> None:
@@ -142,18 +146,18 @@ class Checkpoints:
             loaded, reason = None, "another process cannot read it"
             try:
                 about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
-                if _crc(about) != about.get("crc32", _crc(about)) or "data_position" not in about:
+                if metadata_crc(about) != about.get("crc32", metadata_crc(about)) or "data_position" not in about:
                     raise ValueError("what is said about it has changed since it was saved")
                 context = ocp.Context()  # a call uses it up
                 context.pytree.loading.partial_load = partial
                 with context:
                     loaded = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # whatever a damaged file makes the reader raise
-                if _is_about_this_machine(error):
+                if is_about_this_machine(error):
                     raise
-                reason = _first_line(error)
+                reason = first_line(error)
             if everywhere(loaded is not None).all():
-                changed = [name for name, value in _sums(loaded).items() if about.get("sums", {}).get(name, value) != value]
+                changed = [name for name, value in array_sums(loaded).items() if about.get("sums", {}).get(name, value) != value]
                 if not changed:
                     return step, loaded | {"about": about}
                 reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
@@ -178,47 +182,3 @@ class Checkpoints:
 
 def _progress(key: jax.Array, memory: np.ndarray | None) -> dict[str, Any]:
     return {"key": key} if memory is None else {"key": key, "memory": memory}
-
-
-@jax.jit
-def _sum_bits(leaves: list[jax.Array]) -> list[jax.Array]:
-    def of(leaf):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    return [of(leaf) for leaf in leaves]
-
-
-def _sums(tree) -> dict[str, int]:
-    """The sum of every array's bits, as words of an element's size, modulo 2^32: the same on every mesh."""
-    named = jax.tree.leaves_with_path(tree)
-    keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for _, leaf in named]
-    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
-    return dict(zip(names, map(int, fetch(_sum_bits(keys))), strict=True))
-
-
-def _crc(about: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps({k: v for k, v in about.items() if k != "crc32"}, sort_keys=True).encode())
-
-
-def _is_about_this_machine(error: Exception) -> bool:
-    """Memory, or storage that does not answer: the checkpoint may be as good as ever."""
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return True
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-
-
-def _remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Orbax reads the metrics of every step when a folder is opened, and gives up at one that is damaged."""
-    for path in folder.glob("*/metrics/metrics"):
-        if not path.parents[1].name.isdigit():
-            continue  # a save that is under way
-        try:
-            json.loads(path.read_bytes())
-        except (ValueError, FileNotFoundError) as error:
-            log.warning("%s cannot be read (%s); removed", path, _first_line(error))
-            shutil.rmtree(path.parent, ignore_errors=True)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]

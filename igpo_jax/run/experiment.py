@@ -20,20 +20,16 @@ from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arr
 from igpo_jax.diffusion.batches import decode_completions
 from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model import lora, sharding
-from igpo_jax.model.transformer import ModelConfig, Params, abstract, init, shardings
-from igpo_jax.rl.hints import UNKNOWN, showable
-from igpo_jax.rl.rollout import Grades
-from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, own_rows, share_rows
 from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
-from igpo_jax.runtime.mesh import fetch, make_mesh
+from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, fingerprint
-from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
+from igpo_jax.tasks.reward_pool import Grades, RewardPool, reward_pool
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
-from igpo_jax.weights.folders import copy_small_files, load_params, new_folder, stored_weight_map, write_safetensors
-from igpo_jax.weights.huggingface import llada_config
-from igpo_jax.weights.huggingface import read_config as read_model_json
+from igpo_jax.weights.folders import load_params
 
 log = logging.getLogger(__name__)
 
@@ -127,20 +123,6 @@ class Experiment:
     def _grading(self) -> ThreadPoolExecutor:
         """One thread, which waits for the processes that grade."""
         return ThreadPoolExecutor(max_workers=1)
-
-    def with_own_solutions(self, prompts: PromptBatch, memory: np.ndarray) -> PromptBatch:
-        """Prompts of the RL split, whose traces are what the memory has of them (see `remember`), as far as it may be shown;
-        where it has nothing, there is nothing to show."""
-        task, eos_id = load_task(self.settings.task.name), self.tokenizer.eos_id
-        options = {name: self.settings.task[name] for name in task.REWARD_OPTIONS}
-        stated = functools.partial(task.stated, **options)
-        own = memory[self.rl_data.rows_of(prompts.problem_id)]
-        trace = np.where(own == UNKNOWN, eos_id, own)
-        length = (trace != eos_id).sum(axis=1, dtype=np.int32)
-        if self.settings.inpainting.exclude_answer:
-            completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
-            length = np.array([showable(tokens, self.tokenizer.decode, stated) for tokens in completions], np.int32)
-        return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])
 
     def verdicts(self, params: Params, pause: Callable[[], None] = lambda: None) -> np.ndarray:
         """Which test problems the decoding of evaluations solves, bool [problems]. pause: see `decode_completions`."""
@@ -277,118 +259,6 @@ def run_tokenizer(workdir: pathlib.Path, settings: Settings) -> Tokenizer:
     if of_folder is None:
         return load_tokenizer(workdir / "tokenizer.model")
     return load_tokenizer(settings.model["path"], of_folder.mask_id)
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A run's newest checkpoint: at which step, and of which stage; the network, its parameters, and adapters of them
-    (None: none were trained)."""
-
-    step: int
-    stage: str
-    settings: Settings
-    model: ModelConfig
-    tokenizer: Tokenizer
-    params: Params
-    adapters: Params | None
-
-    def policy(self) -> Params:
-        """The network's parameters, with adapters beside them."""
-        return self.params if self.adapters is None else lora.attach(self.params, self.adapters, self.settings.lora)
-
-
-def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
-    """The newest checkpoint of a run, for use. The data that it was trained on is not needed.
-
-    Args:
-        stage: sft | rl; by default the last that the run has.
-
-    Raises:
-        ValueError: there is no run, no checkpoint, or none that can be read.
-    """
-    workdir = pathlib.Path(workdir).absolute()
-    settings = configuration.parse(read_config(workdir))
-    tokenizer = run_tokenizer(workdir, settings)
-    model = sharding.sized_for(configuration.model_config(settings, tokenizer), mesh)
-    sharding.check_model_divides(model, mesh, settings.lora)
-    # A stage may have begun and not saved yet.
-    folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
-    saved = [name for name, steps in folders.items() if any(step.name.isdigit() for step in steps)]
-    stage = stage or (saved[-1] if saved else "sft")
-    step, trained = _restore_trained(workdir, settings, model, mesh, stage)
-    if settings.lora is None:
-        return Restored(step, stage, settings, model, tokenizer, trained, None)
-    base = load_params(settings.model["path"], model, mesh)
-    return Restored(step, stage, settings, model, tokenizer, base, trained)
-
-
-def _restore_trained(
-    workdir: pathlib.Path, settings: Settings, model: ModelConfig, mesh: Mesh, stage: str
-) -> tuple[int, Params]:
-    """What a stage trained, all parameters or adapters, at its newest checkpoint."""
-    folder = workdir / "checkpoints" / stage
-    if not folder.is_dir():
-        raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
-    wanted = abstract(model, mesh) if settings.lora is None else lora.abstract(model, settings.lora, mesh)
-    with Checkpoints(folder, keep=settings.checkpoints_kept, reading=True) as checkpoints:
-        restored = checkpoints.restore_params(wanted)
-    if restored is None:
-        raise ValueError(f"{folder} is empty")
-    return restored
-
-
-def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """A run's newest checkpoint as a Hugging Face folder; adapters are merged into the matrices they belong to.
-
-    Args:
-        target: must not exist.
-        dtype: float32 | bfloat16; by default the run's, and float32 where adapters are merged: rounding would take away
-            most of what they have learned. Where it does, a warning says how much.
-
-    Raises:
-        ValueError: see `restore_run`, or `target` exists.
-    """
-    run = restore_run(workdir, mesh)
-    settings, base = run.settings, run.settings.model["path"]
-    adapters = run.adapters or {}
-    dtype = dtype or ("float32" if adapters else run.model.param_dtype)
-
-    def leaves():
-        for path, leaf in jax.tree.leaves_with_path(run.params):
-            path = tuple(key.key for key in path)
-            if path[0] == "blocks" and path[1] in adapters:
-                leaf, lost = lora.merge_matrix(leaf, adapters[path[1]], settings.lora, dtype)
-                if dtype == "bfloat16":
-                    log.warning("%s: rounding to bfloat16 loses %.0f %% of what was learned", path[1], 100 * lost)
-            yield path, leaf
-
-    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
-    values = read_model_json(base) if base else llada_config(run.model, length)
-    weight_map = stored_weight_map(base) if base else None
-    with new_folder(target) as folder:
-        if jax.process_index() == 0:
-            if base:
-                copy_small_files(base, folder)
-            else:
-                write_whole(folder / "config.json", json.dumps(values, indent=2))
-                write_whole(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
-        write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
-
-
-def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
-    """The adapters that a run's last stage trained, as PEFT's files.
-
-    Raises:
-        ValueError: the run has no adapters.
-    """
-    run = restore_run(workdir, mesh)
-    if run.adapters is None:
-        raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
-    base = run.settings.model["path"]
-    with new_folder(target) as folder:
-        adapters = fetch(run.adapters)
-        if jax.process_index() == 0:
-            lora.export_peft(adapters, run.settings.lora, folder, base)
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -9,13 +9,11 @@ import json
 import math
 import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from igpo_jax.runtime.distributed import everywhere
 from igpo_jax.runtime.files import parse_json, write_whole
@@ -146,14 +144,6 @@ def device_memory() -> dict[str, float]:
     known = [statistics for device in jax.local_devices() if (statistics := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(s.get(key, 0) for s in known) / 2**30 for name, key in names.items()} if known else {}
-
-
-def progress(total: int, done: int, description: str, **options):
-    """A bar with an ETA; a line every ten seconds where there is no terminal; nothing where nothing is left. `options` are
-    tqdm's."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    disable = jax.process_index() > 0 or done == total
-    return tqdm(total=total, initial=done, desc=description, mininterval=interval, disable=disable, **options)
 
 
 def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:

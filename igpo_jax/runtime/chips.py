@@ -1,12 +1,9 @@
 """Accelerators: their memory and published peak numbers, and TPU topologies that need not be present."""
 
 import dataclasses
-import importlib.util
 import os
-from collections.abc import Sequence
 
 import jax
-from jax.experimental import topologies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,31 +27,6 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(79.1, 989e12, 3350e9, 450e9, 50e9),
     "NVIDIA H200": Chip(139.8, 989e12, 4800e9, 450e9, 50e9),
 }
-
-
-def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Devices of a TPU topology, such as "v5e:4x4", to compile for; none of them is here.
-
-    Raises:
-        ValueError: there is no such topology, or the TPU compiler is not installed.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
-    # Without these the compiler's library looks for a TPU machine's metadata server and waits for it.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched, so none need be free
-    jax.config.update("jax_platforms", "cpu")
-    several = {"num_slices": slices} if slices > 1 else {}
-    try:
-        devices = topologies.get_topology_desc(name, "tpu", **several).devices
-        device_memory_gib(devices[0])
-        return devices
-    except (ValueError, RuntimeError, NotImplementedError) as error:  # which one depends on what is wrong with the name
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--topology={name}: {reason}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None
 
 
 def device_memory_gib(device: jax.Device) -> float:

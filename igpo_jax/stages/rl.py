@@ -11,38 +11,22 @@ from igpo_jax.data.pipeline import batches, take_rows
 from igpo_jax.diffusion.sampler import completion_keys
 from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
-from igpo_jax.model.transformer import Params
-from igpo_jax.rl.hints import UNKNOWN, InpaintingConfig, first_centre, next_centre, remember
+from igpo_jax.model.sharding import Params
+from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.likelihood import score
-from igpo_jax.rl.rollout import (
-    PROBE,
-    Rollout,
-    RolloutConfig,
-    key_of_batch,
-    merge,
-    mixed_groups,
-    rollout,
-    up_to_first_eos,
-)
+from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout, up_to_first_eos
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged, progress
+from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged
 from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
+from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
+from igpo_jax.stages.divergence import check_parameters, count_skipped, stop_diverged
+from igpo_jax.stages.hint_state import UNKNOWN, first_centre, next_centre, remember, with_own_solutions
 from igpo_jax.tasks import load_task
-from igpo_jax.training.state import (
-    abstract_state,
-    acting_policy,
-    check_parameters,
-    compute_copy,
-    count_skipped,
-    create_state,
-    is_skipped,
-    make_optimizer,
-    policy_params,
-    stop_diverged,
-)
+from igpo_jax.training.policy import acting_policy, compute_copy, policy_params
+from igpo_jax.training.state import abstract_state, create_state, is_skipped, make_optimizer
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
 
@@ -117,7 +101,7 @@ def run_rl(
         while len(parts) < rl.dynamic_batches and (not parts or mixed_groups(parts).sum() < rl.prompts):
             prompts = order[done * rl.dynamic_batches + len(parts)]
             if own_hints:
-                prompts = experiment.with_own_solutions(prompts, memory)
+                prompts = with_own_solutions(experiment, prompts, memory)
             batch_key = key_of_batch(iteration_key, len(parts))
             parts.append(rollout(policy, prompts, experiment.grade, batch_key, cfg, mesh, pause))
         return parts

@@ -10,26 +10,25 @@ from jax.sharding import Mesh
 from igpo_jax.data.pipeline import SFTBatch, batches, cut_to_bucket, take_rows
 from igpo_jax.diffusion.corruption import CORRUPTIONS, HELDOUT_LEVELS, heldout_metric, mask_share, negative_bound, sft_loss
 from igpo_jax.model.lora import LoraConfig
-from igpo_jax.model.transformer import ModelConfig, Params
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged, progress
+from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged
 from igpo_jax.runtime.mesh import fetch, put_rows
+from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
+from igpo_jax.stages.divergence import check_parameters, count_skipped, stop_diverged
+from igpo_jax.training.policy import acting_policy, policy_params
 from igpo_jax.training.state import (
     TrainState,
     abstract_state,
     accumulate_gradients,
-    acting_policy,
     apply_gradients,
-    check_parameters,
-    count_skipped,
     create_state,
     is_skipped,
     make_optimizer,
-    policy_params,
     state_shardings,
-    stop_diverged,
 )
 
 LOG_EVERY = 20  # updates

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
+import flax
+import numpy as np
+
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 
@@ -185,3 +188,14 @@ def _environment() -> dict[str, str]:
     """Found by a worker as by this process: also what was put on sys.path by hand, such as the current folder."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return os.environ | {"PYTHONPATH": path}
+
+
+@flax.struct.dataclass
+class Grades:
+    """Of completions, [n, g] each. rewards: float32. correct: bool, what decides whether a group is all wrong and which
+    second tries are swapped in. late, broken: bool, no verdict in time, or none at all; they count as wrong."""
+
+    rewards: np.ndarray
+    correct: np.ndarray
+    late: np.ndarray
+    broken: np.ndarray

@@ -25,10 +25,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
-from igpo_jax.model.transformer import ModelConfig, Params, abstract
-from igpo_jax.run.metrics import progress
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig, abstract
 from igpo_jax.runtime.files import read_json, write_whole
 from igpo_jax.runtime.mesh import AXES
+from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_config, tensor_names
 from igpo_jax.weights.safetensors_files import Stored, fill_files, stored_tensors, write_headers
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from igpo_jax.data.pipeline import batches
-from igpo_jax.rl.hints import UNKNOWN
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment, read_config
 from igpo_jax.run.metrics import MetricsWriter, read_rows
+from igpo_jax.stages.hint_state import UNKNOWN
 from run_log import untimed
 
 # Rewards by chance: the tiny model is right too rarely to find solutions of its own.

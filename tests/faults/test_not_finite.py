@@ -12,15 +12,8 @@ import pytest
 from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.training.state import (
-    Diverged,
-    OptimizerConfig,
-    apply_gradients,
-    check_parameters,
-    count_skipped,
-    create_state,
-    make_optimizer,
-)
+from igpo_jax.stages.divergence import Diverged, check_parameters, count_skipped
+from igpo_jax.training.state import OptimizerConfig, apply_gradients, create_state, make_optimizer
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16, head_chunk=8)
 

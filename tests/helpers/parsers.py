@@ -31,7 +31,7 @@ from igpo_jax.evaluate.benchmark import compare
 from igpo_jax.grading import reference_code as released
 from igpo_jax.grading.answers import extract
 from igpo_jax.model import lora
-from igpo_jax.model.lora import LoraConfig, export_peft, import_peft
+from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init
 from igpo_jax.report.page import write_report
 from igpo_jax.rewrite.__main__ import judge_replies, read_replies
@@ -46,6 +46,7 @@ from igpo_jax.tokenizers import END_HEADER, END_OF_TURN, HEADER, START, encode_c
 from igpo_jax.weights.folders import check_tensors
 from igpo_jax.weights.huggingface import folder_model_config, llada_config, tensor_names
 from igpo_jax.weights.huggingface import read_config as read_model_json
+from igpo_jax.weights.peft import export_peft, import_peft
 from igpo_jax.weights.safetensors_files import stored_tensors
 from tokenizer_files import write_tokenizer
 

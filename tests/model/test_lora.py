@@ -13,19 +13,10 @@ import safetensors.numpy
 from igpo_jax.diffusion.corruption import mask_count, sft_loss
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
-from igpo_jax.model.lora import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    ALL_LINEAR,
-    REF_TARGETS,
-    LoraConfig,
-    attach,
-    export_peft,
-    import_peft,
-    merge,
-)
+from igpo_jax.model.lora import ALL_LINEAR, REF_TARGETS, LoraConfig, attach, merge
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.weights.huggingface import llada_config, tensor_names
+from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, export_peft, import_peft
 
 CFG = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
 LORA = LoraConfig(rank=4, alpha=6.0)

@@ -11,8 +11,8 @@ from igpo_jax.model import sharding
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import programs as planning
 from igpo_jax.plan.__main__ import as_text
+from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime import chips
-from igpo_jax.runtime.chips import topology_devices
 from run_configs import CONFIGS, settings_of
 
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]

@@ -9,7 +9,7 @@ import pytest
 from igpo_jax.model import sharding
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import programs as planning
-from igpo_jax.runtime.chips import topology_devices
+from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
 from run_configs import CONFIGS, settings_of
 

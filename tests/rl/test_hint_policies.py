@@ -14,10 +14,9 @@ from igpo_jax.data.pipeline import PromptBatch, take_rows
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init
-from igpo_jax.rl.hints import UNKNOWN, InpaintingConfig, first_centre, inpaint, ratio_range, remember
+from igpo_jax.rl.hints import InpaintingConfig, inpaint, ratio_range
 from igpo_jax.rl.rollout import (
     SECOND_TRY,
-    Grades,
     RolloutConfig,
     chosen_groups,
     distinct_share,
@@ -27,6 +26,8 @@ from igpo_jax.rl.rollout import (
     rollout,
 )
 from igpo_jax.run.experiment import open_experiment
+from igpo_jax.stages.hint_state import UNKNOWN, first_centre, remember, with_own_solutions
+from igpo_jax.tasks.reward_pool import Grades
 from run_configs import tiny
 
 EOS, MASK = 1, 2
@@ -209,7 +210,7 @@ SHOWN = {3: "# 43 ", 7: "~ ab cd", 8: "# ", 9: "", 10: ""}  # before the answer'
 def test_own_solutions_are_shown_up_to_the_answer(experiment):
     order = np.array([9, 0, 3, 7, 10, 8])
     batch = take_rows(experiment.rl_data.prompts, order)
-    found = experiment.with_own_solutions(batch, memory_of(experiment, OWN))
+    found = with_own_solutions(experiment, batch, memory_of(experiment, OWN))
     for row, place in enumerate(order.tolist()):
         length = found.trace_length[row]
         assert experiment.tokenizer.decode(found.trace[row, :length].tolist()) == SHOWN.get(place, "")
@@ -222,7 +223,7 @@ def test_with_the_released_switch_own_solutions_are_shown_whole(experiment):
     settings = experiment.settings
     shown = dataclasses.replace(settings, inpainting=dataclasses.replace(settings.inpainting, exclude_answer=False))
     whole = dataclasses.replace(experiment, settings=shown)
-    found = whole.with_own_solutions(experiment.rl_data.prompts, memory_of(experiment, OWN))
+    found = with_own_solutions(whole, experiment.rl_data.prompts, memory_of(experiment, OWN))
     assert {row: found.trace_length[row] for row in OWN} == {row: len(text) for row, text in OWN.items()}
     assert found.trace_length.sum() == sum(map(len, OWN.values()))
 
@@ -231,7 +232,7 @@ def test_with_the_released_switch_own_solutions_are_shown_whole(experiment):
 def test_no_hint_of_an_own_solution_shows_its_answer(policy, experiment):
     sizes = {"chunk_min": 1, "chunk_max": 2} if policy == "chunks" else {}
     cfg = InpaintingConfig(policy=policy, source="own", ratio_min=0.0, ratio_max=1.0, **sizes)
-    batch = experiment.with_own_solutions(experiment.rl_data.prompts, memory_of(experiment, OWN))
+    batch = with_own_solutions(experiment, experiment.rl_data.prompts, memory_of(experiment, OWN))
     canvas = np.full((len(batch.trace) * 64, batch.trace.shape[1]), UNKNOWN, np.int32)
     solution = batch.trace, batch.trace_length, batch.hintable
     filled, hint, _ = map(np.asarray, inpaint(jax.random.key(0), batch.problem_id, canvas, *solution, 64, cfg))

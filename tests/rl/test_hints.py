@@ -16,17 +16,15 @@ from igpo_jax.rl.hints import (
     InpaintingConfig,
     choose,
     destinations,
-    first_centre,
     inpaint,
     max_replaced,
-    next_centre,
     overwrite,
     prefix,
     ratio_range,
     revealed_count,
     segment,
-    showable,
 )
+from igpo_jax.stages.hint_state import first_centre, next_centre, showable
 from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 
 MASK = 0

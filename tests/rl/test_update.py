@@ -15,7 +15,8 @@ from igpo_jax.rl.likelihood import GroupBatch, score
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.mesh import put_rows
-from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer, policy_params
+from igpo_jax.training.policy import policy_params
+from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 # No other test uses this vocabulary: none has compiled these programs before.
 CFG = ModelConfig(vocab_size=32, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=16)

@@ -18,9 +18,11 @@ from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_tab
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.likelihood import score
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.rl.rollout import Grades, RolloutConfig, rollout
+from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
-from igpo_jax.training.state import OptimizerConfig, compute_copy, create_state, make_optimizer, policy_params
+from igpo_jax.tasks.reward_pool import Grades
+from igpo_jax.training.policy import compute_copy, policy_params
+from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 MODEL = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=2, heads=8, kv_heads=8, mlp_width=40, head_chunk=16)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpo_jax.runtime.statistics import interval, mcnemar, paired, pass_at_k, sign_flip, summary, wilson
+from igpo_jax.evaluate.benchmark import pass_at_k, summary
+from igpo_jax.runtime.statistics import interval, mcnemar, paired, sign_flip, wilson
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))

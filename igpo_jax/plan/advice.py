@@ -1,0 +1,129 @@
+"""Whether a run fits, and the changes that would save most memory."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from igpo_jax.config import Settings
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model import sharding, transformer
+from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.plan.programs import (
+    GIB,
+    measure,
+    planned_model,
+    programs,
+    shard_bytes,
+)
+from igpo_jax.runtime.chips import device_memory_gib
+from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
+
+MOST = 0.9  # of the memory: fragmentation and what the runtime itself holds come on top of what the compiler counts
+
+
+def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
+    """Compiles the programs of a run and judges whether they fit.
+
+    Args:
+        only: names of programs; all by default.
+        report: is told of every record as soon as it is there.
+    """
+    model, shape_from = planned_model(settings)
+    model = sharding.sized_for(model, mesh)
+    sharding.check_divisibility(settings, model, mesh)
+    device = mesh.devices.flat[0]
+    memory = device_memory_gib(device)
+    wanted = programs(settings, model, mesh)
+    unknown = set(only) - {program.name for program in wanted}
+    if unknown:
+        raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in wanted)}")
+    records = []
+    for program in wanted:
+        if not only or program.name in only:
+            records.append(measure(program, mesh))
+            report(records[-1])
+    peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
+    return {
+        "device": device.device_kind,
+        "devices": mesh.devices.size,
+        "slices": slice_count(list(mesh.devices.flat)),
+        "mesh": dict(mesh.shape),
+        "model": shape_from,
+        "memory_gib": memory,
+        "peak_gib": peak,
+        "fits": peak <= MOST * memory,
+        "programs": records,
+        "advice": advice(settings, model, mesh, records),
+    }
+
+
+def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
+    """The update of the last stage compiled with each model.remat: what it needs, and which is estimated to be the fastest
+    of those that fit (None: none does).
+
+    Returns:
+        choice, and programs: a record of `measure` by value of model.remat.
+    """
+    name = "update" if settings.rl.iterations else "sft"
+    memory, records = device_memory_gib(mesh.devices.flat[0]), {}
+    for remat in ("none", "dots", "full"):
+        changed = dataclasses.replace(settings, model=settings.model | {"remat": remat})
+        model = sharding.sized_for(planned_model(changed)[0], mesh)
+        [program] = (program for program in programs(changed, model, mesh) if program.name == name)
+        records[remat] = measure(program, mesh)
+    fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
+    # Without estimates (an unknown chip), what recomputes least.
+    choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)
+    return {"choice": choice, "programs": records}
+
+
+def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The three changes of the configuration that save most where the run needs most, from arithmetic over shapes."""
+    used = [record for record in records if record["used"]]
+    if not used:
+        return []
+    fullest = max(used, key=lambda record: record["peak_gib"])
+    name = fullest["name"]
+    rl, sft, lora = settings.rl, settings.sft, settings.lora
+    shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
+    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
+    parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
+    trained = parameters if lora is None else shard_bytes(lora_module.abstract(model, lora, mesh)) // 4
+    resident = sum(fullest["resident_gib"].values()) * GIB
+    temporary = fullest.get("temporary_gib", fullest["peak_gib"] - resident / GIB) * GIB
+    compute = 2 if model.compute_dtype == "bfloat16" else 4
+    stage, section, optimizer = ("sft", sft, settings.sft_optimizer) if name == "sft" else ("rl", rl, settings.rl_optimizer)
+    saving: dict[str, float] = {}
+    if lora is None and settings.model["path"]:
+        kept = 4 * parameters + 4 * trained + 2 * trained  # master weights and two moments become a bfloat16 base
+        saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
+    if optimizer.first_moment_dtype == "float32":
+        saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
+    if name == "evaluate" and settings.evaluation.batch_size % (2 * rows) == 0:
+        saving[f"config.evaluation.batch_size={settings.evaluation.batch_size // 2}"] = temporary / 2
+    at_once = rl.prompts // rl.rollout_slices
+    if name == "sample" and at_once % 2 == 0 and at_once // 2 * rl.group_size % rows == 0:
+        saving[f"config.rl.rollout_slices={rl.rollout_slices * 2}"] = temporary / 2
+    if name in ("update", "score", "sft"):
+        at_once = (sft.batch_size if name == "sft" else rl.prompts) // section.microbatches
+        local = at_once // rows
+        carried = local * length * model.width * compute * model.layers  # the stream at the border of each layer
+        if model.remat != "full" and name != "score":
+            inside = (4 * model.width + 3 * model.mlp_width) // shards
+            saving["config.model.remat=full: recompute layers"] = local * length * inside * compute * model.layers
+        if at_once % (2 * rows) == 0:
+            halved = temporary / 2 if name == "score" else carried / 2
+            saving[f"config.{stage}.microbatches={section.microbatches * 2}: half the rows at a time"] = halved
+        positions = local * settings.rollout_decode.completion_length
+        chunk = min(model.head_chunk or positions, positions)
+        if chunk >= 2:
+            saving[f"config.model.head_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2
+    if mesh.shape["fsdp"] % 2 == 0 and model.kv_heads % (2 * shards) == 0 and model.vocab_size % (2 * shards) == 0:
+        heads = 2 * model.width * model.vocab_size * compute // shards
+        saving[f"config.mesh.tensor={shards * 2}: matrices are gathered in halves"] = heads / 2
+    saving["twice the devices"] = resident / 2 + fullest.get("arguments_gib", 0.0) * GIB / 2 + temporary / 4
+    best = sorted(saving, key=saving.get, reverse=True)[:3]
+    return [{"change": change, "saves_about_gib": saving[change] / GIB} for change in best]

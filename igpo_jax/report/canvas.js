@@ -1,0 +1,235 @@
+
+const data = JSON.parse(document.getElementById("data").textContent);
+data.figures.forEach((figure, i) => Plotly.newPlot("figure-" + i, figure.data, figure.layout,
+  {responsive: true, displayModeBar: false}));
+
+if (document.getElementById("rollouts")) {
+  const element = (id) => document.getElementById(id);
+  const {pieces, runs} = data.rollouts;
+  // Viridis: even steps look even, also in grey and to the colour-blind.
+  const viridis = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b",
+                   "fde725"].map((hex) => [0, 2, 4].map((i) => Number("0x" + hex.slice(i, i + 2))));
+  const color = (share) => {
+    const at = share * (viridis.length - 1), low = Math.min(Math.floor(at), viridis.length - 2);
+    return viridis[low].map((from, i) => from + (at - low) * (viridis[low + 1][i] - from));
+  };
+  const rgb = (parts) => "rgb(" + parts.map(Math.round).join(",") + ")";
+  // Whether white stands out more than black, by the relative luminance of WCAG 2.2: one of them always does at 4.5 to 1.
+  const isDark = (parts) => {
+    const [r, g, b] = parts.map((part) => part / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179;
+  };
+  element("scale").style.background = "linear-gradient(90deg," + viridis.map(rgb).join(",") + ")";
+
+  // Everything that a model or a data file wrote becomes textContent, never markup.
+  const make = (tag, className, text) => {
+    const node = document.createElement(tag);
+    node.className = className;
+    node.textContent = text;
+    return node;
+  };
+  const fill = (id, text) => { element(id).textContent = text; };
+
+  const KINDS = [
+    ["All", () => true],
+    ["Rewarded", (rollout) => rollout.reward > 0],
+    ["Rescued", (rollout) => rollout.rescued],
+    ["Failed", (rollout) => !rollout.correct],
+    ["Hinted", (rollout) => rollout.hinted],
+  ];
+  const MOST_BARS = 40;
+  let rollouts = [], bars = [], shown = [], current = null;
+  let boxes = [], steps = 1, timer = null, open = false;
+
+  // Choosing: a group of radio buttons is one stop of the tab key, and arrow keys move within it.
+  function choices(id, names) {
+    const holder = make("div", "", "");
+    const spans = names.map((name, i) => {
+      const label = make("label", "", ""), input = make("input", "", ""), span = make("span", "", i ? "" : "All");
+      Object.assign(input, {type: "radio", name: id, value: i, checked: i === 0, onchange: refresh});
+      input.setAttribute("aria-label", name);
+      label.title = name;
+      label.className = i ? "" : "all";
+      label.append(input, span);
+      holder.append(label);
+      return span;
+    });
+    element(id).querySelector("div")?.remove();
+    element(id).append(holder);
+    return spans;
+  }
+  const chosen = (id) => Number(element(id).querySelector("input:checked").value);
+
+  function openRun() {
+    rollouts = runs[element("run").value];
+    const all = [...new Set(rollouts.map((rollout) => rollout.step))].sort((a, b) => a - b);
+    const many = Math.ceil(all.length / MOST_BARS);
+    bars = [];
+    for (let i = 0; i < all.length; i += many) bars.push({from: all[i], to: all[Math.min(i + many, all.length) - 1]});
+    for (const bar of bars) bar.name = "update " + bar.from + (bar.to > bar.from ? " to " + bar.to : "");
+    const spans = choices("times", ["all updates", ...bars.map((bar) => bar.name)]);
+    bars.forEach((bar, i) => { bar.span = spans[i + 1]; });
+    fill("from", "update " + all[0]);
+    fill("until", "update " + all[all.length - 1]);
+    current = rollouts.find((rollout) => rollout.rescued) ?? rollouts[0];
+    refresh();
+  }
+
+  function refresh() {
+    const words = element("search").value.toLowerCase(), kind = KINDS[chosen("kinds")][1];
+    const found = rollouts.filter((rollout) => kind(rollout) &&
+      [rollout.question, rollout.trace, rollout.text].some((text) => text.toLowerCase().includes(words)));
+    const of = (bar) => found.filter((rollout) => bar.from <= rollout.step && rollout.step <= bar.to);
+    const highest = Math.max(1, ...bars.map((bar) => of(bar).length));
+    for (const bar of bars) {
+      const right = of(bar).filter((rollout) => rollout.correct).length, wrong = of(bar).length - right;
+      bar.span.replaceChildren(...[["bad", wrong], ["good", right]].map(([className, number]) => {
+        const part = make("i", className, "");
+        part.style.height = 100 * number / highest + "%";
+        return part;
+      }));
+      bar.span.parentNode.title = bar.name + ": " + right + " correct, " + wrong + " wrong";
+    }
+    const bar = bars[chosen("times") - 1];
+    fill("when", bar ? bar.name : "all updates");
+    shown = bar ? of(bar) : found;
+    fill("count", shown.length + " of " + rollouts.length + " rollouts");
+    element("list").replaceChildren(...shown.map((rollout, i) => {
+      const item = make("li", "", ""), button = make("button", rollout.correct ? "good" : "bad", "");
+      button.type = "button";
+      button.append(make("span", "", "update " + rollout.step + (rollout.hinted ? ", with hints" : "")),
+        make("span", "", rollout.rescued ? "rescued" : rollout.correct ? "correct" : "wrong"),
+        make("span", "", rollout.question.replaceAll("\n", " ").slice(0, 80)));
+      button.onclick = () => choose(rollout);
+      item.append(button);
+      return item;
+    }));
+    element("rollout").hidden = !shown.length;
+    if (shown.length) choose(shown.includes(current) ? current : shown[0]);
+  }
+
+  function choose(rollout) {
+    stop();
+    current = rollout;
+    element("list").querySelectorAll("button").forEach((button, i) => {
+      button.setAttribute("aria-current", shown[i] === rollout);
+      button.tabIndex = shown[i] === rollout ? 0 : -1;
+    });
+    load();
+  }
+
+  // One rollout
+  function load() {
+    const rollout = current, badge = (text, kind) => make("span", "badge " + kind, text);
+    const tokens = rollout.tokens.map((token) => pieces[token]), hint = new Set(rollout.hint);
+    element("badges").replaceChildren(
+      badge("update " + rollout.step, ""),
+      rollout.hinted ? badge("with hints", "hinted") : badge("first try", ""),
+      rollout.correct ? badge("correct", "good") : badge("wrong", "bad"),
+      ...(rollout.rescued ? [badge("rescued its group", "good")] : []));
+    for (const name of ["question", "trace", "text", "answer"]) fill(name, rollout[name]);
+    fill("stated", rollout.stated ?? ("stated" in rollout ? "none found" : "not recorded"));
+    element("stated").className = rollout.stated == null ? "unset" : "";
+    const trouble = {timeout: ", no verdict in time", error: ", the grader failed"}[rollout.outcome] ?? "";
+    fill("verdict", (rollout.correct ? "correct" : "wrong") + ", reward " + Number(rollout.reward.toPrecision(4)) + trouble);
+    loadStart(tokens, hint);
+
+    steps = Math.max(...rollout.written_at, 0) + 1;
+    fill("last-step", "step " + steps);
+    element("time").max = steps;
+    const end = rollout.end ?? -1, nodes = [];
+    boxes = tokens.map((token, i) => {
+      const written = rollout.written_at[i];
+      const parts = color(Math.max(written, 0) / Math.max(steps - 1, 1));
+      const box = make("span", "token", token.replaceAll("\n", "↵"));
+      box.title = hint.has(i) ? "hint" : "written in step " + (written + 1);
+      return {box, written, hint: hint.has(i), background: rgb(parts), dark: isDark(parts), ended: end >= 0 && i >= end};
+    });
+    boxes.forEach(({box}, i) => {
+      if (end >= 0 && i > end && !open) return;
+      nodes.push(box);
+      if (tokens[i].endsWith("\n")) nodes.push(make("span", "break", ""));
+    });
+    const hidden = end >= 0 ? tokens.length - end - 1 : 0;
+    if (hidden) {
+      const toggle = make("button", "token ended", open ? "fold" : "+ " + hidden + " after the end");
+      toggle.type = "button";
+      toggle.onclick = () => {
+        const now = element("time").value;
+        open = !open;
+        load();
+        element("time").value = now;
+        show();
+        element("tokens").lastChild.focus();
+      };
+      nodes.push(toggle);
+    }
+    element("tokens").replaceChildren(...nodes);
+    element("time").value = steps;
+    show();
+  }
+
+  // What the sampler began with: neighbouring hints, and masks, of which long rows are counted.
+  function loadStart(tokens, hint) {
+    const parts = [];
+    tokens.forEach((token, i) => {
+      const given = hint.has(i), last = parts[parts.length - 1];
+      if (last?.given === given) last.tokens.push(token);
+      else parts.push({given, tokens: [token]});
+    });
+    element("start").replaceChildren(...parts.map(({given, tokens}) => {
+      if (given) return make("span", "given", tokens.join(""));
+      return make("span", "unset", tokens.length > 6 ? " ▁ × " + tokens.length + " " : "▁".repeat(tokens.length));
+    }));
+  }
+
+  function show() {
+    const now = Number(element("time").value);
+    fill("now", now + " / " + steps);
+    for (const {box, written, background, dark, ended, hint} of boxes) {
+      const masked = written >= now, plain = !masked && !hint && !ended;
+      box.className = "token" + (hint ? " hint" : ended ? " ended" : "") + (masked ? " masked" : "") +
+        (!hint && written === now - 1 && now < steps ? " fresh" : "");
+      box.style.background = plain ? background : "";
+      box.style.color = plain ? (dark ? "#fff" : "#000") : "";
+    }
+  }
+
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    fill("play", "▶ Play");
+  }
+
+  function play() {
+    if (timer) return stop();
+    const time = element("time");
+    if (Number(time.value) >= steps) time.value = 0;
+    fill("play", "❚❚ Pause");
+    show();
+    timer = setInterval(() => {
+      time.value = Number(time.value) + 1;
+      show();
+      if (Number(time.value) >= steps) stop();
+    }, Math.min(500, Math.max(40, 8000 / steps)));
+  }
+
+  element("list").onkeydown = (event) => {
+    const move = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    const next = move && shown[shown.indexOf(current) + move];
+    if (!move) return;
+    event.preventDefault();
+    if (next) {
+      choose(next);
+      element("list").querySelector("[aria-current=true]").focus();
+    }
+  };
+  for (const name of Object.keys(runs)) element("run").append(new Option(name, name));
+  element("of-run").hidden = Object.keys(runs).length === 1;
+  element("run").onchange = openRun;
+  element("search").oninput = refresh;
+  element("play").onclick = play;
+  element("time").oninput = () => { stop(); show(); };
+  choices("kinds", KINDS.map(([name]) => name)).forEach((span, i) => { span.textContent = KINDS[i][0]; });
+  openRun();
+}

@@ -1,0 +1,73 @@
+"""A run's newest checkpoint as a model folder or as adapters."""
+
+import json
+import logging
+import os
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from igpo_jax.model import lora
+from igpo_jax.run.restore import restore_run
+from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.mesh import fetch
+from igpo_jax.weights.folders import copy_small_files, new_folder, stored_weight_map, write_safetensors
+from igpo_jax.weights.huggingface import llada_config
+from igpo_jax.weights.huggingface import read_config as read_model_json
+
+log = logging.getLogger(__name__)
+
+
+def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
+    """A run's newest checkpoint as a Hugging Face folder; adapters are merged into the matrices they belong to.
+
+    Args:
+        target: must not exist.
+        dtype: float32 | bfloat16; by default the run's, and float32 where adapters are merged: rounding would take away
+            most of what they have learned. Where it does, a warning says how much.
+
+    Raises:
+        ValueError: see `restore_run`, or `target` exists.
+    """
+    run = restore_run(workdir, mesh)
+    settings, base = run.settings, run.settings.model["path"]
+    adapters = run.adapters or {}
+    dtype = dtype or ("float32" if adapters else run.model.param_dtype)
+
+    def leaves():
+        for path, leaf in jax.tree.leaves_with_path(run.params):
+            path = tuple(key.key for key in path)
+            if path[0] == "blocks" and path[1] in adapters:
+                leaf, lost = lora.merge_matrix(leaf, adapters[path[1]], settings.lora, dtype)
+                if dtype == "bfloat16":
+                    log.warning("%s: rounding to bfloat16 loses %.0f %% of what was learned", path[1], 100 * lost)
+            yield path, leaf
+
+    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
+    values = read_model_json(base) if base else llada_config(run.model, length)
+    weight_map = stored_weight_map(base) if base else None
+    with new_folder(target) as folder:
+        if jax.process_index() == 0:
+            if base:
+                copy_small_files(base, folder)
+            else:
+                write_whole(folder / "config.json", json.dumps(values, indent=2))
+                write_whole(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
+        write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
+
+
+def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
+    """The adapters that a run's last stage trained, as PEFT's files.
+
+    Raises:
+        ValueError: the run has no adapters.
+    """
+    run = restore_run(workdir, mesh)
+    if run.adapters is None:
+        raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
+    base = run.settings.model["path"]
+    with new_folder(target) as folder:
+        adapters = fetch(run.adapters)
+        if jax.process_index() == 0:
+            lora.export_peft(adapters, run.settings.lora, folder, base)

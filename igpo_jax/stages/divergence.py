@@ -1,0 +1,87 @@
+"""Runs end with a clear message when losses, gradients or parameters are not finite."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from igpo_jax.model.sharding import Params
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.runtime.mesh import fetch
+from igpo_jax.training.state import TrainState
+
+
+class Diverged(ArithmeticError):
+    """Losses, gradients or parameters are not finite any more."""
+
+
+def count_skipped(skipped: np.ndarray, before: int) -> int:
+    """How many updates in a row were skipped, after further ones (bool [n]), of which the first follows `before` skipped."""
+    kept = np.flatnonzero(~skipped)
+    return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
+
+
+def stop_diverged(
+    step: int, stage: str, in_a_row: int, of_update: dict[str, Any], state: TrainState, batch: Any, checkpoints: Checkpoints
+) -> None:
+    """Raises Diverged with what is known of the last of so many skipped updates; its batch is saved in the run's folder.
+
+    Args:
+        of_update: its loss, grad_norm and finite_gradients, see `apply_gradients`, on the host.
+        state: after it; parameters are those before it.
+        batch: pytree of arrays.
+    """
+    names = leaf_names(state.params)
+    gradient = next((name for name, finite in zip(names, of_update["finite_gradients"], strict=True) if not finite), None)
+    parameter = first_not_finite(state.params)
+    if parameter:
+        cause = f"the parameter {parameter} itself is not"
+    elif gradient is None:
+        cause = "parameters and the gradient of each are, the loss or the norm over all gradients is not"
+    elif math.isfinite(of_update["loss"]):
+        cause = f"parameters and loss are, the gradient of {gradient} is not"
+    else:
+        cause = f"parameters are, the loss is not, nor is the gradient of {gradient}"
+    file = checkpoints.folder.parents[1] / f"diverged-{stage}-{step}.npz"
+    arrays = dict(zip(leaf_names(batch), jax.tree.leaves(fetch(batch)), strict=True))
+    if jax.process_index() == 0:
+        np.savez(file, **arrays)
+    raise Diverged(
+        f"update {step} is number {in_a_row} in a row that was skipped, with loss {of_update['loss']:g} and gradient norm "
+        f"{of_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
+        f"smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
+    )
+
+
+def check_parameters(params: Params, step: int, checkpoints: Checkpoints) -> None:
+    """Before they are saved: raises Diverged where one is not finite."""
+    name = first_not_finite(params)
+    if name:
+        raise Diverged(
+            f"after update {step} the parameter {name} is not finite and is not saved; {_good_checkpoint(checkpoints)}. Try a "
+            "smaller learning rate in another --workdir"
+        )
+
+
+def _good_checkpoint(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    steps = checkpoints.steps()
+    return f"the checkpoint {checkpoints.folder / str(steps[-1])} is good" if steps else "no checkpoint had been saved"
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """As in blocks.query."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def first_not_finite(params: Params) -> str | None:
+    """The name of the first leaf with a number that is not finite."""
+    finite = fetch(_finite_leaves(params))
+    return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
+
+
+@jax.jit
+def _finite_leaves(params: Params) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]

@@ -1,0 +1,135 @@
+"""Adapters as PEFT's files."""
+
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
+from igpo_jax.model.sharding import Params
+from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.files import read_json, write_whole
+from igpo_jax.weights.huggingface import LLADA, MOST
+
+# PEFT's files
+
+PREFIX = "base_model.model."  # of PEFT's wrapper around the model
+
+
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def _module(target: str) -> str:
+    """LLaDA's name of a matrix in its block."""
+    return LLADA["blocks", target].rpartition(".")[2]
+
+
+def _tensor_name(target: str, layer: int, part: str) -> str:
+    name = LLADA["blocks", target].format(layer)
+    return f"{PREFIX}{name}.lora_{part.upper()}.weight"
+
+
+def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "") -> None:
+    """Writes adapters as PEFT does, for the modules of LLaDA.
+
+    Args:
+        adapters: float32; every process calls this, the first one writes.
+        folder: is made.
+        base_model: the name or path of the base, for PEFT's AutoPeftModel.
+    """
+    folder = pathlib.Path(folder)
+    tensors = {}
+    for target, of in adapters.items():
+        for part in ("a", "b"):
+            for layer, matrix in enumerate(np.asarray(of[part], np.float32)):
+                tensors[_tensor_name(target, layer, part)] = np.ascontiguousarray(matrix.T)
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        # A regular expression: in a list, ff_out would also mean the language model's head, which has the same name.
+        "target_modules": rf".*\.blocks\.\d+\.({'|'.join(_module(target) for target in adapters)})",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    write_whole(folder / ADAPTER_CONFIG, json.dumps(config, indent=2))
+
+
+def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
+    """Adapters of a folder that PEFT or `export_peft` wrote, float32 host arrays. Dropout is training's affair.
+
+    Raises:
+        ValueError: names the setting that is not supported, or the tensor that is missing, not wanted or mis-shaped.
+    """
+    folder = pathlib.Path(folder)
+    config = read_json(folder / ADAPTER_CONFIG)
+    for key, allowed in (
+        ("peft_type", ("LORA",)),
+        ("bias", ("none",)),
+        ("use_dora", (False, None)),
+        ("fan_in_fan_out", (False, None)),
+        ("modules_to_save", (None, [])),
+        ("rank_pattern", ({}, None)),
+        ("alpha_pattern", ({}, None)),
+        ("layers_to_transform", (None,)),
+    ):
+        if config.get(key, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is"
+            )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    numbers = type(rank) is int and type(alpha) in (int, float)
+    if not numbers or not (1 <= rank <= MOST and 0 < alpha <= MOST):
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive")
+    if config.get("use_rslora"):
+        alpha = alpha * math.sqrt(rank)  # it divides by the root of the rank
+    tensors = _read_tensors(folder / ADAPTER_FILE)
+    targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a") in tensors)
+    if not targets:
+        raise ValueError(
+            f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}"
+        )
+    lora = LoraConfig(rank, float(alpha), targets)
+    adapters: Params = {}
+    for target, infos in adapter_table(cfg, lora).items():
+        adapters[target] = {}
+        for part, info in infos.items():
+            shape, layers = info.shape[:0:-1], []
+            for layer in range(cfg.layers):
+                name = _tensor_name(target, layer, part)
+                if name not in tensors:
+                    raise ValueError(f"{folder / ADAPTER_FILE} lacks {name}")
+                tensor = tensors.pop(name)
+                if tensor.shape != shape:
+                    raise ValueError(
+                        f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}"
+                    )
+                layers.append(tensor.T.astype(np.float32))
+            adapters[target][part] = np.stack(layers)
+    for name in sorted(tensors):
+        raise ValueError(f"{folder / ADAPTER_FILE} has {name!r}, for which the model has no place")
+    return lora, adapters
+
+
+def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    try:
+        return safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0][:300]}") from None

@@ -1,0 +1,69 @@
+"""python tests/helpers/arrows.py
+
+Prints every import of igpo_jax that runs from a lower floor to a higher one, and every cycle between rooms (folders, and modules
+beside them). Exits with 1 if there is one. Rooms on the same floor may import each other as long as no cycle results.
+"""
+
+import ast
+import graphlib
+import pathlib
+import sys
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "igpo_jax"
+FLOORS = (
+    "runtime",
+    # problems and verdicts
+    "tokenizers grading tasks data",
+    # the algorithm
+    "model",
+    "weights diffusion",
+    "training",
+    "rl",
+    # a run
+    "config",
+    "run",
+    "stages",
+    # what a person starts
+    "api cli",
+    "report",
+    "compare evaluate plan rewrite playground train generate convert inspect_data doctor",
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def room_of(file: pathlib.Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_rooms(file: pathlib.Path) -> set[str]:
+    """The rooms that a module imports from, imports inside functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = names if node.module == "igpo_jax" else [node.module]
+        found |= {module.split(".")[1] for module in modules if module.startswith("igpo_jax.")}
+    return found & FLOOR.keys()
+
+
+def upward_imports_and_cycles() -> list[str]:
+    found, graph = [], {room: set() for room in FLOOR}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = room_of(file)
+        if room == "__init__":  # the package offers the Python API by name
+            continue
+        for other in imported_rooms(file) - {room}:
+            graph[room].add(other)
+            if FLOOR[other] > FLOOR[room]:
+                found.append(f"{file.relative_to(PACKAGE)} imports {other}, which is on a higher floor")
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"rooms import each other in a cycle: {' <- '.join(error.args[1])}")
+    return found
+
+
+if __name__ == "__main__":
+    print("\n".join(upward_imports_and_cycles()))
+    sys.exit(bool(upward_imports_and_cycles()))
