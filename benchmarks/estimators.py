@@ -16,12 +16,12 @@ import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays
 from igpo_jax.diffusion.sampler import completion_keys, sample
-from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.rl.rollout import up_to_first_eos
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
-from igpo_jax.runtime.mesh import fetch, make_mesh, put_rows
+from igpo_jax.runtime.mesh import make_mesh, shard_batch, to_host
 from igpo_jax.tasks import arithmetic
 
 REFERENCE = dict(estimator="quadrature", samples=16), 256  # views at a time, and how often
@@ -48,16 +48,16 @@ def sampled_batch(run, problems: int, mesh) -> GroupBatch:
     number = np.arange(problems, dtype=np.uint32)
     keys = completion_keys(jax.random.key(0), prompts.problem_id, number, 0)
     canvas = np.full((problems, length), run.model.mask_id, np.int32)
-    done = fetch(sample(run.policy(), *put_rows((prompts.tokens, prompts.valid, canvas), mesh), keys, run.model, decode))
+    done = to_host(sample(run.policy(), *shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh), keys, run.model, decode))
     shape = (problems, 1, length)
     tokens = done.tokens.reshape(shape)
     return GroupBatch(
         prompt=prompts.tokens,
-        valid=prompts.valid,
+        prompt_mask=prompts.prompt_mask,
         problem_id=prompts.problem_id,
         completions=tokens,
-        written_at=done.written_at.reshape(shape),
-        in_loss=up_to_first_eos(tokens, run.model.eos_id),
+        unmask_step=done.unmask_step.reshape(shape),
+        loss_mask=up_to_first_eos(tokens, run.model.eos_id),
         advantages=np.full(shape[:2], -1, np.float32),
     )
 
@@ -66,8 +66,8 @@ def draws(run, batch: GroupBatch, values: dict, number: int, mesh) -> np.ndarray
     """Scores per token of the completions, nats, [number of draws, problems]; a draw is what an inner step sees."""
     objective, found = ObjectiveConfig(**values, inner_steps=16), []
     for part in range(-(-number // 16)):
-        scores = fetch(score(run.policy(), run.policy(), batch, jax.random.key(part), run.model, objective, mesh).old)
-        found.append((scores * batch.in_loss).sum(axis=(2, 3)) / batch.in_loss.sum(axis=(1, 2)))
+        scores = to_host(compute_logprobs(run.policy(), run.policy(), batch, jax.random.key(part), run.model, objective, mesh).old)
+        found.append((scores * batch.loss_mask).sum(axis=(2, 3)) / batch.loss_mask.sum(axis=(1, 2)))
         if len(scores) == 1:  # not random
             break
     return np.concatenate(found).astype(np.float64)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import begin_rows, completion_keys, denoise_block, sample
+from igpo_jax.diffusion.sampler import completion_keys, denoise_block, initial_state, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
@@ -25,12 +25,12 @@ from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops, init, shardings
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.plan.programs import LLADA_8B
-from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.metrics import device_memory
 from igpo_jax.runtime.chips import CHIPS
-from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
+from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.training.policy import policy_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
         rows, row = arguments.rows, np.arange(arguments.rows, dtype=np.uint32)
         canvas = np.full((rows, length), cfg.mask_id, np.int32)
-        inputs = put_rows((*prompts(rows), canvas), mesh)
+        inputs = shard_batch((*prompts(rows), canvas), mesh)
         keys = completion_keys(jax.random.key(2), row, row, 0)
         # One row of adapters' products: A and B of each matrix.
         widths = jax.tree.leaves(jax.tree.map(lambda x: x.shape[1] * x.shape[2] * cfg.layers, adapters))
@@ -119,9 +119,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
             done = rollout()
             seconds, measured = measure(rollout, (), done.flops * with_adapters, arguments.repetitions)
             exact_seconds = exact_seconds or seconds
-            if (np.asarray(fetch(done.tokens)) == cfg.mask_id).any():
+            if (np.asarray(to_host(done.tokens)) == cfg.mask_id).any():
                 raise AssertionError("a completion still has masks")
-            start = begin_rows(*inputs, keys, cfg, sampler)
+            start = initial_state(*inputs, keys, cfg, sampler)
             of_block = denoise_block.lower(policy, start, np.int32(0), cfg, sampler).compile()
             measured["compiled_flops_per_device"] = decode.blocks * program_cost(of_block.as_text()).flops
             sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
@@ -129,18 +129,18 @@ def main(argv: list[str] | None = None) -> list[dict]:
             speed = {"tokens_per_second": rows * length / seconds, "baseline": "none", "ratio": exact_seconds / seconds}
             record("rollout", measured, **sizes, **work, **speed)
 
-        batch = put_rows(
+        batch = shard_batch(
             GroupBatch(
                 *prompts(n),
                 problem_id=np.arange(n, dtype=np.uint32),
                 completions=draw.integers(3, cfg.vocab_size // 2, (n, g, length), dtype=np.int32),
-                written_at=np.zeros((n, g, length), np.int32),
-                in_loss=np.ones((n, g, length), bool),
+                unmask_step=np.zeros((n, g, length), np.int32),
+                loss_mask=np.ones((n, g, length), bool),
                 advantages=draw.normal(size=(n, g)).astype(np.float32),
             ),
             mesh,
         )
-        scores = score(policy, frozen, batch, jax.random.key(3), cfg, objective, mesh)
+        scores = compute_logprobs(policy, frozen, batch, jax.random.key(3), cfg, objective, mesh)
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), 100, cfg, lora)
         state = create_state(adapters, optimizer, cfg, mesh, lora)
         inner_step = jnp.int32(0)

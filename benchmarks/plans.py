@@ -29,7 +29,7 @@ PROMPTS_PER_CHIP = 4
 
 def weak(topology: str, chips: int) -> str:
     rows = PROMPTS_PER_CHIP * chips
-    flags = {"rl.prompts": rows, "rl.rollout_slices": 2, "evaluation.batch_size": rows, "sft.batch_size": rows}
+    flags = {"rl.prompts": rows, "rl.rollout_chunks": 2, "evaluation.batch_size": rows, "sft.batch_size": rows}
     given = " ".join(f"--config.{key}={value}" for key, value in flags.items())
     return f"--config=math.py:full --topology={topology} {given} --programs=sample,update"
 

@@ -40,12 +40,12 @@ EQUAL_TOKENS = 0.99  # at least; two libraries round differently, which decides 
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
-def plain_sample(params, prompt, valid, canvas, row_keys, cfg, decode):
+def plain_sample(params, prompt, prompt_mask, canvas, row_keys, cfg, decode):
     """The completions, int32 [b, l]. Arguments as those of `sample`."""
     rows, prompt_length = prompt.shape
     steps_per_block = decode.steps_per_block
     tokens = jnp.concatenate([prompt, canvas], axis=1)
-    valid = jnp.concatenate([valid, jnp.ones(canvas.shape, bool)], axis=1)
+    prompt_mask = jnp.concatenate([prompt_mask, jnp.ones(canvas.shape, bool)], axis=1)
     position = jnp.arange(tokens.shape[1]) - prompt_length  # as the package counts: from the completion's start
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, position)
 
@@ -56,7 +56,7 @@ def plain_sample(params, prompt, valid, canvas, row_keys, cfg, decode):
         step_in_block = step % steps_per_block
         masks_at_entry = jnp.where(step_in_block == 0, masked.sum(axis=1), masks_at_entry)
 
-        logits = unembed(params, forward(params, tokens, valid, cfg), cfg).at[..., cfg.mask_id].set(-jnp.inf)
+        logits = unembed(params, forward(params, tokens, prompt_mask, cfg), cfg).at[..., cfg.mask_id].set(-jnp.inf)
         keys = jax.vmap(jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step))[0]))(position_keys)
         gumbel = gumbel_noise(keys, cfg.vocab_size) if decode.temperature > 0 else None
         drawn, confidence = propose(logits, gumbel, None, cfg, decode)
@@ -135,16 +135,16 @@ def against_torch(inputs, cfg, decode: DecodeConfig, repetitions: int) -> list[d
     from torch_plain import best_device, torch_weights
     from torch_plain import plain_sample as torch_sample
 
-    params, prompt, valid, _, keys = inputs
+    params, prompt, prompt_mask, _, keys = inputs
     weights = torch_weights(params, best_device(), torch.float32)
     filled = canvases(len(prompt), cfg, decode)
 
     def of_canvas(name):
         canvas = filled[name]
-        inputs = params, prompt, valid, jnp.asarray(canvas), keys
+        inputs = params, prompt, prompt_mask, jnp.asarray(canvas), keys
 
         def plain():
-            return torch_sample(weights, prompt, valid, canvas, cfg, decode)
+            return torch_sample(weights, prompt, prompt_mask, canvas, cfg, decode)
 
         def fast():
             return sample(*inputs, cfg, decode)
@@ -165,7 +165,7 @@ def against_torch(inputs, cfg, decode: DecodeConfig, repetitions: int) -> list[d
     def second_try():
         # Hints save evaluations where a block has fewer masks than steps.
         by_token = dataclasses.replace(decode, steps=decode.completion_length)
-        first, second = ((params, prompt, valid, jnp.asarray(filled[name]), keys) for name in ("full", "hints"))
+        first, second = ((params, prompt, prompt_mask, jnp.asarray(filled[name]), keys) for name in ("full", "hints"))
         before, done = sample(*first, cfg, by_token), sample(*second, cfg, by_token)
         seconds = seconds_in_turn([lambda of=of: sample(*of, cfg, by_token) for of in (first, second)], repetitions)
         measured = {"baseline": "first try"} | ratio_of(*seconds) | work_of(done, second, cfg, by_token)

@@ -41,12 +41,12 @@ def _rotate(x, sin, cos):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
-def logits_of(weights: dict, tokens: torch.Tensor, valid: torch.Tensor, cfg: ModelConfig) -> torch.Tensor:
+def logits_of(weights: dict, tokens: torch.Tensor, prompt_mask: torch.Tensor, cfg: ModelConfig) -> torch.Tensor:
     """float32 [b, t, v]."""
     b, t = tokens.shape
     inverse = cfg.rope_theta ** -(torch.arange(0, cfg.head_size, 2, device=tokens.device) / cfg.head_size)
     angles = torch.outer(torch.arange(t, device=tokens.device).float(), inverse)
-    sin, cos, keys = angles.sin(), angles.cos(), valid[:, None, None, :]
+    sin, cos, keys = angles.sin(), angles.cos(), prompt_mask[:, None, None, :]
     x = F.embedding(tokens, weights["embedding"])
     for w in weights["blocks"]:
         h = _rms_norm(x, w["attention_norm"], cfg.norm_epsilon)
@@ -60,17 +60,17 @@ def logits_of(weights: dict, tokens: torch.Tensor, valid: torch.Tensor, cfg: Mod
 
 
 @torch.no_grad()
-def plain_sample(weights: dict, prompt, valid, canvas, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
+def plain_sample(weights: dict, prompt, prompt_mask, canvas, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
     """Completions, int32 [b, l], at temperature 0: every row takes all steps of all blocks, whatever has ended."""
     device = weights["embedding"].device
-    prompt, valid, canvas = (torch.from_numpy(np.array(x)).to(device) for x in (prompt, valid, canvas))
+    prompt, prompt_mask, canvas = (torch.from_numpy(np.array(x)).to(device) for x in (prompt, prompt_mask, canvas))
     tokens = torch.cat([prompt, canvas], 1).long()
-    valid = torch.cat([valid, torch.ones_like(canvas, dtype=torch.bool)], 1)
+    prompt_mask = torch.cat([prompt_mask, torch.ones_like(canvas, dtype=torch.bool)], 1)
     steps, block = decode.steps_per_block, decode.block_length
     for begin in range(prompt.shape[1], tokens.shape[1], block):
         masks = (tokens[:, begin : begin + block] == cfg.mask_id).sum(1)
         for step in range(steps):
-            logits = logits_of(weights, tokens, valid, cfg)
+            logits = logits_of(weights, tokens, prompt_mask, cfg)
             logits[..., cfg.mask_id] = -torch.inf
             drawn = logits.argmax(-1)
             confidence = logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]
@@ -117,24 +117,24 @@ def make_policy_update(
         return torch.from_numpy(np.array(x)).to(device)
 
     group = batch.completions.shape[1]
-    prompt, valid = (tensor(x).repeat_interleave(group, 0) for x in (batch.prompt, batch.valid))
-    completions, hint, in_loss = (tensor(x).flatten(0, 1) for x in (batch.completions, batch.hint, batch.in_loss))
+    prompt, prompt_mask = (tensor(x).repeat_interleave(group, 0) for x in (batch.prompt, batch.prompt_mask))
+    completions, hint, loss_mask = (tensor(x).flatten(0, 1) for x in (batch.completions, batch.hint, batch.loss_mask))
     advantages, targets = tensor(batch.advantages).flatten(), completions.long()[..., None]
     tokens = torch.cat([prompt, torch.full_like(completions, cfg.mask_id)], 1)
-    valid = torch.cat([valid, torch.ones_like(in_loss)], 1)
+    prompt_mask = torch.cat([prompt_mask, torch.ones_like(loss_mask)], 1)
 
     def log_softmax(weights):  # [n * g, l, v]
-        return logits_of(weights, tokens, valid, cfg)[:, prompt.shape[1] :].log_softmax(-1)
+        return logits_of(weights, tokens, prompt_mask, cfg)[:, prompt.shape[1] :].log_softmax(-1)
 
     def of_targets(table):  # [n * g, l]
         return table.gather(-1, targets)[..., 0]
 
     def scores():
         table = log_softmax(old)
-        candidates, entropy = hint & in_loss, -(table.exp() * table).sum(-1)
+        candidates, entropy = hint & loss_mask, -(table.exp() * table).sum(-1)
         kept = (objective.entropy_keep * candidates.sum(-1, keepdim=True) + 1e-6).floor().clamp(min=1)
         rank = torch.where(candidates, -entropy, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
-        return of_targets(table), of_targets(log_softmax(reference)), in_loss & (~hint | (rank < kept))
+        return of_targets(table), of_targets(log_softmax(reference)), loss_mask & (~hint | (rank < kept))
 
     def loss_of(new, old, reference, counted):
         def mean(values):

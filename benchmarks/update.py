@@ -37,7 +37,7 @@ from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward_flops
 from igpo_jax.plan.hlo_cost import program_cost
-from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
+from igpo_jax.rl.likelihood import GroupBatch, LogProbs, compute_logprobs, views_of
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
@@ -54,29 +54,29 @@ def random_batch(arguments, vocabulary: int) -> GroupBatch:
     n, g, length = arguments.prompts, arguments.group_size, arguments.completion_length
     return GroupBatch(
         prompt=draw.integers(EOS + 1, vocabulary, (n, arguments.prompt_length), dtype=np.int32),
-        valid=np.arange(arguments.prompt_length) >= draw.integers(0, arguments.prompt_length // 4 + 1, (n, 1)),
+        prompt_mask=np.arange(arguments.prompt_length) >= draw.integers(0, arguments.prompt_length // 4 + 1, (n, 1)),
         problem_id=np.arange(n, dtype=np.uint32),
         completions=draw.integers(EOS + 1, vocabulary, (n, g, length), dtype=np.int32),
-        written_at=np.where(draw.uniform(size=(n, g, length)) < 0.2, HINT, 0).astype(np.int32),
-        in_loss=np.arange(length) < draw.integers(length // 2, length + 1, (n, g, 1)),
+        unmask_step=np.where(draw.uniform(size=(n, g, length)) < 0.2, HINT, 0).astype(np.int32),
+        loss_mask=np.arange(length) < draw.integers(length // 2, length + 1, (n, g, 1)),
         advantages=draw.normal(size=(n, g)).astype(np.float32),
     )
 
 
-def tiled(batch: GroupBatch, scores: Scores) -> tuple[GroupBatch, Scores]:
+def tiled(batch: GroupBatch, scores: LogProbs) -> tuple[GroupBatch, LogProbs]:
     """Every completion becomes a group of one, with a copy of its prompt."""
     n, g, length = batch.completions.shape
-    copies = {name: np.repeat(getattr(batch, name), g, axis=0) for name in ("prompt", "valid", "problem_id")}
+    copies = {name: np.repeat(getattr(batch, name), g, axis=0) for name in ("prompt", "prompt_mask", "problem_id")}
     own = {
         name: getattr(batch, name).reshape(n * g, 1, *getattr(batch, name).shape[2:])
-        for name in ("completions", "written_at", "in_loss", "advantages")
+        for name in ("completions", "unmask_step", "loss_mask", "advantages")
     }
     batch = GroupBatch(**copies, **own)
     per_token = {
-        name: getattr(scores, name).reshape(-1, n * g, 1, length) for name in ("old", "reference", "in_loss", "entropy")
+        name: getattr(scores, name).reshape(-1, n * g, 1, length) for name in ("old", "reference", "loss_mask", "entropy")
     }
     views = jax.device_get(views_of(jax.random.key(0), batch, ObjectiveConfig()))
-    return batch, Scores(views=views, **per_token)
+    return batch, LogProbs(views=views, **per_token)
 
 
 def assert_equal(params, sides, cfg, objective, mesh) -> float:
@@ -114,7 +114,7 @@ def make_policy_update(
     """The package's policy update of a batch, as a function that returns the losses of its inner steps, and the FLOPs of its
     compiled programs. The policy goes on from call to call."""
     optimizer, key = make_optimizer(adamw, 100, cfg), jax.random.key(0)
-    scoring = score.lower(old, reference, batch, key, cfg, objective, mesh).compile()
+    scoring = compute_logprobs.lower(old, reference, batch, key, cfg, objective, mesh).compile()
     state, scores = create_state(params, optimizer, cfg, mesh), scoring(old, reference, batch, key)
     updating = make_update(optimizer, cfg, objective, mesh).lower(state, batch, scores, np.int32(0)).compile()
 
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         params = random_params(0, cfg)
         old, reference = (jax.tree.map(lambda x, y: x + NUDGE * y, params, random_params(seed, cfg)) for seed in (1, 2))
         batch = random_batch(arguments, cfg.vocab_size)
-        scores = jax.device_get(score(old, reference, batch, jax.random.key(0), cfg, objective, mesh))
+        scores = jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), cfg, objective, mesh))
         sides = [jax.device_put(side) for side in ((batch, scores), tiled(batch, scores))]
         difference = assert_equal(params, sides, cfg, objective, mesh)
 

@@ -12,7 +12,7 @@ smoke: every stage with few steps, for a small model folder: a check of data, fo
 """
 
 from igpo_jax.config import base_config
-from igpo_jax.model.lora import REF_TARGETS
+from igpo_jax.model.lora import REFERENCE_CODE_TARGETS
 from igpo_jax.tasks import math
 
 VARIANTS = ("lora", "full", "illada", "ref", "smoke")
@@ -31,7 +31,7 @@ def get_config(variant="lora"):
     config.evaluation.batch_size = 64
     config.sft.update({"updates": 0, "batch_size": 64})
     config.sft.optimizer.update({"learning_rate": 1e-5, "first_moment_dtype": "bfloat16"})
-    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_slices": 8, "checkpoint_every": 5})
+    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_chunks": 8, "checkpoint_every": 5})
     config.rl.optimizer.update({"learning_rate": 5e-7, "warmup_steps": 50, "first_moment_dtype": "bfloat16"})
     if variant != "full":
         config.model.param_dtype = "bfloat16"
@@ -40,12 +40,12 @@ def get_config(variant="lora"):
         config.model.path = "iLLaDA-8B-Instruct"
     if variant == "ref":
         config.task.update(
-            {"prompt": math.RELEASED_PROMPT, "demonstration": math.RELEASED_DEMONSTRATION, "released": True}
+            {"prompt": math.RELEASED_PROMPT, "demonstration": math.RELEASED_DEMONSTRATION, "reference_code": True}
         )
         config.inpainting.update({"exclude_answer": False, "round_up": True, "stretch": True, "by_completion": True})
         config.reward.update({"scale": 3.0, "format": True, "after_eos": True})
-        config.objective.released = True
-        config.lora.targets = REF_TARGETS
+        config.objective.reference_code = True
+        config.lora.targets = REFERENCE_CODE_TARGETS
         config.rl.iterations = 2330  # ten epochs, over which the learning rate falls; the curves that are shown end at 360
         config.rl.optimizer.schedule = "linear"
     if variant == "smoke":
@@ -56,6 +56,6 @@ def get_config(variant="lora"):
             decode.update({"completion_length": 256, "block_length": 64, "steps": 16})
         config.evaluation.update({"problems": 16, "batch_size": 8})
         config.sft.update({"updates": 20, "batch_size": 8, "checkpoint_every": 10, "heldout": 8, "eval_every": 10})
-        config.rl.update({"iterations": 2, "prompts": 8, "group_size": 4, "rollout_slices": 1})
+        config.rl.update({"iterations": 2, "prompts": 8, "group_size": 4, "rollout_chunks": 1})
         config.rl.update({"checkpoint_every": 1, "eval_every": 0, "show_every": 1})
     return config

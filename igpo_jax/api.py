@@ -26,14 +26,16 @@ from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model import lora, sharding
+from igpo_jax.model import lora
+from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime.mesh import batch_size_divisor, fetch, make_mesh, put_rows
+from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config
+from igpo_jax.weights.peft import import_peft
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 MOST_TOKENS = 2**16  # of a canvas with blanks
@@ -46,12 +48,12 @@ Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """text: None where the model has no tokenizer; up to the first EOS. tokens: int32 [l]. written_at: int32 [l], the
+    """text: None where the model has no tokenizer; up to the first EOS. tokens: int32 [l]. unmask_step: int32 [l], the
     denoising step that wrote each token, -1 where it was given."""
 
     text: str | None
     tokens: np.ndarray
-    written_at: np.ndarray
+    unmask_step: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,17 +169,17 @@ class DiffusionLM:
                 completions[row] = completion
         return completions
 
-    def logits(self, tokens: np.ndarray, valid: np.ndarray | None = None) -> jax.Array:
+    def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
         """What every position predicts of its own token, float32 [b, t, v].
 
         Args:
             tokens: int32 [b, t], with `config.mask_id` where a prediction is wanted.
-            valid: bool [b, t], False on padding; or [b, t, t]. Everything is valid by default.
+            attention_mask: bool [b, t], False on padding; or [b, t, t]. Everything is valid by default.
         """
         tokens = np.asarray(tokens, np.int32)
-        valid = np.ones(tokens.shape, bool) if valid is None else np.asarray(valid, bool)
+        attention_mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask, bool)
         with jax.set_mesh(self.mesh):
-            return _logits(self.params, tokens, valid, self.config)
+            return _logits(self.params, tokens, attention_mask, self.config)
 
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
@@ -193,15 +195,15 @@ class DiffusionLM:
             raise ValueError("an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws
         corruption = mask_count(jax.random.key(seed), draws, answer.size)
-        tokens, valid = left_padded([ids], _rounded(len(ids)), 0)
+        tokens, prompt_mask = left_padded([ids], _rounded(len(ids)), 0)
         rows = min(SCORED_ROWS, draws) * batch_size_divisor(self.mesh)
         bounds = []
         for begin in range(0, draws, rows):
             index = np.minimum(np.arange(begin, begin + rows), draws - 1)
-            part = Corruption(*(fetch(x)[index] for x in corruption))
-            repeated = (np.repeat(x, rows, axis=0) for x in (tokens, valid, answer[None]))
+            part = Corruption(*(to_host(x)[index] for x in corruption))
+            repeated = (np.repeat(x, rows, axis=0) for x in (tokens, prompt_mask, answer[None]))
             with jax.set_mesh(self.mesh):
-                bounds.append(fetch(_bound(self.params, *put_rows((*repeated, part), self.mesh), self.config)))
+                bounds.append(to_host(_bound(self.params, *shard_batch((*repeated, part), self.mesh), self.config)))
         bound = np.concatenate(bounds)[:draws]
         error = float(bound.std(ddof=1) / np.sqrt(draws)) if draws > 1 else 0.0
         return Score(-float(bound.mean()), error, draws)
@@ -265,7 +267,7 @@ class DiffusionLM:
         seen: Counter[int] = Counter()
         occurrence = [seen.update([number]) or seen[number] - 1 for number in problem]
         keys = np.array([problem, occurrence], np.uint32)
-        tokens, valid = left_padded(prompts, _rounded(max(map(len, prompts))), self.config.eos_id)
+        tokens, prompt_mask = left_padded(prompts, _rounded(max(map(len, prompts))), self.config.eos_id)
         count, divisor = len(prompts), batch_size_divisor(self.mesh)
         # Batches of one size, filled up with repeats of the last row: one program for any number of prompts.
         size = min(-(-count // divisor), ROWS_PER_DEVICE) * divisor
@@ -274,10 +276,10 @@ class DiffusionLM:
             padded = np.minimum(np.arange(begin, begin + size), count - 1)
             with jax.set_mesh(self.mesh):
                 row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
-                rows = put_rows((tokens[padded], valid[padded], canvas[padded]), self.mesh)
+                rows = shard_batch((tokens[padded], prompt_mask[padded], canvas[padded]), self.mesh)
                 arguments = (self.params, *rows, row_keys, self.config, decode)
                 done = sample(*arguments) if watch is None else sample_stepwise(*arguments, watch)
-                done = fetch((done.tokens, done.written_at))
+                done = to_host((done.tokens, done.unmask_step))
             completions += [Completion(self._decode(row, whole), row, steps) for row, steps in zip(*done, strict=True)]
         return completions[:count]
 
@@ -295,8 +297,8 @@ def _rounded(length: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _logits(params, tokens, valid, cfg: ModelConfig):
-    return unembed(params, forward(params, tokens, valid, cfg), cfg)
+def _logits(params, tokens, attention_mask, cfg: ModelConfig):
+    return unembed(params, forward(params, tokens, attention_mask, cfg), cfg)
 
 
 _bound = jax.jit(negative_bound, static_argnames="cfg")
@@ -342,8 +344,8 @@ def load(
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
-    cfg, values = (None, None) if adapters is None else lora.import_peft(adapters, config)
-    sharding.check_model_divides(config, mesh, cfg)
+    cfg, values = (None, None) if adapters is None else import_peft(adapters, config)
+    check_model_divides(config, mesh, cfg)
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = configuration.with_tokenizer(config, tokenizer, path)

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.attention import LANES, PLATFORMS
-from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, _require_multiples, check_model_divides
+from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, require_multiples
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training.state import OptimizerConfig
@@ -48,7 +49,7 @@ class RLConfig:
     iterations: int
     prompts: int  # N, per rollout
     group_size: int = 8  # G
-    rollout_slices: int = 1  # one after the other, to save memory
+    rollout_chunks: int = 1  # one after the other, to save memory
     microbatches: int = 1
     checkpoint_every: int = 20  # iterations
     eval_every: int = 20  # iterations; 0: only before and after the stage
@@ -150,7 +151,7 @@ def base_config(**task) -> ConfigDict:
                 "compute_dtype": "float32",
                 "remat": "none",
                 "attention": "xla",
-                "head_chunk": 0,  # sized by the memory of a device, see `placement.sized_for`
+                "head_chunk": 0,  # sized by the memory of a device, see `placement.with_head_chunk`
             },
             # rank 0: all parameters are trained. Otherwise the model is frozen, and adapters of its matrices are trained.
             "lora": {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR},
@@ -265,8 +266,8 @@ def _check(settings: Settings) -> None:
         )
         require(stage.checkpoint_every >= 1, f"{name}.checkpoint_every={stage.checkpoint_every} must be at least 1")
     require(
-        rl.rollout_slices >= 1 and rl.prompts % rl.rollout_slices == 0,
-        f"rl.prompts={rl.prompts} is not a multiple of rl.rollout_slices={rl.rollout_slices}",
+        rl.rollout_chunks >= 1 and rl.prompts % rl.rollout_chunks == 0,
+        f"rl.prompts={rl.prompts} is not a multiple of rl.rollout_chunks={rl.rollout_chunks}",
     )
     require(sft.heldout >= 0 and sft.eval_every >= 0, "sft.heldout and sft.eval_every must not be negative")
     require(sft.updates >= 0 and rl.iterations >= 0, "sft.updates and rl.iterations must not be negative")
@@ -397,6 +398,7 @@ def own_model(settings: Settings, **vocabulary: int) -> ModelConfig:
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
     """The reverse of `to_json`; keys that came into being later have their defaults."""
+    values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
     return config
@@ -408,17 +410,18 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 # Where and in what portions a run computes, not what: it may be continued with other values.
-PORTIONS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
-PORTIONS += ("rl.rollout_slices", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
-PORTIONS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
+RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
+RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
+RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Of everything that decides the result, see `PORTIONS`."""
+    """Of everything that decides the result, see `RESUMABLE_KEYS`."""
     values = to_json(config)
-    for key in PORTIONS:
+    for key in RESUMABLE_KEYS:
         *sections, name = key.split(".")
         del functools.reduce(dict.get, sections, values)[name]
+    values = renamed(values, {new: old for old, new in RENAMED.items()})  # so that runs of earlier versions keep theirs
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -451,9 +454,9 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
         sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
     if rl.iterations:
         sizes["rl.prompts / rl.microbatches"] = rl.prompts // rl.microbatches
-        sizes["rl.prompts * rl.group_size / rl.rollout_slices"] = rl.prompts // rl.rollout_slices * rl.group_size
+        sizes["rl.prompts * rl.group_size / rl.rollout_chunks"] = rl.prompts // rl.rollout_chunks * rl.group_size
     rows = batch_size_divisor(mesh)
-    _require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
+    require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
     check_model_divides(model, mesh, settings.lora)
     platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
     if platform not in possible:
@@ -462,4 +465,4 @@ def check_divisibility(settings: Settings, model: ModelConfig, mesh) -> None:
         length = settings.rollout_decode.completion_length
         sizes = [(f"a prompt bucket + {length}", size + length) for size in settings.data.prompt_buckets]
         sizes.append(("the head size", model.head_size))
-        _require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in sizes])
+        require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in sizes])

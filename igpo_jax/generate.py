@@ -125,9 +125,9 @@ def show(model: DiffusionLM, completion: Completion) -> None:
     if not sys.stdout.isatty():
         dim = new = given = plain = ""
     pieces = [piece_of(model, token) for token in completion.tokens]
-    for step in sorted(set(completion.written_at.tolist()) | {-1}):
+    for step in sorted(set(completion.unmask_step.tolist()) | {-1}):
         cells = []
-        for piece, written in zip(pieces, completion.written_at.tolist(), strict=True):
+        for piece, written in zip(pieces, completion.unmask_step.tolist(), strict=True):
             if written > step:
                 cells.append(f"{dim}_{plain}")
             else:

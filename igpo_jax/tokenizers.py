@@ -11,7 +11,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from igpo_jax.runtime.files import read_json, write_whole
+from igpo_jax.runtime.files import atomic_write, read_json
 
 PAD, EOS, MASK = 0, 1, 2
 SPECIALS = {PAD: "<pad>", EOS: "<eos>", MASK: "<mask>"}  # of models that `train_sentencepiece` makes
@@ -303,4 +303,4 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
         max_sentence_length=LONGEST_SENTENCE,
         minloglevel=2,
     )
-    write_whole(pathlib.Path(path), model.getvalue())
+    atomic_write(pathlib.Path(path), model.getvalue())

@@ -27,7 +27,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, or a path; file.py:variant for a variant."
 )
 MEMORY_KEYS = (
-    "higher --config.sft.microbatches, --config.rl.microbatches or --config.rl.rollout_slices, a lower "
+    "higher --config.sft.microbatches, --config.rl.microbatches or --config.rl.rollout_chunks, a lower "
     "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command goes on"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
@@ -70,15 +70,15 @@ def main(_):
 
 def train(experiment: Experiment) -> None:
     """All stages, each from its newest checkpoint."""
-    settings, should_stop = experiment.settings, preemption.listen()
+    settings, preempted = experiment.settings, preemption.listen()
     identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
     options = {"keep": settings.checkpoints_kept, "identity": identity}
     with jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
-            frozen, start = run_sft(experiment, saved, should_stop)
+            base_params, start = run_sft(experiment, saved, preempted)
         if settings.rl.iterations:
             with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
-                run_rl(experiment, frozen, start, saved, should_stop)
+                run_rl(experiment, base_params, start, saved, preempted)
 
 
 def _default_workdir() -> str:

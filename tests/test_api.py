@@ -94,7 +94,7 @@ def test_hint_stays_at_the_beginning(model):
     hint = model.tokenizer.encode("The answer")
     for done in model.generate(PROMPTS, hint="The answer", temperature=1.0, **LENGTHS):
         assert done.tokens[: len(hint)].tolist() == hint
-        assert (done.written_at[: len(hint)] == -1).all() and (done.written_at[len(hint) :] >= 0).all()
+        assert (done.unmask_step[: len(hint)] == -1).all() and (done.unmask_step[len(hint) :] >= 0).all()
 
 
 def test_infill_keeps_a_thousand_random_canvases(model):
@@ -112,7 +112,7 @@ def test_infill_keeps_a_thousand_random_canvases(model):
     for canvas, filled in zip(canvases, done, strict=True):
         kept = canvas != mask_id
         np.testing.assert_array_equal(filled.tokens[kept], canvas[kept])
-        np.testing.assert_array_equal(filled.written_at == -1, kept)
+        np.testing.assert_array_equal(filled.unmask_step == -1, kept)
         assert not np.any(filled.tokens == mask_id) and not np.any(filled.tokens[~kept] == model.config.eos_id)
 
 
@@ -134,9 +134,9 @@ def test_infill_of_mixed_lengths_equals_one_by_one(model):
 
 def test_logits_are_those_of_the_network(model):
     tokens = np.random.default_rng(0).integers(0, 200, (3, 9))
-    valid = np.arange(9) >= np.array([[0], [2], [5]])
-    expected = unembed(model.params, forward(model.params, tokens, valid, model.config), model.config)
-    np.testing.assert_allclose(model.logits(tokens, valid), expected, atol=1e-5)
+    prompt_mask = np.arange(9) >= np.array([[0], [2], [5]])
+    expected = unembed(model.params, forward(model.params, tokens, prompt_mask, model.config), model.config)
+    np.testing.assert_allclose(model.logits(tokens, prompt_mask), expected, atol=1e-5)
     everything = np.ones((3, 9, 9), bool)
     np.testing.assert_allclose(model.logits(tokens), model.logits(tokens, everything), atol=1e-5)
 
@@ -263,9 +263,9 @@ def test_what_is_not_asked_for_is_as_the_model_decodes(model):
         expected = model.generate(["two"], **{"temperature": 0.7, "remasking": "random"} | meant)[0]
         found = own.generate(["two"], **asked)[0]
         np.testing.assert_array_equal(found.tokens, expected.tokens)
-        np.testing.assert_array_equal(found.written_at, expected.written_at)
+        np.testing.assert_array_equal(found.unmask_step, expected.unmask_step)
     filled = [of.infill(["a [MASK:3] b"], **more)[0] for of, more in ((own, {}), (model, {"temperature": 0.7, "remasking": "random"}))]
-    np.testing.assert_array_equal(filled[0].written_at, filled[1].written_at)
+    np.testing.assert_array_equal(filled[0].unmask_step, filled[1].unmask_step)
     assert igpo_jax.DiffusionLM(model.config, model.params, None, model.mesh).decode == DecodeConfig(128, 32, 128)
 
 

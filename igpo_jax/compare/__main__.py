@@ -24,7 +24,7 @@ from igpo_jax.cli import parse_flags
 from igpo_jax.compare.arms import ARMS, arms_of, check_arms, seeds_of
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.runtime.files import claim, write_whole
+from igpo_jax.runtime.files import atomic_write, require_same_identity
 from igpo_jax.runtime.progress import progress
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
@@ -48,7 +48,7 @@ def main(_) -> None:
     try:
         arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
-        claim(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
+        require_same_identity(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
         train_all(folder, file, arms, seeds, overrides)
         found = compare_runs(folder, arms, seeds)
     except (ValueError, RuntimeError) as error:
@@ -101,7 +101,7 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     """
     run = run_folder(folder, seed, arm)
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
-    claim(run.with_suffix(".json"), own, f"arm {arm}")
+    require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
     if (run / "result.json").is_file():
         return
     if not run.exists():
@@ -134,7 +134,7 @@ def begin(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) 
         shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
             if (source / name).is_file():
-                write_whole(new / name, (source / name).read_bytes())
+                atomic_write(new / name, (source / name).read_bytes())
     new.rename(run)
 
 

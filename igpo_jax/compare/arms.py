@@ -12,11 +12,11 @@ Overrides = dict[str, Any]
 NO_HINTS: Overrides = {"inpainting.enabled": False}
 # igpo_method.md 9, as far as hints and the loss go: the answer leaks, the entropy filter is bypassed. Without `stretch`, which
 # leaves the last 30 positions of a canvas without hints: all of a short one.
-REF: Overrides = {
+REFERENCE_CODE: Overrides = {
     "inpainting.exclude_answer": False,
     "inpainting.round_up": True,
     "inpainting.by_completion": True,
-    "objective.released": True,
+    "objective.reference_code": True,
 }
 FEW: Overrides = {"task.rl_problems": 64}  # they come again, and there can be earlier answers
 SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}  # of one or two, a ratio shows the same
@@ -37,7 +37,7 @@ ARMS = {
     "resample": Arm("GRPO, all-wrong groups sampled again", {"inpainting.policy": "none"}),
     "dapo": Arm("GRPO with dynamic sampling (DAPO), up to 4 batches", NO_HINTS | {"rl.dynamic_batches": 4}),
     "igpo": Arm("IGPO as in the paper", {}),
-    "igpo_ref": Arm("IGPO as the released code does it", REF),
+    "igpo_ref": Arm("IGPO as the released code does it", REFERENCE_CODE),
     "full_hint": Arm("the whole solution as hint, without the answer", {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}),
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
     "small_chunks": Arm("IGPO, hints of many small chunks", SMALL_CHUNKS),

@@ -9,7 +9,7 @@ import numpy as np
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.run.results import START, rescue_rate
-from igpo_jax.runtime.files import read_json, reading
+from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
 
 REACHED = 0.5  # the accuracy whose price in prompts and evaluations is told
@@ -43,7 +43,7 @@ def read_run(folder: pathlib.Path) -> RunNumbers:
     def spent(name: str) -> np.ndarray:
         return np.array([sum(row[name] for row in rollouts if row["step"] <= of["step"]) for of in verdicts])
 
-    with reading(folder):
+    with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         correct = np.array([row["correct"] for row in verdicts], bool)
         return RunNumbers(spent("sampler/prompts"), spent("sampler/rows"), correct, rollouts, result)
@@ -151,7 +151,7 @@ def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int]) -> dic
         ValueError: a run is not finished, or its files cannot be read.
     """
     runs = {arm: [read_run(folder / f"seed-{seed}" / arm) for seed in seeds] for arm in arms}
-    with reading(folder):
+    with wrap_read_errors(folder):
         return _compared(runs, arms, seeds)
 
 

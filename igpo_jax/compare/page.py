@@ -13,7 +13,7 @@ import numpy as np
 
 from igpo_jax.compare.numbers import REACHED
 from igpo_jax.report.style import COLORS
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import atomic_write
 
 DASHES = ("", "7 3", "2 3")  # for one round of colors each
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
@@ -38,10 +38,10 @@ pre {{ overflow-x: auto; font-size: 12px; }}
 
 def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
     """comparison.json, .md, .svg and .html in the comparison's folder."""
-    write_whole(folder / "comparison.json", json.dumps(found, indent=1))
-    write_whole(folder / "comparison.md", markdown(found))
-    write_whole(folder / "comparison.svg", accuracy_figure(found, "evaluations"))
-    write_whole(folder / "comparison.html", page(folder.name, found))
+    atomic_write(folder / "comparison.json", json.dumps(found, indent=1))
+    atomic_write(folder / "comparison.md", markdown(found))
+    atomic_write(folder / "comparison.svg", accuracy_figure(found, "evaluations"))
+    atomic_write(folder / "comparison.html", page(folder.name, found))
 
 
 def accuracy_figure(found: dict[str, Any], budget: str) -> str:

@@ -30,7 +30,7 @@ class PromptBatch:
 
     problem_id: np.ndarray
     tokens: np.ndarray
-    valid: np.ndarray
+    prompt_mask: np.ndarray
     trace: np.ndarray
     trace_length: np.ndarray
     hintable: np.ndarray
@@ -41,7 +41,7 @@ class SFTBatch:
     """tokens int32 [n, p], padded on the left; valid bool [n, p]; completion int32 [n, l], padded with EOS."""
 
     tokens: np.ndarray
-    valid: np.ndarray
+    prompt_mask: np.ndarray
     completion: np.ndarray
 
 
@@ -72,7 +72,7 @@ def prompt_arrays(
         question = encode_question(problem, tokenizer, chat) + (tokenizer.encode(prefix) if prefix else [])
         encoded.append((question[-prompt_length:] if overflow == "cut" else question, trace, offsets))
     keep = _fitting(problems, [(len(q), 0) for q, _, _ in encoded], prompt_length, completion_length, overflow)
-    tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
+    tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     shape = (len(keep), completion_length)
     trace, hintable = np.full(shape, tokenizer.eos_id, np.int32), np.zeros(shape, bool)
     trace_length = np.zeros(len(keep), np.int32)
@@ -86,7 +86,7 @@ def prompt_arrays(
         last_answer = max((first for first, _ in spans), default=None)
         trace_length[row] = len(ids) if last_answer is None else sum(end <= last_answer for _, end in offsets)
     ids = _numbers([problems[i].id for i in keep])
-    return [problems[i] for i in keep], PromptBatch(ids, tokens, valid, trace, trace_length, hintable)
+    return [problems[i] for i in keep], PromptBatch(ids, tokens, prompt_mask, trace, trace_length, hintable)
 
 
 def _numbers(ids: Sequence[str]) -> np.ndarray:
@@ -118,12 +118,12 @@ def sft_arrays(
     """Arrays of the problems whose prompt and demonstration fit, one row each; see `prompt_arrays`."""
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
-    tokens, valid = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
+    tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
     for row, index in enumerate(keep):
         ids = encoded[index][1]
         completion[row, : len(ids)] = ids
-    return SFTBatch(tokens, valid, completion)
+    return SFTBatch(tokens, prompt_mask, completion)
 
 
 def batches(arrays, batch_size: int, seed: int, buckets: Sequence[int]):
@@ -151,9 +151,9 @@ def take_rows(arrays, index: np.ndarray):
 
 def cut_to_bucket(arrays, buckets: Sequence[int]):
     """Drops padding that no prompt needs: the prompts take the smallest of `buckets` that holds the longest of them."""
-    longest = arrays.valid.sum(axis=1).max()
+    longest = arrays.prompt_mask.sum(axis=1).max()
     length = next(size for size in buckets if size >= longest)
-    return arrays.replace(tokens=arrays.tokens[:, -length:], valid=arrays.valid[:, -length:])
+    return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])
 
 
 def _fitting(
@@ -195,8 +195,8 @@ def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[
 
 def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Token lists of at most `length` as int32 [n, length], and which of it is no padding, bool [n, length]."""
-    tokens, valid = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
+    tokens, prompt_mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
         if ids:
-            tokens[row, -len(ids) :], valid[row, -len(ids) :] = ids, True
-    return tokens, valid
+            tokens[row, -len(ids) :], prompt_mask[row, -len(ids) :] = ids, True
+    return tokens, prompt_mask

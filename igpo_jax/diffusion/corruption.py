@@ -69,25 +69,25 @@ CORRUPTIONS = {"independent": mask_independently, "count": mask_count}
 
 
 def sft_loss(
-    params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
+    params: Params, prompt: jax.Array, prompt_mask: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
     """The bound on -log p(completion | prompt) per token (paper Eq. 1), averaged over rows; see `negative_bound`."""
-    return jnp.mean(negative_bound(params, prompt, valid, completion, corruption, cfg)) / completion.shape[1]
+    return jnp.mean(negative_bound(params, prompt, prompt_mask, completion, corruption, cfg)) / completion.shape[1]
 
 
 def negative_bound(
-    params: Params, prompt: jax.Array, valid: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
+    params: Params, prompt: jax.Array, prompt_mask: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
     """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]: the sum of the masked tokens'
     cross-entropies times the weight. The prompt is never masked.
 
     Args:
-        prompt, valid: int32 and bool [b, p], padded on the left.
+        prompt, prompt_mask: int32 and bool [b, p], padded on the left.
         completion: int32 [b, l], padded with EOS, which is trained on.
     """
     noisy = jnp.where(corruption.masked, cfg.mask_id, completion)
     tokens = jnp.concatenate([prompt, noisy], axis=1)
-    everywhere = jnp.concatenate([valid, jnp.ones(completion.shape, bool)], axis=1)
-    hidden = forward(params, tokens, everywhere, cfg, wanted=(prompt.shape[1], completion.shape[1]))
+    attention_mask = jnp.concatenate([prompt_mask, jnp.ones(completion.shape, bool)], axis=1)
+    hidden = forward(params, tokens, attention_mask, cfg, out_slice=(prompt.shape[1], completion.shape[1]))
     log_probs = token_log_probs(params, hidden, completion, cfg)
     return -jnp.sum(log_probs, axis=-1, where=corruption.masked) * corruption.weight

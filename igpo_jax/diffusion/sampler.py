@@ -18,21 +18,21 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, forward_flops, forward_remembering, forward_window, unembed
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
-HINT = -1  # in `Sample.written_at`: filled from the start
+HINT = -1  # in `Sample.unmask_step`: filled from the start
 
 
 @flax.struct.dataclass
 class Sample:
     """Completions and how they came about.
 
-    tokens: int32 [b, l]. written_at: int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given.
+    tokens: int32 [b, l]. unmask_step: int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given.
     evaluations: the number of steps that were run; each is one network evaluation (two with guidance) of a batch.
     rows_evaluated: the same, summed over the rows of those batches; at most b * steps.
     flops: of the matrix products of all of that, see `forward_flops`.
     """
 
     tokens: jax.Array
-    written_at: jax.Array
+    unmask_step: jax.Array
     evaluations: int
     rows_evaluated: int
     flops: int
@@ -53,19 +53,19 @@ def completion_keys(key: jax.Array, problem_id: jax.Array, completion: jax.Array
 
 
 @flax.struct.dataclass
-class Rows:
+class DecodeState:
     """Completions on their way; everything has the leading axis b.
 
-    prompt int32 [b, p], valid bool [b, p]; canvas int32 [b, l], as it was given; keys [b]; tokens, written_at int32 [b, l],
+    prompt int32 [b, p], valid bool [b, p]; canvas int32 [b, l], as it was given; keys [b]; tokens, unmask_step int32 [b, l],
     as of `Sample`; ended bool [b]: nothing is left to write; slot int32 [b]: which row of the batch this is.
     """
 
     prompt: jax.Array
-    valid: jax.Array
+    prompt_mask: jax.Array
     canvas: jax.Array
     keys: jax.Array
     tokens: jax.Array
-    written_at: jax.Array
+    unmask_step: jax.Array
     ended: jax.Array
     slot: jax.Array
 
@@ -73,7 +73,7 @@ class Rows:
 def sample(
     params: Params,
     prompt: jax.Array,
-    valid: jax.Array,
+    prompt_mask: jax.Array,
     canvas: jax.Array,
     row_keys: jax.Array,
     cfg: ModelConfig,
@@ -90,18 +90,18 @@ def sample(
 
     Args:
         params: of the network.
-        prompt, valid: int32 and bool [b, p], padded on the left.
+        prompt, prompt_mask: int32 and bool [b, p], padded on the left.
         canvas: int32 [b, l]: MASK, or a hint token.
         row_keys: PRNG keys [b], see `completion_keys`. The noise of a step belongs to (row key, position, step).
         cfg, decode: static.
     """
-    rows = spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode))
+    rows = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     sizes, length = _batch_sizes(len(canvas)), prompt.shape[1] + decode.completion_length
-    done = Sample(rows.tokens, rows.written_at, 0, 0, 0)
+    done = Sample(rows.tokens, rows.unmask_step, 0, 0, 0)
     for block in range(decode.blocks):
         size = len(rows.tokens)
         rows, counts = denoise_block(params, rows, np.int32(block), cfg, decode)
-        rows, full, partial, live = spread(rows), int(counts.full), int(counts.partial), int(counts.live)
+        rows, full, partial, live = canonical_sharding(rows), int(counts.full), int(counts.partial), int(counts.live)
         done = done.replace(
             evaluations=done.evaluations + full + partial,
             rows_evaluated=done.rows_evaluated + (full + partial) * size,
@@ -109,12 +109,12 @@ def sample(
         )
         smaller = min(number for number in sizes if number >= live)
         if live == 0 or block == decode.blocks - 1 or smaller < size:
-            tokens, written_at = _put_back(done.tokens, done.written_at, rows)
-            done = done.replace(tokens=tokens, written_at=written_at)
+            tokens, unmask_step = _put_back(done.tokens, done.unmask_step, rows)
+            done = done.replace(tokens=tokens, unmask_step=unmask_step)
         if live == 0:
             break
         if smaller < size:
-            rows = spread(_take_live(rows, smaller))
+            rows = canonical_sharding(_take_live(rows, smaller))
     return done
 
 
@@ -136,7 +136,7 @@ def _windows(decode: DecodeConfig) -> list[int]:
     return sizes[::-1]
 
 
-def spread(rows: Rows) -> Rows:
+def canonical_sharding(rows: DecodeState) -> DecodeState:
     """The same where they lie, over (data, fsdp) by name: what compilers leave lies there under several names, and each would
     be another program. Several processes cannot rename, and compile once more."""
     sharding = rows.tokens.sharding
@@ -153,24 +153,24 @@ def _batch_sizes(rows: int) -> list[int]:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
-def begin_rows(prompt, valid, canvas, row_keys, cfg: ModelConfig, decode: DecodeConfig) -> Rows:
+def initial_state(prompt, prompt_mask, canvas, row_keys, cfg: ModelConfig, decode: DecodeConfig) -> DecodeState:
     """Before the first block; arguments as of `sample`."""
     number = len(canvas)
-    written_at = jnp.where(canvas != cfg.mask_id, jnp.int32(HINT), jnp.int32(decode.steps))
-    rows = Rows(prompt, valid, canvas, row_keys, canvas, written_at, jnp.zeros(number, bool), jnp.arange(number))
+    unmask_step = jnp.where(canvas != cfg.mask_id, jnp.int32(HINT), jnp.int32(decode.steps))
+    rows = DecodeState(prompt, prompt_mask, canvas, row_keys, canvas, unmask_step, jnp.zeros(number, bool), jnp.arange(number))
     return jax.tree.map(shard_rows, rows)
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _take_live(rows: Rows, size: int) -> Rows:
+def _take_live(rows: DecodeState, size: int) -> DecodeState:
     """The rows that have not ended, and as many others as fill the batch."""
     order = jnp.argsort(rows.ended, stable=True)[:size]
     return jax.tree.map(lambda x: shard_rows(x[order]), rows)
 
 
 @jax.jit
-def _put_back(tokens: jax.Array, written_at: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    return shard_rows(tokens.at[rows.slot].set(rows.tokens)), shard_rows(written_at.at[rows.slot].set(rows.written_at))
+def _put_back(tokens: jax.Array, unmask_step: jax.Array, rows: DecodeState) -> tuple[jax.Array, jax.Array]:
+    return shard_rows(tokens.at[rows.slot].set(rows.tokens)), shard_rows(unmask_step.at[rows.slot].set(rows.unmask_step))
 
 
 @flax.struct.dataclass
@@ -184,8 +184,8 @@ class Counts:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def denoise_block(
-    params: Params, rows: Rows, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
-) -> tuple[Rows, Counts]:
+    params: Params, rows: DecodeState, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
+) -> tuple[DecodeState, Counts]:
     """All steps of one block, fewer where its last mask is written earlier, as hints make it.
 
     Args:
@@ -194,55 +194,55 @@ def denoise_block(
     length, steps = decode.block_length, decode.steps_per_block
     every = 1 if decode.cache == "none" else decode.refresh or steps
     start = block * length
-    whole, window = block_network(params, rows, start, cfg, decode)
+    full_forward, cached_forward = block_network(params, rows, start, cfg, decode)
     masks_at_entry = (active_of(rows.tokens, start, length) == cfg.mask_id).sum(axis=1)
 
-    def write(step, logits, current, written_at):
-        return write_step(rows, masks_at_entry, block, step, logits, current, written_at, cfg, decode)[:2]
+    def write(step, logits, current, unmask_step):
+        return write_step(rows, masks_at_entry, block, step, logits, current, unmask_step, cfg, decode)[:2]
 
     def unfinished(current):
         return jnp.any(active_of(current, start, length) == cfg.mask_id)
 
     def evaluate_whole(carry):
         """One full evaluation, and the steps that reuse its keys and values."""
-        full, partial, current, written_at = carry
+        full, partial, current, unmask_step = carry
         first = full * every
-        logits, remembered = whole(current)
-        current, written_at = write(first, logits, current, written_at)
+        logits, remembered = full_forward(current)
+        current, unmask_step = write(first, logits, current, unmask_step)
         if every == 1:
-            return full + 1, partial, current, written_at
+            return full + 1, partial, current, unmask_step
 
         def evaluate_window(carry):
-            age, current, written_at = carry
-            return age + 1, *write(first + age, window(current, remembered), current, written_at)
+            age, current, unmask_step = carry
+            return age + 1, *write(first + age, cached_forward(current, remembered), current, unmask_step)
 
         def go_on(carry):
             age, current, _ = carry
             return (age < every) & (first + age < steps) & unfinished(current)
 
-        age, current, written_at = jax.lax.while_loop(go_on, evaluate_window, (jnp.int32(1), current, written_at))
-        return full + 1, partial + age - 1, current, written_at
+        age, current, unmask_step = jax.lax.while_loop(go_on, evaluate_window, (jnp.int32(1), current, unmask_step))
+        return full + 1, partial + age - 1, current, unmask_step
 
     def go_on(carry):
         full, _, current, _ = carry
         return (full < -(-steps // every)) & unfinished(current)
 
-    carry = (jnp.int32(0), jnp.int32(0), rows.tokens, rows.written_at)
-    full, partial, current, written_at = jax.lax.while_loop(go_on, evaluate_whole, carry)
-    rows = end_block(rows, current, written_at, block, cfg, decode)
+    carry = (jnp.int32(0), jnp.int32(0), rows.tokens, rows.unmask_step)
+    full, partial, current, unmask_step = jax.lax.while_loop(go_on, evaluate_whole, carry)
+    rows = end_block(rows, current, unmask_step, block, cfg, decode)
     return rows, Counts(full, partial, jnp.sum(~rows.ended))
 
 
 def end_block(
-    rows: Rows, current: jax.Array, written_at: jax.Array, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
-) -> Rows:
+    rows: DecodeState, current: jax.Array, unmask_step: jax.Array, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
+) -> DecodeState:
     """With the tokens of a block; those of which it is all EOS have ended, and what they have left becomes EOS."""
     length, steps = decode.block_length, decode.steps_per_block
     ended = rows.ended | jnp.all(active_of(current, block * length, length) == cfg.eos_id, axis=1)
     rest = ended[:, None] & (current == cfg.mask_id)
     rows = rows.replace(
         tokens=jnp.where(rest, cfg.eos_id, current),
-        written_at=jnp.where(rest, block * steps + steps - 1, written_at),
+        unmask_step=jnp.where(rest, block * steps + steps - 1, unmask_step),
         ended=ended,
     )
     return jax.tree.map(shard_rows, rows)
@@ -254,13 +254,13 @@ def active_of(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
 
 
 def write_step(
-    rows: Rows,
+    rows: DecodeState,
     masks_at_entry: jax.Array,
     block: jax.Array,
     step: jax.Array,
     logits: jax.Array,
     current: jax.Array,
-    written_at: jax.Array,
+    unmask_step: jax.Array,
     cfg: ModelConfig,
     decode: DecodeConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -268,10 +268,10 @@ def write_step(
 
     Args:
         rows: their keys count. masks_at_entry: int32 [b], of the block. block, step: int32 [], the step of the block.
-        logits: float32 [b, k, v] of the block's positions. current, written_at: int32 [b, l].
+        logits: float32 [b, k, v] of the block's positions. current, unmask_step: int32 [b, l].
 
     Returns:
-        current and written_at afterwards; what was drawn for the block, int32 [b, k], and what of it was written, bool.
+        current and unmask_step afterwards; what was drawn for the block, int32 [b, k], and what of it was written, bool.
     """
     start, length = block * decode.block_length, decode.block_length
     positions, scheduled = start + jnp.arange(length), block * decode.steps_per_block + step
@@ -288,19 +288,19 @@ def write_step(
         chosen = to_write(confidence, active == cfg.mask_id, masks_at_entry, step, decode)
     update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
     current = update(current, jnp.where(chosen, drawn, active))
-    written_at = update(written_at, jnp.where(chosen, scheduled, active_of(written_at, start, length)))
-    return current, written_at, drawn, chosen
+    unmask_step = update(unmask_step, jnp.where(chosen, scheduled, active_of(unmask_step, start, length)))
+    return current, unmask_step, drawn, chosen
 
 
-def block_network(params: Params, rows: Rows, start: jax.Array, cfg: ModelConfig, decode: DecodeConfig):
+def block_network(params: Params, rows: DecodeState, start: jax.Array, cfg: ModelConfig, decode: DecodeConfig):
     """Two functions, from whole rows and from a window, to the logits of the block that begins at `start`, float32 [b, k, v]:
-    `whole(current)` also gives the keys and values of all positions where there is a cache, `window(current, those)` takes
+    `full_forward(current)` also gives the keys and values of all positions where there is a cache, `cached_forward(current, those)` takes
     them. The head sees the block only, MASK has no logit, and with guidance the others are guided (llada.md 6.4)."""
     prompt, canvas, guided = rows.prompt, rows.canvas, decode.cfg_scale > 0
     prompt_length, length = prompt.shape[1], decode.completion_length
     first = prompt_length + start
-    valid = jnp.concatenate([rows.valid, jnp.ones(canvas.shape, bool)], axis=1)
-    valid = jnp.concatenate([valid, valid]) if guided else valid
+    attention_mask = jnp.concatenate([rows.prompt_mask, jnp.ones(canvas.shape, bool)], axis=1)
+    attention_mask = jnp.concatenate([attention_mask, attention_mask]) if guided else attention_mask
 
     def tokens_of(current):
         tokens = jnp.concatenate([prompt, current], axis=1)
@@ -316,20 +316,20 @@ def block_network(params: Params, rows: Rows, start: jax.Array, cfg: ModelConfig
             logits = unconditional + (decode.cfg_scale + 1) * (conditional - unconditional)
         return logits.at[..., cfg.mask_id].set(-jnp.inf)
 
-    def whole(current):
-        wanted = first, decode.block_length
+    def full_forward(current):
+        out_slice = first, decode.block_length
         if decode.cache == "none":
-            return logits_of(forward(params, tokens_of(current), valid, cfg, wanted)), None
-        hidden, remembered = forward_remembering(params, tokens_of(current), valid, cfg, wanted)
+            return logits_of(forward(params, tokens_of(current), attention_mask, cfg, out_slice)), None
+        hidden, remembered = forward_remembering(params, tokens_of(current), attention_mask, cfg, out_slice)
         return logits_of(hidden), remembered
 
-    def window(current, remembered):
+    def cached_forward(current, remembered):
         tokens = tokens_of(current)
 
         def from_window(begin, size):
             part = shard_rows(jax.lax.dynamic_slice_in_dim(tokens, begin, size, axis=1))
-            wanted = first - begin, decode.block_length
-            return logits_of(forward_window(params, part, begin, first, remembered, valid, cfg, wanted))
+            out_slice = first - begin, decode.block_length
+            return logits_of(forward_window(params, part, begin, first, remembered, attention_mask, cfg, out_slice))
 
         if decode.cache == "dual":
             return from_window(first, decode.block_length)
@@ -338,4 +338,4 @@ def block_network(params: Params, rows: Rows, start: jax.Array, cfg: ModelConfig
         at_end = [functools.partial(from_window, prompt_length + length - size, size) for size in sizes]
         return jax.lax.switch(jnp.argmax(enough), at_end)
 
-    return whole, window
+    return full_forward, cached_forward

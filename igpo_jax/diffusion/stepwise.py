@@ -9,11 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import HINT, Rows, begin_rows, block_network, end_block, spread, write_step
+from igpo_jax.diffusion.sampler import (
+    HINT,
+    DecodeState,
+    block_network,
+    canonical_sharding,
+    end_block,
+    initial_state,
+    write_step,
+)
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.mesh import fetch
+from igpo_jax.runtime.mesh import to_host
 
 ALTERNATIVES = 5  # of every position
 
@@ -22,7 +30,7 @@ ALTERNATIVES = 5  # of every position
 class Step:
     """Canvases after a denoising step, on the host.
 
-    number: the scheduled step, as in `written_at`; `HINT` before the first. tokens, written_at: int32 [b, l], as of `Sample`.
+    number: the scheduled step, as in `unmask_step`; `HINT` before the first. tokens, unmask_step: int32 [b, l], as of `Sample`.
     start: where the active block begins. Of its positions, with the logits of this step: probability: float32 [b, k], of the
     token that was drawn. likeliest: int32 [b, k, n], the likeliest tokens; likelihood: float32 [b, k, n], their probabilities.
     Empty before the first step.
@@ -30,7 +38,7 @@ class Step:
 
     number: int
     tokens: np.ndarray
-    written_at: np.ndarray
+    unmask_step: np.ndarray
     start: int
     probability: np.ndarray
     likeliest: np.ndarray
@@ -40,41 +48,41 @@ class Step:
 def sample_stepwise(
     params: Params,
     prompt: jax.Array,
-    valid: jax.Array,
+    prompt_mask: jax.Array,
     canvas: jax.Array,
     row_keys: jax.Array,
     cfg: ModelConfig,
     decode: DecodeConfig,
     watch: Callable[[Step], None],
-) -> Rows:
+) -> DecodeState:
     """What `sampler.sample` does, with the same arguments.
 
     Args:
         watch: is called before the first step and after every one; what it raises ends the work.
 
     Returns:
-        Rows, in their order, with tokens and written_at as of `Sample`.
+        Rows, in their order, with tokens and unmask_step as of `Sample`.
     """
-    rows = spread(begin_rows(prompt, valid, canvas, row_keys, cfg, decode))
+    rows = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
-    watch(Step(HINT, *fetch((rows.tokens, rows.written_at)), 0, nothing, nothing, nothing))
+    watch(Step(HINT, *to_host((rows.tokens, rows.unmask_step)), 0, nothing, nothing, nothing))
     every = 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block
     for block in range(decode.blocks):
         start, remembered = block * decode.block_length, None
-        masks_at_entry = _masks(fetch(rows.tokens), start, cfg, decode)
+        masks_at_entry = _masks(to_host(rows.tokens), start, cfg, decode)
         if not masks_at_entry.any():
-            rows = spread(_end_block(rows, rows.tokens, rows.written_at, np.int32(block), cfg, decode))
+            rows = canonical_sharding(_end_block(rows, rows.tokens, rows.unmask_step, np.int32(block), cfg, decode))
         for step in range(decode.steps_per_block if masks_at_entry.any() else 0):
             remembered = None if step % every == 0 else remembered
             rows, remembered, found = advance(
                 params, rows, masks_at_entry, remembered, np.int32(block), np.int32(step), cfg, decode
             )
-            rows = spread(rows)
-            tokens, written_at, *found = fetch((rows.tokens, rows.written_at, *found))
-            watch(Step(block * decode.steps_per_block + step, tokens, written_at, start, *found))
+            rows = canonical_sharding(rows)
+            tokens, unmask_step, *found = to_host((rows.tokens, rows.unmask_step, *found))
+            watch(Step(block * decode.steps_per_block + step, tokens, unmask_step, start, *found))
             if not _masks(tokens, start, cfg, decode).any():
                 break
-        if fetch(rows.ended).all():
+        if to_host(rows.ended).all():
             break
     return rows
 
@@ -82,7 +90,7 @@ def sample_stepwise(
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def advance(
     params: Params,
-    rows: Rows,
+    rows: DecodeState,
     masks_at_entry: jax.Array,
     remembered,
     block: jax.Array,
@@ -99,13 +107,13 @@ def advance(
     Returns:
         The rows after it, what a cache remembers, and probability, likeliest and likelihood as of `Step`.
     """
-    whole, window = block_network(params, rows, block * decode.block_length, cfg, decode)
+    full_forward, cached_forward = block_network(params, rows, block * decode.block_length, cfg, decode)
     if remembered is None:
-        logits, remembered = whole(rows.tokens)
+        logits, remembered = full_forward(rows.tokens)
     else:
-        logits = window(rows.tokens, remembered)
-    tokens, written_at, drawn, _ = write_step(
-        rows, masks_at_entry, block, step, logits, rows.tokens, rows.written_at, cfg, decode
+        logits = cached_forward(rows.tokens, remembered)
+    tokens, unmask_step, drawn, _ = write_step(
+        rows, masks_at_entry, block, step, logits, rows.tokens, rows.unmask_step, cfg, decode
     )
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
@@ -113,7 +121,7 @@ def advance(
     probability = jnp.take_along_axis(probabilities, drawn[..., None], axis=-1)[..., 0]
     likelihood, likeliest = jax.lax.top_k(probabilities, min(ALTERNATIVES, cfg.vocab_size))
     # Of a block that is not done this ends nothing but rows of which it is all EOS already.
-    rows = end_block(rows, tokens, written_at, block, cfg, decode)
+    rows = end_block(rows, tokens, unmask_step, block, cfg, decode)
     return rows, remembered, (probability, likeliest, likelihood)
 
 

@@ -27,8 +27,8 @@ from igpo_jax.evaluate.protocol import decode_of, load_problems, of_run, protoco
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.distributed import check_same, check_shared, failing_together
-from igpo_jax.runtime.files import claim, write_whole
+from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
+from igpo_jax.runtime.files import atomic_write, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
 
@@ -48,7 +48,7 @@ def main(_):
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
-        with failing_together():
+        with raise_on_all_hosts():
             if bool(WORKDIR.value) == (CONFIG.value is not None):
                 raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
             section = "sampler" if SAMPLER_ERROR.value else "evaluation"
@@ -132,11 +132,11 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
         ValueError: it is another evaluation's, or the processes do not share it. It is raised on all processes.
     """
     folder = pathlib.Path(OUTPUT.value or _default_output(model))
-    with failing_together():
+    with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
             identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
-            claim(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
+            require_same_identity(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
     check_shared(folder)
     return folder
 
@@ -156,7 +156,7 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     }
     text = json.dumps(card, indent=2, ensure_ascii=False)
     if jax.process_index() == 0:
-        write_whole(folder / "card.json", text)
+        atomic_write(folder / "card.json", text)
     return text
 
 

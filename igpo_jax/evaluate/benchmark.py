@@ -20,8 +20,8 @@ from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_of
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime.distributed import everywhere, share_rows
-from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
+from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
+from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import interval, paired
@@ -41,7 +41,7 @@ def run_benchmark(
     """
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_of(config, name)
-    done = int(everywhere(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
+    done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
     prompts = prompts_of(model, config, problems, decode)
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
@@ -64,11 +64,11 @@ def run_benchmark(
                     {
                         "draw": number % draws,
                         "text": texts[place],
-                        "stated": task.stated(texts[place], **options),
+                        "extracted_answer": task.extract_answer(texts[place], **options),
                         "reward": float(reward),
                         "correct": bool(reward >= 1),
                         "outcome": OUTCOMES[int(outcome)],
-                        "steps": len(set(sampled.written_at[place].tolist()) - {HINT}),
+                        "steps": len(set(sampled.unmask_step[place].tolist()) - {HINT}),
                     }
                 )
             rows = []
@@ -120,7 +120,7 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
     if file.is_file():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if text != file.read_text("utf-8", errors="replace"):
-            write_whole(file, text)
+            atomic_write(file, text)
     return rows
 
 
@@ -131,7 +131,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]
     Raises:
         ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message says in what.
     """
-    with reading(f"{one} or {other}"):
+    with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 
 
@@ -160,7 +160,7 @@ def _card(folder: pathlib.Path) -> dict[str, Any]:
     file = folder / "card.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished evaluation: it has no card.json")
-    return read_json(file)
+    return renamed(read_json(file))
 
 
 def _at(values: dict[str, Any], key: str) -> Any:
@@ -183,7 +183,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         result["of_each_draw"] = correct.mean(axis=0).tolist()
     return result | {
         "reward": float(np.mean([c["reward"] for c in completions])),
-        "without_answer": float(np.mean([c["stated"] is None for c in completions])),
+        "without_answer": float(np.mean([c["extracted_answer"] is None for c in completions])),
         "steps": float(np.mean([c["steps"] for c in completions])),
         **{name: sum(c["outcome"] == name for c in completions) for name in OUTCOMES[1:]},
     }

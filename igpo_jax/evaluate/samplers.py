@@ -16,7 +16,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig, exact_sampler
 from igpo_jax.evaluate.benchmark import correct_of, prompts_of, run_benchmark
 from igpo_jax.evaluate.protocol import decode_of
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime.mesh import batch_size_divisor, put_rows
+from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch
 from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks.problem import Problem
 
@@ -60,6 +60,6 @@ def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[s
         found["logits"] = None
         if samplers["fast"].cache != "none":
             keys, canvas = noise_and_canvas(prompts, draws, config.seed, model.config, samplers["fast"])
-            rows = put_rows((prompts.tokens, prompts.valid, canvas), model.mesh)
+            rows = shard_batch((prompts.tokens, prompts.prompt_mask, canvas), model.mesh)
             found["logits"] = sampler_error(model.params, *rows, keys, model.config, samplers["fast"])
     return found

@@ -20,12 +20,12 @@ MASKED_SCORE = -1e30  # finite: a row of which everything is masked is no NaN
 LARGEST_BLOCK = 1024  # splash: scores of so many by so many positions fit the chip's vector memory
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, implementation: str) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, implementation: str) -> jax.Array:
     """softmax(q k^T / sqrt(h)) v, scores and softmax in float32.
 
     Args:
         q: [b, t, n, h]. k, v: [b, t, k, h], n a multiple of k.
-        valid: bool [b, t], which positions may be attended to; or [b, t, t], which (first t) to which (second t), not
+        attention_mask: bool [b, t], which positions may be attended to; or [b, t, t], which (first t) to which (second t), not
             with splash.
         implementation: xla | cudnn | splash.
 
@@ -33,9 +33,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, implement
         [b, t, n, h] in q's dtype; at padding, positions that nobody attends to, it means nothing.
     """
     if implementation == "splash":
-        return splash_attention(q, k, v, valid)
+        return splash_attention(q, k, v, attention_mask)
     (b, t, n, h), kv_heads = q.shape, k.shape[2]
-    mask = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+    mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
     if implementation == "cudnn":  # takes masks with a row for every query only
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], t, mask.shape[-1]))
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
@@ -43,7 +43,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, implement
         return _dense_attention(q, k, v, mask)
     # Query heads that share a key head are further queries of it.
     q = q.reshape(b, t, kv_heads, -1, h).swapaxes(2, 3).reshape(b, -1, kv_heads, h)
-    mask = mask if valid.ndim == 2 else jnp.repeat(mask, n // kv_heads, axis=2)
+    mask = mask if attention_mask.ndim == 2 else jnp.repeat(mask, n // kv_heads, axis=2)
     return _dense_attention(q, k, v, mask).reshape(b, t, -1, kv_heads, h).swapaxes(2, 3).reshape(b, t, n, h)
 
 
@@ -84,7 +84,7 @@ def _dense_attention_backward(kept, da):
 _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
-def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, interpret: bool = False) -> jax.Array:
+def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, interpret: bool = False) -> jax.Array:
     """`attend` with the TPU's kernel: rows spread over (data, fsdp) and heads over tensor, under a shard_map of its own.
 
     Padding and the rest are two segments, which do not see each other.
@@ -93,16 +93,16 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array,
         interpret: runs the kernel's code on any platform, slowly.
 
     Raises:
-        ValueError: `valid` has three axes, or t or h is no multiple of `LANES`.
+        ValueError: `attention_mask` has three axes, or t or h is no multiple of `LANES`.
     """
-    if valid.ndim != 2:
-        raise ValueError(f"attention=splash takes which positions are padding, [b, t], not a mask {valid.shape}")
+    if attention_mask.ndim != 2:
+        raise ValueError(f"attention=splash takes which positions are padding, [b, t], not a mask {attention_mask.shape}")
     t, h = q.shape[1], q.shape[-1]
     if t % LANES or h % LANES:
         raise ValueError(f"attention=splash needs positions = {t} and head size = {h} to be multiples of {LANES}")
     block = max(size for size in range(LANES, min(t, LARGEST_BLOCK) + 1, LANES) if t % size == 0)
 
-    def local(q, k, v, valid):
+    def local(q, k, v, attention_mask):
         kernel = splash.make_splash_mha(
             splash_mask.MultiHeadMask([splash_mask.FullMask((t, t))] * q.shape[2]),
             block_sizes=splash.BlockSizes(*[block] * 8),
@@ -110,14 +110,14 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array,
             q_seq_shards=1,
             interpret=interpret,
         )
-        segment = valid.astype(jnp.int32)
+        segment = attention_mask.astype(jnp.int32)
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in ((q.astype(jnp.float32) * h**-0.5).astype(q.dtype), k, v))
         a = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment, segment))
         return jnp.swapaxes(a, 1, 2)
 
     if jax.sharding.get_abstract_mesh().empty:
-        return local(q, k, v, valid)
+        return local(q, k, v, attention_mask)
     heads = P(BATCH, None, "tensor")
     # check_vma: pallas calls do not say over which axes their results vary.
     sharded = functools.partial(jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
-    return sharded(local)(q, k, v, valid)
+    return sharded(local)(q, k, v, attention_mask)

@@ -85,7 +85,7 @@ LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
 ASSUMED_GIB = 16  # the memory of a device that `CHIPS` does not list, and of a CPU
 
 
-def sized_for(model: ModelConfig, mesh) -> ModelConfig:
+def with_head_chunk(model: ModelConfig, mesh) -> ModelConfig:
     """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
     float32 take a sixteenth of a device's memory: the published figure, or `ASSUMED_GIB`, the same on all hosts."""
     if model.head_chunk:

@@ -17,7 +17,7 @@ from igpo_jax.model.sharding import ParameterInfo, Params
 from igpo_jax.model.transformer import ModelConfig
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
-REF_TARGETS = ("query", "key", "value", "up")  # what the released code reaches of the seven that it lists
+REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # what the released code reaches of the seven that it lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +127,10 @@ def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None
         widths = {"model.width": model.width, "the width of keys": model.kv_heads * model.head_size}
         widths["model.mlp_width"] = model.mlp_width
         checks += [(name, size, "mesh.fsdp * mesh.tensor", fsdp * tensor) for name, size in widths.items()]
-    _require_multiples(checks)
+    require_multiples(checks)
 
 
-def _require_multiples(checks: list[tuple[str, int, str, int]]) -> None:
+def require_multiples(checks: list[tuple[str, int, str, int]]) -> None:
     for name, size, axes, devices in checks:
         if size % devices:
             raise ValueError(f"{name} = {size} is not a multiple of {axes} = {devices}")

@@ -143,30 +143,30 @@ def weight_decay_mask(cfg: ModelConfig) -> Params:
 
 
 def forward(
-    params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig, wanted: Positions | None = None
+    params: Params, tokens: jax.Array, attention_mask: jax.Array, cfg: ModelConfig, out_slice: Positions | None = None
 ) -> jax.Array:
     """Runs the transformer over whole rows; no causal mask, logits of position i speak of token i (llada.md 3).
 
     Args:
         params: see `parameter_table`.
         tokens: int32 [b, t].
-        valid: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
+        attention_mask: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
             the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]:
             which position (first t) may attend to which (second t).
         cfg: static.
-        wanted: the positions whose hidden states are returned, all by default.
+        out_slice: the positions whose hidden states are returned, all by default.
 
     Returns:
         Hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns them into logits.
     """
-    return _layers(params, tokens, jnp.arange(tokens.shape[1]), valid, cfg, wanted)[0]
+    return _layers(params, tokens, jnp.arange(tokens.shape[1]), attention_mask, cfg, out_slice)[0]
 
 
 def forward_remembering(
-    params: Params, tokens: jax.Array, valid: jax.Array, cfg: ModelConfig, wanted: Positions | None = None
+    params: Params, tokens: jax.Array, attention_mask: jax.Array, cfg: ModelConfig, out_slice: Positions | None = None
 ) -> tuple[jax.Array, KeyValues]:
     """`forward`, and the keys and values of all positions, for `forward_window`."""
-    return _layers(params, tokens, jnp.arange(tokens.shape[1]), valid, cfg, wanted, remember=True)
+    return _layers(params, tokens, jnp.arange(tokens.shape[1]), attention_mask, cfg, out_slice, remember=True)
 
 
 def forward_window(
@@ -175,9 +175,9 @@ def forward_window(
     start: jax.Array,
     fresh_from: jax.Array,
     remembered: KeyValues,
-    valid: jax.Array,
+    attention_mask: jax.Array,
     cfg: ModelConfig,
-    wanted: Positions | None = None,
+    out_slice: Positions | None = None,
 ) -> jax.Array:
     """Runs the transformer over a window of each row; everything else is as it was when it was remembered.
 
@@ -186,8 +186,8 @@ def forward_window(
         start: int32 [], where in the row the window begins.
         fresh_from: int32 [], in the row: keys and values of earlier positions are the remembered ones in the window, too.
         remembered: of `forward_remembering`.
-        valid: bool [b, t], of the whole row.
-        wanted: positions counted from the window's beginning, all by default.
+        attention_mask: bool [b, t], of the whole row.
+        out_slice: positions counted from the window's beginning, all by default.
 
     Returns:
         Hidden states of the window, [b, w, d]; those before `fresh_from` mean nothing.
@@ -201,19 +201,19 @@ def forward_window(
 
     # The kernels want whole rows, and the scores of a window are few.
     cfg = dataclasses.replace(cfg, attention="xla")
-    return _layers(params, tokens, positions, valid, cfg, wanted, remembered=remembered, merge=merge)[0]
+    return _layers(params, tokens, positions, attention_mask, cfg, out_slice, remembered=remembered, merge=merge)[0]
 
 
-def _layers(params, tokens, positions, valid, cfg: ModelConfig, wanted, remember=False, remembered=None, merge=None):
+def _layers(params, tokens, positions, attention_mask, cfg: ModelConfig, out_slice, remember=False, remembered=None, merge=None):
     """Hidden states after the final norm and, if `remember`, keys and values of all layers. merge(new, old): what a layer
     attends to, of its keys and of its values, where there are remembered ones."""
     rope = _rope_table(positions, cfg)
     unrolled = _is_unrolled(cfg)
 
-    def step(x, layer, wanted=None):
+    def step(x, layer, out_slice=None):
         layer, old = layer
         seen = (lambda new: new) if old is None else (lambda new: jax.tree.map(merge, new, old))
-        x, key_values = _block(x, layer, valid=valid, rope=rope, cfg=cfg, seen=seen, wanted=wanted)
+        x, key_values = _block(x, layer, attention_mask=attention_mask, rope=rope, cfg=cfg, seen=seen, out_slice=out_slice)
         return shard_rows(x), jax.tree.map(lambda y: constrain(y, KEY_VALUES), key_values) if remember else None
 
     def recomputing(step):
@@ -229,13 +229,13 @@ def _layers(params, tokens, positions, valid, cfg: ModelConfig, wanted, remember
     if unrolled:
         kept = []
         for number in range(cfg.layers):
-            of_layer = recomputing(functools.partial(step, wanted=wanted if number == cfg.layers - 1 else None))
+            of_layer = recomputing(functools.partial(step, out_slice=out_slice if number == cfg.layers - 1 else None))
             x, key_values = of_layer(x, jax.tree.map(lambda w, number=number: w[number], layers))
             kept.append(key_values)
         kept = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *kept)
     else:
         x, kept = jax.lax.scan(recomputing(step), x, layers)
-        x = _only(x, wanted)
+        x = _only(x, out_slice)
     return rms_norm(x, params["final_norm"], cfg.norm_epsilon), kept
 
 
@@ -244,8 +244,8 @@ def _is_unrolled(cfg: ModelConfig) -> bool:
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
-def _only(x: jax.Array, wanted: Positions | None, axis: int = 1) -> jax.Array:
-    return x if wanted is None else jax.lax.dynamic_slice_in_dim(x, *wanted, axis=axis)
+def _only(x: jax.Array, out_slice: Positions | None, axis: int = 1) -> jax.Array:
+    return x if out_slice is None else jax.lax.dynamic_slice_in_dim(x, *out_slice, axis=axis)
 
 
 def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -286,7 +286,7 @@ def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def forward_flops(cfg: ModelConfig, positions: int, wanted: int, attended: int | None = None) -> int:
+def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int | None = None) -> int:
     """Of matrix products in one forward pass of one row and the head, two per multiplication.
 
     Args:
@@ -296,9 +296,9 @@ def forward_flops(cfg: ModelConfig, positions: int, wanted: int, attended: int |
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
     others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
     others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the values that they weigh
-    in_last = wanted if _is_unrolled(cfg) else positions
+    in_last = logits if _is_unrolled(cfg) else positions
     layers = cfg.layers * positions * keys + ((cfg.layers - 1) * positions + in_last) * others
-    return 2 * (layers + wanted * cfg.width * cfg.vocab_size)
+    return 2 * (layers + logits * cfg.width * cfg.vocab_size)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
@@ -309,15 +309,15 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def _block(
-    x: jax.Array, layer: Params, *, valid, rope, cfg: ModelConfig, seen=lambda new: new, wanted: Positions | None = None
+    x: jax.Array, layer: Params, *, attention_mask, rope, cfg: ModelConfig, seen=lambda new: new, out_slice: Positions | None = None
 ) -> tuple[jax.Array, KeyValues]:
     """One layer at the wanted positions, and its keys and values [b, t, k, h] at all positions of x; `seen` makes of those
     what is attended to."""
     layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
         h = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
-        a, key_values = _attention(h, layer, valid, rope, cfg, seen, wanted)
-        x = _only(x, wanted) + a
+        a, key_values = _attention(h, layer, attention_mask, rope, cfg, seen, out_slice)
+        x = _only(x, out_slice) + a
     with jax.named_scope("mlp"):
         h = rms_norm(x, layer["mlp_norm"], cfg.norm_epsilon)
         x = x + _linear(jax.nn.silu(_linear(h, layer, "gate")) * _linear(h, layer, "up"), layer, "down")
@@ -325,17 +325,17 @@ def _block(
 
 
 def _attention(
-    h: jax.Array, layer: Params, valid, rope, cfg: ModelConfig, seen=lambda new: new, wanted: Positions | None = None
+    h: jax.Array, layer: Params, attention_mask, rope, cfg: ModelConfig, seen=lambda new: new, out_slice: Positions | None = None
 ) -> tuple[jax.Array, KeyValues]:
     def heads(x, name, number):
         return _linear(x, layer, name).reshape(*x.shape[:2], number, cfg.head_size)
 
     k, v = _rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
-    if wanted is not None:
-        h, rope = _only(h, wanted), [_only(x, wanted, axis=0) for x in rope]
-        valid = valid if valid.ndim == 2 else _only(valid, wanted)
+    if out_slice is not None:
+        h, rope = _only(h, out_slice), [_only(x, out_slice, axis=0) for x in rope]
+        attention_mask = attention_mask if attention_mask.ndim == 2 else _only(attention_mask, out_slice)
     q = _rotate(heads(h, "query", cfg.heads), *rope)
-    a = attend(q, *seen((k, v)), valid, cfg.attention)
+    a = attend(q, *seen((k, v)), attention_mask, cfg.attention)
     return _linear(a.reshape(*h.shape[:2], cfg.width), layer, "attention_out"), (k, v)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from igpo_jax.config import Settings
+from igpo_jax.config import Settings, check_divisibility
 from igpo_jax.model import lora as lora_module
-from igpo_jax.model import sharding, transformer
+from igpo_jax.model import transformer
+from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.programs import (
     GIB,
@@ -32,8 +33,8 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
         report: is told of every record as soon as it is there.
     """
     model, shape_from = planned_model(settings)
-    model = sharding.sized_for(model, mesh)
-    sharding.check_divisibility(settings, model, mesh)
+    model = with_head_chunk(model, mesh)
+    check_divisibility(settings, model, mesh)
     device = mesh.devices.flat[0]
     memory = device_memory_gib(device)
     wanted = programs(settings, model, mesh)
@@ -71,7 +72,7 @@ def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(settings, model=settings.model | {"remat": remat})
-        model = sharding.sized_for(planned_model(changed)[0], mesh)
+        model = with_head_chunk(planned_model(changed)[0], mesh)
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
@@ -104,9 +105,9 @@ def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dic
         saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
     if name == "evaluate" and settings.evaluation.batch_size % (2 * rows) == 0:
         saving[f"config.evaluation.batch_size={settings.evaluation.batch_size // 2}"] = temporary / 2
-    at_once = rl.prompts // rl.rollout_slices
+    at_once = rl.prompts // rl.rollout_chunks
     if name == "sample" and at_once % 2 == 0 and at_once // 2 * rl.group_size % rows == 0:
-        saving[f"config.rl.rollout_slices={rl.rollout_slices * 2}"] = temporary / 2
+        saving[f"config.rl.rollout_chunks={rl.rollout_chunks * 2}"] = temporary / 2
     if name in ("update", "score", "sft"):
         at_once = (sft.batch_size if name == "sft" else rl.prompts) // section.microbatches
         local = at_once // rows

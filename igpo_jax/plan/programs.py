@@ -16,19 +16,19 @@ from igpo_jax import config as configuration
 from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import SFTBatch
 from igpo_jax.diffusion.corruption import Corruption
-from igpo_jax.diffusion.sampler import Rows, denoise_block
+from igpo_jax.diffusion.sampler import DecodeState, denoise_block
 from igpo_jax.diffusion.sampler_error import PROBED, block_errors
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
-from igpo_jax.rl.likelihood import GroupBatch, Scores, score, views_of
+from igpo_jax.rl.likelihood import GroupBatch, LogProbs, compute_logprobs, views_of
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
 from igpo_jax.stages.sft import heldout_bound, make_sft_update
-from igpo_jax.training.policy import make_compute_cast
+from igpo_jax.training.policy import make_cast
 from igpo_jax.training.state import abstract_state, make_optimizer
 
 GIB = 2**30
@@ -80,7 +80,7 @@ def planned_model(settings: Settings) -> tuple[ModelConfig, str]:
 def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program]:
     """Every program of a run that takes more than a moment, with the shapes and shardings it has there."""
     rl, sft, lora, objective = settings.rl, settings.sft, settings.lora, settings.objective
-    n, g, at_once = rl.prompts, rl.group_size, rl.prompts // rl.rollout_slices
+    n, g, at_once = rl.prompts, rl.group_size, rl.prompts // rl.rollout_chunks
     prompt_length, length = settings.data.prompt_buckets[-1], settings.rollout_decode.completion_length
 
     def array(shape, dtype, spec=P(BATCH)):
@@ -92,36 +92,36 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
     def prompts(rows):
         return tokens(rows, prompt_length), array((rows, prompt_length), jnp.bool_)
 
-    def everywhere(make):
+    def replicated_shapes(make):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
 
-    key = everywhere(lambda: jax.random.key(0))
+    key = replicated_shapes(lambda: jax.random.key(0))
     sft_optimizer = make_optimizer(settings.sft_optimizer, max(sft.updates, 1), model, lora)
     rl_optimizer = make_optimizer(settings.rl_optimizer, max(rl.iterations, 1) * objective.inner_steps, model, lora)
     sft_state, state = (abstract_state(optimizer, model, mesh, lora) for optimizer in (sft_optimizer, rl_optimizer))
-    frozen = None if lora is None else transformer.abstract(model, mesh)
+    base_params = None if lora is None else transformer.abstract(model, mesh)
     copied = lora is None and model.compute_dtype != model.param_dtype
     copy = dataclasses.replace(model, param_dtype=model.compute_dtype)
 
     def acting_of(state):
         if lora is not None:
-            return attach_abstract(frozen, state.params)
+            return attach_abstract(base_params, state.params)
         return transformer.abstract(copy, mesh) if copied else state.params
 
     acting = acting_of(state)
     if lora is None:
         reference = transformer.abstract(copy, mesh)
     else:
-        reference = attach_abstract(frozen, lora_module.abstract(model, lora, mesh)) if sft.updates else frozen
-    training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": frozen})
+        reference = attach_abstract(base_params, lora_module.abstract(model, lora, mesh)) if sft.updates else base_params
+    training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": base_params})
 
     def host(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def sampling(rows, decode, acting=acting):
-        keys = everywhere(lambda: jax.random.split(jax.random.key(0), rows))
+        keys = replicated_shapes(lambda: jax.random.split(jax.random.key(0), rows))
         canvas = tokens(rows, length)
-        state = Rows(*prompts(rows), canvas, keys, canvas, canvas, array((rows,), jnp.bool_), tokens(rows))
+        state = DecodeState(*prompts(rows), canvas, keys, canvas, canvas, array((rows,), jnp.bool_), tokens(rows))
         return acting, state, host((), jnp.int32), model, decode
 
     hints = (
@@ -137,8 +137,8 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         *prompts(n),
         problem_id=array((n,), jnp.uint32),
         completions=tokens(n, g, length),
-        written_at=tokens(n, g, length),
-        in_loss=array((n, g, length), jnp.bool_),
+        unmask_step=tokens(n, g, length),
+        loss_mask=array((n, g, length), jnp.bool_),
         advantages=array((n, g), jnp.float32),
     )
     on_host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
@@ -149,42 +149,42 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         return array(views.scored.shape, dtype, P(None, BATCH))
 
     number = jnp.float32
-    scores = Scores(per_token(number), per_token(number), views, per_token(jnp.bool_), per_token(number))
+    logprobs = LogProbs(per_token(number), per_token(number), views, per_token(jnp.bool_), per_token(number))
     update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
     sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
     sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
     scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
     sample_decode, eval_decode = settings.rollout_decode, settings.eval_decode
-    blocks = rl.rollout_slices * sample_decode.blocks
+    blocks = rl.rollout_chunks * sample_decode.blocks
     in_rl, everything = rl.iterations > 0, training | {"policy": acting}
     rows = settings.evaluation.batch_size
     in_sft = sft.updates > 0 and sft.eval_every > 0
-    supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": frozen})
+    supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": base_params})
     last_state, beside = (state, training) if in_rl else (sft_state, supervised)
     found = [
         Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
         Program("inpaint", inpaint, (key, *hints, g, settings.inpainting, ratios), everything, in_rl and gives_hints),
-        Program("score", score, scoring, training, in_rl, 1),
-        Program("update", update, (state, groups, scores, host((), jnp.int32), frozen), training, in_rl, objective.inner_steps),
+        Program("score", compute_logprobs, scoring, training, in_rl, 1),
+        Program("update", update, (state, groups, logprobs, host((), jnp.int32), base_params), training, in_rl, objective.inner_steps),
         Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
     ]
     if sample_decode.cache != "none":
         number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
         found.insert(1, Program("probe", block_errors, sampling(number, sample_decode), training, in_rl and rl.probe_every > 0))
     if copied:
-        found.insert(0, Program("cast", make_compute_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))
+        found.insert(0, Program("cast", make_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))
     if in_sft and sft.heldout:
         masks = Corruption(array((rows, length), jnp.bool_), array((rows,), jnp.float32))
         arguments = (acting_of(sft_state), *prompts(rows), tokens(rows, length), masks, model)
         found.insert(0, Program("heldout", heldout_bound, arguments, supervised, True))
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
-        found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, frozen), {}, sft.updates > 0))
+        found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, base_params), {}, sft.updates > 0))
     return found
 
 
-def attach_abstract(frozen: Any, adapters: Any) -> Any:
+def attach_abstract(base_params: Any, adapters: Any) -> Any:
     """As `lora.attach`, which scales the adapters: there they are new arrays, which the compiler counts as temporary."""
-    return frozen | {"blocks": frozen["blocks"] | {"adapters": adapters}}
+    return base_params | {"blocks": base_params["blocks"] | {"adapters": adapters}}
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:

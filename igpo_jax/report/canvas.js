@@ -128,18 +128,18 @@ if (document.getElementById("rollouts")) {
       rollout.correct ? badge("correct", "good") : badge("wrong", "bad"),
       ...(rollout.rescued ? [badge("rescued its group", "good")] : []));
     for (const name of ["question", "trace", "text", "answer"]) fill(name, rollout[name]);
-    fill("stated", rollout.stated ?? ("stated" in rollout ? "none found" : "not recorded"));
-    element("stated").className = rollout.stated == null ? "unset" : "";
+    fill("extracted-answer", rollout.extracted_answer ?? ("extracted_answer" in rollout ? "none found" : "not recorded"));
+    element("extracted-answer").className = rollout.extracted_answer == null ? "unset" : "";
     const trouble = {timeout: ", no verdict in time", error: ", the grader failed"}[rollout.outcome] ?? "";
     fill("verdict", (rollout.correct ? "correct" : "wrong") + ", reward " + Number(rollout.reward.toPrecision(4)) + trouble);
     loadStart(tokens, hint);
 
-    steps = Math.max(...rollout.written_at, 0) + 1;
+    steps = Math.max(...rollout.unmask_step, 0) + 1;
     fill("last-step", "step " + steps);
     element("time").max = steps;
     const end = rollout.end ?? -1, nodes = [];
     boxes = tokens.map((token, i) => {
-      const written = rollout.written_at[i];
+      const written = rollout.unmask_step[i];
       const parts = color(Math.max(written, 0) / Math.max(steps - 1, 1));
       const box = make("span", "token", token.replaceAll("\n", "↵"));
       box.title = hint.has(i) ? "hint" : "written in step " + (written + 1);

@@ -76,7 +76,7 @@ INPAINTING = (
         "Curriculum",
         "Centre of the hint ratios, which moves to where half of the hinted answers are right.",
         "rl",
-        (Series("hint/centre", "centre", ORANGE),),
+        (Series("hint/ratio_center", "centre", ORANGE),),
         percent=True,
         noisy=False,
     ),

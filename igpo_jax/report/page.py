@@ -20,7 +20,7 @@ from igpo_jax.report.figures import color_of, evaluations, percent, sections, st
 from igpo_jax.report.style import BROWSER, PAGE, SCRIPT, STYLE
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.run.results import START, rescue_rate
-from igpo_jax.runtime.files import read_json, reading, write_whole
+from igpo_jax.runtime.files import atomic_write, read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import paired, wilson
 
 Row = dict[str, Any]
@@ -75,9 +75,9 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> Non
     names = short_names([run.folder for run in runs])
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for the page; make it, or give another --output")
-    with reading(", ".join(str(run.folder) for run in runs)):
+    with wrap_read_errors(", ".join(str(run.folder) for run in runs)):
         document = page(dict(zip(names, runs, strict=True)))
-    write_whole(path, document)
+    atomic_write(path, document)
 
 
 def read_run(workdir: str | os.PathLike) -> Run:
@@ -295,8 +295,8 @@ def _table(title: str, note: str, header: list[str], lines: list[list[str]], emp
 
 def _compact(row: Row, places: dict[str, int]) -> Row:
     """A row of rollouts.jsonl for the page. Tokens become their places in `places`, which grows. Rows of earlier versions
-    have no `correct`, `outcome` and `stated`."""
-    kept = ("step", "question", "answer", "trace", "written_at", "end", "reward", "text", "stated", "rescued", "outcome")
+    have no `correct`, `outcome` and `extracted_answer`."""
+    kept = ("step", "question", "answer", "trace", "unmask_step", "end", "reward", "text", "extracted_answer", "rescued", "outcome")
     return {key: row[key] for key in kept if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1),

@@ -32,7 +32,7 @@ from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.condense import condense
 from igpo_jax.rewrite.endpoint import Messages, Reply, ask_all
-from igpo_jax.runtime.files import claim, parse_json, write_whole
+from igpo_jax.runtime.files import atomic_write, parse_json, require_same_identity
 from igpo_jax.tasks.problem import Problem, fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
 from igpo_jax.tasks.sources import Record, load_sources
@@ -137,7 +137,7 @@ def rewrite() -> dict[str, Any]:
         "tokenizer": of_tokenizer,
     }
     folder = pathlib.Path(OUTPUT.value)
-    claim(folder / "settings.json", settings, "rewriting")
+    require_same_identity(folder / "settings.json", settings, "rewriting")
     records = records[: LIMIT.value]
 
     replies: dict[str, Reply] = {}
@@ -165,7 +165,7 @@ def rewrite() -> dict[str, Any]:
             lengths.append((before, after))
             if after < before:
                 examples.append((record.question, original, text))
-    write_whole(folder / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write(folder / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     card = make_card(
         outcomes={name: names[name] for name in sorted(names, key=(KEPT + REJECTED).index)},
         kept=len(rows),

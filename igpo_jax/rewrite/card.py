@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from igpo_jax.report.style import STYLE
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import atomic_write
 
 BINS = 60
 EXAMPLES = 4
@@ -118,7 +118,7 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
     Args:
         examples: question, solution before and after, of which a few are shown.
     """
-    write_whole(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
+    atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
     plot, script = _plot(card["histogram"])
     rewriter = card["settings"]["model"] or "fixed rules"
     facts = [
@@ -143,7 +143,7 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
         settings=_details("Settings", card["settings"]) + _details("All numbers", numbers),
         script=script,
     )
-    write_whole(folder / "card.html", document)
+    atomic_write(folder / "card.html", document)
 
 
 def _tiles(card: dict[str, Any]) -> list[tuple[str, str, str]]:

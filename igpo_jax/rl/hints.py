@@ -30,7 +30,7 @@ class InpaintingConfig:
     policy: str = "chunks"
     # Whose solution. own: the newest correct first try of the same problem; without one there is no second try.
     source: str = "solution"
-    # How fast the ratios move, all together, to where half of the second tries are correct, see `next_centre`; 0: they stay.
+    # How fast the ratios move, all together, to where half of the second tries are correct, see `next_hint_ratio_center`; 0: they stay.
     curriculum: float = 0.0
     chunk_min: int = 5
     chunk_max: int = 10
@@ -243,11 +243,11 @@ def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
     return math.floor(cfg.replace_fraction * group_size + 1e-9)
 
 
-def ratio_range(centre: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
+def ratio_range(hint_ratio_center: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
     """The least ratio and the width of the range that ratios are drawn from: the configured range, or, with a centre, one as
     wide around it, within [0, 1]."""
-    if centre is None:
+    if hint_ratio_center is None:
         return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
     half = (cfg.ratio_max - cfg.ratio_min) / 2
-    least, most = max(centre - half, 0.0), min(centre + half, 1.0)
+    least, most = max(hint_ratio_center - half, 0.0), min(hint_ratio_center + half, 1.0)
     return least, most - least

@@ -47,22 +47,22 @@ MASKS = 4  # what the masks' keys fold into the iteration's key; rollout.py has 
 class GroupBatch:
     """What a rollout hands to the updates: N prompts with G completions each.
 
-    prompt int32 [n, p], valid bool [n, p], problem_id uint32 [n], completions int32 [n, g, l], written_at int32 [n, g, l]
-    (see `sampler.Sample`), in_loss bool [n, g, l] (up to the first EOS, inclusive), advantages float32 [n, g].
+    prompt int32 [n, p], valid bool [n, p], problem_id uint32 [n], completions int32 [n, g, l], unmask_step int32 [n, g, l]
+    (see `sampler.Sample`), loss_mask bool [n, g, l] (up to the first EOS, inclusive), advantages float32 [n, g].
     """
 
     prompt: jax.Array
-    valid: jax.Array
+    prompt_mask: jax.Array
     problem_id: jax.Array
     completions: jax.Array
-    written_at: jax.Array
-    in_loss: jax.Array
+    unmask_step: jax.Array
+    loss_mask: jax.Array
     advantages: jax.Array
 
     @property
     def hint(self) -> jax.Array:
         """bool [n, g, l], tokens that were given."""
-        return self.written_at == HINT
+        return self.unmask_step == HINT
 
 
 @flax.struct.dataclass
@@ -171,9 +171,9 @@ def _trace_views(batch: GroupBatch, samples: int) -> Views:
     """Part j of a row's steps: masked is what was written in it or later, and scored what was written in it. The steps up to
     that of the last token in the loss are divided evenly."""
     n, g, _ = batch.completions.shape
-    generated = batch.written_at != HINT
-    steps = 1 + jnp.max(batch.written_at, axis=-1, keepdims=True, initial=0, where=batch.in_loss)
-    part = jnp.minimum(batch.written_at * samples // steps, samples - 1)[:, None]
+    generated = batch.unmask_step != HINT
+    steps = 1 + jnp.max(batch.unmask_step, axis=-1, keepdims=True, initial=0, where=batch.loss_mask)
+    part = jnp.minimum(batch.unmask_step * samples // steps, samples - 1)[:, None]
     here, number = generated[:, None], jnp.arange(samples)[:, None, None]
     prompt_masked = jnp.zeros((n, samples, g, batch.prompt.shape[1]), bool)
     return Views(prompt_masked, here & (part >= number), (here & (part == number)).astype(jnp.float32), generated)
@@ -188,11 +188,11 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
     completion = jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])
-    prompt = jnp.where(views.prompt_masked & batch.valid[:, None, None], cfg.mask_id, batch.prompt[:, None, None])
+    prompt = jnp.where(views.prompt_masked & batch.prompt_mask[:, None, None], cfg.mask_id, batch.prompt[:, None, None])
     prompt = jnp.broadcast_to(prompt, (n, k, r, prompt.shape[-1]))
-    valid = jnp.pad(jnp.repeat(batch.valid, k * r, axis=0), ((0, 0), (0, length)), constant_values=True)
+    attention_mask = jnp.pad(jnp.repeat(batch.prompt_mask, k * r, axis=0), ((0, 0), (0, length)), constant_values=True)
     tokens = jnp.concatenate([prompt, completion], axis=-1).reshape(n * k * r, -1)
-    hidden = forward(params, shard_rows(tokens), valid, cfg, wanted=(prompt.shape[-1], length))
+    hidden = forward(params, shard_rows(tokens), attention_mask, cfg, out_slice=(prompt.shape[-1], length))
     return hidden.reshape(n, k * r, length, -1)
 
 
@@ -233,22 +233,22 @@ def view_scores(
 
 
 @flax.struct.dataclass
-class Scores:
+class LogProbs:
     """Fixed during the inner updates; everything has a leading axis e, see `views_of`.
 
-    old, reference: float32 [e, n, g, l], scores. views: of every inner step. in_loss: bool [e, n, g, l], the tokens that count
+    old, reference: float32 [e, n, g, l], scores. views: of every inner step. loss_mask: bool [e, n, g, l], the tokens that count
     in ratio, loss and KL. entropy: float32 [e, n, g, l], of the old policy, the mean over views.
     """
 
     old: jax.Array
     reference: jax.Array
     views: Views
-    in_loss: jax.Array
+    loss_mask: jax.Array
     entropy: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "objective", "mesh", "microbatches"))
-def score(
+def compute_logprobs(
     params: Params,
     reference: Params,
     batch: GroupBatch,
@@ -257,7 +257,7 @@ def score(
     objective,
     mesh,
     microbatches: int = 1,
-) -> Scores:
+) -> LogProbs:
     """Scores of the old and the reference policy, and the loss mask after the entropy filter.
 
     Args:
@@ -281,9 +281,9 @@ def score(
             return sharded_scores(hidden_states(params, batch, views, cfg), head_matrix(params, cfg), batch, views.weight)
 
         old, entropy = under(params)
-        counts = batch.in_loss & views.scored
+        counts = batch.loss_mask & views.scored
         kept = entropy_filter(entropy, batch.hint & counts, objective.entropy_keep)
-        return Scores(old, under(reference)[0], views, counts & (~batch.hint | kept), entropy)
+        return LogProbs(old, under(reference)[0], views, counts & (~batch.hint | kept), entropy)
 
     def score_one(views):
         if microbatches == 1:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from igpo_jax.model.logprobs import HEAD
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix
-from igpo_jax.rl.likelihood import ROW_VIEWS, GroupBatch, Scores, hidden_states, view_scores
+from igpo_jax.rl.likelihood import ROW_VIEWS, GroupBatch, LogProbs, hidden_states, view_scores
 from igpo_jax.runtime.mesh import BATCH
 
 MAX_LOG_RATIO = 20.0  # exp stays finite; how many were clipped is logged
@@ -46,7 +46,7 @@ class ObjectiveConfig:
     normalize_advantages: bool = False  # divide by the group's standard deviation
     # What counts are tokens up to the first EOS, but for filtered hints, and all completions weigh the same; REF: True, and
     # then tokens after EOS count, filtered ones count in the sequence's ratio, and completions weigh by their tokens.
-    released: bool = False
+    reference_code: bool = False
 
     def __post_init__(self):
         def require(condition: bool, message: str):
@@ -101,10 +101,10 @@ class ObjectiveConfig:
             "objective.normalize_advantages",
         )
         require(
-            not self.released
+            not self.reference_code
             or (self.estimator in ("mean_field", "masked"), self.loss, self.kl, self.normalization, self.hint_supervision)
             == (True, "clipped", "k3", "completion", 0),
-            "objective.released=True has estimators mean_field and masked, the clipped loss, k3, the mean over a completion "
+            "objective.reference_code=True has estimators mean_field and masked, the clipped loss, k3, the mean over a completion "
             "and no hint_supervision",
         )
 
@@ -138,7 +138,7 @@ def policy_terms(
     old: jax.Array,
     reference: jax.Array,
     advantages: jax.Array,
-    in_loss: jax.Array,
+    loss_mask: jax.Array,
     cfg: ObjectiveConfig,
     scored: jax.Array | None = None,
     hint: jax.Array | None = None,
@@ -146,30 +146,30 @@ def policy_terms(
     """Loss and statistics of every row (completion).
 
     Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through
-    the sequence's ratio nor through the KL. With cfg.released it has one through the ratio, and a completion weighs by
+    the sequence's ratio nor through the KL. With cfg.reference_code it has one through the ratio, and a completion weighs by
     its tokens, relative to the mean of its group (igpo_method.md 5.5).
 
     Args:
         new, old, reference: float32 [..., l], scores of `likelihood.combine`.
-        advantages: float32 [...], the last axis a group. in_loss: bool [..., l].
-        scored: bool [..., l], tokens that have log-probabilities; only cfg.released needs them.
+        advantages: float32 [...], the last axis a group. loss_mask: bool [..., l].
+        scored: bool [..., l], tokens that have log-probabilities; only cfg.reference_code needs them.
         hint: bool [..., l], hints up to the first EOS; only cfg.hint_supervision needs them.
 
     Returns:
         The loss of each row, [...], and means over its tokens, [...] each.
     """
 
-    def token_mean(values, of=in_loss):
+    def token_mean(values, of=loss_mask):
         return jnp.sum(values, axis=-1, where=of) / jnp.maximum(of.sum(axis=-1), 1)
 
     def reduced(values):
         if cfg.normalization == "canvas":
-            return jnp.sum(values, axis=-1, where=in_loss) / new.shape[-1]
+            return jnp.sum(values, axis=-1, where=loss_mask) / new.shape[-1]
         return token_mean(values)
 
     log_ratio = new - old
     if cfg.ratio == "sequence":
-        of_sequence = token_mean(log_ratio, scored if cfg.released else in_loss)
+        of_sequence = token_mean(log_ratio, scored if cfg.reference_code else loss_mask)
         log_ratio = jnp.broadcast_to(of_sequence[..., None], new.shape)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     if cfg.loss == "wd1":
@@ -185,21 +185,21 @@ def policy_terms(
     loss = reduced(cfg.kl_coefficient * kl - surrogate)
     if cfg.hint_supervision:
         loss -= cfg.hint_supervision * token_mean(new, hint & (advantages > 0)[..., None])
-    if cfg.released:
-        tokens = in_loss.sum(axis=-1)
+    if cfg.reference_code:
+        tokens = loss_mask.sum(axis=-1)
         loss = loss * tokens / jnp.maximum(tokens.mean(axis=-1, keepdims=True), 1)
     overflow = (jnp.abs(log_ratio) > MAX_LOG_RATIO) | (jnp.abs(reference - new) > MAX_LOG_RATIO)
     statistics = {
         "policy/kl": token_mean(kl),
         "policy/ratio_mean": token_mean(ratio),
         "policy/clip_fraction": clip_fraction,
-        "policy/overflow": jnp.sum(overflow, axis=-1, where=in_loss).astype(jnp.float32),
+        "policy/overflow": jnp.sum(overflow, axis=-1, where=loss_mask).astype(jnp.float32),
     }
     return loss, statistics
 
 
 def loss_and_statistics(
-    params: Params, batch: GroupBatch, scores: Scores, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
+    params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The objective's mean over all completions of the batch, and the means of its statistics.
 
@@ -207,7 +207,7 @@ def loss_and_statistics(
     prompts over (data, fsdp) and the vocabulary over tensor, so the value does not depend on the number of devices.
 
     Args:
-        scores: of one inner step, without the leading axis.
+        logprobs: of one inner step, without the leading axis.
     """
     rows = batch.advantages.size
     per_row = P(BATCH)
@@ -215,20 +215,20 @@ def loss_and_statistics(
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=P()
     )
-    def sharded_loss(hidden, head, batch, scores):
-        new, _ = view_scores(hidden, head, batch, scores.views.weight, objective, cfg.head_chunk)
-        scored = scores.views.scored
+    def sharded_loss(hidden, head, batch, logprobs):
+        new, _ = view_scores(hidden, head, batch, logprobs.views.weight, objective, cfg.head_chunk)
+        scored = logprobs.views.scored
         loss, statistics = policy_terms(
             new,
-            scores.old,
-            scores.reference,
+            logprobs.old,
+            logprobs.reference,
             batch.advantages,
-            scores.in_loss,
+            logprobs.loss_mask,
             objective,
             scored,
-            batch.hint & batch.in_loss & scored,
+            batch.hint & batch.loss_mask & scored,
         )
         return jax.tree.map(lambda x: jax.lax.psum(jnp.sum(x), BATCH) / rows, (loss, statistics))
 
-    hidden = hidden_states(params, batch, scores.views, cfg)
-    return sharded_loss(hidden, head_matrix(params, cfg), batch, scores)
+    hidden = hidden_states(params, batch, logprobs.views, cfg)
+    return sharded_loss(hidden, head_matrix(params, cfg), batch, logprobs)

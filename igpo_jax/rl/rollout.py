@@ -24,7 +24,7 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig, inpaint, max_replaced, ratio_range
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages
-from igpo_jax.runtime.mesh import batch_size_divisor, fetch, put_rows
+from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.tasks.reward_pool import Grades
 
@@ -33,7 +33,7 @@ FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS, PROBE, MORE_PROMPTS = 0, 1, 2, 3, 5,
 
 
 @flax.struct.dataclass
-class Start:
+class InitialCanvas:
     """Where G completions of each problem start, host arrays: canvas int32 [n, g, l], MASK or a hint token; hint bool
     [n, g, l]; ratio float32 [n, g], the share of the solution asked for (0 without hints)."""
 
@@ -47,12 +47,12 @@ Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 
 @flax.struct.dataclass
-class Try:
-    """G completions of each problem, host arrays. tokens, written_at int32 [n, g, l]; hint and ratio as of `Start`; grades
+class Attempt:
+    """G completions of each problem, host arrays. tokens, unmask_step int32 [n, g, l]; hint and ratio as of `InitialCanvas`; grades
     [n, g]."""
 
     tokens: np.ndarray
-    written_at: np.ndarray
+    unmask_step: np.ndarray
     hint: np.ndarray
     grades: Grades
     ratio: np.ndarray
@@ -65,11 +65,11 @@ class Rollout:
     work: what sampling took, see `_sample`; seconds: by name. metrics: for the log."""
 
     groups: GroupBatch
-    first: Try
-    second: Try | None
+    first: Attempt
+    second: Attempt | None
     triggered: np.ndarray
     replaced: np.ndarray
-    final: Try
+    final: Attempt
     work: Counter
     seconds: Counter
     metrics: dict[str, float]
@@ -85,7 +85,7 @@ class RolloutConfig:
     prompt_buckets: tuple[int, ...]  # a slice is padded to the smallest that holds it
     normalize_advantages: bool
     after_eos: bool = False  # tokens after the first EOS count
-    centre: float | None = None  # of the hint ratios, see `ratio_range`
+    hint_ratio_center: float | None = None  # of the hint ratios, see `ratio_range`
 
 
 def rollout(
@@ -95,7 +95,7 @@ def rollout(
     key: jax.Array,
     cfg: RolloutConfig,
     mesh: Mesh,
-    pause: Callable[[], None] = lambda: None,
+    check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """One rollout of `prompts` under `params`.
 
@@ -104,35 +104,35 @@ def rollout(
             from own completions those are its traces, and there is no second try where there is nothing to show.
         grade: of completions.
         key: of the iteration; all randomness follows from it, the problem and the completion's index.
-        pause: called after every slice, on all processes; may raise.
+        check_preemption: called after every slice, on all processes; may raise.
     """
     clock, work = Stopwatch(), Counter()
-    first = _try(params, prompts, _blank(prompts, cfg), grade, key, FIRST_TRY, cfg, mesh, pause, clock, work)
-    helpless = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
-    triggered = np.flatnonzero(~first.grades.correct.any(axis=1) & ~helpless)
+    first = _sample_attempt(params, prompts, _blank(prompts, cfg), grade, key, FIRST_TRY, cfg, mesh, check_preemption, clock, work)
+    no_hint_available = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
+    triggered = np.flatnonzero(~first.grades.correct.any(axis=1) & ~no_hint_available)
     second, replaced = None, np.zeros(first.grades.correct.shape, bool)
     final = first
     if cfg.inpainting.enabled and triggered.size:
         padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
         hints = _blank(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted(prompts, key, cfg)
         chosen, start = take_rows((prompts, hints), padded)
-        again = _try(params, chosen, start, grade, key, SECOND_TRY, cfg, mesh, pause, clock, work)
+        again = _sample_attempt(params, chosen, start, grade, key, SECOND_TRY, cfg, mesh, check_preemption, clock, work)
         second = take_rows(again, np.arange(len(triggered)))
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
 
     groups = GroupBatch(
         prompt=prompts.tokens,
-        valid=prompts.valid,
+        prompt_mask=prompts.prompt_mask,
         problem_id=prompts.problem_id,
         completions=final.tokens,
-        written_at=final.written_at,
-        in_loss=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
+        unmask_step=final.unmask_step,
+        loss_mask=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
         advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )
     seconds = Counter(clock.seconds)
     metrics = _metrics(first, second, final, replaced, work, seconds, cfg.model.eos_id)
-    return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
+    return Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
@@ -175,13 +175,13 @@ def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
 
     chosen = chosen_groups(mixed_groups(parts))
     width = max(part.groups.prompt.shape[1] for part in parts)
-    groups = take_rows(_joined([_widened(fetch(part.groups), width) for part in parts]), chosen)
+    groups = take_rows(_joined([_widened(to_host(part.groups), width) for part in parts]), chosen)
     tried = np.concatenate([number * n + part.triggered for number, part in enumerate(parts)])
     kept = np.flatnonzero(np.isin(tried, chosen))
     second = take_rows(second, kept) if len(kept) else None
     first, final, replaced = take_rows((first, final, replaced), chosen)
     triggered = np.searchsorted(chosen, tried[kept])
-    return Rollout(put_rows(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
+    return Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
 
 
 def _joined(parts: list):
@@ -191,49 +191,49 @@ def _joined(parts: list):
 def _widened(groups: GroupBatch, width: int) -> GroupBatch:
     """With prompts that are padded to `width`, on the left."""
     padding = ((0, 0), (width - groups.prompt.shape[1], 0))
-    return groups.replace(prompt=np.pad(groups.prompt, padding), valid=np.pad(groups.valid, padding))
+    return groups.replace(prompt=np.pad(groups.prompt, padding), prompt_mask=np.pad(groups.prompt_mask, padding))
 
 
-def _blank(prompts: PromptBatch, cfg: RolloutConfig) -> Start:
+def _blank(prompts: PromptBatch, cfg: RolloutConfig) -> InitialCanvas:
     shape = len(prompts.tokens), cfg.group_size, cfg.decode.completion_length
-    return Start(np.full(shape, cfg.model.mask_id, np.int32), np.zeros(shape, bool), np.zeros(shape[:2], np.float32))
+    return InitialCanvas(np.full(shape, cfg.model.mask_id, np.int32), np.zeros(shape, bool), np.zeros(shape[:2], np.float32))
 
 
-def _hinted(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> Start:
+def _hinted(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> InitialCanvas:
     """Of all prompts, whichever need them: so there is one program, and hints are cheap."""
     canvas = _blank(prompts, cfg).canvas
     solution = prompts.trace, prompts.trace_length, prompts.hintable
     flat = canvas.reshape(-1, canvas.shape[-1])
-    hints_key, ratios = jax.random.fold_in(key, HINTS), ratio_range(cfg.centre, cfg.inpainting)
+    hints_key, ratios = jax.random.fold_in(key, HINTS), ratio_range(cfg.hint_ratio_center, cfg.inpainting)
     drawn = inpaint(hints_key, prompts.problem_id, flat, *solution, cfg.group_size, cfg.inpainting, ratios)
-    return Start(*(x.reshape(*canvas.shape[:2], *x.shape[1:]) for x in fetch(drawn)))
+    return InitialCanvas(*(x.reshape(*canvas.shape[:2], *x.shape[1:]) for x in to_host(drawn)))
 
 
-def _try(
+def _sample_attempt(
     params: Params,
     prompts: PromptBatch,
-    start: Start,
+    start: InitialCanvas,
     grade: Grade,
     key: jax.Array,
     attempt: int,
     cfg: RolloutConfig,
     mesh: Mesh,
-    pause: Callable[[], None],
+    check_preemption: Callable[[], None],
     clock: Stopwatch,
     work: Counter,
-) -> Try:
+) -> Attempt:
     """G completions of each prompt. What is sampled is graded while the next slice is sampled."""
-    done, grading, order = [], [], np.argsort(prompts.valid.sum(axis=1), kind="stable")
+    done, grading, order = [], [], np.argsort(prompts.prompt_mask.sum(axis=1), kind="stable")
     for begin in range(0, len(order), cfg.prompts_at_once):
         part, canvas = take_rows((prompts, start.canvas), order[begin : begin + cfg.prompts_at_once])
         with clock.measure("time/rollout"):
             done.append(_sample(params, cut_to_bucket(part, cfg.prompt_buckets), canvas, key, attempt, cfg, mesh, work))
         grading.append(grade(part.problem_id, done[-1][0]))
-        pause()
+        check_preemption()
     with clock.measure("time/reward"):
         grades = _joined([finish() for finish in grading])
-    tokens, written_at, grades = take_rows((*map(np.concatenate, zip(*done, strict=True)), grades), np.argsort(order))
-    return Try(tokens, written_at, start.hint, grades, start.ratio)
+    tokens, unmask_step, grades = take_rows((*map(np.concatenate, zip(*done, strict=True)), grades), np.argsort(order))
+    return Attempt(tokens, unmask_step, start.hint, grades, start.ratio)
 
 
 def _sample(
@@ -246,15 +246,15 @@ def _sample(
     mesh: Mesh,
     work: Counter,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """tokens and written_at of one slice, as of `Try`. work: counts completions, and their network evaluations and FLOPs."""
+    """tokens and unmask_step of one slice, as of `Attempt`. work: counts completions, and their network evaluations and FLOPs."""
     n, g, _ = canvas.shape
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
-    rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.valid, g, axis=0), canvas.reshape(n * g, -1)
+    rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.prompt_mask, g, axis=0), canvas.reshape(n * g, -1)
     keys = completion_keys(key, problem, completion, attempt)
-    done = sample(params, *put_rows(rows, mesh), keys, cfg.model, cfg.decode)
+    done = sample(params, *shard_batch(rows, mesh), keys, cfg.model, cfg.decode)
     work.update(completions=n * g, evaluations=done.rows_evaluated, flops=done.flops)
-    tokens, written_at = fetch((done.tokens, done.written_at))
-    return tokens.reshape(canvas.shape), written_at.reshape(canvas.shape)
+    tokens, unmask_step = to_host((done.tokens, done.unmask_step))
+    return tokens.reshape(canvas.shape), unmask_step.reshape(canvas.shape)
 
 
 def choose_replacements(
@@ -269,8 +269,8 @@ def choose_replacements(
 
 
 def swap(
-    first: Try, second: Try, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
-) -> tuple[Try, np.ndarray]:
+    first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
+) -> tuple[Attempt, np.ndarray]:
     """Overwrites the last (or first) completions of each triggered group (all of them are wrong) with those in `source`."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
@@ -305,7 +305,7 @@ def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
 
 
 def _metrics(
-    first: Try, second: Try | None, final: Try, replaced: np.ndarray, work: Counter, seconds: Counter, eos_id: int
+    first: Attempt, second: Attempt | None, final: Attempt, replaced: np.ndarray, work: Counter, seconds: Counter, eos_id: int
 ) -> dict[str, float]:
     def share(condition):
         return float(np.mean(condition))

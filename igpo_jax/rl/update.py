@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.rl.likelihood import GroupBatch, Scores
+from igpo_jax.rl.likelihood import GroupBatch, LogProbs
 from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
 from igpo_jax.training.policy import policy_params
 from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, state_shardings
@@ -29,15 +29,15 @@ def make_update(
     """
 
     def update(
-        state: TrainState, batch: GroupBatch, scores: Scores, inner_step: jax.Array, frozen: Params | None = None
+        state: TrainState, batch: GroupBatch, logprobs: LogProbs, inner_step: jax.Array, base_params: Params | None = None
     ):
-        scores = jax.tree.map(lambda x: x[inner_step % x.shape[0]], scores)
+        logprobs = jax.tree.map(lambda x: x[inner_step % x.shape[0]], logprobs)
 
         def loss(trained, part):
-            return loss_and_statistics(policy_params(trained, frozen, lora), *part, cfg, objective, mesh)
+            return loss_and_statistics(policy_params(trained, base_params, lora), *part, cfg, objective, mesh)
 
         (loss, statistics), gradients = accumulate_gradients(
-            jax.value_and_grad(loss, has_aux=True), state.params, (batch, scores), microbatches
+            jax.value_and_grad(loss, has_aux=True), state.params, (batch, logprobs), microbatches
         )
         state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
         return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}

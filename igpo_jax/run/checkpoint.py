@@ -18,7 +18,7 @@ from igpo_jax.run.checkpoint_integrity import (
     metadata_crc,
     remove_unreadable_metrics,
 )
-from igpo_jax.runtime.distributed import everywhere, failing_together
+from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
 from igpo_jax.runtime.preemption import Terminated
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """A context manager over `<folder>/<step>/`; leaving it waits for the save that is under way.
 
-    With `reading`, another process may be saving there: what looks unfinished is left alone.
+    With `read_only`, another process may be saving there: what looks unfinished is left alone.
 
     A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
-    step i) and the fingerprints of configuration and data; and, of a run that hints with own solutions, these (`memory`, an
+    step i) and the fingerprints of configuration and data; and, of a run that hints with own solutions, these (`solution_bank`, an
     array that is the same on every process; it must not change any more). Sums over the bits of every array are saved
     with them and compared when they are read: Orbax itself does not notice a flipped bit.
     """
@@ -42,7 +42,7 @@ class Checkpoints:
         keep: int,
         identity: Mapping[str, Any] = {},
         best: bool = False,
-        reading: bool = False,
+        read_only: bool = False,
     ):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
@@ -53,14 +53,14 @@ class Checkpoints:
                 )
             )
         self.folder = pathlib.Path(folder).absolute()
-        with failing_together():
+        with raise_on_all_hosts():
             if jax.process_index() == 0:
                 remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=policies.AnyPreservationPolicy(keepers),
-            cleanup_tmp_directories=not reading,
+            cleanup_tmp_directories=not read_only,
         )
 
     def __enter__(self):
@@ -80,7 +80,7 @@ class Checkpoints:
         step: int,
         state,
         key: jax.Array,
-        memory: np.ndarray | None = None,
+        solution_bank: np.ndarray | None = None,
         *,
         accuracy: float | None = None,
         unlogged: Sequence = (),
@@ -90,7 +90,7 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             # There the saver reads device memory in place, while the next update already writes into it.
             state = jax.tree.map(jnp.copy, state)
-        saved = {"state": state, "progress": _progress(key, memory)}
+        saved = {"state": state, "progress": _progress(key, solution_bank)}
         about = {"data_position": step, "unlogged": list(unlogged), "sums": array_sums(saved), **self._identity}
         self._checkpointer.save_checkpointables_async(
             step,
@@ -105,28 +105,28 @@ class Checkpoints:
         self._checkpointer.wait()
 
     def save_and_stop(
-        self, step: int, state, key: jax.Array, memory: np.ndarray | None = None, unlogged: Sequence = ()
+        self, step: int, state, key: jax.Array, solution_bank: np.ndarray | None = None, unlogged: Sequence = ()
     ) -> NoReturn:
         """What a termination signal asks for: saves, unless this step is saved, and raises `Terminated`."""
         self.wait()
         if step not in self.steps():
-            self.save(step, state, key, memory, unlogged=unlogged)
+            self.save(step, state, key, solution_bank, unlogged=unlogged)
             self.wait()
         raise Terminated(f"stopped by a termination signal; {self.folder / str(step)} is where the run continues")
 
-    def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_memory: np.ndarray | None = None):
+    def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
         """(step, state, key, memory, unlogged) of the newest checkpoint that can be read, None if there is none at all.
 
         Unreadable checkpoints that are newer are moved to `<folder>-unreadable`: the run will save those steps again.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
-            abstract_key, abstract_memory: alike to those that were saved; None where no memory is kept.
+            abstract_key, abstract_solution_bank: alike to those that were saved; None where no memory is kept.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
         """
-        found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_memory)})
+        found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None
         step, loaded = found
@@ -156,7 +156,7 @@ class Checkpoints:
                 if is_about_this_machine(error):
                     raise
                 reason = first_line(error)
-            if everywhere(loaded is not None).all():
+            if all_gather_hosts(loaded is not None).all():
                 changed = [name for name, value in array_sums(loaded).items() if about.get("sums", {}).get(name, value) != value]
                 if not changed:
                     return step, loaded | {"about": about}
@@ -170,7 +170,7 @@ class Checkpoints:
 
     def _move_away(self, steps: list[int]) -> None:
         aside = self.folder.with_name(f"{self.folder.name}-unreadable")
-        with failing_together():
+        with raise_on_all_hosts():
             if jax.process_index() == 0:
                 aside.mkdir(exist_ok=True)
                 for step in steps:
@@ -180,5 +180,5 @@ class Checkpoints:
         self._checkpointer.reload()
 
 
-def _progress(key: jax.Array, memory: np.ndarray | None) -> dict[str, Any]:
-    return {"key": key} if memory is None else {"key": key, "memory": memory}
+def _progress(key: jax.Array, solution_bank: np.ndarray | None) -> dict[str, Any]:
+    return {"key": key} if solution_bank is None else {"key": key, "memory": solution_bank}

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from igpo_jax.runtime.mesh import fetch
+from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
 
 
 @jax.jit
-def _sum_bits(leaves: list[jax.Array]) -> list[jax.Array]:
+def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
     def of(leaf):
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
         return jnp.sum(bits, dtype=jnp.uint32)
@@ -30,7 +30,7 @@ def array_sums(tree) -> dict[str, int]:
     named = jax.tree.leaves_with_path(tree)
     keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for _, leaf in named]
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
-    return dict(zip(names, map(int, fetch(_sum_bits(keys))), strict=True))
+    return dict(zip(names, map(int, to_host(_bit_sums(keys))), strict=True))
 
 
 def metadata_crc(about: Mapping[str, Any]) -> int:

@@ -15,15 +15,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.config import Settings
+from igpo_jax.config import Settings, check_divisibility
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import decode_completions
 from igpo_jax.grading.reference_code import format_reward
-from igpo_jax.model import lora, sharding
+from igpo_jax.model import lora
+from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.runtime.distributed import check_same, check_shared, failing_together, own_rows, share_rows
-from igpo_jax.runtime.files import differing_keys, read_json, reading, write_whole
+from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
+from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, fingerprint
@@ -124,13 +125,13 @@ class Experiment:
         """One thread, which waits for the processes that grade."""
         return ThreadPoolExecutor(max_workers=1)
 
-    def verdicts(self, params: Params, pause: Callable[[], None] = lambda: None) -> np.ndarray:
+    def verdicts(self, params: Params, check_preemption: Callable[[], None] = lambda: None) -> np.ndarray:
         """Which test problems the decoding of evaluations solves, bool [problems]. pause: see `decode_completions`."""
         settings, test = self.settings, self.test_data
         batch_size = settings.evaluation.batch_size
         buckets = settings.data.prompt_buckets
         completions = decode_completions(
-            params, test.prompts, self.model, settings.eval_decode, batch_size, buckets, self.mesh, pause
+            params, test.prompts, self.model, settings.eval_decode, batch_size, buckets, self.mesh, check_preemption
         )
         return self._grades(test.problems, completions[:, None])().correct[:, 0]
 
@@ -148,7 +149,7 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir, wanted = pathlib.Path(workdir).absolute(), configuration.to_json(config)
-    with failing_together():
+    with raise_on_all_hosts():
         settings = configuration.parse(config)
         mesh = make_mesh(**settings.mesh)
         written = _check_workdir(workdir, wanted)
@@ -163,13 +164,13 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
     check_shared(workdir)
     own = {"configuration": configuration.fingerprint(config)}
     check_same(own | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
-    with failing_together():
+    with raise_on_all_hosts():
         experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems, data)
-    with failing_together():
+    with raise_on_all_hosts():
         if jax.process_index() == 0:
-            write_whole(workdir / "data.json", json.dumps(data, indent=2))
+            atomic_write(workdir / "data.json", json.dumps(data, indent=2))
             if written != wanted:
-                write_whole(workdir / "config.json", json.dumps(wanted, indent=2))
+                atomic_write(workdir / "config.json", json.dumps(wanted, indent=2))
     return experiment
 
 
@@ -206,8 +207,8 @@ def _with_data(
 ) -> Experiment:
     """The experiment, its problems as arrays."""
     tokenizer = run_tokenizer(workdir, settings)
-    model = sharding.sized_for(configuration.model_config(settings, tokenizer), mesh)
-    sharding.check_divisibility(settings, model, mesh)
+    model = with_head_chunk(configuration.model_config(settings, tokenizer), mesh)
+    check_divisibility(settings, model, mesh)
     fit = {
         "chat": settings.tokenizer.chat,
         "prompt_length": settings.data.prompt_buckets[-1],
@@ -271,7 +272,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
     values = read_json(written)
-    with reading(f"{written}, as a configuration of this version,"):
+    with wrap_read_errors(f"{written}, as a configuration of this version,"):
         return configuration.from_json(values)
 
 
@@ -296,7 +297,7 @@ def _check_workdir(workdir: pathlib.Path, wanted: dict) -> dict | None:
         written = configuration.to_json(read_config(workdir))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
-    differing = [key for key in differing_keys(written, wanted) if key not in configuration.PORTIONS]
+    differing = [key for key in differing_keys(written, wanted) if key not in configuration.RESUMABLE_KEYS]
     if differing:
         raise ValueError(
             f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from igpo_jax.model import lora
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime.files import write_whole
-from igpo_jax.runtime.mesh import fetch
+from igpo_jax.runtime.files import atomic_write
+from igpo_jax.runtime.mesh import to_host
 from igpo_jax.weights.folders import copy_small_files, new_folder, stored_weight_map, write_safetensors
 from igpo_jax.weights.huggingface import llada_config
 from igpo_jax.weights.huggingface import read_config as read_model_json
+from igpo_jax.weights.peft import export_peft
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
             if base:
                 copy_small_files(base, folder)
             else:
-                write_whole(folder / "config.json", json.dumps(values, indent=2))
-                write_whole(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
+                atomic_write(folder / "config.json", json.dumps(values, indent=2))
+                atomic_write(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
         write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
 
 
@@ -68,6 +69,6 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
     base = run.settings.model["path"]
     with new_folder(target) as folder:
-        adapters = fetch(run.adapters)
+        adapters = to_host(run.adapters)
         if jax.process_index() == 0:
-            lora.export_peft(adapters, run.settings.lora, folder, base)
+            export_peft(adapters, run.settings.lora, folder, base)

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from igpo_jax.runtime.distributed import everywhere
-from igpo_jax.runtime.files import parse_json, write_whole
+from igpo_jax.runtime.distributed import all_gather_hosts
+from igpo_jax.runtime.files import atomic_write, parse_json, renamed
 
 
 class MetricsWriter:
@@ -94,7 +94,7 @@ def _as_markdown(row: dict[str, Any]) -> str:
     """A rollout for TensorBoard's text. Indented lines are code, which nothing that a model wrote can end."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
-    parts |= {"answer read": str(row["stated"])} if "stated" in row else {}
+    parts |= {"answer read": str(row["extracted_answer"])} if "extracted_answer" in row else {}
     told = (f"{name}:\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) for name, text in parts.items())
     return f"**{row['try']} try, {verdict}, reward {row['reward']:g}**\n\n" + "\n\n".join(told)
 
@@ -115,7 +115,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
             except ValueError:
                 row = None
             if isinstance(row, dict):
-                rows.append(row)
+                rows.append(renamed(row))
             elif any(lines[number:]):
                 raise ValueError(f"{path}:{number} is no JSON object; repair or remove this line")
     return rows
@@ -126,7 +126,7 @@ def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
     found = jax.process_index() == 0 and any(
         (row["step"], row["stage"]) == (step, stage) and name in row for row in read_rows(workdir / "metrics.jsonl")
     )
-    return bool(everywhere(found)[0])
+    return bool(all_gather_hosts(found)[0])
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
@@ -135,7 +135,7 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
     if jax.process_index() == 0:
         values = [row[name] for row in read_rows(workdir / "metrics.jsonl") if row["stage"] == stage and name in row]
         found = values[-1] if values else math.nan
-    value = float(everywhere(np.float64(found))[0])
+    value = float(all_gather_hosts(np.float64(found))[0])
     return None if math.isnan(value) else value
 
 
@@ -160,4 +160,4 @@ def _drop_unfinished_evaluation(path: pathlib.Path, metrics: pathlib.Path) -> No
 
 
 def _write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

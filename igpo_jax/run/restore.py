@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
 from igpo_jax.config import Settings
-from igpo_jax.model import lora, sharding
+from igpo_jax.model import lora
+from igpo_jax.model.logprobs import with_head_chunk
+from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract
 from igpo_jax.run.checkpoint import Checkpoints
@@ -50,8 +52,8 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     workdir = pathlib.Path(workdir).absolute()
     settings = configuration.parse(read_config(workdir))
     tokenizer = run_tokenizer(workdir, settings)
-    model = sharding.sized_for(configuration.model_config(settings, tokenizer), mesh)
-    sharding.check_model_divides(model, mesh, settings.lora)
+    model = with_head_chunk(configuration.model_config(settings, tokenizer), mesh)
+    check_model_divides(model, mesh, settings.lora)
     # A stage may have begun and not saved yet.
     folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
     saved = [name for name, steps in folders.items() if any(step.name.isdigit() for step in steps)]
@@ -71,7 +73,7 @@ def _restore_trained(
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
     wanted = abstract(model, mesh) if settings.lora is None else lora.abstract(model, settings.lora, mesh)
-    with Checkpoints(folder, keep=settings.checkpoints_kept, reading=True) as checkpoints:
+    with Checkpoints(folder, keep=settings.checkpoints_kept, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(wanted)
     if restored is None:
         raise ValueError(f"{folder} is empty")

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.statistics import wilson
 
 STAGES = ("sft", "rl")
@@ -108,5 +108,5 @@ def rescue_rate(rollouts: list[dict]) -> float | None:
 
 def write_result(experiment: Experiment) -> pathlib.Path:
     path = experiment.workdir / "result.json"
-    write_whole(path, json.dumps(summarise(experiment), indent=2))
+    atomic_write(path, json.dumps(summarise(experiment), indent=2))
     return path

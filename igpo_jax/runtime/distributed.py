@@ -26,7 +26,7 @@ def initialize() -> None:
 
 
 @contextlib.contextmanager
-def failing_together():
+def raise_on_all_hosts():
     """What one process raises in the body as ValueError or OSError ends the body on all processes, on the others with a
     ValueError: none waits for one that has given up. The body has no collectives; leaving it is a barrier."""
     own = None
@@ -34,7 +34,7 @@ def failing_together():
         yield
     except (ValueError, OSError) as error:
         own = error
-    failed = everywhere(own is not None)
+    failed = all_gather_hosts(own is not None)
     if own is not None:
         raise own
     if failed.any():
@@ -60,7 +60,7 @@ def ending_at_once():
         os._exit(1)
 
 
-def everywhere(value) -> np.ndarray:
+def all_gather_hosts(value) -> np.ndarray:
     """What every process has for `value`, a number or an array of the same shape; [processes, ...] on all of them."""
     value = np.asarray(value)
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
@@ -77,13 +77,13 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
     rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
-    return everywhere(values).sum(axis=0, dtype=values.dtype)
+    return all_gather_hosts(values).sum(axis=0, dtype=values.dtype)
 
 
 def check_same(fingerprints: dict[str, str]) -> None:
     """Raises ValueError on all processes where one has another fingerprint (hexadecimal) than process 0."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
-    found = everywhere(numbers).reshape(jax.process_count(), len(fingerprints), 2)
+    found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
     differing = (found != found[0]).any(axis=2)
     for process, name in np.argwhere(differing)[:1]:
         raise ValueError(
@@ -96,11 +96,11 @@ def check_shared(folder: pathlib.Path) -> None:
     """Raises ValueError where a process does not see what process 0 writes into `folder`, which is there on process 0."""
     if jax.process_count() == 1:
         return
-    marker = folder / f".shared-{everywhere(np.uint32(time.time_ns() % 2**32))[0]}"
-    with failing_together():
+    marker = folder / f".shared-{all_gather_hosts(np.uint32(time.time_ns() % 2**32))[0]}"
+    with raise_on_all_hosts():
         if jax.process_index() == 0:
             marker.touch()
-    with failing_together():
+    with raise_on_all_hosts():
         if not marker.exists():
             raise ValueError(
                 f"process {jax.process_index()} does not see what process 0 writes into {folder}; a run on several "

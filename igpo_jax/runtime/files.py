@@ -6,6 +6,15 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+# Keys of configurations and fields of records whose names have changed since version 0.1.0 -> their names now.
+RENAMED = {
+    "released": "reference_code",
+    "rollout_slices": "rollout_chunks",
+    "written_at": "unmask_step",
+    "stated": "extracted_answer",
+    "hint/centre": "hint/ratio_center",
+    "update/skipped_in_a_row": "update/consecutive_skips",
+}
 MOST_NESTED = 64  # levels of a JSON value: what works through it needs a frame of the stack for each
 
 
@@ -54,7 +63,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def reading(what: object) -> Iterator[None]:
+def wrap_read_errors(what: object) -> Iterator[None]:
     """For code that works through files which this package wrote: what a damaged or foreign one makes it raise becomes one
     ValueError that names it."""
     try:
@@ -64,11 +73,18 @@ def reading(what: object) -> Iterator[None]:
         raise ValueError(f"{what} cannot be read: {type(error).__name__}: {reason}") from error
 
 
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes beside `path` and renames: a reader, or a process killed meanwhile, never meets half a file."""
     temporary = path.with_name(f"{path.name}.partial")
     temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:
+    """A JSON value from a file of an earlier version, with the current names of its keys."""
+    if isinstance(value, dict):
+        return {names.get(key, key): renamed(part, names) for key, part in value.items()}
+    return [renamed(part, names) for part in value] if isinstance(value, list) else value
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
@@ -83,18 +99,18 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
     return keys
 
 
-def claim(file: pathlib.Path, identity: dict[str, Any], what: str) -> None:
+def require_same_identity(file: pathlib.Path, identity: dict[str, Any], what: str) -> None:
     """Makes the folder of `file` that of this identity, or checks that it is.
 
     Raises:
         ValueError: it is another's; names the keys that differ.
     """
     if file.is_file():
-        differing = differing_keys(read_json(file), identity)
+        differing = differing_keys(renamed(read_json(file)), identity)
         if differing:
             raise ValueError(
                 f"{file.parent} holds another {what} (differing: {', '.join(differing)}); give another --output"
             )
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(identity, indent=2, ensure_ascii=False))
+    atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))

@@ -69,7 +69,7 @@ def join_rows(tree):
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
-def put_rows(tree, mesh: Mesh):
+def shard_batch(tree, mesh: Mesh):
     """Host arrays [n, ...], the same on every process, to device arrays sharded over their rows."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
@@ -79,7 +79,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def fetch(tree):
+def to_host(tree):
     """Device arrays to host arrays, whole and the same on every process: what follows from them does too."""
 
     def whole(x):

@@ -25,8 +25,8 @@ def bootstrap(values: np.ndarray) -> np.ndarray:
 def wilson(share: float, problems: int) -> list[float]:
     """Wilson's 95 % interval of a share of `problems`."""
     z, n = 1.96, problems
-    centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+    center, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
     return [max(min(low, share), 0.0), min(max(high, share), 1.0)]  # but for rounding it holds the share
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.runtime.mesh import fetch
+from igpo_jax.runtime.mesh import to_host
 from igpo_jax.training.state import TrainState
 
 
@@ -24,7 +24,7 @@ def count_skipped(skipped: np.ndarray, before: int) -> int:
 
 
 def stop_diverged(
-    step: int, stage: str, in_a_row: int, of_update: dict[str, Any], state: TrainState, batch: Any, checkpoints: Checkpoints
+    step: int, stage: str, consecutive_skips: int, of_update: dict[str, Any], state: TrainState, batch: Any, checkpoints: Checkpoints
 ) -> None:
     """Raises Diverged with what is known of the last of so many skipped updates; its batch is saved in the run's folder.
 
@@ -45,11 +45,11 @@ def stop_diverged(
     else:
         cause = f"parameters are, the loss is not, nor is the gradient of {gradient}"
     file = checkpoints.folder.parents[1] / f"diverged-{stage}-{step}.npz"
-    arrays = dict(zip(leaf_names(batch), jax.tree.leaves(fetch(batch)), strict=True))
+    arrays = dict(zip(leaf_names(batch), jax.tree.leaves(to_host(batch)), strict=True))
     if jax.process_index() == 0:
         np.savez(file, **arrays)
     raise Diverged(
-        f"update {step} is number {in_a_row} in a row that was skipped, with loss {of_update['loss']:g} and gradient norm "
+        f"update {step} is number {consecutive_skips} in a row that was skipped, with loss {of_update['loss']:g} and gradient norm "
         f"{of_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
         f"smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
     )
@@ -78,7 +78,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 def first_not_finite(params: Params) -> str | None:
     """The name of the first leaf with a number that is not finite."""
-    finite = fetch(_finite_leaves(params))
+    finite = to_host(_finite_leaves(params))
     return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
 
 

@@ -11,41 +11,41 @@ from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.tasks import load_task
 
-UNKNOWN = -1  # in the memory of own solutions: none yet
+NO_SOLUTION = -1  # in the memory of own solutions: none yet
 
 
-def first_centre(cfg: InpaintingConfig) -> float:
+def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
     """The middle of the configured range."""
     return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
 
 
-def next_centre(centre: float, correct: float, cfg: InpaintingConfig) -> float:
+def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
     """The centre of the ratios after an iteration in which the share `correct` of the second tries was correct: further up
     where it was below one half, where a group's expected gradient, as share * (1 - share), is largest (paper, Appendix K).
     A float32, which all processes read from the log as it was."""
-    return float(np.float32(min(max(centre + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
+    return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 
 
 # Solutions that the model found itself
 
 
-def remember(memory: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int) -> np.ndarray:
+def update_solution_bank(solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int) -> np.ndarray:
     """A new memory with the last correct completion of each problem that has one, up to its first EOS.
 
     Args:
-        memory: int32 [problems, l], padded with EOS; `UNKNOWN` where a problem has none yet.
+        solution_bank: int32 [problems, l], padded with EOS; `NO_SOLUTION` where a problem has none yet.
         rows: int [n], of the problems in the memory. tokens: int32 [n, g, l]. correct: bool [n, g].
     """
     last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
     chosen, found = tokens[np.arange(len(tokens)), last], correct.any(axis=1)
     chosen = np.where(np.cumsum(chosen == eos_id, axis=1) > 0, eos_id, chosen)
-    memory = memory.copy()  # the old one may be on its way to a checkpoint
-    memory[rows[found]] = chosen[found]
-    return memory
+    solution_bank = solution_bank.copy()  # the old one may be on its way to a checkpoint
+    solution_bank[rows[found]] = chosen[found]
+    return solution_bank
 
 
-def showable(
-    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], stated: Callable[[str], str | None]
+def hintable_prefix_length(
+    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> int:
     """How many tokens of a completion may be shown, from its beginning; nobody has marked where its answer stands.
 
@@ -55,10 +55,10 @@ def showable(
     Args:
         tokens: of a completion, before its first EOS.
         decode: tokens to text.
-        stated: the answer that a text states, see `igpo_jax.tasks`.
+        extract_answer: the answer that a text states, see `igpo_jax.tasks`.
     """
     text = decode(tokens)
-    answer = stated(text)
+    answer = extract_answer(text)
     place = text.find(answer) if answer else -1
     if place < 0:
         return len(tokens) * 3 // 4
@@ -69,16 +69,16 @@ def showable(
     return shown
 
 
-def with_own_solutions(experiment: Experiment, prompts: PromptBatch, memory: np.ndarray) -> PromptBatch:
-    """Prompts of the RL split, whose traces are what the memory has of them (see `remember`), as far as it may be shown;
+def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
+    """Prompts of the RL split, whose traces are what the memory has of them (see `update_solution_bank`), as far as it may be shown;
     where it has nothing, there is nothing to show."""
     task, eos_id = load_task(experiment.settings.task.name), experiment.tokenizer.eos_id
     options = {name: experiment.settings.task[name] for name in task.REWARD_OPTIONS}
-    stated = functools.partial(task.stated, **options)
-    own = memory[experiment.rl_data.rows_of(prompts.problem_id)]
-    trace = np.where(own == UNKNOWN, eos_id, own)
+    extract_answer = functools.partial(task.extract_answer, **options)
+    own = solution_bank[experiment.rl_data.rows_of(prompts.problem_id)]
+    trace = np.where(own == NO_SOLUTION, eos_id, own)
     length = (trace != eos_id).sum(axis=1, dtype=np.int32)
     if experiment.settings.inpainting.exclude_answer:
         completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
-        length = np.array([showable(tokens, experiment.tokenizer.decode, stated) for tokens in completions], np.int32)
+        length = np.array([hintable_prefix_length(tokens, experiment.tokenizer.decode, extract_answer) for tokens in completions], np.int32)
     return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])

@@ -15,11 +15,11 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged
-from igpo_jax.runtime.mesh import fetch, put_rows
+from igpo_jax.runtime.mesh import shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import check_parameters, count_skipped, stop_diverged
-from igpo_jax.training.policy import acting_policy, policy_params
+from igpo_jax.training.policy import policy_params, sampling_params
 from igpo_jax.training.state import (
     TrainState,
     abstract_state,
@@ -46,14 +46,14 @@ def make_sft_update(
     which the update folds its number. frozen: the parameters that the adapters in the state belong to, None without
     adapters. Where loss or gradient is not finite, see `apply_gradients`."""
 
-    def update(state: TrainState, batch: SFTBatch, key: jax.Array, frozen: Params | None = None):
+    def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
         rows, length = batch.completion.shape
         corrupted = CORRUPTIONS[corruption](jax.random.fold_in(key, state.step), rows, length)
 
         def loss(trained, part):
             batch, corrupted = part
-            params = policy_params(trained, frozen, lora)
-            return sft_loss(params, batch.tokens, batch.valid, batch.completion, corrupted, cfg)
+            params = policy_params(trained, base_params, lora)
+            return sft_loss(params, batch.tokens, batch.prompt_mask, batch.completion, corrupted, cfg)
 
         value, gradients = accumulate_gradients(
             jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches
@@ -68,12 +68,12 @@ def make_sft_update(
 heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
-def heldout_losses(experiment: Experiment, params: Params, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
+def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None] = lambda: None) -> dict[str, float]:
     """The loss of the problems that are held out, per masked token, at every share of `HELDOUT_LEVELS`, and their mean.
     The masks are always the same, so that evaluations of a run can be compared, and runs with one another.
 
     Args:
-        pause: called after every batch, on all processes; may raise.
+        check_preemption: called after every batch, on all processes; may raise.
     """
     settings, mesh = experiment.settings, experiment.mesh
     heldout, size = cut_to_bucket(experiment.heldout, settings.data.prompt_buckets), settings.evaluation.batch_size
@@ -83,23 +83,23 @@ def heldout_losses(experiment: Experiment, params: Params, pause: Callable[[], N
     found = np.zeros((len(HELDOUT_LEVELS), total))
     for begin in range(0, total, size):
         rows = np.minimum(np.arange(begin, begin + size), total - 1)  # the last batch is filled up with repeats
-        batch = put_rows(take_rows(heldout, rows), mesh)
+        batch = shard_batch(take_rows(heldout, rows), mesh)
         for level, share in enumerate(HELDOUT_LEVELS):
-            corruption = put_rows(mask_share(ranks[rows], share), mesh)
-            found[level, rows] = fetch(heldout_bound(params, *jax.tree.leaves(batch), corruption, experiment.model))
-        pause()
+            corruption = shard_batch(mask_share(ranks[rows], share), mesh)
+            found[level, rows] = to_host(heldout_bound(params, *jax.tree.leaves(batch), corruption, experiment.model))
+        check_preemption()
     losses = found.mean(axis=1)
     at = {heldout_metric(share): loss for share, loss in zip(HELDOUT_LEVELS, losses, strict=True)}
     return {"heldout/loss": losses.mean(), **at}
 
 
 def run_sft(
-    experiment: Experiment, checkpoints: Checkpoints, should_stop: Callable[[], bool]
+    experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]
 ) -> tuple[Params | None, Params | None]:
     """Trains from the newest checkpoint, or from the start, to the end of the stage.
 
     Args:
-        should_stop: asked before every update, and between the batches of an evaluation.
+        preempted: asked before every update, and between the batches of an evaluation.
 
     Returns:
         The frozen parameters, None without adapters; and what was trained, all parameters or adapters: without this stage
@@ -115,7 +115,7 @@ def run_sft(
         return (experiment.initial_params(), None) if lora else (None, experiment.initial_params())
     optimizer = make_optimizer(settings.sft_optimizer, total, model, lora)
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
-    frozen = experiment.initial_params() if lora else None
+    base_params = experiment.initial_params() if lora else None
     if restored:
         done, state, key, _, since_logged = restored
     else:
@@ -124,29 +124,29 @@ def run_sft(
         del start
     every, evaluated = settings.sft.eval_every, is_logged(experiment.workdir, done, "sft", "eval/accuracy")
     if done == total and (evaluated or not every):
-        return frozen, state.params  # and the log stays as it is: the RL stage may have begun
+        return base_params, state.params  # and the log stays as it is: the RL stage may have begun
 
     order = batches(experiment.sft_data, settings.sft.batch_size, settings.seed, settings.data.prompt_buckets)
     update = make_sft_update(optimizer, model, settings.sft.corruption, settings.sft.microbatches, mesh, lora)
     learning_rate = settings.sft_optimizer.learning_rate_at(total)
 
-    def pause() -> None:
-        if should_stop():
+    def check_preemption() -> None:
+        if preempted():
             check_parameters(state.params, done, checkpoints)
-            losses_and_norms = np.array(fetch(since_logged), float).tolist()
+            losses_and_norms = np.array(to_host(since_logged), float).tolist()
             checkpoints.save_and_stop(done, state, key, unlogged=losses_and_norms)
 
     def evaluate() -> tuple[np.ndarray, dict[str, float]]:
         watch = Stopwatch()
         with watch.measure("time/total"):
-            policy = acting_policy(state.params, frozen, model, mesh, lora)
-            found = {} if experiment.heldout is None else heldout_losses(experiment, policy, pause)
-            correct = experiment.verdicts(policy, pause)
+            policy = sampling_params(state.params, base_params, model, mesh, lora)
+            found = {} if experiment.heldout is None else heldout_losses(experiment, policy, check_preemption)
+            correct = experiment.verdicts(policy, check_preemption)
         found |= {"eval/accuracy": correct.mean(dtype=np.float64), "eval/problems": len(correct)}
         return correct, found | watch.seconds
 
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
-        in_a_row = int(last_logged(experiment.workdir, "sft", "update/skipped_in_a_row") or 0)
+        consecutive_skips = int(last_logged(experiment.workdir, "sft", "update/consecutive_skips") or 0)
         while True:
             regular = done == total or (done > 0 and done % settings.sft.checkpoint_every == 0)
             if regular and done not in checkpoints.steps():
@@ -161,20 +161,20 @@ def run_sft(
             updates, watch = until - done, Stopwatch()
             with watch.measure("time/total"):
                 for done in range(done, until):
-                    pause()
-                    batch = put_rows(order[done], mesh)
-                    state, of_update = update(state, batch, key, frozen)
+                    check_preemption()
+                    batch = shard_batch(order[done], mesh)
+                    state, of_update = update(state, batch, key, base_params)
                     since_logged.append([of_update["sft/loss"], of_update["sft/grad_norm"]])
-                of_update, since_logged = fetch((of_update, since_logged))
+                of_update, since_logged = to_host((of_update, since_logged))
             losses, norms = np.array(since_logged, np.float32).T
             skipped, since_logged = is_skipped(losses, norms), []
-            in_a_row = count_skipped(skipped, in_a_row)
+            consecutive_skips = count_skipped(skipped, consecutive_skips)
             seconds_per_update = watch.seconds["time/total"] / updates
             statistics = watch.seconds | device_memory() | {
                 "sft/loss": losses[~skipped].mean() if not skipped.all() else np.nan,
                 "sft/grad_norm": norms[-1],
                 "update/skipped": skipped.sum(),
-                "update/skipped_in_a_row": in_a_row,
+                "update/consecutive_skips": consecutive_skips,
                 "sft/learning_rate": float(learning_rate(until - 1)),
                 "time/step": seconds_per_update,
                 "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
@@ -183,11 +183,11 @@ def run_sft(
             bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
             done, evaluated = until, False
             log.write(done, "sft", statistics)
-            if in_a_row >= settings.skip_limit:
+            if consecutive_skips >= settings.skip_limit:
                 last = {"loss": losses[-1], "grad_norm": norms[-1], "finite_gradients": of_update["finite_gradients"]}
-                stop_diverged(done, "sft", in_a_row, last, state, batch, checkpoints)
+                stop_diverged(done, "sft", consecutive_skips, last, state, batch, checkpoints)
     checkpoints.wait()
-    return frozen, state.params
+    return base_params, state.params
 
 
 def _next_multiple(done: int, every: int) -> int:

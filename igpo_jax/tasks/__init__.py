@@ -2,14 +2,14 @@
 
 A task is a module with `defaults(**values) -> dict`, the section `task` of a configuration; `load(task, split, seed) ->
 list[Problem]` for the splits sft, rl and test; and `reward(problem, text, **options) -> float`, 1.0 where `text`, a
-completion, is right, less where it is not; and `stated(text, **options)`, the answer that a completion gives, or None.
+completion, is right, less where it is not; and `extract_answer(text, **options)`, the answer that a completion gives, or None.
 REWARD_OPTIONS names the keys of the section that these two take.
 """
 
 import importlib
 
 TASKS = ("arithmetic", "countdown", "math", "sudoku", "words")
-PARTS = ("defaults", "load", "reward", "stated", "REWARD_OPTIONS")
+PARTS = ("defaults", "load", "reward", "extract_answer", "REWARD_OPTIONS")
 
 
 def load_task(name: str):

@@ -74,7 +74,7 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return list(problems.values())
 
 
-def stated(text: str) -> str | None:
+def extract_answer(text: str) -> str | None:
     """The answer that a completion gives."""
     match = ANSWER.search(text)
     return match and match[1]
@@ -82,7 +82,7 @@ def stated(text: str) -> str | None:
 
 def reward(problem: Problem, text: str) -> float:
     """1.0 where the completion ends in = and the right total."""
-    return float(stated(text) == problem.answer)
+    return float(extract_answer(text) == problem.answer)
 
 
 def _require(task, split: str, distinct: int) -> None:

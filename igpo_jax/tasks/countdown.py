@@ -32,14 +32,14 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return load_puzzles(task, split, seed, _read, _drawn)
 
 
-def stated(text: str) -> str | None:
+def extract_answer(text: str) -> str | None:
     """The answer that a completion gives."""
     return extract(text, "any")
 
 
 def reward(problem: Problem, text: str) -> float:
     """1.0 for a right expression, 0.1 for any other, 0.0 without one (d1)."""
-    expression = stated(text)
+    expression = extract_answer(text)
     if expression is None or not any(c.isdigit() for c in expression):
         return 0.0
     numbers, target = problem.answer.split(" -> ")

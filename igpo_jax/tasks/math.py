@@ -7,7 +7,7 @@ occurrence of the number.
 
 import re
 
-from igpo_jax.grading import reference_code as released_rules
+from igpo_jax.grading import reference_code as reference_rules
 from igpo_jax.grading.answers import equal, extract
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Counts, Record, load_sources
@@ -23,7 +23,7 @@ RELEASED_DEMONSTRATION = "<reasoning>\n{response}"
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 PLAIN_DEMONSTRATION = "{solution}\n#### {answer}"
 
-REWARD_OPTIONS = ("answer", "released")
+REWARD_OPTIONS = ("answer", "reference_code")
 
 
 def defaults(**values) -> dict:
@@ -41,7 +41,7 @@ def defaults(**values) -> dict:
         "prompt": BOXED_PROMPT,
         "demonstration": BOXED_DEMONSTRATION,
         "answer": "box",
-        "released": False,
+        "reference_code": False,
         "fields": {"id": "id", "question": "question", "answer": "answer", "solution": "solution"},
         "max_malformed_lines": 0,
     } | values
@@ -76,15 +76,15 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[Counts]]:
     return [_problem(record, task) for record in records], counts
 
 
-def stated(text: str, answer: str = "box", released: bool = False) -> str | None:
+def extract_answer(text: str, answer: str = "box", reference_code: bool = False) -> str | None:
     """The answer that a completion gives."""
-    return extract(text, answer) if not released else released_rules.first_box(text) or None
+    return extract(text, answer) if not reference_code else reference_rules.first_box(text) or None
 
 
-def reward(problem: Problem, text: str, answer: str = "box", released: bool = False) -> float:
+def reward(problem: Problem, text: str, answer: str = "box", reference_code: bool = False) -> float:
     """1.0 where a completion states the right answer."""
-    if released:
-        return float(released_rules.correct(problem.answer, text))
+    if reference_code:
+        return float(reference_rules.correct(problem.answer, text))
     stated = extract(text, answer)
     return float(stated is not None and equal(problem.answer, stated))
 

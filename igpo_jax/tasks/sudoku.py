@@ -38,7 +38,7 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return load_puzzles(task, split, seed, _read, _drawn)
 
 
-def stated(text: str) -> str | None:
+def extract_answer(text: str) -> str | None:
     """The answer that a completion gives."""
     tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
     return "".join(re.findall(r"\d", tagged[-1])) if tagged else None
@@ -47,7 +47,7 @@ def stated(text: str) -> str | None:
 def reward(problem: Problem, text: str) -> float:
     """1.0 for a grid that keeps the rules and the given digits, else the share of empty cells that are as in the known
     solution (d1): a puzzle may have several solutions."""
-    digits = stated(text) or ""
+    digits = extract_answer(text) or ""
     puzzle, solution = problem.answer.split(" -> ")
     if right(digits, puzzle):
         return 1.0

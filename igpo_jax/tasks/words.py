@@ -242,7 +242,7 @@ def load(task, split: str, seed: int) -> list[Problem]:
     return list(problems.values())
 
 
-def stated(text: str) -> str | None:
+def extract_answer(text: str) -> str | None:
     """The answer that a completion gives."""
     found = ANSWER.findall(text)
     return found[-1] if found else None
@@ -250,7 +250,7 @@ def stated(text: str) -> str | None:
 
 def reward(problem: Problem, text: str) -> float:
     """1.0 where the last line "#### ..." of a completion has the right number."""
-    return float(stated(text) == problem.answer)
+    return float(extract_answer(text) == problem.answer)
 
 
 class Told(NamedTuple):

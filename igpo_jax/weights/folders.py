@@ -27,7 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract
-from igpo_jax.runtime.files import read_json, write_whole
+from igpo_jax.runtime.files import atomic_write, read_json
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_config, tensor_names
@@ -283,7 +283,7 @@ def write_safetensors(
     place = write_headers(folder, weight_map, shapes, size, dtype) if writes else {}
     if writes and set(weight_map.values()) != {"model.safetensors"}:
         index = {"metadata": {"total_size": sum(size.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_whole(folder / INDEX, json.dumps(index, indent=2).encode())
+        atomic_write(folder / INDEX, json.dumps(index, indent=2).encode())
 
     for path, value in stream:
         _, transposed = _of_one_layer(path, leaves[path])

@@ -12,7 +12,7 @@ import safetensors.numpy
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.files import read_json, write_whole
+from igpo_jax.runtime.files import atomic_write, read_json
 from igpo_jax.weights.huggingface import LLADA, MOST
 
 # PEFT's files
@@ -67,7 +67,7 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
     }
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    write_whole(folder / ADAPTER_CONFIG, json.dumps(config, indent=2))
+    atomic_write(folder / ADAPTER_CONFIG, json.dumps(config, indent=2))
 
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:

@@ -50,7 +50,7 @@ SHORT = (
     "--config.rl.checkpoint_every=2",
     "--config.rl.eval_every=3",
     "--config.rl.group_size=4",
-    "--config.rl.rollout_slices=2",
+    "--config.rl.rollout_chunks=2",
     "--config.reward.workers=1",
 )
 # Two runs: as configured, and one with everything that is remembered from one iteration to the next.

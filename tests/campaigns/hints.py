@@ -37,7 +37,7 @@ from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 LENGTH = 256
 MASK = -1  # no token has this id
 PAPER = InpaintingConfig()
-REF = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
+REFERENCE_CODE = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 
 
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         train_sentencepiece(traces, path, kind="unigram", vocab_size=given.vocabulary)
         tokenizer = load_tokenizer(path)
     results = []
-    for switch, cfg in (("PAPER", PAPER), ("REF", REF)):
+    for switch, cfg in (("PAPER", PAPER), ("REF", REFERENCE_CODE)):
         for kind, problems in data.items():
             kept, arrays = prompt_arrays(
                 problems, tokenizer, prompt_length=640, completion_length=LENGTH, exclude_answer=cfg.exclude_answer,

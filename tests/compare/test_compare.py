@@ -12,7 +12,7 @@ import pytest
 
 from igpo_jax.compare import numbers, page
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, arms_of, check_arms, seeds_of
-from igpo_jax.runtime.files import write_whole
+from igpo_jax.runtime.files import atomic_write
 
 PROBLEMS, EVERY = 30, 2  # evaluations come every two rollouts
 
@@ -32,10 +32,10 @@ def write_run(folder, rows, chance, seed, prompts=8, wrong=0.5, iterations=6):
             correct = (hard < 0.5) * 0 + (draw.uniform(size=PROBLEMS) < level * (0.5 + hard / 2))
             evaluations.append({"step": step, "stage": "rl", "correct": correct.astype(int).tolist()})
     for name, lines in (("metrics", [{"step": 0, "stage": "sft", "sft/loss": 1.0}, *rollouts]), ("evaluations", evaluations)):
-        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     result = {"wall_seconds": {"sft": 1.0, "rl": 2.0}, "device": "1 x cpu", "versions": {"igpo_jax": "0", "jax": "0"},
               "commit": "abc"}  # fmt: skip
-    write_whole(folder / "result.json", json.dumps(result))
+    atomic_write(folder / "result.json", json.dumps(result))
 
 
 @pytest.fixture

@@ -66,14 +66,14 @@ def test_a_row_whole():
     assert dtypes == {
         "problem_id": "uint32",
         "tokens": "int32",
-        "valid": "bool",
+        "prompt_mask": "bool",
         "trace": "int32",
         "trace_length": "int32",
         "hintable": "bool",
     }
     assert batch.problem_id.tolist() == [zlib.crc32(b"p"), zlib.crc32(b"q")]
-    assert batch.tokens.shape == batch.valid.shape == (2, LONG)
-    assert batch.valid[0].tolist() == [False] * 9 + [True] * 3
+    assert batch.tokens.shape == batch.prompt_mask.shape == (2, LONG)
+    assert batch.prompt_mask[0].tolist() == [False] * 9 + [True] * 3
     assert (batch.tokens[0, :9] == PAD).all()
     assert TOKENIZER.decode(batch.tokens[0]) == "hello"
     assert batch.trace.shape == batch.hintable.shape == (2, LENGTH)
@@ -131,7 +131,7 @@ def test_sft_rows_hold_the_demonstration_then_eos():
         completion_length=LENGTH,
         overflow="error",
     )
-    assert rows.tokens.shape == rows.valid.shape == (2, LONG)
+    assert rows.tokens.shape == rows.prompt_mask.shape == (2, LONG)
     assert rows.completion.shape == (2, LENGTH) and rows.completion.dtype == np.int32
     assert [TOKENIZER.decode(row) for row in rows.completion] == ["a careless guess", "step one\n#### 72"]
     assert (rows.completion[:, 8:] == EOS).all() and (rows.completion[:, :8] != EOS).all()
@@ -169,7 +169,7 @@ def test_of_a_long_trace_hints_are_what_fits():
 
 def test_a_test_keeps_all_its_problems_and_the_ends_of_their_prompts():
     kept, batch = arrays(overflowing(), overflow="cut")
-    assert len(kept) == 4 and batch.valid[1].all()
+    assert len(kept) == 4 and batch.prompt_mask[1].all()
     assert TOKENIZER.decode(batch.tokens[1]) == "q" * 24
 
 
@@ -201,7 +201,7 @@ def test_sft_measures_the_demonstration_not_the_trace():
 
 def test_lengths_that_just_fit():
     _, batch = arrays([problem(question="qq" * LONG, trace="tt" * LENGTH, spans=())])
-    assert batch.valid.all() and batch.hintable.all()
+    assert batch.prompt_mask.all() and batch.hintable.all()
     assert batch.trace_length.tolist() == [LENGTH]
 
 
@@ -264,10 +264,10 @@ def test_fewer_problems_than_a_batch_is_an_error():
 def test_a_batch_takes_the_smallest_bucket_that_holds_it(longest, bucket):
     batch = split(2, prompt_tokens=lambda i: (longest, 1)[i])
     cut = cut_to_bucket(batch, (SHORT, LONG))
-    assert cut.tokens.shape == cut.valid.shape == (2, bucket)
-    assert cut.valid.sum(axis=1).tolist() == [longest, 1]
+    assert cut.tokens.shape == cut.prompt_mask.shape == (2, bucket)
+    assert cut.prompt_mask.sum(axis=1).tolist() == [longest, 1]
     assert [TOKENIZER.decode(row) for row in cut.tokens] == ["qq" * longest, "qq"]
-    assert_equal(cut.replace(tokens=batch.tokens, valid=batch.valid), batch)
+    assert_equal(cut.replace(tokens=batch.tokens, prompt_mask=batch.prompt_mask), batch)
 
 
 def test_batches_are_cut_to_their_bucket():

@@ -56,11 +56,11 @@ def test_expectation_is_the_exact_bound(name, lowest):
 
 
 def test_count_has_less_variance_than_independent_masks():
-    def spread(corrupt):
+    def canonical_sharding(corrupt):
         masked, weight = corrupt(jax.random.key(1), ROWS, 3)
         return (row_loss_of_pattern(masked, 3) * np.asarray(weight)).std()
 
-    assert spread(mask_count) < 0.7 * spread(mask_independently)
+    assert canonical_sharding(mask_count) < 0.7 * canonical_sharding(mask_independently)
 
 
 def test_count_masks_between_one_and_all_tokens_evenly():
@@ -97,7 +97,7 @@ def test_each_stratified_value_is_uniform():
 
 def test_loss_equals_a_loop_over_masked_tokens():
     params = init(jax.random.key(5), CFG)
-    prompt, valid = jax.random.randint(jax.random.key(6), (3, 2), 3, 16), jnp.ones((3, 2), bool)
+    prompt, prompt_mask = jax.random.randint(jax.random.key(6), (3, 2), 3, 16), jnp.ones((3, 2), bool)
     completion = jax.random.randint(jax.random.key(7), (3, 5), 3, 16)
     corruption = mask_independently(jax.random.key(8), 3, 5)
     tokens = jnp.concatenate([prompt, jnp.where(corruption.masked, MASK, completion)], axis=1)
@@ -106,9 +106,9 @@ def test_loss_equals_a_loop_over_masked_tokens():
         sum(-log_probs[b, 2 + i, completion[b, i]] for i in range(5) if corruption.masked[b, i]) * corruption.weight[b]
         for b in range(3)
     ]
-    bounds = negative_bound(params, prompt, valid, completion, corruption, CFG)
+    bounds = negative_bound(params, prompt, prompt_mask, completion, corruption, CFG)
     np.testing.assert_allclose(bounds, by_hand, rtol=1e-5)
-    np.testing.assert_allclose(sft_loss(params, prompt, valid, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5)
+    np.testing.assert_allclose(sft_loss(params, prompt, prompt_mask, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5)
 
 
 def test_network_without_a_head_costs_log_vocabulary():
@@ -123,20 +123,20 @@ def test_network_without_a_head_costs_log_vocabulary():
 def test_prompt_is_never_masked_and_masked_targets_are_not_seen(monkeypatch):
     seen = {}
 
-    def record(params, tokens, valid, cfg, wanted):
-        seen.update(tokens=np.asarray(tokens), valid=np.asarray(valid), wanted=wanted)
-        return jnp.zeros((len(tokens), wanted[1], cfg.width))
+    def record(params, tokens, prompt_mask, cfg, out_slice):
+        seen.update(tokens=np.asarray(tokens), prompt_mask=np.asarray(prompt_mask), out_slice=out_slice)
+        return jnp.zeros((len(tokens), out_slice[1], cfg.width))
 
     monkeypatch.setattr("igpo_jax.diffusion.corruption.forward", record)
     prompt = jnp.array([[0, 5, 6], [4, 5, 6]])
-    valid = jnp.array([[False, True, True], [True, True, True]])
+    prompt_mask = jnp.array([[False, True, True], [True, True, True]])
     completion = jnp.array([[7, 8, EOS, EOS], [9, 10, 11, EOS]])
     masked = jnp.array([[True, False, True, False], [True, True, True, True]])
-    sft_loss(init(jax.random.key(0), CFG), prompt, valid, completion, Corruption(masked, jnp.ones(2)), CFG)
+    sft_loss(init(jax.random.key(0), CFG), prompt, prompt_mask, completion, Corruption(masked, jnp.ones(2)), CFG)
     np.testing.assert_array_equal(
         seen["tokens"], [[0, 5, 6, MASK, 8, MASK, EOS], [4, 5, 6, MASK, MASK, MASK, MASK]]
     )
-    np.testing.assert_array_equal(seen["valid"], [[False] + [True] * 6, [True] * 7])
+    np.testing.assert_array_equal(seen["prompt_mask"], [[False] + [True] * 6, [True] * 7])
     assert seen["wanted"] == (3, 4)
 
 

@@ -13,7 +13,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import forward, forward_flops, shardings
 from igpo_jax.plan.hlo_cost import program_cost
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import shard_batch
 from sampling import CFG, DECODE, MASK, batch_of, decode
 
 # Caches
@@ -29,11 +29,11 @@ def test_a_cache_that_is_made_anew_in_every_step_is_exact(params, cache, cfg_sca
     exact = decode(params, batch_of(), fast(cfg_scale=cfg_scale))
     cached = decode(params, batch_of(), fast(cache=cache, refresh=1, cfg_scale=cfg_scale))
     np.testing.assert_array_equal(cached.tokens, exact.tokens)
-    np.testing.assert_array_equal(cached.written_at, exact.written_at)
+    np.testing.assert_array_equal(cached.unmask_step, exact.unmask_step)
     assert cached.evaluations == exact.evaluations and cached.flops == exact.flops
 
 
-def by_hand(params, tokens, begin, end, remembered, valid):
+def by_hand(params, tokens, begin, end, remembered, prompt_mask):
     """Hidden states of tokens[begin:end] of one row: its layers one by one, with the keys and values of all other positions."""
     x, blocks = params["embedding"][tokens][None, begin:end], params["blocks"]
     sin, cos = transformer._rope_table(jnp.arange(len(tokens)), CFG)
@@ -44,7 +44,7 @@ def by_hand(params, tokens, begin, end, remembered, valid):
         q, k = (transformer._rotate(y, sin[begin:end], cos[begin:end]) for y in (q, k))
         keys, values = (old[number].at[:, begin:end].set(new) for old, new in zip(remembered, (k, v), strict=True))
         scores = jnp.einsum("bqnh,btnh->bnqt", q, keys.repeat(2, axis=2)) / np.sqrt(CFG.head_size)
-        weights = jax.nn.softmax(jnp.where(valid, scores, -jnp.inf), axis=-1)
+        weights = jax.nn.softmax(jnp.where(prompt_mask, scores, -jnp.inf), axis=-1)
         a = jnp.einsum("bnqt,btnh->bqnh", weights, values.repeat(2, axis=2)).reshape(1, end - begin, CFG.width)
         x = x + a @ layer["attention_out"]
         h = transformer.rms_norm(x, layer["mlp_norm"], CFG.norm_epsilon)
@@ -54,19 +54,19 @@ def by_hand(params, tokens, begin, end, remembered, valid):
 
 @pytest.mark.parametrize("window, fresh", [((9, 13), 9), ((5, 13), 9), ((5, 9), 5)])
 def test_a_window_sees_itself_as_it_is_and_the_rest_as_it_was(window, fresh, params):
-    prompt, valid, canvas, _ = batch_of(rows=2)
+    prompt, prompt_mask, canvas, _ = batch_of(rows=2)
     before = np.concatenate([prompt, canvas], axis=1)
-    valid = np.concatenate([valid, np.ones(canvas.shape, bool)], axis=1)
+    prompt_mask = np.concatenate([prompt_mask, np.ones(canvas.shape, bool)], axis=1)
     after = np.where(np.arange(13) >= window[0], (before + 5) % CFG.vocab_size, before).astype(np.int32)
-    _, remembered = transformer.forward_remembering(params, before, valid, CFG)
+    _, remembered = transformer.forward_remembering(params, before, prompt_mask, CFG)
     begin, end = window
-    args = after[:, begin:end], jnp.int32(begin), jnp.int32(fresh), remembered, valid, CFG
+    args = after[:, begin:end], jnp.int32(begin), jnp.int32(fresh), remembered, prompt_mask, CFG
     found = transformer.forward_window(params, *args)[:, fresh - begin :]
     for row in range(2):
         of_row = jax.tree.map(lambda x: x[:, row : row + 1], remembered)
-        expected = by_hand(params, after[row], fresh, end, of_row, valid[row])
+        expected = by_hand(params, after[row], fresh, end, of_row, prompt_mask[row])
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
-    whole = forward(params, after, valid, CFG)[:, fresh:end]
+    whole = forward(params, after, prompt_mask, CFG)[:, fresh:end]
     assert (np.abs(found - whole).max() > 1e-3) == (window != (9, 13)), "what has changed elsewhere is not seen"
 
 
@@ -77,14 +77,14 @@ def test_cached_rows_keep_hints_ignore_padding_neighbours_and_mesh(params, cache
     tokens, canvas = np.asarray(done.tokens), batch[2]
     np.testing.assert_array_equal(tokens[canvas != MASK], canvas[canvas != MASK])
     assert not (tokens == MASK).any()
-    prompt, valid, canvas, keys = batch
-    padded = decode(params, (np.pad(prompt, ((0, 0), (3, 0))), np.pad(valid, ((0, 0), (3, 0))), canvas, keys), setting)
+    prompt, prompt_mask, canvas, keys = batch
+    padded = decode(params, (np.pad(prompt, ((0, 0), (3, 0))), np.pad(prompt_mask, ((0, 0), (3, 0))), canvas, keys), setting)
     np.testing.assert_array_equal(padded.tokens, tokens)
     alone = decode(params, tuple(x[3:4] for x in batch), setting)
     np.testing.assert_array_equal(alone.tokens[0], tokens[3])
     mesh = mesh_of((2, 2, 2))
     with jax.set_mesh(mesh):
-        sharded = decode(jax.device_put(params, shardings(CFG, mesh)), (*put_rows(batch[:3], mesh), keys), setting)
+        sharded = decode(jax.device_put(params, shardings(CFG, mesh)), (*shard_batch(batch[:3], mesh), keys), setting)
     np.testing.assert_array_equal(sharded.tokens, tokens)
 
 
@@ -104,7 +104,7 @@ def test_windows_are_a_few_sizes_and_cost_what_they_compute():
 def test_counted_flops_are_those_of_the_compiled_block(cache, params):
     """One block, in which every step but the first is a window's."""
     setting = DecodeConfig(completion_length=8, block_length=8, steps=8, cache=cache)
-    rows = sampler.begin_rows(*batch_of(hints=False), CFG, setting)
+    rows = sampler.initial_state(*batch_of(hints=False), CFG, setting)
     compiled = sampler.denoise_block.lower(params, rows, np.int32(0), CFG, setting).compile()
     full, partial = (8, 0) if cache == "none" else (1, 7)
     counted = 8 * sampler.block_flops(full, partial, 0, 13, CFG, setting)
@@ -122,11 +122,11 @@ def test_parallel_commits_write_everything_in_fewer_evaluations(commit, fallback
     assert not np.any(np.asarray(done.tokens) == MASK)
     assert done.evaluations < 8
     unsure = decode(params, batch_of(hints=False), fast(commit=commit, threshold=1.0, factor=1e-6, fallback=fallback))
-    written = np.asarray(unsure.written_at)
+    written = np.asarray(unsure.unmask_step)
     assert unsure.evaluations == 8 and all(sorted(row) == list(range(8)) for row in written)
     assert (np.diff(written, axis=1) > 0).all() == (fallback == "leftmost")
 
 
 def test_fewer_steps_than_tokens_bound_parallel_commits(params):
     done = decode(params, batch_of(hints=False), dataclasses.replace(DECODE, commit="threshold", threshold=1.0))
-    np.testing.assert_array_equal(done.written_at, [[0, 0, 1, 1, 2, 2, 3, 3]] * 8)
+    np.testing.assert_array_equal(done.unmask_step, [[0, 0, 1, 1, 2, 2, 3, 3]] * 8)

@@ -19,7 +19,7 @@ from igpo_jax.diffusion.unmasking import (
     transfer_count,
 )
 from igpo_jax.model.transformer import forward, init, shardings, unembed
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config
 from sampling import CFG, DECODE, EOS, MASK, batch_of, decode
@@ -132,31 +132,31 @@ def test_canvas_after_every_step_equals_that_of_the_released_sampler(name, mesh)
 
     setting = DecodeConfig(completion_length=kwargs.pop("gen_length"), **kwargs)
     prompt, trace = recorded[f"{name}/prompt"].astype(np.int32), recorded[f"{name}/trace"]
-    valid = recorded.get(f"{name}/attention_mask", np.ones(prompt.shape)).astype(bool)
+    prompt_mask = recorded.get(f"{name}/attention_mask", np.ones(prompt.shape)).astype(bool)
     rows, length = len(prompt), setting.completion_length
     canvas = np.full((rows, length), cfg.mask_id, np.int32)
-    done = sample(params, prompt, valid, canvas, jax.random.split(jax.random.key(0), rows), cfg, setting)
+    done = sample(params, prompt, prompt_mask, canvas, jax.random.split(jax.random.key(0), rows), cfg, setting)
     for step, expected in enumerate(trace[..., -length:]):
-        np.testing.assert_array_equal(np.where(done.written_at < step, done.tokens, cfg.mask_id), expected, str(step))
+        np.testing.assert_array_equal(np.where(done.unmask_step < step, done.tokens, cfg.mask_id), expected, str(step))
 
 
 # Hints, masks, what was written when
 
 
 def test_hints_are_kept_and_the_schedule_is_recorded(params):
-    prompt, valid, canvas, keys = batch_of()
-    done = decode(params, (prompt, valid, canvas, keys))
-    tokens, written_at = np.asarray(done.tokens), np.asarray(done.written_at)
+    prompt, prompt_mask, canvas, keys = batch_of()
+    done = decode(params, (prompt, prompt_mask, canvas, keys))
+    tokens, unmask_step = np.asarray(done.tokens), np.asarray(done.unmask_step)
     given = canvas != MASK
     assert given.any()
     np.testing.assert_array_equal(tokens[given], canvas[given])
-    np.testing.assert_array_equal(written_at == HINT, given)
+    np.testing.assert_array_equal(unmask_step == HINT, given)
     assert done.evaluations == DECODE.steps
 
     for row in range(len(canvas)):
         for block in range(2):
             inside = slice(4 * block, 4 * block + 4)
-            steps = written_at[row, inside][~given[row, inside]]
+            steps = unmask_step[row, inside][~given[row, inside]]
             first, masks = 2 * block, len(steps)
             have = [int((steps == first + step).sum()) for step in range(2)]
             assert have == [int(transfer_count(masks, step, 2)) for step in range(2)]
@@ -177,7 +177,7 @@ def test_equal_confidences_are_written_from_the_left():
     setting = dataclasses.replace(DECODE, temperature=0.0)
     done = decode(constant_network(logits, CFG), batch_of(hints=False), setting)
     np.testing.assert_array_equal(done.tokens, 5)
-    np.testing.assert_array_equal(done.written_at, [[0, 0, 1, 1, 2, 2, 3, 3]] * 8)
+    np.testing.assert_array_equal(done.unmask_step, [[0, 0, 1, 1, 2, 2, 3, 3]] * 8)
 
 
 # Early exit
@@ -189,13 +189,13 @@ def test_a_row_ends_at_its_first_block_of_eos_and_the_others_go_on():
     logits = np.full(CFG.vocab_size, -30.0)
     logits[[EOS, letter]] = 0.3, 0.0
     network = constant_network(logits, CFG)
-    prompt, valid, canvas, keys = batch_of(rows=32, hints=False)
+    prompt, prompt_mask, canvas, keys = batch_of(rows=32, hints=False)
     canvas[::4, 6] = 9  # hints in the last block stay, whether the row has ended or not
-    done = decode(network, (prompt, valid, canvas, keys), setting)
-    endless = decode(network, (prompt, valid, canvas, keys), setting, dataclasses.replace(CFG, eos_id=23))
+    done = decode(network, (prompt, prompt_mask, canvas, keys), setting)
+    endless = decode(network, (prompt, prompt_mask, canvas, keys), setting, dataclasses.replace(CFG, eos_id=23))
 
     ends, expected = np.asarray(endless.tokens).reshape(32, 4, 2), np.array(endless.tokens)
-    steps = np.array(endless.written_at)
+    steps = np.array(endless.unmask_step)
     ended_at = [next((block for block in range(4) if (row[block] == EOS).all()), 4) for row in ends]
     assert set(ended_at) >= {0, 1, 2, 4}, "the seed must show all cases"
     for row, block in enumerate(ended_at):
@@ -203,7 +203,7 @@ def test_a_row_ends_at_its_first_block_of_eos_and_the_others_go_on():
         expected[row, rest & (canvas[row] == MASK)] = EOS
         steps[row, rest & (canvas[row] == MASK)] = 2 * block + 1
     np.testing.assert_array_equal(done.tokens, expected)
-    np.testing.assert_array_equal(done.written_at, steps)
+    np.testing.assert_array_equal(done.unmask_step, steps)
     assert not np.array_equal(expected, endless.tokens)
 
 
@@ -229,17 +229,17 @@ def test_rows_that_have_ended_leave_the_batch_and_nothing_changes(monkeypatch):
     monkeypatch.setattr(sampler, "_batch_sizes", lambda rows: [rows])
     whole = decode(network, batch, setting)
     np.testing.assert_array_equal(done.tokens, whole.tokens)
-    np.testing.assert_array_equal(done.written_at, whole.written_at)
+    np.testing.assert_array_equal(done.unmask_step, whole.unmask_step)
     assert sizes[0] == 32 and sizes == sorted(sizes, reverse=True) and {16, 8} <= set(sizes), "the seed must show it"
     assert set(seen) == {32} and done.evaluations == whole.evaluations
     assert done.rows_evaluated == sum(2 * size for size in sizes) < whole.rows_evaluated == 32 * whole.evaluations
 
 
 def test_a_block_stops_when_its_last_mask_is_written(params):
-    prompt, valid, canvas, keys = batch_of(rows=4, hints=False)
+    prompt, prompt_mask, canvas, keys = batch_of(rows=4, hints=False)
     canvas[:, 1:4] = 9  # one mask in the first block, none in the second
     canvas[:, 4:] = 8
-    done = decode(params, (prompt, valid, canvas, keys), dataclasses.replace(DECODE, steps=8))
+    done = decode(params, (prompt, prompt_mask, canvas, keys), dataclasses.replace(DECODE, steps=8))
     assert done.evaluations == 1 and done.rows_evaluated == 4
     assert (np.asarray(done.tokens)[:, 1:] == canvas[:, 1:]).all() and not (np.asarray(done.tokens) == MASK).any()
 
@@ -260,15 +260,15 @@ def test_a_row_decodes_alone_as_in_a_batch(params):
     for row in range(8):
         alone = decode(params, tuple(x[row : row + 1] for x in batch))
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
-        np.testing.assert_array_equal(alone.written_at[0], together.written_at[row])
+        np.testing.assert_array_equal(alone.unmask_step[0], together.unmask_step[row])
 
 
 def test_more_left_padding_changes_nothing(params):
-    prompt, valid, canvas, keys = batch_of()
-    padded = decode(params, (np.pad(prompt, ((0, 0), (3, 0))), np.pad(valid, ((0, 0), (3, 0))), canvas, keys))
-    plain = decode(params, (prompt, valid, canvas, keys))
+    prompt, prompt_mask, canvas, keys = batch_of()
+    padded = decode(params, (np.pad(prompt, ((0, 0), (3, 0))), np.pad(prompt_mask, ((0, 0), (3, 0))), canvas, keys))
+    plain = decode(params, (prompt, prompt_mask, canvas, keys))
     np.testing.assert_array_equal(padded.tokens, plain.tokens)
-    np.testing.assert_array_equal(padded.written_at, plain.written_at)
+    np.testing.assert_array_equal(padded.unmask_step, plain.unmask_step)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8)])
@@ -276,11 +276,11 @@ def test_the_mesh_changes_nothing(params, shape, mesh_of):
     batch, mesh = batch_of(), mesh_of(shape)
     plain = decode(params, batch)
     with jax.set_mesh(mesh):
-        rows = put_rows(batch[:3], mesh)
+        rows = shard_batch(batch[:3], mesh)
         sharded = decode(jax.device_put(params, shardings(CFG, mesh)), (*rows, batch[3]))
     # The seed leaves no draw so close to a tie (1e-4 in the logits) that another summation order could turn it.
     np.testing.assert_array_equal(sharded.tokens, plain.tokens)
-    np.testing.assert_array_equal(sharded.written_at, plain.written_at)
+    np.testing.assert_array_equal(sharded.unmask_step, plain.unmask_step)
 
 
 # Knobs
@@ -295,18 +295,18 @@ def test_the_mesh_changes_nothing(params, shape, mesh_of):
 ])  # fmt: skip
 def test_every_knob_has_an_effect(params, change):
     plain, changed = decode(params, batch_of()), decode(params, batch_of(), dataclasses.replace(DECODE, **change))
-    assert not np.array_equal(plain.written_at, changed.written_at)
+    assert not np.array_equal(plain.unmask_step, changed.unmask_step)
     if "block_length" not in change:
         assert not np.array_equal(plain.tokens, changed.tokens)
 
 
 def test_guidance_masks_prompt_and_hints_in_the_unconditional_input(params):
-    prompt, valid, canvas, keys = batch_of(rows=32, length=2, hints=False)
+    prompt, prompt_mask, canvas, keys = batch_of(rows=32, length=2, hints=False)
     canvas[:, 0] = prompt[:, -1]
     setting = DecodeConfig(completion_length=2, block_length=2, steps=1, cfg_scale=3.0)
-    done = decode(params, (prompt, valid, canvas, keys), setting)
+    done = decode(params, (prompt, prompt_mask, canvas, keys), setting)
 
-    everywhere = np.pad(valid, ((0, 0), (0, 2)), constant_values=True)
+    everywhere = np.pad(prompt_mask, ((0, 0), (0, 2)), constant_values=True)
 
     @jax.jit
     def logits(prompt, canvas):

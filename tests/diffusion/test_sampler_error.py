@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpo_jax.diffusion.sampler import begin_rows, completion_keys, sample
+from igpo_jax.diffusion.sampler import completion_keys, initial_state, sample
 from igpo_jax.diffusion.sampler_error import block_errors, divergence, sampler_error
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import shard_batch
 
 MASK = 1
 CFG = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=2, width=32, layers=2, heads=4, kv_heads=2, mlp_width=32)
@@ -53,7 +53,7 @@ def test_the_error_is_made_between_refreshes_only(cache, params):
 
 def test_what_is_measured_is_the_sampler_itself(params):
     """The canvases that are met are those of `sample`."""
-    rows = begin_rows(*batch(), CFG, CACHED)
+    rows = initial_state(*batch(), CFG, CACHED)
     for block in range(2):
         rows, _ = block_errors(params, rows, np.int32(block), CFG, CACHED)
     np.testing.assert_array_equal(rows.tokens, sample(params, *batch(), CFG, CACHED).tokens)
@@ -61,8 +61,8 @@ def test_what_is_measured_is_the_sampler_itself(params):
 
 def test_the_mesh_changes_nothing(params, mesh_of):
     plain, mesh = sampler_error(params, *batch(), CFG, CACHED), mesh_of((2, 2, 2))
-    prompt, valid, canvas, keys = batch()
+    prompt, prompt_mask, canvas, keys = batch()
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings(CFG, mesh))
-        sharded = sampler_error(placed, *put_rows((prompt, valid, canvas), mesh), keys, CFG, CACHED)
+        sharded = sampler_error(placed, *shard_batch((prompt, prompt_mask, canvas), mesh), keys, CFG, CACHED)
     assert sharded["kl"] == pytest.approx(plain["kl"], rel=1e-3) and sharded["changed"] == plain["changed"]

@@ -27,7 +27,7 @@ def test_steps_and_compiled_blocks_write_the_same_tokens_in_the_same_steps(model
     done, _ = watched(model.generate, PROMPTS, **options)
     for one, other in zip(done, model.generate(PROMPTS, **options), strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
-        np.testing.assert_array_equal(one.written_at, other.written_at)
+        np.testing.assert_array_equal(one.unmask_step, other.unmask_step)
         assert one.text == other.text
 
 
@@ -36,8 +36,8 @@ def test_a_template_is_filled_with_the_same_tokens(model):
     [done], steps = watched(model.infill, [template], prompts=["Hello"], **options)
     [expected] = model.infill([template], prompts=["Hello"], **options)
     np.testing.assert_array_equal(done.tokens, expected.tokens)
-    np.testing.assert_array_equal(done.written_at, expected.written_at)
-    given = expected.written_at == HINT
+    np.testing.assert_array_equal(done.unmask_step, expected.unmask_step)
+    given = expected.unmask_step == HINT
     assert [step.number for step in steps] == [HINT, 0, 1, 2]
     for step in steps:
         np.testing.assert_array_equal(step.tokens[0, given], expected.tokens[given])
@@ -51,7 +51,7 @@ def test_every_step_shows_what_it_has_written_and_what_it_thought(model):
         written = before.tokens[0] != step.tokens[0]
         assert (before.tokens[0, written] == model.config.mask_id).all()
         assert (step.tokens[0, written] == done.tokens[written]).all()
-        inside = [i - step.start for i in np.flatnonzero(written) if done.written_at[i] == step.number]
+        inside = [i - step.start for i in np.flatnonzero(written) if done.unmask_step[i] == step.number]
         assert set(inside) <= set(range(8))
         for i in inside:
             token, likeliest = done.tokens[step.start + i], step.likeliest[0, i].tolist()
@@ -68,7 +68,7 @@ def test_a_row_of_end_of_text_ends_as_in_compiled_blocks(model):
     done, steps = watched(model.generate, ["Hello"], hint=hint, **LENGTHS)
     assert (done[0].tokens == model.config.eos_id).all() and len(steps) == 1
     [expected] = model.generate(["Hello"], hint=hint, **LENGTHS)
-    np.testing.assert_array_equal(done[0].written_at, expected.written_at)
+    np.testing.assert_array_equal(done[0].unmask_step, expected.unmask_step)
 
 
 def test_what_the_watcher_raises_ends_the_work(model):

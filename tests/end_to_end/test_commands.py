@@ -180,7 +180,7 @@ def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_fi
         trace = [tokenizer.piece(i) for i in tokenizer.encode(row["trace"])]
         given = [at for at, is_hint in enumerate(row["hint"]) if is_hint]
         assert [row["tokens"][at] for at in given] == [trace[at] for at in given]
-        assert [at for at, step in enumerate(row["written_at"]) if step == -1] == given
+        assert [at for at, step in enumerate(row["unmask_step"]) if step == -1] == given
         for piece in runs_of(row["hint"], row["tokens"]):
             assert piece in row["trace"]
             assert "####" not in piece

@@ -58,7 +58,7 @@ def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished)
     assert card["versions"]["jax"] and card["device"] == "1 x cpu" and card["date"] and "commit" in card
     rows = read_rows(expected[0] / "drawn.jsonl")
     assert len(rows) == 7 and [c["draw"] for c in rows[0]["completions"]] == [0, 1, 2]
-    assert set(rows[0]["completions"][0]) == {"draw", "text", "stated", "reward", "correct", "outcome", "steps"}
+    assert set(rows[0]["completions"][0]) == {"draw", "text", "extracted_answer", "reward", "correct", "outcome", "steps"}
 
 
 @pytest.mark.parametrize("flags, devices", [

@@ -12,7 +12,7 @@ from igpo_jax.data.pipeline import batches
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment, read_config
 from igpo_jax.run.metrics import MetricsWriter, read_rows
-from igpo_jax.stages.hint_state import UNKNOWN
+from igpo_jax.stages.hint_state import NO_SOLUTION
 from run_log import untimed
 
 # Rewards by chance: the tiny model is right too rarely to find solutions of its own.
@@ -97,7 +97,7 @@ def test_a_damaged_newest_checkpoint_takes_its_memory_with_it(chance, undisturbe
 def test_the_run_has_something_to_remember(undisturbed):
     """So that the comparisons above see it."""
     rows = iterations(undisturbed)
-    centres = [row["hint/centre"] for row in rows]
+    centres = [row["hint/ratio_center"] for row in rows]
     assert len(rows) == 6 and len(set(centres)) > 2
     assert sum("hint/rescue_rate" in row for row in rows) >= 3 and "hint/rescue_rate" not in rows[0]
     assert any(PROMPTS < row["sampler/prompts"] < MOST * PROMPTS for row in rows)
@@ -110,21 +110,21 @@ def test_the_memory_holds_correct_completions_only(undisturbed, chance, monkeypa
 
     experiment = open_experiment(read_config(undisturbed), undisturbed)
     _, memory = saved_memory(undisturbed)
-    known = memory[:, 0] != UNKNOWN
-    assert known.sum() > 5 and (memory[~known] == UNKNOWN).all()
+    known = memory[:, 0] != NO_SOLUTION
+    assert known.sum() > 5 and (memory[~known] == NO_SOLUTION).all()
     for problem, tokens in zip(experiment.rl_data.problems, memory, strict=True):
-        if tokens[0] != UNKNOWN:
+        if tokens[0] != NO_SOLUTION:
             assert reward(problem, experiment.graded_text(tokens)) == 1.0
 
 
 def test_ratios_follow_the_centre_that_the_log_has(undisturbed):
-    centre, width = 0.4, 0.4
+    hint_ratio_center, width = 0.4, 0.4
     for row in iterations(undisturbed):
         if "hint/ratio" in row:
-            assert max(centre - width / 2, 0) <= row["hint/ratio"] <= min(centre + width / 2, 1)
+            assert max(hint_ratio_center - width / 2, 0) <= row["hint/ratio"] <= min(hint_ratio_center + width / 2, 1)
         else:
-            assert row["hint/centre"] == pytest.approx(centre), "it moves after second tries only"
-        centre = row["hint/centre"]
+            assert row["hint/ratio_center"] == pytest.approx(hint_ratio_center), "it moves after second tries only"
+        hint_ratio_center = row["hint/ratio_center"]
 
 
 def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(undisturbed):
@@ -149,7 +149,7 @@ def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(un
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_by_default_there_is_one_batch_and_no_memory(finished):
     rows = iterations(finished)
-    assert {row["sampler/prompts"] for row in rows} == {8} and not any("hint/centre" in row for row in rows)
+    assert {row["sampler/prompts"] for row in rows} == {8} and not any("hint/ratio_center" in row for row in rows)
     with Checkpoints(finished / "checkpoints/rl", keep=2, reading=True) as checkpoints:
         _, loaded = checkpoints._newest_readable({"progress": None})
     assert set(loaded["progress"]) == {"key"}

@@ -19,9 +19,9 @@ def test_the_devices_that_are_here(command):
 
 @pytest.mark.parametrize("arguments, message", [
     (("--config.rl.prompts=7",), "rl.prompts / rl.microbatches = 7 is not a multiple of mesh.data * mesh.fsdp = 8"),
-    (("--config.rl.rollout_slices=8", "--config.rl.group_size=4"),
-     "rl.prompts * rl.group_size / rl.rollout_slices = 4 is not a multiple of mesh.data * mesh.fsdp = 8"),
-    (("--config.rl.rollout_slices=3",), "rl.prompts=8 is not a multiple of rl.rollout_slices=3"),
+    (("--config.rl.rollout_chunks=8", "--config.rl.group_size=4"),
+     "rl.prompts * rl.group_size / rl.rollout_chunks = 4 is not a multiple of mesh.data * mesh.fsdp = 8"),
+    (("--config.rl.rollout_chunks=3",), "rl.prompts=8 is not a multiple of rl.rollout_chunks=3"),
     (("--programs=nothing",), "there are sft, heldout, sample"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(command, arguments, message):

@@ -94,7 +94,7 @@ def test_parameters_alone_are_checked_too(saved, tmp_path):
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     abstract = {"w": jax.ShapeDtypeStruct((300, 40), jnp.float32, sharding=jnp.zeros(1).sharding)}
-    with Checkpoints(folder, keep=3, reading=True) as checkpoints:
+    with Checkpoints(folder, keep=3, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params(abstract)
     assert step == 1
     np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])

@@ -109,9 +109,9 @@ def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_pat
         "good. Try a smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
     )
     rows = read_rows(workdir / "metrics.jsonl")
-    assert [(row["update/skipped"], row["update/skipped_in_a_row"]) for row in rows] == [(2, 0), (1, 0), (15, 15)]
+    assert [(row["update/skipped"], row["update/consecutive_skips"]) for row in rows] == [(2, 0), (1, 0), (15, 15)]
     assert all(row["sft/loss"] > 0 for row in rows) and rows[-1]["sft/grad_norm"] is None
-    assert {name: array.shape[0] for name, array in np.load(batch).items()} == {"tokens": 64, "valid": 64, "completion": 64}
+    assert {name: array.shape[0] for name, array in np.load(batch).items()} == {"tokens": 64, "prompt_mask": 64, "completion": 64}
     # The same command comes to the same end, and with a higher limit it goes on.
     assert last_line(command("train", f"--config={config}", f"--workdir={workdir}", *SHORT)) == last_line(process)
     more = ("--config.skip_limit=16", "--config.rl.iterations=3")
@@ -130,7 +130,7 @@ def test_an_rl_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     assert f"parameters and loss are, the gradient of blocks.query is not. Its batch is in {batch}; the checkpoint " in message
     assert f"{workdir}/checkpoints/rl/2 is good" in message
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if "policy/loss" in row]
-    assert [(row["update/skipped"], row["update/skipped_in_a_row"]) for row in rows] == [(1, 1), (1, 1), (2, 3)]
+    assert [(row["update/skipped"], row["update/consecutive_skips"]) for row in rows] == [(1, 1), (1, 1), (2, 3)]
     assert None not in (rows[0]["policy/grad_norm"], rows[1]["policy/grad_norm"]) and rows[2]["policy/grad_norm"] is None
     saved = np.load(batch)
     assert saved["groups.completions"].shape[:2] == (8, 8) and "reference" in saved and "old" in saved

@@ -10,7 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.model import sharding
+from igpo_jax.config import check_divisibility
+from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.plan.programs import planned_model, programs
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
@@ -92,8 +93,8 @@ def build(config: ConfigDict) -> str:
     """
     try:
         settings = configuration.parse(config)
-        model = sharding.sized_for(planned_model(settings)[0], MESH)
-        sharding.check_divisibility(settings, model, make_mesh(**settings.mesh, devices=jax.devices()[:1]))
+        model = with_head_chunk(planned_model(settings)[0], MESH)
+        check_divisibility(settings, model, make_mesh(**settings.mesh, devices=jax.devices()[:1]))
         programs(settings, model, MESH)
         task = load_task(settings.task.name)
         if "test_problems" in settings.task and settings.task.get("test", "") == "":

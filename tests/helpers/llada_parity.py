@@ -59,7 +59,7 @@ class Case(NamedTuple):
     name: str
     decode: DecodeConfig
     prompt: np.ndarray
-    valid: np.ndarray
+    attention_mask: np.ndarray
     trace: np.ndarray  # [steps + 1, b, t]
     out: np.ndarray
     gumbel: np.ndarray | None
@@ -144,14 +144,14 @@ class Fixture:
         decode = DecodeConfig(**{key: value for key, value in kwargs.items() if key in fields})
 
         array = {key: self(f"generate/{name}/{key}") for key in ("prompt", "trace", "out")}
-        valid = self.arrays["generate.npz"].get(f"{name}/attention_mask", np.ones_like(array["prompt"])).astype(bool)
+        attention_mask = self.arrays["generate.npz"].get(f"{name}/attention_mask", np.ones_like(array["prompt"])).astype(bool)
         gumbel = uniform = None
         if decode.temperature > 0:
             with np.errstate(divide="ignore"):  # a uniform draw can be 0
                 gumbel = -np.log(-np.log(self(f"generate/{name}/uniform_noise_f64"))).astype(np.float32)
         if decode.remasking == "random":
             uniform = self(f"generate/{name}/uniform_conf_f32")
-        return Case(name, decode, valid=valid, gumbel=gumbel, uniform=uniform, **array)
+        return Case(name, decode, attention_mask=attention_mask, gumbel=gumbel, uniform=uniform, **array)
 
 
 # Weights
@@ -215,15 +215,15 @@ def named(text: str, problem: str, names: list[str]) -> str:
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def logits_of(params, tokens, valid, cfg):
-    return unembed(params, forward(params, tokens, valid, cfg), cfg)
+def logits_of(params, tokens, attention_mask, cfg):
+    return unembed(params, forward(params, tokens, attention_mask, cfg), cfg)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def internals(params, tokens, cfg):
     """What the first block computes on its way, by the functions that it is made of; `out` by the block itself."""
     layer = jax.tree.map(lambda w: w[0], params["blocks"])
-    x, valid = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
+    x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
     rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
     linear, found = functools.partial(transformer._linear, layer=layer), {}
 
@@ -235,24 +235,24 @@ def internals(params, tokens, cfg):
     for name, ours in (("q", "query"), ("k", "key"), ("v", "value")):
         found[f"{name}_proj"] = linear(h, name=ours)
     found["q_rope"], found["k_rope"] = rotated(found["q_proj"]), rotated(found["k_proj"])
-    found["attn_out"] = transformer._attention(h, layer, valid, rope, cfg)[0]
+    found["attn_out"] = transformer._attention(h, layer, attention_mask, rope, cfg)[0]
     h = found["ff_norm"] = rms_norm(x + found["attn_out"], layer["mlp_norm"], cfg.norm_epsilon)
     found["ff_proj"], found["up_proj"] = linear(h, name="gate"), linear(h, name="up")
     found["ff_out"] = linear(jax.nn.silu(found["ff_proj"]) * found["up_proj"], name="down")
-    found["out"] = transformer._block(x, layer, valid=valid, rope=rope, cfg=cfg)[0]
+    found["out"] = transformer._block(x, layer, attention_mask=attention_mask, rope=rope, cfg=cfg)[0]
     return found
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def hidden_of(params, tokens, cfg):
     """[layers + 1, b, t, d]: the embeddings, after every block but the last, and after the final norm."""
-    x, valid = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
+    x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
     rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
     states = [x]
     for layer in range(cfg.layers - 1):
         weights = jax.tree.map(lambda w, layer=layer: w[layer], params["blocks"])
-        states.append(transformer._block(states[-1], weights, valid=valid, rope=rope, cfg=cfg)[0])
-    return jnp.stack([*states, forward(params, tokens, valid, cfg)])
+        states.append(transformer._block(states[-1], weights, attention_mask=attention_mask, rope=rope, cfg=cfg)[0])
+    return jnp.stack([*states, forward(params, tokens, attention_mask, cfg)])
 
 
 def difference(ours, theirs, limit: float = ACTIVATIONS) -> Outcome:
@@ -277,14 +277,14 @@ def logits(fixture: Fixture, prefix: str = "") -> Outcome:
     expected, tokens = fixture(f"forward/{prefix}logits"), fixture("forward/input_ids")
     if prefix == "long_":
         tokens = fixture("forward/long_input_ids")
-    valid = compared = np.ones(tokens.shape, bool)
+    attention_mask = compared = np.ones(tokens.shape, bool)
     if prefix == "bool_bias_":
         bias = fixture("forward/bool_bias")[:, 0]  # [1 or b, t, t]
-        valid = np.broadcast_to(bias, (len(tokens), *bias.shape[1:]))
-        compared = valid.any(axis=2)
+        attention_mask = np.broadcast_to(bias, (len(tokens), *bias.shape[1:]))
+        compared = attention_mask.any(axis=2)
     elif f"{prefix}mask" in fixture.arrays["forward.npz"]:
-        valid = compared = fixture(f"forward/{prefix}mask").astype(bool)  # what a pad itself sees means nothing
-    ours = np.asarray(logits_of(fixture.params, tokens, valid, fixture.cfg))
+        attention_mask = compared = fixture(f"forward/{prefix}mask").astype(bool)  # what a pad itself sees means nothing
+    ours = np.asarray(logits_of(fixture.params, tokens, attention_mask, fixture.cfg))
     return difference(ours[compared], expected[compared])
 
 
@@ -358,11 +358,11 @@ def gradients(fixture: Fixture) -> Outcome:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode", "may_write_mask"))
-def reference_step(params, x, valid, given, within, count, gumbel, uniform, cfg, decode, may_write_mask):
+def reference_step(params, x, attention_mask, given, within, count, gumbel, uniform, cfg, decode, may_write_mask):
     """One step of the released sampler (llada.md 6.3) over whole rows [b, t]; `within` [t]: up to the block's end."""
-    logits = logits_of(params, x, valid, cfg)
+    logits = logits_of(params, x, attention_mask, cfg)
     if decode.cfg_scale > 0:
-        nothing = logits_of(params, jnp.where(given, cfg.mask_id, x), valid, cfg)
+        nothing = logits_of(params, jnp.where(given, cfg.mask_id, x), attention_mask, cfg)
         logits = nothing + (decode.cfg_scale + 1) * (logits - nothing)
     if not may_write_mask:
         logits = logits.at[..., cfg.mask_id].set(-jnp.inf)
@@ -380,7 +380,7 @@ def reference_trace(params, case: Case, cfg, may_write_mask: bool = True) -> np.
     """
     decode, (rows, prompt_length) = case.decode, case.prompt.shape
     x = np.concatenate([case.prompt, np.full((rows, decode.completion_length), cfg.mask_id, np.int32)], axis=1)
-    valid = np.concatenate([case.valid, np.ones((rows, decode.completion_length), bool)], axis=1)
+    attention_mask = np.concatenate([case.attention_mask, np.ones((rows, decode.completion_length), bool)], axis=1)
     given, trace, per_block = x != cfg.mask_id, [x], decode.steps // decode.blocks
     for step in range(decode.steps):
         begin = prompt_length + step // per_block * decode.block_length
@@ -389,7 +389,7 @@ def reference_trace(params, case: Case, cfg, may_write_mask: bool = True) -> np.
             masks = (x[:, begin:end] == cfg.mask_id).sum(axis=1)
         count, within = transfer_count(masks, step % per_block, per_block), np.arange(x.shape[1]) < end
         noise = (None if all_of is None else all_of[step] for all_of in (case.gumbel, case.uniform))
-        x = np.asarray(reference_step(params, x, valid, given, within, count, *noise, cfg, decode, may_write_mask))
+        x = np.asarray(reference_step(params, x, attention_mask, given, within, count, *noise, cfg, decode, may_write_mask))
         trace.append(x)
     return np.stack(trace)
 
@@ -412,8 +412,8 @@ def our_trace(params, case: Case, cfg) -> np.ndarray:
     """The same of `sample`, made from when it wrote each token."""
     rows, length = len(case.prompt), case.decode.completion_length
     keys, canvas = jax.random.split(jax.random.key(0), rows), np.full((rows, length), cfg.mask_id, np.int32)
-    done = sample(params, case.prompt, case.valid, canvas, keys, cfg, case.decode)
-    states = [np.where(done.written_at < step, done.tokens, cfg.mask_id) for step in range(case.decode.steps + 1)]
+    done = sample(params, case.prompt, case.attention_mask, canvas, keys, cfg, case.decode)
+    states = [np.where(done.unmask_step < step, done.tokens, cfg.mask_id) for step in range(case.decode.steps + 1)]
     return np.stack([np.concatenate([case.prompt, state], axis=1) for state in states])
 
 

@@ -252,8 +252,8 @@ def _write_run(folder: pathlib.Path) -> None:
     metrics += [{"step": step, "stage": "rl", **dict.fromkeys(numbers, 0.5)} for step in (2, 3)]
     metrics += [{"step": 3, "stage": "rl", "eval/accuracy": 0.5, "eval/problems": 4.0}]
     rollout = {
-        "step": 2, "problem_id": 7, "try": "hinted", "question": "2 + 2?", "answer": "4", "text": "# 4", "trace": "# 4", "stated": "4",
-        "tokens": ["#", " 4"], "written_at": [-1, 0], "hint": [True, False], "end": 2, "reward": 1.0, "rescued": True, "correct": True,
+        "step": 2, "problem_id": 7, "try": "hinted", "question": "2 + 2?", "answer": "4", "text": "# 4", "trace": "# 4", "extracted_answer": "4",
+        "tokens": ["#", " 4"], "unmask_step": [-1, 0], "hint": [True, False], "end": 2, "reward": 1.0, "rescued": True, "correct": True,
     }  # fmt: skip
     rollouts = [rollout, rollout | {"rescued": False, "try": "first", "hint": [False, False]}]
     for name, rows in (
@@ -346,7 +346,7 @@ def _read_answer(folder: pathlib.Path) -> None:
     for rule in ("box", "number", "any"):
         assert isinstance(extract(text, rule), str | None)
     problem = Problem("p", "", "2", "", (), "")
-    assert math.reward(problem, text, released=True) in (0.0, 1.0)
+    assert math.reward(problem, text, reference_code=True) in (0.0, 1.0)
     assert 0 <= released.format_reward(text) <= 0.75
     assert words.reward(problem, text) in (0.0, 1.0) and arithmetic.reward(problem, text) in (0.0, 1.0)
     assert 0 <= countdown.reward(dataclasses.replace(problem, answer="1 2 3 -> 6"), text) <= 1

@@ -16,11 +16,11 @@ def batch_of(rows=8, prompt_length=5, length=8, hints=True):
     """Random prompts with some padding, and a canvas with some hints."""
     draw = np.random.default_rng(1)
     prompt = draw.integers(3, CFG.vocab_size, (rows, prompt_length), dtype=np.int32)
-    valid = np.arange(prompt_length) >= draw.integers(0, 3, rows)[:, None]
+    prompt_mask = np.arange(prompt_length) >= draw.integers(0, 3, rows)[:, None]
     given = (draw.uniform(size=(rows, length)) < 0.25) & hints
     canvas = np.where(given, draw.integers(3, CFG.vocab_size, (rows, length)), MASK).astype(np.int32)
     keys = completion_keys(jax.random.key(3), np.arange(rows, dtype=np.uint32), np.zeros(rows, np.uint32), 0)
-    return prompt, valid, canvas, keys
+    return prompt, prompt_mask, canvas, keys
 
 
 def decode(params, batch, decode=DECODE, cfg=CFG):

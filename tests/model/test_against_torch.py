@@ -130,8 +130,8 @@ def test_logits_loss_and_gradients_with_grouped_heads(tmp_path, mesh, tied):
             lambda params: sft_loss(params, tokens[:, :0], np.ones((3, 0), bool), tokens, corruption, cfg)
         ))(params)  # fmt: skip
     assert float(loss) == pytest.approx(expected.item(), abs=1e-5)
-    wanted = load_params(tmp_path / "gradients", cfg, mesh)
-    for (path, have), want in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(wanted), strict=True):
+    expected = load_params(tmp_path / "gradients", cfg, mesh)
+    for (path, have), want in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(have - want) <= 1e-3 * np.linalg.norm(want), jax.tree_util.keystr(path)
 
 

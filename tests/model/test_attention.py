@@ -17,65 +17,65 @@ def inputs(rows=4, length=2 * LANES, heads=4, kv_heads=2, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 4)
     q, weight = (jax.random.normal(key, (rows, length, heads, H), dtype) for key in keys[:2])
     k, v = (jax.random.normal(key, (rows, length, kv_heads, H), dtype) for key in keys[2:])
-    valid = np.arange(length) >= np.array([0, 1, LANES, LANES + 7])[:rows, None]  # padding on the left
-    return (q, k, v), valid, weight * valid[..., None, None]  # nobody reads what comes out at padding
+    attention_mask = np.arange(length) >= np.array([0, 1, LANES, LANES + 7])[:rows, None]  # padding on the left
+    return (q, k, v), attention_mask, weight * attention_mask[..., None, None]  # nobody reads what comes out at padding
 
 
-def value_and_gradients(attention, arguments, valid, weight):
+def value_and_gradients(attention, arguments, attention_mask, weight):
     def loss(q, k, v):
-        a = attention(q, k, v, valid)
+        a = attention(q, k, v, attention_mask)
         return jnp.sum(a.astype(jnp.float32) * weight), a
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
 
 
-def assert_close(have, want, valid, tolerance):
+def assert_close(have, want, attention_mask, tolerance):
     (_, a), gradients = have
     (_, expected), expected_gradients = want
     scale = float(jnp.abs(expected.astype(jnp.float32)).max())
     np.testing.assert_allclose(
-        np.asarray(a, np.float32)[valid], np.asarray(expected, np.float32)[valid], atol=tolerance * scale
+        np.asarray(a, np.float32)[attention_mask], np.asarray(expected, np.float32)[attention_mask], atol=tolerance * scale
     )
     for gradient, of in zip(gradients, expected_gradients, strict=True):
         of = np.asarray(of, np.float32)
         np.testing.assert_allclose(np.asarray(gradient, np.float32), of, atol=tolerance * np.abs(of).max())
 
 
-def splash(q, k, v, valid):
-    return splash_attention(q, k, v, valid, interpret=True)
+def splash(q, k, v, attention_mask):
+    return splash_attention(q, k, v, attention_mask, interpret=True)
 
 
-def xla(q, k, v, valid):
-    return attend(q, k, v, valid, "xla")
+def xla(q, k, v, attention_mask):
+    return attend(q, k, v, attention_mask, "xla")
 
 
-def differentiated(q, k, v, valid):
+def differentiated(q, k, v, attention_mask):
     """jax's attention, by jax's own differentiation."""
-    mask = valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]
+    mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask))
 
 
-def some_to_some(valid):
+def some_to_some(attention_mask):
     """Which position may look at which, others in every row: itself and some more, padding at none."""
-    sees = np.random.default_rng(0).random((*valid.shape, valid.shape[-1])) < 0.3
-    return (sees | np.eye(valid.shape[-1], dtype=bool)) & valid[:, None] & valid[..., None]
+    sees = np.random.default_rng(0).random((*attention_mask.shape, attention_mask.shape[-1])) < 0.3
+    return (sees | np.eye(attention_mask.shape[-1], dtype=bool)) & attention_mask[:, None] & attention_mask[..., None]
 
 
 @pytest.mark.parametrize("valid_axes", [2, 3])
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
 def test_own_gradients_are_those_of_differentiation(heads, kv_heads, valid_axes):
-    arguments, valid, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
-    sees = valid if valid_axes == 2 else some_to_some(valid)
+    arguments, attention_mask, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
+    sees = attention_mask if valid_axes == 2 else some_to_some(attention_mask)
     results = [value_and_gradients(attention, arguments, sees, weight) for attention in (xla, differentiated)]
-    assert_close(*results, valid, 2e-6)
+    assert_close(*results, attention_mask, 2e-6)
 
 
 @pytest.mark.parametrize("peak, shift", [(1, 0), (8, 0), (1, 10), (8, 10)])
 @pytest.mark.parametrize("valid_axes", [2, 3])
 def test_own_gradients_in_bfloat16_are_as_near_to_float32_as_those_of_differentiation(valid_axes, peak, shift):
     """Also where attention is peaked, and where keys and values have much in common, which gradients must not contain."""
-    (q, k, v), valid, weight = inputs(length=24)
-    sees = valid if valid_axes == 2 else some_to_some(valid)
+    (q, k, v), attention_mask, weight = inputs(length=24)
+    sees = attention_mask if valid_axes == 2 else some_to_some(attention_mask)
     low = tuple(x.astype(jnp.bfloat16) for x in (q * peak, k + shift, v + shift))
     _, exact = value_and_gradients(xla, tuple(x.astype(jnp.float32) for x in low), sees, weight)
 
@@ -90,58 +90,58 @@ def test_own_gradients_in_bfloat16_are_as_near_to_float32_as_those_of_differenti
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2)])
 @pytest.mark.parametrize("shape", [(2, 1, 2), (1, 2, 2), (1, 4, 1)])
 def test_own_gradients_on_meshes(shape, heads, kv_heads, mesh_of):
-    arguments, valid, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
+    arguments, attention_mask, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
     with jax.set_mesh(mesh := mesh_of(shape)):
         by_heads = NamedSharding(mesh, P(BATCH, None, "tensor"))
-        have = value_and_gradients(xla, jax.device_put(arguments, by_heads), valid, weight)
+        have = value_and_gradients(xla, jax.device_put(arguments, by_heads), attention_mask, weight)
     assert all(gradient.sharding.is_equivalent_to(by_heads, 4) for gradient in have[1])
-    assert_close(have, value_and_gradients(differentiated, arguments, valid, weight), valid, 2e-6)
+    assert_close(have, value_and_gradients(differentiated, arguments, attention_mask, weight), attention_mask, 2e-6)
 
 
 def test_queries_of_a_window_look_at_whole_rows():
-    (q, k, v), valid, weight = inputs(length=24)
+    (q, k, v), attention_mask, weight = inputs(length=24)
     window = np.s_[:, 8:15]
 
-    def of_window(q, k, v, valid):
-        return attend(q[window], k, v, valid, "xla")
+    def of_window(q, k, v, attention_mask):
+        return attend(q[window], k, v, attention_mask, "xla")
 
-    def of_whole(q, k, v, valid):
-        return differentiated(q, k, v, valid)[window]
+    def of_whole(q, k, v, attention_mask):
+        return differentiated(q, k, v, attention_mask)[window]
 
-    np.testing.assert_allclose(of_window(q, k, v, valid), of_whole(q, k, v, valid), atol=1e-6)
-    results = [value_and_gradients(attention, (q, k, v), valid, weight[window]) for attention in (of_window, of_whole)]
-    assert_close(*results, valid[window], 2e-6)
+    np.testing.assert_allclose(of_window(q, k, v, attention_mask), of_whole(q, k, v, attention_mask), atol=1e-6)
+    results = [value_and_gradients(attention, (q, k, v), attention_mask, weight[window]) for attention in (of_window, of_whole)]
+    assert_close(*results, attention_mask[window], 2e-6)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
 def test_splash_equals_xla_forward_and_backward(heads, kv_heads):
-    arguments, valid, weight = inputs(heads=heads, kv_heads=kv_heads)
-    results = [value_and_gradients(attention, arguments, valid, weight) for attention in (splash, xla)]
-    assert_close(*results, valid, 2e-5)
+    arguments, attention_mask, weight = inputs(heads=heads, kv_heads=kv_heads)
+    results = [value_and_gradients(attention, arguments, attention_mask, weight) for attention in (splash, xla)]
+    assert_close(*results, attention_mask, 2e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2), (1, 4, 1)])
 def test_splash_equals_xla_on_meshes(shape, mesh_of):
-    arguments, valid, weight = inputs()
+    arguments, attention_mask, weight = inputs()
     with jax.set_mesh(mesh_of(shape)):
-        results = [value_and_gradients(attention, arguments, valid, weight) for attention in (splash, xla)]
-    assert_close(*results, valid, 2e-5)
+        results = [value_and_gradients(attention, arguments, attention_mask, weight) for attention in (splash, xla)]
+    assert_close(*results, attention_mask, 2e-5)
 
 
 def test_splash_takes_lengths_that_are_no_power_of_two():
-    arguments, valid, weight = inputs(rows=1, length=7 * LANES, heads=1, kv_heads=1)
-    results = [value_and_gradients(attention, arguments, valid, weight) for attention in (splash, xla)]
-    assert_close(*results, valid, 2e-5)
+    arguments, attention_mask, weight = inputs(rows=1, length=7 * LANES, heads=1, kv_heads=1)
+    results = [value_and_gradients(attention, arguments, attention_mask, weight) for attention in (splash, xla)]
+    assert_close(*results, attention_mask, 2e-5)
 
 
 def test_splash_in_bfloat16_is_as_near_to_float32_as_xla():
-    (q, k, v), valid, weight = inputs()
-    exact = value_and_gradients(xla, (q, k, v), valid, weight)
+    (q, k, v), attention_mask, weight = inputs()
+    exact = value_and_gradients(xla, (q, k, v), attention_mask, weight)
     low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
     for attention in (splash, xla):
-        have = value_and_gradients(attention, low, valid, weight)
+        have = value_and_gradients(attention, low, attention_mask, weight)
         assert have[0][1].dtype == jnp.bfloat16
-        assert_close(have, exact, valid, 0.03)
+        assert_close(have, exact, attention_mask, 0.03)
 
 
 @pytest.mark.parametrize("length, head, valid_axes, message", [
@@ -162,12 +162,12 @@ def test_cudnn_takes_what_it_is_given(valid_axes, monkeypatch):
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000, raising=False)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda *_: True, raising=False)
-    (q, k, v), valid, _ = inputs(dtype=jnp.bfloat16)
+    (q, k, v), attention_mask, _ = inputs(dtype=jnp.bfloat16)
     if valid_axes == 3:
-        valid = valid[:, None] & valid[:, :, None]
+        attention_mask = attention_mask[:, None] & attention_mask[:, :, None]
 
     def loss(q, k, v):
-        return jnp.sum(attend(q, k, v, jnp.asarray(valid), "cudnn").astype(jnp.float32))
+        return jnp.sum(attend(q, k, v, jnp.asarray(attention_mask), "cudnn").astype(jnp.float32))
 
     gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, k, v)
     assert [g.shape for g in gradients] == [x.shape for x in (q, k, v)]
@@ -175,8 +175,8 @@ def test_cudnn_takes_what_it_is_given(valid_axes, monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cudnn runs on GPUs; benchmarks/gpu.sh runs this test")
 def test_cudnn_equals_xla_forward_and_backward():
-    (q, k, v), valid, weight = inputs()
-    exact = value_and_gradients(xla, (q, k, v), valid, weight)
+    (q, k, v), attention_mask, weight = inputs()
+    exact = value_and_gradients(xla, (q, k, v), attention_mask, weight)
     low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
-    have = value_and_gradients(lambda q, k, v, valid: attend(q, k, v, valid, "cudnn"), low, valid, weight)
-    assert_close(have, exact, valid, 0.03)
+    have = value_and_gradients(lambda q, k, v, attention_mask: attend(q, k, v, attention_mask, "cudnn"), low, attention_mask, weight)
+    assert_close(have, exact, attention_mask, 0.03)

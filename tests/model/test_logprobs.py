@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.logprobs import HEAD, token_log_probs, token_scores
 from igpo_jax.model.transformer import ModelConfig, init, shardings, unembed
-from igpo_jax.runtime.mesh import BATCH, put_rows
+from igpo_jax.runtime.mesh import BATCH, shard_batch
 
 CFG = ModelConfig(
     vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7
@@ -93,7 +93,7 @@ def test_log_probs_and_gradients_equal_those_of_whole_logits(shape, mesh_of):
     else:
         mesh = mesh_of(shape)
         with jax.set_mesh(mesh):
-            have = gradients(chunked, jax.device_put(params, shardings(CFG, mesh)), *put_rows((hidden, targets), mesh))
+            have = gradients(chunked, jax.device_put(params, shardings(CFG, mesh)), *shard_batch((hidden, targets), mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), have, expected)
 
 

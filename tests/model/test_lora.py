@@ -13,7 +13,7 @@ import safetensors.numpy
 from igpo_jax.diffusion.corruption import mask_count, sft_loss
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
-from igpo_jax.model.lora import ALL_LINEAR, REF_TARGETS, LoraConfig, attach, merge
+from igpo_jax.model.lora import ALL_LINEAR, REFERENCE_CODE_TARGETS, LoraConfig, attach, merge
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.weights.huggingface import llada_config, tensor_names
 from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, export_peft, import_peft
@@ -50,7 +50,7 @@ def test_output_equals_the_base_exactly_at_first(dtype, base, batch):
     np.testing.assert_array_equal(forward(attach(base, fresh, LORA), *batch, cfg), forward(base, *batch, cfg))
 
 
-@pytest.mark.parametrize("targets", [ALL_LINEAR, REF_TARGETS])
+@pytest.mark.parametrize("targets", [ALL_LINEAR, REFERENCE_CODE_TARGETS])
 def test_merged_equals_attached(targets, base, adapters, batch):
     lora = dataclasses.replace(LORA, targets=targets)
     some = {target: adapters[target] for target in targets}
@@ -90,11 +90,11 @@ def test_a_small_adapter_is_not_lost_beside_a_product_in_bfloat16():
 
 
 def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch):
-    tokens, valid = batch
+    tokens, attention_mask = batch
     corrupted = mask_count(jax.random.key(4), 3, 6)
 
     def loss(params):
-        return sft_loss(params, tokens[:, :6], valid[:, :6], tokens[:, 6:], corrupted, CFG)
+        return sft_loss(params, tokens[:, :6], attention_mask[:, :6], tokens[:, 6:], corrupted, CFG)
 
     found = jax.jit(jax.grad(lambda trained: loss(attach(base, trained, LORA))))(adapters)
     full = jax.jit(jax.grad(loss))(merge(base, adapters, LORA))["blocks"]

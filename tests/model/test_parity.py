@@ -34,8 +34,8 @@ def restore(folder: pathlib.Path) -> None:
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     (folder / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
-    for name, wanted in SHA256.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == wanted
+    for name, out_slice in SHA256.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == out_slice
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpo_jax.model import transformer
+from igpo_jax.model import sharding, transformer
 from igpo_jax.model.transformer import ModelConfig, abstract, embed, shardings, unembed, weight_decay_mask
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.weights.folders import load_params
@@ -32,18 +32,18 @@ def test_left_padding_does_not_change_valid_positions():
     plain = forward(params, tokens, all_valid(tokens), CFG)
     for filler in (0, 7):  # what lies under the padding is irrelevant
         padded = jnp.pad(tokens, ((0, 0), (5, 0)), constant_values=filler)
-        valid = jnp.pad(all_valid(tokens), ((0, 0), (5, 0)))
-        np.testing.assert_allclose(forward(params, padded, valid, CFG)[:, 5:], plain, atol=2e-5)
+        attention_mask = jnp.pad(all_valid(tokens), ((0, 0), (5, 0)))
+        np.testing.assert_allclose(forward(params, padded, attention_mask, CFG)[:, 5:], plain, atol=2e-5)
 
 
 def test_every_position_sees_every_valid_position():
     params, tokens = init(jax.random.key(1), CFG), jnp.arange(3, 13)[None]  # distinct, so that a row is a position
-    valid = all_valid(tokens).at[0, 2].set(False)
+    attention_mask = all_valid(tokens).at[0, 2].set(False)
 
     @jax.jit
     def outputs(shift):
         shifted = params | {"embedding": params["embedding"].at[tokens[0]].add(shift)}
-        return forward(shifted, tokens, valid, CFG)[0].sum(-1)
+        return forward(shifted, tokens, attention_mask, CFG)[0].sum(-1)
 
     seen = np.abs(jax.jacobian(outputs)(jnp.zeros((10, CFG.width)))).sum(-1) > 1e-7
     expected = np.ones((10, 10), bool)
@@ -90,7 +90,7 @@ def test_init_abstract_and_shardings_agree(tied_head, param_dtype, mesh_of):
 
 
 def test_a_logical_axis_without_a_rule_is_an_error(mesh, monkeypatch):
-    monkeypatch.delitem(transformer.SHARDING_RULES, "mlp")
+    monkeypatch.delitem(sharding.SHARDING_RULES, "mlp")
     with pytest.raises(KeyError, match="mlp"):
         shardings(CFG, mesh)
 
@@ -146,10 +146,10 @@ def test_logits_equal_those_of_the_released_llada(case, mesh):
     """test_parity.py does more of this."""
     recorded, cfg = np.load(FIXTURE / "forward.npz"), folder_model_config(FIXTURE / "bf16_sharded")
     params, tokens = load_params(FIXTURE / "bf16_sharded", cfg, mesh), recorded["input_ids"].astype(np.int32)
-    valid = recorded["leftpad_mask"].astype(bool) if case else np.ones(tokens.shape, bool)
-    logits = unembed(params, forward(params, tokens, valid, cfg), cfg)
+    attention_mask = recorded["leftpad_mask"].astype(bool) if case else np.ones(tokens.shape, bool)
+    logits = unembed(params, forward(params, tokens, attention_mask, cfg), cfg)
     # Rows of padding see nothing that matters; the fixture has finite nonsense there.
-    np.testing.assert_allclose(logits[valid], recorded[f"{case}logits"][valid], atol=2e-4)
+    np.testing.assert_allclose(logits[attention_mask], recorded[f"{case}logits"][attention_mask], atol=2e-4)
 
 
 @pytest.mark.parametrize("rows", [8, 3], ids=["rows that divide", "rows that do not"])

@@ -35,7 +35,7 @@ NUMERICS = {
 )
 def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypatch):
     """Arguments and residents, against the arrays that live on a device when an iteration calls each program."""
-    values = {"sft__updates": 0, "rl__iterations": 1, "rl__prompts": 8, "rl__rollout_slices": 2}
+    values = {"sft__updates": 0, "rl__iterations": 1, "rl__prompts": 8, "rl__rollout_chunks": 2}
     values |= {"model__width": 128, "model__mlp_width": 256} | NUMERICS[numerics]
     assert_planned(config_of(TINY, **values), mesh_of(shape), tmp_path, monkeypatch)
 
@@ -84,7 +84,7 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
 
     elsewhere = on_first()
     monkeypatch.setattr(rollout, "sample", watched("sample", rollout.sample))
-    monkeypatch.setattr(stage, "score", watched("score", stage.score))
+    monkeypatch.setattr(stage, "compute_logprobs", watched("score", stage.compute_logprobs))
     make_update = stage.make_update
     monkeypatch.setattr(stage, "make_update", lambda *args: watched("update", make_update(*args)))
     monkeypatch.setattr(decoding, "sample", watched("evaluate", decoding.sample))

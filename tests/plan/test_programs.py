@@ -7,8 +7,10 @@ import jax
 import pytest
 
 from igpo_jax.diffusion.sampler import block_flops
-from igpo_jax.model import sharding
+from igpo_jax.model import logprobs
+from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.transformer import forward_flops
+from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
 from igpo_jax.plan.__main__ import as_text
 from igpo_jax.plan.devices import topology_devices
@@ -25,7 +27,7 @@ def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     wide = {"model__width": 64, "model__heads": 4, "model__kv_heads": 2, "model__mlp_width": 192, "model__layers": 3}
     settings = settings_of(model__remat=remat, model__head_chunk=4096, rl__group_size=8, **wide)
     mesh = mesh_of(shape)
-    result = planning.plan(settings, mesh, ["update"])
+    result = advice.plan(settings, mesh, ["update"])
     model, _ = planning.planned_model(settings)
     length = settings.rollout_decode.completion_length
     row = forward_flops(model, settings.data.prompt_buckets[-1] + length, length)
@@ -38,7 +40,7 @@ def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
 
 def test_sampling_is_counted_through_all_its_steps(mesh):
     settings = settings_of()
-    record = planning.plan(settings, mesh, ["sample"])["programs"][0]
+    record = advice.plan(settings, mesh, ["sample"])["programs"][0]
     model, _ = planning.planned_model(settings)
     decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
     row = forward_flops(model, settings.data.prompt_buckets[-1] + decode.completion_length, decode.block_length)
@@ -48,7 +50,7 @@ def test_sampling_is_counted_through_all_its_steps(mesh):
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
     exact, settings = settings_of(), settings_of(sampler__cache=cache, sampler__steps=16)
-    records = {record["name"]: record for record in planning.plan(settings, mesh, ["sample", "probe"])["programs"]}
+    records = {record["name"]: record for record in advice.plan(settings, mesh, ["sample", "probe"])["programs"]}
     model, _ = planning.planned_model(settings)
     decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
     length = settings.data.prompt_buckets[-1] + decode.completion_length
@@ -60,30 +62,30 @@ def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
 
 
 def test_the_remat_that_fits_and_is_fastest_is_named(mesh, monkeypatch):
-    found = planning.remat_choice(settings_of(model__layers=6), mesh)
+    found = advice.remat_choice(settings_of(model__layers=6), mesh)
     assert list(found["programs"]) == ["none", "dots", "full"] and found["choice"] == "none"
     peaks = [record["peak_gib"] for record in found["programs"].values()]
     assert peaks[0] > peaks[2], "recomputing must save something here"
-    monkeypatch.setattr(planning, "device_memory_gib", lambda device: (peaks[0] + peaks[2]) / 2 / planning.MOST)
-    assert planning.remat_choice(settings_of(model__layers=6), mesh)["choice"] in ("dots", "full")
-    monkeypatch.setattr(planning, "device_memory_gib", lambda device: 0.0)
-    assert planning.remat_choice(settings_of(model__layers=6), mesh)["choice"] is None
+    monkeypatch.setattr(advice, "device_memory_gib", lambda device: (peaks[0] + peaks[2]) / 2 / advice.MOST)
+    assert advice.remat_choice(settings_of(model__layers=6), mesh)["choice"] in ("dots", "full")
+    monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.0)
+    assert advice.remat_choice(settings_of(model__layers=6), mesh)["choice"] is None
 
 
 def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
     model, _ = planning.planned_model(settings_of())
     llada = dataclasses.replace(planning.LLADA_8B, head_chunk=0)
     kind = mesh_of((1, 1, 1)).devices.flat[0].device_kind
-    monkeypatch.setattr(sharding, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
-    assert sharding.sized_for(model, mesh_of((1, 1, 1))).head_chunk == sharding.MOST_CHUNK
-    assert sharding.sized_for(llada, mesh_of((1, 1, 1))).head_chunk == 512
-    assert sharding.sized_for(llada, mesh_of((1, 2, 4))).head_chunk == 2048
-    assert sharding.sized_for(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1))).head_chunk == 64
+    monkeypatch.setattr(logprobs, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
+    assert with_head_chunk(model, mesh_of((1, 1, 1))).head_chunk == logprobs.MOST_CHUNK
+    assert with_head_chunk(llada, mesh_of((1, 1, 1))).head_chunk == 512
+    assert with_head_chunk(llada, mesh_of((1, 2, 4))).head_chunk == 2048
+    assert with_head_chunk(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1))).head_chunk == 64
 
 
 def test_peaks_are_the_sums_of_their_parts(mesh_of):
     mesh, settings = mesh_of((1, 4, 2)), settings_of(rl__prompts=16, evaluation__batch_size=16)
-    result = planning.plan(settings, mesh)
+    result = advice.plan(settings, mesh)
     assert [record["name"] for record in result["programs"]] == PROGRAMS
     assert result["fits"] and all(record["used"] for record in result["programs"])
     for record in result["programs"]:
@@ -99,15 +101,15 @@ def test_a_model_folder_that_cannot_be_used_is_an_error(tmp_path):
 
 
 def test_what_a_run_does_not_have_does_not_count(mesh):
-    result = planning.plan(settings_of(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])
+    result = advice.plan(settings_of(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])
     sft, update = result["programs"]
     assert not sft["used"] and update["used"] and sft["peak_gib"] > update["peak_gib"] == result["peak_gib"]
 
 
 def test_a_verdict_names_three_changes_of_the_configuration(mesh, monkeypatch):
-    monkeypatch.setattr(planning, "device_memory_gib", lambda device: 0.001)
+    monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.001)
     settings = settings_of(model__layers=4, sft__updates=0, model__compute_dtype="bfloat16")
-    result = planning.plan(settings, mesh)
+    result = advice.plan(settings, mesh)
     assert not result["fits"]
     assert len(result["advice"]) == 3
     saved = [entry["saves_about_gib"] for entry in result["advice"]]
@@ -128,7 +130,7 @@ def test_estimates_are_the_published_peaks(mesh):
 
 def test_unknown_programs_are_named(mesh):
     with pytest.raises(ValueError, match="--programs=upate: there are sft, heldout, sample"):
-        planning.plan(settings_of(), mesh, ["upate"])
+        advice.plan(settings_of(), mesh, ["upate"])
 
 
 def test_without_the_tpu_compiler_it_says_what_to_install(monkeypatch):

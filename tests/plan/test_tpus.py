@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from igpo_jax.model import sharding
+from igpo_jax.config import check_divisibility
 from igpo_jax.model.transformer import forward_flops
+from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
@@ -45,7 +46,7 @@ def test_attention_is_lowered_for_tpus(attention):
     settings = settings_of(model__attention=attention, **wide, **lengths)
     mesh = make_mesh(devices=topology_devices("v5e:2x2", 1))
     model, _ = planning.planned_model(settings)
-    sharding.check_divisibility(settings, model, mesh)
+    check_divisibility(settings, model, mesh)
     for program in planning.programs(settings, model, mesh):
         if program.name in ("sample", "update"):
             with jax.set_mesh(mesh):
@@ -59,13 +60,13 @@ def test_kernels_run_where_they_can():
     model, _ = planning.planned_model(settings)
     here = make_mesh(devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="model.attention='splash' runs on tpu, not on cpu"):
-        sharding.check_divisibility(settings, model, here)
+        check_divisibility(settings, model, here)
     there = make_mesh(devices=topology_devices("v5e:2x2", 1))
     with pytest.raises(ValueError, match="prompt bucket"):
-        sharding.check_divisibility(settings, model, there)
+        check_divisibility(settings, model, there)
     settings = settings_of(model__attention="splash", data__prompt_buckets=(112,))
     with pytest.raises(ValueError, match="the head size = 16 is not a multiple of the lanes"):
-        sharding.check_divisibility(settings, planning.planned_model(settings)[0], there)
+        check_divisibility(settings, planning.planned_model(settings)[0], there)
 
 
 @needs_tpu_compiler
@@ -75,7 +76,7 @@ def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     them recomputed) and a backward pass that needs no gradients of frozen matrices."""
     settings = settings_of(CONFIGS / "math.py")
     mesh = make_mesh(**settings.mesh, devices=topology_devices("v5e:2x4", 1))
-    result = planning.plan(settings, mesh, ["sample", "update"])
+    result = advice.plan(settings, mesh, ["sample", "update"])
     assert result["fits"] and result["peak_gib"] < 0.9 * 15.75
     sample, update = result["programs"]
     model = planning.LLADA_8B
@@ -86,6 +87,6 @@ def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     per_prompt = update["flops"] * 8 / settings.rl.prompts
     assert 0.9 * 3 * row < per_prompt < 1.3 * (3 * row + 4 * adapters)
     decode = settings.rollout_decode
-    steps = decode.steps // decode.blocks * settings.rl.prompts // settings.rl.rollout_slices
+    steps = decode.steps // decode.blocks * settings.rl.prompts // settings.rl.rollout_chunks
     rows = forward_flops(model, 640 + 256, 32) + adapters
     assert sample["flops"] * 8 == pytest.approx(steps * settings.rl.group_size * rows, rel=0.05)

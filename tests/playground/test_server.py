@@ -54,7 +54,7 @@ def test_the_stream_has_a_step_each_and_ends_in_what_generate_says(client, model
     assert filled(events) == [model.tokenizer.piece(token) for token in expected.tokens]
     for event in events[2:-1]:
         for position, text, probability, alternatives in event["written"]:
-            assert expected.written_at[position] == event["step"]
+            assert expected.unmask_step[position] == event["step"]
             assert 0 <= probability <= 1 and len(alternatives) == 5
             named = [share for piece, share in alternatives if piece == text]  # bytes of a character look alike
             assert not named or probability in named

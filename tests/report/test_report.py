@@ -30,7 +30,7 @@ def rl_row(step):
         "reward/first_try", "reward/final", "groups/all_wrong_before", "groups/all_wrong_after",
         "groups/all_correct", "hint/rescue_rate", "hint/ratio", "hint/tokens", "hint/replaced",
         "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/ratio_mean", "policy/loss",
-        "policy/grad_norm", "groups/distinct", "hint/centre", "time/total", "time/rollout",
+        "policy/grad_norm", "groups/distinct", "hint/ratio_center", "time/total", "time/rollout",
         "time/reward", "time/score", "time/update",
         "speed/tokens_per_second",
     ]  # fmt: skip
@@ -45,9 +45,9 @@ def rollout_row(step, attempt="first", rescued=False, question="1+1=", **others)
     return {
         "step": step, "try": attempt, "problem_id": "p",
         "question": question, "answer": "2", "trace": "1+1=2",
-        "tokens": ["2", "<eos>", "<eos>"], "written_at": [1, -1 if attempt == "hinted" else 0, 0],
+        "tokens": ["2", "<eos>", "<eos>"], "unmask_step": [1, -1 if attempt == "hinted" else 0, 0],
         "hint": [False, attempt == "hinted", False], "reward": 1.0, "correct": True, "outcome": "ok",
-        "text": "2", "stated": "2", "rescued": rescued, "end": 1,
+        "text": "2", "extracted_answer": "2", "rescued": rescued, "end": 1,
     } | others  # fmt: skip
 
 
@@ -129,11 +129,11 @@ def test_an_empty_run_and_one_without_hints_have_a_report(run):
 
 
 def test_the_text_of_problems_and_completions_cannot_become_markup(run):
-    attacked = rollout_row(6, question=ATTACK, text=ATTACK, stated=ATTACK, tokens=[ATTACK, "<eos>", "<eos>"])
+    attacked = rollout_row(6, question=ATTACK, text=ATTACK, extracted_answer=ATTACK, tokens=[ATTACK, "<eos>", "<eos>"])
     text = run(RUN, [attacked], name=ATTACK)
     data = embedded(text)["rollouts"]
     (row,) = next(iter(data["runs"].values()))
-    assert {row["question"], row["text"], row["stated"], data["pieces"][row["tokens"][0]]} == {ATTACK}
+    assert {row["question"], row["text"], row["extracted_answer"], data["pieces"][row["tokens"][0]]} == {ATTACK}
 
     class Tags(html.parser.HTMLParser):
         seen = []
@@ -148,7 +148,7 @@ def test_the_text_of_problems_and_completions_cannot_become_markup(run):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_path):
     attack = "</script><script>document.title = 'attacked'</script><img src=x onerror=\"document.title='attacked'\">"
-    run(RUN, [rollout_row(6, question=attack, text=attack, stated=attack, trace=attack, tokens=[attack, "<eos>", "<eos>"])])
+    run(RUN, [rollout_row(6, question=attack, text=attack, extracted_answer=attack, trace=attack, tokens=[attack, "<eos>", "<eos>"])])
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
@@ -203,7 +203,7 @@ def test_all_rollouts_are_shown_while_they_fit():
 
 
 def test_rollouts_that_are_too_many_are_thinned_from_begin_to_end():
-    long = {"tokens": ["word<"] * 500, "written_at": list(range(500)), "hint": [False] * 500, "text": "word<" * 500}
+    long = {"tokens": ["word<"] * 500, "unmask_step": list(range(500)), "hint": [False] * 500, "text": "word<" * 500}
     rows = [rollout_row(step, **long) for step in range(900)]
     embedded = embedded_rollouts({"a": rows, "b": rows, "none": []})
     assert set(embedded["runs"]) == {"a", "b"} and embedded["pieces"] == ["word<"]
@@ -214,11 +214,11 @@ def test_rollouts_that_are_too_many_are_thinned_from_begin_to_end():
 
 def test_rollouts_of_earlier_versions_are_shown_without_what_they_lack():
     old = rollout_row(1, "hinted")
-    for key in ("correct", "outcome", "stated"):
+    for key in ("correct", "outcome", "extracted_answer"):
         del old[key]
     first, second = embedded_rollouts({"a": [old, old | {"reward": 0.1}]})["runs"]["a"]
     assert first["correct"] and not second["correct"]
-    assert "stated" not in first and first["hint"] == [1]
+    assert "extracted_answer" not in first and first["hint"] == [1]
 
 
 def test_smoothing_keeps_lines_and_lowers_noise():

@@ -12,7 +12,7 @@ import pytest
 from igpo_jax.diffusion.sampler import HINT, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, unembed
-from igpo_jax.rl.likelihood import GroupBatch, combine, score, views_of
+from igpo_jax.rl.likelihood import GroupBatch, combine, compute_logprobs, views_of
 from igpo_jax.rl.objective import ObjectiveConfig
 
 MASK, EOS, LENGTH, P_LENGTH = 1, 2, 4, 3
@@ -66,18 +66,18 @@ def estimates(objective, of_masks):
     shape = (ROWS, GROUP, LENGTH)
     batch = GroupBatch(
         prompt=np.tile(PROMPT, (ROWS, 1)),
-        valid=np.ones((ROWS, P_LENGTH), bool),
+        prompt_mask=np.ones((ROWS, P_LENGTH), bool),
         problem_id=np.arange(ROWS, dtype=np.uint32),
         completions=np.broadcast_to(COMPLETION, shape),
-        written_at=np.zeros(shape, np.int32),
-        in_loss=np.ones(shape, bool),
+        unmask_step=np.zeros(shape, np.int32),
+        loss_mask=np.ones(shape, bool),
         advantages=np.full(shape[:2], -1, np.float32),
     )
     views = jax.tree.map(lambda x: x[0], views_of(jax.random.key(0), batch, objective))
     number = np.asarray(views.masked) @ (1 << np.arange(LENGTH))
     log_probs = of_masks[number]
-    scores = np.asarray(combine(log_probs, views.weight, batch.advantages, objective), np.float64).reshape(-1, LENGTH)
-    return scores.sum(axis=1), scores
+    logprobs = np.asarray(combine(log_probs, views.weight, batch.advantages, objective), np.float64).reshape(-1, LENGTH)
+    return logprobs.sum(axis=1), logprobs
 
 
 @pytest.mark.parametrize("estimator, samples", RANDOM)
@@ -85,8 +85,8 @@ def test_lower_bounds_are_unbiased_for_any_order(estimator, samples):
     lower, _ = exact(table())
     found, of_tokens = estimates(ObjectiveConfig(estimator, samples, inner_steps=1), table())
     assert abs(found.mean() - lower) < 4 * found.std() / math.sqrt(len(found)) + 1e-9
-    spread = of_tokens.std(axis=0) / math.sqrt(len(found))
-    np.testing.assert_array_less(np.abs(of_tokens.mean(axis=0) - orders(table()).mean(axis=0)), 4 * spread + 1e-9)
+    canonical_sharding = of_tokens.std(axis=0) / math.sqrt(len(found))
+    np.testing.assert_array_less(np.abs(of_tokens.mean(axis=0) - orders(table()).mean(axis=0)), 4 * canonical_sharding + 1e-9)
 
 
 def variances(of_masks):
@@ -170,9 +170,9 @@ def test_the_upper_bound_is_for_negative_advantages_and_has_finite_gradients():
     weight = jnp.asarray(draw.uniform(size=(1, 3, 2, 5)) < 0.4, jnp.float32).at[:, :, :, 0].set(0)  # never masked
     objective = ObjectiveConfig("elbo", 3, upper_weight=0.7, upper_power=1.5)
     advantages = jnp.array([[1.0, -1.0]])
-    scores = combine(log_probs, weight, advantages, objective)
-    np.testing.assert_allclose(scores[:, 0], jnp.sum(weight * log_probs, axis=1)[:, 0], rtol=1e-6)
-    assert (scores[0, :, 0] == 0).all()
+    logprobs = combine(log_probs, weight, advantages, objective)
+    np.testing.assert_allclose(logprobs[:, 0], jnp.sum(weight * log_probs, axis=1)[:, 0], rtol=1e-6)
+    assert (logprobs[0, :, 0] == 0).all()
     gradient = jax.grad(lambda x: combine(x, weight, advantages, objective).sum())(log_probs)
     assert np.isfinite(gradient).all() and (np.asarray(gradient)[weight == 0] == 0).all()
 
@@ -183,29 +183,29 @@ def test_the_upper_bound_is_for_negative_advantages_and_has_finite_gradients():
 def trace_batch(decode, canvas, rows=8):
     """Completions of one prompt, sampled, as a batch; and the scores under `trace` with one view for every step."""
     params = make_params()
-    prompt, valid = np.tile(PROMPT, (rows, 1)), np.ones((rows, P_LENGTH), bool)
+    prompt, prompt_mask = np.tile(PROMPT, (rows, 1)), np.ones((rows, P_LENGTH), bool)
     number = np.arange(rows, dtype=np.uint32)
     keys = completion_keys(jax.random.key(1), number, number, 0)
-    done = jax.device_get(sample(params, prompt, valid, np.tile(canvas, (rows, 1)), keys, CFG, decode))
+    done = jax.device_get(sample(params, prompt, prompt_mask, np.tile(canvas, (rows, 1)), keys, CFG, decode))
     shape = (rows, 1, decode.completion_length)
     return GroupBatch(
-        prompt, valid, number, done.tokens.reshape(shape), done.written_at.reshape(shape), np.ones(shape, bool),
+        prompt, prompt_mask, number, done.tokens.reshape(shape), done.unmask_step.reshape(shape), np.ones(shape, bool),
         np.ones(shape[:2], np.float32),
     )  # fmt: skip
 
 
 def replayed(batch, row):
     """Log-probabilities, step by step: the canvas before each step goes through the network."""
-    tokens, written_at = batch.completions[row, 0], batch.written_at[row, 0]
-    scores = np.zeros(len(tokens))
-    for step in np.unique(written_at[written_at != HINT]):
-        canvas = np.where(written_at >= step, MASK, tokens)
+    tokens, unmask_step = batch.completions[row, 0], batch.unmask_step[row, 0]
+    logprobs = np.zeros(len(tokens))
+    for step in np.unique(unmask_step[unmask_step != HINT]):
+        canvas = np.where(unmask_step >= step, MASK, tokens)
         whole = np.concatenate([batch.prompt[row], canvas])[None]
         hidden = jax.jit(forward, static_argnums=3)(make_params(), whole, np.ones(whole.shape, bool), CFG)
         table = np.asarray(jax.nn.log_softmax(unembed(make_params(), hidden[:, P_LENGTH:], CFG)))[0]
-        now = written_at == step
-        scores[now] = table[now, tokens[now]]
-    return scores
+        now = unmask_step == step
+        logprobs[now] = table[now, tokens[now]]
+    return logprobs
 
 
 @pytest.mark.parametrize("hinted", [False, True])
@@ -216,10 +216,10 @@ def test_a_trace_without_merged_steps_is_what_the_sampler_did(hinted, per_step, 
     if hinted:
         canvas[[2, 5]] = 6
     batch = trace_batch(decode, canvas)
-    scores = score(make_params(), make_params(), batch, jax.random.key(0), CFG, ObjectiveConfig("trace", 8), mesh)
+    logprobs = compute_logprobs(make_params(), make_params(), batch, jax.random.key(0), CFG, ObjectiveConfig("trace", 8), mesh)
     for row in range(len(batch.completions)):
-        np.testing.assert_allclose(scores.old[0, row, 0], replayed(batch, row), atol=1e-4)
-    np.testing.assert_array_equal(scores.in_loss[0], batch.written_at != HINT)
+        np.testing.assert_allclose(logprobs.old[0, row, 0], replayed(batch, row), atol=1e-4)
+    np.testing.assert_array_equal(logprobs.loss_mask[0], batch.unmask_step != HINT)
 
 
 def test_merged_steps_score_every_generated_token_once(mesh):
@@ -227,7 +227,7 @@ def test_merged_steps_score_every_generated_token_once(mesh):
     batch = trace_batch(decode, np.array([MASK, 6, *[MASK] * 6], np.int32))
     for samples in (1, 2, 3):
         views = jax.tree.map(lambda x: x[0], views_of(jax.random.key(0), batch, ObjectiveConfig("trace", samples)))
-        np.testing.assert_array_equal(views.weight.sum(axis=1), batch.written_at != HINT)
+        np.testing.assert_array_equal(views.weight.sum(axis=1), batch.unmask_step != HINT)
         assert (np.asarray(views.weight) <= views.masked).all() and not views.masked[..., 1].any()
         left = np.asarray(views.masked).sum(axis=-1)
         assert (np.diff(left, axis=1) < 0).all() and (left[:, 0] == 7).all()
@@ -237,7 +237,7 @@ def test_with_one_view_a_trace_without_hints_is_the_mean_field(mesh):
     decode = DecodeConfig(completion_length=8, block_length=4, steps=8, temperature=1.0)
     batch = trace_batch(decode, np.full(8, MASK, np.int32))
     one, other = (
-        score(make_params(), make_params(), batch, jax.random.key(0), CFG, ObjectiveConfig(estimator), mesh).old
+        compute_logprobs(make_params(), make_params(), batch, jax.random.key(0), CFG, ObjectiveConfig(estimator), mesh).old
         for estimator in ("trace", "mean_field")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)

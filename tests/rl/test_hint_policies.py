@@ -26,7 +26,7 @@ from igpo_jax.rl.rollout import (
     rollout,
 )
 from igpo_jax.run.experiment import open_experiment
-from igpo_jax.stages.hint_state import UNKNOWN, first_centre, remember, with_own_solutions
+from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_solution_bank, with_own_solutions
 from igpo_jax.tasks.reward_pool import Grades
 from run_configs import tiny
 
@@ -52,7 +52,7 @@ def prompts(first_id: int = 100, width: int = 5) -> PromptBatch:
     return PromptBatch(
         problem_id=np.arange(first_id, first_id + PROBLEMS, dtype=np.uint32),
         tokens=draw.integers(3, 16, (PROBLEMS, 5)).astype(np.int32)[:, -width:],
-        valid=np.ones((PROBLEMS, width), bool),
+        prompt_mask=np.ones((PROBLEMS, width), bool),
         trace=draw.integers(3, 16, (PROBLEMS, LENGTH)).astype(np.int32),
         trace_length=np.full(PROBLEMS, 10, np.int32),
         hintable=np.arange(LENGTH)[None].repeat(PROBLEMS, 0) < 10,
@@ -104,7 +104,7 @@ def test_without_hints_a_second_try_is_another_sample(params, mesh):
     assert not result.second.hint.any() and (result.second.ratio == 0).all()
     batch = take_rows(prompts(), result.triggered)
     n = len(result.triggered)
-    rows = [np.repeat(x, GROUP, axis=0) for x in (batch.tokens, batch.valid)]
+    rows = [np.repeat(x, GROUP, axis=0) for x in (batch.tokens, batch.prompt_mask)]
     problem, completion = np.repeat(batch.problem_id, GROUP), np.tile(np.arange(GROUP, dtype=np.uint32), n)
     keys = completion_keys(jax.random.key(7), problem, completion, SECOND_TRY)
     canvas = np.full((n * GROUP, LENGTH), MASK, np.int32)
@@ -140,13 +140,13 @@ def test_a_prefix_ends_before_the_first_token_that_may_not_be_shown(params, mesh
     "inpainting", [HINTS, InpaintingConfig(policy="prefix", ratio_min=0.5, ratio_max=0.8)], ids=["chunks", "prefix"]
 )
 def test_ratios_lie_around_the_centre_and_nothing_is_compiled_again(inpainting, params, mesh):
-    middle = first_centre(inpainting)
+    middle = initial_hint_ratio_center(inpainting)
     np.testing.assert_allclose(ratio_range(middle, inpainting), ratio_range(None, inpainting), atol=1e-6)
     run(params, mesh, inpainting=inpainting)
     compiled = inpaint._cache_size()
-    for centre in (0.0, 0.1, middle, 0.95, 1.0):
-        ratio = run(params, mesh, inpainting=inpainting, centre=centre).second.ratio
-        assert max(centre - 0.15, 0) - 1e-6 <= ratio.min() < ratio.max() <= min(centre + 0.15, 1) + 1e-6
+    for hint_ratio_center in (0.0, 0.1, middle, 0.95, 1.0):
+        ratio = run(params, mesh, inpainting=inpainting, hint_ratio_center=hint_ratio_center).second.ratio
+        assert max(hint_ratio_center - 0.15, 0) - 1e-6 <= ratio.min() < ratio.max() <= min(hint_ratio_center + 0.15, 1) + 1e-6
     assert inpaint._cache_size() == compiled
 
 
@@ -171,22 +171,22 @@ def test_without_a_solution_of_its_own_a_problem_has_no_second_try(params, mesh)
 @given(st.integers(0, 2**31))
 def test_the_memory_holds_the_newest_correct_completion_of_every_problem(seed):
     draw = np.random.default_rng(seed)
-    memory, expected = np.full((6, 5), UNKNOWN, np.int32), {}
+    solution_bank, expected = np.full((6, 5), NO_SOLUTION, np.int32), {}
     for _ in range(4):
         rows = draw.permutation(6)[:3]
         tokens = draw.integers(1, 5, (3, 4, 5)).astype(np.int32)  # 1 is EOS
         correct = draw.uniform(size=(3, 4)) < 0.3
-        before = memory.copy()
-        after = remember(memory, rows, tokens, correct, EOS)
-        np.testing.assert_array_equal(memory, before)
-        memory = after
+        before = solution_bank.copy()
+        after = update_solution_bank(solution_bank, rows, tokens, correct, EOS)
+        np.testing.assert_array_equal(solution_bank, before)
+        solution_bank = after
         for row, group, right in zip(rows, tokens.tolist(), correct, strict=True):
             for completion, is_right in zip(group, right, strict=True):
                 if is_right:
                     end = completion.index(EOS) if EOS in completion else 5
                     expected[row] = completion[:end] + [EOS] * (5 - end)
     for row in range(6):
-        assert memory[row].tolist() == expected.get(row, [UNKNOWN] * 5)
+        assert solution_bank[row].tolist() == expected.get(row, [NO_SOLUTION] * 5)
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +196,11 @@ def experiment(tmp_path_factory):
 
 def memory_of(experiment, texts: dict[int, str]) -> np.ndarray:
     """{row of the problem: completion}"""
-    memory = np.full_like(experiment.rl_data.prompts.trace, UNKNOWN)
+    solution_bank = np.full_like(experiment.rl_data.prompts.trace, NO_SOLUTION)
     for row, text in texts.items():
         tokens = experiment.tokenizer.encode(text)
-        memory[row] = tokens + [experiment.tokenizer.eos_id] * (memory.shape[1] - len(tokens))
-    return memory
+        solution_bank[row] = tokens + [experiment.tokenizer.eos_id] * (solution_bank.shape[1] - len(tokens))
+    return solution_bank
 
 
 OWN = {3: "# 43 63=63", 7: "~ ab cd=??", 8: "# 12=12", 9: "63=63", 10: ""}
@@ -216,7 +216,7 @@ def test_own_solutions_are_shown_up_to_the_answer(experiment):
         assert experiment.tokenizer.decode(found.trace[row, :length].tolist()) == SHOWN.get(place, "")
         assert (found.hintable[row] == (np.arange(found.trace.shape[1]) < length)).all()
     assert found.trace.dtype == found.trace_length.dtype == np.int32
-    assert_same((found.tokens, found.valid, found.problem_id), (batch.tokens, batch.valid, batch.problem_id))
+    assert_same((found.tokens, found.prompt_mask, found.problem_id), (batch.tokens, batch.prompt_mask, batch.problem_id))
 
 
 def test_with_the_released_switch_own_solutions_are_shown_whole(experiment):
@@ -233,14 +233,14 @@ def test_no_hint_of_an_own_solution_shows_its_answer(policy, experiment):
     sizes = {"chunk_min": 1, "chunk_max": 2} if policy == "chunks" else {}
     cfg = InpaintingConfig(policy=policy, source="own", ratio_min=0.0, ratio_max=1.0, **sizes)
     batch = with_own_solutions(experiment, experiment.rl_data.prompts, memory_of(experiment, OWN))
-    canvas = np.full((len(batch.trace) * 64, batch.trace.shape[1]), UNKNOWN, np.int32)
+    canvas = np.full((len(batch.trace) * 64, batch.trace.shape[1]), NO_SOLUTION, np.int32)
     solution = batch.trace, batch.trace_length, batch.hintable
     filled, hint, _ = map(np.asarray, inpaint(jax.random.key(0), batch.problem_id, canvas, *solution, 64, cfg))
     shown = hint.reshape(len(batch.trace), 64, -1).any(axis=1)
     for row, places in enumerate(shown):
         allowed = len(SHOWN.get(row, ""))
         assert places[: max(allowed - 1, 0)].all() and not places[allowed:].any(), "no more; nearly all, in 64 draws"
-    assert (filled == np.repeat(batch.trace, 64, axis=0))[hint].all() and (filled[~hint] == UNKNOWN).all()
+    assert (filled == np.repeat(batch.trace, 64, axis=0))[hint].all() and (filled[~hint] == NO_SOLUTION).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,11 +284,11 @@ def test_several_batches_become_one(params, mesh):
     places = [(0, 0), (1, 2), (2, 0), (2, 2)]
     for row, (part, group) in enumerate(places):
         taken, of = take_rows(groups, row), take_rows(jax.tree.map(np.asarray, parts[part].groups), group)
-        assert_same(taken.replace(prompt=0, valid=0), of.replace(prompt=0, valid=0))
-        np.testing.assert_array_equal(groups.prompt[row][groups.valid[row]], of.prompt[of.valid])
+        assert_same(taken.replace(prompt=0, prompt_mask=0), of.replace(prompt=0, prompt_mask=0))
+        np.testing.assert_array_equal(groups.prompt[row][groups.prompt_mask[row]], of.prompt[of.prompt_mask])
         assert_same(take_rows(merged.first, row), take_rows(parts[part].first, group))
         assert_same(merged.replaced[row], parts[part].replaced[group])
-    assert not groups.valid[1, :2].any() and groups.valid[[0, 2, 3]].all()
+    assert not groups.prompt_mask[1, :2].any() and groups.prompt_mask[[0, 2, 3]].all()
     # The second tries of those that are left, beside their groups.
     assert merged.triggered.tolist() == [0, 2, 3]
     for row, (part, again) in enumerate([(0, 0), (2, 0), (2, 2)]):

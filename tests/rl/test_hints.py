@@ -24,11 +24,11 @@ from igpo_jax.rl.hints import (
     revealed_count,
     segment,
 )
-from igpo_jax.stages.hint_state import first_centre, next_centre, showable
+from igpo_jax.stages.hint_state import hintable_prefix_length, initial_hint_ratio_center, next_hint_ratio_center
 from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 
 MASK = 0
-REF = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
+REFERENCE_CODE = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
 
 
 def chunks_of(pieces):
@@ -225,7 +225,7 @@ def test_more_is_shown_where_the_ratio_is_larger():
 
 
 def test_ratio_zero_shows_nothing():
-    for cfg in (InpaintingConfig(ratio_min=0, ratio_max=0), dataclasses.replace(REF, ratio_min=0, ratio_max=0)):
+    for cfg in (InpaintingConfig(ratio_min=0, ratio_max=0), dataclasses.replace(REFERENCE_CODE, ratio_min=0, ratio_max=0)):
         _, canvas, is_hint, _ = run_inpaint(cfg)
         assert not is_hint.any() and (canvas == MASK).all()
 
@@ -269,7 +269,7 @@ def test_the_released_switch_always_reveals_the_last_chunk():
 
 
 def test_the_released_switch_keeps_the_tail_of_the_canvas_free():
-    cfg = dataclasses.replace(REF, ratio_min=1, ratio_max=1)
+    cfg = dataclasses.replace(REFERENCE_CODE, ratio_min=1, ratio_max=1)
     _, _, is_hint, _ = run_inpaint(cfg, trace_length=np.full(PROBLEMS, LENGTH, np.int32))
     assert not is_hint[:, :, LENGTH - FREE_TAIL :].any()
     assert is_hint[:, :, : LENGTH - FREE_TAIL - 4].all()
@@ -315,36 +315,36 @@ share = st.floats(0, 1)
 
 @settings(deadline=None)
 @given(share, share, st.floats(0, 3))
-def test_the_centre_moves_towards_one_half_correct(centre, correct, step):
+def test_the_centre_moves_towards_one_half_correct(hint_ratio_center, correct, step):
     cfg = dataclasses.replace(MOVING, curriculum=step)
-    centre = float(np.float32(centre))
-    moved = next_centre(centre, correct, cfg)
+    hint_ratio_center = float(np.float32(hint_ratio_center))
+    moved = next_hint_ratio_center(hint_ratio_center, correct, cfg)
     assert 0 <= moved <= 1
-    assert moved == pytest.approx(np.clip(centre + step * (0.5 - correct), 0, 1), abs=1e-6)
-    assert (moved - centre) * (0.5 - correct) >= 0
-    assert next_centre(centre, 0.5, cfg) == centre, "one half stays"
+    assert moved == pytest.approx(np.clip(hint_ratio_center + step * (0.5 - correct), 0, 1), abs=1e-6)
+    assert (moved - hint_ratio_center) * (0.5 - correct) >= 0
+    assert next_hint_ratio_center(hint_ratio_center, 0.5, cfg) == hint_ratio_center, "one half stays"
     # As it comes back from the log, and from another process, which is told a float32.
     assert json.loads(json.dumps(moved)) == moved == float(np.float32(moved))
 
 
 @pytest.mark.parametrize("hardness", [0.3, 1.0, 2.5])
 def test_the_curriculum_finds_the_ratio_of_half_success(hardness):
-    centre = first_centre(MOVING)
-    assert centre == pytest.approx(0.4)
+    hint_ratio_center = initial_hint_ratio_center(MOVING)
+    assert hint_ratio_center == pytest.approx(0.4)
     for _ in range(200):
-        centre = next_centre(centre, centre**hardness, MOVING)
-    assert centre**hardness == pytest.approx(0.5, abs=1e-3)
+        hint_ratio_center = next_hint_ratio_center(hint_ratio_center, hint_ratio_center**hardness, MOVING)
+    assert hint_ratio_center**hardness == pytest.approx(0.5, abs=1e-3)
 
 
 @settings(deadline=None)
 @given(share, share, share)
-def test_ratios_keep_their_width_within_bounds(centre, one, other):
+def test_ratios_keep_their_width_within_bounds(hint_ratio_center, one, other):
     cfg = InpaintingConfig(ratio_min=min(one, other), ratio_max=max(one, other))
     width = cfg.ratio_max - cfg.ratio_min
     assert ratio_range(None, cfg) == (cfg.ratio_min, width)
-    least, found = ratio_range(centre, cfg)
+    least, found = ratio_range(hint_ratio_center, cfg)
     assert 0 <= least and 0 <= found <= width + 1e-12 and least + found <= 1 + 1e-12
-    assert least == max(centre - width / 2, 0) and least + found == pytest.approx(min(centre + width / 2, 1))
+    assert least == max(hint_ratio_center - width / 2, 0) and least + found == pytest.approx(min(hint_ratio_center + width / 2, 1))
 
 
 def test_other_ratios_are_no_other_program():
@@ -370,7 +370,7 @@ def test_other_ratios_are_no_other_program():
     ("1", None, ""), ("", None, ""), ("", "5", ""),
 ])  # fmt: skip
 def test_own_completions_are_shown_up_to_the_first_place_of_the_answer(text, answer, shown):
-    assert text[: showable(list(text), "".join, lambda said: answer)] == shown
+    assert text[: hintable_prefix_length(list(text), "".join, lambda said: answer)] == shown
 
 
 @pytest.fixture(scope="module", params=["char", "unigram", "bpe"])
@@ -387,7 +387,7 @@ def test_nothing_of_the_answer_is_shown_whatever_the_tokens(tokenizer, text, beg
     tokens = tokenizer.encode(text)
     said = tokenizer.decode(tokens)
     answer = said[begin : begin + size]
-    shown = showable(tokens, tokenizer.decode, lambda given: answer if given == said else None)
+    shown = hintable_prefix_length(tokens, tokenizer.decode, lambda given: answer if given == said else None)
     if not answer:
         assert shown == len(tokens) * 3 // 4
         return

@@ -77,7 +77,7 @@ def test_no_token_of_an_answer_is_shown(world, kind):
 
 @pytest.mark.parametrize("kind", ["gsm8k", "math"])
 def test_the_released_switches_show_answers(world, kind):
-    canvases, problems, arrays = made(world, kind, hints.REF)
+    canvases, problems, arrays = made(world, kind, hints.REFERENCE_CODE)
     assert hints.count(kind, canvases, world[1])["leaks"] > 0
     assert hints.exposed(kind, problems, arrays, world[1]) > 0
 

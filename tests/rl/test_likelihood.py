@@ -11,13 +11,13 @@ from igpo_jax.rl.likelihood import (
     LOWEST_LEVEL,
     NOISE_LEVELS,
     GroupBatch,
+    compute_logprobs,
     entropy_filter,
     hidden_states,
-    score,
     views_of,
 )
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import shard_batch
 
 MASK, EOS = 1, 2
 CFG = ModelConfig(
@@ -35,11 +35,11 @@ def make_batch():
     draw = np.random.default_rng(0)
     return GroupBatch(
         prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
-        valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
+        prompt_mask=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=draw.permutation(100)[:N].astype(np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        written_at=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
-        in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
+        unmask_step=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
+        loss_mask=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
         advantages=draw.normal(size=(N, G)).astype(np.float32),
     )
 
@@ -47,15 +47,15 @@ def make_batch():
 def tiled_log_probs(params, batch, seen):
     """The plain way: every completion is a row of its own; log-softmax over the vocabulary. seen: int32 [n, g, l]."""
     tokens = np.concatenate([np.repeat(batch.prompt, G, 0), seen.reshape(N * G, LENGTH)], axis=1)
-    valid = np.concatenate([np.repeat(batch.valid, G, 0), np.ones((N * G, LENGTH), bool)], axis=1)
-    hidden = jax.jit(forward, static_argnums=3)(params, tokens, valid, CFG)[:, P_LENGTH:]
+    prompt_mask = np.concatenate([np.repeat(batch.prompt_mask, G, 0), np.ones((N * G, LENGTH), bool)], axis=1)
+    hidden = jax.jit(forward, static_argnums=3)(params, tokens, prompt_mask, CFG)[:, P_LENGTH:]
     table = np.asarray(jax.nn.log_softmax(unembed(params, hidden, CFG))).reshape(N, G, LENGTH, -1)
     chosen = np.take_along_axis(table, batch.completions[..., None], axis=-1)[..., 0]
     return chosen, -np.sum(np.exp(table) * table, axis=-1)
 
 
 def on_mesh(mesh, params, batch):
-    return jax.device_put(params, shardings(CFG, mesh)), put_rows(batch, mesh)
+    return jax.device_put(params, shardings(CFG, mesh)), shard_batch(batch, mesh)
 
 
 # Log-probabilities and entropy
@@ -64,14 +64,14 @@ def on_mesh(mesh, params, batch):
 def test_mean_field_equals_a_row_per_completion(mesh):
     """Sharing one forward pass among the completions is exact."""
     old, reference, batch = make_params(0), make_params(1), make_batch()
-    scores = score(old, reference, batch, jax.random.key(0), CFG, ObjectiveConfig(), mesh)
+    logprobs = compute_logprobs(old, reference, batch, jax.random.key(0), CFG, ObjectiveConfig(), mesh)
     seen = np.full(batch.completions.shape, MASK)
     log_probs, entropy = tiled_log_probs(old, batch, seen)
-    assert scores.old.shape == (1, N, G, LENGTH)
-    assert scores.views.masked.all() and (scores.views.weight == 1).all() and scores.views.scored.all()
-    np.testing.assert_allclose(scores.old[0], log_probs, atol=2e-5)
-    np.testing.assert_allclose(scores.entropy[0], entropy, atol=2e-5)
-    np.testing.assert_allclose(scores.reference[0], tiled_log_probs(reference, batch, seen)[0], atol=2e-5)
+    assert logprobs.old.shape == (1, N, G, LENGTH)
+    assert logprobs.views.masked.all() and (logprobs.views.weight == 1).all() and logprobs.views.scored.all()
+    np.testing.assert_allclose(logprobs.old[0], log_probs, atol=2e-5)
+    np.testing.assert_allclose(logprobs.entropy[0], entropy, atol=2e-5)
+    np.testing.assert_allclose(logprobs.reference[0], tiled_log_probs(reference, batch, seen)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("estimator", ["mean_field", "prompt_masked"])
@@ -84,16 +84,16 @@ def test_what_does_not_look_at_completions_sends_one_row_per_prompt_through_the_
 
 def test_masked_scores_see_what_is_not_masked(mesh):
     old, batch = make_params(0), make_batch()
-    scores = score(old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh)
-    assert scores.old.shape == (3, N, G, LENGTH)
+    logprobs = compute_logprobs(old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh)
+    assert logprobs.old.shape == (3, N, G, LENGTH)
     for step in range(3):
-        masked = np.asarray(scores.views.masked[step, :, 0])
+        masked = np.asarray(logprobs.views.masked[step, :, 0])
         assert step == 2 or not masked.all()
         log_probs, entropy = tiled_log_probs(old, batch, np.where(masked, MASK, batch.completions))
-        np.testing.assert_array_equal(scores.views.scored[step], masked)
-        np.testing.assert_allclose(scores.old[step], np.where(masked, log_probs, 0), atol=2e-5)
-        np.testing.assert_allclose(scores.entropy[step], np.where(masked, entropy, 0), atol=2e-5)
-    np.testing.assert_allclose(scores.old, scores.reference, atol=1e-6)  # the same sums, perhaps in another order
+        np.testing.assert_array_equal(logprobs.views.scored[step], masked)
+        np.testing.assert_allclose(logprobs.old[step], np.where(masked, log_probs, 0), atol=2e-5)
+        np.testing.assert_allclose(logprobs.entropy[step], np.where(masked, entropy, 0), atol=2e-5)
+    np.testing.assert_allclose(logprobs.old, logprobs.reference, atol=1e-6)  # the same sums, perhaps in another order
 
 
 @pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("masked", 1), ("coupled", 2)])
@@ -105,7 +105,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
         old, batch = on_mesh(mesh, make_params(0), make_batch())
         reference = jax.device_put(make_params(1), shardings(CFG, mesh))
         with jax.set_mesh(mesh):
-            return jax.device_get(score(old, reference, batch, jax.random.key(0), CFG, objective, mesh, parts))
+            return jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), CFG, objective, mesh, parts))
 
     expected = scores_on((1, 1, 1))
     for shape, parts in [*((shape, 1) for shape in MESHES), ((1, 1, 1), 2), ((2, 1, 2), 2)]:
@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
         for name in ("old", "reference", "entropy"):
             np.testing.assert_allclose(getattr(have, name), getattr(expected, name), atol=2e-5, err_msg=f"{name} {shape}")
         jax.tree.map(np.testing.assert_array_equal, have.views, expected.views)
-        np.testing.assert_array_equal(have.in_loss, expected.in_loss)
+        np.testing.assert_array_equal(have.loss_mask, expected.loss_mask)
 
 
 def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
@@ -125,7 +125,7 @@ def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
         mesh = mesh_of(shape)
         with jax.set_mesh(mesh):
             sharded = jax.device_put(params, shardings(cfg, mesh))
-            return score(sharded, sharded, put_rows(batch, mesh), jax.random.key(0), cfg, ObjectiveConfig(), mesh).old
+            return compute_logprobs(sharded, sharded, shard_batch(batch, mesh), jax.random.key(0), cfg, ObjectiveConfig(), mesh).old
 
     expected = tiled_log_probs(params | {"head": params["embedding"].T}, batch, np.full((N, G, LENGTH), MASK))[0]
     for shape in ((1, 1, 1), (2, 2, 2)):
@@ -214,13 +214,13 @@ def test_everything_is_kept_at_share_one():
 def test_the_loss_mask_keeps_generated_tokens_and_uncertain_hints(estimator, mesh):
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, entropy_keep=0.5)
     batch = make_batch()
-    scores = jax.device_get(score(make_params(0), make_params(1), batch, jax.random.key(0), CFG, objective, mesh))
-    for scored, in_loss, entropy in zip(scores.views.scored, scores.in_loss, scores.entropy, strict=True):
-        counts = batch.in_loss & scored
-        np.testing.assert_array_equal(in_loss & ~batch.hint, counts & ~batch.hint)
+    logprobs = jax.device_get(compute_logprobs(make_params(0), make_params(1), batch, jax.random.key(0), CFG, objective, mesh))
+    for scored, loss_mask, entropy in zip(logprobs.views.scored, logprobs.loss_mask, logprobs.entropy, strict=True):
+        counts = batch.loss_mask & scored
+        np.testing.assert_array_equal(loss_mask & ~batch.hint, counts & ~batch.hint)
         # Hints after the first EOS are no candidates: they would use up the budget.
         for row in np.ndindex(N, G):
             candidates = np.flatnonzero((counts & batch.hint)[row])
             number = max(1, len(candidates) // 2) if len(candidates) else 0
             best = sorted(candidates, key=lambda i: (-entropy[row][i], i))[:number]
-            assert set(np.flatnonzero((in_loss & batch.hint)[row])) == set(best)
+            assert set(np.flatnonzero((loss_mask & batch.hint)[row])) == set(best)

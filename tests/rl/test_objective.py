@@ -8,9 +8,9 @@ import pytest
 
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, group_weights, kl_estimate, loss_and_statistics, policy_terms
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.training.state import accumulate_gradients
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7)
@@ -34,30 +34,30 @@ def make_batch():
     hint = (draw.uniform(size=(N, G, LENGTH)) < 0.4) & (np.arange(LENGTH) > 0)
     return GroupBatch(
         prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
-        valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
+        prompt_mask=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=np.arange(N, dtype=np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        written_at=np.where(hint, HINT, draw.integers(0, LENGTH, hint.shape)).astype(np.int32),
-        in_loss=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
+        unmask_step=np.where(hint, HINT, draw.integers(0, LENGTH, hint.shape)).astype(np.int32),
+        loss_mask=np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (N, G, 1)),
         advantages=draw.normal(size=(N, G)).astype(np.float32),
     )
 
 
 def scores_of(old, reference, batch, objective, mesh):
-    return score(old, reference, batch, jax.random.key(0), CFG, objective, mesh)
+    return compute_logprobs(old, reference, batch, jax.random.key(0), CFG, objective, mesh)
 
 
-def first(scores):
-    return jax.tree.map(lambda x: x[0], scores)
+def first(logprobs):
+    return jax.tree.map(lambda x: x[0], logprobs)
 
 
 def random_terms(rows=4, length=6, seed=0):
     draw = np.random.default_rng(seed)
     old = draw.normal(-2, 0.5, (rows, length)).astype(np.float32)
     new, reference = (old + draw.normal(0, 0.05, old.shape).astype(np.float32) for _ in range(2))
-    in_loss = draw.uniform(size=old.shape) < 0.6
-    in_loss[:, 0] = True
-    return new, old, reference, np.linspace(-1, 1.5, rows, dtype=np.float32), in_loss
+    loss_mask = draw.uniform(size=old.shape) < 0.6
+    loss_mask[:, 0] = True
+    return new, old, reference, np.linspace(-1, 1.5, rows, dtype=np.float32), loss_mask
 
 
 # Advantages
@@ -95,29 +95,29 @@ def test_estimates_of_the_kl_divergence(kind):
 
 def test_wd1_pulls_up_what_is_better_and_pushes_down_what_is_worse():
     """arXiv 2507.08838: minus the sum over the group of (softmax(A) - softmax(-A)) log pi, which has no ratio."""
-    new, old, reference, advantage, in_loss = random_terms()
+    new, old, reference, advantage, loss_mask = random_terms()
     cfg = ObjectiveConfig(loss="wd1", kl_coefficient=0.0)
     weights = np.exp(advantage) / np.exp(advantage).sum() - np.exp(-advantage) / np.exp(-advantage).sum()
-    rows, _ = policy_terms(new, old, reference, advantage, in_loss, cfg)
-    means = np.array([new[row][in_loss[row]].mean() for row in range(len(new))])
+    rows, _ = policy_terms(new, old, reference, advantage, loss_mask, cfg)
+    means = np.array([new[row][loss_mask[row]].mean() for row in range(len(new))])
     assert rows.mean() == pytest.approx(-np.sum(weights * means), rel=1e-5)
-    np.testing.assert_allclose(policy_terms(new, new, reference, advantage, in_loss, cfg)[0], rows)
+    np.testing.assert_allclose(policy_terms(new, new, reference, advantage, loss_mask, cfg)[0], rows)
     np.testing.assert_allclose(group_weights(jnp.zeros(4)), 0)
 
 
 def test_over_the_canvas_a_token_weighs_the_same_in_short_and_long_completions():
     new, old, reference, advantage, _ = random_terms()
-    in_loss = np.arange(6) < np.array([1, 6, 3, 2])[:, None]
+    loss_mask = np.arange(6) < np.array([1, 6, 3, 2])[:, None]
     cfg = ObjectiveConfig(ratio="token", normalization="canvas", kl_coefficient=0.1)
-    gradient = jax.grad(lambda new: policy_terms(new, old, old, advantage, in_loss, cfg)[0].sum())(old)
-    np.testing.assert_allclose(gradient, np.where(in_loss, -advantage[:, None] / 6, 0), atol=1e-6)
+    gradient = jax.grad(lambda new: policy_terms(new, old, old, advantage, loss_mask, cfg)[0].sum())(old)
+    np.testing.assert_allclose(gradient, np.where(loss_mask, -advantage[:, None] / 6, 0), atol=1e-6)
 
 
 def test_hints_of_better_completions_are_supervised():
-    new, old, reference, advantage, in_loss = random_terms()
-    hint = ~in_loss
+    new, old, reference, advantage, loss_mask = random_terms()
+    hint = ~loss_mask
     plain, supervised = (
-        jax.grad(lambda x, c=c: policy_terms(x, old, reference, advantage, in_loss, c, None, hint)[0].sum())(new)
+        jax.grad(lambda x, c=c: policy_terms(x, old, reference, advantage, loss_mask, c, None, hint)[0].sum())(new)
         for c in (ObjectiveConfig(), ObjectiveConfig(hint_supervision=0.3))
     )
     number = np.maximum(hint.sum(axis=1, keepdims=True), 1)
@@ -129,11 +129,11 @@ def test_hints_of_better_completions_are_supervised():
 def test_loss_and_gradient_before_the_first_update(ratio):
     """The vector of igpo_method.md 5.5 without the released reduction: three filtered tokens in the first row."""
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
-    in_loss = jnp.array([[True, False, True, False, False, True], [True] * 6])
+    loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio)
 
     def loss(new):
-        rows, statistics = policy_terms(new, old, old, jnp.array([1.5, -0.5]), in_loss, cfg)
+        rows, statistics = policy_terms(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg)
         return rows.mean(), (rows, statistics)
 
     (value, (rows, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(old)
@@ -151,40 +151,40 @@ def test_loss_and_gradient_before_the_first_update(ratio):
 def test_the_released_reduction(ratio, filtered, kept):
     """The vector of igpo_method.md 5.5: loss -1/6; through the sequence ratio, filtered tokens have a gradient."""
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
-    in_loss = jnp.array([[True, False, True, False, False, True], [True] * 6])
-    cfg = ObjectiveConfig(ratio=ratio, released=True)
+    loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
+    cfg = ObjectiveConfig(ratio=ratio, reference_code=True)
     loss, gradient = jax.value_and_grad(
-        lambda new: policy_terms(new, old, old, jnp.array([1.5, -0.5]), in_loss, cfg, jnp.ones_like(in_loss))[0].mean()
+        lambda new: policy_terms(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg, jnp.ones_like(loss_mask))[0].mean()
     )(old)
     assert loss == pytest.approx(-1 / 6)
-    np.testing.assert_allclose(gradient, [np.where(in_loss[0], kept, filtered), [1 / 18] * 6], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [np.where(loss_mask[0], kept, filtered), [1 / 18] * 6], rtol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 @pytest.mark.parametrize("kl_coefficient", [0.0, 0.5])
 def test_filtered_tokens_get_no_gradient_at_all(ratio, kl_coefficient):
     """In the released code they do, through the mean of the sequence ratio."""
-    new, old, reference, advantage, in_loss = random_terms()
+    new, old, reference, advantage, loss_mask = random_terms()
     cfg = ObjectiveConfig(ratio=ratio, kl_coefficient=kl_coefficient)
 
     def rows(new):
-        return policy_terms(new, old, reference, advantage, in_loss, cfg)[0]
+        return policy_terms(new, old, reference, advantage, loss_mask, cfg)[0]
 
     gradient = np.asarray(jax.grad(lambda new: rows(new).sum())(new))
-    np.testing.assert_array_equal(gradient[~in_loss], 0)
-    assert (gradient[in_loss] != 0).all()
-    np.testing.assert_array_equal(rows(np.where(in_loss, new, -7.0)), rows(new))
+    np.testing.assert_array_equal(gradient[~loss_mask], 0)
+    assert (gradient[loss_mask] != 0).all()
+    np.testing.assert_array_equal(rows(np.where(loss_mask, new, -7.0)), rows(new))
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_policy_terms_equal_a_loop(ratio):
-    new, old, reference, advantage, in_loss = random_terms(seed=1)
+    new, old, reference, advantage, loss_mask = random_terms(seed=1)
     new = old + 6 * (new - old)  # far enough that some ratios are clipped
     cfg = ObjectiveConfig(ratio=ratio, clip_low=0.1, clip_high=0.25, kl_coefficient=0.3)
-    rows, statistics = policy_terms(new, old, reference, advantage, in_loss, cfg)
+    rows, statistics = policy_terms(new, old, reference, advantage, loss_mask, cfg)
     clipped = 0
     for b in range(4):
-        tokens = np.flatnonzero(in_loss[b])
+        tokens = np.flatnonzero(loss_mask[b])
         mean = np.mean([new[b, k] - old[b, k] for k in tokens])
         total = 0.0
         for k in tokens:
@@ -221,21 +221,21 @@ def test_clipping(ratio, advantage, loss, has_gradient, kind):
 
 def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios():
     old = jnp.zeros((1, 4))
-    new, in_loss = jnp.log(jnp.array([[4.0, 0.25, 2.0, 9.0]])), jnp.array([[True, True, True, False]])
+    new, loss_mask = jnp.log(jnp.array([[4.0, 0.25, 2.0, 9.0]])), jnp.array([[True, True, True, False]])
     cfg = ObjectiveConfig(clip_low=0.99, clip_high=99, kl_coefficient=0)
-    loss, statistics = policy_terms(new, old, new, jnp.ones(1), in_loss, cfg)
+    loss, statistics = policy_terms(new, old, new, jnp.ones(1), loss_mask, cfg)
     assert loss[0] == pytest.approx(-(2.0 ** (1 / 3)), rel=1e-5)
-    tokenwise, _ = policy_terms(new, old, new, jnp.ones(1), in_loss, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99))
+    tokenwise, _ = policy_terms(new, old, new, jnp.ones(1), loss_mask, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99))
     assert tokenwise[0] == pytest.approx(-(4 + 0.25 + 2) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_huge_log_ratios_stay_finite_and_are_counted(sign):
     new, old = jnp.full((1, 4), -50.0 + sign * 500), jnp.full((1, 4), -50.0)
-    in_loss = jnp.array([[True, True, True, False]])
+    loss_mask = jnp.array([[True, True, True, False]])
 
     def loss(new):
-        rows, statistics = policy_terms(new, old, old, -jnp.ones(1), in_loss, ObjectiveConfig())
+        rows, statistics = policy_terms(new, old, old, -jnp.ones(1), loss_mask, ObjectiveConfig())
         return rows.sum(), statistics
 
     (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(new)
@@ -244,11 +244,11 @@ def test_huge_log_ratios_stay_finite_and_are_counted(sign):
 
 
 def test_a_row_without_tokens_costs_nothing():
-    new, old, reference, advantage, in_loss = random_terms()
-    in_loss[1] = False
+    new, old, reference, advantage, loss_mask = random_terms()
+    loss_mask[1] = False
 
     def loss(new):
-        return policy_terms(new, old, reference, advantage, in_loss, ObjectiveConfig())[0]
+        return policy_terms(new, old, reference, advantage, loss_mask, ObjectiveConfig())[0]
 
     assert loss(new)[1] == 0
     gradient = jax.grad(lambda new: loss(new).sum())(new)
@@ -269,8 +269,8 @@ def test_a_row_without_tokens_costs_nothing():
     (dict(kl="k4"), "objective.kl='k4'"),
     (dict(normalization="canvas"), "objective.ratio='token'"),
     (dict(normalization="canvas", ratio="token", normalize_advantages=True), "objective.normalize_advantages"),
-    (dict(released=True, kl="k2"), "objective.released=True"),
-    (dict(released=True, estimator="elbo"), "objective.released=True"),
+    (dict(reference_code=True, kl="k2"), "objective.reference_code=True"),
+    (dict(reference_code=True, estimator="elbo"), "objective.reference_code=True"),
     (dict(hint_supervision=-1.0), "hint_supervision"),
     (dict(ratio="word"), "objective.ratio='word'"),
     (dict(entropy_keep=1.2), "objective.entropy_keep=1.2"),
@@ -306,10 +306,10 @@ def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, par
     objective, params = ObjectiveConfig(**estimator, **how, inner_steps=2), make_params(0)
 
     def run(batch):
-        scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh, parts)
-        scores = jax.tree.map(lambda x: x[-1], scores)
+        logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh, parts)
+        logprobs = jax.tree.map(lambda x: x[-1], logprobs)
         function = jax.jit(functools.partial(loss_and_statistics, cfg=CFG, objective=objective, mesh=mesh))
-        return function(params, batch, scores)
+        return function(params, batch, logprobs)
 
     batch = make_batch()
     loss, statistics = run(batch)
@@ -324,17 +324,17 @@ def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, par
 def test_groups_of_equal_rewards_have_no_gradient(mesh):
     objective, params = ObjectiveConfig(kl_coefficient=0.0), make_params(0)
     batch = make_batch().replace(advantages=np.asarray(advantages(jnp.ones((N, G)), normalize=True)))
-    scores = first(scores_of(params, params, batch, objective, mesh))
-    gradient = jax.jit(jax.grad(lambda p, b: loss_and_statistics(p, b, scores, CFG, objective, mesh)[0]))
+    logprobs = first(scores_of(params, params, batch, objective, mesh))
+    gradient = jax.jit(jax.grad(lambda p, b: loss_and_statistics(p, b, logprobs, CFG, objective, mesh)[0]))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), batch)))
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), make_batch())))
 
 
 @pytest.mark.parametrize("estimator, released", [("mean_field", False), ("masked", True)])
-def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, released, mesh_of):
-    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, released=released)
+def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code, mesh_of):
+    objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, reference_code=reference_code)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
-    scores = jax.device_get(first(scores_of(old, reference, batch, objective, one)))
+    logprobs = jax.device_get(first(scores_of(old, reference, batch, objective, one)))
 
     def run(shape):
         mesh = mesh_of(shape)
@@ -345,7 +345,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, released, mesh_
                     lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True
                 )
             )
-            return jax.device_get(function(params, *put_rows((batch, scores), mesh)))
+            return jax.device_get(function(params, *shard_batch((batch, logprobs), mesh)))
 
     expected = run((1, 1, 1))
     (loss, statistics), _ = expected
@@ -365,9 +365,9 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
         masked=np.ones((*rows, LENGTH), bool), prompt_masked=np.zeros((*rows, P_LENGTH), bool)
     )
 
-    def run(scores):
+    def run(logprobs):
         def loss(params):
-            return loss_and_statistics(params, batch, scores, CFG, objective, mesh)[0]
+            return loss_and_statistics(params, batch, logprobs, CFG, objective, mesh)[0]
 
         return jax.jit(jax.value_and_grad(loss))(moved(make_params(0), 0.1))
 
@@ -376,14 +376,14 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
 
 def test_gradient_accumulation_changes_nothing(mesh):
     objective, old, batch = ObjectiveConfig(kl_coefficient=0.2), make_params(0), make_batch()
-    scores = first(scores_of(old, make_params(1), batch, objective, mesh))
+    logprobs = first(scores_of(old, make_params(1), batch, objective, mesh))
 
     def run(microbatches):
         def loss(params, part):
             return loss_and_statistics(params, *part, CFG, objective, mesh)
 
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        return jax.jit(lambda p: accumulate_gradients(value_and_grad, p, (batch, scores), microbatches))(moved(old, 0.1))
+        return jax.jit(lambda p: accumulate_gradients(value_and_grad, p, (batch, logprobs), microbatches))(moved(old, 0.1))
 
     expected = run(1)
     for microbatches in (2, 4):

@@ -33,7 +33,7 @@ def prompts() -> PromptBatch:
     return PromptBatch(
         problem_id=np.arange(100, 100 + PROBLEMS, dtype=np.uint32),
         tokens=draw.integers(3, 16, (PROBLEMS, 5)).astype(np.int32),
-        valid=np.ones((PROBLEMS, 5), bool),
+        prompt_mask=np.ones((PROBLEMS, 5), bool),
         trace=draw.integers(3, 16, (PROBLEMS, LENGTH)).astype(np.int32),
         trace_length=np.full(PROBLEMS, 10, np.int32),
         hintable=np.arange(LENGTH)[None].repeat(PROBLEMS, 0) < 10,
@@ -90,7 +90,7 @@ def test_the_released_switches_replace_the_first_and_count_all_tokens(params, me
     result, _ = run(params, mesh, cfg=cfg)
     assert result.replaced.tolist() == [[True, True, False, False], [False] * 4, [False] * 4, [True, False, False, False]]
     np.testing.assert_array_equal(np.asarray(result.groups.completions)[3, 0], result.second.tokens[2, 2])
-    assert np.asarray(result.groups.in_loss).all()
+    assert np.asarray(result.groups.loss_mask).all()
 
 
 def test_advantages_are_those_of_the_final_group(params, mesh):
@@ -105,7 +105,7 @@ def test_hint_tokens_come_from_the_solution_and_are_marked_in_the_batch(params, 
     trace = batch.trace[result.triggered][:, None].repeat(GROUP, 1)
     assert second.hint.any(axis=-1).all()
     assert (second.tokens[second.hint] == trace[second.hint]).all()
-    assert ((second.written_at == HINT) == second.hint).all()
+    assert ((second.unmask_step == HINT) == second.hint).all()
     hint = np.asarray(result.groups.hint)
     assert hint[result.replaced].any(axis=-1).all() and not hint[~result.replaced].any()
 
@@ -149,7 +149,7 @@ def test_slices_of_short_prompts_first_change_nothing(params, mesh):
     """Prompts of 1 to 5 tokens, padded to 3 or to 5, one or all at a time. By length they come in an order that is another one
     than its inverse."""
     batch = prompts()
-    batch = batch.replace(valid=np.arange(5) >= np.array([[2], [4], [3], [0]]))
+    batch = batch.replace(prompt_mask=np.arange(5) >= np.array([[2], [4], [3], [0]]))
     expected, grader = run(params, mesh, batch=batch)
     for problem_id, completions in zip(*grader.calls[0], strict=True):
         np.testing.assert_array_equal(expected.first.tokens[int(problem_id) - 100], completions)

@@ -11,10 +11,10 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.rl.likelihood import GroupBatch, score
+from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics
 from igpo_jax.rl.update import make_update
-from igpo_jax.runtime.mesh import put_rows
+from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.training.policy import policy_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
@@ -28,11 +28,11 @@ def make_batch(seed=0):
     draw = np.random.default_rng(seed)
     return GroupBatch(
         prompt=draw.integers(3, CFG.vocab_size, (N, P_LENGTH), dtype=np.int32),
-        valid=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
+        prompt_mask=np.arange(P_LENGTH) >= draw.integers(0, 3, N)[:, None],
         problem_id=np.arange(N, dtype=np.uint32),
         completions=draw.integers(2, CFG.vocab_size, (N, G, LENGTH), dtype=np.int32),
-        written_at=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
-        in_loss=np.ones((N, G, LENGTH), bool),
+        unmask_step=np.where(draw.uniform(size=(N, G, LENGTH)) < 0.4, HINT, 0).astype(np.int32),
+        loss_mask=np.ones((N, G, LENGTH), bool),
         advantages=np.tile(np.array([0.5, -0.5], np.float32), (N, 1)),
     )
 
@@ -48,22 +48,22 @@ def test_each_program_is_compiled_once(mesh_of):
     mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2)
     reference, state, optimizer = start(mesh)
     update = make_update(optimizer, CFG, objective, mesh, microbatches=2)
-    programs = {"sample": denoise_block, "score": score, "update": update}
+    programs = {"sample": denoise_block, "score": compute_logprobs, "update": update}
     before = {name: program._cache_size() for name, program in programs.items()}
     with jax.set_mesh(mesh):
         for step in range(3):
             batch = make_batch(step)
             canvas = np.full((N * G, LENGTH), CFG.mask_id, np.int32)
-            rows = put_rows((np.repeat(batch.prompt, G, 0), np.repeat(batch.valid, G, 0), canvas), mesh)
+            rows = shard_batch((np.repeat(batch.prompt, G, 0), np.repeat(batch.prompt_mask, G, 0), canvas), mesh)
             problem, completion = np.repeat(batch.problem_id, G), np.tile(np.arange(G, dtype=np.uint32), N)
             keys = completion_keys(jax.random.key(step), problem, completion, 0)
             tokens = jax.device_get(sample(state.params, *rows, keys, CFG, DECODE).tokens).reshape(N, G, LENGTH)
             rewards = (tokens > 15).mean(axis=-1)
             batch = batch.replace(completions=tokens, advantages=np.asarray(advantages(rewards, False), np.float32))
-            batch = put_rows(batch, mesh)
-            scores = score(state.params, reference, batch, jax.random.key(step), CFG, objective, mesh)
+            batch = shard_batch(batch, mesh)
+            logprobs = compute_logprobs(state.params, reference, batch, jax.random.key(step), CFG, objective, mesh)
             for inner_step in range(objective.inner_steps):
-                state, _ = update(state, batch, scores, jnp.int32(inner_step))
+                state, _ = update(state, batch, logprobs, jnp.int32(inner_step))
     compiled = {name: program._cache_size() - before[name] for name, program in programs.items()}
     assert compiled == {"sample": 1, "score": 1, "update": 1}
     assert state.step == 6
@@ -72,8 +72,8 @@ def test_each_program_is_compiled_once(mesh_of):
 def test_state_is_donated_and_the_callers_parameters_are_not(mesh):
     params, state, optimizer = start(mesh)
     batch, objective = make_batch(), ObjectiveConfig()
-    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    following, statistics = make_update(optimizer, CFG, objective, mesh)(state, batch, scores, jnp.int32(0))
+    logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    following, statistics = make_update(optimizer, CFG, objective, mesh)(state, batch, logprobs, jnp.int32(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, following)))
     assert following.step == 1
@@ -86,9 +86,9 @@ def test_moments_lie_where_their_parameters_lie(mesh_of):
     mesh, objective, batch = mesh_of((2, 2, 2)), ObjectiveConfig(), make_batch()
     params, state, optimizer = start(mesh)
     with jax.set_mesh(mesh):
-        batch = put_rows(batch, mesh)
-        scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-        updated, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, scores, jnp.int32(0))
+        batch = shard_batch(batch, mesh)
+        logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+        updated, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, logprobs, jnp.int32(0))
     adam = optax.tree.get(updated.opt_state, "ScaleByAdamState")
     for tree in (updated.params, adam.mu, adam.nu):
         for have, want in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(CFG, mesh)), strict=True):
@@ -100,14 +100,14 @@ def test_updates_raise_the_likelihood_of_what_was_rewarded(mesh):
     params, state, optimizer = start(mesh, weight_decay=0.0)
     objective = ObjectiveConfig(kl_coefficient=0.0)
     batch = make_batch()
-    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
     update = make_update(optimizer, CFG, objective, mesh)
     losses = []
     for _ in range(3):
-        state, statistics = update(state, batch, scores, jnp.int32(0))
+        state, statistics = update(state, batch, logprobs, jnp.int32(0))
         losses.append(float(statistics["policy/loss"]))
-    after = score(state.params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    rise = jnp.sum(after.old - scores.old, axis=-1, where=scores.in_loss)[0].mean(axis=0)
+    after = compute_logprobs(state.params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    rise = jnp.sum(after.old - logprobs.old, axis=-1, where=logprobs.loss_mask)[0].mean(axis=0)
     assert rise[0] > 0 > rise[1]
     assert losses[0] == pytest.approx(0, abs=1e-5) and losses[1] < -0.01
 
@@ -116,13 +116,13 @@ def test_each_inner_step_uses_its_own_masks(mesh):
     params, _, optimizer = start(mesh)
     objective, batch = ObjectiveConfig(estimator="masked", inner_steps=2, kl_coefficient=1.0), make_batch()
     reference = jax.tree.map(lambda x: 0.9 * x, params)
-    scores = score(params, reference, batch, jax.random.key(0), CFG, objective, mesh)
+    logprobs = compute_logprobs(params, reference, batch, jax.random.key(0), CFG, objective, mesh)
     update = make_update(optimizer, CFG, objective, mesh)
     loss = jax.jit(lambda params, part: loss_and_statistics(params, batch, part, CFG, objective, mesh)[0])
     losses = []
     for inner_step in range(2):
-        _, statistics = update(create_state(params, optimizer, CFG, mesh), batch, scores, jnp.int32(inner_step))
-        part = jax.tree.map(lambda x, i=inner_step: x[i], scores)
+        _, statistics = update(create_state(params, optimizer, CFG, mesh), batch, logprobs, jnp.int32(inner_step))
+        part = jax.tree.map(lambda x, i=inner_step: x[i], logprobs)
         expected = loss(params, part)
         assert statistics["policy/loss"] == pytest.approx(float(expected), rel=1e-4)
         losses.append(float(expected))
@@ -133,8 +133,8 @@ def test_norm_scales_do_not_decay(mesh):
     """With no gradient, decay alone moves the parameters."""
     params, state, optimizer = start(mesh, weight_decay=0.1)
     objective, batch = ObjectiveConfig(kl_coefficient=0.0), make_batch().replace(advantages=np.zeros((N, G), np.float32))
-    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    state, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, scores, jnp.int32(0))
+    logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    state, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, logprobs, jnp.int32(0))
     for name in ("attention_norm", "mlp_norm"):
         np.testing.assert_array_equal(state.params["blocks"][name], params["blocks"][name])
     np.testing.assert_allclose(state.params["blocks"]["query"], params["blocks"]["query"] * (1 - 1e-3), rtol=1e-5)
@@ -147,10 +147,10 @@ def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_learns_the_same(mes
     assert {leaf.dtype.name for leaf in jax.tree.leaves(moments.mu)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves((moments.nu, short.params))} == {"float32"}
     batch, objective = make_batch(), ObjectiveConfig()
-    scores = score(params, params, batch, jax.random.key(0), CFG, objective, mesh)
+    logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
     updates = [make_update(start(mesh)[2], CFG, objective, mesh), make_update(optimizer, CFG, objective, mesh)]
     for _ in range(3):
-        state, short = (update(s, batch, scores, jnp.int32(0))[0] for update, s in zip(updates, (state, short), strict=True))
+        state, short = (update(s, batch, logprobs, jnp.int32(0))[0] for update, s in zip(updates, (state, short), strict=True))
     for have, want, first in zip(*map(jax.tree.leaves, (short.params, state.params, params)), strict=True):
         moved = np.abs(want - first).max()
         assert moved > 0 and np.abs(have - want).max() < 0.05 * moved
@@ -177,15 +177,15 @@ def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
     frozen, adapters, state, optimizer = start_adapters(mesh)
     before = jax.tree.map(np.asarray, frozen)
     with jax.set_mesh(mesh):
-        batch = put_rows(make_batch(), mesh)
+        batch = shard_batch(make_batch(), mesh)
         policy = policy_params(state.params, frozen, LORA)
-        scores = score(policy, frozen, batch, jax.random.key(0), CFG, objective, mesh)
-        np.testing.assert_array_equal(scores.old, scores.reference)  # adapters off is the reference
+        logprobs = compute_logprobs(policy, frozen, batch, jax.random.key(0), CFG, objective, mesh)
+        np.testing.assert_array_equal(logprobs.old, logprobs.reference)  # adapters off is the reference
         update = make_update(optimizer, CFG, objective, mesh, lora=LORA)
-        state, statistics = update(state, batch, scores, jnp.int32(0), frozen)
+        state, statistics = update(state, batch, logprobs, jnp.int32(0), frozen)
         assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
         assert statistics["policy/kl"] == pytest.approx(0, abs=1e-6)
-        state, statistics = update(state, batch, scores, jnp.int32(1), frozen)
+        state, statistics = update(state, batch, logprobs, jnp.int32(1), frozen)
         assert abs(float(statistics["policy/ratio_mean"]) - 1) > 1e-5 and float(statistics["policy/kl"]) > 1e-6
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, frozen), before)
     assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
@@ -203,8 +203,8 @@ def test_gradients_of_adapters_follow_from_those_of_the_full_parametrisation(mes
     frozen = jax.jit(init, static_argnums=1)(jax.random.key(0), CFG)
     adapters = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), adapters)
     batch = make_batch()
-    scores = score(frozen, frozen, batch, jax.random.key(0), CFG, objective, mesh)
-    part = jax.tree.map(lambda x: x[0], scores)
+    logprobs = compute_logprobs(frozen, frozen, batch, jax.random.key(0), CFG, objective, mesh)
+    part = jax.tree.map(lambda x: x[0], logprobs)
 
     def loss(params):
         return loss_and_statistics(params, batch, part, CFG, objective, mesh)[0]

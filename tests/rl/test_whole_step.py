@@ -16,12 +16,12 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
 from igpo_jax.rl.hints import InpaintingConfig
-from igpo_jax.rl.likelihood import score
+from igpo_jax.rl.likelihood import compute_logprobs
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
 from igpo_jax.tasks.reward_pool import Grades
-from igpo_jax.training.policy import compute_copy, policy_params
+from igpo_jax.training.policy import cast_params, policy_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -35,7 +35,7 @@ def prompts() -> PromptBatch:
     return PromptBatch(
         problem_id=np.arange(50, 50 + N, dtype=np.uint32),
         tokens=draw.integers(3, 24, (N, 7)).astype(np.int32),
-        valid=np.arange(7) >= draw.integers(0, 4, N)[:, None],
+        prompt_mask=np.arange(7) >= draw.integers(0, 4, N)[:, None],
         trace=draw.integers(3, 24, (N, LENGTH)).astype(np.int32),
         trace_length=np.full(N, LENGTH, np.int32),
         hintable=np.ones((N, LENGTH), bool),
@@ -78,9 +78,9 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool):
         before = jax.tree.map(np.asarray, state.params)
         policy = policy_params(state.params, frozen, lora)
         sampled = rollout(policy, prompts(), grade, key, cfg, mesh)
-        scores = score(policy, reference, sampled.groups, key, MODEL, objective, mesh)
+        logprobs = compute_logprobs(policy, reference, sampled.groups, key, MODEL, objective, mesh)
         update = make_update(optimizer, MODEL, objective, mesh, lora=lora)
-        state, statistics = update(state, sampled.groups, scores, jnp.int32(0), frozen)
+        state, statistics = update(state, sampled.groups, logprobs, jnp.int32(0), frozen)
     after = jax.tree.map(np.asarray, state.params)
     return sampled, float(statistics["policy/loss"]), float(statistics["policy/grad_norm"]), after, before
 
@@ -160,9 +160,9 @@ def test_the_copy_that_acts_lies_where_the_parameters_lie_and_computes_the_same(
     mesh, cfg = mesh_of((2, 2, 2)), dataclasses.replace(MODEL, compute_dtype="bfloat16")
     with jax.set_mesh(mesh):
         params = created(mesh, 0)
-        copy = compute_copy(params, cfg, mesh)
+        copy = cast_params(params, cfg, mesh)
         for have, of in zip(jax.tree.leaves(copy), jax.tree.leaves(params), strict=True):
             assert have.dtype == jnp.bfloat16 and have.sharding.is_equivalent_to(of.sharding, of.ndim)
-        assert compute_copy(params, MODEL, mesh) is params
+        assert cast_params(params, MODEL, mesh) is params
         run = jax.jit(lambda p: unembed(p, forward(p, jnp.arange(3, 19).reshape(2, 8), jnp.ones((2, 8), bool), cfg), cfg))
         np.testing.assert_array_equal(run(params), run(copy))

@@ -15,7 +15,7 @@ def test_a_reader_leaves_a_save_that_is_under_way_alone(tmp_path):
     (saving / "metrics").mkdir(parents=True)
     (saving / "metrics" / "metrics").write_text("{")
     abstract = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=state["params"]["w"].sharding)}
-    with Checkpoints(tmp_path / "sft", keep=2, reading=True) as reader:
+    with Checkpoints(tmp_path / "sft", keep=2, read_only=True) as reader:
         step, params = reader.restore_params(abstract)
     assert step == 4 and params["w"].tolist() == [0, 1, 2] and (saving / "metrics" / "metrics").is_file()
     with Checkpoints(tmp_path / "sft", keep=2) as writer:

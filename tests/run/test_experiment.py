@@ -112,9 +112,9 @@ def test_a_run_from_before_a_key_came_into_being_goes_on(tmp_path):
     open_experiment(tiny(), tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     values = json.loads(file.read_text())
-    del values["model"]["attention"], values["rl"]["rollout_slices"]
+    del values["model"]["attention"], values["rl"]["rollout_chunks"]
     file.write_text(json.dumps(values))
-    assert open_experiment(read_config(tmp_path / "run"), tmp_path / "run").settings.rl.rollout_slices == 1
+    assert open_experiment(read_config(tmp_path / "run"), tmp_path / "run").settings.rl.rollout_chunks == 1
     file.write_text("[]")
     assert "is no configuration of this version" in message_of(tiny(), tmp_path / "run")
 

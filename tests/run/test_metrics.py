@@ -11,7 +11,7 @@ from igpo_jax.run.metrics import MetricsWriter, device_memory, read_rows
 
 
 def rollout_row(step, text="4"):
-    return {"step": step, "try": "first", "question": "2+2=", "text": text, "stated": "4", "reward": 1.0, "correct": True}
+    return {"step": step, "try": "first", "question": "2+2=", "text": text, "extracted_answer": "4", "reward": 1.0, "correct": True}
 
 
 def steps(path):

@@ -105,7 +105,7 @@ def test_processes_with_other_files_are_named(monkeypatch):
     distributed.check_same(own)
     others = {"configuration": "0123456789abcdef", "split rl": "fffffffffffffffe"}
     both = [np.array([int(v, 16) for v in of.values()], np.uint64).view(np.uint32) for of in (own, others)]
-    monkeypatch.setattr(distributed, "everywhere", lambda _: np.stack(both))
+    monkeypatch.setattr(distributed, "all_gather_hosts", lambda _: np.stack(both))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="process 1 has another split rl than process 0"):
         distributed.check_same(own)

@@ -47,7 +47,7 @@ def test_sign_flips_agree_with_enumeration():
 
 
 def rows(correct, **fields):
-    completion = {"text": "", "stated": "5", "outcome": "ok", "steps": 4} | fields
+    completion = {"text": "", "extracted_answer": "5", "outcome": "ok", "steps": 4} | fields
     return [
         {"id": str(i), "completions": [completion | {"correct": bool(c), "reward": float(c)} for c in of]}
         for i, of in enumerate(correct)
@@ -66,7 +66,7 @@ def test_a_summary_of_several_draws():
 
 
 def test_a_summary_counts_what_went_wrong():
-    found = summary(rows(np.zeros((3, 1)), outcome="timeout", stated=None))
+    found = summary(rows(np.zeros((3, 1)), outcome="timeout", extracted_answer=None))
     assert found["timeout"] == 3 and found["without_answer"] == 1.0 and found["pass@1"] == 0.0 and "avg@1" not in found
 
 

@@ -31,7 +31,7 @@ def rows(function=""):
         graded_text=lambda tokens: "".join(PIECES[i] for i in tokens if i != EOS),
     )
     first = SimpleNamespace(
-        tokens=TOKENS, written_at=np.zeros(TOKENS.shape, int), hint=np.zeros(TOKENS.shape, bool), grades=GRADES
+        tokens=TOKENS, unmask_step=np.zeros(TOKENS.shape, int), hint=np.zeros(TOKENS.shape, bool), grades=GRADES
     )
     sampled = SimpleNamespace(
         first=first, second=None, triggered=np.array([0]), groups=SimpleNamespace(problem_id=np.array([7, 8], np.uint32))
@@ -45,11 +45,11 @@ class _Section(dict):
 
 def test_a_row_says_what_was_read_and_how_it_was_judged():
     late, right = rows()
-    assert (late["stated"], late["correct"], late["outcome"], late["reward"]) == (None, False, "timeout", 0.25)
-    assert (right["stated"], right["correct"], right["outcome"], right["reward"]) == ("12", True, "ok", 1.0)
+    assert (late["extracted_answer"], late["correct"], late["outcome"], late["reward"]) == (None, False, "timeout", 0.25)
+    assert (right["extracted_answer"], right["correct"], right["outcome"], right["reward"]) == ("12", True, "ok", 1.0)
     assert right["text"] == "1=12" and right["end"] == 3
 
 
 @pytest.mark.parametrize("function, read", [("", True), ("package.module:name", False)])
 def test_what_a_reward_function_of_ones_own_reads_is_not_guessed(function, read):
-    assert all(("stated" in row) == read for row in rows(function))
+    assert all(("extracted_answer" in row) == read for row in rows(function))

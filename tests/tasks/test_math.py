@@ -104,4 +104,4 @@ def test_wrong_numbers(text):
 def test_boxes_are_asked_for_by_default():
     assert math.reward(problem("5"), "it is \\boxed{3}, no, \\boxed{5.0}") == 1.0
     assert math.reward(problem("5"), "it is 5") == 0.0
-    assert math.reward(problem("5"), "it is \\boxed{3}, no, \\boxed{5}", released=True) == 0.0
+    assert math.reward(problem("5"), "it is \\boxed{3}, no, \\boxed{5}", reference_code=True) == 0.0

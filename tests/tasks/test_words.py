@@ -123,7 +123,7 @@ def test_problems_of_the_configuration_fit_and_hints_never_show_the_answer(varia
 ])  # fmt: skip
 def test_only_the_last_line_of_its_form_states_an_answer(text, answer):
     [problem] = words.load(task(rl_problems=1, test_problems=1), "rl", seed=0)
-    assert words.stated(text) == answer
+    assert words.extract_answer(text) == answer
     assert words.reward(problem, text.replace("12", problem.answer)) == (answer == "12")
 
 
