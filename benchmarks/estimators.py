@@ -2,9 +2,9 @@
 
     python benchmarks/estimators.py --run=RUN [--output benchmarks/results/estimators.jsonl]
 
-The reference is the lower bound (the module igpo_jax/rl/likelihood.py says of which model) from 4,096 views of each completion.
-All numbers are nats per token, up to the first EOS; bias: mean over completions; deviation: over draws of the masks, the root of the
-mean over completions. One line of JSON for each estimator; --output also writes a table.
+The reference is the lower bound (defined in igpo_jax/rl/likelihood.py) from 4,096 views of each completion.
+All numbers are nats per token up to the first EOS. Bias: mean over completions. Deviation: standard deviation over draws of the masks,
+root mean square over completions. One line of JSON for each estimator; --output also writes a table.
 """
 
 import argparse

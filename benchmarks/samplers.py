@@ -1,11 +1,11 @@
-"""All nine samplers, three caches by three rules of how many tokens a step writes, on a run that has learned sums of coins:
-accuracy against the exact sampler on the same problems, network evaluations, FLOPs and time.
+"""Compares nine samplers, three caches by three commit rules, on a run that has learned sums of coins: accuracy against the
+exact sampler on the same problems, network evaluations, FLOPs and time.
 
     python benchmarks/samplers.py --run=RUN                                                              # the run's own canvas
     python benchmarks/samplers.py --run=LONG_RUN --completion-length=256 --block=32 --prompt-length=128  # long canvases
 
-Time is that of all batches, after one that compiles. How much less it is than the exact sampler's is the median over a few
-batches that both decode, one right after the other: machines are not equally fast all the time. One line of JSON for each
+Time is the total over all batches, after one that compiles. The speed-up over the exact sampler is the median over a few
+batches that both decode, one right after the other, because a machine's speed drifts. One line of JSON for each
 sampler; --output also writes a table.
 """
 
