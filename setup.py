@@ -25,6 +25,7 @@ setup(
     packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
     package_data={
         "igpo_jax.playground": ["page.html"],
+        "igpo_jax.weights": ["checksums.json"],
         "igpo_jax.report": ["page.html", "rollouts.html", "style.css", "canvas.js"],
     },
     install_requires=[

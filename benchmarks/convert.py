@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from igpo_jax.run.results import environment
-from igpo_jax.weights.huggingface import INDEX, LLADA
+from igpo_jax.weights.huggingface import INDEX, TENSORS
 from igpo_jax.weights.safetensors_files import stored_tensors
 
 WIDTH, MLP, VOCABULARY = 4096, 12288, 126464
@@ -41,7 +41,7 @@ def tensors(layers: int) -> dict[str, tuple[str, int, tuple[int, ...]]]:
     shapes = dict(attention_norm=(WIDTH,), query=square, key=square, value=square, attention_out=square,
                   mlp_norm=(WIDTH,), gate=wide, up=wide, down=wide[::-1])  # fmt: skip
     found = {}
-    for path, template in LLADA.items():
+    for path, (template, _) in TENSORS.items():
         kind = path[-1]
         if path[0] == "blocks":
             found |= {f"{template.format(i)}.weight": (kind, i, shapes[kind]) for i in range(layers)}

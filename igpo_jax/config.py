@@ -26,7 +26,7 @@ from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.training.state import OptimizerConfig
-from igpo_jax.weights.huggingface import MOST, folder_model_config
+from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +241,8 @@ def _check_section(values: dict[str, Any], defaults: dict[str, Any], prefix: str
             number = kind is float and type(part) is int
             if (type(part) is not kind and not number) or part != part:
                 raise ValueError(f"{name}={value!r}: {part!r} is no {kind.__name__}")
-            if type(part) is int and abs(part) > MOST:
-                raise ValueError(f"{name}={value!r} does not lie within {MOST}")
+            if type(part) is int and abs(part) > MAX_SIZE:
+                raise ValueError(f"{name}={value!r} does not lie within {MAX_SIZE}")
 
 
 NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")

@@ -20,7 +20,7 @@ from igpo_jax.config import Settings
 from igpo_jax.data.pipeline import encode_question
 from igpo_jax.run.experiment import load_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tokenizers import Tokenizer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
@@ -52,7 +52,7 @@ def inspect(settings: Settings, samples: int) -> Iterator[str]:
             train_tokenizer(problems, pathlib.Path(folder), settings)
         tokenizer = run_tokenizer(pathlib.Path(folder), settings)
         for split, of in problems.items():
-            yield f"{split}: {len(of)} problems, fingerprint {fingerprint(of)}"
+            yield f"{split}: {len(of)} problems, fingerprint {problems_fingerprint(of)}"
             if hasattr(task, "load_counted"):  # other tasks draw their problems
                 yield from (f"  {count}" for count in task.load_counted(settings.task, split)[1])
             yield from _lengths(split, of, tokenizer, settings)

@@ -12,7 +12,7 @@ from igpo_jax.api import default_dtype
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_config
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 
 SAMPLED = 2**16  # bytes of a piece of a file
 
@@ -78,7 +78,7 @@ def protocol_of(config: ConfigDict, name: str, problems: Sequence[Problem]) -> d
         "dtype": config.dtype or default_dtype(),
         "draws": part["draws"],
         "problems": len(problems),
-        "data": fingerprint((p.id, p.question, p.answer) for p in problems),
+        "data": problems_fingerprint((p.id, p.question, p.answer) for p in problems),
         "decode": config.decode.to_dict() | {"temperature": part["temperature"]},
         "chat": config.chat,
         "prefix": config.prefix,

@@ -27,7 +27,7 @@ from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, rai
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import Grades, RewardPool, reward_pool
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
 from igpo_jax.weights.folders import load_params
@@ -155,7 +155,7 @@ def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experimen
         written = _check_workdir(workdir, wanted)
         new = jax.process_index() == 0 and written is None
         problems = load_problems(settings)
-        data = {split: fingerprint(of) for split, of in problems.items()}
+        data = {split: problems_fingerprint(of) for split, of in problems.items()}
         _check_data(workdir, data)
         if new:
             workdir.mkdir(parents=True, exist_ok=True)

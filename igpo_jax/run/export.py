@@ -13,8 +13,7 @@ from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.weights.folders import copy_small_files, new_folder, stored_weight_map, write_safetensors
-from igpo_jax.weights.huggingface import llada_config
-from igpo_jax.weights.huggingface import read_config as read_model_json
+from igpo_jax.weights.huggingface import llada_config, read_model_json
 from igpo_jax.weights.peft import export_peft
 
 log = logging.getLogger(__name__)

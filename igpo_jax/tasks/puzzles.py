@@ -1,4 +1,4 @@
-"""What puzzles have in common: their test split is a file (JSON lines) or is drawn, the others are always drawn."""
+"""Code shared by puzzles: the test split is a JSON Lines file or drawn, the other splits are drawn."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from igpo_jax.tasks.problem import Problem, read_jsonl
 
 
 def puzzle_defaults(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The section `task` of a configuration; test: a file, or "" for drawn puzzles."""
+    """Returns the section `task` of a configuration; `test` is a file, or "" for drawn puzzles."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
     return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
 
@@ -20,14 +20,14 @@ def load_puzzles(
     read: Callable[[str, int, dict[str, Any]], Problem],
     drawn: Callable[[random.Random, set[str]], Problem | None],
 ) -> list[Problem]:
-    """Problems of one split, drawn from (seed, split) or read.
+    """Returns the problems of one split, drawn with (seed, split) or read.
 
     Args:
-        read: (where it stands, line number, row of the file) -> a problem; raises ValueError for another row.
-        drawn: (draws, ids that are held out) -> a problem, or None where the draw is no use.
+        read: (place for messages, line number, row) -> problem; raises ValueError for a row of another kind.
+        drawn: (generator, ids of the test split) -> problem, or None if the draw is rejected.
 
     Raises:
-        ValueError: a file that cannot be used; names file and line.
+        ValueError: an unusable file; the message has file and line.
     """
     if split == "test" and task.test:
         rows = read_jsonl(task.test, task.max_malformed_lines)
@@ -35,7 +35,8 @@ def load_puzzles(
     held_out: set[str] = set()
     if split != "test":
         held_out = {problem.id for problem in load_puzzles(task, "test", seed, read, drawn)}
-    draw, problems = random.Random(f"{split} {0 if split == 'test' else seed}"), {}
+    draw = random.Random(f"{split} {0 if split == 'test' else seed}")
+    problems: dict[str, Problem] = {}
     while len(problems) < task[f"{split}_problems"]:
         problem = drawn(draw, held_out)
         if problem is not None:

@@ -1,4 +1,4 @@
-"""Word problems in the manner of GSM8K: a procedural story with a question, and a solution of one equation a line.
+"""Word problems like GSM8K's: a procedural story with a question, and a solution with one equation per line.
 
     Anna buys 3 packs of 12 pens at the market. Her brother owns 7 pens. She gives half of her pens to Ben. How many pens
     does Anna have now?
@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions have a sentence with a number that nobody needs. The supervised stage learns from a teacher who works out
-every shorter problem, but hardly ever one of the longest: there the answer is left open, "#### ?".
+Some questions have a sentence with a number that is not needed. The supervised stage imitates a teacher who works out
+every shorter problem but few of the longest; for the others the answer is left open, "#### ?".
 """
 
 import operator
@@ -18,20 +18,19 @@ from typing import NamedTuple
 
 from igpo_jax.tasks.problem import Problem
 
-MOST = 999  # of every number
-MOST_STEPS = 1000  # of a problem
-TRIES = 20  # draws of the numbers of an ending, before the story is told anew
-PATIENCE = 1000  # questions in a row that are known already, before it is clear that there are no others
+MAX_NUMBER = 999
+MAX_STEPS = 1000
+ENDING_TRIES = 20  # draws of an ending's numbers before the story is redrawn
+MAX_REPEATS = 1000  # known questions drawn in a row before the supply counts as exhausted
 OPEN = "#### ?"
 ANSWER = re.compile(r"^#### ([0-9]+)$", re.MULTILINE)
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 EQUATION = re.compile(r"\[(\w+) (.) (\w+)\]")
-ONE = re.compile(r"\b1 ([a-z]+)s\b")  # whatever is counted has a plural in -s
-
+ONE = re.compile(r"\b1 ([a-z]+)s\b")  # every counted noun has a plural in -s
 REWARD_OPTIONS = ()
 
-# What stands in braces: numbers that are drawn from these ranges, words of the family, and who the story is about. In
-# equations `total` is what there was before, and `part` the result of the equation before.
+# Braces hold numbers drawn from these ranges, a family's words, and the person of the story. In equations, `total` is the
+# amount so far and `part` the result of the previous equation.
 RANGES = {"start": (10, 90), "few": (2, 9), "some": (2, 12), "more": (1, 60), "speed": (5, 20), "price": (30, 300)}
 ASIDE = range(4, 61)
 WOMEN = ("Anna", "Clara", "Emma", "Ida", "Lena", "Mia", "Nora", "Ruth", "Sofia", "Zoe")
@@ -41,30 +40,32 @@ HIS = {"she": "he", "She": "He", "her": "his", "Her": "His", "sibling": "sister"
 
 
 class Part(NamedTuple):
-    """text: of the question. numbers: keys of RANGES in it. steps: operand, sign, operand and sentence of the solution."""
-
-    text: str
-    numbers: list[str]
-    steps: list[tuple[str, str, str, str]]
+    text: str  # of the question
+    numbers: list[str]  # keys of RANGES in `text`
+    steps: list[tuple[str, str, str, str]]  # operand, sign, operand, sentence of the solution
 
 
 class Family(NamedTuple):
-    """words: choices for the words in braces. asides: sentences with a number that is not needed."""
-
-    words: dict[str, list[str]]
+    words: dict[str, list[str]]  # choices for the words in braces
     openings: list[Part]
     events: list[Part]
     endings: list[Part]
-    asides: tuple[str, ...]
+    asides: tuple[str, ...]  # sentences with a number that is not needed
 
 
-def _family(words: dict[str, str], asides: tuple[str, ...], **parts: tuple[str, ...]) -> Family:
-    parsed = {role: [_part(*part.split(" | ")) for part in of] for role, of in parts.items()}
-    return Family({name: choices.split() for name, choices in words.items()}, asides=asides, **parsed)
+class FilledPart(NamedTuple):
+    sentence: str  # of the question
+    lines: list[str]  # of the solution
+    total: int  # amount after this part
+
+
+def _family(words: dict[str, str], asides: tuple[str, ...], **roles: tuple[str, ...]) -> Family:
+    parts = {role: [_part(*text.split(" | ")) for text in texts] for role, texts in roles.items()}
+    return Family({name: choices.split() for name, choices in words.items()}, asides=asides, **parts)
 
 
 def _part(text: str, *lines: str) -> Part:
-    steps = [(*EQUATION.search(line).groups(), EQUATION.sub("{equation}", line)) for line in lines]
+    steps = [(*EQUATION.findall(line)[0], EQUATION.sub("{equation}", line)) for line in lines]
     return Part(text, [name for name in RANGES if f"{{{name}}}" in text], steps)
 
 
@@ -122,7 +123,7 @@ SAVING = _family(
     ),
     asides=("{Her} {sibling} has {aside} dollars.", "{friend} is {aside} years old.", "{name} lives in house {aside}."),
 )
-TRAVEL = _family(  # the total is the way home
+TRAVEL = _family(  # total: distance from home
     {"unit": "kilometer mile", "place": "lake castle harbor airport"},
     openings=(
         "{name} leaves home and drives {start} {unit}s.",
@@ -168,12 +169,11 @@ RECIPES = _family(
     endings=(
         "How many {things} are left in the end?",
         "{She} puts {few} {things} into each bag. How many bags does {she} need? | {She} needs [total / few] bags.",
-        "{She} sells the {things} for {few} dollars each. How many dollars does {she} get? | "
-        "{She} gets [total * few] dollars.",
+        "{She} sells the {things} for {few} dollars each. How many dollars does {she} get? | {She} gets [total * few] dollars.",
     ),
     asides=("A bakery sells {aside} {things} a day.", "The oven is {aside} years old.", "{friend} is {aside} years old."),
 )
-WORK = _family(  # the total is what is done on the last day so far
+WORK = _family(  # total: work of the last day so far
     {"do": "paint load pack sort clean stack", "things": "crates plates toys tiles mugs signs"},
     openings=(
         "On the first day {name} {do}s {start} {things}.",
@@ -201,40 +201,43 @@ FAMILIES = (COLLECTING, SAVING, TRAVEL, RECIPES, WORK)
 
 
 def defaults(**values) -> dict:
-    """The section `task` of a configuration."""
+    """Returns the section `task` of a configuration.
+
+    steps: equations of the longest problems. distractors: probability of a sentence that is not needed. worked_share:
+    share of the longest problems that the supervised teacher works out.
+    """
     sizes = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
     return {"name": "words", "steps": 4, "distractors": 0.3, "worked_share": 0.03, **sizes} | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Problems of one split, drawn from (seed, split).
+    """Returns the problems of one split, drawn with (seed, split).
 
-    Args:
-        task: `steps`, the equations of the longest problems; `distractors`, the probability of a sentence that is not
-            needed; `worked_share`, the share of the longest problems that the teacher of the supervised stage works out;
-            `sft_problems`, `rl_problems`, `test_problems`, the sizes of the splits.
-        split: sft (2 to `steps` steps), rl or test (`steps` steps; the test split shares no question with the others).
-        seed: of the run; the test split does not depend on it, so that runs with different seeds are compared on it.
+    sft has 2 to `steps` steps, rl and test have `steps`. The test split shares no question with the others and ignores the
+    seed, so that runs with different seeds can be compared.
 
     Raises:
-        ValueError: a value that cannot work, or there are not so many questions.
+        ValueError: a setting out of range, or fewer different questions than problems.
     """
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
-    if not 2 <= steps <= MOST_STEPS:
-        raise ValueError(f"task.steps={steps} must be at least 2, and at most {MOST_STEPS}")
+    if not 2 <= steps <= MAX_STEPS:
+        raise ValueError(f"task.steps={steps} must be at least 2, and at most {MAX_STEPS}")
     if not (0 <= distractors <= 1 and 0 <= worked_share <= 1):
-        raise ValueError(f"task.distractors={distractors} and task.worked_share={worked_share} must lie in [0, 1]")
+        raise ValueError(f"task.distractors={distractors} and task.worked_share={worked_share} must be in [0, 1]")
     held_out = set() if split == "test" else {problem.question for problem in load(task, "test", seed)}
-    draw, problems, known = random.Random(f"{split} {0 if split == 'test' else seed}"), {}, 0
+    draw = random.Random(f"{split} {0 if split == 'test' else seed}")
+    problems: dict[str, Problem] = {}
+    repeats = 0
     while len(problems) < size:
         equations = draw.randint(2, steps) if split == "sft" else steps
-        worked = split != "sft" or equations < steps or draw.random() < worked_share
-        problem = _problem(draw, equations, distractors, worked)
-        new = problem.question not in held_out and problem.question not in problems
-        known = 0 if new else known + 1
-        if new:
+        is_worked = split != "sft" or equations < steps or draw.random() < worked_share
+        problem = _problem(draw, equations, distractors, is_worked)
+        if problem.question not in held_out and problem.question not in problems:
             problems[problem.question] = problem
-        elif known == PATIENCE:
+            repeats = 0
+            continue
+        repeats += 1
+        if repeats == MAX_REPEATS:
             raise ValueError(
                 f"task.{split}_problems={size}, but with task.steps={steps} there are hardly more than {len(problems)} "
                 "different questions for it"
@@ -243,27 +246,18 @@ def load(task, split: str, seed: int) -> list[Problem]:
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer that a completion gives."""
     found = ANSWER.findall(text)
     return found[-1] if found else None
 
 
 def reward(problem: Problem, text: str) -> float:
-    """1.0 where the last line "#### ..." of a completion has the right number."""
+    """Returns 1.0 if the last line "#### ..." of a completion has the right number."""
     return float(extract_answer(text) == problem.answer)
 
 
-class Told(NamedTuple):
-    """A part with its numbers: of the question, of the solution, and what there is now."""
-
-    sentence: str
-    lines: list[str]
-    total: int
-
-
-def _problem(draw: random.Random, equations: int, distractors: float, worked: bool) -> Problem:
+def _problem(draw: random.Random, equations: int, distractors: float, is_worked: bool) -> Problem:
     family = draw.choice(FAMILIES)
-    # She and he, so that a pronoun says who is meant.
+    # A woman and a man, so that pronouns are unambiguous.
     (name, friend), pronouns = (draw.choice(WOMEN), draw.choice(MEN)), HER
     if draw.random() < 0.5:
         (name, friend), pronouns = (friend, name), HIS
@@ -272,55 +266,55 @@ def _problem(draw: random.Random, equations: int, distractors: float, worked: bo
     story = None
     while story is None:
         story = _story(draw, family, words, equations)
-    sentences = [told.sentence for told in story]
-    solution = ONE.sub(r"1 \1", "\n".join(line for told in story for line in told.lines))
+    sentences = [part.sentence for part in story]
+    solution = ONE.sub(r"1 \1", "\n".join(line for part in story for line in part.lines))
     used = set(map(int, re.findall("[0-9]+", f"{sentences} {solution}")))
     unused = [number for number in ASIDE if number not in used]
     if draw.random() < distractors and unused:
-        words["aside"] = draw.choice(unused)
-        sentences.insert(draw.randrange(1, len(sentences)), draw.choice(family.asides).format_map(words))
+        aside = {"aside": draw.choice(unused)}
+        sentences.insert(draw.randrange(1, len(sentences)), draw.choice(family.asides).format_map(words | aside))
     question, answer = ONE.sub(r"1 \1", " ".join(sentences)), str(story[-1].total)
     trace = f"{solution}\n#### {answer}"
-    # The result of the last equation is the answer, too.
-    result = solution.rindex("= ") + len("= ")
+    result = solution.rindex("= ") + len("= ")  # the last equation states the answer as well
     return Problem(
         id=question,
         question=question,
         answer=answer,
         trace=trace,
         answer_spans=((result, result + len(answer)), (len(solution) + 1, len(trace))),
-        demonstration=trace if worked else OPEN,
+        demonstration=trace if is_worked else OPEN,
     )
 
 
-def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[Told] | None:
-    """An opening, events and an ending with so many equations; None where the ending's does not come out."""
+def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
+    """Draws an opening, events and an ending with so many equations in total; None if no numbers fit the ending."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
     left = equations - len(opening.steps) - len(ending.steps)
-    if left < 1:
+    first = _fill(draw, opening, 0, words) if left >= 1 else None
+    if first is None:
         return None
-    story = [_tell(draw, opening, 0, words)]
+    story = [first]
     while left:
         event = draw.choice(family.events)
-        told = _tell(draw, event, story[-1].total, words) if len(event.steps) <= left else None
-        if told:
-            story.append(told)
+        filled = _fill(draw, event, story[-1].total, words) if len(event.steps) <= left else None
+        if filled:
+            story.append(filled)
             left -= len(event.steps)
-    for _ in range(TRIES):
-        told = _tell(draw, ending, story[-1].total, words)
-        if told:
-            return [*story, told]
+    for _ in range(ENDING_TRIES):
+        filled = _fill(draw, ending, story[-1].total, words)
+        if filled:
+            return [*story, filled]
     return None
 
 
-def _tell(draw: random.Random, part: Part, total: int, words: dict[str, str]) -> Told | None:
-    """None where an equation comes out as no whole number, or as one that is too small or too large."""
+def _fill(draw: random.Random, part: Part, total: int, words: dict[str, str]) -> FilledPart | None:
+    """Draws a part's numbers; None unless all results are whole and between 1 and `MAX_NUMBER`."""
     values = {"2": 2, "3": 3, "total": total} | {name: draw.randint(*RANGES[name]) for name in part.numbers}
     total, lines = values.get("start", total), []
     for left, sign, right, line in part.steps:
         a, b = values[left], values[right]
         total = values["part"] = OPERATIONS[sign](a, b)
-        if not 1 <= total <= MOST or (sign == "/" and a % b):
+        if not 1 <= total <= MAX_NUMBER or (sign == "/" and a % b):
             return None
         lines.append(line.format(**words, equation=f"{a} {sign} {b} = {total}"))
-    return Told(part.text.format(**words, **values), lines, total)
+    return FilledPart(part.text.format(**words, **values), lines, total)

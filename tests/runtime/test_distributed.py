@@ -22,7 +22,7 @@ distributed.initialize()
 print(json.dumps({{
     "index": jax.process_index(),
     "count": jax.process_count(),
-    "ranks": distributed.everywhere(jax.process_index()).tolist(),
+    "ranks": distributed.all_gather_hosts(jax.process_index()).tolist(),
 }}))
 """
 

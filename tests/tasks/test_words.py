@@ -146,7 +146,7 @@ def test_more_problems_than_there_are_questions_is_an_error_and_no_endless_searc
 
 @pytest.mark.parametrize("values, message", [
     ({"steps": 1}, "task.steps=1 must be at least 2"), ({"distractors": 1.5}, r"task.distractors=1.5 .* in \[0, 1\]"),
-    ({"worked_share": -0.1}, r"task.worked_share=-0.1 must lie in \[0, 1\]"),
+    ({"worked_share": -0.1}, r"task.worked_share=-0.1 must be in \[0, 1\]"),
 ])  # fmt: skip
 def test_values_that_cannot_work_are_named(values, message):
     with pytest.raises(ValueError, match=message):
