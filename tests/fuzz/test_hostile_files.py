@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from igpo_jax.grading.answers import box_spans
-from igpo_jax.runtime.files import MOST_NESTED, parse_json
+from igpo_jax.runtime.files import MAX_NESTED, parse_json
 from igpo_jax.tasks.sources import load_sources
 from igpo_jax.tokenizers import encode_chat, load_tokenizer
 from igpo_jax.weights.folders import load_params
@@ -53,7 +53,7 @@ def test_what_is_no_file_at_all_is_refused(parser, attack_of, content):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": ' + "9" * 10**6 + "}", "[" * 10**5 + "]" * 10**5, "[" * (MOST_NESTED + 1) + "]" * (MOST_NESTED + 1), r'"\ud800"', "\ufeff{}"],
+    ['{"a": ' + "9" * 10**6 + "}", "[" * 10**5 + "]" * 10**5, "[" * (MAX_NESTED + 1) + "]" * (MAX_NESTED + 1), r'"\ud800"', "\ufeff{}"],
     ids=["digits", "deep", "deeper", "surrogate", "BOM"],
 )
 def test_json_that_python_would_choke_on_is_refused(text):
@@ -63,7 +63,7 @@ def test_json_that_python_would_choke_on_is_refused(text):
 
 
 def test_json_as_deep_as_allowed_is_read():
-    assert json.dumps(parse_json("[" * MOST_NESTED + "]" * MOST_NESTED, "a.json")).count("[") == MOST_NESTED
+    assert json.dumps(parse_json("[" * MAX_NESTED + "]" * MAX_NESTED, "a.json")).count("[") == MAX_NESTED
     assert parse_json("[" + "[]," * 1000 + "[]]", "a.json")[-1] == []
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igpo_jax.evaluate.benchmark import pass_at_k, summary
-from igpo_jax.runtime.statistics import interval, mcnemar, paired, sign_flip, wilson
+from igpo_jax.runtime.statistics import accuracy_interval, mcnemar, paired, sign_flip, wilson
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -74,7 +74,7 @@ def test_the_bootstrap_covers_as_often_as_it_says():
     draw, held = np.random.default_rng(0), 0
     for _ in range(60):
         chances = draw.beta(1, 1, 200)
-        low, high = interval(draw.uniform(size=(200, 4)) < chances[:, None])
+        low, high = accuracy_interval(draw.uniform(size=(200, 4)) < chances[:, None])
         held += low <= 0.5 <= high
     assert held >= 52  # of 60; 57 expected, fewer than 52 once in 300 times
 
