@@ -150,11 +150,7 @@ def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
 
 
 def _fitting(
-    problems: Sequence[Problem],
-    lengths: list[tuple[int, int]],
-    prompt_length: int,
-    completion_length: int,
-    overflow: str,
+    problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
 ) -> list[int]:
     """Returns indices of the problems that fit, given (prompt, completion) lengths in tokens; warns of the others.
 

@@ -33,22 +33,21 @@ REWARD_OPTIONS = ()
 
 
 def defaults(**values) -> dict:
-    """Returns the section `task` of a configuration.
-
-    slots: additions of a long problem. worked_share: share of long problems that the supervised teacher works out.
-    """
-    sizes = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
-    return {"name": "arithmetic", "slots": 6, "worked_share": 0.03, **sizes} | values
+    return {
+        "name": "arithmetic",
+        "slots": 6,  # additions of a long problem
+        "worked_share": 0.03,  # share of long problems that the supervised teacher works out
+        "sft_problems": 60_000,
+        "rl_problems": 4_000,
+        "test_problems": 500,
+    } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split).
+    """Returns the problems of one split, drawn with (seed, split): all lengths for sft, long ones for rl and test.
 
-    sft has all lengths, rl and test long problems only. The test split shares no question with the others and ignores the
-    seed, so that runs with different seeds can be compared.
-
-    Raises:
-        ValueError: a setting out of range, or fewer different questions than problems.
+    The test split shares no question with the others and ignores the seed, so that runs with different seeds are comparable.
+    Raises ValueError if a setting is out of range, or there are fewer different questions than problems.
     """
     if not 2 <= task.slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={task.slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
@@ -70,7 +69,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 if a completion ends in = and the right total."""
+    """Returns 1.0 if a completion ends in "=" and the right total."""
     return float(extract_answer(text) == problem.answer)
 
 

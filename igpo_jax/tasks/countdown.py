@@ -4,6 +4,7 @@ The test split is a JSON Lines file (numbers, target) or drawn. A trace computes
 line is the expression, the answer.
 """
 
+import functools
 import random
 from typing import Any
 
@@ -20,16 +21,7 @@ PROMPT = (
     "example: \\boxed{a + b * c}"
 )
 REWARD_OPTIONS = ()
-
-
-def defaults(**values) -> dict:
-    """See `puzzle_defaults`."""
-    return puzzle_defaults("countdown", values)
-
-
-def load(task, split: str, seed: int) -> list[Problem]:
-    """See `load_puzzles`."""
-    return load_puzzles(task, split, seed, _read, _drawn)
+defaults = functools.partial(puzzle_defaults, "countdown")
 
 
 def extract_answer(text: str) -> str | None:
@@ -83,3 +75,6 @@ def _problem(name: str, numbers: list[int], target: int, expression: str, steps:
         answer_spans=((len(steps), len(trace)),) if trace else (),
         demonstration=trace,
     )
+
+
+load = functools.partial(load_puzzles, read=_read, drawn=_drawn)

@@ -7,7 +7,7 @@ from typing import Any
 from igpo_jax.tasks.problem import Problem, read_jsonl
 
 
-def puzzle_defaults(name: str, values: dict[str, Any]) -> dict[str, Any]:
+def puzzle_defaults(name: str, **values) -> dict[str, Any]:
     """Returns the section `task` of a configuration; `test` is a file, or "" for drawn puzzles."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
     return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
@@ -25,9 +25,6 @@ def load_puzzles(
     Args:
         read: (place for messages, line number, row) -> problem; raises ValueError for a row of another kind.
         drawn: (generator, ids of the test split) -> problem, or None if the draw is rejected.
-
-    Raises:
-        ValueError: an unusable file; the message has file and line.
     """
     if split == "test" and task.test:
         rows = read_jsonl(task.test, task.max_malformed_lines)

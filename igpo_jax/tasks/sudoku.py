@@ -26,16 +26,7 @@ UNITS = [
 ]
 EMPTY = (6, 10)  # range of the number of empty cells in a drawn puzzle
 REWARD_OPTIONS = ()
-
-
-def defaults(**values) -> dict:
-    """See `puzzle_defaults`."""
-    return puzzle_defaults("sudoku", values)
-
-
-def load(task, split: str, seed: int) -> list[Problem]:
-    """See `load_puzzles`."""
-    return load_puzzles(task, split, seed, _read, _drawn)
+defaults = functools.partial(puzzle_defaults, "sudoku")
 
 
 def extract_answer(text: str) -> str | None:
@@ -97,3 +88,6 @@ def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Prob
         answer_spans=((len(steps), len(steps) + len(answer)),),
         demonstration=steps + answer,
     )
+
+
+load = functools.partial(load_puzzles, read=_read, drawn=_drawn)

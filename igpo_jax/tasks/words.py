@@ -12,6 +12,7 @@ every shorter problem but few of the longest; for the others the answer is left 
 """
 
 import operator
+import pathlib
 import random
 import re
 from typing import NamedTuple
@@ -29,8 +30,7 @@ EQUATION = re.compile(r"\[(\w+) (.) (\w+)\]")
 ONE = re.compile(r"\b1 ([a-z]+)s\b")  # every counted noun has a plural in -s
 REWARD_OPTIONS = ()
 
-# Braces hold numbers drawn from these ranges, a family's words, and the person of the story. In equations, `total` is the
-# amount so far and `part` the result of the previous equation.
+# Values of the names in the braces of word_stories.txt.
 RANGES = {"start": (10, 90), "few": (2, 9), "some": (2, 12), "more": (1, 60), "speed": (5, 20), "price": (30, 300)}
 ASIDE = range(4, 61)
 WOMEN = ("Anna", "Clara", "Emma", "Ida", "Lena", "Mia", "Nora", "Ruth", "Sofia", "Zoe")
@@ -50,7 +50,7 @@ class Family(NamedTuple):
     openings: list[Part]
     events: list[Part]
     endings: list[Part]
-    asides: tuple[str, ...]  # sentences with a number that is not needed
+    asides: list[str]  # sentences with a number that is not needed
 
 
 class FilledPart(NamedTuple):
@@ -59,165 +59,46 @@ class FilledPart(NamedTuple):
     total: int  # amount after this part
 
 
-def _family(words: dict[str, str], asides: tuple[str, ...], **roles: tuple[str, ...]) -> Family:
-    parts = {role: [_part(*text.split(" | ")) for text in texts] for role, texts in roles.items()}
-    return Family({name: choices.split() for name, choices in words.items()}, asides=asides, **parts)
-
-
 def _part(text: str, *lines: str) -> Part:
     steps = [(*EQUATION.findall(line)[0], EQUATION.sub("{equation}", line)) for line in lines]
     return Part(text, [name for name in RANGES if f"{{{name}}}" in text], steps)
 
 
-COLLECTING = _family(
-    {"things": "pens stickers marbles cards stamps beads", "packs": "packs bags sets", "place": "market fair school"},
-    openings=(
-        "{name} has {start} {things}.",
-        "{name} buys {few} {packs} of {some} {things} at the {place}. | {name} buys [few * some] {things}.",
-    ),
-    events=(
-        "{friend} gives {more} {things} to {name}. | Now {she} has [total + more] {things}.",
-        "On the way {she} loses {more} {things}. | {She} still has [total - more] {things}.",
-        "Then {she} gets {few} {packs} of {some} {things}. | The {packs} hold [few * some] {things}. | "
-        "So {she} has [total + part] {things}.",
-        "{She} gives {some} {things} to each of {few} friends. | {She} gives away [few * some] {things}. | "
-        "{She} keeps [total - part] {things}.",
-        "{She} gives half of {her} {things} to {friend}. | {She} keeps [total / 2] {things}.",
-        "{She} sorts {her} {things} evenly into {few} piles and keeps one. | One pile has [total / few] {things}.",
-    ),
-    endings=(
-        "How many {things} does {name} have now?",
-        "{friend} has {few} times as many {things} as {name}. How many {things} do they have together? | "
-        "{friend} has [total * few] {things}. | Together they have [total + part] {things}.",
-        "{She} sells all {her} {things} for {few} dollars each. How many dollars does {she} get? | "
-        "{She} gets [total * few] dollars.",
-        "{She} shares {her} {things} equally among {few} friends. How many {things} does each friend get? | "
-        "Each friend gets [total / few] {things}.",
-    ),
-    asides=("{Her} {sibling} owns {aside} {things}.", "The {place} is {aside} years old.", "{friend} is {aside} years old."),
-)
-SAVING = _family(
-    {"gift": "scarf book kite lamp game puzzle", "wish": "bike drum tent camera guitar desk", "place": "market fair zoo"},
-    openings=(
-        "{name} has {start} dollars in {her} piggy bank.",
-        "{name} saves {some} dollars a week for {few} weeks. | {name} saves [some * few] dollars.",
-    ),
-    events=(
-        "{She} gets {more} dollars from {her} grandmother. | Then {she} has [total + more] dollars.",
-        "{She} spends {more} dollars on a {gift} for {friend}. | That leaves [total - more] dollars.",
-        "{She} washes {few} cars for {some} dollars each. | The cars bring [few * some] dollars. | "
-        "So {she} has [total + part] dollars.",
-        "{She} buys {few} tickets for {some} dollars each. | The tickets cost [few * some] dollars. | "
-        "{She} has [total - part] dollars left.",
-        "{She} spends half of {her} money at the {place}. | {She} keeps [total / 2] dollars.",
-        "{Her} father doubles {her} money. | That makes [total * 2] dollars.",
-    ),
-    endings=(
-        "How many dollars does {name} have now?",
-        "{She} wants a {wish} for {price} dollars. How many dollars does {she} still need? | "
-        "{She} still needs [price - total] dollars.",
-        "A {wish} costs {few} times as much money as {name} has. How many dollars does the {wish} cost? | "
-        "The {wish} costs [total * few] dollars.",
-        "{name} spends all {her} money in {few} weeks, the same amount every week. How many dollars is that a week? | "
-        "That is [total / few] dollars a week.",
-    ),
-    asides=("{Her} {sibling} has {aside} dollars.", "{friend} is {aside} years old.", "{name} lives in house {aside}."),
-)
-TRAVEL = _family(  # total: distance from home
-    {"unit": "kilometer mile", "place": "lake castle harbor airport"},
-    openings=(
-        "{name} leaves home and drives {start} {unit}s.",
-        "{name} leaves home and cycles for {few} hours at {speed} {unit}s an hour. | {name} cycles [few * speed] {unit}s.",
-    ),
-    events=(
-        "Then {she} takes a bus {more} {unit}s farther. | Now {she} is [total + more] {unit}s from home.",
-        "Then {she} goes {more} {unit}s back. | Now {she} is [total - more] {unit}s from home.",
-        "Then {she} rides on for {few} hours at {speed} {unit}s an hour. | {She} rides [few * speed] {unit}s. | "
-        "So {she} is [total + part] {unit}s from home.",
-        "Then {she} rides back for {few} hours at {speed} {unit}s an hour. | {She} rides back [few * speed] {unit}s. | "
-        "So {she} is [total - part] {unit}s from home.",
-        "Then {she} goes half of the way home. | That leaves [total / 2] {unit}s.",
-        "Then {she} takes a train until the way home is {few} times as long. | It is [total * few] {unit}s now.",
-    ),
-    endings=(
-        "How many {unit}s is {name} from home now?",
-        "{friend} is {few} times as far from home as {name}. How many {unit}s is {friend} from home? | "
-        "{friend} is [total * few] {unit}s from home.",
-        "Then {she} travels home in {few} days. How many {unit}s does {she} travel a day? | "
-        "{She} travels [total / few] {unit}s a day.",
-        "Every {unit} of the way home takes {few} minutes. How many minutes does the way home take? | "
-        "The way home takes [total * few] minutes.",
-    ),
-    asides=("The {place} is {aside} {unit}s away.", "The bus has the number {aside}.", "It is {aside} degrees outside."),
-)
-RECIPES = _family(
-    {"things": "cookies muffins pancakes rolls waffles tarts", "place": "kitchen garden hall"},
-    openings=(
-        "{name} bakes {start} {things} for a party.",
-        "{name} bakes {few} trays of {some} {things}. | {name} bakes [few * some] {things}.",
-        "A recipe is for {some} {things}, and {name} uses it {few} times. | {name} makes [some * few] {things}.",
-    ),
-    events=(
-        "Then {she} bakes {more} {things} more. | That makes [total + more] {things}.",
-        "{friend} takes {more} {things} home. | That leaves [total - more] {things}.",
-        "{friend} brings {few} plates of {some} {things}. | {friend} brings [few * some] {things}. | "
-        "Together that makes [total + part] {things}.",
-        "Then {few} guests eat {some} {things} each. | The guests eat [few * some] {things}. | "
-        "That leaves [total - part] {things}.",
-        "The guests in the {place} eat half of the {things}. | They leave [total / 2] {things}.",
-    ),
-    endings=(
-        "How many {things} are left in the end?",
-        "{She} puts {few} {things} into each bag. How many bags does {she} need? | {She} needs [total / few] bags.",
-        "{She} sells the {things} for {few} dollars each. How many dollars does {she} get? | {She} gets [total * few] dollars.",
-    ),
-    asides=("A bakery sells {aside} {things} a day.", "The oven is {aside} years old.", "{friend} is {aside} years old."),
-)
-WORK = _family(  # total: work of the last day so far
-    {"do": "paint load pack sort clean stack", "things": "crates plates toys tiles mugs signs"},
-    openings=(
-        "On the first day {name} {do}s {start} {things}.",
-        "On the first day {name} {do}s {some} {things} an hour for {few} hours. | "
-        "On the first day {name} {do}s [some * few] {things}.",
-    ),
-    events=(
-        "The next day {she} {do}s {more} {things} more. | That day {she} {do}s [total + more] {things}.",
-        "The next day {she} {do}s {more} {things} fewer. | That day {she} {do}s [total - more] {things}.",
-        "The next day {she} {do}s as many {things}, and then {some} {things} an hour for {few} hours. | "
-        "In these hours {she} {do}s [some * few] {things}. | That day {she} {do}s [total + part] {things}.",
-        "The next day {she} {do}s twice as many {things}. | That day {she} {do}s [total * 2] {things}.",
-        "The next day {she} {do}s a third as many {things}. | That day {she} {do}s [total / 3] {things}.",
-    ),
-    endings=(
-        "How many {things} does {name} {do} on the last day?",
-        "On the last day {she} works for {few} hours. How many {things} does {she} {do} an hour on that day? | "
-        "{She} {do}s [total / few] {things} an hour.",
-        "{friend} {do}s {few} times as many {things} as {name} on the last day. How many {things} is that? | "
-        "{friend} {do}s [total * few] {things}.",
-    ),
-    asides=("{Her} {sibling} works {aside} hours a week.", "It is {aside} degrees warm.", "{friend} is {aside} years old."),
-)
-FAMILIES = (COLLECTING, SAVING, TRAVEL, RECIPES, WORK)
+def _families() -> list[Family]:
+    families: list[Family] = []
+    for line in pathlib.Path(__file__).with_name("word_stories.txt").read_text(encoding="utf-8").splitlines():
+        kind, _, text = line.partition(": ")
+        if kind.startswith("family "):
+            families.append(Family({}, [], [], [], []))
+        elif kind.startswith("word "):
+            families[-1].words[kind.removeprefix("word ")] = text.split()
+        elif kind == "aside":
+            families[-1].asides.append(text)
+        elif kind in ("opening", "event", "ending"):
+            getattr(families[-1], f"{kind}s").append(_part(*text.split(" | ")))
+    return families
+
+
+FAMILIES = _families()
 
 
 def defaults(**values) -> dict:
-    """Returns the section `task` of a configuration.
-
-    steps: equations of the longest problems. distractors: probability of a sentence that is not needed. worked_share:
-    share of the longest problems that the supervised teacher works out.
-    """
-    sizes = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
-    return {"name": "words", "steps": 4, "distractors": 0.3, "worked_share": 0.03, **sizes} | values
+    return {
+        "name": "words",
+        "steps": 4,  # equations of the longest problems
+        "distractors": 0.3,  # probability of a sentence that is not needed
+        "worked_share": 0.03,  # share of the longest problems that the supervised teacher works out
+        "sft_problems": 60_000,
+        "rl_problems": 4_000,
+        "test_problems": 500,
+    } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split).
+    """Returns the problems of one split, drawn with (seed, split): 2 to `steps` steps for sft, `steps` for rl and test.
 
-    sft has 2 to `steps` steps, rl and test have `steps`. The test split shares no question with the others and ignores the
-    seed, so that runs with different seeds can be compared.
-
-    Raises:
-        ValueError: a setting out of range, or fewer different questions than problems.
+    The test split shares no question with the others and ignores the seed, so that runs with different seeds are comparable.
+    Raises ValueError if a setting is out of range, or there are fewer different questions than problems.
     """
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:

@@ -130,7 +130,7 @@ def test_only_the_last_line_of_its_form_states_an_answer(text, answer):
 @pytest.fixture
 def small_world(monkeypatch):
     """One man, one woman, one thing, and of every number only two values."""
-    family = words.COLLECTING._replace(words={key: of[:1] for key, of in words.COLLECTING.words.items()})
+    family = words.FAMILIES[0]._replace(words={key: choices[:1] for key, choices in words.FAMILIES[0].words.items()})
     changed = {"FAMILIES": (family,), "WOMEN": ("Anna",), "MEN": ("Ben",), "RANGES": dict.fromkeys(words.RANGES, (7, 8))}
     for name, value in changed.items():
         monkeypatch.setattr(words, name, value)
