@@ -11,8 +11,8 @@ import pytest
 
 import igpo_jax
 from igpo_jax.weights.safetensors_files import stored_tensors
+from model_folders import assert_same_files
 from processes import free_port
-from test_folders import assert_same_files
 from tokenizer_files import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent
