@@ -11,7 +11,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from igpo_jax.runtime.files import atomic_write, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_json
 
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
@@ -27,20 +27,14 @@ class Tokenizer(Protocol):
     mask_id: int
     eot_id: int | None  # end of a chat turn
 
-    def encode(self, text: str) -> list[int]:
-        """Returns ids, without ids that mark the beginning or end of a text."""
+    # Ids, without those that mark the beginning or end of a text; and (begin, end) of each piece in characters.
+    def encode(self, text: str) -> list[int]: ...
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns ids, and (begin, end) of each piece in characters of `text`."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids, skipping special and unused ones."""
-
-    def piece(self, id: int) -> str:
-        """Returns one id for display."""
-
-    def special_id(self, token: str) -> int | None:
-        """Returns the id of a special token, or None."""
+    # Text without special and unused ids; one id for display; the id of a special token.
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def piece(self, id: int) -> str: ...
+    def special_id(self, token: str) -> int | None: ...
 
 
 class SentencePieceTokenizer:
@@ -51,7 +45,7 @@ class SentencePieceTokenizer:
             model = self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
             pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {_first_line(error)}") from None
+            raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
         self.vocab_size = len(pieces)
         self._special = {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
         mask_id = self._special.get("<mask>", mask_id)
@@ -101,7 +95,7 @@ class HuggingFaceTokenizer:
         except BaseException as error:  # the library raises Exception or PanicException, a BaseException
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise ValueError(f"{path} is not a tokenizer: {_first_line(error)}") from None
+            raise ValueError(f"{path} is not a tokenizer: {first_line(error)}") from None
         self._tokenizer.encode_special_tokens = True  # encodes their names as text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -114,11 +108,15 @@ class HuggingFaceTokenizer:
         named = _named_tokens(path.parent)
         if "eos_token" not in named:
             raise ValueError(f"{path.parent}: neither tokenizer_config.json nor special_tokens_map.json names an eos_token")
-        for key in ("eos_token", "pad_token"):
-            if key in named and self._tokenizer.token_to_id(named[key]) is None:
+
+        def id_of(key: str) -> int:
+            id = self._tokenizer.token_to_id(named[key])
+            if id is None:
                 raise ValueError(f"{path}: {key}={named[key]!r} is not in the vocabulary")
-        self.eos_id = self._tokenizer.token_to_id(named["eos_token"])
-        self.pad_id = self._tokenizer.token_to_id(named.get("pad_token", named["eos_token"]))
+            return id
+
+        self.eos_id = id_of("eos_token")
+        self.pad_id = id_of("pad_token") if "pad_token" in named else self.eos_id
         self.eot_id = self._special.get(END_OF_TURN)
 
     def special_id(self, token: str) -> int | None:
@@ -148,14 +146,8 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """Loads a tokenizer.json or *.model file, or a folder's only one.
-
-    Args:
-        mask_id: from the model's configuration; models of `train_sentencepiece` have their own.
-
-    Raises:
-        ValueError: no such file, several, or an unusable one.
-    """
+    """Loads a tokenizer.json or *.model file, or a folder's only one; models of `train_sentencepiece` have their own `mask_id`.
+    Raises ValueError if there is no such file, several, or an unusable one."""
     path = pathlib.Path(path)
     if path.is_dir():
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
@@ -170,10 +162,6 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     if mask_id is None:
         raise ValueError(f"{path}: the mask id is not known; the model's configuration has it")
     return HuggingFaceTokenizer(path, mask_id)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
 
 
 def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -216,10 +204,7 @@ def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = Fals
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
     """Returns the ids of `chat_text`; a marker spelled in a message stays text.
-
-    Raises:
-        ValueError: the vocabulary lacks a marker, or a message lacks role or content.
-    """
+    Raises ValueError if the vocabulary lacks a marker, or a message lacks role or content."""
     markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
     missing = [marker for marker, id in markers.items() if id is None]
     if missing:
@@ -247,14 +232,12 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
     """Trains a SentencePiece model and writes it atomically; deterministic.
 
     Text is not normalized and gets no dummy prefix, so decoding inverts encoding. Characters outside of the training
-    alphabet are spelled in bytes; with kind `char` they become the unknown token.
+    alphabet are spelled in bytes; with kind `char` they become the unknown token. Raises ValueError if the vocabulary is
+    too small for the alphabet, a text too long, or there is no text.
 
     Args:
         kind: char | unigram | bpe.
         vocab_size: upper bound of the number of pieces.
-
-    Raises:
-        ValueError: a vocabulary too small for the alphabet, a text too long, or no text.
     """
     texts = list(texts)
     if not any(texts):

@@ -45,27 +45,21 @@ def prompt_arrays(
     problems: Sequence[Problem],
     tokenizer: Tokenizer,
     *,
-    chat: bool = False,
-    prefix: str = "",
+    chat: bool = False,  # renders questions as a user's message in the chat template
+    prefix: str = "",  # beginning of every answer, appended to the prompt
     prompt_length: int,
     completion_length: int,
-    exclude_answer: bool,
-    overflow: str,
+    exclude_answer: bool,  # cuts chunks only from before a trace's last answer span, without tokens of any span
+    overflow: str,  # error | drop, see `_fitting` | cut: keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
-    """Returns the problems whose prompts fit, and their arrays, one row each.
-
-    Args:
-        chat: renders questions as a user's message in the chat template.
-        prefix: beginning of every answer, appended to the prompt.
-        exclude_answer: cuts chunks only from before a trace's last answer span, without tokens of any span.
-        overflow: error | drop, see `_fitting`; cut: keeps the last tokens of a long prompt.
-    """
+    """Returns the problems whose prompts fit, and their arrays, one row each."""
     encoded = []
     for problem in problems:
-        # A longer trace is cut: hints beyond the completion's end are not shown.
-        trace, offsets = (part[:completion_length] for part in tokenizer.encode_with_offsets(problem.trace))
+        ids, offsets = tokenizer.encode_with_offsets(problem.trace)
         question = encode_question(problem, tokenizer, chat) + (tokenizer.encode(prefix) if prefix else [])
-        encoded.append((question[-prompt_length:] if overflow == "cut" else question, trace, offsets))
+        question = question[-prompt_length:] if overflow == "cut" else question
+        # Longer traces are cut: hints beyond the completion's end are not shown.
+        encoded.append((question, ids[:completion_length], offsets[:completion_length]))
     keep = _fitting(problems, [(len(q), 0) for q, _, _ in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     trace = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
@@ -84,10 +78,7 @@ def prompt_arrays(
 
 def _problem_numbers(ids: Sequence[str]) -> np.ndarray:
     """Returns a distinct number for each problem, u32[n]: the CRC-32 of its id, or the next free number.
-
-    Raises:
-        ValueError: two problems have the same id.
-    """
+    Raises ValueError if two problems have the same id."""
     owner: dict[int, str] = {}
     for name in ids:
         number = zlib.crc32(name.encode())
@@ -113,22 +104,16 @@ def sft_arrays(
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
-    for row, index in enumerate(keep):
-        ids = encoded[index][1]
-        completion[row, : len(ids)] = ids
+    for row, (_, ids) in zip(completion, (encoded[i] for i in keep), strict=True):
+        row[: len(ids)] = ids
     return SFTBatch(tokens, prompt_mask, completion)
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:
     """Returns an endless random-access sequence whose item i is the batch of step i, cut to the smallest bucket that fits.
 
-    Rows that do not fill an epoch's last batch are left out of that epoch, so no batch holds a problem twice.
-
-    Args:
-        arrays: all rows of a split.
-
-    Raises:
-        ValueError: fewer rows than a batch.
+    Rows that do not fill an epoch's last batch are left out of that epoch, so no batch holds a problem twice. Raises
+    ValueError if there are fewer rows than `batch_size`.
     """
     rows = len(arrays.tokens)
     if rows < batch_size:
@@ -152,11 +137,8 @@ def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
 def _fitting(
     problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
 ) -> list[int]:
-    """Returns indices of the problems that fit, given (prompt, completion) lengths in tokens; warns of the others.
-
-    Raises:
-        ValueError: none fits, or overflow is "error" and one does not; the message says which, and what to change.
-    """
+    """Returns indices of the problems that fit, given (prompt, completion) lengths in tokens, and logs the others.
+    Raises ValueError if none fits, or overflow is "error" and one does not, and names the keys to change."""
     keep = [i for i, (p, c) in enumerate(lengths) if p <= prompt_length and c <= completion_length]
     if len(keep) == len(problems):
         return keep

@@ -65,12 +65,10 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """Returns the final answer of a completion, or None.
+    """Returns the final answer of a completion, or None, by a rule.
 
-    Args:
-        rule: box: the last closed \\boxed{...}. number (GSM8K): the number after the last ####, else the one in the last
-            box, else in <answer>, else the last one. any: the last box, else <answer>, else the number after the last
-            ####, else the last number.
+    box: the last closed \\boxed{...}. number (GSM8K): the number after the last ####, else in the last box, else in <answer>,
+    else the last one. any: the last box, else <answer>, else the number after the last ####, else the last number.
     """
     text = SPECIAL.sub(" ", text[-TAIL_CHARS:])
     boxed = boxes(text)
@@ -104,10 +102,7 @@ def _unwrapped(content: str) -> str:
 
 def equal(gold: str, answer: str) -> bool:
     """Returns whether two bare answers agree, such as "1/2" and "\\frac{1}{2}", or "10" and "10 \\text{ cm}".
-
-    Raises:
-        TimeoutError: math-verify took more than `MATH_VERIFY_SECONDS`.
-    """
+    Raises TimeoutError if math-verify took more than `MATH_VERIFY_SECONDS`."""
     gold, answer = _unstyled(_unwrapped(gold)), _unstyled(_unwrapped(answer))
     wanted, found = _clean(gold), _clean(answer)
     if not wanted or not found:

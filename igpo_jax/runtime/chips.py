@@ -28,11 +28,7 @@ CHIPS = {
 
 def device_memory_gib(device: jax.Device) -> float:
     """Returns the memory that programs can use: the backend's limit for a local device (on GPUs the share
-    XLA_PYTHON_CLIENT_MEM_FRACTION), else the published figure, else the host's memory.
-
-    Raises:
-        ValueError: a kind of device that `CHIPS` lacks.
-    """
+    XLA_PYTHON_CLIENT_MEM_FRACTION), else the figure in `CHIPS`, on CPUs the host's memory; ValueError for other devices."""
     statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30

@@ -15,10 +15,8 @@ from jax.experimental import multihost_utils
 
 
 def initialize() -> None:
-    """Joins the processes that a TPU pod, SLURM, GKE or MPI started; otherwise the run is one process.
-
-    Call before any use of devices. All processes end if one is silent for IGPO_HEARTBEAT_SECONDS (environment, 100).
-    """
+    """Joins the processes that a TPU pod, SLURM, GKE or MPI started; otherwise the run is one process. Call before any use of
+    devices. All processes end if one is silent for IGPO_HEARTBEAT_SECONDS (environment, 100 by default)."""
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
     except ValueError as error:  # jax found no cluster
@@ -28,10 +26,8 @@ def initialize() -> None:
 
 @contextlib.contextmanager
 def raise_on_all_hosts() -> Iterator[None]:
-    """Makes all processes raise if one raises ValueError or OSError in the body, so that none waits for it.
-
-    The others raise ValueError. The body must not have collectives; its end is a barrier.
-    """
+    """Makes all processes raise if one raises ValueError or OSError in the body, so that none waits for it: the others raise
+    ValueError. The body must not have collectives; its end is a barrier."""
     own = None
     try:
         yield
@@ -86,12 +82,9 @@ def check_same(fingerprints: dict[str, str]) -> None:
     """Raises ValueError on all processes if one has another fingerprint (hexadecimal) than process 0."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
     found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
-    differing = (found != found[0]).any(axis=2)
-    for process, name in np.argwhere(differing)[:1]:
-        raise ValueError(
-            f"process {process} has another {list(fingerprints)[name]} than process 0; all hosts need the same command and "
-            "the same files"
-        )
+    for process, index in np.argwhere((found != found[0]).any(axis=2))[:1]:
+        other = f"process {process} has another {list(fingerprints)[index]} than process 0"
+        raise ValueError(f"{other}; all hosts need the same command and the same files")
 
 
 def check_shared(folder: pathlib.Path) -> None:
@@ -104,9 +97,7 @@ def check_shared(folder: pathlib.Path) -> None:
             marker.touch()
     with raise_on_all_hosts():
         if not marker.exists():
-            raise ValueError(
-                f"process {jax.process_index()} does not see what process 0 writes into {folder}; a run on several "
-                "hosts needs a --workdir that all of them share"
-            )
+            unseen = f"process {jax.process_index()} does not see what process 0 writes into {folder}"
+            raise ValueError(f"{unseen}; a run on several hosts needs a --workdir that all of them share")
     if jax.process_index() == 0:
         marker.unlink()

@@ -20,32 +20,26 @@ MAX_NESTED = 64  # levels of a JSON value: recursive code needs a stack frame fo
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
     """Parses untrusted JSON, with `options` of json.loads.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, a number of thousands of digits, or too deep; the message begins with `place`.
-    """
+    Raises ValueError naming `place` for other encodings than UTF-8, invalid JSON, deep nesting, or thousands of digits."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises for an escaped lone surrogate
+        if text.count("[") + text.count("{") > MAX_NESTED and _depth(value) > MAX_NESTED:
+            raise RecursionError
     except UnicodeError as error:
         raise ValueError(f"{place}: not UTF-8 ({error})") from None
     except ValueError as error:  # not only JSONDecodeError: numbers with too many digits
         raise ValueError(f"{place}: not JSON ({error})") from None
     except RecursionError:
         raise ValueError(f"{place}: not JSON (more than {MAX_NESTED} levels)") from None
-    if text.count("[") + text.count("{") > MAX_NESTED and _levels_exceed(value, MAX_NESTED):
-        raise ValueError(f"{place}: not JSON (more than {MAX_NESTED} levels)")
     return value
 
 
-def _levels_exceed(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most + 1):
-        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
-        level = [value for part in parts for value in part]
-    return bool(parts)
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(_depth, parts), default=0)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -58,14 +52,17 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
 @contextlib.contextmanager
 def wrap_read_errors(file: object) -> Iterator[None]:
     """Re-raises any error of parsing a damaged or foreign file as a ValueError that names it."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
+        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
@@ -96,10 +93,7 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
 
 def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str) -> None:
     """Writes `identity` to `file` in a new folder, or compares it with the file's.
-
-    Raises:
-        ValueError: the folder belongs to another identity; the message names the keys that differ.
-    """
+    Raises ValueError with the keys that differ if the folder belongs to another identity."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))

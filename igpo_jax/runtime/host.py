@@ -15,21 +15,20 @@ MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-
 
 
 def keep_freed_memory() -> None:
-    """Keeps freed memory in the process on hosts without accelerators; does nothing unless the C library is glibc.
-
-    Otherwise the kernel zeroes the pages of every new array, 40 % of the time of small models. Call before JAX's threads start.
-    """
+    """Keeps freed memory in the process on hosts without accelerators, if the C library is glibc. Otherwise the kernel zeroes
+    the pages of every new array, 40 % of the time of small models. Call before JAX's threads start."""
     accelerated = [path for pattern in ("accel*", "vfio/*", "nvidia*", "kfd") for path in glob.glob(f"/dev/{pattern}")]
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter, value in MALLOPT.values() if mallopt else ():
-        mallopt(parameter, value)
+    if mallopt:
+        for parameter, value in MALLOPT.values():
+            mallopt(parameter, value)
 
 
 def cache_compiled_programs(workdir: pathlib.Path) -> None:
     """Caches programs that took a second to compile in the run's folder, unless JAX_COMPILATION_CACHE_DIR names another."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / _kind_of_machine()))
 
 
@@ -38,11 +37,7 @@ LESS_MEMORY = "To need less: {keys}; `python -m igpo_jax.plan --config=...` list
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:
-    """Returns advice if an error is about missing memory or storage, else None.
-
-    Args:
-        memory_keys: configuration keys that change the memory needed.
-    """
+    """Returns advice if an error is about missing memory, naming the keys that change it, or storage; else None."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     # Tested first, because the checkpoint writer reports a full disk as RESOURCE_EXHAUSTED.
     if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:

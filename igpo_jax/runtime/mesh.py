@@ -15,12 +15,8 @@ BATCH = ("data", "fsdp")
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over all devices; one axis may be -1 for the remaining devices.
-
     TPU slices divide the axis data, so that only gradient sums cross the slower network between them.
-
-    Raises:
-        ValueError: more than one -1, a product other than the number of devices, or data not divisible by the slices.
-    """
+    Raises ValueError for several -1, a product other than the number of devices, or data not divisible by the slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

@@ -14,11 +14,8 @@ class Terminated(BaseException):
 
 
 def listen() -> Callable[[], bool]:
-    """Handles SIGTERM from now on; returns a function that tells whether to save and stop.
-
-    Call it equally often on every process. After a signal to any process, all return True at the same call, some calls
-    later (jax's preemption service).
-    """
+    """Handles SIGTERM from now on; returns a function that tells whether to save and stop. Call it equally often on every
+    process: after a signal to any, all return True at the same call, some calls later (jax's preemption service)."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
         return lambda: multihost_utils.reached_preemption_sync_point(next(calls))

@@ -1,20 +1,11 @@
 """Running totals of coins on a two-digit counter: procedural problems whose exact answer is hard to guess.
 
-A question gives a start and some coins, with a fixed number of slots; unused slots hold dots:
+    38+05+20...=     question: a start, coins, and dots in the unused slots
+    # 43 63=63       worked solution: every running total, modulo 100, and the last one again as the answer
+    ~ qx tb hh=??    scribbles, which leave the answer open
 
-    38+05+20...=
-
-The worked solution (#) writes every running total, modulo 100, and repeats the last one as the answer:
-
-    # 43 63=63
-
-The supervised stage imitates a teacher who works out every short problem but few long ones. For the others it scribbles
-(~) and leaves the answer open:
-
-    ~ qx tb hh=??
-
-The model can then solve long problems but rarely does, so almost all of its answers are wrong: the skill is there, the
-reward is not. IGPO is made for this situation.
+The supervised stage imitates a teacher who works out every short problem but scribbles on most long ones. The model can then
+solve long problems but rarely does, so almost all of its answers are wrong: the skill is there, the reward is not.
 """
 
 import itertools
@@ -23,7 +14,7 @@ from collections.abc import Container
 
 import numpy as np
 
-from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.problem import DRAWN_SIZES, Problem
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COINS = (1, 2, 5, 10, 20, 50)
@@ -37,18 +28,14 @@ def defaults(**values) -> dict:
         "name": "arithmetic",
         "slots": 6,  # additions of a long problem
         "worked_share": 0.03,  # share of long problems that the supervised teacher works out
-        "sft_problems": 60_000,
-        "rl_problems": 4_000,
-        "test_problems": 500,
+        **DRAWN_SIZES,
     } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
     """Returns the problems of one split, drawn with (seed, split): all lengths for sft, long ones for rl and test.
-
     The test split shares no question with the others and ignores the seed, so that runs with different seeds are comparable.
-    Raises ValueError if a setting is out of range, or there are fewer different questions than problems.
-    """
+    Raises ValueError if a setting is out of range, or there are fewer different questions than problems."""
     if not 2 <= task.slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={task.slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
     if not 0 <= task.worked_share <= 1:

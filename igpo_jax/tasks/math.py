@@ -49,10 +49,7 @@ def load(task, split: str, seed: int) -> list[Problem]:
 
 def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
     """Returns the problems of one split, and how many rows of each source were kept.
-
-    Raises:
-        ValueError: an unusable file (with file and line), or an invalid template or rule.
-    """
+    Raises ValueError for an unusable file (with file and line), or an invalid template or rule."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     if task.answer not in ("box", "number", "any"):

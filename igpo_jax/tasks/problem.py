@@ -23,6 +23,10 @@ class Problem:
     demonstration: str  # the target of supervised training; the trace, unless the task has a careless teacher
 
 
+# Sizes of the splits of tasks that draw their problems.
+DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
+
+
 def problems_fingerprint(rows: Iterable[Any]) -> str:
     """Hashes problems, records or other dataclasses and JSON values, in order: 16 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -33,14 +37,8 @@ def problems_fingerprint(rows: Iterable[Any]) -> str:
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) of every line that is not blank.
-
-    Args:
-        max_malformed: how many lines may be skipped; each is logged.
-
-    Raises:
-        ValueError: no such file, no objects in it, or more malformed lines than allowed (with line number and reason).
-    """
+    """Yields (line number, object) of every line that is not blank; skips and logs up to `max_malformed` malformed lines.
+    Raises ValueError if there is no such file, no object in it, or too many malformed lines (with line number and reason)."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")

@@ -17,15 +17,10 @@ def load_puzzles(
     task,
     split: str,
     seed: int,
-    read: Callable[[str, int, dict[str, Any]], Problem],
-    drawn: Callable[[random.Random, set[str]], Problem | None],
+    read: Callable[[str, int, dict[str, Any]], Problem],  # (place for messages, line number, row); raises ValueError
+    drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of the test split); None: rejected
 ) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split) or read.
-
-    Args:
-        read: (place for messages, line number, row) -> problem; raises ValueError for a row of another kind.
-        drawn: (generator, ids of the test split) -> problem, or None if the draw is rejected.
-    """
+    """Returns the problems of one split, drawn with (seed, split) or read."""
     if split == "test" and task.test:
         rows = read_jsonl(task.test, task.max_malformed_lines)
         return [read(f"{task.test}, line {number}", number, row) for number, row in rows]

@@ -14,7 +14,7 @@ from typing import Any
 
 from igpo_jax.grading.answers import box_spans
 from igpo_jax.grading.exact import evaluate
-from igpo_jax.runtime.files import parse_json
+from igpo_jax.runtime.files import first_line, parse_json
 from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)
@@ -54,15 +54,10 @@ class SourceCounts:
 
 
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
-    """Returns the records of all sources, in order, and counts for each source.
+    """Returns the records of all sources "format:path,format:path", in order, and counts for each source.
 
-    Args:
-        text: "format:path,format:path".
-        fields: names of id, question, answer and solution in files of the format jsonl.
-        max_malformed: how many lines of each file may be skipped.
-
-    Raises:
-        ValueError: an unknown format, or an unusable file (with file and line).
+    `fields` names id, question, answer and solution in files of the format jsonl; `max_malformed` lines of each file may be
+    skipped. Raises ValueError for an unknown format, or an unusable file (with file and line).
     """
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
@@ -117,12 +112,9 @@ def _rows(path: str, max_malformed: int) -> Rows:
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {path!r}")
-    if file.suffix == ".parquet":
-        return _parquet(file)
-    if file.suffix in (".array_record", ".arrayrecord"):
-        return _array_record(file)
-    if file.suffix == ".json":
-        return _json_array(file)
+    readers = {".parquet": _parquet, ".array_record": _array_record, ".arrayrecord": _array_record, ".json": _json_array}
+    if file.suffix in readers:
+        return readers[file.suffix](file)
     return ((row, f"{path}, line {number}") for number, row in read_jsonl(path, max_malformed))
 
 
@@ -147,7 +139,7 @@ def _parquet(file: pathlib.Path) -> Rows:
         for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             yield row, f"{file}, row {number} (from 0)"
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # OverflowError: dates
-        raise ValueError(f"{file}: no Parquet file ({str(error).splitlines()[0][:300]})") from None
+        raise ValueError(f"{file}: no Parquet file ({first_line(error)})") from None
 
 
 def _array_record(file: pathlib.Path) -> Rows:
@@ -162,7 +154,7 @@ def _array_record(file: pathlib.Path) -> Rows:
         try:
             record = source[number]
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{place}: cannot be read ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{place}: cannot be read ({first_line(error)})") from None
         yield parse_json(record, place), place
 
 
@@ -279,12 +271,7 @@ def _id(row: dict[str, Any], name: str = "id") -> str:
     return "" if row.get(name) is None else _text(row, name)
 
 
-FORMATS: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = {
-    "gsm8k": _gsm8k,
-    "math": _math,
-    "amc": _math,
-    "minerva": _math,
-    "metamath": _metamath,
-    "openr1": _openr1,
-    "jsonl": _jsonl,
-}
+Format = Callable[[dict[str, Any], dict[str, str]], Record]
+FORMATS: dict[str, Format] = dict(
+    gsm8k=_gsm8k, math=_math, amc=_math, minerva=_math, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
+)

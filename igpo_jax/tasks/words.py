@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions have a sentence with a number that is not needed. The supervised stage imitates a teacher who works out
-every shorter problem but few of the longest; for the others the answer is left open, "#### ?".
+Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter
+problem but few of the longest; for the others the answer is left open, "#### ?".
 """
 
 import operator
@@ -17,7 +17,7 @@ import random
 import re
 from typing import NamedTuple
 
-from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.problem import DRAWN_SIZES, Problem
 
 MAX_NUMBER = 999
 MAX_STEPS = 1000
@@ -41,7 +41,6 @@ HIS = {"she": "he", "She": "He", "her": "his", "Her": "His", "sibling": "sister"
 
 class Part(NamedTuple):
     text: str  # of the question
-    numbers: list[str]  # keys of RANGES in `text`
     steps: list[tuple[str, str, str, str]]  # operand, sign, operand, sentence of the solution
 
 
@@ -61,7 +60,7 @@ class FilledPart(NamedTuple):
 
 def _part(text: str, *lines: str) -> Part:
     steps = [(*EQUATION.findall(line)[0], EQUATION.sub("{equation}", line)) for line in lines]
-    return Part(text, [name for name in RANGES if f"{{{name}}}" in text], steps)
+    return Part(text, steps)
 
 
 def _families() -> list[Family]:
@@ -88,18 +87,14 @@ def defaults(**values) -> dict:
         "steps": 4,  # equations of the longest problems
         "distractors": 0.3,  # probability of a sentence that is not needed
         "worked_share": 0.03,  # share of the longest problems that the supervised teacher works out
-        "sft_problems": 60_000,
-        "rl_problems": 4_000,
-        "test_problems": 500,
+        **DRAWN_SIZES,
     } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
     """Returns the problems of one split, drawn with (seed, split): 2 to `steps` steps for sft, `steps` for rl and test.
-
     The test split shares no question with the others and ignores the seed, so that runs with different seeds are comparable.
-    Raises ValueError if a setting is out of range, or there are fewer different questions than problems.
-    """
+    Raises ValueError if a setting is out of range, or there are fewer different questions than problems."""
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:
         raise ValueError(f"task.steps={steps} must be at least 2, and at most {MAX_STEPS}")
@@ -190,7 +185,8 @@ def _story(draw: random.Random, family: Family, words: dict[str, str], equations
 
 def _fill(draw: random.Random, part: Part, total: int, words: dict[str, str]) -> FilledPart | None:
     """Draws a part's numbers; None unless all results are whole and between 1 and `MAX_NUMBER`."""
-    values = {"2": 2, "3": 3, "total": total} | {name: draw.randint(*RANGES[name]) for name in part.numbers}
+    values = {"2": 2, "3": 3, "total": total}
+    values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in part.text}
     total, lines = values.get("start", total), []
     for left, sign, right, line in part.steps:
         a, b = values[left], values[right]

@@ -15,7 +15,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract
-from igpo_jax.runtime.files import atomic_write, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_model_json, tensor_names
@@ -39,35 +39,42 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5
 Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
 
+class Layout(NamedTuple):
+    """A parameter, and its tensors in Hugging Face's files: one, or one per layer."""
+
+    leaf: jax.ShapeDtypeStruct  # shape, dtype and sharding of the parameter
+    names: list[str]
+    shape: tuple[int, ...]  # of each tensor
+    transposed: bool
+
+
 def _leaves(cfg: ModelConfig, mesh: Mesh) -> dict[Path, jax.ShapeDtypeStruct]:
-    """Returns shape, dtype and sharding of every parameter, sorted by path."""
     return dict(sorted(flatten_dict(abstract(cfg, mesh)).items()))
 
 
-def _tensor_layout(path: Path, leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], bool]:
-    """Returns (shape, is it transposed?) of a parameter's tensors in Hugging Face's layout."""
-    shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
-    transposed = len(shape) == 2 and path != ("embedding",)
-    return (shape[::-1], True) if transposed else (shape, False)
+def _layouts(values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[Path, Layout]:
+    names, layouts = tensor_names(values, cfg), {}
+    for path, leaf in _leaves(cfg, mesh).items():
+        shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
+        transposed = len(shape) == 2 and path != ("embedding",)
+        layouts[path] = Layout(leaf, names[path], shape[::-1] if transposed else shape, transposed)
+    return layouts
+
+
+def _turn(tensor: jax.Array, transposed: bool, dtype: np.dtype) -> jax.Array:
+    return (tensor.T if transposed else tensor).astype(dtype)
 
 
 def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Stored]:
-    """Returns `stored_tensors` after comparing names and shapes with the network.
-
-    Raises:
-        ValueError: tensors are missing, unexpected, mis-shaped, or of different dtypes.
-    """
-    stored, leaves = stored_tensors(folder), _leaves(cfg, mesh)
-    names_of = tensor_names(values, cfg)
-    wanted = {name: _tensor_layout(path, leaves[path])[0] for path in names_of for name in names_of[path]}
-    for message, names in (
-        ("lacks", wanted.keys() - stored.keys()),
-        ("has tensors that config.json has no place for:", stored.keys() - wanted.keys()),
-    ):
-        if names:
-            shown = sorted(names)[:3]
-            more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-            raise ValueError(f"{folder} {message} {', '.join(shown)}{more}")
+    """Returns `stored_tensors`; raises ValueError if names or shapes are not the network's, or dtypes differ."""
+    stored = stored_tensors(folder)
+    wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
+    missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    if missing or unexpected:
+        message = "lacks" if missing else "has tensors that config.json has no place for:"
+        names = missing or unexpected
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(f"{folder} {message} {', '.join(names[:3])}{more}")
     for name, shape in wanted.items():
         if stored[name].shape != shape:
             raise ValueError(f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, config.json asks for {shape}")
@@ -80,9 +87,7 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
     """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes, none twice.
-
-    In the parameter's own sharding it would be read in thousands of pieces, and Orbax would read all of it on all hosts.
-    """
+    In the parameter's own sharding it would be read in thousands of pieces, and Orbax would read all of it on all hosts."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
     sharding = NamedSharding(mesh, P(next(divides, None)))
@@ -93,38 +98,28 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
 
 
 def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields every parameter of a Hugging Face folder, sharded, in `dtype` (None: as stored).
-
-    Raises:
-        ValueError: see `check_tensors`; before the first parameter is read.
-    """
+    """Yields every parameter of a Hugging Face folder, sharded, in `dtype` (None: as stored), after `check_tensors`."""
     values = read_model_json(folder)
-    stored, names = check_tensors(folder, values, cfg, mesh), tensor_names(values, cfg)
+    stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
-    for path, leaf in _leaves(cfg, mesh).items():
-        _, transposed = _tensor_layout(path, leaf)
-
-        def place(tensor, transposed=transposed):
-            return (tensor.T if transposed else tensor).astype(out_dtype)
-
+    for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh).items():
+        turn = functools.partial(_turn, transposed=transposed, dtype=out_dtype)
         if path[0] != "blocks":
-            [name] = names[path]
-            value = _read_tensor(stored[name], name, mesh)
+            value = _read_tensor(stored[names[0]], names[0], mesh)
             if transposed or value.dtype != out_dtype or not value.sharding.is_equivalent_to(leaf.sharding, value.ndim):
-                value = jax.jit(place, out_shardings=leaf.sharding)(value)
+                value = jax.jit(turn, out_shardings=leaf.sharding)(value)
             yield path, value
             del value
             continue
+
+        def insert(stack, tensor, layer, turn=turn):
+            return jax.lax.dynamic_update_index_in_dim(stack, turn(tensor), layer, 0)  # .at[].set() copies the stack on CPUs
+
         # Layers are written in place, so that the stacked parameter never exists twice.
-        insert = jax.jit(
-            # .at[].set() would copy the whole stack on CPUs.
-            lambda stack, tensor, layer: jax.lax.dynamic_update_index_in_dim(stack, place(tensor), layer, 0),
-            donate_argnums=0,
-            out_shardings=leaf.sharding,
-        )
+        insert_layer = jax.jit(insert, donate_argnums=0, out_shardings=leaf.sharding)
         stack = jax.jit(functools.partial(jnp.zeros, leaf.shape, out_dtype), out_shardings=leaf.sharding)()
-        for layer, name in enumerate(names[path]):
-            stack = insert(stack, _read_tensor(stored[name], name, mesh), np.int32(layer))
+        for layer, name in enumerate(names):
+            stack = insert_layer(stack, _read_tensor(stored[name], name, mesh), np.int32(layer))
             jax.block_until_ready(stack)  # else tensors of many layers would queue in memory
         yield path, stack
         del stack  # frees it before the next one is allocated
@@ -148,27 +143,17 @@ def _place(folder: str | os.PathLike, path: Path) -> pathlib.Path:
     return pathlib.Path(folder).absolute() / "params" / ".".join(path)
 
 
-def _stored_dtype(folder: str | os.PathLike) -> str:
-    place = _place(folder, ("embedding",))
-    with _one_line_errors(place):
-        return ocp.metadata(place).metadata["value"].dtype.name
-
-
 @contextlib.contextmanager
 def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file may make Orbax raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{place} cannot be read: {reason[:300]}") from None
+        raise ValueError(f"{place} cannot be read: {first_line(error) or type(error).__name__}") from None
 
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> Params:
     """Loads all parameters of a Hugging Face or model folder in `cfg.param_dtype`, sharded over the mesh.
-
-    Raises:
-        ValueError: an incomplete folder; the message names the file or tensor.
-    """
+    Raises ValueError with the file or tensor if the folder is incomplete."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
     return unflatten_dict(dict(_with_progress(stream(folder, cfg, mesh, cfg.param_dtype), cfg, mesh, "loading")))
 
@@ -192,37 +177,23 @@ def peak_memory() -> int:
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a Hugging Face folder to a model folder, one parameter in memory at a time.
-
-    Args:
-        target: must not exist; appears when complete.
-        dtype: float32 | bfloat16; None: as stored.
-
-    Raises:
-        ValueError: see `model_config` and `check_tensors`, or `target` exists.
-    """
+    """Converts a Hugging Face folder to a model folder in `dtype` (float32 | bfloat16; None: as stored), which appears when
+    it is complete. Raises ValueError as `model_config` and `check_tensors`, or if `target` exists."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
-        if jax.process_index() == 0:
-            copy_small_files(source, folder)
+        copy_small_files(source, folder)
         for path, value in _with_progress(stream_hugging_face(source, cfg, mesh, dtype), cfg, mesh, "converting"):
             ocp.save(_place(folder, path), {"value": value})
             del value
 
 
 def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a model folder back to a Hugging Face folder with the original names, file layout and small files.
-
-    Takes the arguments of `convert`.
-
-    Raises:
-        ValueError: the source is incomplete, or `target` exists.
-    """
+    """Converts a model folder back to the original Hugging Face folder; arguments and errors as of `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
-    dtype = dtype or _stored_dtype(source)
+    with _one_line_errors(place := _place(source, ("embedding",))):
+        dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
     with new_folder(target) as folder:
-        if jax.process_index() == 0:
-            copy_small_files(source, folder)
+        copy_small_files(source, folder)
         stream = _with_progress(stream_model_folder(source, cfg, mesh, dtype), cfg, mesh, "exporting")
         write_safetensors(folder, stream, values, cfg, mesh, dtype, stored_weight_map(source))
 
@@ -236,21 +207,15 @@ def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
 def write_safetensors(
     folder: pathlib.Path,
     stream: Stream,
-    values: dict[str, Any],
+    values: dict[str, Any],  # of config.json, whose architecture decides the tensors' names
     cfg: ModelConfig,
     mesh: Mesh,
     dtype: str,
-    weight_map: dict[str, str] | None = None,
+    weight_map: dict[str, str] | None = None,  # tensor -> file; None: as few files as hold 5 GB each
 ) -> None:
-    """Writes a stream of parameters in Hugging Face's layout, one layer's tensor in memory at a time.
-
-    Args:
-        stream: every parameter, sharded over `mesh`.
-        values: of config.json, whose architecture decides the tensors' names.
-        weight_map: tensor -> file; None: as few files as hold 5 GB each.
-    """
-    names, leaves, out_dtype = tensor_names(values, cfg), _leaves(cfg, mesh), jnp.dtype(dtype)
-    shapes = {name: _tensor_layout(path, leaves[path])[0] for path in names for name in names[path]}
+    """Writes all parameters in Hugging Face's layout, one layer's tensor in memory at a time."""
+    layouts, out_dtype = _layouts(values, cfg, mesh), jnp.dtype(dtype)
+    shapes = {name: layout.shape for layout in layouts.values() for name in layout.names}
     size = {name: math.prod(shape) * out_dtype.itemsize for name, shape in shapes.items()}
     weight_map = weight_map or fill_files(size)
     if weight_map.keys() != size.keys():
@@ -262,15 +227,14 @@ def write_safetensors(
         index = {"metadata": {"total_size": sum(size.values())}, "weight_map": dict(sorted(weight_map.items()))}
         atomic_write(folder / INDEX, json.dumps(index, indent=2).encode())
     for path, value in stream:
-        _, transposed = _tensor_layout(path, leaves[path])
+        layout = layouts[path]
 
-        def take_layer(value, layer, path=path, transposed=transposed):
-            tensor = value[layer] if path[0] == "blocks" else value
-            return (tensor.T if transposed else tensor).astype(out_dtype)
+        def take(value, layer, path=path, transposed=layout.transposed):
+            return _turn(value[layer] if path[0] == "blocks" else value, transposed, out_dtype)
 
-        take = jax.jit(take_layer, out_shardings=NamedSharding(mesh, P()))
-        for layer, name in enumerate(names[path]):
-            tensor = np.asarray(take(value, np.int32(layer)).addressable_data(0))
+        take_layer = jax.jit(take, out_shardings=NamedSharding(mesh, P()))
+        for layer, name in enumerate(layout.names):
+            tensor = np.asarray(take_layer(value, np.int32(layer)).addressable_data(0))
             if writes:
                 file, begin = place[name]
                 with file.open("r+b") as opened:
@@ -280,8 +244,8 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies all files but the weights: configuration, tokenizer, modeling code, license."""
-    for file in pathlib.Path(source).iterdir():
+    """Copies all files but the weights on process 0: configuration, tokenizer, modeling code, license."""
+    for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
         if file.is_file() and file.suffix not in WEIGHT_FILES:
             shutil.copyfile(file, target / file.name)
 
@@ -289,10 +253,7 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary folder that becomes `target` if the body ends without an error, and is deleted otherwise.
-
-    Raises:
-        ValueError: `target` exists.
-    """
+    Raises ValueError if `target` exists."""
     target = pathlib.Path(target).absolute()
     partial = target.with_name(target.name + ".partial")
     if target.exists():

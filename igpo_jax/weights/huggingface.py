@@ -104,12 +104,8 @@ def _architecture(values: dict[str, Any]) -> int:
 def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
     """Returns the network of a Hugging Face config.json.
 
-    Args:
-        mask_id: used if `values` has no `mask_token_id`, as iLLaDA's.
-        numerics: `param_dtype`, `compute_dtype`, `remat`, `eot_id` of `ModelConfig`.
-
-    Raises:
-        ValueError: a key is missing, or asks for a computation that is not LLaDA's.
+    `mask_id` is used if `values` has no mask_token_id, as iLLaDA's; `numerics` are param_dtype, compute_dtype, remat and
+    eot_id. Raises ValueError if a key is missing, or asks for a computation that is not LLaDA's.
     """
     architecture = _architecture(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
@@ -219,11 +215,7 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
 
 
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
-    """Returns the network of a Hugging Face or model folder; a mask id missing in config.json is taken from tokenizer.json.
-
-    Raises:
-        ValueError: see `model_config`; the message begins with the folder.
-    """
+    """Calls `model_config` for a Hugging Face or model folder; a mask id missing in config.json is from tokenizer.json."""
     try:
         return model_config(read_model_json(folder), mask_id=_mask_id(pathlib.Path(folder) / "tokenizer.json"), **numerics)
     except ValueError as error:
@@ -237,10 +229,7 @@ def _mask_id(tokenizer: pathlib.Path) -> int | None:
 
 def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
     """Compares a folder's files with the sums of a known release; returns the names of the compared files.
-
-    Raises:
-        ValueError: an unknown release, or a file that differs or is missing.
-    """
+    Raises ValueError for an unknown release, or a file that differs or is missing."""
     if release not in SHA256:
         raise ValueError(f"no sums are known of {release!r}; there are those of {', '.join(SHA256)}")
     for name, wanted in SHA256[release].items():

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -12,7 +13,7 @@ import safetensors.numpy
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.files import atomic_write, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -30,11 +31,6 @@ FIXED = {
 }
 
 
-def _module(target: str) -> str:
-    """Returns LLaDA's name of a matrix within its block."""
-    return TENSORS["blocks", target][0].rpartition(".")[2]
-
-
 def _tensor_name(target: str, layer: int, part: str) -> str:
     return f"{PREFIX}{TENSORS['blocks', target][0].format(layer)}.lora_{part.upper()}.weight"
 
@@ -47,6 +43,7 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
         base_model: name or path of the base model, for PEFT's AutoPeftModel.
     """
     folder = pathlib.Path(folder)
+    modules = "|".join(TENSORS["blocks", target][0].rpartition(".")[2] for target in adapters)
     tensors = {
         _tensor_name(target, layer, part): np.ascontiguousarray(matrix.T)
         for target, parts in adapters.items()
@@ -62,7 +59,7 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
         "lora_dropout": 0.0,
         "bias": "none",
         # A regular expression, because ff_out in a list would also match the language model's head.
-        "target_modules": rf".*\.blocks\.\d+\.({'|'.join(_module(target) for target in adapters)})",
+        "target_modules": rf".*\.blocks\.\d+\.({modules})",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": None,
@@ -78,16 +75,14 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
     """Reads adapters that PEFT or `export_peft` wrote, as host arrays f32; ignores dropout, a setting of training.
-
-    Raises:
-        ValueError: an unsupported setting, or a tensor that is missing, unexpected or mis-shaped.
-    """
+    Raises ValueError for an unsupported setting, or a tensor that is missing, unexpected or mis-shaped."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
     for key, allowed in FIXED.items():
         if config.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
     numbers = type(rank) is int and type(alpha) in (int, float)
     if not numbers or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
         raise ValueError(
@@ -125,4 +120,4 @@ def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
     except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0][:300]}") from None
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None

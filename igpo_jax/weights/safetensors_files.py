@@ -32,21 +32,16 @@ class Stored(NamedTuple):
 
 def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     """Locates every tensor of a Hugging Face folder by the files' headers.
-
-    Raises:
-        ValueError: a file or tensor is missing, cut short, doubled, of a wrong size, or disagrees with the index.
-    """
+    Raises ValueError if a file or tensor is missing, cut short, doubled, of a wrong size, or disagrees with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
-    weight_map = None
+    weight_map: dict[str, str] | None = None
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        names = [] if not isinstance(weight_map, dict) else [*weight_map, *weight_map.values()]
+        names = [*weight_map, *weight_map.values()] if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
             raise ValueError(f"{folder / INDEX}: weight_map does not map tensors to files")
-        expected = set(weight_map.values())
-    else:
-        expected = {"model.safetensors"}
+    expected = {"model.safetensors"} if weight_map is None else set(weight_map.values())
     if not present:
         raise ValueError(f"{folder} has no model*.safetensors")
     for file in sorted(expected - present):
@@ -62,8 +57,9 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
             if weight_map is not None and weight_map.get(name) != file:
                 raise ValueError(f"{folder / INDEX} places {name} in {weight_map.get(name)}, but it is in {file}")
             tensors[name] = stored
-    for name in sorted((weight_map or {}).keys() - tensors.keys()):
-        raise ValueError(f"{folder / weight_map[name]} has no tensor {name}; {INDEX} places it there")
+    for name, file in sorted((weight_map or {}).items()):
+        if name not in tensors:
+            raise ValueError(f"{folder / file} has no tensor {name}; {INDEX} places it there")
     return tensors
 
 
@@ -92,7 +88,8 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         if not name.isprintable():
             fail(f"{name!r} is no name of a tensor")
         entry = entry if isinstance(entry, dict) else {}
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        shape: Any = entry.get("shape")
+        offsets: Any = entry.get("data_offsets")
         numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
         if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
             fail(f"tensor {name}: shape {shape!r} and data_offsets {offsets!r} are not lists of sizes")
