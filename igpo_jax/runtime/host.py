@@ -41,7 +41,7 @@ def explain_shortage(error: Exception, memory_keys: str) -> str | None:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     # Tested first, because the checkpoint writer reports a full disk as RESOURCE_EXHAUSTED.
     if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:
-        return f"storage: {reason}. What was complete before is intact; once it can be written, the same command goes on"
+        return f"storage: {reason}. What was complete before is intact; once it can be written, the same command resumes"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason or "Out of memory" in reason:
         return f"out of memory: {reason}. What was saved before is intact. {LESS_MEMORY.format(keys=memory_keys)}"
     return None

@@ -1,4 +1,4 @@
-"""Shares, pass@k and paired tests against what enumeration and simulation say."""
+"""Intervals, pass@k and paired tests against enumeration and simulation."""
 
 import itertools
 import math
@@ -49,8 +49,8 @@ def test_sign_flips_agree_with_enumeration():
 def rows(correct, **fields):
     completion = {"text": "", "extracted_answer": "5", "outcome": "ok", "steps": 4} | fields
     return [
-        {"id": str(i), "completions": [completion | {"correct": bool(c), "reward": float(c)} for c in of]}
-        for i, of in enumerate(correct)
+        {"id": str(i), "completions": [completion | {"correct": bool(c), "reward": float(c)} for c in draws]}
+        for i, draws in enumerate(correct)
     ]
 
 
@@ -80,7 +80,7 @@ def test_the_bootstrap_covers_as_often_as_it_says():
 
 
 def planted(problems, points, draws=1, seed=0):
-    """Two evaluations of which the second is right `points` % more often, on problems that the first got wrong."""
+    """Returns two evaluations; the second is right `points` % more often, on problems that the first got wrong."""
     draw = np.random.default_rng(seed)
     one = draw.uniform(size=(problems, draws)) < 0.6
     other, wrong = one.copy(), np.flatnonzero(~one.any(axis=1))
