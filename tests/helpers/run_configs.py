@@ -25,7 +25,7 @@ def config_of(path: pathlib.Path, **changes) -> ConfigDict:
     return changed(runpy.run_path(str(path))["get_config"](), **changes)
 
 
-def settings_of(path: pathlib.Path = TINY, **changes) -> configuration.Settings:
+def parsed(path: pathlib.Path = TINY, **changes) -> configuration.Config:
     return configuration.parse(config_of(path, **changes))
 
 
