@@ -32,7 +32,7 @@ class Problem:
     demonstration: str
 
 
-def fingerprint(rows: Iterable[Any]) -> str:
+def problems_fingerprint(rows: Iterable[Any]) -> str:
     """Of problems, or other dataclasses and values that JSON can hold, in their order."""
     digest = hashlib.sha256()
     for row in rows:

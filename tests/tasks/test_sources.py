@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from igpo_jax.tasks.problem import fingerprint
+from igpo_jax.tasks.problem import problems_fingerprint
 from igpo_jax.tasks.sources import load_sources
 
 SAMPLE = pathlib.Path(__file__).parent / "gsm8k_sample.jsonl"
@@ -185,6 +185,6 @@ def test_rows_of_another_format_count_against_the_limit(tmp_path, caplog):
 
 def test_the_fingerprint_is_of_all_that_is_used(tmp_path):
     records, _ = load(f"gsm8k:{SAMPLE}")
-    assert fingerprint(records) == fingerprint(load(f"gsm8k:{SAMPLE}")[0]) != fingerprint(records[1:])
+    assert problems_fingerprint(records) == problems_fingerprint(load(f"gsm8k:{SAMPLE}")[0]) != problems_fingerprint(records[1:])
     changed = [dataclasses.replace(records[0], solution="other"), *records[1:]]
-    assert len({fingerprint(records), fingerprint(records[::-1]), fingerprint(changed)}) == 3
+    assert len({problems_fingerprint(records), problems_fingerprint(records[::-1]), problems_fingerprint(changed)}) == 3
