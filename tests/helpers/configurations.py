@@ -1,5 +1,5 @@
-"""Configurations that nobody would write: those of configs/ with a few keys at the edges, beyond them, or of another type. Each
-has to build, from shapes alone, or to end in one ValueError that names a key."""
+"""Random configurations: those of configs/ with a few keys set to extreme, invalid or wrongly typed values. Each must build from
+shapes alone, or raise one ValueError that names a key."""
 
 import pathlib
 import random
@@ -35,12 +35,12 @@ MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def starts() -> list[tuple[str, str]]:
-    """(file, variant) of every configuration of the repository."""
+    """(file, variant) of every configuration in configs/."""
     return [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 
 
 def generated(number: int) -> tuple[ConfigDict, dict[str, Any]]:
-    """A configuration, and which of its keys were set to what."""
+    """A random configuration, and the keys that were set with their values."""
     draw = random.Random(number)
     name, variant = draw.choice(starts())
     get_config = runpy.run_path(str(CONFIGS / name))["get_config"]
@@ -82,14 +82,14 @@ def _value(old: Any, draw: random.Random) -> Any:
 
 
 def build(values: ConfigDict) -> str:
-    """Validates a configuration and builds its network, its training state and the arguments of its programs from shapes; a
-    task that draws its problems draws a few.
+    """Validates a configuration and builds its network, training state and program arguments from shapes; a task that generates
+    its problems generates a few.
 
     Returns:
-        "" where it builds, else the message that names a key.
+        "" if it builds, else the message that names a key.
 
     Raises:
-        Finding: it does neither.
+        Finding: another exception, or a message without a key.
     """
     try:
         config = configuration.parse(values)
