@@ -38,9 +38,9 @@ CASES = (
 
 def sampled_batch(run, problems: int, mesh) -> GroupBatch:
     """A completion of each of some test problems, as in rollouts. Advantages are negative, so that upper bounds are in use."""
-    decode, task = run.settings.rollout_decode, run.settings.task.copy_and_resolve_references()
+    decode, task = run.config.sampler, run.config.task.copy_and_resolve_references()
     task.test_problems = problems
-    length, prompt_length = decode.completion_length, run.settings.data.prompt_buckets[-1]
+    length, prompt_length = decode.completion_length, run.config.data.prompt_buckets[-1]
     of_test = arithmetic.load(task, "test", 0)
     prompts = prompt_arrays(
         of_test, run.tokenizer, prompt_length=prompt_length, completion_length=length, exclude_answer=False, overflow="error"

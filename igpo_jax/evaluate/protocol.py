@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.api import default_dtype
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.run.experiment import read_config
+from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 
@@ -50,7 +50,7 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
 
 def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
     """The evaluation that a run makes of itself, decoding as in a section of its configuration: evaluation | sampler."""
-    run, config = read_config(workdir), base_evaluation()
+    run, config = read_run_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
     config.decode.update({key: run[section][key] for key in config.decode})

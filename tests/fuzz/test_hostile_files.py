@@ -1,4 +1,4 @@
-"""Hostile files end in one clear error: no crash, no hang, nothing that is in them is run. tests/campaigns/fuzz.py looks for longer."""
+"""Hostile files end in one error: no crash, no hang, no code in them is run. tests/campaigns/fuzz.py tries more."""
 
 import functools
 import json
@@ -19,8 +19,8 @@ from mutations import mutated
 from parsers import PARSERS, TEXT, Attack
 from tokenizer_files import write_tokenizer
 
-EXAMPLES = 300  # of each parser
-SLOW = ("comparison", "endpoint", "evaluations", "report")  # they do more than read
+EXAMPLES = 300  # per parser
+SLOW = ("comparison", "endpoint", "evaluations", "report")  # not only parsers
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_what_is_no_file_at_all_is_refused(parser, attack_of, content):
         attack(name, content)
 
 
-# What each of them is known for
+# Known attacks on single parsers
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_blank_is_not_as_long_as_it_says(template, attack_of):
 
 
 class _Bomb:
-    """What runs when it is unpickled."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self):
         return pytest.fail, ("a pickle was opened",)
@@ -124,7 +124,7 @@ def test_a_chat_template_of_a_tokenizer_is_not_rendered(tmp_path):
 
 
 def test_long_solutions_are_read_in_linear_time(tmp_path):
-    """A million spaces, boxes or marks: expressions that go back took hours."""
+    """A million spaces, boxes or marks: backtracking regular expressions took hours."""
     for filler in (" ", "\n", "\\boxed ", "####", "#### \n", "<<", "{"):
         response = "It is 2" + filler * (10**6 // len(filler)) + "x\nThe answer is: 2"
         row = {"type": "MATH_AnsAug", "query": "1 + 1?", "response": response}

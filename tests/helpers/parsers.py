@@ -37,7 +37,7 @@ from igpo_jax.report.page import write_report
 from igpo_jax.rewrite.__main__ import judge_replies, read_replies
 from igpo_jax.rewrite.card import make_card
 from igpo_jax.rewrite.endpoint import ask_all
-from igpo_jax.run.experiment import read_config
+from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import arithmetic, countdown, math, sudoku, words
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
@@ -265,7 +265,7 @@ def _write_run(folder: pathlib.Path) -> None:
 
 
 def _read_run_config(folder: pathlib.Path) -> None:
-    config = read_config(folder)
+    config = read_run_config(folder)
     with contextlib.suppress(ValueError):  # which names keys, see configurations.py
         configuration.parse(config)
 

@@ -220,9 +220,9 @@ def test_own_solutions_are_shown_up_to_the_answer(experiment):
 
 
 def test_with_the_released_switch_own_solutions_are_shown_whole(experiment):
-    settings = experiment.settings
-    shown = dataclasses.replace(settings, inpainting=dataclasses.replace(settings.inpainting, exclude_answer=False))
-    whole = dataclasses.replace(experiment, settings=shown)
+    config = experiment.config
+    shown = dataclasses.replace(config, inpainting=dataclasses.replace(config.inpainting, exclude_answer=False))
+    whole = dataclasses.replace(experiment, config=shown)
     found = with_own_solutions(whole, experiment.rl_data.prompts, memory_of(experiment, OWN))
     assert {row: found.trace_length[row] for row in OWN} == {row: len(text) for row, text in OWN.items()}
     assert found.trace_length.sum() == sum(map(len, OWN.values()))
