@@ -11,8 +11,8 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig, advantages, loss_and_statistics
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig, advantages, compute_logprobs, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.training.policy import policy_params
