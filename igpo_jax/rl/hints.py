@@ -100,7 +100,7 @@ def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, c
     return Chunks(start, jnp.where(size >= chunk_min, size, 0))
 
 
-def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> jax.Array:
+def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
     """Number of a row's chunks to reveal: int32 [b] from int32 [b] and float32 [b]. In float32 100 * 0.53 is below 53, and
     5 * (1 - 0.6) below 2, so a little is added before rounding down."""
     if round_up:
@@ -109,7 +109,7 @@ def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> jax.Array:
     return jnp.maximum(jnp.floor(chunks * ratio + 1e-5).astype(jnp.int32), at_least)
 
 
-def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> jax.Array:
+def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> Array:
     """Draws a uniform random subset of the chunks, bool [b, c]; keys [b], ratio float32 [b]."""
     exists = chunks.size > 0
     order = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape))(keys, exists)
@@ -122,7 +122,7 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
     return revealed & exists
 
 
-def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> jax.Array:
+def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
     """Returns where each chunk begins on the canvas, int32 [b, c]; meaningful for revealed ones.
 
     By default the position in the trace. REF (`stretch`): gaps between revealed chunks grow by up to half, within limits.
@@ -142,7 +142,7 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 
 def overwrite(
     canvas: Array, trace: Array, hintable: Array, chunks: Chunks, revealed: Array, destination: Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """Writes the revealed chunks onto the canvas and drops parts outside of it.
 
     Args:
@@ -160,7 +160,7 @@ def overwrite(
     return jnp.where(is_hint, jnp.take_along_axis(trace, source, axis=1), canvas), is_hint
 
 
-def prefix(trace_length: Array, hintable: Array, ratio: Array) -> jax.Array:
+def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
     """Chooses the first tokens of each trace, bool [b, l]: the share `ratio`, float32 [b], of those before the first that may
     not be shown, and at least one if the ratio is positive."""
     position = jnp.arange(hintable.shape[1])
@@ -169,9 +169,7 @@ def prefix(trace_length: Array, hintable: Array, ratio: Array) -> jax.Array:
     return position < revealed_count(longest, ratio, round_up=False)[:, None]
 
 
-def overwrite_in_place(
-    canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array
-) -> tuple[jax.Array, jax.Array]:
+def overwrite_in_place(canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array) -> tuple[Array, Array]:
     """Writes the chosen tokens of the trace, bool [b, l], at their own positions; drops those that may not be shown. Returns
     like `overwrite`."""
     is_hint = chosen & hintable & (jnp.arange(canvas.shape[1]) < trace_length[:, None])
@@ -188,7 +186,7 @@ def inpaint(
     hintable: Array,
     cfg: InpaintingConfig,
     ratios: tuple[float, float] | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Array, Array, Array]:
     """Writes hints for G completions of each problem: the step that IGPO adds to a rollout.
 
     Args:

@@ -173,7 +173,7 @@ def _masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views
     return dataclasses.replace(views, scored=views.masked[:, :, 0])
 
 
-def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[jax.Array, jax.Array]:
+def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
     """Masks more tokens in every inner step, all of them in the last; see `row_views`."""
     level_key, mask_key = jax.random.split(key)
     first = jax.random.randint(level_key, (), LOWEST_LEVEL, NOISE_LEVELS - 1)
@@ -183,26 +183,26 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[j
     return masked, masked.astype(jnp.float32)
 
 
-def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[jax.Array, jax.Array]:
+def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
     """Masks the m tokens that a random order has not yet written, m uniform in 1..length."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
 
 
-def _quadrature_masks(key: Array, steps: int, samples: int, length: int) -> tuple[jax.Array, jax.Array]:
+def _quadrature_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
     """Spaces the numbers m evenly from a random start, so that each is as likely as under elbo."""
     number_key, order_key = jax.random.split(key)
     return _last_masks(order_key, _spread_numbers(number_key, steps, samples, length), length)
 
 
-def _last_masks(key: Array, number: Array, length: int) -> tuple[jax.Array, jax.Array]:
+def _last_masks(key: Array, number: Array, length: int) -> tuple[Array, Array]:
     """Masks so many random tokens, int32 [steps, samples]."""
     masked = _random_ranks(key, (*number.shape, length)) < number[..., None]
     return masked, masked * (length / (number.shape[1] * number))[..., None]
 
 
-def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[jax.Array, jax.Array]:
+def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
     """Masks m tokens, and in the second view of a pair the other length - m; if m is all of them, all twice."""
     number_key, order_key = jax.random.split(key)
     number = _spread_numbers(number_key, steps, samples // 2, length)[..., None]
@@ -212,13 +212,13 @@ def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[j
     return masked, masked * (length / (samples * jnp.concatenate([number, other], axis=1)))
 
 
-def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> jax.Array:
+def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> Array:
     """int32 [steps, samples] in 1..length, evenly spaced per step."""
     place = (jnp.arange(samples) + jax.random.uniform(key, (steps, 1))) / samples
     return 1 + jnp.minimum(jnp.floor(length * place).astype(jnp.int32), length - 1)
 
 
-def _random_ranks(key: Array, shape: tuple[int, ...]) -> jax.Array:
+def _random_ranks(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.argsort(jnp.argsort(jax.random.uniform(key, shape), axis=-1), axis=-1)
 
 
@@ -246,7 +246,7 @@ ESTIMATORS: dict[str, Callable[[Array, GroupBatch, LikelihoodConfig], Views]] = 
 }
 
 
-def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> jax.Array:
+def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> Array:
     """Hidden states at the completion's positions of all views of one inner step, [n, k * r, l, d]."""
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
@@ -259,7 +259,7 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
     return hidden.reshape(n, k * r, length, -1)
 
 
-def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> jax.Array:
+def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
     """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper bound's
     terms (SPG, see the module), so that they are not pushed below the lower bound.
 
@@ -271,7 +271,7 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
         return lower
     power, seen = cfg.upper_power, weight > 0
     terms = jnp.where(seen, jnp.log(jnp.where(seen, weight, 1.0)) + power * log_probs, -jnp.inf)
-    ever = seen.any(axis=1)
+    ever = jnp.any(seen, axis=1)
     terms = jnp.where(ever[:, None], terms, 0.0)  # before the sum: its gradient would be NaN
     upper = jnp.where(ever, jax.nn.logsumexp(terms, axis=1) / power, 0.0)
     share = jnp.where(advantages < 0, cfg.upper_weight, 0.0)[..., None]
@@ -279,8 +279,8 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
 
 
 def view_scores(
-    hidden: Array, head: Array, batch: GroupBatch, weight: Array, cfg: LikelihoodConfig, chunk: int
-) -> tuple[jax.Array, jax.Array]:
+    hidden: jax.Array, head: jax.Array, batch: GroupBatch, weight: Array, cfg: LikelihoodConfig, chunk: int
+) -> tuple[Array, Array]:
     """Score and entropy of every completion token, float32 [n, g, l] each; runs inside `shard_map`.
 
     Args:

@@ -4,11 +4,12 @@ and 5)."""
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.logprobs import HEAD
@@ -102,8 +103,9 @@ class LogProbs:
     @classmethod
     def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "LogProbs":
         """Shapes and shardings of the output of `compute_logprobs` for an abstract batch."""
-        views, placed = Views.abstract(mesh, batch, cfg), NamedSharding(mesh, P(None, BATCH))
-        score, flag = (jax.ShapeDtypeStruct(views.scored.shape, dtype, sharding=placed) for dtype in (jnp.float32, jnp.bool_))
+        views = Views.abstract(mesh, batch, cfg)
+        flag: Any = views.scored
+        score: Any = jax.ShapeDtypeStruct(flag.shape, jnp.float32, sharding=flag.sharding)
         return cls(old=score, reference=score, views=views, loss_mask=flag, entropy=score)
 
 
@@ -150,7 +152,7 @@ def compute_logprobs(
     return jax.lax.map(score_one, views_of(key, batch, objective))
 
 
-def entropy_filter(entropy: Array, candidates: Array, keep: float) -> jax.Array:
+def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
     """Keeps the hint tokens of every row that the old policy is most uncertain about: max(1, floor(keep * h)) of h candidates
     (docs/method.md section 11), none for keep = 0.
 
@@ -233,6 +235,7 @@ def policy_terms(
     kl = kl_estimate(new, reference, cfg.kl)
     loss = reduced(cfg.kl_coefficient * kl - surrogate)
     if cfg.hint_supervision:
+        assert hint is not None
         loss -= cfg.hint_supervision * token_mean(new, hint & (advantages > 0)[..., None])
     if cfg.reference_code:
         tokens = loss_mask.sum(axis=-1)

@@ -154,7 +154,8 @@ def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np
     # Hints are drawn for every prompt, so that shapes never change; they are cheap.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
     padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(context.mesh))
-    attempt, stats = _sample_attempt(context, *take_rows((prompts, hints), padded), KeyPurpose.SECOND_ATTEMPT)
+    chosen, start = take_rows((prompts, hints), padded)
+    attempt, stats = _sample_attempt(context, chosen, start, KeyPurpose.SECOND_ATTEMPT)
     return take_rows(attempt, np.arange(len(triggered))), stats
 
 
@@ -298,8 +299,8 @@ def key_of_batch(key: jax.Array, number: int) -> jax.Array:
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
     """Groups of an iteration's batches that are neither all correct nor all wrong, bool [batches, n]."""
-    correct = np.stack([part.final.grades.correct for part in parts])
-    return correct.any(axis=2) & ~correct.all(axis=2)
+    correct = [part.final.grades.correct for part in parts]
+    return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:

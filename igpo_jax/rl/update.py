@@ -35,11 +35,11 @@ def make_update(
     ):
         logprobs = jax.tree.map(lambda x: x[inner_step % x.shape[0]], logprobs)
 
-        def loss(trained, part):
+        def part_loss(trained, part):
             return loss_and_statistics(policy_params(trained, base_params, lora), *part, cfg, objective, mesh)
 
         (loss, statistics), gradients = accumulate_gradients(
-            jax.value_and_grad(loss, has_aux=True), state.params, (batch, logprobs), microbatches
+            jax.value_and_grad(part_loss, has_aux=True), state.params, (batch, logprobs), microbatches
         )
         state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
         return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}
