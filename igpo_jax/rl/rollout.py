@@ -200,9 +200,10 @@ def _sample(
     """tokens and unmask_step, int32 [n, g, l], of one chunk."""
     n, g, _ = canvas.shape
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
-    rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.prompt_mask, g, axis=0), canvas.reshape(n * g, -1)
     keys = completion_keys(context.key, problem, completion, purpose)
-    done = sample(context.params, *shard_batch(rows, context.mesh), keys, context.cfg.model, context.cfg.decode)
+    rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.prompt_mask, g, axis=0), canvas.reshape(n * g, -1)
+    prompt, prompt_mask, start = shard_batch(rows, context.mesh)
+    done = sample(context.params, prompt, prompt_mask, start, keys, context.cfg.model, context.cfg.decode)
     tokens, unmask_step = (x.reshape(canvas.shape) for x in to_host((done.tokens, done.unmask_step)))
     return tokens, unmask_step, SampleStats(n * g, done.rows_evaluated, done.flops)
 
