@@ -16,8 +16,8 @@ import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays
 from igpo_jax.diffusion.sampler import completion_keys, sample
-from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import up_to_first_eos
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.host import keep_freed_memory

@@ -25,8 +25,8 @@ from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops, init, shardings
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.plan.programs import LLADA_8B
-from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.metrics import device_memory
 from igpo_jax.runtime.chips import CHIPS

@@ -37,8 +37,8 @@ from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward_flops
 from igpo_jax.plan.hlo_cost import program_cost
-from igpo_jax.rl.likelihood import GroupBatch, LogProbs, compute_logprobs, views_of
-from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
+from igpo_jax.rl.likelihood import GroupBatch, views_of
+from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 

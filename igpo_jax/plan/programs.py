@@ -23,7 +23,8 @@ from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
-from igpo_jax.rl.likelihood import GroupBatch, LogProbs, compute_logprobs, views_of
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
@@ -133,23 +134,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
     )
     ratios = host((), jnp.float32), host((), jnp.float32)
     gives_hints = config.inpainting.policy != "none"
-    groups = GroupBatch(
-        *prompts(n),
-        problem_id=array((n,), jnp.uint32),
-        completions=tokens(n, g, length),
-        unmask_step=tokens(n, g, length),
-        loss_mask=array((n, g, length), jnp.bool_),
-        advantages=array((n, g), jnp.float32),
-    )
-    on_host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
-    views = jax.eval_shape(lambda batch: views_of(jax.random.key(0), batch, objective), on_host)
-    views = jax.tree.map(lambda x: array(x.shape, x.dtype, P(None, BATCH)), views)
-
-    def per_token(dtype):
-        return array(views.scored.shape, dtype, P(None, BATCH))
-
-    number = jnp.float32
-    logprobs = LogProbs(per_token(number), per_token(number), views, per_token(jnp.bool_), per_token(number))
+    groups = GroupBatch.abstract(mesh, n, g, prompt_length, length)
+    logprobs = LogProbs.abstract(mesh, groups, objective)
     update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
     sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
     sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
@@ -163,7 +149,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
     last_state, beside = (state, training) if in_rl else (sft_state, supervised)
     found = [
         Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
-        Program("inpaint", inpaint, (key, *hints, g, config.inpainting, ratios), everything, in_rl and gives_hints),
+        Program("inpaint", inpaint, (key, *hints, config.inpainting, ratios), everything, in_rl and gives_hints),
         Program("score", compute_logprobs, scoring, training, in_rl, 1),
         Program("update", update, (state, groups, logprobs, host((), jnp.int32), base_params), training, in_rl, objective.inner_steps),
         Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),

@@ -94,8 +94,8 @@ class Experiment:
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """completions: int32 [n, g, l]. Every process begins at once to grade some of the problems; the function that is
-        returned waits for them and is called on all processes, which then know all grades."""
+        """Starts grading completions, int32 [n, g, l], of which every process takes some problems. All processes must call the
+        returned function, at the same point: it waits for the grades and gathers them over hosts."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:

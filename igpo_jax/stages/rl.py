@@ -13,8 +13,9 @@ from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.model.sharding import Params
 from igpo_jax.rl.hints import InpaintingConfig
-from igpo_jax.rl.likelihood import compute_logprobs
-from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout, up_to_first_eos
+from igpo_jax.rl.keys import KeyPurpose
+from igpo_jax.rl.objective import compute_logprobs
+from igpo_jax.rl.rollout import Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout, up_to_first_eos
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
@@ -117,7 +118,7 @@ def run_rl(
         number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
         prompts = take_rows(order[done * rl.dynamic_batches], np.arange(number) % rl.prompts)
         canvas = np.full((number, fast.completion_length), model.mask_id, np.int32)
-        keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), PROBE)
+        keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), KeyPurpose.PROBE)
         error = sampler_error(policy, *shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh), keys, model, fast)
         return {f"sampler/{name}": float(np.float32(error[name])) for name in ("kl", "changed")}
 
