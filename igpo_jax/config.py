@@ -1,8 +1,7 @@
 """The configuration of a run: one tree of frozen dataclasses with the names of the command line.
 
-A config file defines `get_config()`, which starts from `base_config()` and sets keys of it. `parse` turns the result into a
-`Config` and checks every value before anything is allocated. A check of one key is stated beside its field; checks across
-sections are here.
+A config file defines `get_config()`, which starts from `base_config()` and sets keys. `parse` turns the result into a `Config`
+and checks every value before anything is allocated: single keys by the check beside their field, combinations here.
 """
 
 import dataclasses
@@ -342,8 +341,8 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
     """The network with the shape of the section `model`; vocabulary: vocab_size, mask_id and eos_id."""
-    keys: dict[str, Any] = {key: value for key, value in vars(config.model).items() if key != "path"}
-    return ModelConfig(**vocabulary, **keys)
+    keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
+    return ModelConfig(**keys)
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
@@ -370,7 +369,7 @@ def fingerprint(config: ConfigDict) -> str:
     values = to_json(config)
     for key in RESUMABLE_KEYS:
         *sections, name = key.split(".")
-        del functools.reduce(dict.get, sections, values)[name]
+        del functools.reduce(lambda part, section: part[section], sections, values)[name]
     values = renamed(values, {new: old for old, new in RENAMED.items()})  # runs of earlier versions keep their fingerprint
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,6 +6,7 @@ One run: supervised stage, IGPO, evaluation, report. The same command continues 
 import json
 import pathlib
 import sys
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -70,7 +71,7 @@ def train(experiment: Experiment) -> None:
     """Runs all stages, each from its newest checkpoint."""
     config, preempted = experiment.config, preemption.listen()
     identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
-    options = {"keep": config.checkpoints_kept, "identity": identity}
+    options: dict[str, Any] = {"keep": config.checkpoints_kept, "identity": identity}
     with jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
             base_params, start = run_sft(experiment, saved, preempted)
@@ -80,7 +81,8 @@ def train(experiment: Experiment) -> None:
 
 
 def _default_workdir() -> str:
-    name, _, variant = flags.FLAGS["config"].config_filename.partition(":")
+    flag: Any = flags.FLAGS["config"]
+    name, _, variant = flag.config_filename.partition(":")
     return str(pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant)))))
 
 

@@ -82,6 +82,7 @@ class Experiment:
     def initial_adapters(self) -> Params:
         """Adapters whose product is zero."""
         cfg = self.config.lora
+        assert cfg is not None, "lora.rank is 0"
         make = jax.jit(lora.init, static_argnums=(1, 2), out_shardings=lora.shardings(self.model, cfg, self.mesh))
         return make(self.key(3), self.model, cfg)
 
@@ -91,6 +92,7 @@ class Experiment:
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
         """Grades rollouts of the RL split, see `rl.rollout.Grade`."""
+        assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
@@ -224,7 +226,7 @@ def _with_data(
     test_data = problem_set("test", overflow="cut")  # a test keeps all its problems
     for arrays, key, size in (
         (sft_data, "sft.batch_size", config.sft.batch_size),
-        (rl_data and rl_data.prompts, "rl.prompts", config.rl.prompts),
+        (rl_data.prompts if rl_data else None, "rl.prompts", config.rl.prompts),
     ):
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")

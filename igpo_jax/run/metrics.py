@@ -147,10 +147,9 @@ def device_memory() -> dict[str, float]:
 
 
 def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
-    def keep(row: dict[str, Any]) -> bool:
-        return row["step"] <= step and (starting is None or row.get("stage") != starting)
-
-    _write_rows(path, [row for row in read_rows(path) if keep(row)])
+    """Drops rows beyond the step and, unless `starting` is None, all rows of that stage."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    _write_rows(path, [row for row in rows if starting is None or row.get("stage") != starting])
 
 
 def _drop_unfinished_evaluation(path: pathlib.Path, metrics: pathlib.Path) -> None:
