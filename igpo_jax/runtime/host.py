@@ -33,7 +33,7 @@ def cache_compiled_programs(workdir: pathlib.Path) -> None:
 
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-LESS_MEMORY = "To need less: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
+LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:

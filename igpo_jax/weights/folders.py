@@ -70,11 +70,10 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
     stored = stored_tensors(folder)
     wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
-    if missing or unexpected:
-        message = "lacks" if missing else "has tensors that config.json has no place for:"
-        names = missing or unexpected
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"{folder} {message} {', '.join(names[:3])}{more}")
+    for message, names in (("lacks", missing), ("has tensors that config.json has no place for:", unexpected)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{folder} {message} {', '.join(names[:3])}{more}")
     for name, shape in wanted.items():
         if stored[name].shape != shape:
             raise ValueError(f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, config.json asks for {shape}")

@@ -18,7 +18,7 @@ from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 
 SHORT = ("--config.sft.updates=40", "--config.sft.eval_every=0", "--config.rl.iterations=0")
-INTACT = "What was complete before is intact; once it can be written, the same command goes on"
+INTACT = "What was complete before is intact; once it can be written, the same command resumes"
 
 
 @pytest.fixture
