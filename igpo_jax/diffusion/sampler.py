@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, propose, to_write
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, forward, forward_flops, forward_remembering, forward_window, unembed
+from igpo_jax.model.transformer import ModelConfig, Window, forward, forward_flops, prefill, unembed
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 HINT = -1  # in `Sample.unmask_step`: filled from the start
@@ -320,7 +320,7 @@ def block_network(params: Params, rows: DecodeState, start: jax.Array, cfg: Mode
         out_slice = first, decode.block_length
         if decode.cache == "none":
             return logits_of(forward(params, tokens_of(current), attention_mask, cfg, out_slice)), None
-        hidden, remembered = forward_remembering(params, tokens_of(current), attention_mask, cfg, out_slice)
+        hidden, remembered = prefill(params, tokens_of(current), attention_mask, cfg, out_slice)
         return logits_of(hidden), remembered
 
     def cached_forward(current, remembered):
@@ -329,7 +329,7 @@ def block_network(params: Params, rows: DecodeState, start: jax.Array, cfg: Mode
         def from_window(begin, size):
             part = shard_rows(jax.lax.dynamic_slice_in_dim(tokens, begin, size, axis=1))
             out_slice = first - begin, decode.block_length
-            return logits_of(forward_window(params, part, begin, first, remembered, attention_mask, cfg, out_slice))
+            return logits_of(forward(params, part, attention_mask, cfg, out_slice, Window(remembered, begin, first)))
 
         if decode.cache == "dual":
             return from_window(first, decode.block_length)

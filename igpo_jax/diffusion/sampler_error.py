@@ -95,7 +95,10 @@ def block_errors(
         _, _, drawn_exactly, _ = advance(exact, current, unmask_step)
         chosen = chosen & live
         found = StepErrors(
-            jnp.sum(divergence(exact, cached), where=masked), masked.sum(), (chosen & (drawn != drawn_exactly)).sum(), chosen.sum()
+            jnp.sum(divergence(exact, cached), where=masked),
+            masked.sum(),
+            (chosen & (drawn != drawn_exactly)).sum(),
+            chosen.sum(),
         )
         errors = jax.tree.map(lambda sums, new: sums.at[step].add(new), errors, found)
         return step + 1, following, unmask_step, remembered, errors

@@ -32,9 +32,7 @@ def token_log_probs(params: Params, hidden: jax.Array, targets: jax.Array, cfg: 
     return sharded(hidden, head_matrix(params, cfg), targets)
 
 
-def token_scores(
-    hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int
-) -> tuple[jax.Array, jax.Array]:
+def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Log-probability of every completion token and entropy of its distribution. Runs inside `shard_map`.
 
     The vocabulary lies over the mesh axis tensor; logits exist for `chunk` positions at a time, and the backward pass

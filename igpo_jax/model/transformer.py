@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.attention import PLATFORMS, attend
 from igpo_jax.model.sharding import (
+    Array,
     ParameterInfo,
     Params,
     abstract_table,
@@ -29,10 +31,10 @@ from igpo_jax.model.sharding import (
 )
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
-KeyValues = tuple[jax.Array, jax.Array]  # of all layers, rotated: [layers, b, t, k, h] each
-Positions = tuple[Any, int]  # where they begin, int or int32 [], and how many they are
+OutSlice = tuple[Any, int]  # first position, int or int32 [], and number of positions
+Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 FEW_LAYERS = 4  # see `_is_unrolled`
-KEY_VALUES = P(BATCH, None, "tensor")  # of one layer: rows as everywhere, heads as they are computed
+KEY_VALUES = P(BATCH, None, "tensor")  # one layer's keys or values: rows as everywhere, heads as they are computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,25 @@ class ModelConfig:
         return self.width // self.heads
 
 
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of whole rows, after the rotary embedding; one layer's have no leading axis."""
+
+    k: jax.Array  # [layers, b, t, k, h]
+    v: jax.Array  # [layers, b, t, k, h]
+
+
+@flax.struct.dataclass
+class Window:
+    """A window of rows whose keys and values outside of it are cached."""
+
+    cache: KVCache
+    start: Array  # int32 [], the window's first position in the row
+    fresh_from: Array  # int32 [], in the row: earlier positions of the window are also taken from the cache
+
+
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
-    """The nested dict of `ParameterInfo`, same structure as the parameters (llada.md section 2; `x @ w` layout)."""
+    """The nested dict of `ParameterInfo`, same structure as the parameters (docs/method.md section 3; `x @ w` layout)."""
     layers, width, q_width, kv_width = cfg.layers, cfg.width, cfg.width, cfg.kv_heads * cfg.head_size
     scale = 1 / math.sqrt(width)
     # Residual branches start small, so that the stream's variance does not grow with depth.
@@ -143,9 +162,16 @@ def weight_decay_mask(cfg: ModelConfig) -> Params:
 
 
 def forward(
-    params: Params, tokens: jax.Array, attention_mask: jax.Array, cfg: ModelConfig, out_slice: Positions | None = None
+    params: Params,
+    tokens: Array,
+    attention_mask: Array,
+    cfg: ModelConfig,
+    out_slice: OutSlice | None = None,
+    window: Window | None = None,
 ) -> jax.Array:
-    """Runs the transformer over whole rows; no causal mask, logits of position i speak of token i (llada.md 3).
+    """Hidden states after the final norm, [b, t, d] in the compute dtype; `unembed` turns them into logits.
+
+    There is no causal mask, and the logits of position i predict token i (docs/method.md section 3).
 
     Args:
         params: see `parameter_table`.
@@ -155,68 +181,42 @@ def forward(
             which position (first t) may attend to which (second t).
         cfg: static.
         out_slice: the positions whose hidden states are returned, all by default.
-
-    Returns:
-        Hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns them into logits.
+        window: `tokens` are a window of the rows that `window.cache` holds; `attention_mask` covers whole rows, `out_slice`
+            counts from the window's beginning, and hidden states before `window.fresh_from` are meaningless.
     """
-    return _layers(params, tokens, jnp.arange(tokens.shape[1]), attention_mask, cfg, out_slice)[0]
+    return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
 
-def forward_remembering(
-    params: Params, tokens: jax.Array, attention_mask: jax.Array, cfg: ModelConfig, out_slice: Positions | None = None
-) -> tuple[jax.Array, KeyValues]:
-    """`forward`, and the keys and values of all positions, for `forward_window`."""
-    return _layers(params, tokens, jnp.arange(tokens.shape[1]), attention_mask, cfg, out_slice, remember=True)
+def prefill(
+    params: Params, tokens: Array, attention_mask: Array, cfg: ModelConfig, out_slice: OutSlice | None = None
+) -> tuple[jax.Array, KVCache]:
+    """`forward` over whole rows, and the keys and values of all their positions."""
+    return _run_layers(params, tokens, attention_mask, cfg, out_slice, return_cache=True)
 
 
-def forward_window(
+def _run_layers(
     params: Params,
-    tokens: jax.Array,
-    start: jax.Array,
-    fresh_from: jax.Array,
-    remembered: KeyValues,
-    attention_mask: jax.Array,
+    tokens: Array,
+    attention_mask: Array,
     cfg: ModelConfig,
-    out_slice: Positions | None = None,
-) -> jax.Array:
-    """Runs the transformer over a window of each row; everything else is as it was when it was remembered.
-
-    Args:
-        tokens: int32 [b, w], what now stands in the window.
-        start: int32 [], where in the row the window begins.
-        fresh_from: int32 [], in the row: keys and values of earlier positions are the remembered ones in the window, too.
-        remembered: of `forward_remembering`.
-        attention_mask: bool [b, t], of the whole row.
-        out_slice: positions counted from the window's beginning, all by default.
-
-    Returns:
-        Hidden states of the window, [b, w, d]; those before `fresh_from` mean nothing.
-    """
-    positions = start + jnp.arange(tokens.shape[1])
-    fresh = (positions >= fresh_from)[None, :, None, None]
-
-    def merge(new, old):
-        kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[1], axis=1)
-        return constrain(jax.lax.dynamic_update_slice_in_dim(old, jnp.where(fresh, new, kept), start, axis=1), KEY_VALUES)
-
-    # The kernels want whole rows, and the scores of a window are few.
-    cfg = dataclasses.replace(cfg, attention="xla")
-    return _layers(params, tokens, positions, attention_mask, cfg, out_slice, remembered=remembered, merge=merge)[0]
-
-
-def _layers(params, tokens, positions, attention_mask, cfg: ModelConfig, out_slice, remember=False, remembered=None, merge=None):
-    """Hidden states after the final norm and, if `remember`, keys and values of all layers. merge(new, old): what a layer
-    attends to, of its keys and of its values, where there are remembered ones."""
+    out_slice: OutSlice | None,
+    window: Window | None = None,
+    return_cache: bool = False,
+) -> tuple[jax.Array, Any]:
+    positions = jnp.arange(tokens.shape[1])
+    if window is not None:
+        positions = window.start + positions
+        cfg = dataclasses.replace(cfg, attention="xla")  # the kernels need whole rows, and a window has few scores
     rope = _rope_table(positions, cfg)
     unrolled = _is_unrolled(cfg)
 
     def step(x, layer, out_slice=None):
-        layer, old = layer
-        seen = (lambda new: new) if old is None else (lambda new: jax.tree.map(merge, new, old))
-        x, key_values = _block(x, layer, attention_mask=attention_mask, rope=rope, cfg=cfg, seen=seen, out_slice=out_slice)
-        return shard_rows(x), jax.tree.map(lambda y: constrain(y, KEY_VALUES), key_values) if remember else None
+        weights, cached = layer
+        layer_window = None if window is None else window.replace(cache=cached)
+        x, kv = _block(x, weights, attention_mask, rope, cfg, out_slice, layer_window)
+        return shard_rows(x), jax.tree.map(lambda y: constrain(y, KEY_VALUES), kv) if return_cache else None
 
-    def recomputing(step):
+    def with_remat(step):
         if cfg.remat == "none":
             return step
         policy = {
@@ -225,18 +225,19 @@ def _layers(params, tokens, positions, attention_mask, cfg: ModelConfig, out_sli
         }[cfg.remat]
         return jax.checkpoint(step, policy=policy, prevent_cse=unrolled)
 
-    x, layers = embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype)), (params["blocks"], remembered)
+    x = embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype))
+    layers = params["blocks"], None if window is None else window.cache
     if unrolled:
-        kept = []
+        caches = []
         for number in range(cfg.layers):
-            of_layer = recomputing(functools.partial(step, out_slice=out_slice if number == cfg.layers - 1 else None))
-            x, key_values = of_layer(x, jax.tree.map(lambda w, number=number: w[number], layers))
-            kept.append(key_values)
-        kept = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *kept)
+            run_layer = with_remat(functools.partial(step, out_slice=out_slice if number == cfg.layers - 1 else None))
+            x, kv = run_layer(x, jax.tree.map(lambda w, number=number: w[number], layers))
+            caches.append(kv)
+        cache = jax.tree.map(lambda *kv: jnp.stack(kv), *caches)
     else:
-        x, kept = jax.lax.scan(recomputing(step), x, layers)
+        x, cache = jax.lax.scan(with_remat(step), x, layers)
         x = _only(x, out_slice)
-    return rms_norm(x, params["final_norm"], cfg.norm_epsilon), kept
+    return rms_norm(x, params["final_norm"], cfg.norm_epsilon), cache
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
@@ -244,7 +245,7 @@ def _is_unrolled(cfg: ModelConfig) -> bool:
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
-def _only(x: jax.Array, out_slice: Positions | None, axis: int = 1) -> jax.Array:
+def _only(x: jax.Array, out_slice: OutSlice | None, axis: int = 1) -> jax.Array:
     return x if out_slice is None else jax.lax.dynamic_slice_in_dim(x, *out_slice, axis=axis)
 
 
@@ -302,41 +303,65 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Statistics in float32, cast back before the scale is applied, as LLaDA does (llada.md 3.2)."""
+    """Statistics in float32, cast back before the scale is applied, as LLaDA does (docs/method.md section 3)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
 def _block(
-    x: jax.Array, layer: Params, *, attention_mask, rope, cfg: ModelConfig, seen=lambda new: new, out_slice: Positions | None = None
-) -> tuple[jax.Array, KeyValues]:
-    """One layer at the wanted positions, and its keys and values [b, t, k, h] at all positions of x; `seen` makes of those
-    what is attended to."""
+    x: jax.Array,
+    layer: Params,
+    attention_mask: Array,
+    rope: Rope,
+    cfg: ModelConfig,
+    out_slice: OutSlice | None = None,
+    window: Window | None = None,
+) -> tuple[jax.Array, KVCache]:
+    """One layer at the positions `out_slice`, and the layer's keys and values at all positions of x."""
     layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
         h = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
-        a, key_values = _attention(h, layer, attention_mask, rope, cfg, seen, out_slice)
+        a, kv = _attention(h, layer, attention_mask, rope, cfg, out_slice, window)
         x = _only(x, out_slice) + a
     with jax.named_scope("mlp"):
         h = rms_norm(x, layer["mlp_norm"], cfg.norm_epsilon)
         x = x + _linear(jax.nn.silu(_linear(h, layer, "gate")) * _linear(h, layer, "up"), layer, "down")
-    return checkpoint_name(x, "block"), key_values
+    return checkpoint_name(x, "block"), kv
 
 
 def _attention(
-    h: jax.Array, layer: Params, attention_mask, rope, cfg: ModelConfig, seen=lambda new: new, out_slice: Positions | None = None
-) -> tuple[jax.Array, KeyValues]:
+    h: jax.Array,
+    layer: Params,
+    attention_mask: Array,
+    rope: Rope,
+    cfg: ModelConfig,
+    out_slice: OutSlice | None = None,
+    window: Window | None = None,
+) -> tuple[jax.Array, KVCache]:
     def heads(x, name, number):
         return _linear(x, layer, name).reshape(*x.shape[:2], number, cfg.head_size)
 
-    k, v = _rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
+    kv = KVCache(_rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads))
     if out_slice is not None:
-        h, rope = _only(h, out_slice), [_only(x, out_slice, axis=0) for x in rope]
+        h, rope = _only(h, out_slice), (_only(rope[0], out_slice, axis=0), _only(rope[1], out_slice, axis=0))
         attention_mask = attention_mask if attention_mask.ndim == 2 else _only(attention_mask, out_slice)
     q = _rotate(heads(h, "query", cfg.heads), *rope)
-    a = attend(q, *seen((k, v)), attention_mask, cfg.attention)
-    return _linear(a.reshape(*h.shape[:2], cfg.width), layer, "attention_out"), (k, v)
+    attended = kv if window is None else _insert(kv, window)
+    a = attend(q, attended.k, attended.v, attention_mask, cfg.attention)
+    return _linear(a.reshape(*h.shape[:2], cfg.width), layer, "attention_out"), kv
+
+
+def _insert(kv: KVCache, window: Window) -> KVCache:
+    """One layer's cached keys and values [b, t, k, h], with those of the window from `fresh_from` on."""
+    fresh = (window.start + jnp.arange(kv.k.shape[1]) >= window.fresh_from)[None, :, None, None]
+
+    def insert(new, old):
+        kept = jax.lax.dynamic_slice_in_dim(old, window.start, new.shape[1], axis=1)
+        inserted = jax.lax.dynamic_update_slice_in_dim(old, jnp.where(fresh, new, kept), window.start, axis=1)
+        return constrain(inserted, KEY_VALUES)
+
+    return jax.tree.map(insert, kv, window.cache)
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:

@@ -56,11 +56,11 @@ def test_expectation_is_the_exact_bound(name, lowest):
 
 
 def test_count_has_less_variance_than_independent_masks():
-    def canonical_sharding(corrupt):
+    def standard_deviation(corrupt):
         masked, weight = corrupt(jax.random.key(1), ROWS, 3)
         return (row_loss_of_pattern(masked, 3) * np.asarray(weight)).std()
 
-    assert canonical_sharding(mask_count) < 0.7 * canonical_sharding(mask_independently)
+    assert standard_deviation(mask_count) < 0.7 * standard_deviation(mask_independently)
 
 
 def test_count_masks_between_one_and_all_tokens_evenly():
@@ -108,7 +108,9 @@ def test_loss_equals_a_loop_over_masked_tokens():
     ]
     bounds = negative_bound(params, prompt, prompt_mask, completion, corruption, CFG)
     np.testing.assert_allclose(bounds, by_hand, rtol=1e-5)
-    np.testing.assert_allclose(sft_loss(params, prompt, prompt_mask, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5)
+    np.testing.assert_allclose(
+        sft_loss(params, prompt, prompt_mask, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5
+    )
 
 
 def test_network_without_a_head_costs_log_vocabulary():
@@ -133,11 +135,9 @@ def test_prompt_is_never_masked_and_masked_targets_are_not_seen(monkeypatch):
     completion = jnp.array([[7, 8, EOS, EOS], [9, 10, 11, EOS]])
     masked = jnp.array([[True, False, True, False], [True, True, True, True]])
     sft_loss(init(jax.random.key(0), CFG), prompt, prompt_mask, completion, Corruption(masked, jnp.ones(2)), CFG)
-    np.testing.assert_array_equal(
-        seen["tokens"], [[0, 5, 6, MASK, 8, MASK, EOS], [4, 5, 6, MASK, MASK, MASK, MASK]]
-    )
+    np.testing.assert_array_equal(seen["tokens"], [[0, 5, 6, MASK, 8, MASK, EOS], [4, 5, 6, MASK, MASK, MASK, MASK]])
     np.testing.assert_array_equal(seen["prompt_mask"], [[False] + [True] * 6, [True] * 7])
-    assert seen["wanted"] == (3, 4)
+    assert seen["out_slice"] == (3, 4)
 
 
 def test_gradient_reaches_the_prompt_but_not_masked_targets():

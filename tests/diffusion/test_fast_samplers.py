@@ -33,7 +33,7 @@ def test_a_cache_that_is_made_anew_in_every_step_is_exact(params, cache, cfg_sca
     assert cached.evaluations == exact.evaluations and cached.flops == exact.flops
 
 
-def by_hand(params, tokens, begin, end, remembered, prompt_mask):
+def by_hand(params, tokens, begin, end, cache, prompt_mask):
     """Hidden states of tokens[begin:end] of one row: its layers one by one, with the keys and values of all other positions."""
     x, blocks = params["embedding"][tokens][None, begin:end], params["blocks"]
     sin, cos = transformer._rope_table(jnp.arange(len(tokens)), CFG)
@@ -42,7 +42,7 @@ def by_hand(params, tokens, begin, end, remembered, prompt_mask):
         h = transformer.rms_norm(x, layer["attention_norm"], CFG.norm_epsilon)
         q, k, v = ((h @ layer[name]).reshape(1, end - begin, -1, CFG.head_size) for name in ("query", "key", "value"))
         q, k = (transformer._rotate(y, sin[begin:end], cos[begin:end]) for y in (q, k))
-        keys, values = (old[number].at[:, begin:end].set(new) for old, new in zip(remembered, (k, v), strict=True))
+        keys, values = (old[number].at[:, begin:end].set(new) for old, new in zip((cache.k, cache.v), (k, v), strict=True))
         scores = jnp.einsum("bqnh,btnh->bnqt", q, keys.repeat(2, axis=2)) / np.sqrt(CFG.head_size)
         weights = jax.nn.softmax(jnp.where(prompt_mask, scores, -jnp.inf), axis=-1)
         a = jnp.einsum("bnqt,btnh->bqnh", weights, values.repeat(2, axis=2)).reshape(1, end - begin, CFG.width)
@@ -58,12 +58,12 @@ def test_a_window_sees_itself_as_it_is_and_the_rest_as_it_was(window, fresh, par
     before = np.concatenate([prompt, canvas], axis=1)
     prompt_mask = np.concatenate([prompt_mask, np.ones(canvas.shape, bool)], axis=1)
     after = np.where(np.arange(13) >= window[0], (before + 5) % CFG.vocab_size, before).astype(np.int32)
-    _, remembered = transformer.forward_remembering(params, before, prompt_mask, CFG)
+    _, cache = transformer.prefill(params, before, prompt_mask, CFG)
     begin, end = window
-    args = after[:, begin:end], jnp.int32(begin), jnp.int32(fresh), remembered, prompt_mask, CFG
-    found = transformer.forward_window(params, *args)[:, fresh - begin :]
+    cached = transformer.Window(cache, jnp.int32(begin), jnp.int32(fresh))
+    found = forward(params, after[:, begin:end], prompt_mask, CFG, window=cached)[:, fresh - begin :]
     for row in range(2):
-        of_row = jax.tree.map(lambda x: x[:, row : row + 1], remembered)
+        of_row = jax.tree.map(lambda x: x[:, row : row + 1], cache)
         expected = by_hand(params, after[row], fresh, end, of_row, prompt_mask[row])
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
     whole = forward(params, after, prompt_mask, CFG)[:, fresh:end]

@@ -223,7 +223,9 @@ def test_rows_that_have_ended_leave_the_batch_and_nothing_changes(monkeypatch):
     network, batch = constant_network(logits, CFG), batch_of(rows=32, length=12, hints=False)
     seen = []
     real = sampler.denoise_block
-    monkeypatch.setattr(sampler, "denoise_block", lambda params, rows, *rest: seen.append(len(rows.slot)) or real(params, rows, *rest))
+    monkeypatch.setattr(
+        sampler, "denoise_block", lambda params, rows, *rest: seen.append(len(rows.slot)) or real(params, rows, *rest)
+    )
     done = decode(network, batch, setting)
     sizes, seen[:] = list(seen), []
     monkeypatch.setattr(sampler, "_batch_sizes", lambda rows: [rows])
