@@ -1,1 +1,1 @@
-"""Data: problems to batches of token arrays."""
+"""Batches of token arrays from problems."""

@@ -1,1 +1,1 @@
-"""Grading: text to verdict, without JAX."""
+"""Grading of completions: answer extraction and equivalence."""

@@ -17,7 +17,8 @@ def _read(name: str) -> str:
 
 # The Content-Security-Policy in page.html guarantees that the page loads nothing from elsewhere.
 PAGE, BROWSER = _read("page.html"), _read("rollouts.html")
-STYLE, SCRIPT = _read("style.css"), _read("shared.js") + _read("canvas.js")
+STYLE, SHARED = _read("style.css"), _read("shared.js")
+SCRIPT = SHARED + _read("canvas.js")
 COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3")
 BLUE, GREEN, ORANGE, RED, GREY = "#3b6fb6", "#2a9d6f", "#e8710a", "#c8453b", "#8a94a3"
 

@@ -1,1 +1,1 @@
-"""Runtime: devices, processes, files, signals, statistics; nothing here knows a run."""
+"""Mesh, processes, files, statistics: what the algorithm runs on."""
