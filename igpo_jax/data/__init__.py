@@ -1,1 +1,1 @@
-"""Batches of token arrays from problems."""
+"""Data: problems to batches of token arrays."""

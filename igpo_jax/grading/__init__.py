@@ -1,1 +1,1 @@
-"""Grading of completions: answer extraction and equivalence."""
+"""Grading: text to verdict, without JAX."""

@@ -1,1 +1,1 @@
-"""Mesh, processes, files, statistics: what the algorithm runs on."""
+"""Runtime: devices, processes, files, signals, statistics; nothing here knows a run."""
