@@ -1,11 +1,11 @@
-"""IGPO in JAX: reinforcement learning of masked-diffusion language models with inpainted hints (arXiv 2509.10396)."""
+"""IGPO in JAX: reinforcement learning for masked diffusion language models with inpainted hints (arXiv 2509.10396)."""
 
 __version__ = "0.1.0"
 __all__ = ["Completion", "DiffusionLM", "Score", "load"]
 
 
 def __getattr__(name: str):
-    """The Python API, imported when it is used: the processes that grade answers need no jax."""
+    """Imports the Python API on first use: grading processes do not need jax."""
     if name in __all__:
         from igpo_jax import api
 

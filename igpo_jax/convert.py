@@ -1,7 +1,7 @@
 """python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
 
 Converts a Hugging Face folder of LLaDA or iLLaDA to a model folder (the default), a model folder or a run to a Hugging
-Face folder (adapters are merged), or the adapters of a run to PEFT's files.
+Face folder (with adapters merged), or the adapters of a run to PEFT's format.
 """
 
 import pathlib
@@ -18,11 +18,9 @@ from igpo_jax.weights.huggingface import check_sha256
 
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)
-FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "What the target shall be.")
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "Of the target's parameters; by default the source's."
-)
-VERIFY = flags.DEFINE_string("verify", None, "Compare the source's files with the sums of this release first.")
+FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "The target's format.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the target's parameters; by default the source's.")
+VERIFY = flags.DEFINE_string("verify", None, "First compare the source's files with the checksums of this release.")
 
 
 def main(_):
@@ -45,7 +43,7 @@ def main(_):
                 case "run", "peft":
                     export_adapters(source, target, mesh)
                 case _:
-                    raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} is not made of one")
+                    raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
     except ValueError as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:

@@ -1,1 +1,1 @@
-"""Several ways of training under one harness: which runs there are, what they say, and the report of it."""
+"""Comparison of training methods: the runs to train, their results, and a report."""

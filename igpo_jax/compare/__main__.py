@@ -1,11 +1,10 @@
 """python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
        [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
-Trains every arm (igpo_jax/compare/arms.py) with every seed, from the same supervised stage per seed, and writes
-comparison.html, comparison.md and comparison.json: accuracy with intervals at equal prompts and at equal network
-evaluations, paired by problem, and a verdict on every claim that the arms can decide. The same command goes on where it was
-stopped; runs that are finished are kept. --quick is the same with few iterations and, unless told otherwise, seeds 0..3: a
-check of the machinery in minutes.
+Trains each arm (igpo_jax/compare/arms.py) with each seed, after one supervised stage per seed, and writes comparison.html,
+comparison.md and comparison.json: accuracy with intervals at equal prompts and at equal network evaluations, paired by
+problem, and a verdict on each claim that the arms can decide. Run the same command again to resume; finished runs are kept.
+--quick uses few iterations and, by default, seeds 0..3: a check of the whole process in minutes.
 """
 
 import concurrent.futures
@@ -21,17 +20,17 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from igpo_jax.cli import parse_flags
-from igpo_jax.compare.arms import ARMS, arms_of, check_arms, seeds_of
+from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.runtime.files import atomic_write, require_same_identity
 from igpo_jax.runtime.progress import progress
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
-SEEDS = flags.DEFINE_string("seeds", None, "FIRST..LAST, or a list; by default 0..4, and 0..3 with --quick.")
-OUTPUT = flags.DEFINE_string("output", None, "The comparison's folder; runs/compare-CONFIG by default.")
-JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
+SEEDS = flags.DEFINE_string("seeds", None, "FIRST..LAST or a list; by default 0..4, with --quick 0..3.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write; by default runs/compare-CONFIG.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
 SUPERVISED = "supervised"
@@ -39,14 +38,16 @@ SUPERVISED = "supervised"
 
 def main(_) -> None:
     config = CONFIG.value
-    quick = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if QUICK.value else {}
+    quick = (
+        {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if QUICK.value else {}
+    )
     overrides = [f"--config.{key}={value}" for key, value in quick.items()]
     overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one counts
     file = flags.FLAGS["config"].config_filename
     name = pathlib.Path(file.partition(":")[0]).stem
     folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
     try:
-        arms, seeds = arms_of(ARM_NAMES.value), seeds_of(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
+        arms, seeds = parse_arms(ARM_NAMES.value), parse_seeds(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
         require_same_identity(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
         train_all(folder, file, arms, seeds, overrides)
@@ -59,45 +60,45 @@ def main(_) -> None:
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Every run that is not finished: first the supervised stage of every seed, if there is one, then the arms.
+    """Trains all unfinished runs: first the supervised stage of each seed, if the configuration has one, then the arms.
 
     Raises:
-        RuntimeError: a run fails; the others that have begun are waited for, and no more are started.
+        RuntimeError: a run failed; runs in progress are completed, no others are started.
     """
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
 
     def take_share() -> None:
-        """Of the host's cores: a thread's processes stay where the thread may run."""
+        """Restricts this thread, and so the processes it starts, to a share of the host's cores."""
         os.sched_setaffinity(0, shares.get())
 
     supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
     stages = [supervised, [(seed, arm) for seed in seeds for arm in arms]]
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
-    under_way: set[subprocess.Popen] = set()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a termination signal; the same command goes on"))
+    running: set[subprocess.Popen] = set()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a termination signal; run the same command to resume"))
     with progress(sum(map(len, stages)), 0, "runs") as bar, pool:
         try:
             for stage in stages:
-                running = [pool.submit(train, folder, file, seed, arm, overrides, under_way) for seed, arm in stage]
-                for done in concurrent.futures.as_completed(running):
+                futures = [pool.submit(train, folder, file, seed, arm, overrides, running) for seed, arm in stage]
+                for done in concurrent.futures.as_completed(futures):
                     done.result()
                     bar.update(1)
         except BaseException as reason:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(reason, RuntimeError | ValueError):
-                for process in under_way.copy():
-                    process.terminate()  # it saves first
+                for process in running.copy():
+                    process.terminate()  # saves a checkpoint first
             raise
 
 
-def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], under_way: set) -> None:
-    """One run, in a process of its own, which is among those under way meanwhile.
+def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
+    """Trains one run in its own process, which is in `running` meanwhile.
 
     Raises:
-        RuntimeError: it fails; names its log.
-        ValueError: there is a run of an arm of this name that was another one.
+        RuntimeError: the run failed; names its log.
+        ValueError: the folder holds a run of this arm with other overrides.
     """
     run = run_folder(folder, seed, arm)
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
@@ -105,26 +106,26 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     if (run / "result.json").is_file():
         return
     if not run.exists():
-        begin(folder, run, None if arm == SUPERVISED else run_folder(folder, seed, SUPERVISED))
+        create_run_folder(folder, run, None if arm == SUPERVISED else run_folder(folder, seed, SUPERVISED))
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-        under_way.add(process)
+        running.add(process)
         code = process.wait()
-        under_way.remove(process)
+        running.remove(process)
     if code or not (run / "result.json").is_file():
-        raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; the same command goes on")
+        raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
 
 
 def run_folder(folder: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
     return folder / f"seed-{seed}" / arm
 
 
-def begin(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) -> None:
-    """A run's folder. It shares compiled programs with the others; and where `source` has done the supervised stage, which is
-    the same for all arms, bit by bit, it begins from a copy of that."""
+def create_run_folder(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) -> None:
+    """Makes a run's folder, which shares compiled programs with the others. If `source` has a supervised stage, which is
+    bitwise the same for all arms, it is copied."""
     new = run.with_name(f"{run.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

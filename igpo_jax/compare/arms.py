@@ -1,4 +1,4 @@
-"""The arms of a comparison and its claims: which keys of a configuration an arm changes, and what is asked of the numbers."""
+"""Arms of a comparison, each a set of configuration overrides, and the claims to test with them."""
 
 import dataclasses
 from typing import Any
@@ -10,24 +10,27 @@ from igpo_jax import config as configuration
 Overrides = dict[str, Any]
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
-# igpo_method.md 9, as far as hints and the loss go: the answer leaks, the entropy filter is bypassed. Without `stretch`, which
-# leaves the last 30 positions of a canvas without hints: all of a short one.
+# The reference code's hints and loss (docs/method.md section 15): the answer leaks, the entropy filter is bypassed. Without
+# `stretch`, which leaves the last 30 positions of a canvas without hints: all of a short one.
 REFERENCE_CODE: Overrides = {
     "inpainting.exclude_answer": False,
     "inpainting.round_up": True,
     "inpainting.by_completion": True,
     "objective.reference_code": True,
 }
-FEW: Overrides = {"task.rl_problems": 64}  # they come again, and there can be earlier answers
-SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}  # of one or two, a ratio shows the same
+FEW: Overrides = {"task.rl_problems": 64}  # problems recur, so that earlier answers exist
+SMALL_CHUNKS: Overrides = {
+    "inpainting.chunk_min": 2,
+    "inpainting.chunk_max": 3,
+}  # with one or two chunks, different ratios show the same
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
-HOT: Overrides = {"sampler.temperature": 1.0}  # the model's own distribution, where the order of draw and choice matters most
+HOT: Overrides = {
+    "sampler.temperature": 1.0
+}  # the model's own distribution, where the order of sampling and choosing positions matters most
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """overrides: of the configuration's keys."""
-
     title: str
     overrides: Overrides
 
@@ -38,10 +41,14 @@ ARMS = {
     "dapo": Arm("GRPO with dynamic sampling (DAPO), up to 4 batches", NO_HINTS | {"rl.dynamic_batches": 4}),
     "igpo": Arm("IGPO as in the paper", {}),
     "igpo_ref": Arm("IGPO as the released code does it", REFERENCE_CODE),
-    "full_hint": Arm("the whole solution as hint, without the answer", {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}),
+    "full_hint": Arm(
+        "the whole solution as hint, without the answer", {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
+    ),
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
     "small_chunks": Arm("IGPO, hints of many small chunks", SMALL_CHUNKS),
-    "curriculum": Arm("the same, the hint ratio follows success towards one half", SMALL_CHUNKS | {"inpainting.curriculum": 0.5}),
+    "curriculum": Arm(
+        "the same, the hint ratio follows success towards one half", SMALL_CHUNKS | {"inpainting.curriculum": 0.5}
+    ),
     "own_hints": Arm("few problems, hints from own earlier answers", FEW | {"inpainting.source": "own"}),
     "igpo_few": Arm("few problems, IGPO", FEW),
     "grpo_few": Arm("few problems, GRPO", FEW | NO_HINTS),
@@ -58,14 +65,14 @@ ARMS = {
     "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
 }
 
-# What decides a claim: final accuracy on all problems, on the hardest third, or minus the mean share of groups that are all
-# wrong before hints.
+# Measures of a claim: final accuracy on all problems, on the hardest third, or minus the mean share of groups that are all wrong
+# before hints
 ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """better - worse > margin, in points; of several arms in `worse` the best counts."""
+    """Claims that better - worse > margin, in percentage points; of several arms in `worse`, the best counts."""
 
     text: str
     better: str
@@ -98,11 +105,11 @@ CLAIMS = (
 )
 
 
-def arms_of(names: str) -> list[str]:
-    """Of a comma-separated list, or `all`.
+def parse_arms(names: str) -> list[str]:
+    """Parses a comma-separated list, or `all`.
 
     Raises:
-        ValueError: there is no such arm.
+        ValueError: an arm is unknown or given twice, or there is none.
     """
     chosen = list(ARMS) if names == "all" else [name for name in names.split(",") if name]
     for name in chosen:
@@ -113,11 +120,11 @@ def arms_of(names: str) -> list[str]:
     return chosen
 
 
-def seeds_of(text: str) -> list[int]:
-    """`0..4` or `0,3,7`.
+def parse_seeds(text: str) -> list[int]:
+    """Parses `0..4` or `0,3,7`.
 
     Raises:
-        ValueError: neither.
+        ValueError: the text is neither, or a seed is negative or given twice.
     """
     first, dots, last = text.partition("..")
     try:
@@ -130,17 +137,17 @@ def seeds_of(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Before anything is trained.
+    """Checks all configurations before training.
 
     Raises:
-        ValueError: an arm's configuration cannot work, or seeds are given twice.
+        ValueError: an arm's configuration is invalid, or a seed is given as an override.
     """
     if any(override.startswith("--config.seed") for override in overrides):
-        raise ValueError("--config.seed is what --seeds gives")
+        raise ValueError("--config.seed conflicts with --seeds")
     for arm in arms:
-        of_arm = config.copy_and_resolve_references()
-        of_arm.update_from_flattened_dict(ARMS[arm].overrides)
+        arm_config = config.copy_and_resolve_references()
+        arm_config.update_from_flattened_dict(ARMS[arm].overrides)
         try:
-            configuration.parse(of_arm)
+            configuration.parse(arm_config)
         except ValueError as error:
             raise ValueError(f"arm {arm}: {error}") from None

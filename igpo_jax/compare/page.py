@@ -1,6 +1,6 @@
-"""comparison.json, comparison.md, comparison.svg and comparison.html: the same numbers for programs, for a README and for eyes.
+"""comparison.json, comparison.md, comparison.svg and comparison.html.
 
-The page is one file that loads nothing and needs no script; its figures are drawn here, as SVG.
+The page is one file that loads nothing and has no script; its figures are SVG, drawn here.
 """
 
 import html
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from igpo_jax.compare.numbers import REACHED
-from igpo_jax.report.style import COLORS
+from igpo_jax.report.style import COLORS, GREEN, GREY, RED, details, table_rows
 from igpo_jax.runtime.files import atomic_write
 
-DASHES = ("", "7 3", "2 3")  # for one round of colors each
+DASHES = ("", "7 3", "2 3")  # one for each round of colors
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
-LEGEND = 3  # names in a line
-VERDICTS = {"held": "#2a9d6f", "not held": "#c8453b", "undecided": "#8a94a3"}
+LEGEND_COLUMNS = 3
+VERDICTS = {"held": GREEN, "not held": RED, "undecided": GREY}
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -37,22 +37,21 @@ pre {{ overflow-x: auto; font-size: 12px; }}
 
 
 def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
-    """comparison.json, .md, .svg and .html in the comparison's folder."""
     atomic_write(folder / "comparison.json", json.dumps(found, indent=1))
     atomic_write(folder / "comparison.md", markdown(found))
     atomic_write(folder / "comparison.svg", accuracy_figure(found, "evaluations"))
-    atomic_write(folder / "comparison.html", page(folder.name, found))
+    atomic_write(folder / "comparison.html", comparison_html(folder.name, found))
 
 
 def accuracy_figure(found: dict[str, Any], budget: str) -> str:
-    """Accuracy over prompts or network evaluations; the mean of the seeds, and from the worst to the best of them."""
+    """Returns the SVG of accuracy over prompts or network evaluations."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
     return figure(f"Accuracy on {found['problems']} held-out problems", names[budget], series)
 
 
 def all_wrong_figure(found: dict[str, Any]) -> str:
-    """Groups that are all wrong before any hint, over prompts, smoothed over five iterations."""
+    """Returns the SVG of groups that are all wrong before hints, over prompts, smoothed over five iterations."""
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in values])
@@ -62,9 +61,13 @@ def all_wrong_figure(found: dict[str, Any]) -> str:
 
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """SVG of shares over a budget, up to twice the end of the series that needs least; every series has x and y [seeds, points]."""
+    """Returns the SVG of shares over a budget: the mean over seeds, and the range from the worst to the best.
+
+    Args:
+        series: (x, y), [seeds, points] each, by name. Shown up to twice the end of the shortest.
+    """
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
-    most = min(max(ends), 2 * min(ends)) or 1.0  # an arm that spends many times as much would leave no room for the others
+    most = min(max(ends), 2 * min(ends)) or 1.0  # one expensive arm would squeeze the others
 
     def at(x, y) -> tuple[float, float]:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / most, TOP + (HEIGHT - TOP - BOTTOM) * (1 - y)
@@ -92,10 +95,10 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
             band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
             parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
         parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" {stroke(color, dashes)}/>')
-    width = (WIDTH - LEFT) / min(LEGEND, len(series))
-    rows = -(-len(series) // LEGEND)
+    width = (WIDTH - LEFT) / min(LEGEND_COLUMNS, len(series))
+    rows = -(-len(series) // LEGEND_COLUMNS)
     for number, ((color, dashes), name) in enumerate(zip(styles, series, strict=True)):
-        x, y = LEFT + width * (number % LEGEND), HEIGHT + 16 * (number // LEGEND)
+        x, y = LEFT + width * (number % LEGEND_COLUMNS), HEIGHT + 16 * (number // LEGEND_COLUMNS)
         parts.append(f'<line x1="{x:.0f}" x2="{x + 15:.0f}" y1="{y + 3}" y2="{y + 3}" {stroke(color, dashes)}/>')
         parts.append(f'<text x="{x + 19:.0f}" y="{y + 7}">{html.escape(name)}</text>')
     return (
@@ -106,36 +109,28 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
 
 
 def table(found: dict[str, Any]) -> list[list[str]]:
-    """Header and lines, as text."""
+    """Returns the header and a row of texts for each arm."""
     reach = f"{REACHED:.0%}"
     header = ["arm", "accuracy at equal evaluations", "at equal prompts", "hardest third", "all wrong before hints", "rescued",
               "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}", "RL seconds"]  # fmt: skip
-    lines = [header]
+    rows = [header]
     for arm in found["arms"]:
-        first, last = arm["all_wrong"]
-        lines.append(
-            [
-                f"{arm['arm']}: {arm['title']}",
-                *(_with_interval(arm[key]) for key in ("equal_evaluations", "equal_prompts", "hardest_third")),
-                f"{_percent(first)} → {_percent(last)}",
-                _percent(arm["rescue_rate"]),
-                "–" if arm["swapped_in"] is None else f"{arm['swapped_in']:.2f}",
-                _percent(arm["distinct"]),
-                *("–" if arm[key] is None else _short(arm[key]) for key in ("prompts_to_reach", "evaluations_to_reach")),
-                f"{arm['rl_seconds']:.0f}",
-            ]
-        )
-    return lines
+        accuracies = [_with_interval(arm[key]) for key in ("equal_evaluations", "equal_prompts", "hardest_third")]
+        all_wrong = " → ".join(map(_percent, arm["all_wrong"]))
+        swapped_in = "–" if arm["swapped_in"] is None else f"{arm['swapped_in']:.2f}"
+        costs = ["–" if arm[key] is None else _short(arm[key]) for key in ("prompts_to_reach", "evaluations_to_reach")]
+        shares = [all_wrong, _percent(arm["rescue_rate"]), swapped_in, _percent(arm["distinct"])]
+        rows.append([f"{arm['arm']}: {arm['title']}", *accuracies, *shares, *costs, f"{arm['rl_seconds']:.0f}"])
+    return rows
 
 
-def claims(found: dict[str, Any]) -> list[list[str]]:
-    lines = [["claim", "verdict", "difference in points (95 %)", "against"]]
+def verdict_table(found: dict[str, Any]) -> list[list[str]]:
+    rows = [["claim", "verdict", "difference in points (95 %)", "against"]]
     for claim in found["claims"]:
         low, high = (100 * value for value in claim["interval95"])
-        lines.append(
-            [claim["text"], claim["verdict"], f"{100 * claim['mean']:+.1f} ({low:+.1f} to {high:+.1f})", claim["against"]]
-        )
-    return lines
+        difference = f"{100 * claim['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
+        rows.append([claim["text"], claim["verdict"], difference, claim["against"]])
+    return rows
 
 
 def note(found: dict[str, Any]) -> str:
@@ -144,8 +139,8 @@ def note(found: dict[str, Any]) -> str:
     commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
     return (
         f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy decoding; "
-        "percent with 95 % intervals of a bootstrap over seeds and problems. Of each seed, the arm that needed least sets the "
-        "budget; the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds. "
+        "percent with 95 % intervals of a bootstrap over seeds and problems. For each seed, the cheapest arm sets the budget; "
+        "the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds. "
         f"{run['device']}, {versions}, {commits}."
     )
 
@@ -154,35 +149,29 @@ def markdown(found: dict[str, Any]) -> str:
     def lines(rows: Sequence[Sequence[str]]) -> list[str]:
         return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
-    return "\n".join([*lines(table(found)), "", *lines(claims(found)), "", note(found), ""])
+    return "\n".join([*lines(table(found)), "", *lines(verdict_table(found)), "", note(found), ""])
 
 
-def page(name: str, found: dict[str, Any]) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        colored = [
-            f'<{tag} class="verdict" style="color:{VERDICTS[cell]}">{cell}</{tag}>' if cell in VERDICTS
-            else f"<{tag}>{html.escape(cell)}</{tag}>"
-            for cell in row
-        ]  # fmt: skip
-        return f"<tr>{''.join(colored)}</tr>"
-
-    def shown(rows: list[list[str]]) -> str:
-        return f'<div class="wide"><table>{cells(rows[0], "th")}{"".join(cells(row, "td") for row in rows[1:])}</table></div>'
+def comparison_html(name: str, found: dict[str, Any]) -> str:
+    def wide(rows: list[list[str]]) -> str:
+        body = table_rows(rows[1:])
+        for verdict, color in VERDICTS.items():
+            body = body.replace(f"<td>{verdict}</td>", f'<td class="verdict" style="color:{color}">{verdict}</td>')
+        return f'<div class="wide"><table>{table_rows(rows[:1], "th")}{body}</table></div>'
 
     figures = [accuracy_figure(found, "evaluations"), accuracy_figure(found, "prompts"), all_wrong_figure(found)]
-    cards = html.escape(json.dumps(found["runs"], indent=1))
+    runs = details(f"{len(found['runs'])} runs: fingerprints, versions, devices, seconds", found["runs"])
     body = (
-        f"<h2>Claims</h2>{shown(claims(found))}<h2>Arms</h2>{shown(table(found))}"
+        f"<h2>Claims</h2>{wide(verdict_table(found))}<h2>Arms</h2>{wide(table(found))}"
         f'<h2>Curves</h2><p class="note">Means of the seeds, and the range from the worst to the best of them.</p>'
         f'<div class="figures">{"".join(f"<div>{one}</div>" for one in figures)}</div>'
-        f"<h2>Runs</h2><details><summary>{len(found['runs'])} runs: fingerprints, versions, devices, seconds</summary>"
-        f"<pre>{cards}</pre></details>"
+        f"<h2>Runs</h2>{runs}"
     )
     return PAGE.format(title=html.escape(name), note=html.escape(note(found)), body=body)
 
 
 def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
-    """[seeds, points], as many points as all runs have."""
+    """Returns [seeds, points], cut to the number of points that all runs have."""
     points = min(len(run[key]) for run in runs)
     return np.array([run[key][:points] for run in runs], float)
 

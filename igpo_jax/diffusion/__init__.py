@@ -1,1 +1,1 @@
-"""The diffusion process: corruption and SFT loss, the sampler, inpainting of hints."""
+"""Masked diffusion: corruption, the supervised loss, samplers."""

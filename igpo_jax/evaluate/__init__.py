@@ -1,1 +1,1 @@
-"""Evaluation: protocols, completions with their verdicts, the numbers that follow, and comparisons."""
+"""Evaluation on benchmarks: protocols, completions with verdicts, results, comparisons."""

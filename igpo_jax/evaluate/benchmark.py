@@ -18,7 +18,7 @@ from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, prompt_arrays, ta
 from igpo_jax.diffusion.batches import denoise
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.evaluate.protocol import decode_of
+from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, renamed, wrap_read_errors
@@ -40,7 +40,7 @@ def run_benchmark(
     correct, the outcome of grading, and how many denoising steps wrote it.
     """
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
-    decode = decode_of(config, name)
+    decode = decode_config(config, name)
     done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
     prompts = prompts_of(model, config, problems, decode)
     task = load_task(part.task.name)

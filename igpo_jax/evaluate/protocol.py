@@ -1,4 +1,4 @@
-"""What an evaluation asks, and how: its configuration, and the part of it that decides the verdicts."""
+"""Configuration of an evaluation, and its protocol: the part that decides the verdicts."""
 
 import dataclasses
 import hashlib
@@ -14,26 +14,26 @@ from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 
-SAMPLED = 2**16  # bytes of a piece of a file
+SAMPLED = 2**16  # bytes of each piece of a file that enters `weights_digest`
 
 
 def base_evaluation() -> ConfigDict:
-    """Every key of an evaluation's configuration, with its default."""
+    """Returns all keys of an evaluation's configuration with their defaults."""
     decode = dataclasses.asdict(DecodeConfig(completion_length=256, block_length=32, steps=128))
     del decode["temperature"]  # each benchmark has its own
     config = ConfigDict(
         {
-            "model": "",  # a run's folder, or a model's
-            "stage": "",  # of a run: sft | rl; by default the last
+            "model": "",  # a run's or a model's folder
+            "stage": "",  # sft | rl, for a run; by default the last
             "adapters": "",  # a folder in PEFT's format
-            "dtype": "",  # float32 | bfloat16, what the network computes in; by default bfloat16, on CPUs float32
-            "chat": True,  # questions become a user's message in the chat template
-            "prefix": "",  # what every answer begins with, part of the prompt
+            "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
+            "chat": True,  # put questions as a user's message into the chat template
+            "prefix": "",  # with which each answer begins, part of the prompt
             "decode": decode,
             "seed": 0,
             "prompt_buckets": (640,),
             "batch_size": 64,
-            # As in the configuration of a run.
+            # as in a run's configuration
             "reward": {"function": "", "workers": 2, "deadline_seconds": 5.0, "after_eos": False},
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
         }
@@ -43,13 +43,18 @@ def base_evaluation() -> ConfigDict:
 
 
 def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
-    """One benchmark of an evaluation: the task's section, how many completions of each problem, at which temperature, and of
-    how many problems from the beginning (0: all)."""
+    """Returns the configuration of one benchmark.
+
+    Args:
+        task: its section `task`.
+        draws: completions per problem.
+        problems: use only the first ones; 0 uses all.
+    """
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
-def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
-    """The evaluation that a run makes of itself, decoding as in a section of its configuration: evaluation | sampler."""
+def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
+    """Returns the configuration of a run's own evaluation, with the decoding of a section: evaluation | sampler."""
     run, config = read_run_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
@@ -62,16 +67,16 @@ def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> Conf
     return config
 
 
-def decode_of(config: ConfigDict, name: str) -> DecodeConfig:
-    """How a benchmark's completions are decoded."""
+def decode_config(config: ConfigDict, name: str) -> DecodeConfig:
+    """Returns the decoding of a benchmark's completions."""
     return DecodeConfig(**config.decode.to_dict() | {"temperature": config.benchmarks[name].temperature})
 
 
-def protocol_of(config: ConfigDict, name: str, problems: Sequence[Problem]) -> dict[str, Any]:
-    """All that decides the verdicts of a benchmark, but for the model."""
+def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Returns all settings that decide a benchmark's verdicts, except the model."""
     part = config.benchmarks[name].to_dict()
     task = load_task(part["task"]["name"])
-    deciding = ("name", "prompt", *task.REWARD_OPTIONS)  # `data` says which the problems are
+    deciding = ("name", "prompt", *task.REWARD_OPTIONS)  # `data` identifies the problems
     return {
         "task": {key: part["task"][key] for key in deciding if key in part["task"]},
         "reward": {key: config.reward[key] for key in ("function", "deadline_seconds", "after_eos")},
@@ -87,11 +92,11 @@ def protocol_of(config: ConfigDict, name: str, problems: Sequence[Problem]) -> d
     }
 
 
-def load_problems(config: ConfigDict, name: str) -> list[Problem]:
-    """Those of a benchmark.
+def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
+    """Loads a benchmark's problems.
 
     Raises:
-        ValueError: its file cannot be used; the message names the benchmark.
+        ValueError: names the benchmark whose file cannot be used.
     """
     part = config.benchmarks[name]
     try:
@@ -103,13 +108,13 @@ def load_problems(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Of the files that a model was read from: their names and sizes, and of each its ends and some of it between. What is
-    trained again differs; a copy does not."""
+    """Returns a hash of the model's files: names, sizes and samples of their contents. Equal for copies, different after
+    training."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]
     else:
-        files = [file for of in (folder, origin.get("adapters")) if of for file in pathlib.Path(of).glob("*")]
+        files = [file for part in (folder, origin.get("adapters")) if part for file in pathlib.Path(part).glob("*")]
     for file in sorted(file for file in files if file.is_file()):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())

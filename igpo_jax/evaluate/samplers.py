@@ -14,7 +14,7 @@ from igpo_jax.diffusion.batches import denoise, noise_and_canvas
 from igpo_jax.diffusion.sampler_error import sampler_error
 from igpo_jax.diffusion.unmasking import DecodeConfig, exact_sampler
 from igpo_jax.evaluate.benchmark import correct_of, prompts_of, run_benchmark
-from igpo_jax.evaluate.protocol import decode_of
+from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch
 from igpo_jax.runtime.statistics import paired
@@ -32,7 +32,7 @@ def compare_samplers(
         accuracy: of `paired`, one is exact and other fast. changed_texts: share of completions that read otherwise.
         logits: of `sampler_error`, None without a cache. exact, fast: evaluations and flops, per completion.
     """
-    samplers = {"exact": exact_sampler(decode_of(config, name)), "fast": decode_of(config, name)}
+    samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
         if jax.process_index() == 0:
             (folder / which).mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""The network: parameters, forward pass, checkpoint formats."""
+"""The transformer, adapters, log-probabilities, sharding."""

@@ -1,1 +1,1 @@
-"""What a run needs on its devices, found by compiling."""
+"""Memory and time estimates of a run, by compiling its programs."""

@@ -1,1 +1,1 @@
-"""A local page on which one watches a model denoise: python -m igpo_jax.playground."""
+"""A local web page that shows a model denoise."""

@@ -19,9 +19,7 @@ from igpo_jax.tasks import TASKS, load_task
 MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Of a run's folder: whose newest checkpoint.")
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs."
-)
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; by default this machine only can connect.")
 PORT = flags.DEFINE_integer("port", 8000, "The port to listen at.", lower_bound=1, upper_bound=65535)
 

@@ -1,4 +1,4 @@
-"""A canvas that fills, as GIF."""
+"""Animated GIFs of a canvas that is filled."""
 
 import io
 import re
@@ -6,23 +6,24 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-MOST_CELLS, MOST_FRAMES, LONGEST = 1024, 1024, 64  # LONGEST: characters of a cell
-SHOWN_FRAMES = 150  # longer animations leave out frames
+MOST_CELLS, MOST_FRAMES, CELL_CHARACTERS = 1024, 1024, 64
+SHOWN_FRAMES = 150  # longer animations skip frames
 WIDTH, MARGIN, GAP, HEIGHT, PADDING = 760, 16, 4, 28, 7  # pixels; HEIGHT of a cell
 COLOR = re.compile(r"#[0-9a-f]{6}")
 PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", "#fff4e8", "#8a3f00", "#e8710a"
 
 
-def gif(asked: Any) -> bytes:
-    """
+def gif(animation: Any) -> bytes:
+    """Draws an animation.
+
     Args:
-        asked: {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell has its text from its frame on, 1..n, on a
-            color #rrggbb; one that is given has it from the start.
+        animation: {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text from its frame on, 1..n, on
+            a color #rrggbb; a given one shows it from the start.
 
     Raises:
-        ValueError: anything else, or more than fits.
+        ValueError: another structure, or too many frames, cells or characters.
     """
-    cells, frames = check(asked)
+    cells, frames = parse_animation(animation)
     font = ImageFont.load_default(size=15)
     boxes, height = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
     image = Image.new("RGB", (WIDTH, height), PAPER)
@@ -58,19 +59,19 @@ def gif(asked: Any) -> bytes:
     return stored.getvalue()
 
 
-def check(asked: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
-    """Cells, with line breaks that can be seen, and the number of frames."""
-    if not isinstance(asked, dict) or set(asked) != {"frames", "cells"}:
+def parse_animation(animation: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
+    """Returns the cells, with visible line breaks, and the number of frames."""
+    if not isinstance(animation, dict) or set(animation) != {"frames", "cells"}:
         raise ValueError("an animation is an object with frames and cells")
-    frames, cells = asked["frames"], asked["cells"]
+    frames, cells = animation["frames"], animation["cells"]
     if type(frames) is not int or not 0 <= frames <= MOST_FRAMES:
         raise ValueError(f"an animation has at most {MOST_FRAMES} frames")
     if not isinstance(cells, list) or not 0 < len(cells) <= MOST_CELLS:
         raise ValueError(f"an animation has 1 to {MOST_CELLS} cells")
     for cell in cells:
         kinds = [type(part) for part in cell] if isinstance(cell, list) else []
-        if kinds != [str, int, str, bool] or not COLOR.fullmatch(cell[2]) or len(cell[0]) > LONGEST:
-            raise ValueError(f"a cell is [text of at most {LONGEST} characters, frame, #rrggbb, given]")
+        if kinds != [str, int, str, bool] or not COLOR.fullmatch(cell[2]) or len(cell[0]) > CELL_CHARACTERS:
+            raise ValueError(f"a cell is [text of at most {CELL_CHARACTERS} characters, frame, #rrggbb, given]")
     return [("".join(map(visible, text)), frame, color, given) for text, frame, color, given in cells], frames
 
 
@@ -79,7 +80,7 @@ def visible(character: str) -> str:
 
 
 def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, float, float]], int]:
-    """x, y and width of every cell, in lines, and the height of all of it."""
+    """Returns x, y and width of each cell, and the total height, in pixels."""
     boxes, x, y = [], MARGIN, MARGIN
     for length, ends in zip(lengths, breaks, strict=True):
         width = min(max(22, length + 2 * PADDING), WIDTH - 2 * MARGIN)
@@ -94,7 +95,7 @@ def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, f
 
 
 def is_dark(color: str) -> bool:
-    """Whether white stands out more than black, as the page has it: by the relative luminance of WCAG 2.2."""
+    """Returns whether white has more contrast than black, by the relative luminance of WCAG 2.2, as in shared.js."""
     parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

@@ -1,4 +1,4 @@
-"""What a request asks for, checked before anything waits for the device."""
+"""Parses and checks requests, before they wait for the device."""
 
 import dataclasses
 import functools
@@ -9,39 +9,39 @@ from igpo_jax.api import BLANK, Completion, DiffusionLM
 from igpo_jax.diffusion.unmasking import DecodeConfig
 
 LIMITS = {"prompt_tokens": 2048, "completion_length": 1024, "steps": 1024}
-LARGEST = 2**31  # of numbers that have no limit of their own
+LARGEST_NUMBER = 2**31  # where no other limit applies
 
 DECODING = {name: field.type for name, field in DecodeConfig.__dataclass_fields__.items()}
-KINDS = {"prompt": str, "chat": bool, "hint": str, "template": str, "seed": int} | DECODING
-NAMES = {str: "text", bool: "true or false", int: "whole number", float: "number"}
+KINDS: dict[str, Any] = {"prompt": str, "chat": bool, "hint": str, "template": str, "seed": int} | DECODING
+NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def checked(asked: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
-    """`model.generate` or, where there is a template, `model.infill`, with all arguments but `watch`.
+def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
+    """Returns `model.generate`, or with a template `model.infill`, with all arguments except `watch`.
 
     Args:
-        asked: an object with the keys of `KINDS`, all of them optional but the lengths of a completion.
+        request: an object with keys of `KINDS`, all optional except the lengths of a completion.
 
     Raises:
-        ValueError: a key or a value that cannot be, more than the `LIMITS`, or what the model says of it.
+        ValueError: an unknown key, an invalid value, more than the `LIMITS`, or a setting that the model rejects.
     """
-    if not isinstance(asked, dict):
+    if not isinstance(request, dict):
         raise ValueError("the request is not a JSON object")
-    for name, value in asked.items():
+    for name, value in request.items():
         if name not in KINDS:
             raise ValueError(f"{name[:40]!r} is none of {', '.join(KINDS)}")
         check_kind(name, value)
-    decoding = {name: value for name, value in asked.items() if name in DECODING}
-    seed = asked.get("seed", 0)
+    decoding = {name: value for name, value in request.items() if name in DECODING}
+    seed = request.get("seed", 0)
     if seed < 0:
         raise ValueError(f"seed={seed} must not be negative")
-    prompt = model.encode(asked.get("prompt", ""), asked.get("chat", False))
+    prompt = model.encode(request.get("prompt", ""), request.get("chat", False))
     at_most("prompt_tokens", len(prompt))
-    if "template" in asked:
-        at_most("completion_length", sum(int(blank[1] or 1) for blank in BLANK.finditer(asked["template"])))
+    if "template" in request:
+        at_most("completion_length", sum(int(blank[1] or 1) for blank in BLANK.finditer(request["template"])))
         if "completion_length" in decoding or "block_length" in decoding:
             raise ValueError("a template has its own length; leave out completion_length and block_length")
-        canvas = model.encode_template(asked["template"])
+        canvas = model.encode_template(request["template"])
         length, blanks = len(canvas), canvas.count(model.config.mask_id)
         check_decoding({"steps": blanks} | decoding | {"completion_length": length, "block_length": length}, model.decode)
         return functools.partial(model.infill, [canvas], prompts=[prompt], seed=seed, **decoding)
@@ -49,23 +49,23 @@ def checked(asked: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given")
     check_decoding({"steps": decoding["completion_length"]} | decoding, model.decode)
-    hint = model.encode(asked.get("hint", ""))
+    hint = model.encode(request.get("hint", ""))
     if len(hint) > decoding["completion_length"]:
-        raise ValueError(f"what it begins with has {len(hint)} tokens, completion_length={decoding['completion_length']}")
+        raise ValueError(f"hint has {len(hint)} tokens, completion_length={decoding['completion_length']}")
     return functools.partial(model.generate, [prompt], hint=hint, seed=seed, **decoding)
 
 
 def check_kind(name: str, value: Any) -> None:
     kind = KINDS[name]
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"{name}={str(value)[:40]!r} is no {NAMES[kind]}")
-    if kind in (int, float) and not -LARGEST < value < LARGEST:  # NaN is refused, too
-        raise ValueError(f"{name}={str(value)[:40]} must be a number below {LARGEST}")
+        raise ValueError(f"{name}={str(value)[:40]!r} is not {NAMES[kind]}")
+    if kind in (int, float) and not -LARGEST_NUMBER < value < LARGEST_NUMBER:  # rejects NaN, too
+        raise ValueError(f"{name}={str(value)[:40]} must be a number below {LARGEST_NUMBER}")
     if kind is str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{name} has half of a surrogate pair, which is no text") from None
+            raise ValueError(f"{name} has half of a surrogate pair") from None
 
 
 def check_decoding(decoding: dict[str, Any], default: DecodeConfig) -> None:

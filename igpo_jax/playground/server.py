@@ -1,4 +1,4 @@
-"""The playground's server: /, /info, /generate (a stream of events) and /gif. It reads no files for anybody."""
+"""The playground's server: /, /info, /generate (a stream of events) and /gif. No route reads a file."""
 
 import asyncio
 import base64
@@ -9,7 +9,6 @@ import ipaddress
 import json
 import logging
 import pathlib
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,44 +30,48 @@ from igpo_jax.api import Completion, DiffusionLM
 from igpo_jax.diffusion.stepwise import Step, advance
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.playground.animation import gif
-from igpo_jax.playground.request import LIMITS, checked
+from igpo_jax.playground.request import LIMITS, parse_request
+from igpo_jax.report.style import SHARED
 
-LARGEST_REQUEST, LARGEST_ANIMATION = 1 << 16, 1 << 20  # bytes
+REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
 WAITING = 32  # generations that may wait for the device
-PROGRAMS = 64  # requests with programs of their own, after which compiled ones are forgotten
+PROGRAMS = 64  # compiled programs that are kept
 
 log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """Nobody waits for the work any more."""
+    """The client has left."""
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A generation. events: what its client is told, None at the end. stopped: it has gone."""
+    """A generation."""
 
-    events: asyncio.Queue
-    stopped: threading.Event
+    events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
+    stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has left
     future: Future | None = None
 
 
-class Line:
-    """One generation at a time on the device, in a thread of its own; the others wait in their order and know their place."""
+class JobQueue:
+    """Runs one generation at a time in a thread of its own; the others wait in order and are told their place."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1, "denoising")
         self._jobs: list[Job] = []
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], None]) -> Job:
-        """work: is called with the job and a function that sends an event, in the thread.
+        """Appends a job.
+
+        Args:
+            work: called in the thread with the job and a function that sends an event.
 
         Raises:
-            HTTPException: 429, too many are waiting.
+            HTTPException: 429, too many jobs are waiting.
         """
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
-        loop, job = asyncio.get_running_loop(), Job(asyncio.Queue(), threading.Event())
+        loop, job = asyncio.get_running_loop(), Job()
         self._jobs.append(job)
         job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
         job.future = self._thread.submit(work, job, functools.partial(loop.call_soon_threadsafe, job.events.put_nowait))
@@ -84,24 +87,26 @@ class Line:
 
 
 async def events(job: Job) -> AsyncIterator[str]:
-    """As server-sent events. Where the client goes away, the work ends with the step that it is in, or before it begins."""
+    """Yields server-sent events. When the client leaves, the work ends after the current step, or before it begins."""
     try:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
     finally:
         job.stopped.set()
-        job.future.cancel()
+        if job.future:
+            job.future.cancel()
 
 
 def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
-    """The server's routes for a model.
+    """Returns the server for a model.
 
     Args:
-        begin_with: what stands in the page's fields at first. host: the name that the server listens at.
+        begin_with: initial values of the page's fields.
+        host: the name or address at which the server listens.
     """
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-    line, one_at_a_time = Line(), anyio.CapacityLimiter(1)
+    jobs, one_at_a_time = JobQueue(), anyio.CapacityLimiter(1)
     about = info(model, begin_with)
 
     async def index(_: Request) -> Response:
@@ -111,13 +116,13 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
         return JSONResponse(about)
 
     async def generate(request: Request) -> Response:
-        ask = checked(await body_of(request, LARGEST_REQUEST), model)
-        job = line.join(functools.partial(denoise, ask, model))
+        call = parse_request(await read_json_body(request, REQUEST_BYTES), model)
+        job = jobs.join(functools.partial(denoise, call, model))
         return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def animation(request: Request) -> Response:
-        asked = await body_of(request, LARGEST_ANIMATION)
-        return Response(await anyio.to_thread.run_sync(gif, asked, limiter=one_at_a_time), media_type="image/gif")
+        values = await read_json_body(request, ANIMATION_BYTES)
+        return Response(await anyio.to_thread.run_sync(gif, values, limiter=one_at_a_time), media_type="image/gif")
 
     async def refused(_: Request, error: Exception) -> Response:
         status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
@@ -129,12 +134,13 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
         Route("/generate", generate, methods=["POST"]),
         Route("/gif", animation, methods=["POST"]),
     ]
-    return from_here(Starlette(routes=routes, exception_handlers={HTTPException: refused, ValueError: refused}), host)
+    return same_origin_only(Starlette(routes=routes, exception_handlers={HTTPException: refused, ValueError: refused}), host)
 
 
-def denoise(ask: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
-    """Generates, and sends an event for every step: start, step, step, ..., and done or error."""
-    begun, before = time.monotonic(), None
+def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
+    """Generates and sends events: start, one for each step, and done or error."""
+    begun = time.monotonic()
+    before: np.ndarray | None = None
 
     def watch(step: Step) -> None:
         nonlocal before
@@ -145,18 +151,19 @@ def denoise(ask: Callable[..., list[Completion]], model: DiffusionLM, job: Job, 
 
     try:
         forget_programs()
-        [completion] = ask(watch=watch)
+        [completion] = call(watch=watch)
         send({"type": "done", "text": completion.text, "seconds": round(time.monotonic() - begun, 2)})
     except Stopped:
         pass
-    except Exception as error:  # whatever a device or a compiler raises; the server goes on
-        log.exception("a generation has failed")
-        send({"type": "error", "message": f"the model has failed: {type(error).__name__}: {str(error)[:300]}"})
+    except Exception as error:  # anything that a device or a compiler raises; the server continues
+        log.exception("a generation failed")
+        send({"type": "error", "message": f"the model failed: {type(error).__name__}: {str(error)[:300]}"})
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
-    """The canvas, null where there is a blank, or what a step has written: [position, text, probability, alternatives], the last
-    two empty where nothing was drawn: after the end of the text."""
+    """Returns the canvas, null for blanks, or for later steps the new tokens: [position, text, probability, alternatives], the
+    last two empty for tokens after the end of the text, which are not sampled."""
+    assert model.tokenizer is not None  # checked before the server starts
     piece, tokens = model.tokenizer.piece, step.tokens[0]
     if before is None:
         canvas = [None if token == model.config.mask_id else piece(token) for token in tokens.tolist()]
@@ -173,7 +180,7 @@ def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[
 
 
 def forget_programs() -> None:
-    """Every setting is compiled; a server must not keep all that were ever asked for."""
+    """Bounds memory: each new setting compiles a program."""
     if advance._cache_size() > PROGRAMS:
         jax.clear_caches()
 
@@ -189,7 +196,7 @@ def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         "dtype": model.config.param_dtype,
         "device": f"{jax.device_count()} x {device.device_kind}",
-        "chat": knows_chat(model),
+        "chat": has_chat_template(model),
         "limits": LIMITS,
         "choices": {
             "remasking": REMASKINGS,
@@ -201,15 +208,15 @@ def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def knows_chat(model: DiffusionLM) -> bool:
+def has_chat_template(model: DiffusionLM) -> bool:
     try:
         return bool(model.encode("Hello", chat=True))
     except ValueError:
         return False
 
 
-async def body_of(request: Request, most: int) -> Any:
-    """JSON of at most so many bytes. Pages of elsewhere cannot send its content type without being asked first."""
+async def read_json_body(request: Request, most: int) -> Any:
+    """Reads JSON of at most `most` bytes. Its content type makes browsers ask first before other sites' pages may send it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -220,12 +227,12 @@ async def body_of(request: Request, most: int) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError("the request is no JSON") from None
+        raise ValueError("the request is not JSON") from None
 
 
-def from_here(app: ASGIApp, host: str) -> ASGIApp:
-    """Refuses what a page of elsewhere sends through its visitor's browser: another origin, or a name that was made to point
-    here. An address is no name, and cannot be made to."""
+def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
+    """Rejects requests that another site's page sends through its visitor's browser: those with another origin, or with a host
+    name that was made to resolve to this machine (DNS rebinding). Addresses cannot be rebound."""
 
     def is_ours(headers: dict[str, str]) -> bool:
         name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
@@ -238,7 +245,7 @@ def from_here(app: ASGIApp, host: str) -> ASGIApp:
         if scope["type"] == "http":
             try:
                 ours = is_ours({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
-            except ValueError:  # neither name nor address
+            except ValueError:  # neither a known name nor an address
                 ours = False
             if not ours:
                 refusal = "this page is for this machine: Host and Origin must be its address, localhost or --host"
@@ -249,9 +256,9 @@ def from_here(app: ASGIApp, host: str) -> ASGIApp:
 
 
 def read_page() -> tuple[str, str]:
-    """The page, and its policy: nothing runs but the page's own script, and nothing is asked of any other server."""
-    text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    script, style = (digest(re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]) for tag in ("script", "style"))
+    """Returns the page and its Content-Security-Policy: only the page's own script runs, and it connects to this server only."""
+    text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
+    script, style = (digest(text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'"

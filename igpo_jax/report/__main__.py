@@ -1,7 +1,7 @@
 """python -m igpo_jax.report RUN [RUN ...] [--output=FILE]
 
-Writes the report of a run anew, also while it is under way; or one page that compares several runs: curves, numbers with
-intervals, what their configurations differ in, rollouts.
+Rewrites the report of a run, finished or not; or writes a page that compares several runs: curves, results with intervals,
+differing settings, rollouts.
 """
 
 import pathlib
@@ -12,14 +12,16 @@ from absl import app, flags
 from igpo_jax.cli import parse_flags
 from igpo_jax.report.page import write_page
 
-OUTPUT = flags.DEFINE_string("output", None, "The page's file; RUN/report.html, or compared.html of several runs.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The file to write; by default RUN/report.html, or compared.html for several runs."
+)
 
 
 def main(arguments: list[str]) -> None:
     runs = arguments[1:]
     try:
         if not runs:
-            raise ValueError("give the folder of a run, or of several: python -m igpo_jax.report RUN [RUN ...]")
+            raise ValueError("give the folder of one run or several: python -m igpo_jax.report RUN [RUN ...]")
         path = pathlib.Path(OUTPUT.value or (pathlib.Path(runs[0], "report.html") if len(runs) == 1 else "compared.html"))
         write_page(runs, path)
     except (ValueError, OSError, ImportError) as error:

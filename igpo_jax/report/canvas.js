@@ -1,33 +1,10 @@
-
 const data = JSON.parse(document.getElementById("data").textContent);
 data.figures.forEach((figure, i) => Plotly.newPlot("figure-" + i, figure.data, figure.layout,
   {responsive: true, displayModeBar: false}));
 
 if (document.getElementById("rollouts")) {
-  const element = (id) => document.getElementById(id);
   const {pieces, runs} = data.rollouts;
-  // Viridis: even steps look even, also in grey and to the colour-blind.
-  const viridis = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b",
-                   "fde725"].map((hex) => [0, 2, 4].map((i) => Number("0x" + hex.slice(i, i + 2))));
-  const color = (share) => {
-    const at = share * (viridis.length - 1), low = Math.min(Math.floor(at), viridis.length - 2);
-    return viridis[low].map((from, i) => from + (at - low) * (viridis[low + 1][i] - from));
-  };
-  const rgb = (parts) => "rgb(" + parts.map(Math.round).join(",") + ")";
-  // Whether white stands out more than black, by the relative luminance of WCAG 2.2: one of them always does at 4.5 to 1.
-  const isDark = (parts) => {
-    const [r, g, b] = parts.map((part) => part / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179;
-  };
-  element("scale").style.background = "linear-gradient(90deg," + viridis.map(rgb).join(",") + ")";
-
-  // Everything that a model or a data file wrote becomes textContent, never markup.
-  const make = (tag, className, text) => {
-    const node = document.createElement(tag);
-    node.className = className;
-    node.textContent = text;
-    return node;
-  };
+  showScale();
   const fill = (id, text) => { element(id).textContent = text; };
 
   const KINDS = [
@@ -41,11 +18,11 @@ if (document.getElementById("rollouts")) {
   let rollouts = [], bars = [], shown = [], current = null;
   let boxes = [], steps = 1, timer = null, open = false;
 
-  // Choosing: a group of radio buttons is one stop of the tab key, and arrow keys move within it.
+  // A group of radio buttons is one stop of the tab key; arrow keys move within it.
   function choices(id, names) {
-    const holder = make("div", "", "");
+    const holder = make("div", "");
     const spans = names.map((name, i) => {
-      const label = make("label", "", ""), input = make("input", "", ""), span = make("span", "", i ? "" : "All");
+      const label = make("label", ""), input = make("input", ""), span = make("span", "", i ? "" : "All");
       Object.assign(input, {type: "radio", name: id, value: i, checked: i === 0, onchange: refresh});
       input.setAttribute("aria-label", name);
       label.title = name;
@@ -79,10 +56,10 @@ if (document.getElementById("rollouts")) {
     const words = element("search").value.toLowerCase(), kind = KINDS[chosen("kinds")][1];
     const found = rollouts.filter((rollout) => kind(rollout) &&
       [rollout.question, rollout.trace, rollout.text].some((text) => text.toLowerCase().includes(words)));
-    const of = (bar) => found.filter((rollout) => bar.from <= rollout.step && rollout.step <= bar.to);
-    const highest = Math.max(1, ...bars.map((bar) => of(bar).length));
+    const within = (bar) => found.filter((rollout) => bar.from <= rollout.step && rollout.step <= bar.to);
+    const highest = Math.max(1, ...bars.map((bar) => within(bar).length));
     for (const bar of bars) {
-      const right = of(bar).filter((rollout) => rollout.correct).length, wrong = of(bar).length - right;
+      const right = within(bar).filter((rollout) => rollout.correct).length, wrong = within(bar).length - right;
       bar.span.replaceChildren(...[["bad", wrong], ["good", right]].map(([className, number]) => {
         const part = make("i", className, "");
         part.style.height = 100 * number / highest + "%";
@@ -92,10 +69,10 @@ if (document.getElementById("rollouts")) {
     }
     const bar = bars[chosen("times") - 1];
     fill("when", bar ? bar.name : "all updates");
-    shown = bar ? of(bar) : found;
+    shown = bar ? within(bar) : found;
     fill("count", shown.length + " of " + rollouts.length + " rollouts");
     element("list").replaceChildren(...shown.map((rollout, i) => {
-      const item = make("li", "", ""), button = make("button", rollout.correct ? "good" : "bad", "");
+      const item = make("li", ""), button = make("button", rollout.correct ? "good" : "bad", "");
       button.type = "button";
       button.append(make("span", "", "update " + rollout.step + (rollout.hinted ? ", with hints" : "")),
         make("span", "", rollout.rescued ? "rescued" : rollout.correct ? "correct" : "wrong"),
@@ -132,7 +109,7 @@ if (document.getElementById("rollouts")) {
     element("extracted-answer").className = rollout.extracted_answer == null ? "unset" : "";
     const trouble = {timeout: ", no verdict in time", error: ", the grader failed"}[rollout.outcome] ?? "";
     fill("verdict", (rollout.correct ? "correct" : "wrong") + ", reward " + Number(rollout.reward.toPrecision(4)) + trouble);
-    loadStart(tokens, hint);
+    showInitialCanvas(tokens, hint);
 
     steps = Math.max(...rollout.unmask_step, 0) + 1;
     fill("last-step", "step " + steps);
@@ -140,10 +117,10 @@ if (document.getElementById("rollouts")) {
     const end = rollout.end ?? -1, nodes = [];
     boxes = tokens.map((token, i) => {
       const written = rollout.unmask_step[i];
-      const parts = color(Math.max(written, 0) / Math.max(steps - 1, 1));
+      const parts = shade(Math.max(written, 0) / Math.max(steps - 1, 1));
       const box = make("span", "token", token.replaceAll("\n", "↵"));
       box.title = hint.has(i) ? "hint" : "written in step " + (written + 1);
-      return {box, written, hint: hint.has(i), background: rgb(parts), dark: isDark(parts), ended: end >= 0 && i >= end};
+      return {box, written, hint: hint.has(i), background: hex(parts), dark: isDark(parts), ended: end >= 0 && i >= end};
     });
     boxes.forEach(({box}, i) => {
       if (end >= 0 && i > end && !open) return;
@@ -169,8 +146,8 @@ if (document.getElementById("rollouts")) {
     show();
   }
 
-  // What the sampler began with: neighbouring hints, and masks, of which long rows are counted.
-  function loadStart(tokens, hint) {
+  // The initial canvas: runs of hint tokens and runs of masks; long runs of masks are shown by their count.
+  function showInitialCanvas(tokens, hint) {
     const parts = [];
     tokens.forEach((token, i) => {
       const given = hint.has(i), last = parts[parts.length - 1];
@@ -211,7 +188,7 @@ if (document.getElementById("rollouts")) {
       time.value = Number(time.value) + 1;
       show();
       if (Number(time.value) >= steps) stop();
-    }, Math.min(500, Math.max(40, 8000 / steps)));
+    }, frameMilliseconds(steps));
   }
 
   element("list").onkeydown = (event) => {

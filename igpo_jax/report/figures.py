@@ -1,42 +1,42 @@
-"""The curves of reports: which panels there are, and each as a figure of Plotly, for one run or for several.
+"""Plotly figures of a report's panels, for one run or several.
 
-Of one run every series has its colour; of several every run has one, and the series of a panel differ by their dashes.
+With one run each series has its own color. With several each run has one color, and a panel's series differ in their dashes.
 """
 
 import dataclasses
 import html
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
-from igpo_jax.report.style import COLORS
+from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, RED
 from igpo_jax.runtime.statistics import wilson
 
 Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
 
-BLUE, GREEN, ORANGE, RED, GREY = "#3b6fb6", "#2a9d6f", "#e8710a", "#c8453b", "#8a94a3"
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": "#8e6bbf", "time/update": "#e0a23b"}
 DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # of a panel's series: Plotly's name and CSS's
-MOST_POINTS = 1000  # of a curve; more than a panel shows, and the browser stays quick
+MOST_POINTS = 1000  # of a curve: more than a panel shows, and the browser stays fast
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
     key: str  # in metrics.jsonl
     name: str  # in the legend
-    color: str
-    right: bool = False  # has the axis on the right
+    color: str = BLUE
+    right: bool = False  # uses the axis on the right
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
     title: str
     note: str
-    stage: str
     series: tuple[Series, ...]
+    stage: str = "rl"
     share: bool = False  # axis from 0 to 100%
     percent: bool = False
     noisy: bool = True  # smoothed
@@ -47,7 +47,6 @@ INPAINTING = (
     Panel(
         "Groups without a gradient",
         "All answers are wrong, before and after hints, or all are correct.",
-        "rl",
         (
             Series("groups/all_wrong_before", "before hints", RED),
             Series("groups/all_wrong_after", "after hints", GREEN),
@@ -58,115 +57,80 @@ INPAINTING = (
     Panel(
         "Rescue rate",
         "All-wrong groups with at least one correct hinted answer.",
-        "rl",
         (
             Series("hint/rescue_rate", "rescued", GREEN),
-            Series("hint/replaced", "answers swapped in, per group (right)", BLUE, right=True),
+            Series("hint/replaced", "answers swapped in, per group (right)", right=True),
         ),
         share=True,
     ),
     Panel(
         "Size of the hints",
         "Share of the solution's chunks that are given away, and tokens that are fixed in the canvas.",
-        "rl",
-        (Series("hint/ratio", "ratio", ORANGE), Series("hint/tokens", "tokens (right)", BLUE, right=True)),
+        (Series("hint/ratio", "ratio", ORANGE), Series("hint/tokens", "tokens (right)", right=True)),
         percent=True,
     ),
     Panel(
         "Curriculum",
-        "Centre of the hint ratios, which moves to where half of the hinted answers are right.",
-        "rl",
-        (Series("hint/ratio_center", "centre", ORANGE),),
+        "Center of the hint ratios, which moves to where half of the hinted answers are right.",
+        (Series("hint/ratio_center", "center", ORANGE),),
         percent=True,
         noisy=False,
     ),
     Panel(
         "Diversity",
         "Different answers among the first tries of a group.",
-        "rl",
-        (Series("groups/distinct", "distinct", BLUE),),
+        (Series("groups/distinct", "distinct"),),
         percent=True,
     ),
 )
 POLICY = (
-    Panel("KL to the reference", "Per token.", "rl", (Series("policy/kl", "KL", BLUE),)),
-    Panel("Entropy", "Of the predicted tokens, in nats.", "rl", (Series("policy/entropy", "entropy", BLUE),)),
+    Panel("KL to the reference", "Per token.", (Series("policy/kl", "KL"),)),
+    Panel("Entropy", "Of the predicted tokens, in nats.", (Series("policy/entropy", "entropy"),)),
     Panel(
-        "Clip fraction",
-        "Tokens whose ratio left the trust region.",
-        "rl",
-        (Series("policy/clip_fraction", "clipped", BLUE),),
-        percent=True,
+        "Clip fraction", "Tokens whose ratio left the trust region.", (Series("policy/clip_fraction", "clipped"),), percent=True
     ),
-    Panel(
-        "Policy loss",
-        "Around 0 by construction; its trend says little.",
-        "rl",
-        (Series("policy/loss", "loss", BLUE),),
-    ),
-    Panel("Gradient norm", "Before clipping.", "rl", (Series("policy/grad_norm", "norm", BLUE),)),
-    Panel(
-        "Mean ratio",
-        "New to old probability; stays near 1.",
-        "rl",
-        (Series("policy/ratio_mean", "ratio", BLUE),),
-    ),
+    Panel("Policy loss", "Around 0 by construction; its trend says little.", (Series("policy/loss", "loss"),)),
+    Panel("Gradient norm", "Before clipping.", (Series("policy/grad_norm", "norm"),)),
+    Panel("Mean ratio", "New to old probability; stays near 1.", (Series("policy/ratio_mean", "ratio"),)),
 )
 SHADES = ("#c6dbef", "#a6c8e4", "#84b3da", "#629dcd", "#4586bd", "#2f6ea8", "#1f568c", "#123f6d")
 HELDOUT_BY_SHARE = Panel(
     "Held-out loss",
     "Per masked token of held-out solutions, by the share that is masked.",
-    "sft",
     tuple(
         Series(heldout_metric(share), f"{100 * share:g}%", color) for share, color in zip(HELDOUT_LEVELS, SHADES, strict=True)
     ),
+    stage="sft",
     noisy=False,
     logarithmic=True,
 )
-HELDOUT_MEAN = Panel(
-    "Held-out loss",
-    "Per masked token of held-out solutions, mean over eight shares that are masked.",
-    "sft",
-    (Series("heldout/loss", "loss", BLUE),),
-    noisy=False,
-    logarithmic=True,
+HELDOUT_MEAN = dataclasses.replace(
+    HELDOUT_BY_SHARE,
+    note="Per masked token of held-out solutions, mean over eight shares that are masked.",
+    series=(Series("heldout/loss", "loss"),),
 )
 SUPERVISED = (
-    Panel("Loss", "Masked-diffusion loss on demonstrations.", "sft", (Series("sft/loss", "loss", BLUE),)),
-    Panel("Gradient norm", "Before clipping.", "sft", (Series("sft/grad_norm", "norm", BLUE),)),
-    Panel(
-        "Learning rate",
-        "As scheduled.",
-        "sft",
-        (Series("sft/learning_rate", "learning rate", BLUE),),
-        noisy=False,
-    ),
+    Panel("Loss", "Masked-diffusion loss on demonstrations.", (Series("sft/loss", "loss"),), "sft"),
+    Panel("Gradient norm", "Before clipping.", (Series("sft/grad_norm", "norm"),), "sft"),
+    Panel("Learning rate", "As scheduled.", (Series("sft/learning_rate", "learning rate"),), "sft", noisy=False),
 )
 REWARD = Panel(
     "Reward of the rollouts",
     "Mean over the sampled answers; those trained on include rescued ones.",
-    "rl",
-    (Series("reward/first_try", "first try", BLUE), Series("reward/final", "trained on", GREEN)),
+    (Series("reward/first_try", "first try"), Series("reward/final", "trained on", GREEN)),
     percent=True,
 )
-SECONDS = Panel("Seconds per iteration", "Rollout, scores and updates.", "rl", (Series("time/total", "seconds", BLUE),))
+SECONDS = Panel("Seconds per iteration", "Rollout, scores and updates.", (Series("time/total", "seconds"),))
 SPEED = (
     Panel(
         "Throughput",
         "Sampled tokens per second of rollout, both tries.",
-        "rl",
-        (Series("speed/tokens_per_second", "tokens per second", BLUE),),
+        (Series("speed/tokens_per_second", "tokens per second"),),
     ),
-    Panel(
-        "Network evaluations",
-        "Per completion, both tries.",
-        "rl",
-        (Series("sampler/evaluations", "evaluations", BLUE),),
-    ),
+    Panel("Network evaluations", "Per completion, both tries.", (Series("sampler/evaluations", "evaluations"),)),
     Panel(
         "Error of the cached sampler",
         "KL of the exact and the cached distribution of a token, in nats; where rollouts were exact (right).",
-        "rl",
         (Series("sampler/kl", "KL", ORANGE), Series("sampler/exact", "exact (right)", GREY, right=True)),
         noisy=False,
     ),
@@ -174,9 +138,13 @@ SPEED = (
 
 
 def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
-    """HTML of all sections, and the figures that fill their panels, in their order. browser: HTML that comes after the
-    section on inpainting."""
-    figures, parts = [], []
+    """Returns the HTML of all sections and the figures for their panels, in order.
+
+    Args:
+        browser: HTML to insert after the section on inpainting.
+    """
+    figures: list[Row] = []
+    parts: list[str] = []
 
     def section(title: str, panels: list[tuple[str, str, Row | None]]) -> None:
         cells = []
@@ -191,28 +159,23 @@ def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
             columns = 2 if len(cells) in (1, 2, 4) else 3
             parts.append(f'<section><h2>{title}</h2><div class="grid columns-{columns}">{"".join(cells)}</div></section>')
 
-    def draw(panel: Panel) -> tuple[str, str, Row | None]:
-        return panel.title, panel.note, _figure(runs, panel)
+    def draw(*panels: Panel) -> list[tuple[str, str, Row | None]]:
+        return [(panel.title, panel.note, _figure(runs, panel)) for panel in panels]
 
     accuracy = ("Accuracy", "On held-out problems; bars are 95% intervals.", _accuracy_figure(runs))
     alone = next(iter(runs.values())) if len(runs) == 1 else None
-    time = ("Seconds per iteration", "Where the wall time goes.", _phases_figure(alone)) if alone else draw(SECONDS)
-    section("Learning", [accuracy, draw(REWARD)])
-    section("Inpainting", [draw(panel) for panel in INPAINTING])
+    time = [("Seconds per iteration", "Where the wall time goes.", _phases_figure(alone))] if alone else draw(SECONDS)
+    section("Learning", [accuracy, *draw(REWARD)])
+    section("Inpainting", draw(*INPAINTING))
     parts.append(browser)
-    section("Policy", [draw(panel) for panel in POLICY])
-    section("Supervised stage", [draw(panel) for panel in (HELDOUT_BY_SHARE if alone else HELDOUT_MEAN, *SUPERVISED)])
-    section("Speed", [time, *(draw(panel) for panel in SPEED)])
+    section("Policy", draw(*POLICY))
+    section("Supervised stage", draw(HELDOUT_BY_SHARE if alone else HELDOUT_MEAN, *SUPERVISED))
+    section("Speed", [*time, *draw(*SPEED)])
     return "".join(parts), figures
 
 
-def color_of(number: int) -> str:
-    """Of a run among several."""
-    return COLORS[number]
-
-
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred rolling mean of [n] over about a twelfth of the curve; at the ends, over what there is of it."""
+    """Returns the centered rolling mean of [n] over about n / 12 values, fewer at the ends."""
     half = len(values) // 24
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -221,7 +184,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
-    """Those of the stage in which the metric is a finite number."""
+    """Returns the stage's rows in which the metric is a finite number."""
     return [row for row in rows if row["stage"] == stage and _finite(row.get(key))]
 
 
@@ -234,7 +197,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:
-    """Smoothed curves, of one run over their faint raw values; None without data."""
+    """Returns smoothed curves, for one run over the faint raw values; None without data."""
     traces, several = [], len(runs) > 1
     for number, (run, rows) in enumerate(runs.items()):
         for series, dash in zip(panel.series, DASHES if several else [None] * len(panel.series), strict=False):
@@ -242,18 +205,15 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
             if not len(x):
                 continue
             axis = {"yaxis": "y2"} if series.right else {}
-            line = {"color": color_of(number) if several else series.color, "width": 1}
+            line = {"color": COLORS[number] if several else series.color, "width": 1}
             smoothed = panel.noisy and len(x) >= 24
             if smoothed and not several:
                 raw = {"line": line, "opacity": 0.28, "hoverinfo": "skip"}
                 traces.append({**_trace(x, y), **raw, **axis})
             # Plotly reads a few tags in names.
             name = f"{html.escape(run)}: {series.name}" if several else series.name
-            curve = {
-                "name": name,
-                "legendgroup": series.name,
-                "line": {**line, "width": 2.2} | ({"dash": dash} if several else {}),
-            }
+            line = {**line, "width": 2.2} | ({"dash": dash} if several else {})
+            curve = {"name": name, "legendgroup": series.name, "line": line}
             traces.append({**_trace(x, smooth(y) if smoothed else y), **curve, **axis})
     if not traces:
         return None
@@ -271,10 +231,10 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
 
 
 def _accuracy_figure(runs: Runs) -> Row | None:
-    """Evaluations of both stages on one axis; of one run with the begin of RL marked."""
+    """Returns the evaluations of both stages on one axis; for one run with the start of RL marked."""
     traces = []
-    for number, (run, rows) in enumerate(runs.items()):
-        evals, color = evaluations(rows), color_of(number)
+    for color, (run, rows) in zip(COLORS, runs.items(), strict=False):
+        evals = evaluations(rows)
         if not evals:
             continue
         accuracy = np.array([row["eval/accuracy"] for row in evals])
@@ -303,12 +263,12 @@ def _accuracy_figure(runs: Runs) -> Row | None:
     layout = _layout()
     layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
     if len(runs) == 1:
-        layout |= _begin_of_rl(*runs.values())
+        layout |= _start_of_rl(*runs.values())
     return {"data": traces, "layout": layout}
 
 
-def _begin_of_rl(rows: list[Row]) -> Row:
-    """A line between the stages' evaluations, as a part of a layout."""
+def _start_of_rl(rows: list[Row]) -> Row:
+    """Returns the part of a layout that draws a line between the stages' evaluations."""
     evals = evaluations(rows)
     supervised = [row["step"] for row in rows if row["stage"] == "sft"]
     end = supervised[-1] if supervised else 0
@@ -316,10 +276,7 @@ def _begin_of_rl(rows: list[Row]) -> Row:
         return {}
     line = {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "line": {"color": GREY}}
     label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}}
-    labels = [
-        {"text": "SFT", "xanchor": "right", "xshift": -6},
-        {"text": "RL", "xanchor": "left", "xshift": 6},
-    ]
+    labels = [{"text": "SFT", "xanchor": "right", "xshift": -6}, {"text": "RL", "xanchor": "left", "xshift": 6}]
     return {
         "shapes": [{**line, "yref": "paper", "layer": "below"}],
         "annotations": [{**label, **text, "yref": "paper"} for text in labels],
@@ -347,46 +304,37 @@ def _phases_figure(rows: list[Row]) -> Row | None:
 
 
 def _legend(figure: Row) -> str:
-    """In place of Plotly's own, which breaks into lines too early and takes its room from the plot. Series of several runs
-    are told by their dashes; the runs' colours stand at the top of the page."""
+    """Returns a legend to replace Plotly's own, which wraps too early and takes its space from the plot. Dashes tell the
+    series of several runs apart; the top of the page shows the runs' colors."""
     keys = {trace.get("legendgroup", trace["name"]): trace["line"] for trace in figure["data"] if "name" in trace}
-    items = (
-        f'<li><i style="border-top: 3px {DASHES[line["dash"]]} {GREY}"></i>{name}</li>'
-        if "dash" in line
-        else f'<li><i style="border-top: 3px solid {line["color"]}"></i>{name}</li>'
-        for name, line in keys.items()
-    )
+    styles = {
+        name: f"{DASHES[line['dash']]} {GREY}" if "dash" in line else f"solid {line['color']}" for name, line in keys.items()
+    }
+    items = (f'<li><i style="border-top: 3px {style}"></i>{name}</li>' for name, style in styles.items())
     return f'<ul class="keys">{"".join(items)}</ul>' if len(keys) > 1 else ""
 
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values [n], float64, of the rows that have the key."""
+    """Returns steps and values, float64[n] each, of the rows that have the key."""
     shown = stage_rows(rows, stage, key)
     return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 
 
-def _trace(x, y) -> Row:
+def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray) -> Row:
     every = max(1, -(-len(x) // MOST_POINTS))
-    x, y = ([float(f"{value:.6g}") for value in values] for values in (x[::every], y[::every]))
-    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": [int(value) for value in x], "y": y}
+
+    def thinned(values: Iterable[float]) -> list[float]:
+        return [float(f"{value:.6g}") for value in values]
+
+    steps = [int(value) for value in thinned(x[::every])]
+    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": steps, "y": thinned(y[::every])}
 
 
 def _layout() -> Row:
-    lines = {"gridcolor": "#e9edf2", "zerolinecolor": "#d4dae2", "linecolor": "#d4dae2"}
-    axis = {**lines, "automargin": True, "nticks": 6}
     title = {"text": "update", "font": {"size": 11}}
-    return {
-        "font": {"family": "Inter, system-ui, sans-serif", "size": 12, "color": "#3c4654"},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 44, "r": 12, "t": 10, "b": 30},
-        "hovermode": "x unified",
-        "hoverlabel": {"namelength": -1},
-        "showlegend": False,
-        "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title},
-        "yaxis": {**axis},
-    }
+    axis = {**AXIS, "nticks": 6}
+    return {**LAYOUT, "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title}, "yaxis": {**axis}}
 
 
-def _finite(value) -> bool:
+def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -1,1 +1,1 @@
-"""Concise rewritten solutions."""
+"""Concise solutions for supervised training: rewritten by a language model, or filtered."""

@@ -1,6 +1,7 @@
-"""Asks any endpoint that speaks OpenAI's chat completions, many questions at once."""
+"""Concurrent requests to an endpoint with OpenAI's chat completions API."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,36 +9,37 @@ Messages = list[dict[str, str]]
 Reply = dict[str, Any]
 
 
-class _Gone(Exception):
-    """Nothing comes any more."""
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    address: str  # such as http://localhost:8000/v1
+    model: str
+    key: str
+    timeout: float  # seconds per attempt
+    retries: int  # further attempts after a failure
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a request: temperature, max_tokens
+
+
+class _NoReplies(Exception):
+    """Too many consecutive requests failed."""
 
 
 def ask_all(
-    conversations: Iterable[tuple[str, Messages]],
-    on_reply: Callable[[Reply], None],
-    *,
-    address: str,
-    model: str,
-    key: str,
-    requests: int,
-    timeout: float,
-    retries: int,
-    **options,
+    conversations: Iterable[tuple[str, Messages]], on_reply: Callable[[Reply], None], endpoint: Endpoint, requests: int
 ) -> tuple[dict[str, str], str]:
-    """Asks everything, `requests` at a time, and hands each reply to `on_reply` when it comes.
+    """Sends all conversations, `requests` at a time, and calls `on_reply` with each reply as it arrives.
 
-    A reply: id, text, refused, finish_reason, prompt_tokens and completion_tokens (None where the endpoint does not
-    say), attempts. Rate limits, time-outs, lost connections and server errors are tried again with growing pauses.
+    Rate limits, timeouts, lost connections and server errors are retried with growing pauses. A reply has the keys id, text,
+    refused, finish_reason, prompt_tokens, completion_tokens (both None if the endpoint does not report them) and attempts.
 
     Args:
-        timeout: seconds that an attempt may take. retries: further attempts. options: of the request: temperature, ...
+        conversations: (id, messages).
 
     Returns:
-        Of each conversation that was asked and got no reply, by its id, why; and why the rest was not asked, "" if all
-        was: after many failures in a row it is the endpoint that has gone.
+        The error by id of each conversation without a reply; and why the rest was not sent, "" if all were: after many
+        consecutive failures the endpoint counts as gone.
 
     Raises:
-        ValueError: the endpoint refuses the key, or does not know the model or the address.
+        ValueError: the endpoint rejects the key, the model or the address; or the package openai is missing.
     """
     try:
         import openai
@@ -45,28 +47,29 @@ def ask_all(
         raise ValueError('asking an endpoint needs openai: pip install -e ".[data]"') from None
 
     unanswered: dict[str, str] = {}
-    waiting = iter(conversations)
-    most_in_a_row = max(8, 2 * requests)
-    in_a_row = 0
+    remaining = iter(conversations)
+    most_failures, consecutive_failures = max(8, 2 * requests), 0
 
-    async def work(client) -> None:
-        nonlocal in_a_row
-        for id, messages in waiting:
+    async def work(client: openai.AsyncOpenAI) -> None:
+        nonlocal consecutive_failures
+        for id, messages in remaining:
             try:
-                reply = await _ask(client, model, messages, options)
+                reply = await _ask(client, endpoint, messages)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
                 raise ValueError(f"the endpoint does not take these requests: {_reason(error)}") from None
             except (openai.OpenAIError, ValueError, RecursionError) as error:
                 unanswered[id] = _reason(error)
-                in_a_row += 1
-                if in_a_row >= most_in_a_row:
-                    raise _Gone(f"{in_a_row} requests in a row got no reply, the last one: {_reason(error)}") from None
+                consecutive_failures += 1
+                if consecutive_failures >= most_failures:
+                    count = f"{consecutive_failures} consecutive requests got no reply"
+                    raise _NoReplies(f"{count}; the last error: {_reason(error)}") from None
                 continue
-            in_a_row = 0
+            consecutive_failures = 0
             on_reply({"id": id, **reply})
 
     async def work_all() -> None:
-        async with openai.AsyncOpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=retries) as client:
+        connection = {"base_url": endpoint.address, "api_key": endpoint.key}
+        async with openai.AsyncOpenAI(**connection, timeout=endpoint.timeout, max_retries=endpoint.retries) as client:
             async with asyncio.TaskGroup() as group:
                 for _ in range(requests):
                     group.create_task(work(client))
@@ -74,26 +77,29 @@ def ask_all(
     try:
         asyncio.run(work_all())
     except ExceptionGroup as group:
-        if not isinstance(group.exceptions[0], _Gone):
+        if not isinstance(group.exceptions[0], _NoReplies):
             raise group.exceptions[0] from None
         return unanswered, str(group.exceptions[0])
     return unanswered, ""
 
 
-async def _ask(client, model: str, messages: Messages, options: dict[str, Any]) -> Reply:
-    response = await client.chat.completions.with_raw_response.create(model=model, messages=messages, **options)
+async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
+    response = await client.chat.completions.with_raw_response.create(
+        model=endpoint.model, messages=messages, **endpoint.options
+    )
     completion = response.parse()
-    try:  # not a page of HTML, nor an error that calls itself a success; the library does not check what it parses
+    try:  # the library does not check what it parses: it may be an HTML page, or an error with status 200
         choice, usage = completion.choices[0], completion.usage
         text, reason, refusal = choice.message.content, choice.finish_reason, choice.message.refusal
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
     except (AttributeError, LookupError, TypeError):
-        raise ValueError("what came is no chat completion") from None
+        raise ValueError("the response is not a chat completion") from None
     for value, kind in ((text, str), (reason, str), (counts[0], int), (counts[1], int)):
         if not isinstance(value, kind | None):
-            raise ValueError(f"what came is no chat completion: {type(value).__name__} where {kind.__name__} is expected")
+            found = f"{type(value).__name__} instead of {kind.__name__}"
+            raise ValueError(f"the response is not a chat completion: {found}")
     return {
-        "text": (text or "").encode("utf-8", "replace").decode(),  # a lone surrogate is no text
+        "text": (text or "").encode("utf-8", "replace").decode(),  # a lone surrogate cannot be encoded
         "refused": bool(refusal) or reason == "content_filter",
         "finish_reason": reason,
         "prompt_tokens": counts[0],
@@ -103,7 +109,7 @@ async def _ask(client, model: str, messages: Messages, options: dict[str, Any]) 
 
 
 def _reason(error: Exception) -> str:
-    """In one line: the library's message repeats the whole body."""
+    """Returns the error in one line; the library's own message repeats the whole body."""
     status = getattr(error, "status_code", None)
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None

@@ -1,1 +1,1 @@
-"""The way of one batch: rollout -> likelihood -> objective -> step."""
+"""The RL algorithm: rollouts, hints, likelihood estimators, objective, update."""

@@ -1,1 +1,1 @@
-"""A run: its folder, checkpoints, logs and results."""
+"""A run's folder: configuration, checkpoints, logs and results."""

@@ -1,1 +1,1 @@
-"""The two stages of a run."""
+"""The supervised and the RL stage."""

@@ -1,1 +1,1 @@
-"""Training state and optimizer."""
+"""Training state, optimizer and the policy."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.compare import numbers, page
-from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, arms_of, check_arms, seeds_of
+from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
 from igpo_jax.runtime.files import atomic_write
 
 PROBLEMS, EVERY = 30, 2  # evaluations come every two rollouts
@@ -51,7 +51,9 @@ SEEDS = [0, 1, 2]
 
 
 def test_arms_are_compared_at_what_the_cheapest_had_spent(folder):
-    runs = {arm: [numbers.read_run(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo", "dapo")}
+    runs = {
+        arm: [numbers.read_run_numbers(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo", "dapo")
+    }
     assert runs["igpo"][0].evaluations.tolist() == [0, 400, 800, 1200] and runs["dapo"][0].prompts.tolist() == [0, 32, 64, 96]
     by_evaluations, by_prompts = (numbers.at_budget(runs, budget) for budget in ("evaluations", "prompts"))
     for seed in SEEDS:
@@ -78,14 +80,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     draw, held = np.random.default_rng(0), []
     for _ in range(60):
         values = draw.normal(0, 0.05, (8, 1)) + draw.normal(0, 0.3, (1, 80)) + draw.normal(0, 0.3, (8, 80))
-        low, high = numbers.interval(values)["interval95"]
+        low, high = numbers.mean_with_interval(values)["interval95"]
         held.append(low <= 0 <= high)
     assert 0.85 <= np.mean(held) <= 1
 
 
 def test_an_interval_counts_what_is_counted():
     values, counted = np.array([[1.0, 0, 5], [1, 0, 7]]), np.array([[True, True, False]] * 2)
-    found = numbers.interval(values, counted)
+    found = numbers.mean_with_interval(values, counted)
     assert found["mean"] == 0.5 and 0 <= found["interval95"][0] <= found["interval95"][1] <= 1
 
 
@@ -110,7 +112,7 @@ def test_of_several_arms_the_best_counts_and_the_margin_is_in_points():
 
 
 def test_fewer_groups_that_are_all_wrong_are_better(folder):
-    runs = {arm: [numbers.read_run(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo")}
+    runs = {arm: [numbers.read_run_numbers(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo")}
     found = numbers.judge(Claim("", "igpo", ("grpo",), ALL_WRONG), runs, {}, np.ones((3, 1), bool))
     assert found["mean"] == pytest.approx(0.5) and found["verdict"] == "held"
 
@@ -139,20 +141,20 @@ def test_a_run_that_is_not_finished_is_named(folder):
 
 @pytest.mark.parametrize("text, seeds", [("0..4", [0, 1, 2, 3, 4]), ("2", [2]), ("0,3,7", [0, 3, 7])])
 def test_seeds(text, seeds):
-    assert seeds_of(text) == seeds
+    assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "4..1", "a", "0..x", "1,1", "-1..1"])
 def test_other_seeds_are_refused(text):
     with pytest.raises(ValueError, match="--seeds="):
-        seeds_of(text)
+        parse_seeds(text)
 
 
 def test_arms():
-    assert arms_of("all") == list(ARMS) and arms_of("igpo,grpo") == ["igpo", "grpo"]
+    assert parse_arms("all") == list(ARMS) and parse_arms("igpo,grpo") == ["igpo", "grpo"]
     for names, message in (("igpo,ppo", "no arm 'ppo'; there are: grpo"), ("", "names no arm"), ("igpo,igpo", "one twice")):
         with pytest.raises(ValueError, match=message):
-            arms_of(names)
+            parse_arms(names)
     assert all({claim.better, *claim.worse} <= set(ARMS) for claim in CLAIMS)
 
 
@@ -179,7 +181,7 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
         time.sleep(0.2)
     begun.terminate()
-    assert "the same command goes on" in begun.communicate(timeout=120)[1] and begun.returncode == 1
+    assert "run the same command to resume" in begun.communicate(timeout=120)[1] and begun.returncode == 1
     (runs / "igpo").mkdir()
     (runs / "igpo" / "config.json").write_text("{}")  # another run's
     done = subprocess.run(command, capture_output=True, text=True, env=one_device)

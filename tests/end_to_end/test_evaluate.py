@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from igpo_jax.config import to_json
-from igpo_jax.evaluate.protocol import of_run, protocol_of, weights_digest
+from igpo_jax.evaluate.protocol import benchmark_protocol, run_evaluation, weights_digest
 from igpo_jax.run.metrics import read_rows
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
@@ -116,9 +116,9 @@ def test_a_run_hands_its_grader_and_its_numbers_to_its_evaluation(tmp_path):
     config.reward.update({"function": "mine:f", "after_eos": True, "deadline_seconds": 3.0})
     config.model.compute_dtype = "bfloat16"
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
-    found = of_run(str(tmp_path), None)
+    found = run_evaluation(str(tmp_path), None)
     assert found.reward.to_dict() == {"function": "mine:f", "workers": 2, "deadline_seconds": 3.0, "after_eos": True}
-    protocol = protocol_of(found, "arithmetic", [])
+    protocol = benchmark_protocol(found, "arithmetic", [])
     assert protocol["reward"] == {"function": "mine:f", "deadline_seconds": 3.0, "after_eos": True}
     assert protocol["dtype"] == "bfloat16" and protocol["decode"]["temperature"] == 0.0
     assert protocol["task"] == {"name": "arithmetic"}  # not how its teacher is

@@ -170,7 +170,7 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     (("generate", "--model={llada}", "--template=x"), "has no blank"),
     (("generate", "--model={llada}", "--prompt=x", "--steps=3"), "steps=3 is not a multiple of the number of blocks"),
     (("convert", "--source={llada}", "--target={llada}"), "exists already"),
-    (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft is not made of one"),
+    (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft cannot be made from it"),
     (("convert", "--source={llada}", "--target=new", "--verify=LLaDA-8B-Base"), "config.json is not that of LLaDA-8B-Base"),
     (("convert", "--source=nowhere", "--target=new"), "config.json is missing"),
     (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"), "config.json is missing"),

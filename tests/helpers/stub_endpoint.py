@@ -1,7 +1,7 @@
 """A stand-in for an OpenAI-compatible endpoint: python stub_endpoint.py PORT LOG DIE_AFTER.
 
-What it does is written into each question, #id [behaviour] and its text. Every request is logged as a line "asked id"
-before it is answered, every answer as "answered id". It dies after DIE_AFTER answers (0: never).
+Each question names the behavior to show: "#id [behavior] text". Logs a line "asked id" before each answer and "answered id"
+after it. Dies after DIE_AFTER answers (0: never).
 """
 
 import json
@@ -12,7 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-HANGS = 3.0  # seconds; longer than any time-out that is asked for
+HANGS = 3.0  # seconds; longer than the tests' timeouts
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -22,20 +22,18 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
-        id, behaviour = re.search(r"#(\S+) \[(\w+)\]", text).groups()
+        id, behavior = re.search(r"#(\S+) \[(\w+)\]", text).groups()
         answer = re.search(r"Final answer: (.*)", text)[1]
         with server.lock:
             server.asked[id] = server.asked.get(id, 0) + 1
             first = server.asked[id] == 1
             server.write(f"asked {id} {self.headers['Authorization']} {body['model']}")
         if self.headers["Authorization"] != "Bearer s3cret" or not self.path.endswith("/v1/chat/completions"):
-            return self.send(
-                401 if self.path.endswith("/v1/chat/completions") else 404, {"error": {"message": "go away"}}
-            )
+            return self.send(401 if self.path.endswith("/v1/chat/completions") else 404, {"error": {"message": "go away"}})
         rewritten = f"Adding up gives $x = \\boxed{{{answer}}}$."
-        match behaviour:
+        match behavior:
             case "fine" | "html":
-                self.complete(id, rewritten if behaviour == "fine" else f"<script>alert(1)</script> {rewritten}")
+                self.complete(id, rewritten if behavior == "fine" else f"<script>alert(1)</script> {rewritten}")
             case "thinks":
                 self.complete(id, f"<think>is it \\boxed{{-1}}?</think>{rewritten}")
             case "refuses":

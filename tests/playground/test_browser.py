@@ -17,7 +17,12 @@ expect = sync_api.expect
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 SETTINGS = {"completion_length": 16, "block_length": 16, "steps": 16}
-BEGIN_WITH = vars(DecodeConfig(**SETTINGS)) | {"seed": 0, "chat": False, "prompt": "Hello", "template": "The answer is [MASK:4] because"}
+BEGIN_WITH = vars(DecodeConfig(**SETTINGS)) | {
+    "seed": 0,
+    "chat": False,
+    "prompt": "Hello",
+    "template": "The answer is [MASK:4] because",
+}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MALICIOUS = "</script><script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 
@@ -120,7 +125,11 @@ def test_a_template_is_filled_step_by_step_and_its_fixed_tokens_stay(visit, gate
     expect(page.locator("#panels .token.given").first).to_be_visible(timeout=60_000)
     canvas = tokens(page)
     blanks = [i for i, text in enumerate(canvas) if text == "▁"]
-    assert len(blanks) == 4 and "".join(canvas[: blanks[0]]) == "The answer is " and "".join(canvas[blanks[-1] + 1 :]) == " because"
+    assert (
+        len(blanks) == 4
+        and "".join(canvas[: blanks[0]]) == "The answer is "
+        and "".join(canvas[blanks[-1] + 1 :]) == " because"
+    )
     for step in range(1, 5):
         gate.let_go(1)
         expect(page.locator("#panels output")).to_have_text(f"{step} / {step}")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from igpo_jax.playground.animation import gif
-from igpo_jax.playground.request import LIMITS, checked
+from igpo_jax.playground.request import LIMITS, parse_request
 
 LENGTHS = {"completion_length": 16, "block_length": 8}
 CELLS = [["The", 0, "#000000", True], ["an\n", 1, "#fde725", False], ["<b>", 2, "#440154", False]]
@@ -16,16 +16,16 @@ CELLS = [["The", 0, "#000000", True], ["an\n", 1, "#fde725", False], ["<b>", 2, 
     ([], "not a JSON object"),
     ({"prompt": "a"}, "completion_length and block_length must be given"),
     (LENGTHS | {"prompts": "a"}, "'prompts' is none of prompt, chat,"),
-    (LENGTHS | {"prompt": 5}, "prompt='5' is no text"),
-    (LENGTHS | {"chat": 1}, "chat='1' is no true or false"),
-    (LENGTHS | {"steps": True}, "steps='True' is no whole number"),
+    (LENGTHS | {"prompt": 5}, "prompt='5' is not text"),
+    (LENGTHS | {"chat": 1}, "chat='1' is not true or false"),
+    (LENGTHS | {"steps": True}, "steps='True' is not a whole number"),
     (LENGTHS | {"temperature": float("nan")}, "temperature=nan must be a number"),
     (LENGTHS | {"temperature": 10**400}, "temperature=1000.* must be a number"),
     (LENGTHS | {"temperature": -1}, "must not be negative"),
     (LENGTHS | {"seed": -1}, "seed=-1 must not be negative"),
     (LENGTHS | {"prompt": "\ud800"}, "prompt has half of a surrogate pair"),
     (LENGTHS | {"prompt": "four " * 5000}, f"prompt_tokens=.* takes at most {LIMITS['prompt_tokens']}"),
-    (LENGTHS | {"hint": "x" * 40}, "what it begins with has .* tokens, completion_length=16"),
+    (LENGTHS | {"hint": "x" * 40}, "hint has .* tokens, completion_length=16"),
     (LENGTHS | {"steps": 5000}, "steps=5000; the playground takes at most 1024"),
     (LENGTHS | {"steps": 3}, "steps=3 is not a multiple of the number of blocks"),
     (LENGTHS | {"commit": "all"}, "commit='all' is none of schedule"),
@@ -37,7 +37,7 @@ CELLS = [["The", 0, "#000000", True], ["an\n", 1, "#fde725", False], ["<b>", 2, 
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_with_its_name(asked, message, model):
     with pytest.raises(ValueError, match=message):
-        checked(asked, model)
+        parse_request(asked, model)
 
 
 @pytest.mark.parametrize("asked", [

@@ -75,7 +75,13 @@ def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(mod
 
 
 def test_a_template_keeps_what_is_given(client, model):
-    asked = {"prompt": "Hello", "template": "The answer is [MASK:4] because", "seed": 3, "temperature": 0.7, "logits_eos_inf": True}
+    asked = {
+        "prompt": "Hello",
+        "template": "The answer is [MASK:4] because",
+        "seed": 3,
+        "temperature": 0.7,
+        "logits_eos_inf": True,
+    }
     events = told(client.post("/generate", json=asked).text)
     [expected] = model.infill(["The answer is [MASK:4] because"], prompts=["Hello"], seed=3, temperature=0.7)
     canvas = events[1]["canvas"]
@@ -170,7 +176,7 @@ def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, mo
 
 def test_too_many_are_turned_away(app, monkeypatch):
     enough = threading.Event()
-    monkeypatch.setattr(server, "denoise", lambda ask, model, job, send: enough.wait(30))
+    monkeypatch.setattr(server, "denoise", lambda call, model, job, send: enough.wait(30))
 
     async def together():
         async with connected(app) as client:
@@ -187,7 +193,7 @@ def test_too_many_are_turned_away(app, monkeypatch):
 
 def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
     """Three in line: the first leaves while it is worked for, the second while it waits; the third comes next."""
-    line, log, begun = server.Line(), [], threading.Event()
+    jobs, log, begun = server.JobQueue(), [], threading.Event()
 
     def work(name, job, send):
         log.append(name)
@@ -197,7 +203,7 @@ def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
         log.append(f"{name} has ended")
 
     async def visits():
-        first, second, third = (line.join(functools.partial(work, name)) for name in ("first", "second", "third"))
+        first, second, third = (jobs.join(functools.partial(work, name)) for name in ("first", "second", "third"))
         streams = [server.events(job) for job in (first, second, third)]
         for ahead, stream in enumerate(streams):
             assert told(await anext(stream)) == [{"type": "place", "ahead": ahead}]

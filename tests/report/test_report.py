@@ -11,7 +11,16 @@ import pytest
 from igpo_jax.config import base_config, to_json
 from igpo_jax.report import page as report
 from igpo_jax.report.figures import smooth
-from igpo_jax.report.page import embedded_rollouts, headline, page, read_run, short_names, write_page, write_report
+from igpo_jax.report.page import (
+    embedded_rollouts,
+    headline,
+    read_run_folder,
+    report_html,
+    short_names,
+    write_page,
+    write_report,
+)
+from igpo_jax.report.style import embed
 from processes import CHROMIUM
 
 go = pytest.importorskip("plotly.graph_objects")
@@ -92,8 +101,8 @@ def two_runs(tmp_path):
     verdicts = [[1, 0, 0, 0], [1, 1, 1, 0]]
     options = [{"seed": 0}, {"seed": 1, "rl.iterations": 7}]
     return [
-        write_run(tmp_path / name, RUN, rollouts, [{"step": 10, "stage": "rl", "correct": correct}], **of)
-        for name, correct, of in zip(("one", "other"), verdicts, options, strict=True)
+        write_run(tmp_path / name, RUN, rollouts, [{"step": 10, "stage": "rl", "correct": correct}], **settings)
+        for name, correct, settings in zip(("one", "other"), verdicts, options, strict=True)
     ]
 
 
@@ -148,7 +157,14 @@ def test_the_text_of_problems_and_completions_cannot_become_markup(run):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_path):
     attack = "</script><script>document.title = 'attacked'</script><img src=x onerror=\"document.title='attacked'\">"
-    run(RUN, [rollout_row(6, question=attack, text=attack, extracted_answer=attack, trace=attack, tokens=[attack, "<eos>", "<eos>"])])
+    run(
+        RUN,
+        [
+            rollout_row(
+                6, question=attack, text=attack, extracted_answer=attack, trace=attack, tokens=[attack, "<eos>", "<eos>"]
+            )
+        ],
+    )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
@@ -207,7 +223,7 @@ def test_rollouts_that_are_too_many_are_thinned_from_begin_to_end():
     rows = [rollout_row(step, **long) for step in range(900)]
     embedded = embedded_rollouts({"a": rows, "b": rows, "none": []})
     assert set(embedded["runs"]) == {"a", "b"} and embedded["pieces"] == ["word<"]
-    assert report.ROLLOUT_BYTES * 0.8 < len(report._embed(embedded)) <= report.ROLLOUT_BYTES
+    assert report.ROLLOUT_BYTES * 0.8 < len(embed(embedded)) <= report.ROLLOUT_BYTES
     steps = [row["step"] for row in embedded["runs"]["b"]]
     assert (steps[0], steps[-1]) == (0, 899) and max(np.diff(steps)) <= min(np.diff(steps)) + 1
 
@@ -275,7 +291,7 @@ def table_after(text, title):
 
 
 def test_runs_are_compared_by_their_numbers_verdicts_and_settings(two_runs):
-    text = page({"one": read_run(two_runs[0]), "other": read_run(two_runs[1])})
+    text = report_html({"one": read_run_folder(two_runs[0]), "other": read_run_folder(two_runs[1])})
     assert table_after(text, "Configuration") == {"": ["one", "other"], "seed": ["0", "1"], "rl.iterations": ["100", "7"]}
     assert table_after(text, "What they reached")["newest accuracy"] == ["60.0% (50.2% to 69.1%)"] * 2
     difference = table_after(text, "Newest accuracy, against one")["other"]
@@ -284,7 +300,7 @@ def test_runs_are_compared_by_their_numbers_verdicts_and_settings(two_runs):
 
 def test_verdicts_on_other_problems_are_not_compared(two_runs):
     (two_runs[1] / "data.json").write_text(json.dumps({"test": "4567"}))
-    text = page({"one": read_run(two_runs[0]), "other": read_run(two_runs[1])})
+    text = report_html({"one": read_run_folder(two_runs[0]), "other": read_run_folder(two_runs[1])})
     assert "No other run has verdicts on the same problems." in text
 
 

@@ -1,4 +1,4 @@
-"""Rewriting against a stand-in for an endpoint that does everything wrong that one can do."""
+"""Rewriting against a stand-in for an endpoint that misbehaves in every known way."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from igpo_jax.grading.answers import equal, extract
 from igpo_jax.rewrite.__main__ import KEPT, read_replies
-from igpo_jax.rewrite.endpoint import ask_all
+from igpo_jax.rewrite.endpoint import Endpoint, ask_all
 from igpo_jax.tasks.sources import load_sources
 from igpo_jax.tokenizers import train_sentencepiece
 
@@ -51,14 +51,14 @@ def start(tmp_path):
         process.wait()
 
 
-def write_problems(path, behaviours):
+def write_problems(path, behaviors):
     with path.open("w") as file:
-        for i, behaviour in enumerate(behaviours):
+        for i, behavior in enumerate(behaviors):
             begin = "First we think about it, as one should with <sums>. " + "Then we add. " * 6
             solution = f"{begin}So it is \\boxed{{{40 + i}}}."
             row = {
                 "id": f"p{i}",
-                "question": f"#p{i} [{behaviour}] What is {i} + 40?",
+                "question": f"#p{i} [{behavior}] What is {i} + 40?",
                 "answer": str(40 + i),
                 "solution": solution,
             }
@@ -82,9 +82,7 @@ def environment(key="s3cret"):
 
 
 def run(*arguments, key="s3cret", **options):
-    return subprocess.run(
-        command(*arguments, **options), capture_output=True, text=True, timeout=60, env=environment(key)
-    )
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=60, env=environment(key))
 
 
 def rows_of(path):
@@ -108,8 +106,8 @@ def card_of(done, tmp_path):
 
 
 def test_every_kind_of_reply_gets_its_verdict_and_only_right_ones_are_kept(tmp_path, tokenizer, start):
-    behaviours = [*OUTCOMES, *OUTCOMES]
-    write_problems(tmp_path / "problems.jsonl", behaviours)
+    behaviors = [*OUTCOMES, *OUTCOMES]
+    write_problems(tmp_path / "problems.jsonl", behaviors)
     _, port = start()
     done = run(tmp_path, tokenizer, port)
     card = card_of(done, tmp_path)
@@ -125,16 +123,13 @@ def test_every_kind_of_reply_gets_its_verdict_and_only_right_ones_are_kept(tmp_p
     assert sorted(card["unanswered"].values()) == [2, 2, 2] and card["unanswered"]["500: broken <b>"] == 2
 
     records, _ = load_sources(f"jsonl:{tmp_path / 'out' / 'kept.jsonl'}", FIELDS)
-    assert [record.id for record in records] == [
-        f"p{i}" for i, b in enumerate(behaviours) if OUTCOMES[b] == "rewritten"
-    ]
+    assert [record.id for record in records] == [f"p{i}" for i, b in enumerate(behaviors) if OUTCOMES[b] == "rewritten"]
     for record in records:
         assert equal(record.answer, extract(record.solution, "box"))
         [(begin, end)] = record.spans
         assert record.solution[begin:end] == record.answer and "think" not in record.solution
     assert all(
-        row["tokens"] == len(row["solution"]) < row["original_tokens"]
-        for row in rows_of(tmp_path / "out" / "kept.jsonl")
+        row["tokens"] == len(row["solution"]) < row["original_tokens"] for row in rows_of(tmp_path / "out" / "kept.jsonl")
     )
 
     page = (tmp_path / "out" / "card.html").read_text("utf-8")
@@ -144,7 +139,7 @@ def test_every_kind_of_reply_gets_its_verdict_and_only_right_ones_are_kept(tmp_p
 
     before = asked_of(tmp_path)
     again = card_of(run(tmp_path, tokenizer, port, requests=2), tmp_path)  # what got no reply, and nothing else
-    assert {behaviours[int(id[1:])] for id in asked_of(tmp_path)[len(before) :]} == {"fails", "page", "hangs"}
+    assert {behaviors[int(id[1:])] for id in asked_of(tmp_path)[len(before) :]} == {"fails", "page", "hangs"}
     assert again["outcomes"] == card["outcomes"]
 
 
@@ -181,9 +176,9 @@ def test_an_endpoint_that_dies_half_way_stops_the_command_and_it_goes_on_later(t
     done = run(tmp_path, tokenizer, port)
     saved = len(rows_of(tmp_path / "out" / "replies.jsonl"))
     assert process.wait() == 1 and 12 - 4 <= saved <= 12
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: 8 requests in a row got no reply")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: 8 consecutive requests got no reply")
     assert (
-        f"{saved} replies are saved and judged; the same command goes on" in done.stderr
+        f"{saved} replies are saved and judged; run the same command to resume" in done.stderr
         and "Traceback" not in done.stderr
     )
     half = json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))
@@ -247,7 +242,7 @@ def test_a_torn_last_line_is_mended(end, tmp_path):
     complete = end == reply_of("c")
     assert [reply["id"] for reply in replies] == ["a", "b", *(["c"] if complete else [])]
     assert path.read_bytes() == whole + (end + b"\n" if complete else b"") + b"next\n"
-    with path.open("a+b") as file, pytest.raises(ValueError, match=rf"line {4 if complete else 3} is no reply"):
+    with path.open("a+b") as file, pytest.raises(ValueError, match=rf"line {4 if complete else 3} is not a reply"):
         file.write(b"more\n")
         file.flush()
         read_replies(file)
@@ -263,16 +258,16 @@ def test_a_thought_is_left_out_where_the_solution_after_it_states_the_answer(tmp
     card = card_of(run(tmp_path, tokenizer, problems=f"openr1:{tmp_path / 'r.jsonl'}", min_tokens=5), tmp_path)
     solutions = [row["solution"] for row in rows_of(tmp_path / "out" / "kept.jsonl")]
     assert solutions == ["It is $\\boxed{4}$.", "It is $\\boxed{4}$.\n\nThat was all."]
-    assert card["outcomes"] == {"shortened": 1, "unchanged": 1} and card["left_out"] == {"thought": 1}
+    assert card["outcomes"] == {"shortened": 1, "unchanged": 1}
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match=r"pip install -e \"\.\[data\]\""):
-        ask_all([], print, address="", model="", key="", requests=1, timeout=1, retries=0)
+        ask_all([], print, Endpoint("", "", "", timeout=1, retries=0), requests=1)
 
 
-def test_without_an_endpoint_rules_shorten_and_everything_right_is_kept(tmp_path, tokenizer):
+def test_without_an_endpoint_solutions_are_only_filtered(tmp_path, tokenizer):
     rows = [
         {"question": "q", "answer": "It is 2+3 = 5.\n#### 5"},
         {"question": "How many are 2 and 3?", "answer": "Let's think step by step. It is 2+3 = 5.\n#### 5"},
@@ -289,9 +284,11 @@ def test_without_an_endpoint_rules_shorten_and_everything_right_is_kept(tmp_path
     problems = f"gsm8k:{tmp_path / 'g.jsonl'},math:{tmp_path / 'm.jsonl'}"
     card = card_of(run(tmp_path, tokenizer, problems=problems, min_tokens=5), tmp_path)
     assert card["outcomes"] == {
-        "shortened": 1, "unchanged": 2, "no solution": 1, "no answer": 1, "wrong answer": 1, "too long": 1
+        "unchanged": 3, "no solution": 1, "no answer": 1, "wrong answer": 1, "too long": 1
     }  # fmt: skip
     kept = rows_of(tmp_path / "out" / "kept.jsonl")
-    assert [row["solution"] for row in kept] == ["It is 2+3 = 5.", "It is 2+3 = 5.", "She has 5 after 3 days.\n#### 5"]
-    assert card["left_out"] == {"filler": 1} and "cost" not in card
-    assert card["tokens"]["mean_shortening"] == pytest.approx((1 - 14 / 40) / 3)
+    assert [row["solution"] for row in kept] == [
+        "It is 2+3 = 5.", "Let's think step by step. It is 2+3 = 5.", "She has 5 after 3 days.\n#### 5"
+    ]  # fmt: skip
+    assert "cost" not in card and "unanswered" not in card
+    assert card["tokens"]["mean_shortening"] == 0

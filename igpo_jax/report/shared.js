@@ -1,0 +1,25 @@
+"use strict";
+const element = (id) => document.getElementById(id);
+// Text from a model or a data file becomes textContent, never markup.
+const make = (tag, className, text = "") => {
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
+};
+
+// Viridis: equal steps look equal, also in gray and to color-blind readers.
+const viridis = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"].map(
+  (hex) => [0, 2, 4].map((i) => Number("0x" + hex.slice(i, i + 2))));
+const shade = (share) => {
+  const at = Math.min(Math.max(share, 0), 1) * (viridis.length - 1), low = Math.min(Math.floor(at), viridis.length - 2);
+  return viridis[low].map((from, i) => Math.round(from + (at - low) * (viridis[low + 1][i] - from)));
+};
+const hex = (parts) => "#" + parts.map((part) => part.toString(16).padStart(2, "0")).join("");
+// Whether white has more contrast than black, by the relative luminance of WCAG 2.2; one of them always has 4.5 to 1.
+const isDark = (parts) => {
+  const [r, g, b] = parts.map((part) => part / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179;
+};
+const showScale = () => { element("scale").style.background = "linear-gradient(90deg," + viridis.map(hex).join(",") + ")"; };
+const frameMilliseconds = (frames) => Math.min(500, Math.max(40, 8000 / frames));
