@@ -1,7 +1,7 @@
 """Hints: pieces of the known solution, written onto the canvas before denoising (docs/method.md section 6; paper Eq. 4).
 
-segment -> choose -> place -> overwrite; every function works on whole batches and compiles once. Defaults follow the paper; "REF"
-names the value of the released code where it differs.
+segment -> choose -> place -> overwrite; every function works on whole batches and compiles once. Defaults follow the paper;
+"REF" names the value of the released code if it differs.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class InpaintingConfig:
         idle = [name for name in UNUSED_KEYS[self.policy] if getattr(self, name) != default[name]]
         named = ", ".join(f"inpainting.{name}={getattr(self, name)!r}" for name in idle)
         require(not idle, f"inpainting.policy={self.policy!r} does not use {named}; leave out unused keys")
-        require(0 <= self.curriculum < math.inf, f"inpainting.curriculum={self.curriculum} must be finite and at least 0")
+        require(0 <= self.curriculum < math.inf, f"inpainting.curriculum={self.curriculum} must not be negative, nor infinite")
         require(
             1 <= self.chunk_min <= self.chunk_max,
             f"inpainting.chunk_min={self.chunk_min} and inpainting.chunk_max={self.chunk_max} must be ordered and at least 1",

@@ -260,8 +260,8 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper bound's
-    terms (SPG, see the module), so that they are not pushed below the lower bound.
+    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper
+    bound's terms (SPG, see the module), so that they are not pushed below the lower bound.
 
     Args:
         log_probs, weight: float32 [n, k, g, l]. advantages: float32 [n, g].

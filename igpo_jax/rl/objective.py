@@ -1,5 +1,4 @@
-"""The GRPO objective of IGPO: advantages, tokens in the loss, ratios, clipping, KL (docs/method.md sections 9 to 11; paper Eq. 2, 3
-and 5)."""
+"""The GRPO objective of IGPO: advantages, loss mask, ratios, clipping, KL (docs/method.md sections 9 to 11; paper Eq. 2, 3, 5)."""
 
 import dataclasses
 import functools
@@ -77,8 +76,8 @@ class ObjectiveConfig(LikelihoodConfig):
             not self.reference_code
             or (self.estimator in ("mean_field", "masked"), self.loss, self.kl, self.normalization, self.hint_supervision)
             == (True, "clipped", "k3", "completion", 0),
-            "objective.reference_code=True has estimators mean_field and masked, the clipped loss, k3, the mean over a completion "
-            "and no hint_supervision",
+            "objective.reference_code=True has estimators mean_field and masked, the clipped loss, k3, the mean over a "
+            "completion and no hint_supervision",
         )
 
 
@@ -169,8 +168,8 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 
 def group_weights(advantages: Array) -> jax.Array:
-    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 if all are equal. Scaled by g, so that a mean over rows is the
-    paper's sum."""
+    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 if all are equal. Scaled by g, so that a mean over rows is
+    the paper's sum."""
     plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
     return (plus - minus) * advantages.shape[-1]
 
@@ -196,9 +195,9 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and statistics of every row (completion).
 
-    Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through the sequence's
-    ratio nor through the KL. With cfg.reference_code it has one through the ratio, and a completion is weighted by its number of
-    tokens relative to the mean of its group (docs/method.md section 10).
+    Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through the
+    sequence's ratio nor through the KL. With cfg.reference_code it has one through the ratio, and a completion is weighted by
+    its number of tokens relative to the mean of its group (docs/method.md section 10).
 
     Args:
         new, old, reference: float32 [..., l], scores of `likelihood.combine`.
