@@ -1,4 +1,4 @@
-"""The GRPO objective of IGPO: advantages, loss mask, ratios, clipping, KL (docs/method.md sections 9 to 11; paper Eq. 2, 3, 5)."""
+"""The GRPO objective of IGPO: advantages, loss mask, ratios, clipping, KL (docs/method.md sections 9-11; paper Eq. 2, 3, 5)."""
 
 import dataclasses
 import functools

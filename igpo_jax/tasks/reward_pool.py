@@ -1,7 +1,7 @@
 """Computes rewards in worker processes: an answer that takes too long or crashes its worker loses its own reward only.
 
-Threads would not do: math-verify's time limits silently fail in them, and every score becomes 0. Neither would multiprocessing's
-pools: they cannot replace one stuck worker, and starting them would import jax again.
+Threads would not do: math-verify's time limits silently fail in them, and every score becomes 0. Neither would
+multiprocessing's pools: they cannot replace one stuck worker, and starting them would import jax again.
 """
 
 import atexit
@@ -98,8 +98,8 @@ class RewardPool:
         return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker. Its current job fails if it is late or has killed a second worker: the first may have been killed from
-        outside. Its other jobs are queued again.
+        """Kills a worker. Its current job fails if it is late or has killed a second worker: the first may have been killed
+        from outside. Its other jobs are queued again.
 
         Raises:
             ValueError: more processes died before they imported the function than there are workers.

@@ -1,4 +1,4 @@
-"""Worker process that calls one reward function for reward_pool.py: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
+"""Worker process of reward_pool.py: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
 
 import importlib
 import json
