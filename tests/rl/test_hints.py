@@ -51,7 +51,7 @@ def spans(*pairs):
     return [position for start, end in pairs for position in range(start, end)]
 
 
-# The released code, by its own random numbers (igpo_method.md 2.4)
+# The released code, by its own random numbers (docs/method.md section 6)
 
 
 def released_draws(seed, trace_length, ratio):

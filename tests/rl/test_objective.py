@@ -135,7 +135,7 @@ def test_hints_of_better_completions_are_supervised():
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_loss_and_gradient_before_the_first_update(ratio):
-    """The vector of igpo_method.md 5.5 without the released reduction: three filtered tokens in the first row."""
+    """The vector of docs/method.md section 10 without the released reduction: three filtered tokens in the first row."""
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
     loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio)
@@ -157,7 +157,7 @@ def test_loss_and_gradient_before_the_first_update(ratio):
     "ratio, filtered, kept", [("sequence", -1 / 12, -1 / 12), ("token", 0.0, -1 / 6)], ids=["sequence", "token"]
 )
 def test_the_released_reduction(ratio, filtered, kept):
-    """The vector of igpo_method.md 5.5: loss -1/6; through the sequence ratio, filtered tokens have a gradient."""
+    """The vector of docs/method.md section 10: loss -1/6; through the sequence ratio, filtered tokens have a gradient."""
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
     loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio, reference_code=True)
@@ -338,7 +338,7 @@ def test_groups_of_equal_rewards_have_no_gradient(mesh):
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), make_batch())))
 
 
-@pytest.mark.parametrize("estimator, released", [("mean_field", False), ("masked", True)])
+@pytest.mark.parametrize("estimator, reference_code", [("mean_field", False), ("masked", True)])
 def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code, mesh_of):
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, reference_code=reference_code)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
