@@ -132,12 +132,12 @@ class MeshConfig:
     tensor: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A run. Field names are the keys of the command line, and the defaults are those of `base_config`."""
 
     seed: int = checked(0, at_least(0))
-    task: Any = None  # ConfigDict; its keys are the task's, see `defaults` of its module
+    task: ConfigDict  # its keys are the task's, see `defaults` of its module
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: NetworkConfig = NetworkConfig()
     lora: LoraConfig | None = None  # None: rank 0, all parameters are trained; otherwise adapters of a frozen model

@@ -4,6 +4,7 @@ Checks this host's packages, memory, disk and devices, and trains a tiny model o
 problem) and a remedy; exits with 1 if there is a problem. It checks this host alone and joins no cluster.
 """
 
+import collections
 import contextlib
 import dataclasses
 import glob
@@ -12,6 +13,7 @@ import io
 import os
 import pathlib
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -196,9 +198,8 @@ def host_memory() -> tuple[int, int]:
 def _available() -> int:
     """Bytes that Linux could allocate; 0 on other systems."""
     with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     return 0
 
 
@@ -210,13 +211,13 @@ def devices() -> Iterator[Finding]:
 
     with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):
         found = jax.devices()
-    for kind in dict.fromkeys(device.device_kind for device in found):
-        same = [device for device in found if device.device_kind == kind]
+    for kind, number in collections.Counter(device.device_kind for device in found).items():
+        device = next(device for device in found if device.device_kind == kind)
         try:
-            memory = f"{device_memory_gib(same[0]):.1f} GiB" + (" each" if same[0].platform != "cpu" else " of the host")
+            memory = f"{device_memory_gib(device):.1f} GiB" + (" each" if device.platform != "cpu" else " of the host")
         except ValueError as error:
             memory = str(error)
-        yield Finding("ok", "devices", f"{len(same)} x {kind}, {memory}")
+        yield Finding("ok", "devices", f"{number} x {kind}, {memory}")
     for platform_name, plug_in in PLUG_INS.items():
         yield from plug_in_findings(platform_name, plug_in)
 

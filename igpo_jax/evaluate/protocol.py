@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from igpo_jax.api import default_dtype
+from igpo_jax.config import MeshConfig, RewardConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
@@ -33,9 +34,9 @@ def base_evaluation() -> ConfigDict:
             "seed": 0,
             "prompt_buckets": (640,),
             "batch_size": 64,
-            # as in a run's configuration
-            "reward": {"function": "", "workers": 2, "deadline_seconds": 5.0, "after_eos": False},
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            # As in the configuration of a run.
+            "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},
+            "mesh": dataclasses.asdict(MeshConfig()),
         }
     )
     config.benchmarks = ConfigDict()
