@@ -198,12 +198,7 @@ def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
         "device": f"{jax.device_count()} x {device.device_kind}",
         "chat": has_chat_template(model),
         "limits": LIMITS,
-        "choices": {
-            "remasking": REMASKINGS,
-            "commit": COMMITS,
-            "fallback": ("leftmost", "most_confident"),
-            "cache": CACHES,
-        },
+        "choices": {"remasking": REMASKINGS, "commit": COMMITS, "cache": CACHES, "fallback": ("leftmost", "most_confident")},
         "begin_with": begin_with,
     }
 

@@ -242,7 +242,7 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
         f'<li><i style="background:{color}"></i>{html.escape(name)}</li>' for color, name in zip(COLORS, runs, strict=False)
     )
     tables = [
-        _table("What they reached", "Shares with 95% intervals (Wilson).", ["", *runs], reached),
+        _table("Results", "Shares with 95% intervals (Wilson).", ["", *runs], reached),
         _table(
             f"Newest accuracy, against {reference}",
             "Problem by problem, where both were judged on the same ones; intervals are a bootstrap over problems.",
