@@ -87,8 +87,7 @@ def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
     decoding: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
     decoding |= {flag.name: flag.value for flag in decoding_flags if flag.value is not None}
     if not TEMPLATE.value:
-        lengths = {"completion_length": LENGTH.value, "block_length": BLOCK.value}
-        return model.generate(prompts, hint=HINT.value, **lengths, **decoding)
+        return model.generate(prompts, hint=HINT.value, completion_length=LENGTH.value, block_length=BLOCK.value, **decoding)
     # Every template with every prompt.
     pairs = [(template, prompt) for template in TEMPLATE.value for prompt in prompts or [""]]
     return model.infill([template for template, _ in pairs], prompts=[prompt for _, prompt in pairs], **decoding)

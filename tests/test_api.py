@@ -14,32 +14,19 @@ from igpo_jax import api
 from igpo_jax.diffusion.unmasking import DecodeConfig, propose
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.weights.folders import convert
-from model_folders import write_folder
-from tokenizer_files import write_tokenizer
+from tiny_llada import one_device, write_tiny_llada
 
 PROMPTS = ["Hello", "What is the answer to 17 + 25, once more?", "", "two and two are"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Hugging Face folder with a tokenizer, of a network whose logits are far apart."""
-    folder = tmp_path_factory.mktemp("llada")
-    (folder / "tokens").mkdir()
-    ids = write_tokenizer(folder / "tokens")
-    size = -(-max(ids.values()) // 8) * 8 + 8
-    cfg = ModelConfig(vocab_size=size, mask_id=ids["<|mdm_mask|>"], eos_id=ids["<|endoftext|>"], width=32, layers=2,
-                      heads=4, kv_heads=2, mlp_width=48)  # fmt: skip
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    write_folder(folder / "hf", mesh, cfg, dtype="float32", seed=3)
-    for file in (folder / "tokens").iterdir():
-        shutil.copy(file, folder / "hf")
-    return folder / "hf"
+    return write_tiny_llada(tmp_path_factory.mktemp("llada"), layers=2)
 
 
 @pytest.fixture(scope="module")
 def model(folder):
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    return igpo_jax.load(folder, mesh=mesh)
+    return igpo_jax.load(folder, mesh=one_device())
 
 
 def tokens_of(completions):

@@ -43,7 +43,7 @@ def main(_) -> None:
     )
     overrides = [f"--config.{key}={value}" for key, value in quick.items()]
     overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one counts
-    file = flags.FLAGS["config"].config_filename
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
     name = pathlib.Path(file.partition(":")[0]).stem
     folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
     try:

@@ -169,7 +169,7 @@ def _default_output(model: DiffusionLM) -> pathlib.Path:
     if "step" not in model.origin:
         raise ValueError("--output=DIR is missing: the folder to write")
     name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
-    return pathlib.Path(model.origin["path"], "evaluations", name)
+    return pathlib.Path(str(model.origin["path"]), "evaluations", name)
 
 
 def diff(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """python -m igpo_jax.playground --model=DIR [--host=127.0.0.1] [--port=8000]
 
-A page on which one writes a prompt, or a text with blanks, and watches the canvas fill step by step. The folder is a Hugging
-Face folder of LLaDA or iLLaDA, one that igpo_jax.convert wrote, or a run's folder. All options: --help.
+Serves a local page that shows, step by step, how a model completes a prompt or fills blanks in a text. The model is a Hugging
+Face folder of LLaDA or iLLaDA, a folder from igpo_jax.convert, or a run's folder. --help lists all options.
 """
 
 import pathlib
@@ -16,14 +16,16 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import TASKS, load_task
 
-MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
+MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
-STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "Of a run's folder: whose newest checkpoint.")
+STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
-HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen at; by default this machine only can connect.")
+HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "The address to listen at; the default accepts connections from this machine only."
+)
 PORT = flags.DEFINE_integer("port", 8000, "The port to listen at.", lower_bound=1, upper_bound=65535)
 
-DECODE = DecodeConfig(completion_length=64, block_length=32, steps=64)  # what the page begins with
+DECODE = DecodeConfig(completion_length=64, block_length=32, steps=64)  # initial values of the page
 QUESTION = "What is 17 + 25?"
 TEMPLATE = "The answer is [MASK:4] because two and two are four."
 
@@ -51,27 +53,28 @@ def main(_):
     except OSError as error:
         sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error.strerror}; give another port")
     print(f"http://{f'[{HOST.value}]' if is_v6 else HOST.value}:{PORT.value}/", flush=True)
-    # Whoever is still connected when the server is told to stop is not waited for.
+    # On shutdown the server does not wait for open connections.
     config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run([listening])
 
 
 def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
-    """What stands in the fields of the page at first: of a run, how it decodes its evaluations, and one of its test problems."""
+    """Returns initial values of the page's fields: for a run, its decoding in evaluations and one of its test problems."""
     fields = vars(DECODE) | {"seed": 0, "chat": True, "prompt": QUESTION, "template": TEMPLATE}
     if not (path / "checkpoints").is_dir():
         return fields
     config = read_run_config(path)
     fields |= vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
-    if config.task.name not in TASKS:  # a module of somebody's own is code, and not run for an example
+    if config.task.name not in TASKS:  # a user's module is code, which an example does not justify running
         return fields
     try:
         problem = load_task(config.task.name).load(config.task, "test", config.seed)[0]
-    except ValueError:  # the files of the problems are not here
+    except ValueError:  # the problem files are not on this machine
         return fields
+    assert model.tokenizer is not None  # checked by main
     trace = model.encode(problem.trace)
     part = len(trace) // 3
-    begin, end = (model.tokenizer.decode(ids) for ids in (trace[:part], trace[2 * part :]))
+    begin, end = model.tokenizer.decode(trace[:part]), model.tokenizer.decode(trace[2 * part :])
     return fields | {"prompt": problem.question, "template": f"{begin}[MASK:{part}]{end}"}
 
 

@@ -79,9 +79,11 @@ def visible(character: str) -> str:
     return "\\n" if character == "\n" else character if character.isprintable() else "\ufffd"
 
 
-def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, float, float]], int]:
+def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, int, float]], int]:
     """Returns x, y and width of each cell, and the total height, in pixels."""
-    boxes, x, y = [], MARGIN, MARGIN
+    boxes: list[tuple[float, int, float]] = []
+    x: float = MARGIN
+    y = MARGIN
     for length, ends in zip(lengths, breaks, strict=True):
         width = min(max(22, length + 2 * PADDING), WIDTH - 2 * MARGIN)
         if x > MARGIN and x + width > WIDTH - MARGIN:

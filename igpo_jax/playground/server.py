@@ -74,7 +74,7 @@ class JobQueue:
         loop, job = asyncio.get_running_loop(), Job()
         self._jobs.append(job)
         job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
-        job.future = self._thread.submit(work, job, functools.partial(loop.call_soon_threadsafe, job.events.put_nowait))
+        job.future = self._thread.submit(work, job, lambda event: loop.call_soon_threadsafe(job.events.put_nowait, event))
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, job))
         return job
 
@@ -181,7 +181,7 @@ def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[
 
 def forget_programs() -> None:
     """Bounds memory: each new setting compiles a program."""
-    if advance._cache_size() > PROGRAMS:
+    if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
         jax.clear_caches()
 
 
@@ -189,21 +189,16 @@ def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
     device = jax.devices()[0]
     origin = {name: value for name, value in model.origin.items() if name not in ("path", "adapters")}
     if "adapters" in model.origin:
-        origin["adapters"] = pathlib.Path(model.origin["adapters"]).name
+        origin["adapters"] = pathlib.Path(str(model.origin["adapters"])).name
     return {
-        "name": pathlib.Path(model.origin.get("path", "model")).resolve().name,
+        "name": pathlib.Path(str(model.origin.get("path", "model"))).resolve().name,
         **origin,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         "dtype": model.config.param_dtype,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "chat": has_chat_template(model),
         "limits": LIMITS,
-        "choices": {
-            "remasking": REMASKINGS,
-            "commit": COMMITS,
-            "fallback": ("leftmost", "most_confident"),
-            "cache": CACHES,
-        },
+        "choices": {"remasking": REMASKINGS, "commit": COMMITS, "cache": CACHES, "fallback": ("leftmost", "most_confident")},
         "begin_with": begin_with,
     }
 

@@ -16,7 +16,8 @@ if (document.getElementById("rollouts")) {
   ];
   const MOST_BARS = 40;
   let rollouts = [], bars = [], shown = [], current = null;
-  let boxes = [], steps = 1, timer = null, open = false;
+  let boxes = [], steps = 1, open = false;
+  const pause = makePlayer(element("time"), element("play"), show);
 
   // A group of radio buttons is one stop of the tab key; arrow keys move within it.
   function choices(id, names) {
@@ -86,7 +87,7 @@ if (document.getElementById("rollouts")) {
   }
 
   function choose(rollout) {
-    stop();
+    pause();
     current = rollout;
     element("list").querySelectorAll("button").forEach((button, i) => {
       button.setAttribute("aria-current", shown[i] === rollout);
@@ -172,25 +173,6 @@ if (document.getElementById("rollouts")) {
     }
   }
 
-  function stop() {
-    clearInterval(timer);
-    timer = null;
-    fill("play", "▶ Play");
-  }
-
-  function play() {
-    if (timer) return stop();
-    const time = element("time");
-    if (Number(time.value) >= steps) time.value = 0;
-    fill("play", "❚❚ Pause");
-    show();
-    timer = setInterval(() => {
-      time.value = Number(time.value) + 1;
-      show();
-      if (Number(time.value) >= steps) stop();
-    }, frameMilliseconds(steps));
-  }
-
   element("list").onkeydown = (event) => {
     const move = {ArrowDown: 1, ArrowUp: -1}[event.key];
     const next = move && shown[shown.indexOf(current) + move];
@@ -205,8 +187,6 @@ if (document.getElementById("rollouts")) {
   element("of-run").hidden = Object.keys(runs).length === 1;
   element("run").onchange = openRun;
   element("search").oninput = refresh;
-  element("play").onclick = play;
-  element("time").oninput = () => { stop(); show(); };
   choices("kinds", KINDS.map(([name]) => name)).forEach((span, i) => { span.textContent = KINDS[i][0]; });
   openRun();
 }

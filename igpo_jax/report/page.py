@@ -91,8 +91,8 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
         raise ValueError(f"{workdir} has no config.json; give the folder of a run")
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))
-    logs = (read_rows(folder / name) for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"))
-    return Run(folder, config, *logs, result, data)
+    metrics, rollouts, verdicts = (read_rows(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))
+    return Run(folder, config, metrics, rollouts, verdicts, result, data)
 
 
 def report_html(runs: dict[str, Run]) -> str:
@@ -242,7 +242,7 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
         f'<li><i style="background:{color}"></i>{html.escape(name)}</li>' for color, name in zip(COLORS, runs, strict=False)
     )
     tables = [
-        _table("What they reached", "Shares with 95% intervals (Wilson).", ["", *runs], reached),
+        _table("Results", "Shares with 95% intervals (Wilson).", ["", *runs], reached),
         _table(
             f"Newest accuracy, against {reference}",
             "Problem by problem, where both were judged on the same ones; intervals are a bootstrap over problems.",

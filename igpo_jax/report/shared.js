@@ -22,4 +22,27 @@ const isDark = (parts) => {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179;
 };
 const showScale = () => { element("scale").style.background = "linear-gradient(90deg," + viridis.map(hex).join(",") + ")"; };
-const frameMilliseconds = (frames) => Math.min(500, Math.max(40, 8000 / frames));
+
+// The button plays the slider to its maximum, from the start if it is there already. Returns a function that pauses.
+const makePlayer = (slider, button, paint) => {
+  let timer = null;
+  const atEnd = () => Number(slider.value) >= Number(slider.max);
+  const pause = () => {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "▶ Play";
+  };
+  button.onclick = () => {
+    if (timer) return pause();
+    if (atEnd()) slider.value = 0;
+    button.textContent = "❚❚ Pause";
+    paint();
+    timer = setInterval(() => {
+      slider.value = Number(slider.value) + 1;
+      paint();
+      if (atEnd()) pause();
+    }, Math.min(500, Math.max(40, 8000 / slider.max)));
+  };
+  slider.oninput = () => { pause(); paint(); };
+  return pause;
+};

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import signal
 import sys
 import time
@@ -270,9 +269,7 @@ def _is_reply(value: Any) -> bool:
 
 
 def messages(record: Record) -> Messages:
-    values = {"{question}": record.question, "{solution}": record.solution, "{answer}": record.answer}
-    parts = re.split(r"(\{question\}|\{solution\}|\{answer\})", REQUEST)
-    request = "".join(values.get(part, part) for part in parts)
+    request = REQUEST.format(question=record.question, solution=record.solution, answer=record.answer)
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
 
 

@@ -107,13 +107,13 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
     ]
     shown = [examples[round(i)] for i in np.linspace(0, len(examples) - 1, min(EXAMPLES, len(examples)))]
     keys = "".join(
-        f'<li><i style="background:{color}"></i>{name}</li>' for name, color in (("before", BLUE), ("after", ORANGE))
+        f'<li><i style="border-top: 3px solid {color}"></i>{name}</li>' for name, color in (("before", BLUE), ("after", ORANGE))
     )
     caption = "<figcaption><p>Tokens of the solutions that are kept, before and after.</p></figcaption>"
     pairs = "".join(map(_example, shown)) or '<p class="empty">Nothing is shorter.</p>'
     sections = [
         f'<section><h2>Lengths</h2><figure>{caption}<ul class="keys">{keys}</ul>{plot}</figure></section>',
-        _counts("What became of the problems", card["outcomes"], f"<p>{NOTES['cost' in card]}</p>"),
+        _counts("Outcomes", card["outcomes"], f"<p>{NOTES['cost' in card]}</p>"),
         _counts("Without a reply", card.get("unanswered")),
         f"<section><h2>Examples</h2>{pairs}</section>",
     ]

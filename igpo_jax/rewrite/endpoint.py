@@ -68,8 +68,9 @@ def ask_all(
             on_reply({"id": id, **reply})
 
     async def work_all() -> None:
-        connection = {"base_url": endpoint.address, "api_key": endpoint.key}
-        async with openai.AsyncOpenAI(**connection, timeout=endpoint.timeout, max_retries=endpoint.retries) as client:
+        async with openai.AsyncOpenAI(
+            base_url=endpoint.address, api_key=endpoint.key, timeout=endpoint.timeout, max_retries=endpoint.retries
+        ) as client:
             async with asyncio.TaskGroup() as group:
                 for _ in range(requests):
                     group.create_task(work(client))

@@ -272,7 +272,7 @@ def test_names_are_as_long_as_they_must_be_to_differ(tmp_path):
 def test_several_runs_share_one_page(two_runs, tmp_path):
     write_page(two_runs, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert sections(text) == ["What they reached", "Newest accuracy, against one", "Configuration", *SECTIONS]
+    assert sections(text) == ["Results", "Newest accuracy, against one", "Configuration", *SECTIONS]
     data = embedded(text)
     assert set(data["rollouts"]["runs"]) == {"one", "other"}
     for figure in data["figures"]:
@@ -293,7 +293,7 @@ def table_after(text, title):
 def test_runs_are_compared_by_their_numbers_verdicts_and_settings(two_runs):
     text = report_html({"one": read_run_folder(two_runs[0]), "other": read_run_folder(two_runs[1])})
     assert table_after(text, "Configuration") == {"": ["one", "other"], "seed": ["0", "1"], "rl.iterations": ["100", "7"]}
-    assert table_after(text, "What they reached")["newest accuracy"] == ["60.0% (50.2% to 69.1%)"] * 2
+    assert table_after(text, "Results")["newest accuracy"] == ["60.0% (50.2% to 69.1%)"] * 2
     difference = table_after(text, "Newest accuracy, against one")["other"]
     assert difference[0].startswith("+50.0 (") and difference[2:] == ["2 / 0", "4", "10 and 10"]
 
