@@ -90,7 +90,9 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
             raise ValueError(f"--sampler={entry}: {value!r} is no {kind.__name__}") from None
     for name in config.benchmarks:
         if decode_of(config, name) == exact_sampler(decode_of(config, name)):
-            raise ValueError("the sampler is exact, so there is nothing to compare; give cache or commit (config.decode, --sampler)")
+            raise ValueError(
+                "the sampler is exact, so there is nothing to compare; give cache or commit (config.decode, --sampler)"
+            )
     return config
 
 
