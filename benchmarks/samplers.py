@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays, take_rows
-from igpo_jax.diffusion.batches import denoise
+from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
@@ -41,8 +41,11 @@ def sampled(run, problems, prompts, decode: DecodeConfig, exact: DecodeConfig, r
     def timed(start, decode):
         begin = time.perf_counter()
         batch = take_rows(prompts, np.minimum(np.arange(start, start + rows), len(problems) - 1))
-        return denoise(run.params, batch, draws, 0, run.model, decode, mesh), time.perf_counter() - begin
+        requests = Requests.blank(batch, draws, run.model, decode)
+        [(_, done)] = complete(run.params, requests, jax.random.key(0), run.model, decode, batching)
+        return done, time.perf_counter() - begin
 
+    batching = Batching(mesh, rows, [prompts.tokens.shape[1]], shortest_first=False)
     with jax.set_mesh(mesh):
         for compiled in {decode, exact}:
             timed(0, compiled)
@@ -139,8 +142,14 @@ def table(cases: list[dict]) -> str:
         low, high = (100 * x for x in case["change_interval95"])
         rows.append(
             "| {} | {} | {:.2f} | {:+.2f} ({:+.2f} to {:+.2f}) | {:.1f} | {:.1f} x | {:.1f} x |".format(
-                *case["name"].split("+"), 100 * case["accuracy"], 100 * case["change"], low, high,
-                case["evaluations"], case["flops_ratio"], case["time_ratio"],
+                *case["name"].split("+"),
+                100 * case["accuracy"],
+                100 * case["change"],
+                low,
+                high,
+                case["evaluations"],
+                case["flops_ratio"],
+                case["time_ratio"],
             )
         )
     return "\n".join(rows) + "\n"

@@ -22,8 +22,9 @@ from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
 from igpo_jax.data.pipeline import left_padded
+from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
-from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.sampler import sample
 from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora
@@ -221,11 +222,7 @@ class DiffusionLM:
                 raise ValueError("this model folder has no tokenizer; give token ids instead of text")
             if not isinstance(prompt, str):
                 return encode_chat(self.tokenizer, prompt)
-            return (
-                encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
-                if chat
-                else self.tokenizer.encode(prompt)
-            )
+            return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
         ids = [int(id) for id in prompt]
         if any(not 0 <= id < self.config.vocab_size for id in ids):
             raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
@@ -265,23 +262,24 @@ class DiffusionLM:
         """`whole`: the text of all tokens, not only of those before the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         seen: Counter[int] = Counter()
-        occurrence = [seen.update([number]) or seen[number] - 1 for number in problem]
-        keys = np.array([problem, occurrence], np.uint32)
-        tokens, prompt_mask = left_padded(prompts, _rounded(max(map(len, prompts))), self.config.eos_id)
-        count, divisor = len(prompts), batch_size_divisor(self.mesh)
-        # Batches of one size, filled up with repeats of the last row: one program for any number of prompts.
-        size = min(-(-count // divisor), ROWS_PER_DEVICE) * divisor
-        completions = []
-        for begin in range(0, count, size):
-            padded = np.minimum(np.arange(begin, begin + size), count - 1)
-            with jax.set_mesh(self.mesh):
-                row_keys = completion_keys(jax.random.key(seed), *keys[:, padded], 0)
-                rows = shard_batch((tokens[padded], prompt_mask[padded], canvas[padded]), self.mesh)
-                arguments = (self.params, *rows, row_keys, self.config, decode)
-                done = sample(*arguments) if watch is None else sample_stepwise(*arguments, watch)
-                done = to_host((done.tokens, done.unmask_step))
-            completions += [Completion(self._decode(row, whole), row, steps) for row, steps in zip(*done, strict=True)]
-        return completions[:count]
+        occurrence = []
+        for number in problem:
+            occurrence.append(seen[number])
+            seen[number] += 1
+        length = _rounded(max(map(len, prompts)))
+        ids = np.array(problem, np.uint32), np.array(occurrence, np.uint32)
+        requests = Requests(*left_padded(prompts, length, self.config.eos_id), canvas, *ids)
+        divisor = batch_size_divisor(self.mesh)
+        # Batches of one size, filled with repeats of the last row: one program for any number of prompts.
+        size = min(-(-len(prompts) // divisor), ROWS_PER_DEVICE) * divisor
+        batching = Batching(self.mesh, size, [length], shortest_first=False)
+        run = sample if watch is None else functools.partial(sample_stepwise, watch=watch)
+        completions: list[Completion] = []
+        with jax.set_mesh(self.mesh):
+            for _, done in complete(self.params, requests, jax.random.key(seed), self.config, decode, batching, sampler=run):
+                rows = zip(done.tokens, done.unmask_step, strict=True)
+                completions += [Completion(self._decode(row, whole), row, steps) for row, steps in rows]
+        return completions
 
     def _decode(self, tokens: np.ndarray, whole: bool) -> str | None:
         return None if self.tokenizer is None else completion_text(self.tokenizer, tokens, whole)
@@ -331,9 +329,7 @@ def load(
         raise ValueError(f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
         if adapters is not None:
-            raise ValueError(
-                f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
-            )
+            raise ValueError(f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead")
         run = restore_run(path, mesh, stage)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()

@@ -1,7 +1,9 @@
-"""Completions of held-out problems."""
+"""Prompts to completions, in batches of few shapes."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
+import flax
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -14,47 +16,65 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.mesh import shard_batch, to_host
 
 
-def decode_completions(
+@flax.struct.dataclass
+class Requests:
+    """Completions to be sampled, host arrays. The noise of a row belongs to (key, problem_id, draw)."""
+
+    tokens: np.ndarray  # int32 [n, p], prompts padded on the left
+    prompt_mask: np.ndarray  # bool [n, p]
+    canvas: np.ndarray  # int32 [n, l], MASK or a hint token
+    problem_id: np.ndarray  # uint32 [n]
+    draw: np.ndarray  # uint32 [n]
+
+    @classmethod
+    def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
+        """Completions without hints, one for each prompt."""
+        canvas = np.full((len(draw), decode.completion_length), model.mask_id, np.int32)
+        return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
+
+    def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Prompt, prompt mask, canvas and row keys on the devices, as samplers take them."""
+        keys = completion_keys(key, self.problem_id, self.draw, attempt)
+        return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How rows are put into batches."""
+
+    mesh: Mesh
+    size: int  # rows, a multiple of data * fsdp
+    buckets: Sequence[int]  # a batch's prompts are padded to the smallest length that holds them
+    shortest_first: bool = True  # sorted by prompt length, so that few batches are long; or in the given order
+    fill: bool = True  # repeats rows in a last batch that is smaller than the others, so that no program is compiled for it
+
+
+def complete(
     params: Params,
-    prompts: PromptBatch,
+    requests: Requests,
+    key: jax.Array,
     model: ModelConfig,
     decode: DecodeConfig,
-    batch_size: int,
-    buckets: Sequence[int],
-    mesh: Mesh,
-    check_preemption: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """One completion per prompt, int32 [n, l]. Batches have one size, and the shortest prompts come first; the last is
-    filled up with repeats.
+    batching: Batching,
+    attempt: int = 0,
+    sampler: Callable[..., Sample] = sample,
+) -> Iterator[tuple[np.ndarray, Sample]]:
+    """Samples batch by batch. Run it under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
 
     Args:
-        prompts: host arrays, any number of rows.
-        buckets: a batch's prompts are padded to the smallest that holds them.
-        batch_size: a multiple of data * fsdp.
-        check_preemption: called after every batch, on all processes; may raise.
+        attempt: see `completion_keys`.
+        sampler: `sample`, or a function with its first seven arguments.
+
+    Yields:
+        Which rows of `requests` a batch holds, int [m], and their `Sample` on the host, in the same order. Its counts include
+        repeated rows.
     """
-    total, draws = len(prompts.tokens), np.zeros(batch_size, np.uint32)
-    order = np.argsort(prompts.prompt_mask.sum(axis=1), kind="stable")
-    completions = np.zeros((total, decode.completion_length), np.int32)
-    for begin in range(0, total, batch_size):
-        rows = order[np.minimum(np.arange(begin, begin + batch_size), total - 1)]
-        batch = cut_to_bucket(take_rows(prompts, rows), buckets)
-        completions[rows] = denoise(params, batch, draws, 0, model, decode, mesh).tokens
-        check_preemption()
-    return completions
-
-
-def denoise(
-    params, batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig, mesh: Mesh
-) -> Sample:
-    """Completions of a batch, on the host; the noise belongs to (seed, problem, draw)."""
-    keys, canvas = noise_and_canvas(batch, draws, seed, model, decode)
-    done = sample(params, *shard_batch((batch.tokens, batch.prompt_mask, canvas), mesh), keys, model, decode)
-    tokens, unmask_step = to_host((done.tokens, done.unmask_step))
-    return done.replace(tokens=tokens, unmask_step=unmask_step)
-
-
-def noise_and_canvas(batch: PromptBatch, draws: np.ndarray, seed: int, model: ModelConfig, decode: DecodeConfig):
-    """A key for every row, and int32 [b, l] masks."""
-    keys = completion_keys(jax.random.key(seed), batch.problem_id, draws, 0)
-    return keys, np.full((len(draws), decode.completion_length), model.mask_id, np.int32)
+    total = len(requests.tokens)
+    order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
+    for begin in range(0, total, batching.size):
+        rows = order[begin : begin + batching.size]
+        filled = np.pad(rows, (0, batching.size - len(rows)), mode="edge") if batching.fill else rows
+        batch = cut_to_bucket(take_rows(requests, filled), batching.buckets)
+        done = sampler(params, *batch.placed(key, attempt, batching.mesh), model, decode)
+        tokens, unmask_step = to_host((done.tokens, done.unmask_step))
+        yield rows, dataclasses.replace(done, tokens=tokens[: len(rows)], unmask_step=unmask_step[: len(rows)])

@@ -1,4 +1,4 @@
-"""How far a sampler with a cache is from the exact one, on the canvases that it meets itself."""
+"""Error of a cached sampler against the exact one, on the canvases that the cached one meets."""
 
 import functools
 from typing import Any
@@ -8,18 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import (
-    DecodeState,
-    active_of,
-    block_network,
-    canonical_sharding,
-    end_block,
-    initial_state,
-    write_step,
-)
+from igpo_jax.diffusion.denoise import Block, DecodeState, DenoiseCarry, initial_state
+from igpo_jax.diffusion.sampler import canonical_sharding, refresh_interval
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.model.sharding import Array, Params
+from igpo_jax.model.transformer import KVCache, ModelConfig
 from igpo_jax.runtime.mesh import to_host
 
 PROBED = 8  # completions, at least, on which training measures it
@@ -27,42 +20,45 @@ PROBED = 8  # completions, at least, on which training measures it
 
 @flax.struct.dataclass
 class StepErrors:
-    """Sums over the rows that have not ended, float32 [steps of a block] each.
+    """Sums over the rows that have not ended, float32 [steps of a block] each."""
 
-    kl: KL(exact, cached) of the logits, in nats, of all masked positions of the block. masked: how many those were.
-    changed: tokens that were written and that exact logits and the same noise would have drawn otherwise. written: how many.
-    """
+    kl: Array  # KL(exact, cached) of the logits of all masked positions of the block, nats
+    masked: Array  # number of those positions
+    changed: Array  # written tokens that exact logits with the same noise would have drawn differently
+    written: Array  # number of written tokens
 
-    kl: jax.Array
-    masked: jax.Array
-    changed: jax.Array
-    written: jax.Array
+
+@flax.struct.dataclass
+class ProbeCarry:
+    denoise: DenoiseCarry
+    cache: KVCache
+    errors: StepErrors
 
 
 def sampler_error(
     params: Params,
-    prompt: jax.Array,
-    prompt_mask: jax.Array,
-    canvas: jax.Array,
-    row_keys: jax.Array,
+    prompt: Array,
+    prompt_mask: Array,
+    canvas: Array,
+    row_keys: Array,
     cfg: ModelConfig,
     decode: DecodeConfig,
 ) -> dict[str, Any]:
-    """Samples, and computes in every step the exact logits of the same canvas, too.
+    """Samples with a cache, and also computes in every step the exact logits of the same canvas.
 
     Args:
-        as of `sampler.sample`; decode has a cache.
+        as for `sampler.sample`; decode has a cache.
 
     Returns:
-        kl: mean over masked positions and steps, nats. kl_by_step: the same by the step of a block, None where no row came
-        to it. changed: share of the written tokens that exact logits would have drawn otherwise.
+        kl: mean over masked positions and steps, nats. kl_by_step: the same by the step of a block, None where no row reached
+        it. changed: share of the written tokens that exact logits would have drawn differently.
     """
-    rows, total = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode)), None
-    for block in range(decode.blocks):
-        rows, errors = block_errors(params, rows, np.int32(block), cfg, decode)
-        rows = canonical_sharding(rows)
-        errors = jax.tree.map(np.float64, to_host(errors))
-        total = errors if total is None else jax.tree.map(np.add, total, errors)
+    state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
+    total = StepErrors(*np.zeros((4, decode.steps_per_block)))
+    for number in range(decode.blocks):
+        state, errors = block_errors(params, state, np.int32(number), cfg, decode)
+        state = canonical_sharding(state)
+        total = jax.tree.map(lambda sums, new: sums + np.float64(new), total, to_host(errors))
     by_step = [float(kl / n) if n else None for kl, n in zip(total.kl, total.masked, strict=True)]
     return {
         "kl": float(total.kl.sum() / max(total.masked.sum(), 1)),
@@ -73,47 +69,43 @@ def sampler_error(
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def block_errors(
-    params: Params, rows: DecodeState, block: jax.Array, cfg: ModelConfig, decode: DecodeConfig
+    params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, StepErrors]:
-    """All steps of one block, as `sampler.denoise_block`."""
-    length, steps = decode.block_length, decode.steps_per_block
-    every, start = decode.refresh or steps, block * length
-    full_forward, cached_forward = block_network(params, rows, start, cfg, decode)
-    masks_at_entry = (active_of(rows.tokens, start, length) == cfg.mask_id).sum(axis=1)
-    live = ~rows.ended[:, None]
+    """All steps of one block, as in `sampler.denoise_block`."""
+    steps, every = decode.steps_per_block, refresh_interval(decode)
+    block = Block.begin(params, state, number, cfg, decode)
+    live = ~state.ended[:, None]
 
-    def denoise(carry):
-        step, current, unmask_step, remembered, errors = carry
-        exact, fresh = full_forward(current)
-        renewed = step % every == 0
-        remembered = jax.tree.map(lambda new, old: jnp.where(renewed, new, old), fresh, remembered)
-        cached = jnp.where(renewed, exact, cached_forward(current, remembered))
-        masked = live & (active_of(current, start, length) == cfg.mask_id)
+    def run_step(carry: ProbeCarry) -> ProbeCarry:
+        before = carry.denoise
+        exact, fresh = block.full_forward(before.tokens)
+        renewed = before.step % every == 0
+        cache = jax.tree.map(lambda new, old: jnp.where(renewed, new, old), fresh, carry.cache)
+        cached = jnp.where(renewed, exact, block.cached_forward(before.tokens, cache))
+        masked = live & (block.active(before.tokens) == cfg.mask_id)
 
-        advance = functools.partial(write_step, rows, masks_at_entry, block, step, cfg=cfg, decode=decode)
-        following, unmask_step, drawn, chosen = advance(cached, current, unmask_step)
-        _, _, drawn_exactly, _ = advance(exact, current, unmask_step)
-        chosen = chosen & live
+        after, info = block.denoise_step(before, cached)
+        _, exact_info = block.denoise_step(before, exact)
+        written = info.written & live
         found = StepErrors(
             jnp.sum(divergence(exact, cached), where=masked),
             masked.sum(),
-            (chosen & (drawn != drawn_exactly)).sum(),
-            chosen.sum(),
+            (written & (info.drawn != exact_info.drawn)).sum(),
+            written.sum(),
         )
-        errors = jax.tree.map(lambda sums, new: sums.at[step].add(new), errors, found)
-        return step + 1, following, unmask_step, remembered, errors
+        errors = jax.tree.map(lambda sums, new: sums.at[before.step].add(new), carry.errors, found)
+        return ProbeCarry(after, cache, errors)
 
-    def unfinished(carry):
-        return (carry[0] < steps) & jnp.any(active_of(carry[1], start, length) == cfg.mask_id)
+    def unfinished(carry: ProbeCarry) -> jax.Array:
+        return (carry.denoise.step < steps) & block.unfinished(carry.denoise)
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(full_forward, rows.tokens)[1])
-    errors = StepErrors(*jnp.zeros((4, steps)))
-    carry = (jnp.int32(0), rows.tokens, rows.unmask_step, nothing, errors)
-    _, current, unmask_step, _, errors = jax.lax.while_loop(unfinished, denoise, carry)
-    return end_block(rows, current, unmask_step, block, cfg, decode), errors
+    no_cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(block.full_forward, state.tokens)[1])
+    start = ProbeCarry(DenoiseCarry.start(state), no_cache, StepErrors(*jnp.zeros((4, steps))))
+    carry = jax.lax.while_loop(unfinished, run_step, start)
+    return block.finish(carry.denoise), carry.errors
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """KL(exact, other) of two arrays of logits [..., v], in nats, [...]; what has no chance in both is left out."""
+    """KL(exact, other) of two arrays of logits [..., v], in nats, [...]; tokens without probability are left out."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

@@ -1,5 +1,5 @@
-"""The sampler of sampler.py one step at a time, for whoever wants to watch. The same tokens, more slowly: after every step the
-host learns what was written."""
+"""The sampler of sampler.py one step at a time, for viewers. It writes the same tokens, more slowly: after every step the host
+reads what was written."""
 
 import dataclasses
 import functools
@@ -9,125 +9,111 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.diffusion.sampler import (
-    HINT,
-    DecodeState,
-    block_network,
-    canonical_sharding,
-    end_block,
-    initial_state,
-    write_step,
-)
+from igpo_jax.diffusion.denoise import HINT, Block, DecodeState, DenoiseCarry, initial_state
+from igpo_jax.diffusion.sampler import Sample, block_flops, canonical_sharding, refresh_interval
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.model.sharding import Array, Params
+from igpo_jax.model.transformer import KVCache, ModelConfig
 from igpo_jax.runtime.mesh import to_host
 
-ALTERNATIVES = 5  # of every position
+ALTERNATIVES = 5  # likeliest tokens that are reported of every position
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Canvases after a denoising step, on the host.
+    """Canvases after a denoising step, on the host. The last three fields are of the active block's positions, with the logits of
+    this step; before the first step they are empty."""
 
-    number: the scheduled step, as in `unmask_step`; `HINT` before the first. tokens, unmask_step: int32 [b, l], as of `Sample`.
-    start: where the active block begins. Of its positions, with the logits of this step: probability: float32 [b, k], of the
-    token that was drawn. likeliest: int32 [b, k, n], the likeliest tokens; likelihood: float32 [b, k, n], their probabilities.
-    Empty before the first step.
-    """
-
-    number: int
-    tokens: np.ndarray
-    unmask_step: np.ndarray
-    start: int
-    probability: np.ndarray
-    likeliest: np.ndarray
-    likelihood: np.ndarray
+    number: int  # the scheduled step, as in `unmask_step`; `HINT` before the first
+    tokens: np.ndarray  # int32 [b, l]
+    unmask_step: np.ndarray  # int32 [b, l]
+    start: int  # the active block's first position
+    probability: np.ndarray  # float32 [b, k], of the drawn token
+    likeliest: np.ndarray  # int32 [b, k, n], the likeliest tokens
+    likelihood: np.ndarray  # float32 [b, k, n], their probabilities
 
 
 def sample_stepwise(
     params: Params,
-    prompt: jax.Array,
-    prompt_mask: jax.Array,
-    canvas: jax.Array,
-    row_keys: jax.Array,
+    prompt: Array,
+    prompt_mask: Array,
+    canvas: Array,
+    row_keys: Array,
     cfg: ModelConfig,
     decode: DecodeConfig,
     watch: Callable[[Step], None],
-) -> DecodeState:
-    """What `sampler.sample` does, with the same arguments.
+) -> Sample:
+    """Samples as `sampler.sample` does, with the same arguments.
 
     Args:
-        watch: is called before the first step and after every one; what it raises ends the work.
-
-    Returns:
-        Rows, in their order, with tokens and unmask_step as of `Sample`.
+        watch: called before the first step and after every one; what it raises ends the sampling.
     """
-    rows = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
+    state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
-    watch(Step(HINT, *to_host((rows.tokens, rows.unmask_step)), 0, nothing, nothing, nothing))
-    every = 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block
+    watch(Step(HINT, *to_host((state.tokens, state.unmask_step)), 0, nothing, nothing, nothing))
+    every, length = refresh_interval(decode), prompt.shape[1] + decode.completion_length
+    evaluations, flops = 0, 0
     for block in range(decode.blocks):
-        start, remembered = block * decode.block_length, None
-        masks_at_entry = _masks(to_host(rows.tokens), start, cfg, decode)
+        start, cache = block * decode.block_length, None
+        masks_at_entry = _masks(to_host(state.tokens), start, cfg, decode)
         if not masks_at_entry.any():
-            rows = canonical_sharding(_end_block(rows, rows.tokens, rows.unmask_step, np.int32(block), cfg, decode))
+            state = canonical_sharding(_skip_block(state, np.int32(block), cfg, decode))
         for step in range(decode.steps_per_block if masks_at_entry.any() else 0):
-            remembered = None if step % every == 0 else remembered
-            rows, remembered, found = advance(
-                params, rows, masks_at_entry, remembered, np.int32(block), np.int32(step), cfg, decode
-            )
-            rows = canonical_sharding(rows)
-            tokens, unmask_step, *found = to_host((rows.tokens, rows.unmask_step, *found))
+            cache = None if step % every == 0 else cache
+            flops += len(canvas) * block_flops(int(cache is None), int(cache is not None), block, length, cfg, decode)
+            evaluations += 1
+            state, cache, found = advance(params, state, masks_at_entry, cache, np.int32(block), np.int32(step), cfg, decode)
+            state = canonical_sharding(state)
+            tokens, unmask_step, *found = to_host((state.tokens, state.unmask_step, *found))
             watch(Step(block * decode.steps_per_block + step, tokens, unmask_step, start, *found))
             if not _masks(tokens, start, cfg, decode).any():
                 break
-        if to_host(rows.ended).all():
+        if to_host(state.ended).all():
             break
-    return rows
+    return Sample(state.tokens, state.unmask_step, evaluations, evaluations * len(canvas), flops)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def advance(
     params: Params,
-    rows: DecodeState,
-    masks_at_entry: jax.Array,
-    remembered,
-    block: jax.Array,
-    step: jax.Array,
+    state: DecodeState,
+    masks_at_entry: Array,
+    cache: KVCache | None,
+    number: Array,
+    step: Array,
     cfg: ModelConfig,
     decode: DecodeConfig,
-):
-    """One step of one block.
+) -> tuple[DecodeState, KVCache | None, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Runs one step of one block.
 
     Args:
-        masks_at_entry: int32 [b], of the block. remembered: keys and values of an earlier step; None evaluates whole rows.
-        block, step: int32 [], the step of the block.
+        masks_at_entry: int32 [b], of the block. cache: of an earlier step; None evaluates whole rows.
+        number, step: int32 [], the block and its step.
 
     Returns:
-        The rows after it, what a cache remembers, and probability, likeliest and likelihood as of `Step`.
+        The state after it, the cache, and probability, likeliest and likelihood as in `Step`.
     """
-    full_forward, cached_forward = block_network(params, rows, block * decode.block_length, cfg, decode)
-    if remembered is None:
-        logits, remembered = full_forward(rows.tokens)
+    block = Block.begin(params, state, number, cfg, decode).replace(masks_at_entry=masks_at_entry)
+    if cache is None:
+        logits, cache = block.full_forward(state.tokens)
     else:
-        logits = cached_forward(rows.tokens, remembered)
-    tokens, unmask_step, drawn, _ = write_step(
-        rows, masks_at_entry, block, step, logits, rows.tokens, rows.unmask_step, cfg, decode
-    )
+        logits = block.cached_forward(state.tokens, cache)
+    carry, info = block.denoise_step(DenoiseCarry.start(state).replace(step=step), logits)
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
     probabilities = jax.nn.softmax(logits)
-    probability = jnp.take_along_axis(probabilities, drawn[..., None], axis=-1)[..., 0]
+    probability = jnp.take_along_axis(probabilities, info.drawn[..., None], axis=-1)[..., 0]
     likelihood, likeliest = jax.lax.top_k(probabilities, min(ALTERNATIVES, cfg.vocab_size))
-    # Of a block that is not done this ends nothing but rows of which it is all EOS already.
-    rows = end_block(rows, tokens, unmask_step, block, cfg, decode)
-    return rows, remembered, (probability, likeliest, likelihood)
+    # While the block has masks left, this ends only rows whose block is all EOS already.
+    return block.finish(carry), cache, (probability, likeliest, likelihood)
 
 
 def _masks(tokens: np.ndarray, start: int, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
-    """int32 [b], how many a block has."""
+    """Number of masks in a block, int32 [b]."""
     return (tokens[:, start : start + decode.block_length] == cfg.mask_id).sum(axis=1, dtype=np.int32)
 
 
-_end_block = jax.jit(end_block, static_argnames=("cfg", "decode"))
+@functools.partial(jax.jit, static_argnames=("cfg", "decode"))
+def _skip_block(state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig) -> DecodeState:
+    """The state after a block without masks."""
+    return Block.begin({}, state, number, cfg, decode).finish(DenoiseCarry.start(state))

@@ -1,6 +1,6 @@
-"""Completions of a benchmark's problems and their verdicts, one row per problem, in a folder that is an evaluation:
-protocol.json, one JSON Lines file per benchmark, and at the end card.json. It can be stopped and goes on; the same checkpoint
-and protocol give the same rows, whatever batch size and mesh.
+"""Completes and grades benchmarks, one row per problem, in an evaluation's folder: protocol.json, one JSON Lines file per
+benchmark, and at the end card.json. Evaluations resume; the same checkpoint and protocol give the same rows for any batch size
+and mesh.
 """
 
 import json
@@ -14,9 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM
-from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, prompt_arrays, take_rows
-from igpo_jax.diffusion.batches import denoise
-from igpo_jax.diffusion.sampler import HINT
+from igpo_jax.data.pipeline import PromptBatch, prompt_arrays, take_rows
+from igpo_jax.diffusion.batches import Batching, Requests, complete
+from igpo_jax.diffusion.denoise import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
@@ -34,10 +34,10 @@ from igpo_jax.tokenizers import completion_text
 def run_benchmark(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Completes and grades what `<folder>/<name>.jsonl` lacks, and returns the numbers of all of it.
+    """Completes and grades the problems that `<folder>/<name>.jsonl` lacks, and returns the `summary` of all.
 
-    A row: id, question, answer, and of every draw its text, as it is graded, the answer it states, reward, whether it is
-    correct, the outcome of grading, and how many denoising steps wrote it.
+    A row: id, question, answer, and for every draw its text as graded, the extracted answer, reward, whether it is correct,
+    the outcome of grading, and the number of denoising steps that wrote it.
     """
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
@@ -46,19 +46,18 @@ def run_benchmark(
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool = reward_pool(part.task, config.reward)
-    size = -(-config.batch_size // batch_size_divisor(model.mesh)) * batch_size_divisor(model.mesh)
-    draws, total = part.draws, len(problems) * part.draws
+    divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
+    batching = Batching(model.mesh, -(-config.batch_size // divisor) * divisor, config.prompt_buckets, shortest_first=False)
+    flat = np.arange(done * draws, total)
+    requests = Requests.blank(take_rows(prompts, flat // draws), (flat % draws).astype(np.uint32), model.config, decode)
     waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
     with progress(total, done * draws, name) as bar, jax.set_mesh(model.mesh):
-        for begin in range(done * draws, total, size):
-            flat = np.arange(begin, min(begin + size, total))
-            padded = np.minimum(np.arange(begin, begin + size), total - 1)
-            batch = cut_to_bucket(take_rows(prompts, padded // draws), config.prompt_buckets)
-            draw = (padded % draws).astype(np.uint32)
-            sampled = denoise(model.params, batch, draw, config.seed, model.config, decode, model.mesh)
-            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in sampled.tokens[: len(flat)]]
-            verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(flat, texts, strict=True)])
-            for place, number in enumerate(flat.tolist()):
+        key = jax.random.key(config.seed)
+        for batch_rows, sampled in complete(model.params, requests, key, model.config, decode, batching):
+            numbers = flat[batch_rows].tolist()
+            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in sampled.tokens]
+            verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)])
+            for place, number in enumerate(numbers):
                 reward, outcome = verdicts[place]
                 waiting.append(
                     {
@@ -81,13 +80,13 @@ def run_benchmark(
             if jax.process_index() == 0:
                 with file.open("a", encoding="utf-8") as opened:
                     opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            bar.update(len(flat))
+            bar.update(len(numbers))
     pool.close()
     return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """Those of a benchmark, padded to the largest bucket."""
+    """A benchmark's prompts, padded to the largest bucket."""
     return prompt_arrays(
         problems,
         model.tokenizer,
@@ -101,12 +100,12 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """bool [problems, draws], of a benchmark's rows."""
+    """Verdicts of a benchmark's rows, bool [problems, draws]."""
     return np.array([[c["correct"] for c in row["completions"]] for row in rows])
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """(reward, number of the outcome) of each, float64 [n, 2]; the processes share the work."""
+    """Grades answers: (reward, index of the outcome), float64 [n, 2]. The processes share the work."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -115,7 +114,7 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Of an evaluation's file; what a killed process left of a last line is cut off."""
+    """Rows of an evaluation's file; cuts off the partial last line that a killed process left."""
     rows = read_rows(file)
     if file.is_file():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -126,10 +125,10 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
     """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders; None for a
-    benchmark that only one of them has.
+    benchmark that only one folder has.
 
     Raises:
-        ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message says in what.
+        ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message names the keys.
     """
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
@@ -149,7 +148,9 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
         rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
         if not rows[0]:
-            raise ValueError(f"{one} has no rows of benchmark {name}; a comparison of samplers (--sampler-error) is no evaluation")
+            raise ValueError(
+                f"{one} has no rows of benchmark {name}; a comparison of samplers (--sampler-error) is no evaluation"
+            )
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
         result[name] = paired(*map(correct_of, rows))
@@ -170,7 +171,7 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """pass@1 with its 95 % interval, pass@k for powers of two and all draws, and what else is counted."""
+    """pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
     correct = np.array([[c["correct"] for c in row["completions"]] for row in rows])
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
@@ -190,5 +191,5 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """The chance that k of the draws, without replacement, hold a correct one: unbiased for k fresh ones (Chen et al. 2021)."""
+    """Probability that k of the draws, without replacement, include a correct one: unbiased for k new draws (Chen et al. 2021)."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

@@ -1,4 +1,4 @@
-"""What a fast sampler costs in accuracy and saves in work, against the exact one on the same problems and noise."""
+"""Compares a cached or parallel sampler with the exact one on the same problems and noise: accuracy, logits, work."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM
 from igpo_jax.data.pipeline import cut_to_bucket, take_rows
-from igpo_jax.diffusion.batches import denoise, noise_and_canvas
+from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.sampler_error import sampler_error
 from igpo_jax.diffusion.unmasking import DecodeConfig, exact_sampler
 from igpo_jax.evaluate.benchmark import correct_of, prompts_of, run_benchmark
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch
+from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks.problem import Problem
 
@@ -29,8 +29,8 @@ def compare_samplers(
     """Runs a benchmark with both samplers, into `folder`/exact and `folder`/fast, and compares.
 
     Returns:
-        accuracy: of `paired`, one is exact and other fast. changed_texts: share of completions that read otherwise.
-        logits: of `sampler_error`, None without a cache. exact, fast: evaluations and flops, per completion.
+        accuracy: see `paired`, one is exact and other fast. changed_texts: share of completions whose text differs.
+        logits: see `sampler_error`, None without a cache. exact, fast: evaluations and flops per completion.
     """
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
@@ -43,23 +43,26 @@ def compare_samplers(
     if jax.process_index() > 0:
         return found  # process 0 has written the rows, and may be the only one to see them yet
     rows = [read_rows(folder / which / f"{name}.jsonl") for which in samplers]
-    texts = [[c["text"] for row in of for c in row["completions"]] for of in rows]
+    texts = [[completion["text"] for row in sampled for completion in row["completions"]] for sampled in rows]
     changed_texts = float(np.mean([one != other for one, other in zip(*texts, strict=True)]))
     return {"accuracy": paired(*map(correct_of, rows)), "changed_texts": changed_texts, **found}
 
 
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:
+    """The logits' error and the work per completion on the first `PROBED` problems."""
     divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED], samplers["fast"])
     number = -(-len(prompts.tokens) // divisor) * divisor
-    prompts = take_rows(cut_to_bucket(prompts, config.prompt_buckets), np.arange(number) % len(prompts.tokens))
-    draws, found = np.zeros(number, np.uint32), {}
+    prompts = take_rows(prompts, np.arange(number) % len(prompts.tokens))
+    requests = Requests.blank(prompts, np.zeros(number, np.uint32), model.config, samplers["fast"])
+    batching = Batching(model.mesh, number, config.prompt_buckets, shortest_first=False)
+    found: dict[str, Any] = {}
     with jax.set_mesh(model.mesh):
+        key = jax.random.key(config.seed)
         for which, decode in samplers.items():
-            done = denoise(model.params, prompts, draws, config.seed, model.config, decode, model.mesh)
+            [(_, done)] = complete(model.params, requests, key, model.config, decode, batching)
             found[which] = {"evaluations": done.rows_evaluated / number, "flops": done.flops / number}
         found["logits"] = None
         if samplers["fast"].cache != "none":
-            keys, canvas = noise_and_canvas(prompts, draws, config.seed, model.config, samplers["fast"])
-            rows = shard_batch((prompts.tokens, prompts.prompt_mask, canvas), model.mesh)
-            found["logits"] = sampler_error(model.params, *rows, keys, model.config, samplers["fast"])
+            rows = cut_to_bucket(requests, config.prompt_buckets).placed(key, 0, model.mesh)
+            found["logits"] = sampler_error(model.params, *rows, model.config, samplers["fast"])
     return found

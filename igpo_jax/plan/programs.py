@@ -16,7 +16,8 @@ from igpo_jax import config as configuration
 from igpo_jax.config import Config
 from igpo_jax.data.pipeline import SFTBatch
 from igpo_jax.diffusion.corruption import Corruption
-from igpo_jax.diffusion.sampler import DecodeState, denoise_block
+from igpo_jax.diffusion.denoise import DecodeState
+from igpo_jax.diffusion.sampler import denoise_block
 from igpo_jax.diffusion.sampler_error import PROBED, block_errors
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
@@ -120,9 +121,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def sampling(rows, decode, acting=acting):
-        keys = replicated_shapes(lambda: jax.random.split(jax.random.key(0), rows))
-        canvas = tokens(rows, length)
-        state = DecodeState(*prompts(rows), canvas, keys, canvas, canvas, array((rows,), jnp.bool_), tokens(rows))
+        state = DecodeState.abstract(rows, prompt_length, decode, mesh)
         return acting, state, host((), jnp.int32), model, decode
 
     hints = (

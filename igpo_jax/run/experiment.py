@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.config import Config, check_divisibility
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
-from igpo_jax.diffusion.batches import decode_completions
+from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model import lora
 from igpo_jax.model.logprobs import with_head_chunk
@@ -126,12 +126,15 @@ class Experiment:
         return ThreadPoolExecutor(max_workers=1)
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None] = lambda: None) -> np.ndarray:
-        """Decodes and grades the test problems: bool [problems], True where solved. check_preemption: see
-        `decode_completions`."""
-        evaluation, buckets, test = self.config.evaluation, self.config.data.prompt_buckets, self.test_data
-        completions = decode_completions(
-            params, test.prompts, self.model, evaluation.decode, evaluation.batch_size, buckets, self.mesh, check_preemption
-        )
+        """Decodes and grades the test problems: bool [problems], True where solved. check_preemption: called after every batch, on
+        all processes; may raise."""
+        evaluation, test = self.config.evaluation, self.test_data
+        requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
+        batching = Batching(self.mesh, evaluation.batch_size, self.config.data.prompt_buckets)
+        completions = np.zeros_like(requests.canvas)
+        for rows, done in complete(params, requests, jax.random.key(0), self.model, evaluation.decode, batching):
+            completions[rows] = done.tokens
+            check_preemption()
         return self._grades(test.problems, completions[:, None])().correct[:, 0]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.diffusion import sampler
+from igpo_jax.diffusion.denoise import window_sizes
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import forward, forward_flops, shardings
@@ -92,7 +93,7 @@ def test_windows_are_a_few_sizes_and_cost_what_they_compute():
     """Eight blocks: the windows of cache=prefix are halved."""
     cfg = dataclasses.replace(CFG, layers=8)  # a loop, in which the last layer is like the others
     setting = DecodeConfig(completion_length=64, block_length=8, steps=64, cache="prefix")
-    assert sampler._windows(setting) == [8, 16, 32, 64]
+    assert window_sizes(setting) == [8, 16, 32, 64]
     position, head = forward_flops(cfg, 1, 0, 80), 2 * 8 * CFG.width * CFG.vocab_size
     computed = [(sampler.block_flops(0, 1, block, 80, cfg, setting) - head) / position for block in range(8)]
     np.testing.assert_allclose(computed, [64, 64, 64, 64, 32, 32, 16, 8])

@@ -1,0 +1,204 @@
+"""One denoising step of one block: network, draw, write (docs/method.md section 5).
+
+The compiled sampler, the stepwise one and the probe of a cached sampler's error all run `Block.denoise_step`. Which tokens a step
+writes is in unmasking.py.
+"""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, propose, to_write
+from igpo_jax.model.sharding import Array, Params
+from igpo_jax.model.transformer import KVCache, ModelConfig, Window, forward, prefill, unembed
+from igpo_jax.runtime.mesh import BATCH, shard_rows
+
+HINT = -1  # in `unmask_step`: given from the start
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """Completions in progress."""
+
+    prompt: Array  # int32 [b, p], padded on the left
+    prompt_mask: Array  # bool [b, p]
+    canvas: Array  # int32 [b, l], as it was given
+    keys: Array  # PRNG keys [b]
+    tokens: Array  # int32 [b, l]
+    unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given
+    ended: Array  # bool [b], nothing is left to write
+    slot: Array  # int32 [b], the row's place in the original batch
+
+    @classmethod
+    def abstract(cls, rows: int, prompt_length: int, decode: DecodeConfig, mesh: Mesh) -> "DecodeState":
+        """`jax.ShapeDtypeStruct` of every field, with its sharding on `mesh`."""
+
+        def array(shape, dtype):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(BATCH)))
+
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+        keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype)  # from the host
+        prompt, prompt_mask = array((rows, prompt_length), jnp.int32), array((rows, prompt_length), jnp.bool_)
+        canvas = array((rows, decode.completion_length), jnp.int32)  # one array, until the first block has run
+        ended, slot = array((rows,), jnp.bool_), array((rows,), jnp.int32)
+        return cls(prompt, prompt_mask, canvas, keys, canvas, canvas, ended, slot)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "decode"))
+def initial_state(
+    prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
+) -> DecodeState:
+    """The state before the first block; arguments as for `sampler.sample`."""
+    number = len(canvas)
+    unmask_step = jnp.where(canvas != cfg.mask_id, jnp.int32(HINT), jnp.int32(decode.steps))
+    state = DecodeState(prompt, prompt_mask, canvas, row_keys, canvas, unmask_step, jnp.zeros(number, bool), jnp.arange(number))
+    return jax.tree.map(shard_rows, state)
+
+
+@flax.struct.dataclass
+class DenoiseCarry:
+    """What changes from step to step of a block."""
+
+    tokens: Array  # int32 [b, l]
+    unmask_step: Array  # int32 [b, l]
+    step: Array  # int32 [], steps done
+    full: Array  # int32 [], network evaluations of whole rows
+    age: Array  # int32 [], steps since the last of them
+
+    @classmethod
+    def start(cls, state: DecodeState) -> "DenoiseCarry":
+        return cls(state.tokens, state.unmask_step, jnp.int32(0), jnp.int32(0), jnp.int32(0))
+
+
+@flax.struct.dataclass
+class StepInfo:
+    """One step's decisions for the block."""
+
+    drawn: Array  # int32 [b, k]
+    written: Array  # bool [b, k]
+
+
+@flax.struct.dataclass
+class Block:
+    """One block of completions: what its steps have in common, and the step itself."""
+
+    params: Params
+    state: DecodeState  # before the block
+    number: Array  # int32 []
+    masks_at_entry: Array  # int32 [b]
+    attention_mask: Array  # bool [b, p + l]; twice the rows with guidance
+    cfg: ModelConfig = flax.struct.field(pytree_node=False)
+    decode: DecodeConfig = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def begin(cls, params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig) -> "Block":
+        attention_mask = jnp.concatenate([state.prompt_mask, jnp.ones(state.canvas.shape, bool)], axis=1)
+        if decode.cfg_scale > 0:
+            attention_mask = jnp.concatenate([attention_mask, attention_mask])
+        active = jax.lax.dynamic_slice_in_dim(state.tokens, number * decode.block_length, decode.block_length, axis=1)
+        return cls(params, state, number, (active == cfg.mask_id).sum(axis=1), attention_mask, cfg, decode)
+
+    @property
+    def start(self) -> Array:
+        """The block's first position in the completion."""
+        return self.number * self.decode.block_length
+
+    def active(self, x: Array) -> jax.Array:
+        """The block's part of [b, l]."""
+        return jax.lax.dynamic_slice_in_dim(x, self.start, self.decode.block_length, axis=1)
+
+    def unfinished(self, carry: DenoiseCarry) -> jax.Array:
+        return jnp.any(self.active(carry.tokens) == self.cfg.mask_id)
+
+    def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
+        """Logits of the block, float32 [b, k, v], and with a cache the keys and values of all positions."""
+        rows, out_slice = self._network_input(tokens), (self.state.prompt.shape[1] + self.start, self.decode.block_length)
+        if self.decode.cache == "none":
+            return self._logits(forward(self.params, rows, self.attention_mask, self.cfg, out_slice)), None
+        hidden, cache = prefill(self.params, rows, self.attention_mask, self.cfg, out_slice)
+        return self._logits(hidden), cache
+
+    def cached_forward(self, tokens: Array, cache: KVCache) -> jax.Array:
+        """Logits of the block from a window of the rows, float32 [b, k, v]."""
+        rows, prompt_length, length = self._network_input(tokens), self.state.prompt.shape[1], self.decode.completion_length
+        first = prompt_length + self.start
+
+        def from_window(begin, size):
+            part = shard_rows(jax.lax.dynamic_slice_in_dim(rows, begin, size, axis=1))
+            out_slice, window = (first - begin, self.decode.block_length), Window(cache, begin, first)
+            return self._logits(forward(self.params, part, self.attention_mask, self.cfg, out_slice, window))
+
+        if self.decode.cache == "dual":
+            return from_window(first, self.decode.block_length)
+        sizes = window_sizes(self.decode)
+        enough = jnp.array(sizes) >= length - self.start
+        at_end = [functools.partial(from_window, prompt_length + length - size, size) for size in sizes]
+        return jax.lax.switch(jnp.argmax(enough), at_end)
+
+    def _network_input(self, tokens: Array) -> jax.Array:
+        """Whole rows, int32 [b, p + l]; with guidance followed by the same without prompt and hints."""
+        prompt, canvas, mask_id = self.state.prompt, self.state.canvas, self.cfg.mask_id
+        rows = jnp.concatenate([prompt, tokens], axis=1)
+        if self.decode.cfg_scale > 0:
+            without = [jnp.full_like(prompt, mask_id), jnp.where(canvas != mask_id, mask_id, tokens)]
+            rows = jnp.concatenate([rows, jnp.concatenate(without, axis=1)])
+        return shard_rows(rows)
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits after classifier-free guidance; MASK has none."""
+        logits = unembed(self.params, hidden, self.cfg)
+        if self.decode.cfg_scale > 0:
+            conditional, unconditional = jnp.split(logits, 2)
+            logits = unconditional + (self.decode.cfg_scale + 1) * (conditional - unconditional)
+        return logits.at[..., self.cfg.mask_id].set(-jnp.inf)
+
+    def denoise_step(self, carry: DenoiseCarry, logits: jax.Array) -> tuple[DenoiseCarry, StepInfo]:
+        """Draws a token for every position of the block, and writes some of them. logits: float32 [b, k, v]."""
+        decode = self.decode
+        positions = self.start + jnp.arange(decode.block_length)
+        scheduled = self.number * decode.steps_per_block + carry.step
+        active = self.active(carry.tokens)
+
+        def position_keys(row_key, position):
+            return jax.random.split(jax.random.fold_in(jax.random.fold_in(row_key, position), scheduled))
+
+        with jax.named_scope("draw"):
+            keys = jax.vmap(jax.vmap(position_keys, (None, 0)), (0, None))(self.state.keys, positions)
+            gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
+            uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
+            drawn, confidence = propose(logits, gumbel, uniform, self.cfg, decode)
+            written = to_write(confidence, active == self.cfg.mask_id, self.masks_at_entry, carry.step, decode)
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.start, axis=1)
+        carry = carry.replace(
+            tokens=update(carry.tokens, jnp.where(written, drawn, active)),
+            unmask_step=update(carry.unmask_step, jnp.where(written, scheduled, self.active(carry.unmask_step))),
+            step=carry.step + 1,
+            age=carry.age + 1,
+        )
+        return carry, StepInfo(drawn, written)
+
+    def finish(self, carry: DenoiseCarry) -> DecodeState:
+        """The state with the block's tokens. A row whose block is all EOS has ended, and its remaining masks become EOS."""
+        steps = self.decode.steps_per_block
+        ended = self.state.ended | jnp.all(self.active(carry.tokens) == self.cfg.eos_id, axis=1)
+        rest = ended[:, None] & (carry.tokens == self.cfg.mask_id)
+        state = self.state.replace(
+            tokens=jnp.where(rest, self.cfg.eos_id, carry.tokens),
+            unmask_step=jnp.where(rest, self.number * steps + steps - 1, carry.unmask_step),
+            ended=ended,
+        )
+        return jax.tree.map(shard_rows, state)
+
+
+def window_sizes(decode: DecodeConfig) -> list[int]:
+    """Sizes of the windows that cache=prefix recomputes at the end of a completion, ascending: few, so that one program serves
+    all blocks."""
+    sizes, blocks = [], decode.blocks
+    while not sizes or sizes[-1] > decode.block_length:
+        sizes.append(blocks * decode.block_length)
+        blocks = -(-blocks // 2)
+    return sizes[::-1]
