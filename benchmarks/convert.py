@@ -1,11 +1,11 @@
-"""Time and peak memory of converting a checkpoint of LLaDA-8B's shape, and of exporting it again.
+"""Time and peak memory of converting a checkpoint of LLaDA-8B's shape and exporting it again.
 
     python benchmarks/convert.py --folder=SCRATCH [--layout=base|1.5] [--layers=32]
 
 Writes an 8B-shaped Hugging Face folder of random bfloat16 numbers (16 GB) into SCRATCH, in the file layout of
 LLaDA-8B-Base and -Instruct (grouped by kind) or of LLaDA-1.5 (in order of layers), converts it, exports the result and
-compares it with the original, byte by byte. Needs 48 GB of disk. Each part is a process of its own, so that the peak of
-its memory can be told; what reading costs depends on the disk, so the baseline of the times is copying the same files.
+compares it with the original, byte by byte. Needs 48 GB of disk. Each part runs in its own process, so that its peak memory can
+be measured. Reading speed depends on the disk, so the baseline of the times is copying the same files.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from igpo_jax.run.results import environment
-from igpo_jax.weights.huggingface import INDEX, LLADA
+from igpo_jax.weights.huggingface import INDEX, TENSORS
 from igpo_jax.weights.safetensors_files import stored_tensors
 
 WIDTH, MLP, VOCABULARY = 4096, 12288, 126464
@@ -41,7 +41,7 @@ def tensors(layers: int) -> dict[str, tuple[str, int, tuple[int, ...]]]:
     shapes = dict(attention_norm=(WIDTH,), query=square, key=square, value=square, attention_out=square,
                   mlp_norm=(WIDTH,), gate=wide, up=wide, down=wide[::-1])  # fmt: skip
     found = {}
-    for path, template in LLADA.items():
+    for path, (template, _) in TENSORS.items():
         kind = path[-1]
         if path[0] == "blocks":
             found |= {f"{template.format(i)}.weight": (kind, i, shapes[kind]) for i in range(layers)}

@@ -2,9 +2,9 @@
 
     python benchmarks/estimators.py --run=RUN [--output benchmarks/results/estimators.jsonl]
 
-The reference is the lower bound (the module igpo_jax/rl/likelihood.py says of which model) from 4,096 views of each completion.
-All numbers are nats per token, up to the first EOS; bias: mean over completions; deviation: over draws of the masks, the root of the
-mean over completions. One line of JSON for each estimator; --output also writes a table.
+The reference is the lower bound (defined in igpo_jax/rl/likelihood.py) from 4,096 views of each completion.
+All numbers are nats per token up to the first EOS. Bias: mean over completions. Deviation: standard deviation over draws of the masks,
+root mean square over completions. One line of JSON for each estimator; --output also writes a table.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays
 from igpo_jax.diffusion.sampler import completion_keys, sample
-from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import up_to_first_eos
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.host import keep_freed_memory
@@ -38,9 +38,9 @@ CASES = (
 
 def sampled_batch(run, problems: int, mesh) -> GroupBatch:
     """A completion of each of some test problems, as in rollouts. Advantages are negative, so that upper bounds are in use."""
-    decode, task = run.settings.rollout_decode, run.settings.task.copy_and_resolve_references()
+    decode, task = run.config.sampler, run.config.task.copy_and_resolve_references()
     task.test_problems = problems
-    length, prompt_length = decode.completion_length, run.settings.data.prompt_buckets[-1]
+    length, prompt_length = decode.completion_length, run.config.data.prompt_buckets[-1]
     of_test = arithmetic.load(task, "test", 0)
     prompts = prompt_arrays(
         of_test, run.tokenizer, prompt_length=prompt_length, completion_length=length, exclude_answer=False, overflow="error"

@@ -1,6 +1,6 @@
-"""Puts a file's text between the markers <!-- NAME --> and <!-- /NAME --> of a Markdown file.
+"""Inserts a file's text between the markers <!-- NAME --> and <!-- /NAME --> of a Markdown file.
 
-    python benchmarks/insert.py runs/compare/comparison.md README.md comparison
+    python benchmarks/insert.py runs/compare/comparison.md docs/results.md comparison
 """
 
 import pathlib

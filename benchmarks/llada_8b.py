@@ -1,8 +1,8 @@
-"""A rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on the devices that are here.
+"""A rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on this machine's devices.
 
-Prints one JSON line per case: seconds, tokens per second, the FLOPs that the computation needs and, where the device's
-published peak is known, their share of it (MFU), the FLOPs that the compiled program does, which computes some things twice,
-and the fullest device's memory. --small runs the same on a toy, anywhere.
+Prints one JSON line per case: seconds, tokens per second, the minimal FLOPs and, if the device's
+published peak is known, their share of it (MFU), the FLOPs of the compiled program, which recomputes some values,
+and the fullest device's memory. --small runs a toy model on any machine.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops, init, shardings
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.plan.programs import LLADA_8B
-from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.metrics import device_memory
 from igpo_jax.runtime.chips import CHIPS

@@ -1,7 +1,7 @@
-"""Plans of configs/math.py for the topologies that BUILD.md lists, and its tables made from them.
+"""Plans configs/math.py for the topologies that BUILD.md lists and writes its tables.
 
     python benchmarks/plans.py            # compiles all of them, about fifteen minutes on two cores; needs the extra "tpu"
-    python benchmarks/plans.py --tables   # only the tables, from the results that are there
+    python benchmarks/plans.py --tables   # only the tables, from existing results
 """
 
 import argparse

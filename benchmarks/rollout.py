@@ -1,14 +1,13 @@
-"""The package's sampler against plain ones, whose head sees the whole canvas, and which run every row to its last step.
+"""The package's sampler against plain samplers that apply the head to the whole canvas and run every row to its last step.
 
 --against jax: a sampler as in LLaDA's released code: logits, noise, argmax and confidence at every position of prompt and
-completion, then top-k among the masks of the active block; here in one compiled loop, and with the package's noise. So both
-must write the same tokens, which is asserted in float32, at temperature 0 and above.
+completion, then top-k among the masks of the active block; here in one compiled loop, with the package's noise. Both
+must write the same tokens; this is asserted in float32, at temperature 0 and above.
 
---against torch: the same in PyTorch (torch_plain.py), with the same weights, in float32 at temperature 0: where answers fill
-the canvas, where their mean fills 40 % of it, and with hints on 40 % of it. A random network ends nothing by itself, so that
-an answer's end is given: a block of EOS in the canvas, after which everything counts as EOS. Then, of the package alone, a
-second try, whose canvas has the hints, beside a first try without, where each evaluation writes one token. Other default
-sizes: TORCH_SIZES.
+--against torch: the same in PyTorch (torch_plain.py), with the same weights, in float32 at temperature 0: with answers that fill
+the canvas, that fill 40 % of it on average, and with hints on 40 % of it. A random network never writes EOS, so the canvas
+contains a block of EOS at each answer's end, after which everything counts as EOS. Then, for the package alone, a second attempt with
+hints against a first attempt without, where each evaluation writes one token. TORCH_SIZES has the default sizes.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""All nine samplers, three caches by three rules of how many tokens a step writes, on a run that has learned sums of coins:
-accuracy against the exact sampler on the same problems, network evaluations, FLOPs and time.
+"""Compares nine samplers, three caches by three commit rules, on a run that has learned sums of coins: accuracy against the
+exact sampler on the same problems, network evaluations, FLOPs and time.
 
     python benchmarks/samplers.py --run=RUN                                                              # the run's own canvas
     python benchmarks/samplers.py --run=LONG_RUN --completion-length=256 --block=32 --prompt-length=128  # long canvases
 
-Time is that of all batches, after one that compiles. How much less it is than the exact sampler's is the median over a few
-batches that both decode, one right after the other: machines are not equally fast all the time. One line of JSON for each
+Time is the total over all batches, after one that compiles. The speed-up over the exact sampler is the median over a few
+batches that both decode, one right after the other, because a machine's speed drifts. One line of JSON for each
 sampler; --output also writes a table.
 """
 
@@ -83,16 +83,16 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
     mesh = make_mesh()
     run = restore_run(arguments.run, mesh)
-    settings = run.settings
-    length = arguments.completion_length or settings.eval_decode.completion_length
-    block = arguments.block or settings.eval_decode.block_length
+    config = run.config
+    length = arguments.completion_length or config.evaluation.completion_length
+    block = arguments.block or config.evaluation.block_length
     rules = {key: getattr(arguments, key) for key in ("threshold", "factor", "fallback", "refresh")}
     sizes = {"completion_length": length, "block_length": block, "steps": length}
-    exact = dataclasses.replace(settings.eval_decode, **sizes, temperature=arguments.temperature, **rules)
-    task = settings.task.copy_and_resolve_references()
+    exact = dataclasses.replace(config.evaluation.decode, **sizes, temperature=arguments.temperature, **rules)
+    task = config.task.copy_and_resolve_references()
     task.test_problems = arguments.problems
     problems = arithmetic.load(task, "test", 0)
-    prompt_length = arguments.prompt_length or settings.data.prompt_buckets[-1]
+    prompt_length = arguments.prompt_length or config.data.prompt_buckets[-1]
     prompts = prompt_arrays(
         problems, run.tokenizer, prompt_length=prompt_length, completion_length=length, exclude_answer=False, overflow="cut"
     )[1]

@@ -18,4 +18,4 @@ for seed in 0 1 2; do
   "$python" -m igpo_jax.train --config=arithmetic.py --workdir=$without --config.seed=$seed \
     --config.inpainting.enabled=False "$@"
 done
-"$python" benchmarks/seeds_table.py runs/seeds README.md seeds
+"$python" benchmarks/seeds_table.py runs/seeds docs/results.md seeds

@@ -1,6 +1,6 @@
-"""A table from the result.json files of runs, put between the markers of a Markdown file.
+"""Makes a table from the result.json files of runs and inserts it between the markers of a Markdown file.
 
-    python benchmarks/seeds_table.py runs/seeds README.md seeds
+    python benchmarks/seeds_table.py runs/seeds docs/results.md seeds
 """
 
 import argparse

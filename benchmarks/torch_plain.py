@@ -1,6 +1,6 @@
-"""Baselines in PyTorch: the plain sampler (llada.md 6) and the plain policy update (igpo_method.md 5).
+"""Baselines in PyTorch: the plain sampler (docs/method.md section 5) and the plain policy update (section 10).
 
-Full forward passes of one row per completion, the head at every position. Nothing here is the package's but types and configs.
+Full forward passes of one row per completion, the head at every position. Only types and configs come from the package.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,13 @@
-"""A whole policy update with one row per prompt against the same with one row per completion.
+"""A whole policy update with one row per prompt against one with a row per completion.
 
 [prompt ; MASK x L] does not contain the completion, so the G completions of a prompt share one row of the network and
-one table of logits. A policy update scores a rollout under the old policy and the reference, and then takes mu inner steps:
-forward, backward, clipping, AdamW. There are two baselines, both of N * G rows:
+one table of logits. A policy update scores a rollout under the old policy and the reference and then takes mu inner steps:
+forward, backward, clipping, AdamW. Both baselines have N * G rows:
 
 - tiled: the package's own functions, with groups of one completion.
-- torch: the plain algorithm in PyTorch (torch_plain.py), where the head sees the prompt, too; in float32 only.
+- torch: the plain algorithm in PyTorch (torch_plain.py), which applies the head to the prompt, too; in float32 only.
 
-Losses of every inner step are held to each other in float32, and gradients of ours and tiled.
+In float32 the losses of every inner step must agree, and the gradients of the package and of tiled.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward_flops
 from igpo_jax.plan.hlo_cost import program_cost
-from igpo_jax.rl.likelihood import GroupBatch, LogProbs, compute_logprobs, views_of
-from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
+from igpo_jax.rl.likelihood import GroupBatch, views_of
+from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 

@@ -5,7 +5,7 @@ from igpo_jax.tasks import arithmetic
 
 
 def get_config():
-    # Coins of a long problem, and the share of long problems that the teacher of the supervised stage works out.
+    # slots: coins of a long problem. worked_share: share of long problems that the supervised stage's teacher works out.
     config = base_config(**arithmetic.defaults(slots=6, worked_share=0.03))
     config.model.update({"width": 64, "layers": 3, "heads": 4, "kv_heads": 4, "mlp_width": 192})
     config.data.prompt_buckets = (21,)

@@ -3,10 +3,10 @@
     python -m igpo_jax.evaluate --config=evaluate_math.py:paper --config.model=FOLDER --output=DIR \\
         --config.benchmarks.gsm8k.task.test=gsm8k:PATH --config.benchmarks.math500.task.test=math:PATH ...
 
-paper: IGPO's, as far as it is known: 256 tokens, 128 steps, blocks of 32, temperature 0, AMC avg@16 at 0.1; its generation
-length, prompt and checker were not published (these are those of its RL stage). d1-128, d1-256, d1-512: d1's, half as many
-steps as tokens, answers begin with <reasoning>; but padding is not attended to. Benchmarks without a file are left out;
-Countdown and Sudoku are drawn without one.
+paper: IGPO's protocol as far as it is known: 256 tokens, 128 steps, blocks of 32, temperature 0, AMC avg@16 at 0.1; its generation
+length, prompt and checker were not published (those of its RL stage are used). d1-128, d1-256, d1-512: d1's protocol, half as many
+steps as tokens, answers begin with <reasoning>; unlike d1, padding is not attended to. Benchmarks without a file are skipped;
+Countdown and Sudoku problems are generated without one.
 """
 
 from igpo_jax.evaluate.protocol import base_evaluation, benchmark

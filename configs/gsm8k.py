@@ -1,9 +1,9 @@
-"""IGPO on GSM8K from scratch: no pretrained weights, so this shows the machinery on real text, not a good model.
+"""IGPO on GSM8K from scratch: no pretrained weights, so this exercises every stage on real text but does not give a good model.
 
     python -m igpo_jax.train --config=gsm8k.py --config.task.rl=gsm8k:DIR/train.jsonl --config.task.test=gsm8k:DIR/test.jsonl
 
-The files are those of github.com/openai/grade-school-math. `gsm8k.py:smoke` runs every stage in a few minutes on a CPU.
-`gsm8k.py:llada` starts from LLaDA-8B-Instruct, --config.model.path, and trains adapters of it.
+The files are from github.com/openai/grade-school-math. `gsm8k.py:smoke` runs every stage in a few minutes on a CPU.
+`gsm8k.py:llada` starts from LLaDA-8B-Instruct (--config.model.path) and trains adapters.
 """
 
 from igpo_jax.config import base_config
@@ -29,7 +29,7 @@ def get_config(variant=""):
         config.tokenizer.chat = True
         config.task.update({"prompt": math.BOXED_PROMPT, "demonstration": math.BOXED_DEMONSTRATION})
         config.data.update({"prompt_buckets": (128, 192, 256), "overflow": "drop"})
-        config.sft.updates = 0  # it has learned to follow instructions
+        config.sft.updates = 0  # the model already follows instructions
         config.rl.update({"iterations": 500, "prompts": 16, "eval_every": 50})
         return config
     config.tokenizer.update({"kind": "unigram", "vocab_size": 4096})

@@ -1,4 +1,4 @@
-"""IGPO on LLaDA-8B-Instruct with the RL settings of the paper's code (arXiv 2509.10396; what the paper says goes first).
+"""IGPO on LLaDA-8B-Instruct with the RL settings of the paper's code (arXiv 2509.10396; the paper takes precedence).
 
     python -m igpo_jax.train --config=math.py --config.model.path=LLaDA-8B-Instruct \\
         --config.task.rl=metamath:MetaMathQA-395K.json --config.task.test=math:math500_test.jsonl
@@ -6,7 +6,7 @@
 
 lora: adapters of rank 128, from 8 chips of 16 GB (the default). full: all parameters, from 16 such chips.
 illada: adapters of iLLaDA-8B-Instruct.
-ref: what the released code computes where it differs from the paper, answers in the hints and all, to compare numbers with.
+ref: the released code's behavior where it differs from the paper, including answers in the hints; for comparisons only.
     Not copied: dropout, global reseeding, drawing the mask token, ending blocks with the whole batch, cutting long prompts.
 smoke: every stage with few steps, for a small model folder: a check of data, folder and machine, in minutes on a CPU.
 """
@@ -46,7 +46,7 @@ def get_config(variant="lora"):
         config.reward.update({"scale": 3.0, "format": True, "after_eos": True})
         config.objective.reference_code = True
         config.lora.targets = REFERENCE_CODE_TARGETS
-        config.rl.iterations = 2330  # ten epochs, over which the learning rate falls; the curves that are shown end at 360
+        config.rl.iterations = 2330  # ten epochs, over which the learning rate falls; the paper's curves end at 360
         config.rl.optimizer.schedule = "linear"
     if variant == "smoke":
         config.model.update({"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"})

@@ -1,13 +1,13 @@
-"""Length-aligned supervised training of LLaDA-8B-Instruct on concise traces (arXiv 2509.10396, section 4; igpo_method.md 6.2).
+"""Length-aligned supervised training of LLaDA-8B-Instruct on concise traces (arXiv 2509.10396, section 4; docs/method.md section 13).
 
     python -m igpo_jax.rewrite --problems=openr1:OpenR1-Math-220k.parquet --tokenizer=LLaDA-8B-Instruct --output=traces ...
     python -m igpo_jax.train --config=sft_math.py --config.model.path=LLaDA-8B-Instruct \\
         --config.task.sft=jsonl:traces/kept.jsonl --config.task.test=math:math500_test.jsonl
     python -m igpo_jax.convert --source=runs/sft_math --target=tuned --format=huggingface   # and math.py from tuned
 
-From the paper: the data, rewritten traces of at most 1024 tokens, EOS padding that is trained on, and that diffusion models
-gain from many epochs, such as a hundred. It gives no batch size, learning rate or number of traces; these are d1's, with
-adapters of all linear layers: rank 128, 1e-5 falling linearly, weight decay 0.1, norm 1. Set sft.updates to
+From the paper: the data, rewritten traces of at most 1024 tokens, EOS padding that is trained on, and many epochs, such as a
+hundred. The paper gives no batch size, learning rate or number of traces; these are d1's, with
+adapters of all linear layers: rank 128, learning rate 1e-5 with linear decay, weight decay 0.1, gradient norm 1. Set sft.updates to
 epochs * traces / sft.batch_size.
 
 lora: adapters (the default). full: all parameters.

@@ -1,4 +1,4 @@
-"""IGPO on word problems, from scratch: a diffusion model of 7 million parameters, for one GPU, or a CPU and days.
+"""IGPO on word problems, from scratch: a diffusion model of 7 million parameters, for one GPU or for days on a CPU.
 
 `words.py:smoke` runs every stage in about two minutes on two cores; its model is too small to solve anything.
 """
@@ -10,9 +10,9 @@ from igpo_jax.tasks import words
 def get_config(variant=""):
     if variant not in ("", "smoke"):
         raise ValueError(f"words.py has no variant {variant!r}; there is: smoke")
-    # Equations of the longest problems, and the share of these that the teacher of the supervised stage works out.
+    # steps: equations of the longest problems. worked_share: share of these that the supervised stage's teacher works out.
     config = base_config(**words.defaults(steps=4, worked_share=0.03))
-    # Digits are tokens of their own, most words are one to three: half as many tokens as characters.
+    # Each digit is a token and most words are one to three tokens: half as many tokens as characters.
     config.tokenizer.update({"kind": "unigram", "vocab_size": 640})
     # Problems of 4 steps have at most 150 tokens, their solutions 122.
     config.data.prompt_buckets = (96, 128, 160)

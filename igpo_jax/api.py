@@ -340,7 +340,7 @@ def load(
         # Any length, on any machine: not the kernel that the run was trained with.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         origin = {"path": str(path), "stage": run.stage, "step": run.step}
-        return DiffusionLM(config, params, tokenizer, mesh, origin, run.settings.eval_decode)
+        return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)

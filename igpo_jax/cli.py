@@ -1,20 +1,21 @@
-"""Command lines and config files whose mistakes are said in one line."""
+"""Command lines and config files whose errors are one line instead of a traceback."""
 
 import difflib
+import pathlib
 import re
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from igpo_jax.config import resolve_config_path
 from igpo_jax.runtime.host import keep_freed_memory
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parser; what is wrong with a command line or a config file is said in one line instead of a traceback."""
+    """absl's parser, but an error in the command line or the config file ends the process with one line."""
     keep_freed_memory()
     try:
         arguments, path = _with_resolved_config(arguments)
@@ -25,8 +26,25 @@ def parse_flags(arguments: list[str]) -> list[str]:
         sys.exit(f"error: {error}")
 
 
+def resolve_config_path(argument: str) -> str:
+    """`math.py` or `math.py:variant` -> a path: as given if it exists or names a folder, else in ./configs or the repository's
+    configs/.
+
+    Raises:
+        ValueError: there is no such file; the message lists the files that exist.
+    """
+    name, colon, variant = argument.partition(":")
+    folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
+    candidates = [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else [])
+    for path in candidates:
+        if path.is_file():
+            return f"{path}{colon}{variant}"
+    known = sorted({path.name for folder in folders for path in folder.glob("*.py")})
+    raise ValueError(f"no config file {name!r} here, nor in configs/; there are: {', '.join(known)}")
+
+
 def _with_resolved_config(arguments: list[str]) -> tuple[list[str], str | None]:
-    """--config=math.py becomes a path into configs/; that path, too."""
+    """The arguments with the value of --config resolved; and that value."""
     resolved, path = [], None
     for i, argument in enumerate(arguments):
         if argument.startswith("--config="):
@@ -39,44 +57,43 @@ def _with_resolved_config(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def _load_config(argument: str) -> ConfigDict:
-    """What get_config() of `file.py` or `file.py:variant` returns.
+    """Calls get_config() of `file.py` or `file.py:variant`.
 
     Raises:
-        ValueError: it fails, or returns something else; the message names the line and, of a wrong key, the nearest.
+        ValueError: it fails, or returns something else; the message names the line and, for a wrong key, the nearest key.
     """
     path, colon, variant = argument.partition(":")
     try:
         config = runpy.run_path(path)["get_config"](*([variant] if colon else []))
-    except Exception as error:  # whatever a mistake in a config file raises
+    except Exception as error:  # a config file can raise anything
         in_file = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else in_file[-1] if in_file else None
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]
-        reason = (str(error.args[0]) if error.args else "").splitlines()
+        cause: BaseException = error
+        while cause.args and isinstance(cause.args[0], Exception):
+            cause = cause.args[0]
+        reason = (str(cause.args[0]) if cause.args else "").splitlines()
         # ml_collections lists all keys of the section, and ends with the nearest one.
         reason = [part.partition(" and cannot be added")[0] for part in (reason[:1] + reason[1:][-1:])]
         where = path if line is None else f"{path}, line {line}"
-        raise ValueError(f"{where}: {type(error).__name__}: {'; '.join(reason)}") from None
+        raise ValueError(f"{where}: {type(cause).__name__}: {'; '.join(reason)}") from None
     if not isinstance(config, ConfigDict):
-        raise ValueError(
-            f"{path}: get_config() returns {type(config).__name__}, not a configuration; start from base_config()"
-        )
+        raise ValueError(f"{path}: get_config() returns {type(config).__name__}, not a configuration; start from base_config()")
     return config
 
 
 def _check_overrides(arguments: list[str], config: ConfigDict) -> None:
-    """Raises ValueError for --config.key with a key that is not there."""
-
-    def keys(section: ConfigDict, prefix: str = ""):
-        for key, value in section.items():
-            yield prefix + key
-            if isinstance(value, ConfigDict):
-                yield from keys(value, f"{prefix}{key}.")
-
-    known = list(keys(config))
+    """Raises ValueError for --config.KEY with an unknown key."""
+    known = list(_dotted_keys(config))
     for argument in arguments:
         override = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
         if override and override[1] not in known:
             nearest = difflib.get_close_matches(override[1], known, n=1)
             hint = f"; did you mean --config.{nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
             raise ValueError(f"--config.{override[1]}: there is no such key{hint}")
+
+
+def _dotted_keys(section: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield prefix + key
+        if isinstance(value, ConfigDict):
+            yield from _dotted_keys(value, f"{prefix}{key}.")

@@ -1,7 +1,7 @@
 """python -m igpo_jax.doctor
 
-What this host has for a run, and whether a tiny run works on it: a line per finding (ok, note or problem) with what to do. Exit
-status 1 if there is a problem. It is about this host alone; processes of a cluster do not join.
+Checks this host's packages, memory, disk and devices, and trains a tiny model on it. Prints a line per finding (ok, note or
+problem) and a remedy; exits with 1 if there is a problem. It checks this host alone and joins no cluster.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 GIB = 2**30
-LEAST_MEMORY, LEAST_DISK, LEAST_SHARED = 4 * GIB, 5 * GIB, GIB  # below, a run may fail
-LEAST_FILES = 4096
-PATIENCE = 120.0  # seconds for the devices to answer
+MIN_MEMORY, MIN_DISK, MIN_SHARED = 4 * GIB, 5 * GIB, GIB  # with less, a run may fail
+MIN_OPEN_FILES = 4096
+DEVICE_TIMEOUT = 120.0  # seconds
 
-# What an extra is for; the plug-ins have findings of their own.
+# extra -> its purpose; cuda and tpu are checked as plug-ins.
 EXTRAS = {
     "report": "report.html",
-    "data": "Parquet files, and endpoints of data.rewrite",
+    "data": "Parquet files, and endpoints of igpo_jax.rewrite",
     "playground": "igpo_jax.playground",
     "test": "the tests",
 }
@@ -40,14 +40,13 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class PlugIn:
-    """name, packages and devices (patterns of files) of an accelerator. missing, broken: what to do where the package is not
-    there, or does not start although the device is."""
+    """JAX's support of one kind of accelerator."""
 
     name: str
     packages: tuple[str, ...]
-    devices: tuple[str, ...]
-    missing: str
-    broken: str
+    devices: tuple[str, ...]  # patterns of device files
+    if_missing: str  # remedy for a device without its package
+    if_broken: str  # remedy for a package that fails although there is a device
 
 
 PLUG_INS = {
@@ -63,22 +62,25 @@ PLUG_INS = {
         ("libtpu",),
         ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
         'if this is a TPU host: pip install -e ".[tpu,report]"',
-        "end other processes that hold the chips (sudo lsof /dev/accel* /dev/vfio/*); all hosts of a pod have to start at once",
+        "end other processes that hold the chips (sudo lsof /dev/accel* /dev/vfio/*); all hosts of a pod have to start together",
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """level: ok | note | problem. todo: what to do about it."""
-
-    level: str
+    level: str  # ok | note | problem
     name: str
     text: str
     todo: str = ""
 
     def __str__(self) -> str:
         return f"{self.level:8} {self.name}: {self.text}" + (f"; {self.todo}" if self.todo else "")
+
+
+def _noted(name: str, text: str, todo: str) -> Finding:
+    """A note with a remedy, or ok without one."""
+    return Finding("note" if todo else "ok", name, text, todo)
 
 
 def main(_) -> None:
@@ -96,105 +98,103 @@ def main(_) -> None:
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Those of a check; one that breaks is a problem itself."""
+    """Findings of a check; an exception in it becomes a problem."""
     try:
         yield from check()
-    except Exception as error:  # whatever is wrong with this machine
+    except Exception as error:  # a broken installation can raise anything
         traceback.print_exc()
         reason = (str(error).splitlines() or [""])[0]
         yield Finding("problem", check.__name__.replace("_", " "), f"{type(error).__name__}: {reason}", "see the error above")
 
 
 def versions() -> Iterator[Finding]:
-    """Of Python and of what setup.py requires."""
-    try:
-        of_igpo = importlib.metadata.metadata("igpo_jax")
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding("problem", "igpo_jax", "is not installed", 'pip install -e ".[report]" in its folder')
+    """Checks Python and the packages that setup.py requires."""
+    install = 'pip install -e ".[report]" in the folder of igpo_jax'
+    if not _version("igpo_jax"):
+        yield Finding("problem", "igpo_jax", "is not installed", install)
         return
-    wanted, python = SpecifierSet(of_igpo["Requires-Python"]), platform.python_version()
-    if python not in wanted:
-        yield Finding("problem", "python", f"{python}, not {wanted}", "see BUILD.md")
-    wrong = [text for of in _requirements("") if (text := _wrong(of))]
-    for text in wrong:
-        yield Finding("problem", "packages", text, 'pip install -e ".[report]" in the folder of igpo_jax')
-    if not wrong:
+    python, unmet = platform.python_version(), _unmet("")
+    supported = SpecifierSet(importlib.metadata.metadata("igpo_jax")["Requires-Python"])
+    if python not in supported:
+        yield Finding("problem", "python", f"{python}, not {supported}", "see BUILD.md")
+    for text in unmet:
+        yield Finding("problem", "packages", text, install)
+    if not unmet:
         found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("igpo_jax", "jax", "flax", "optax"))
         yield Finding("ok", "versions", f"Python {python}, {found}, and the rest within setup.py's bounds")
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """What igpo_jax itself requires, or what an extra adds."""
-    every = map(Requirement, importlib.metadata.requires("igpo_jax") or [])
-    if not extra:
-        return [of for of in every if of.marker is None or of.marker.evaluate({"extra": ""})]
-    return [of for of in every if of.marker and of.marker.evaluate({"extra": extra}) and not of.marker.evaluate({"extra": ""})]
+    """Packages that igpo_jax requires without an extra (""), or those that an extra adds."""
+
+    def applies(requirement: Requirement, extra: str) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+    listed = map(Requirement, importlib.metadata.requires("igpo_jax") or [])
+    return [each for each in listed if applies(each, extra) and (not extra or not applies(each, ""))]
 
 
-def _wrong(of: Requirement) -> str:
-    """What is wrong with a required package, or nothing."""
-    try:
-        version = importlib.metadata.version(of.name)
-    except importlib.metadata.PackageNotFoundError:
-        return f"{of.name} is missing"
-    return "" if of.specifier.contains(version, prereleases=True) else f"{of.name} {version} is not {of.specifier}"
+def _unmet(extra: str) -> list[str]:
+    """A text for each required package that is missing or has another version."""
+    return [text for requirement in _requirements(extra) if (text := _wrong(requirement))]
+
+
+def _wrong(requirement: Requirement) -> str:
+    version = _version(requirement.name)
+    if not version:
+        return f"{requirement.name} is missing"
+    fits = requirement.specifier.contains(version, prereleases=True)
+    return "" if fits else f"{requirement.name} {version} is not {requirement.specifier}"
 
 
 def extras() -> Iterator[Finding]:
-    """What is optional, and the package that must not be there."""
+    """Checks optional packages, and one that must not be installed."""
     offered = importlib.metadata.metadata("igpo_jax").get_all("Provides-Extra") or []
     for extra in (name for name in EXTRAS if name in offered):
-        wrong = [text for of in _requirements(extra) if (text := _wrong(of))]
-        if wrong:
-            yield Finding("note", f"extra {extra}", ", ".join(wrong), f'for {EXTRAS[extra]}: pip install -e ".[{extra}]"')
-        else:
-            yield Finding("ok", f"extra {extra}", f"for {EXTRAS[extra]}")
-    if _version("torch"):
-        yield Finding("ok", "torch", f"{_version('torch')}; tests compare with it")
-    else:
-        yield Finding("note", "torch", "is not there", "tests that compare with PyTorch are skipped; nothing else uses it")
+        unmet, purpose = ", ".join(_unmet(extra)), f"for {EXTRAS[extra]}"
+        todo = f'{purpose}: pip install -e ".[{extra}]"' if unmet else ""
+        yield _noted(f"extra {extra}", unmet or purpose, todo)
+    torch = _version("torch")
+    todo = "" if torch else "tests that compare with PyTorch are skipped; nothing else uses it"
+    yield _noted("torch", f"{torch}; tests compare with it" if torch else "is not installed", todo)
     if _version("gmpy2"):
-        yield Finding(
-            "problem", "gmpy2", "is there: math-verify cannot be interrupted with it", "pip uninstall gmpy2 (BUILD.md)"
-        )
+        text = "is installed: math-verify cannot be interrupted with it"
+        yield Finding("problem", "gmpy2", text, "pip uninstall gmpy2 (BUILD.md)")
 
 
 def host() -> Iterator[Finding]:
-    """Memory, cores, disk and limits."""
+    """Checks memory, cores, disk and limits."""
     total, free = host_memory()
-    text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} free"
-    if free < LEAST_MEMORY:
-        yield Finding("note", "memory", text, "a small run takes about 1.5, BUILD.md says what LLaDA-8B does")
-    else:
-        yield Finding("ok", "memory", text)
+    todo = "a small run takes about 1.5; for LLaDA-8B see BUILD.md" if free < MIN_MEMORY else ""
+    yield _noted("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} free", todo)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("ok", "cores", f"{cores}; answers are graded beside each run in 2 processes (reward.workers)")
     left = shutil.disk_usage(".").free
-    todo = "a run keeps several checkpoints (checkpoints_kept); choose its --workdir" if left < LEAST_DISK else ""
-    yield Finding("note" if todo else "ok", "disk", f"{left / GIB:.1f} GiB free here", todo)
+    todo = "a run keeps several checkpoints (checkpoints_kept); choose its --workdir" if left < MIN_DISK else ""
+    yield _noted("disk", f"{left / GIB:.1f} GiB free here", todo)
     if os.path.isdir("/dev/shm"):
         left = shutil.disk_usage("/dev/shm").free
-        todo = "several GPUs exchange data there (docker run --shm-size=8g)" if left < LEAST_SHARED else ""
-        yield Finding("note" if todo else "ok", "shared memory", f"{left / GIB:.1f} GiB free in /dev/shm", todo)
+        todo = "several GPUs exchange data there (docker run --shm-size=8g)" if left < MIN_SHARED else ""
+        yield _noted("shared memory", f"{left / GIB:.1f} GiB free in /dev/shm", todo)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    todo = f"ulimit -n {LEAST_FILES}: checkpoints of large models open many" if 0 <= soft < LEAST_FILES else ""
-    yield Finding("note" if todo else "ok", "open files", f"at most {soft if soft >= 0 else 'any number'}", todo)
+    todo = f"ulimit -n {MIN_OPEN_FILES}: checkpoints of large models open many" if 0 <= soft < MIN_OPEN_FILES else ""
+    yield _noted("open files", f"at most {soft if soft >= 0 else 'any number'}", todo)
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes in all and free; of a container, of its limit."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, free = os.sysconf("SC_PHYS_PAGES") * page, _available() or os.sysconf("SC_PHYS_PAGES") * page
+    """Total and free bytes of the host, or of the container's limit where that is lower."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _available() or total
     limits = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
     for limit, used in ((pathlib.Path("/sys/fs/cgroup", name) for name in names) for names in limits):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            most = int(limit.read_text())
-            total, free = min(total, most), min(free, most - int(used.read_text()))
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            allowed = int(limit.read_text())
+            total, free = min(total, allowed), min(free, allowed - int(used.read_text()))
     return total, max(free, 0)
 
 
 def _available() -> int:
-    """Bytes that Linux could hand out; 0 elsewhere."""
+    """Bytes that Linux could allocate; 0 on other systems."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -203,72 +203,61 @@ def _available() -> int:
 
 
 def devices() -> Iterator[Finding]:
-    """What JAX computes on, and plug-ins that it cannot use."""
+    """Checks JAX's devices, and the plug-ins of accelerators."""
     import jax
 
     from igpo_jax.runtime.chips import device_memory_gib
 
-    with _ended_after(PATIENCE, "devices", "the devices do not answer"):
+    with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):
         found = jax.devices()
     for kind in dict.fromkeys(device.device_kind for device in found):
-        of_kind = [device for device in found if device.device_kind == kind]
+        same = [device for device in found if device.device_kind == kind]
         try:
-            memory = f"{device_memory_gib(of_kind[0]):.1f} GiB" + (" each" if of_kind[0].platform != "cpu" else " of the host")
+            memory = f"{device_memory_gib(same[0]):.1f} GiB" + (" each" if same[0].platform != "cpu" else " of the host")
         except ValueError as error:
             memory = str(error)
-        yield Finding("ok", "devices", f"{len(of_kind)} x {kind}, {memory}")
+        yield Finding("ok", "devices", f"{len(same)} x {kind}, {memory}")
     for platform_name, plug_in in PLUG_INS.items():
         yield from plug_in_findings(platform_name, plug_in)
 
 
 def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
-    """Whether an accelerator is there, its plug-in is, and it starts."""
+    """Compares the device files with the installed plug-in, and starts it."""
     import jax
 
-    there = sorted(path for pattern in plug_in.devices for path in glob.glob(pattern))
+    files = sorted(path for pattern in plug_in.devices for path in glob.glob(pattern))
     package = next((f"{name} {_version(name)}" for name in plug_in.packages if _version(name)), "")
-    chosen = os.environ.get("JAX_PLATFORMS", "")
-    if not package:
-        if there:
-            yield Finding("problem", plug_in.name, f"{there[0]} is there, JAX's plug-in is not", plug_in.missing)
-    elif chosen and platform_name not in chosen.split(","):
-        if there:
-            yield Finding("note", plug_in.name, f"left out by JAX_PLATFORMS={chosen}", "unset it to use what is here")
-    else:
+    chosen, name = os.environ.get("JAX_PLATFORMS", ""), plug_in.name
+    if package and (not chosen or platform_name in chosen.split(",")):
         try:
-            number = len(jax.devices(platform_name))
+            yield Finding("ok", name, f"{package}, {len(jax.devices(platform_name))} devices")
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            if there:
-                yield Finding("problem", plug_in.name, f"{package} does not start: {reason}", plug_in.broken)
+            if files:
+                yield Finding("problem", name, f"{package} does not start: {str(error).splitlines()[0]}", plug_in.if_broken)
             else:
-                yield Finding(
-                    "note", plug_in.name, f"{package} is there, the device is not", "igpo_jax.plan compiles with libtpu"
-                )
-        else:
-            yield Finding("ok", plug_in.name, f"{package}, {number} devices")
+                yield Finding("note", name, f"{package} is there, the device is not", "igpo_jax.plan compiles with libtpu")
+    elif files and package:
+        yield Finding("note", name, f"disabled by JAX_PLATFORMS={chosen}", "unset it to use this device")
+    elif files:
+        yield Finding("problem", name, f"{files[0]} is there, JAX's plug-in is not", plug_in.if_missing)
 
 
 def compile_cache() -> Iterator[Finding]:
-    """Where compiled programs are kept."""
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    """Checks the folder of compiled programs."""
+    name, folder = "compiled programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
-        yield Finding("ok", "compiled programs", "are kept in each run's folder (JAX_COMPILATION_CACHE_DIR for one of all)")
+        yield Finding("ok", name, "are kept in each run's folder; JAX_COMPILATION_CACHE_DIR names a shared one")
         return
     try:
         os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
+        yield Finding("ok", name, f"are kept in {folder} (JAX_COMPILATION_CACHE_DIR)")
     except OSError as error:
-        yield Finding(
-            "problem", "compiled programs", f"JAX_COMPILATION_CACHE_DIR: {error}", "name a folder that can be written"
-        )
-    else:
-        yield Finding("ok", "compiled programs", f"are kept in {folder} (JAX_COMPILATION_CACHE_DIR)")
+        yield Finding("problem", name, f"JAX_COMPILATION_CACHE_DIR: {error}", "name a writable folder")
 
 
 def tiny_run() -> Iterator[Finding]:
-    """A supervised update, a rollout with hints, its updates and the checkpoint, with a tiny model on all devices."""
+    """Runs a supervised update, a rollout with hints, an RL update and a checkpoint with a tiny model on all devices."""
     import jax
     import numpy as np
 
@@ -280,7 +269,7 @@ def tiny_run() -> Iterator[Finding]:
     from igpo_jax.stages.sft import run_sft
 
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # without its progress bars
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
         experiment, folder = open_experiment(_tiny_config(jax.device_count()), name), pathlib.Path(name)
         with contextlib.closing(experiment.pool), jax.set_mesh(experiment.mesh):
             with Checkpoints(folder / "checkpoints" / "sft", keep=1) as saved:
@@ -292,16 +281,16 @@ def tiny_run() -> Iterator[Finding]:
         broken, hints = (last_logged(folder, "rl", name) for name in ("grading/broken", "hint/tokens"))
     seconds = f"{time.monotonic() - begin:.0f} s"
     if not all(jax.tree.leaves(same)):
-        yield Finding("problem", "tiny run", "the checkpoint that was read is not what was saved", "is the disk sound?")
+        yield Finding("problem", "tiny run", "the checkpoint read back differs from the saved parameters", "check the disk")
     elif broken or not hints:
         text = f"{broken or 0:.0f} answers could not be graded, {hints or 0:.1f} hint tokens in a completion"
-        yield Finding("problem", "tiny run", text, "bash launch/test.sh says more")
+        yield Finding("problem", "tiny run", text, "run bash launch/test.sh for details")
     else:
-        yield Finding("ok", "tiny run", f"update, rollout with hints, update, checkpoint read: {seconds}, most of it compiling")
+        yield Finding("ok", "tiny run", f"update, rollout with hints, update, checkpoint read: {seconds}, mostly compilation")
 
 
 def _tiny_config(rows: int):
-    """Of a run that takes seconds; batches have a row for each device."""
+    """A run of seconds; batches have one row per device."""
     from igpo_jax.config import base_config
     from igpo_jax.tasks import arithmetic
 
@@ -320,7 +309,7 @@ def _tiny_config(rows: int):
 
 
 def _version(package: str) -> str:
-    """Of an installed package; empty where it is not."""
+    """Version of an installed package, "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -329,10 +318,10 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def _ended_after(seconds: float, name: str, text: str):
-    """Ends the process with a problem where the body hangs: JAX waits for a device without end, and cannot be interrupted."""
+    """Ends the process with a problem if the body takes longer: JAX waits for a device forever and cannot be interrupted."""
 
     def end() -> None:
-        todo = "is another process using them? All hosts of a TPU pod have to start at once"
+        todo = "is another process using them? All hosts of a TPU pod have to start together"
         print(Finding("problem", name, f"{text} in {seconds:.0f} s", todo), flush=True)
         os._exit(1)
 

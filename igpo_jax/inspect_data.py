@@ -1,8 +1,8 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
-What a run would read: how many problems were kept of which file and why not the others, lengths in tokens, what fits, and a
-few problems as the model sees them, with the parts of the solution that no hint may show in [[double brackets]]. Reads no
-weights.
+Prints what a run would read: for each file, how many problems are kept and why others are not; lengths in tokens; how many
+problems fit; and a few problems as the model sees them, with the parts of the solution that no hint shows in [[double
+brackets]]. Reads no weights.
 """
 
 import pathlib
@@ -16,11 +16,11 @@ from ml_collections import config_flags
 
 from igpo_jax import config as configuration
 from igpo_jax.cli import parse_flags
-from igpo_jax.config import Settings
+from igpo_jax.config import Config
 from igpo_jax.data.pipeline import encode_question
-from igpo_jax.run.experiment import load_problems, run_tokenizer, train_tokenizer
+from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tokenizers import Tokenizer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
@@ -32,52 +32,51 @@ WIDTH = 40  # characters of its longest bar
 
 def main(_):
     try:
-        settings = configuration.parse(CONFIG.value)
-        for line in inspect(settings, SAMPLES.value):
+        for line in inspect(configuration.parse(CONFIG.value), SAMPLES.value):
             print(line, flush=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
 
-def inspect(settings: Settings, samples: int) -> Iterator[str]:
-    """The lines of the report.
+def inspect(config: Config, samples: int) -> Iterator[str]:
+    """Yields the lines of the report.
 
     Raises:
-        ValueError: a configuration or data that cannot be used.
+        ValueError: data that cannot be used.
     """
-    task = load_task(settings.task.name)
-    problems = load_problems(settings)
+    task = load_task(config.task.name)
+    problems = load_run_problems(config)
     with tempfile.TemporaryDirectory() as folder:
-        if not settings.model["path"]:
-            train_tokenizer(problems, pathlib.Path(folder), settings)
-        tokenizer = run_tokenizer(pathlib.Path(folder), settings)
-        for split, of in problems.items():
-            yield f"{split}: {len(of)} problems, fingerprint {fingerprint(of)}"
-            if hasattr(task, "load_counted"):  # other tasks draw their problems
-                yield from (f"  {count}" for count in task.load_counted(settings.task, split)[1])
-            yield from _lengths(split, of, tokenizer, settings)
+        if not config.model.path:
+            train_tokenizer(problems, pathlib.Path(folder), config)
+        tokenizer = run_tokenizer(pathlib.Path(folder), config)
+        for split, rows in problems.items():
+            yield f"{split}: {len(rows)} problems, fingerprint {problems_fingerprint(rows)}"
+            if hasattr(task, "load_counted"):  # tasks that generate their problems have no files to count
+                yield from (f"  {count}" for count in task.load_counted(config.task, split)[1])
+            yield from _lengths(split, rows, tokenizer, config)
             yield ""
     yield from _shared_questions(problems)
-    for split, of in problems.items():
-        for number in np.sort(np.random.default_rng(settings.seed).permutation(len(of))[:samples]):
-            yield from _shown(split, of[number])
+    for split, rows in problems.items():
+        for number in np.sort(np.random.default_rng(config.seed).permutation(len(rows))[:samples]):
+            yield from _sample(split, rows[number])
 
 
-def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, settings: Settings) -> Iterator[str]:
-    prompts = np.array([len(encode_question(problem, tokenizer, settings.tokenizer.chat)) for problem in problems])
-    most, length = settings.data.prompt_buckets[-1], settings.rollout_decode.completion_length
-    fits = prompts <= most
-    yield from _histogram("prompt tokens", prompts, most)
+def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: Config) -> Iterator[str]:
+    prompts = np.array([len(encode_question(problem, tokenizer, config.tokenizer.chat)) for problem in problems])
+    longest, length = config.data.prompt_buckets[-1], config.sampler.completion_length
+    fits = prompts <= longest
+    yield from _histogram("prompt tokens", prompts, longest)
     if split != "test":
         solutions = [problem.demonstration if split == "sft" else problem.trace for problem in problems]
         tokens = np.array([len(tokenizer.encode(solution)) for solution in solutions])
         yield from _histogram("solution tokens", tokens, length)
         if split == "sft":
-            fits &= tokens <= length  # hints of a longer one are cut off, a demonstration is not
+            fits &= tokens <= length  # demonstrations must fit; RL cuts long solutions
         else:
             yield f"  without a solution to cut hints from: {int((tokens == 0).sum())}"
-    handling = {"error": "is refused", "drop": "is dropped"}[settings.data.overflow] if split != "test" else "is cut"
-    yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); what does not {handling}"
+    handling = {"error": "an error", "drop": "dropped"}[config.data.overflow] if split != "test" else "cut"
+    yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); longer ones are {handling}"
 
 
 def _histogram(name: str, lengths: np.ndarray, limit: int) -> Iterator[str]:
@@ -100,7 +99,7 @@ def _shared_questions(problems: dict[str, list[Problem]]) -> Iterator[str]:
         yield f"questions of the test split that are in {split}, too: {shared} of {len(tested)}"
 
 
-def _shown(split: str, problem: Problem) -> Iterator[str]:
+def _sample(split: str, problem: Problem) -> Iterator[str]:
     yield f"\n--- {split}: {problem.id}"
     yield problem.question
     text = problem.demonstration if split == "sft" else problem.trace

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer.json and SentencePiece's *.model behind a small protocol, and LLaDA's chat template."""
+"""Tokenizers: Hugging Face's tokenizer.json and SentencePiece's *.model under one protocol, and LLaDA's chat template."""
 
 import io
 import json
@@ -11,51 +11,44 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from igpo_jax.runtime.files import atomic_write, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_json
 
-PAD, EOS, MASK = 0, 1, 2
-SPECIALS = {PAD: "<pad>", EOS: "<eos>", MASK: "<mask>"}  # of models that `train_sentencepiece` makes
-LONGEST_SENTENCE = 1 << 16  # bytes; SentencePiece drops longer ones from its training text
-START, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
+MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
+START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs. Text never encodes to a special id, whatever it says."""
+    """Converts between text and ids. No text encodes to a special id."""
 
     vocab_size: int
     pad_id: int
     eos_id: int
     mask_id: int
-    eot_id: int | None  # end of a turn, where the vocabulary has one
+    eot_id: int | None  # end of a chat turn
 
-    def encode(self, text: str) -> list[int]:
-        """Ids, without any that begins or ends a text."""
+    # Ids, without those that mark the beginning or end of a text; and (begin, end) of each piece in characters.
+    def encode(self, text: str) -> list[int]: ...
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and begin and end of each piece in `text`, in characters."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of all ids; special and unused ids have none."""
-
-    def piece(self, id: int) -> str:
-        """One id for display."""
-
-    def special_id(self, token: str) -> int | None:
-        """The id of a special token, None where the vocabulary has none of this name."""
+    # Text without special and unused ids; one id for display; the id of a special token.
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def piece(self, id: int) -> str: ...
+    def special_id(self, token: str) -> int | None: ...
 
 
 class SentencePieceTokenizer:
-    """A *.model file. Special ids are the file's own; `mask_id` is for files that have no piece <mask>."""
+    """A *.model file; `mask_id` is used if the file has no piece <mask>."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
             model = self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
             pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {_first_line(error)}") from None
+            raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
         self.vocab_size = len(pieces)
         self._special = {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
-        mask_id = self._special.get(SPECIALS[MASK], mask_id)
+        mask_id = self._special.get("<mask>", mask_id)
         if mask_id is None:
             raise ValueError(f"{path} has no control symbol <mask>, and no mask id is known")
         if model.eos_id() < 0:
@@ -75,7 +68,7 @@ class SentencePieceTokenizer:
         mapping = self._processor.encode_as_offset_mapping(text)
         offsets, end = [], len(text)
         for begin, stop in reversed(mapping["offsets"]):
-            # Of a character spelled in bytes, SentencePiece gives its place to the last byte only.
+            # SentencePiece gives only the last byte of a character spelled in bytes its width.
             end = stop if stop > begin else end
             offsets.append((begin, end))
         return mapping["ids"], offsets[::-1]
@@ -89,21 +82,21 @@ class SentencePieceTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json, with tokenizer_config.json beside it for the names of the special tokens (llada.md 5)."""
+    """A tokenizer.json; the tokenizer_config.json beside it names the special tokens (docs/method.md section 4)."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
         values = read_json(path)
         for token in added_tokens(path, values):
-            # Whatever the file says, nobody shall write a mask by writing its name.
+            # iLLaDA's file does not mark its mask as special; text must not encode to it.
             token["special"] = token.get("special", False) or token["id"] == mask_id
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
-        except BaseException as error:  # the library raises plain Exception, and panics, which are none
+        except BaseException as error:  # the library raises Exception or PanicException, a BaseException
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise ValueError(f"{path} is not a tokenizer: {_first_line(error)}") from None
-        self._tokenizer.encode_special_tokens = True  # spells out special tokens that occur in text
+            raise ValueError(f"{path} is not a tokenizer: {first_line(error)}") from None
+        self._tokenizer.encode_special_tokens = True  # encodes their names as text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
@@ -113,15 +106,17 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.mask_id = mask_id
         named = _named_tokens(path.parent)
-        for key in ("eos_token", "pad_token"):
-            if named.get(key) is not None and self._tokenizer.token_to_id(named[key]) is None:
+        if "eos_token" not in named:
+            raise ValueError(f"{path.parent}: neither tokenizer_config.json nor special_tokens_map.json names an eos_token")
+
+        def id_of(key: str) -> int:
+            id = self._tokenizer.token_to_id(named[key])
+            if id is None:
                 raise ValueError(f"{path}: {key}={named[key]!r} is not in the vocabulary")
-        if named.get("eos_token") is None:
-            raise ValueError(
-                f"{path.parent}: neither tokenizer_config.json nor special_tokens_map.json names an eos_token"
-            )
-        self.eos_id = self._tokenizer.token_to_id(named["eos_token"])
-        self.pad_id = self.eos_id if named.get("pad_token") is None else self._tokenizer.token_to_id(named["pad_token"])
+            return id
+
+        self.eos_id = id_of("eos_token")
+        self.pad_id = id_of("pad_token") if "pad_token" in named else self.eos_id
         self.eot_id = self._special.get(END_OF_TURN)
 
     def special_id(self, token: str) -> int | None:
@@ -132,7 +127,7 @@ class HuggingFaceTokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # Up to where the next character's tokens begin: normalisation merges characters and gives the place of the first.
+        # Pieces end where the next ones begin: if normalization merges characters, the library gives the place of the first.
         offsets, end, next_begin = [], len(text), len(text)
         for begin, _ in reversed(encoding.offsets):
             end = next_begin if begin < next_begin else end
@@ -151,14 +146,8 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """A tokenizer.json or *.model file, or the only one of them in a folder.
-
-    Args:
-        mask_id: as the model's configuration has it; models of `train_sentencepiece` know their own.
-
-    Raises:
-        ValueError: no such file, more than one, or one that cannot be used.
-    """
+    """Loads a tokenizer.json or *.model file, or a folder's only one; models of `train_sentencepiece` have their own `mask_id`.
+    Raises ValueError if there is no such file, several, or an unusable one."""
     path = pathlib.Path(path)
     if path.is_dir():
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
@@ -175,16 +164,8 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     return HuggingFaceTokenizer(path, mask_id)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
-
-
 def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of a tokenizer.json, each an object with an id and a content.
-
-    Raises:
-        ValueError: names the file: they are something else.
-    """
+    """Returns the added tokens of a tokenizer.json, each with `id` and `content`; raises ValueError if malformed."""
     added = values.get("added_tokens", [])
     if not isinstance(added, list):
         raise ValueError(f"{file}: added_tokens is {type(added).__name__}, not a list")
@@ -195,7 +176,7 @@ def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, A
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
-    """eos_token, pad_token and others, as tokenizer_config.json names them, or else special_tokens_map.json."""
+    """Returns eos_token, pad_token and others by tokenizer_config.json, else by special_tokens_map.json."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -210,38 +191,32 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
 
 
 def chat_text(messages: Sequence[dict[str, str]]) -> str:
-    """A conversation in LLaDA's chat template, up to where the assistant's next message begins (llada.md 5.3)."""
+    """Renders LLaDA's chat template up to the beginning of the assistant's next message (docs/method.md section 4)."""
     turns = [f"{HEADER}{role}{END_HEADER}\n\n{content}{END_OF_TURN}" for role, content in _turns(messages)]
-    return "".join([START, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
+    return "".join([START_OF_TEXT, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
 
 
 def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
-    """The text of a completion, int [l], up to its first EOS, or all of it."""
+    """Decodes a completion, int [l], up to its first EOS, or whole."""
     ended = np.flatnonzero(tokens == tokenizer.eos_id)
     return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Ids of `chat_text`. Only the template writes markers: what a message says is text, even where it spells one.
-
-    Raises:
-        ValueError: the vocabulary lacks a marker, or messages without role and content.
-    """
-    markers = {marker: tokenizer.special_id(marker) for marker in (START, HEADER, END_HEADER, END_OF_TURN)}
+    """Returns the ids of `chat_text`; a marker spelled in a message stays text.
+    Raises ValueError if the vocabulary lacks a marker, or a message lacks role or content."""
+    markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
     missing = [marker for marker, id in markers.items() if id is None]
     if missing:
         raise ValueError(
             f"the vocabulary has no {', '.join(missing)}: this is the tokenizer of a base model, which knows no chat "
             "template; give raw prompts (chat=False)"
         )
-
-    def header(role: str) -> list[int]:
-        return [markers[HEADER], *tokenizer.encode(role), markers[END_HEADER]]
-
-    ids = [markers[START]]
+    start, header, end_header, end_of_turn = (id for id in markers.values() if id is not None)
+    ids = [start]
     for role, content in _turns(messages):
-        ids += [*header(role), *tokenizer.encode(f"\n\n{content}"), markers[END_OF_TURN]]
-    return [*ids, *header("assistant"), *tokenizer.encode("\n\n")]
+        ids += [header, *tokenizer.encode(role), end_header, *tokenizer.encode(f"\n\n{content}"), end_of_turn]
+    return [*ids, header, *tokenizer.encode("assistant"), end_header, *tokenizer.encode("\n\n")]
 
 
 def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
@@ -254,27 +229,24 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
-    """Trains on `texts` and writes the model file at once. The same texts give the same model.
+    """Trains a SentencePiece model and writes it atomically; deterministic.
 
-    Text is kept as it is (no normalisation, no dummy prefix), so decoding inverts encoding; bytes outside of the training
-    alphabet are spelled out, except by kind `char`, which maps them to the unknown token.
+    Text is not normalized and gets no dummy prefix, so decoding inverts encoding. Characters outside of the training
+    alphabet are spelled in bytes; with kind `char` they become the unknown token. Raises ValueError if the vocabulary is
+    too small for the alphabet, a text too long, or there is no text.
 
     Args:
         kind: char | unigram | bpe.
-        vocab_size: the most pieces there may be.
-
-    Raises:
-        ValueError: a vocabulary that is too small for the alphabet, a text that is too long, or no text.
+        vocab_size: upper bound of the number of pieces.
     """
     texts = list(texts)
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")
     longest = max(len(text.encode()) for text in texts)
-    if longest > LONGEST_SENTENCE:
-        raise ValueError(f"a text of {longest} bytes; SentencePiece would silently drop those above {LONGEST_SENTENCE}")
-    # Otherwise kind `char` silently leaves out rare characters, and the others fail with words about the trainer.
-    alphabet = set("".join(texts)) | {"\n"}
-    least = len(alphabet) + len(SPECIALS) + 1 + (0 if kind == "char" else 256)
+    if longest > MAX_TEXT_BYTES:
+        raise ValueError(f"a text of {longest} bytes; SentencePiece would silently drop those above {MAX_TEXT_BYTES}")
+    # Without this check kind `char` silently drops rare characters, and the others fail with internal messages.
+    least = len(set("".join(texts)) | {"\n"}) + UNKNOWN + 1 + (0 if kind == "char" else 256)
     if vocab_size < least:
         raise ValueError(f"tokenizer.vocab_size={vocab_size} is too small for these texts; kind {kind} needs {least}")
     model = io.BytesIO()
@@ -297,10 +269,10 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
         pad_piece="<pad>",
         eos_id=EOS,
         eos_piece="<eos>",
-        unk_id=3,
+        unk_id=UNKNOWN,
         bos_id=-1,
         num_threads=1,
-        max_sentence_length=LONGEST_SENTENCE,
+        max_sentence_length=MAX_TEXT_BYTES,
         minloglevel=2,
     )
     atomic_write(pathlib.Path(path), model.getvalue())

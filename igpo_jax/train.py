@@ -1,6 +1,6 @@
 """python -m igpo_jax.train --config=arithmetic.py [--workdir=DIR] [--config.key=value ...]
 
-One run from start to end: supervised stage, IGPO, evaluation, report. The same command continues an interrupted run.
+One run: supervised stage, IGPO, evaluation, report. The same command continues an interrupted run.
 """
 
 import json
@@ -23,12 +23,10 @@ from igpo_jax.stages.divergence import Diverged
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/, or a path; file.py:variant for a variant."
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
 MEMORY_KEYS = (
     "higher --config.sft.microbatches, --config.rl.microbatches or --config.rl.rollout_chunks, a lower "
-    "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command goes on"
+    "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command continues the run"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
 
@@ -52,7 +50,7 @@ def main(_):
             write_report(experiment.workdir)
     except Terminated as stop:
         if jax.process_index() == 0:
-            print(f"{stop}; the same command goes on")
+            print(f"{stop}; the same command continues the run")
         return
     except Diverged as error:
         sys.exit(f"error: {error}")
@@ -60,7 +58,7 @@ def main(_):
         shortage = explain_shortage(error, MEMORY_KEYS)
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
             print(f"error: {shortage or error}", file=sys.stderr)
-            raise  # the others may not know of it
+            raise  # ends this process at once: leaving in order would wait for the others
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
@@ -69,14 +67,14 @@ def main(_):
 
 
 def train(experiment: Experiment) -> None:
-    """All stages, each from its newest checkpoint."""
-    settings, preempted = experiment.settings, preemption.listen()
+    """Runs all stages, each from its newest checkpoint."""
+    config, preempted = experiment.config, preemption.listen()
     identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
-    options = {"keep": settings.checkpoints_kept, "identity": identity}
+    options = {"keep": config.checkpoints_kept, "identity": identity}
     with jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
             base_params, start = run_sft(experiment, saved, preempted)
-        if settings.rl.iterations:
+        if config.rl.iterations:
             with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
                 run_rl(experiment, base_params, start, saved, preempted)
 

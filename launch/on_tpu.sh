@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # One TPU host's part of a run; tpu_vm.sh and xpk.sh call it on every host: bash launch/on_tpu.sh --workdir=DIR [flags of igpo_jax.train]
-# Ends with 0 when the run is complete and with 42 when a termination signal has stopped it; the same command goes on then.
+# Exits with 0 if the run is complete, with 42 if a termination signal stopped it; the same command then resumes it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 . launch/options.sh
 training=("$@")
 folder=$(workdir) || exit 2
 
-# Hosts that compiled different programs end with an error; otherwise they would wait for each other for ever.
+# Hosts that compiled different programs end with an error; otherwise they would wait for each other forever.
 flags="--xla_tpu_use_enhanced_launch_barrier=true"
 export LIBTPU_INIT_ARGS="$flags ${LIBTPU_INIT_ARGS:-}"
 
@@ -25,7 +25,7 @@ while [ -n "$signalled" ]; do # that ended the waiting, not the training
   status=$?
 done
 if [ "$status" = 0 ] && [ ! -f "$folder/result.json" ]; then
-  echo "not complete: the same command goes on"
+  echo "not complete: the same command resumes the run"
   exit 42 # what xpk takes for "start again"
 fi
 exit "$status"

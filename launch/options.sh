@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the launchers that have flags of their own.
+# Sourced by the launchers that have their own flags.
 
 # options NAMES "$@": --name=value sets IGPO_NAME (dashes become underscores), --name alone sets it to 1; without the flag the
-# variable may come from the environment. What follows -- is for igpo_jax.train and becomes the array `training`.
+# variable may come from the environment. Flags after -- are passed to igpo_jax.train and become the array `training`.
 options() {
   local known=" $1 " argument name value
   shift

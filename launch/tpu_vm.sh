@@ -2,11 +2,11 @@
 # Trains on a Cloud TPU, one host or a pod, over ssh:
 #   bash launch/tpu_vm.sh --name=NAME --zone=ZONE --type=v5litepod-16 [--project=P] [--version=IMAGE] [--spot]
 #     [--setup=COMMAND] [--babysit] [--dry-run] -- --config=math.py --workdir=/shared/run [flags of igpo_jax.train]
-# Makes the TPU unless it is there, copies the files that git tracks, starts the training on all hosts and follows host 0's
-# log; ^C stops following, not the training. The same command follows a training that runs, and goes on with one that was stopped.
+# Creates the TPU unless it exists, copies the files that git tracks, starts the training on all hosts and follows host 0's
+# log; ^C stops following, not the training. The same command follows a running training and resumes a stopped one.
 # --setup    runs on every host first, such as: sudo mount -t nfs 10.0.0.2:/share /shared, or gcsfuse (BUILD.md)
-# --babysit  makes a preempted TPU anew and goes on until the run is complete; gives up after three failures in a row
-# All flags may also be variables of the environment: IGPO_NAME, IGPO_ZONE, ...; 0 is off.
+# --babysit  recreates a preempted TPU and resumes until the run is complete; gives up after three consecutive failures
+# All flags may also be environment variables: IGPO_NAME, IGPO_ZONE, ...; 0 is off.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/options.sh

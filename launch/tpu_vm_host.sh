@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh calls on a host, in the folder that it has filled:
-#   bash launch/tpu_vm_host.sh start SETUP [flags of igpo_jax.train]   # beside the ssh session, which may break
+# Called by tpu_vm.sh on a host, in the folder that it has filled:
+#   bash launch/tpu_vm_host.sh start SETUP [flags of igpo_jax.train]   # detached from the ssh session, which may break
 #   bash launch/tpu_vm_host.sh state                                   # running | ended STATUS | none
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ fi
 
 setup=$1
 shift
-# What an earlier start has left: the pid is that of a session, with all that it started.
+# Left by an earlier start: the pid is the leader of a session with everything that it started.
 [ ! -f run.pid ] || kill -KILL -- "-$(cat run.pid)" 2>/dev/null || true
 rm -f run.pid run.status
 bash -ec "$setup"
@@ -32,6 +32,6 @@ if [ -z "${PYTHON:-}" ] && ! python3 -c 'import sys; sys.exit(sys.version_info <
 fi
 export IGPO_EXTRAS=tpu,report
 . launch/venv.sh
-# shellcheck disable=SC2016  # expands in the shell that stays
+# shellcheck disable=SC2016  # expands in the detached shell
 setsid nohup bash -c 'bash launch/on_tpu.sh "$@"; echo $? > run.status' on_tpu "$@" >> run.log 2>&1 < /dev/null &
 echo $! > run.pid

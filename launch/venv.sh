@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: .venv with this package installed, made anew only when setup.py or the extras have changed.
+# Sourced by the other scripts: creates .venv with this package installed, again only if setup.py or the extras have changed.
 # Environment: PYTHON, the interpreter (3.11 or newer); IGPO_EXTRAS, the extras (test,report).
 PYTHON="${PYTHON:-python3}"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {

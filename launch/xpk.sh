@@ -2,11 +2,11 @@
 # Trains on TPUs of a GKE cluster that xpk manages, one slice or several:
 #   bash launch/xpk.sh --cluster=CLUSTER --name=NAME --type=v5litepod-16 [--slices=2] [--zone=ZONE] [--project=P]
 #     [--storage=NAME] [--image=IMAGE] [--restarts=20] [--dry-run] -- --config=math.py --workdir=/shared/run [flags of igpo_jax.train]
-# Hosts that are preempted or fail are started again, and go on with the run. The same command goes on with a run that ended.
-# --storage  what `xpk storage` has attached to the cluster; its mount point holds the --workdir
-# --image    has igpo_jax[tpu] installed and this folder as its working directory; by default what git tracks here is laid over
+# Hosts that are preempted or fail are restarted and resume the run. The same command resumes a run that ended.
+# --storage  storage that `xpk storage` has attached to the cluster; its mount point holds the --workdir
+# --image    has igpo_jax[tpu] installed and this folder as its working directory; by default the files that git tracks are copied over
 #            python:3.12 and installed on every start
-# All flags may also be variables of the environment: IGPO_CLUSTER, IGPO_NAME, ...
+# All flags may also be environment variables: IGPO_CLUSTER, IGPO_NAME, ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/options.sh
@@ -30,12 +30,12 @@ else
   command="pip install --quiet '.[tpu,report]' && $command"
 fi
 flags=(--tpu-type="$IGPO_TYPE" --num-slices="${IGPO_SLICES:-1}" "${image[@]}")
-# 42: a signal has stopped it; 1: another host is gone, or a real error, which ends it after so many tries.
+# 42: a signal stopped it; 1: another host is gone, or a real error, which ends the job after this many attempts.
 flags+=(--max-restarts="${IGPO_RESTARTS:-20}" --restart-on-exit-codes=1)
-# Time to save.
+# Leaves time to save a checkpoint.
 flags+=(--termination-grace-period-seconds=300)
 [ -z "${IGPO_STORAGE:-}" ] || flags+=(--storage="$IGPO_STORAGE")
 
-# What is left of an earlier start has the same name; one that runs is left alone, and xpk says that it is there.
+# An earlier job has the same name; if it is still running it is kept, and xpk reports that it exists.
 run xpk workload delete "${where[@]}" --filter-by-job="^$IGPO_NAME\$" --filter-by-status=FINISHED --force || true
 run xpk workload create "${where[@]}" --workload="$IGPO_NAME" "${flags[@]}" --command="$command"

@@ -14,7 +14,7 @@ from igpo_jax import api
 from igpo_jax.diffusion.unmasking import DecodeConfig, propose
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.weights.folders import convert
-from test_folders import write_folder
+from model_folders import write_folder
 from tokenizer_files import write_tokenizer
 
 PROMPTS = ["Hello", "What is the answer to 17 + 25, once more?", "", "two and two are"]

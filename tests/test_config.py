@@ -1,4 +1,4 @@
-"""Whatever cannot work ends in one clear line that names the key, before anything is allocated."""
+"""An unusable configuration ends in one line that names the key, before anything is allocated."""
 
 import os
 import pathlib
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from igpo_jax import cli
 from igpo_jax import config as configuration
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.run.experiment import open_experiment
@@ -105,7 +106,7 @@ def test_what_does_not_divide_over_the_devices_is_named(changes, words, tmp_path
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_fewer_problems_than_a_batch_is_found_out_at_once(stage, tmp_path):
-    """Not when the stage begins, which may be hours later."""
+    """When the run is opened, not when the stage begins, possibly hours later."""
     key = {"sft": "sft.batch_size", "rl": "rl.prompts"}[stage]
     message = error_of(tiny(sft__heldout=0, **{f"task__{stage}_problems": 7}), tmp_path / "run")
     assert "7 problems" in message and key in message
@@ -119,21 +120,21 @@ def test_more_problems_held_out_than_there_are(tmp_path):
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_the_ends_of_the_ratio_work(ratio, tmp_path):
-    """0 shows nothing, 1 shows every chunk."""
+    """0 reveals no chunk, 1 reveals every chunk."""
     config = tiny(inpainting__ratio_min=ratio, inpainting__ratio_max=ratio, inpainting__chunk_max=2)
     experiment = open_experiment(config, tmp_path / "run")
-    settings = experiment.settings
-    rl = settings.rl
+    config = experiment.config
+    rl = config.rl
     cfg = RolloutConfig(
         experiment.model,
-        settings.rollout_decode,
-        settings.inpainting,
+        config.sampler,
+        config.inpainting,
         rl.group_size,
         rl.prompts,
-        settings.data.prompt_buckets,
+        config.data.prompt_buckets,
         normalize_advantages=False,
     )
-    rows = np.arange(settings.rl.prompts)
+    rows = np.arange(config.rl.prompts)
     prompts = jax.tree.map(lambda x: x[rows], experiment.rl_data.prompts)
 
     def all_wrong(problem_id, completions):
@@ -144,20 +145,20 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
         done = rollout(experiment.initial_params(), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)
     assert done.triggered.tolist() == rows.tolist() and not done.replaced.any()
     assert (done.second.ratio == ratio).all()
-    # Chunks of two cover the trace up to its answer, but for an odd token at its end; all of it may be shown.
+    # Chunks of two cover the trace except for an odd last token, and every token may be shown.
     covered = prompts.trace_length // 2 * 2 * (ratio == 1)
-    expected = np.arange(settings.rollout_decode.completion_length) < covered[:, None]
-    assert np.array_equal(done.second.hint, np.repeat(expected[:, None], settings.rl.group_size, axis=1))
+    expected = np.arange(config.sampler.completion_length) < covered[:, None]
+    assert np.array_equal(done.second.hint, np.repeat(expected[:, None], config.rl.group_size, axis=1))
     assert done.metrics["hint/tokens"] == covered.mean()
     shown = np.where(expected, prompts.trace, -1)[:, None]
-    assert np.array_equal(np.where(done.second.hint, done.second.tokens, -1), np.repeat(shown, settings.rl.group_size, axis=1))
+    assert np.array_equal(np.where(done.second.hint, done.second.tokens, -1), np.repeat(shown, config.rl.group_size, axis=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Config files
 
 
-RUNS = sorted({path.name for path in CONFIGS.glob("*.py")} - {"evaluate_math.py"})  # which is no run's
+RUNS = sorted({path.name for path in CONFIGS.glob("*.py")} - {"evaluate_math.py"})  # configures an evaluation, not a run
 
 
 VARIANTS = {
@@ -172,29 +173,29 @@ def test_every_configuration_of_the_repository_is_valid(file):
     get_config = runpy.run_path(str(CONFIGS / file))["get_config"]
     variants = VARIANTS.get(file, ())
     for variant in [(), *((name,) for name in variants)]:
-        settings = configuration.parse(get_config(*variant))
-        assert settings.rl.iterations + settings.sft.updates > 0
-        assert settings.sft.updates > 0 or settings.model["path"]
+        config = configuration.parse(get_config(*variant))
+        assert config.rl.iterations + config.sft.updates > 0
+        assert config.sft.updates > 0 or config.model.path
     with pytest.raises((ValueError, TypeError)):
         get_config("nonsense")
 
 
 def test_a_bare_name_is_looked_up_in_configs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert configuration.resolve_config_path("arithmetic.py") == str(CONFIGS / "arithmetic.py")
-    assert configuration.resolve_config_path("gsm8k.py:smoke") == f"{CONFIGS / 'gsm8k.py'}:smoke"
+    assert cli.resolve_config_path("arithmetic.py") == str(CONFIGS / "arithmetic.py")
+    assert cli.resolve_config_path("gsm8k.py:smoke") == f"{CONFIGS / 'gsm8k.py'}:smoke"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "arithmetic.py").touch()
-    assert configuration.resolve_config_path("arithmetic.py") == "configs/arithmetic.py"
+    assert cli.resolve_config_path("arithmetic.py") == "configs/arithmetic.py"
     (tmp_path / "arithmetic.py").touch()
-    assert configuration.resolve_config_path("arithmetic.py") == "arithmetic.py"
-    assert configuration.resolve_config_path(str(TINY)) == str(TINY)
+    assert cli.resolve_config_path("arithmetic.py") == "arithmetic.py"
+    assert cli.resolve_config_path(str(TINY)) == str(TINY)
 
 
 @pytest.mark.parametrize("name", ["algebra.py", "algebra.py:smoke", "elsewhere/arithmetic.py"])
 def test_an_unknown_config_file_lists_the_known_ones(name):
     with pytest.raises(ValueError) as raised:
-        configuration.resolve_config_path(name)
+        cli.resolve_config_path(name)
     assert repr(name.partition(":")[0]) in str(raised.value)
     assert "arithmetic.py, evaluate_math.py, gsm8k.py, math.py, sft_math.py" in str(raised.value)
 
@@ -245,7 +246,7 @@ def test_differing_keys_names_what_only_one_side_has():
 
 
 def train(*arguments: str) -> str:
-    """Of a command that has to fail: all that it says."""
+    """Runs a command that must fail; returns its stderr."""
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     env.pop("XLA_FLAGS", None)
     command = [sys.executable, "-m", "igpo_jax.train", *arguments]
@@ -256,7 +257,7 @@ def train(*arguments: str) -> str:
 
 
 def config_file(folder: pathlib.Path, line: str) -> tuple[pathlib.Path, int]:
-    """tiny.py with one more line, and that line's number."""
+    """A copy of tiny.py with one more line; and the number of that line."""
     text = TINY.read_text().replace("    return config", f"    {line}\n    return config")
     path = folder / "mistaken.py"
     path.write_text(text)

@@ -36,8 +36,8 @@ def test_a_package_outside_of_its_bounds_is_a_problem(monkeypatch):
 
 def test_requirements_of_an_extra_are_only_what_it_adds(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["jax>=0.1", 'x>=1; extra == "y"', 'z; extra == "w"'])
-    assert [of.name for of in doctor._requirements("y")] == ["x"]
-    assert [of.name for of in doctor._requirements("")] == ["jax"]
+    assert [requirement.name for requirement in doctor._requirements("y")] == ["x"]
+    assert [requirement.name for requirement in doctor._requirements("")] == ["jax"]
     assert doctor._wrong(Requirement("pytest>=1")) == ""
 
 

@@ -1,4 +1,4 @@
-"""tokenizer.json, and LLaDA's chat template."""
+"""Loading tokenizer.json, and LLaDA's chat template."""
 
 import json
 import os
@@ -171,9 +171,7 @@ def test_names_may_be_in_the_other_file_and_pad_is_eos_by_default(tmp_path):
     assert tokenizer.eos_id == tokenizer.pad_id == ids["<|endoftext|>"]
 
 
-@pytest.mark.skipif(
-    "LLADA_TOKENIZER" not in os.environ, reason="LLADA_TOKENIZER is not the folder of LLaDA-8B-Instruct"
-)
+@pytest.mark.skipif("LLADA_TOKENIZER" not in os.environ, reason="LLADA_TOKENIZER is not the folder of LLaDA-8B-Instruct")
 @pytest.mark.parametrize("text, ids", [
     ("hello world", [25752, 1931]),
     ("café Ω 中文", [66, 2610, 2900, 47037, 79911]),

@@ -9,10 +9,7 @@ from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 
 KINDS = ("char", "unigram", "bpe")
 WORDS = "the cat counts 12 coins, buys 3 apples for £4.50 and has 1,080 cents left".split()
-TEXTS = [
-    f"Question: {' '.join(WORDS[i:] + WORDS[:i])}?\nAnswer:  {i}+{i + 7}={2 * i + 7}\n#### {2 * i + 7}"
-    for i in range(12)
-]
+TEXTS = [f"Question: {' '.join(WORDS[i:] + WORDS[:i])}?\nAnswer:  {i}+{i + 7}={2 * i + 7}\n#### {2 * i + 7}" for i in range(12)]
 ALPHABET = sorted(set("".join(TEXTS)))
 SMALL = {"char": 200, "unigram": 340, "bpe": 340}
 
@@ -78,7 +75,7 @@ def test_special_ids_are_distinct_have_names_and_no_text(tokenizer):
 
 
 def test_ids_above_the_vocabulary_have_no_text(tokenizer):
-    """A model's vocabulary is rounded up, so it may sample them."""
+    """Models may sample them, because their vocabulary is rounded up."""
     ids = tokenizer.encode("cat")
     assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 5]) == "cat"
     assert tokenizer.piece(tokenizer.vocab_size) == "<unused>"

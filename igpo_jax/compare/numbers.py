@@ -8,7 +8,7 @@ import numpy as np
 
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.run.results import START, rescue_rate
+from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
 
@@ -134,7 +134,7 @@ def summary(arm: str, runs: list[RunNumbers], equal: dict[Budget, np.ndarray], h
         "equal_prompts": interval(equal["prompts"]),
         "hardest_third": interval(equal["evaluations"], hard),
         "of_each_seed": equal["evaluations"].mean(axis=1).tolist(),
-        "all_wrong": [mean_of("groups/all_wrong_before", part) for part in (slice(START), slice(-START, None))],
+        "all_wrong": [mean_of("groups/all_wrong_before", part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
         "rescue_rate": rescue_rate([row for run in runs for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),
         "distinct": mean_of("groups/distinct"),

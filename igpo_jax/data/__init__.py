@@ -1,1 +1,1 @@
-"""From problems to batches of token arrays."""
+"""Data: problems to batches of token arrays."""

@@ -24,7 +24,7 @@ from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
-from igpo_jax.runtime.statistics import interval, paired
+from igpo_jax.runtime.statistics import accuracy_interval, paired
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
@@ -175,7 +175,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
     result = {"problems": problems, "draws": draws, "pass@1": float(correct.mean())}
-    result["interval95"] = interval(correct)
+    result["interval95"] = accuracy_interval(correct)
     if draws > 1:
         result[f"avg@{draws}"] = result["pass@1"]
         for k in sorted({2**i for i in range(1, draws.bit_length())} | {draws}):

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from igpo_jax.api import default_dtype
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.run.experiment import read_config
+from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 
 SAMPLED = 2**16  # bytes of a piece of a file
 
@@ -50,7 +50,7 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
 
 def of_run(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
     """The evaluation that a run makes of itself, decoding as in a section of its configuration: evaluation | sampler."""
-    run, config = read_config(workdir), base_evaluation()
+    run, config = read_run_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
     config.decode.update({key: run[section][key] for key in config.decode})
@@ -78,7 +78,7 @@ def protocol_of(config: ConfigDict, name: str, problems: Sequence[Problem]) -> d
         "dtype": config.dtype or default_dtype(),
         "draws": part["draws"],
         "problems": len(problems),
-        "data": fingerprint((p.id, p.question, p.answer) for p in problems),
+        "data": problems_fingerprint((p.id, p.question, p.answer) for p in problems),
         "decode": config.decode.to_dict() | {"temperature": part["temperature"]},
         "chat": config.chat,
         "prefix": config.prefix,

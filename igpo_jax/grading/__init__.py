@@ -1,1 +1,1 @@
-"""Text to verdict."""
+"""Grading: text to verdict, without JAX."""

@@ -1,8 +1,7 @@
-"""Final answers in completions: where they stand, and whether two of them are the same.
+"""Finds the final answer of a completion, and decides whether two answers are equal.
 
-`equal` decides in this order: plain numbers by their exact values, equal normalised texts, and for everything else
-math-verify, which needs a process of its own with a deadline (tasks/reward_pool.py): it may take long, and in a thread it fails
-silently.
+`equal` decides in this order: plain numbers by exact value, equal normalized texts, and math-verify for everything else.
+math-verify may be slow and its time limits fail silently in threads, so graders run in processes (tasks/reward_pool.py).
 """
 
 import functools
@@ -10,32 +9,33 @@ import logging
 import re
 import time
 from fractions import Fraction
+from typing import Any
 
-from igpo_jax.grading.exact import evaluate
+from igpo_jax.grading.exact import Number, evaluate
 
-LONGEST = 2000  # characters of an answer that math-verify is asked about
-TAIL = 20_000  # characters of a completion that are read, from its end
-DEEPEST = 50  # boxes in each other; the rest is left as it is
-SECONDS = 2  # for reading, and again for comparing; math-verify takes whole seconds
-BARE = re.compile(r"[^\s$\\{}]+")  # what a box without braces holds
+MAX_ANSWER_CHARS = 2000  # longer answers are not given to math-verify
+TAIL_CHARS = 20_000  # only this much of a completion's end is read
+MAX_NESTED_BOXES = 50
+MATH_VERIFY_SECONDS = 2  # for parsing, and again for comparing; math-verify takes whole seconds
+BARE = re.compile(r"[^\s$\\{}]+")  # content of a box without braces
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
-STATED = re.compile(r"####\s*([^#\n]+)")
-# In 9-5 the minus belongs to no number.
-NUMBER = re.compile(r"(?:(?<![\d)])[-−])?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?")
+AFTER_HASHES = re.compile(r"####\s*([^#\n]+)")
+NUMBER = re.compile(r"(?:(?<![\d)])[-−])?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?")  # 9-5 holds 9 and 5, not -5
 UNITS = re.compile(r"\\(?:text|mathrm|textrm|mbox|textbf)\s*\{([^{}]*)\}(?:\s*\^\s*(?:\{?\d\}?|\\circ))?")
 
 
-# Where the answer stands
+# Finding the answer
 
 
 def boxes(text: str) -> list[str]:
-    """Contents of all \\boxed{...} and \\fbox{...} whose braces close, outermost ones, in order."""
+    """Returns the contents of all outermost, closed \\boxed{...} and \\fbox{...}, in order."""
     return [text[begin:end] for begin, end in box_spans(text)]
 
 
 def box_spans(text: str) -> list[tuple[int, int]]:
-    """Where the contents that `boxes` returns stand."""
-    found, end = [], 0
+    """Returns the character spans of the contents that `boxes` returns."""
+    found: list[tuple[int, int]] = []
+    end = 0
     closing = _closing_braces(text)
     for match in re.finditer(r"\\(?:boxed|fbox)\s*(\{)?", text):
         if match.start() < end:
@@ -53,9 +53,10 @@ def box_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Opening braces and where they close, those that do; in one pass, for completions are full of open boxes."""
-    pairs, opened = {}, []
-    for place in re.finditer(r"\\[{}\\]|[{}]", text):  # escaped ones count for nothing
+    """Maps each closed opening brace to its closing one, in a single pass: completions may hold thousands of open boxes."""
+    pairs: dict[int, int] = {}
+    opened: list[int] = []
+    for place in re.finditer(r"\\[{}\\]|[{}]", text):  # the first alternative skips escaped braces
         if place[0] == "{":
             opened.append(place.start())
         elif place[0] == "}" and opened:
@@ -64,34 +65,31 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """The final answer that a completion states, None where it states none.
+    """Returns the final answer of a completion, or None, by a rule.
 
-    Args:
-        rule: box: the last closed \\boxed{...}. number: GSM8K's, the number after the last ####, else in the last box,
-            else in <answer>, else the last one. any: the last box, else <answer>, else after the last ####, else the
-            last number.
+    box: the last closed \\boxed{...}. number (GSM8K): the number after the last ####, else in the last box, else in <answer>,
+    else the last one. any: the last box, else <answer>, else the number after the last ####, else the last number.
     """
-    text = SPECIAL.sub(" ", text[-TAIL:])
+    text = SPECIAL.sub(" ", text[-TAIL_CHARS:])
     boxed = boxes(text)
     box = _unwrapped(boxed[-1]) if boxed else None
     if rule == "box":
         return box
-    stated = [found[0] for found in map(NUMBER.search, STATED.findall(text)) if found]
-    tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
-    tag = tagged[-1].strip() if tagged and tagged[-1].strip() else None
-    everywhere = [match[0] for match in NUMBER.finditer(text)]
-    last = everywhere[-1] if everywhere else None
+    hashed = _last([found[0] for found in map(NUMBER.search, AFTER_HASHES.findall(text)) if found])
+    tag = (_last(re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)) or "").strip() or None
+    last = _last([match[0] for match in NUMBER.finditer(text)])
     if rule == "number":
-        for place in (stated[-1] if stated else None, box, tag):
-            number = place and NUMBER.search(place)
-            if number:
-                return number[0]
-        return last
-    return next((place for place in (box, tag, stated[-1] if stated else None, last) if place is not None), None)
+        numbers = (NUMBER.search(place) for place in (hashed, box, tag) if place)
+        return next((number[0] for number in numbers if number), last)
+    return next((place for place in (box, tag, hashed, last) if place is not None), None)
+
+
+def _last(found: list[str]) -> str | None:
+    return found[-1] if found else None
 
 
 def _unwrapped(content: str) -> str:
-    for _ in range(DEEPEST):
+    for _ in range(MAX_NESTED_BOXES):
         inner = boxes(content)
         if not inner:
             break
@@ -99,15 +97,12 @@ def _unwrapped(content: str) -> str:
     return content
 
 
-# Whether two answers are the same
+# Comparing answers
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether two bare answers are the same, such as "1/2" and "\\frac{1}{2}" or "10" and "10 \\text{ cm}".
-
-    Raises:
-        TimeoutError: math-verify took too long.
-    """
+    """Returns whether two bare answers agree, such as "1/2" and "\\frac{1}{2}", or "10" and "10 \\text{ cm}".
+    Raises TimeoutError if math-verify took more than `MATH_VERIFY_SECONDS`."""
     gold, answer = _unstyled(_unwrapped(gold)), _unstyled(_unwrapped(answer))
     wanted, found = _clean(gold), _clean(answer)
     if not wanted or not found:
@@ -118,29 +113,20 @@ def equal(gold: str, answer: str) -> bool:
     if _condensed(wanted) == _condensed(found):
         return True
     times = [CLOCK.fullmatch(text) for text in (wanted, found)]
-    if all(times):
+    if times[0] and times[1]:
         return _seconds(times[0]) == _seconds(times[1])
     if _contradict(wanted, found):
         return False
     gold_box, answer_box = f"\\boxed{{{gold}}}", f"\\boxed{{{answer}}}"
     if boxes(gold_box) != [gold] or boxes(answer_box) != [answer]:  # 5} 6
         return False
-    return _math_verify(gold_box, answer_box, formulas_only=True)
-
-
-def equal_texts(gold: str, text: str) -> bool:
-    """Whether a text states the answer that another text states; math-verify finds the two. For texts without a closed
-    box, which `extract` cannot read: the answer is a formula in dollars, or a number."""
-    gold, text = SPECIAL.sub(" ", gold[-TAIL:]), SPECIAL.sub(" ", text[-TAIL:])
-    of_gold, of_text = boxes(gold), boxes(text)
-    if len(of_gold) == len(of_text) == 1:
-        return equal(of_gold[0], of_text[0])
-    return _math_verify(gold, text)
+    if max(len(gold), len(answer)) > MAX_ANSWER_CHARS or _is_costly(gold_box) or _is_costly(answer_box):
+        return False
+    return _same_parsed(_parse_gold(gold_box), _parse(answer_box))
 
 
 def _as_numbers(wanted: str, found: str) -> bool | None:
-    """What the exact values say; None where one of the two is no plain number. A percentage equals its number, and the
-    hundredth of it."""
+    """Compares exact values; None if either is not a plain number. 50% equals both 50 and 0.5."""
     (number, percent), (other, other_percent) = _number(wanted), _number(found)
     if number is None or other is None:
         return None
@@ -152,12 +138,11 @@ def _as_numbers(wanted: str, found: str) -> bool | None:
 
 
 NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?'?(?:\s*\(\s*\w+(?:\s*,\s*\w+)*\s*\))?")
+FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac)")  # "sin x = 5" does not state x
 
-FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac)")  # what they are of is not what they are
 
-
-def _number(text: str):
-    """(Number or None, whether it is a percentage) of an answer, without units and what stands before an = sign."""
+def _number(text: str) -> tuple[Number | None, bool]:
+    """Returns (value or None, is it a percentage?) of an answer, ignoring its unit and names before an = sign."""
     percent = re.search(r"\s*(?:\\?%|\\?\s*percent(?:age)?|pct)$", text)
     if percent:
         text = text[: percent.start()]
@@ -169,28 +154,28 @@ def _number(text: str):
     return number, percent is not None
 
 
-def _rounds_to(decimal, exact) -> bool:
-    """0.0833333 is one twelfth: a decimal of six places or more, rounded or cut off, of a number that has no end."""
+def _rounds_to(decimal: Number, exact: Number) -> bool:
+    """Whether a decimal of six or more places is a fraction without finite decimals, rounded or cut off: 0.0833333, 1/12."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
-    scale = abs(decimal.value / Fraction(f"{mantissa or 0}.{places}"))  # of 2.314814 \times 10^{-3}
-    denominator = exact.value.denominator
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-        while scale % prime == 0:
-            scale /= prime
-        while scale.denominator % prime == 0:
-            scale *= prime
-    if scale != 1 or denominator == 1:
+    scale = abs(decimal.value / Fraction(f"{mantissa or 0}.{places}"))  # 1/1000 for 2.314814 \times 10^{-3}
+    power_of_ten = _without_tens(scale.numerator) == _without_tens(scale.denominator) == 1
+    if not power_of_ten or _without_tens(exact.value.denominator) == 1:
         return False
-    scale = abs(decimal.value / Fraction(f"{mantissa or 0}.{places}"))
     last, missing = scale * Fraction(1, 10 ** len(places)), abs(exact.value) - abs(decimal.value)
     return decimal.value * exact.value > 0 and (abs(missing) <= last / 2 or 0 < missing < last)
 
 
-# Words that say how much, or the opposite, which no number may lose.
+def _without_tens(number: int) -> int:
+    """Divides out all factors 2 and 5, those of powers of ten."""
+    for prime in (2, 5):
+        while number % prime == 0:
+            number //= prime
+    return number
+
+
+# Words that change the value of a number beside them, and so are not its unit.
 SCALES = set(
     "one two three four five six seven eight nine ten hundred thousand million billion trillion dozen gross half halve "
     "third quarter fourth fifth sixth seventh eighth ninth tenth twelfth sixteenth hundredth thousandth millionth "
@@ -210,15 +195,12 @@ STYLED = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|boldsymbol|bm)\s*"
     r"\{([^{}a-zA-Z\\]*|[eixyz])\}"
 )
-
-
 MIXED = re.compile(r"(?<![\w.,])(\d{1,99})\s+(\d{1,99})/(\d{1,99})(?![\w.,])")  # 5 1/2
 SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\s\d{3})+(?![\d.,])")  # 5 000
 
 
 def _unstyled(text: str) -> str:
-    """Signs, digits and variables out of \\text{-} and \\mathbf{7}, which are no words; math-verify would drop them,
-    and the minus in \\(-5e0\\)."""
+    """Unwraps signs, digits and variables in \\text{-} or \\mathbf{7}, and \\(...\\): math-verify would drop a sign there."""
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     for _ in range(3):
         text = STYLED.sub(r"\1", text)
@@ -226,7 +208,7 @@ def _unstyled(text: str) -> str:
 
 
 def _is_unit(text: str) -> bool:
-    """Whether words behind a number are its unit: 10 cm^2 and 10 men, but not 10xy^2 and 10 dozen."""
+    """Whether the words after a number are its unit: 10 cm^2 and 10 men, but not 10xy^2 or 10 dozen."""
     for word in re.findall(r"[a-zA-Z]+", text):
         known = word.lower() in SHORT_UNITS or (word == "m" and "^" in text)
         noun = len(word) > 2 and re.search("[aeiou]", word) and (len(word) > 3 or text[0].isspace())
@@ -236,7 +218,7 @@ def _is_unit(text: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    """An answer without what means nothing: special tokens, dollars, spacing, enclosing \\text, units, a full stop."""
+    """Removes special tokens, dollar signs, spacing, an enclosing \\text, units, and a final full stop."""
     text = SPECIAL.sub("", text).strip()
     text = re.sub(r",\s*\\!\s*", ",", text)
     text = re.sub(r"\\(?:displaystyle|left|right|,|!|;|:|quad|qquad)(?![a-zA-Z])|~", " ", text)
@@ -250,7 +232,7 @@ def _clean(text: str) -> str:
     if whole:
         text = whole[1].strip()
     elif re.search(r"\d", text):
-        # After a number, words are its unit; "\\text{ and }" between two numbers is none.
+        # \text after a number holds its unit, but between two numbers it may be "and".
         without = UNITS.sub(" ", text).strip()
         if evaluate(re.sub(r"\\?%$", "", without)) is not None and not _scales(UNITS.findall(text)):
             text = without
@@ -266,7 +248,7 @@ def _scales(texts: list[str]) -> set[str]:
 
 
 def _condensed(text: str) -> str:
-    """For comparing letter by letter: one way to write a fraction, no spaces, no \\text around letters."""
+    """Normalizes an answer for comparison by letters: one form of fractions, no spaces, no \\text around letters."""
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\frac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}", text)
@@ -285,7 +267,7 @@ def _seconds(clock: re.Match) -> int:
 
 
 def _contradict(wanted: str, found: str) -> bool:
-    """What math-verify does not see: a word that changes a number, a relation, a base, a sign before brackets."""
+    """Whether answers differ in a way that math-verify ignores: a number word, a relation, a base, a sign before brackets."""
     if (_scales(UNITS.findall(wanted)) ^ _scales(UNITS.findall(found))) - JOINING:
         return True
     for number, other in ((wanted, found), (found, wanted)):
@@ -312,51 +294,43 @@ WILD = (
 )
 
 
-def _math_verify(gold: str, text: str, formulas_only: bool = False) -> bool:
-    """math-verify's verdict, but of plain numbers our own. False where it cannot read one of the two.
+def _is_costly(text: str) -> bool:
+    """Whether math-verify could take seconds to evaluate a text."""
+    return any(re.search(pattern, text) for pattern in WILD)
 
-    Args:
-        formulas_only: where it cannot read a formula, it looks for no number in it: else the box of "6 | 5" says 5.
-    """
-    if any(re.search(pattern, part) for pattern in WILD for part in (gold, text)):
-        return False
-    if len(gold) > LONGEST and len(boxes(gold)) == 0 or any(len(box) > LONGEST for box in boxes(gold) + boxes(text)):
-        return False
+
+def _same_parsed(wanted: list, found: list) -> bool:
+    """Compares two results of math-verify's parser: plain numbers by `_as_numbers`, all else by its own verdict."""
     import math_verify
 
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time-out
-    wanted, found = _parsed(_braced(gold), formulas_only), _parse(_braced(text), formulas_only)
     if len(wanted) > 1 and len(found) > 1:
         verdict = _as_numbers(_clean(str(wanted[-1])), _clean(str(found[-1])))
         if verdict is not None:
             return verdict
-    return bool(_in_time(math_verify.verify, wanted, found, timeout_seconds=SECONDS))
+    return bool(_in_time(math_verify.verify, wanted, found, timeout_seconds=MATH_VERIFY_SECONDS))
+
+
+def _parse(box: str) -> list:
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time-out
+    # By default it would search an unreadable formula for a number, and find 5 in "6 | 5".
+    formulas = [math_verify.LatexExtractionConfig()]
+    return _in_time(math_verify.parse, _braced(box), extraction_config=formulas, parsing_timeout=MATH_VERIFY_SECONDS)
+
+
+_parse_gold = functools.lru_cache(maxsize=1024)(_parse)  # all completions of a group share it
 
 
 def _braced(text: str) -> str:
-    """\\frac\\pi 2, which math-verify misreads, with braces."""
+    """Adds braces to \\frac\\pi 2, which math-verify misreads."""
     return re.sub(r"\\([dt]?frac)\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\\1{\2}{\3}", text)
 
 
-def _parse(text: str, formulas_only: bool) -> list:
-    import math_verify
-
-    if formulas_only:
-        formulas = [math_verify.LatexExtractionConfig()]
-        return _in_time(math_verify.parse, text, extraction_config=formulas, parsing_timeout=SECONDS)
-    return _in_time(math_verify.parse, text, parsing_timeout=SECONDS)
-
-
-def _in_time(function, *arguments, **options):
-    """math-verify gives an empty result when its time is up; raises TimeoutError then, so that this is no verdict."""
+def _in_time(function, *arguments, **options) -> Any:
+    """Calls math-verify; raises TimeoutError if its time is up, when it returns an empty result instead of a verdict."""
     begin = time.monotonic()
     result = function(*arguments, **options)
-    if not result and time.monotonic() - begin >= SECONDS:
-        raise TimeoutError(f"math-verify took more than {SECONDS} s")
+    if not result and time.monotonic() - begin >= MATH_VERIFY_SECONDS:
+        raise TimeoutError(f"math-verify took more than {MATH_VERIFY_SECONDS} s")
     return result
-
-
-@functools.lru_cache(maxsize=1024)
-def _parsed(gold: str, formulas_only: bool) -> list:
-    """Of the known answer, which a group of completions shares."""
-    return _parse(gold, formulas_only)

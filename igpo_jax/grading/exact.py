@@ -1,19 +1,20 @@
-"""Exact values of plain numbers and of arithmetic over them, as models and textbooks write them; never `eval`.
+"""Parses arithmetic in plain text or LaTeX to exact values, without `eval`.
 
-    expression = term (("+" | "-") term)*
-    term       = factor (("*" | "/") factor)*        two factors side by side are multiplied where one is in brackets
-    factor     = ("+" | "-") factor | atom ("^" factor)?
-    atom       = number | mixed number | "(" expression ")" | "\\frac" part part | "\\sqrt" part
+expression = term (("+" | "-") term)*
+term       = factor (("*" | "/") factor)*        adjacent factors are multiplied if either is in brackets
+factor     = ("+" | "-") factor | atom ("^" factor)?
+atom       = number | mixed number | "(" expression ")" | "\\frac" part part | "\\sqrt" part
 """
 
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
-MOST_BITS = 4096  # of a value's numerator or denominator: towers of powers have no value here
-MOST_DEPTH = 60  # of brackets in each other
-LONGEST = 500  # characters of an expression
+MAX_BITS = 4096  # in a numerator or denominator: towers of powers have no value here
+MAX_DEPTH = 60  # of nested brackets
+MAX_CHARS = 500  # in an expression
 
 TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<name>\\?[a-zA-Z]+)|(?P<symbol>[-+*/^(){}\[\]−–·×÷]))"
@@ -26,54 +27,51 @@ OPENING = {"(": ")", "{": "}", "[": "]"}
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """value; literals: the numbers as they were written, in order."""
-
     value: Fraction
-    literals: tuple[str, ...]
+    literals: tuple[str, ...]  # the numbers of the expression as written, in order
 
 
 def evaluate(text: str) -> Number | None:
-    """The exact value of an arithmetic expression in plain text or LaTeX; None where it is none, or has no value."""
-    if len(text) > LONGEST:
+    """Returns the exact value of an arithmetic expression in plain text or LaTeX; None if the text is not one or has no value."""
+    if len(text) > MAX_CHARS:
         return None
     try:
         parser = _Parser(_tokens(text))
         value = parser.expression()
         return Number(value, tuple(parser.literals)) if parser.at_end() else None
-    except (_NoNumber, ZeroDivisionError):
+    except (_NoValue, ZeroDivisionError):
         return None
 
 
-class _NoNumber(Exception):
+class _NoValue(Exception):
     pass
 
 
 def _tokens(text: str) -> list[str]:
     text = re.sub(r",\s*\\!\s*|\{,\}", ",", text)  # 11,\! 111
     text = re.sub(r"\\left|\\right|\\displaystyle|\\[,!;: ]|~", " ", text)
-    tokens, end = [], 0
+    tokens: list[str] = []
+    end = 0
     while text[end:].strip():
         match = TOKEN.match(text, end)
         if not match:
-            raise _NoNumber
-        token = match[match.lastgroup]
-        if match.lastgroup == "number" and token.isdigit() and len(token) > 1:
-            # \frac12 is one half: LaTeX takes digit by digit.
-            if tokens and tokens[-1] in FRACTIONS and len(token) == 2:
-                tokens += token
-            elif tokens and (tokens[-1] in FRACTIONS or (tokens[-1].isdigit() and tokens[-2:-1] and tokens[-2] in FRACTIONS)):
-                raise _NoNumber
-            else:
-                tokens.append(token)
+            raise _NoValue
+        token, end = match[match.lastgroup or 0], match.end()
+        if token.isdigit() and len(token) > 1 and FRACTIONS.intersection(tokens[-1:]):
+            if len(token) > 2:
+                raise _NoValue
+            tokens += token  # LaTeX reads \frac12 digit by digit: one half
+        elif token.isdigit() and len(token) > 1 and FRACTIONS.intersection(tokens[-2:-1]) and tokens[-1].isdigit():
+            raise _NoValue
         else:
             tokens.append(token)
-        end = match.end()
     return tokens
 
 
 class _Parser:
     def __init__(self, tokens: list[str]):
-        self._tokens, self._place, self._depth, self.literals = tokens, 0, 0, []
+        self._tokens, self._place, self._depth = tokens, 0, 0
+        self.literals: list[str] = []
 
     def at_end(self) -> bool:
         return self._place == len(self._tokens)
@@ -91,7 +89,7 @@ class _Parser:
 
     def _take(self) -> str:
         if self.at_end():
-            raise _NoNumber
+            raise _NoValue
         self._place += 1
         return self._tokens[self._place - 1]
 
@@ -121,10 +119,10 @@ class _Parser:
             return _power(value, self._deeper(self._factor))
         return value
 
-    def _deeper(self, rule):
+    def _deeper(self, rule: Callable[[], Fraction]) -> Fraction:
         self._depth += 1
-        if self._depth > MOST_DEPTH:
-            raise _NoNumber
+        if self._depth > MAX_DEPTH:
+            raise _NoValue
         value = rule()
         self._depth -= 1
         return value
@@ -135,7 +133,7 @@ class _Parser:
             begin = self._place
             value = self._deeper(self.expression)
             if self._take() != OPENING[token] or (token != "{" and "," in "".join(self._tokens[begin : self._place])):
-                raise _NoNumber  # (1,234) is a pair
+                raise _NoValue  # (1,234) is a pair
             return value
         if token in FRACTIONS:
             numerator = self._deeper(self._atom)
@@ -143,7 +141,7 @@ class _Parser:
         if token == "\\sqrt":
             return _root(self._deeper(self._atom))
         if not (token[0].isdigit() or token[0] == "."):
-            raise _NoNumber
+            raise _NoValue
         value = _literal(token)
         self.literals.append(token)
         if self._peek() in FRACTIONS and "." not in token:  # a mixed number
@@ -154,15 +152,15 @@ class _Parser:
 def _literal(token: str) -> Fraction:
     mantissa, _, exponent = token.replace("E", "e").partition("e")
     if "," in mantissa and not THOUSANDS.fullmatch(mantissa):
-        raise _NoNumber
-    if len(mantissa) > 1000 or abs(int(exponent or 0)) > 400:
-        raise _NoNumber
-    return Fraction(mantissa.replace(",", "").rstrip(".") or "x") * Fraction(10) ** int(exponent or 0)
+        raise _NoValue
+    if abs(int(exponent or 0)) > 400:
+        raise _NoValue
+    return Fraction(mantissa.replace(",", "").rstrip(".")) * Fraction(10) ** int(exponent or 0)
 
 
 def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS:
-        raise _NoNumber
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise _NoValue
     return value
 
 
@@ -170,16 +168,16 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator == 2:
         base, exponent = _root(base), exponent * 2
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if exponent.denominator != 1 or abs(exponent) * bits > MOST_BITS or (base == 0 and exponent <= 0):
-        raise _NoNumber
+    if exponent.denominator != 1 or abs(exponent) * bits > MAX_BITS or (base == 0 and exponent <= 0):
+        raise _NoValue
     return base ** int(exponent)
 
 
 def _root(value: Fraction) -> Fraction:
-    """Where it is rational."""
+    """Returns the square root if it is rational."""
     if value < 0:
-        raise _NoNumber
+        raise _NoValue
     root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
     if root * root != value:
-        raise _NoNumber
+        raise _NoValue
     return root

@@ -1,6 +1,6 @@
-"""The released code's rewards (REF; igpo_method.md 4), for comparisons with it: first box, a textual normaliser, a format reward.
+"""Rewards of the reference code (docs/method.md section 8): the first box, a textual normalizer, a format reward.
 
-What is wrong with them is part of them: 5.0 is not 5, and 1,000 not 1000.
+Their faults are kept for comparison: 5.0 does not equal 5, nor 1,000 equal 1000.
 """
 
 import re
@@ -9,16 +9,15 @@ from igpo_jax.grading.answers import boxes
 
 
 def correct(gold: str, text: str) -> bool:
-    """Whether the first \\boxed{...} of a completion is the answer, after normalising both."""
+    """Whether the first \\boxed{...} of a completion equals the answer after both are normalized."""
     return equal(first_box(text), gold)
 
 
 def first_box(text: str) -> str:
-    """Its content; empty where there is none, or its braces do not close."""
-    begin = text.find("\\boxed{")
-    found = boxes(text[begin:]) if begin >= 0 and text[begin:].startswith("\\boxed{") else []
-    closes = bool(found) and text[begin + len("\\boxed{") :].startswith(found[0])
-    if not closes:
+    """Returns the content of the first \\boxed{...}; empty if there is none or its braces do not close."""
+    _, opening, rest = text.partition("\\boxed{")
+    found = boxes(opening + rest)
+    if not found or not rest.startswith(found[0]):
         return ""
     inner = boxes(found[0])
     return inner[-1] if inner else found[0]
@@ -26,26 +25,20 @@ def first_box(text: str) -> str:
 
 def equal(one: str, other: str) -> bool:
     try:
-        return normalise(one) == normalise(other)
+        return normalize(one) == normalize(other)
     except (ValueError, IndexError):
         return one == other
 
 
-def normalise(text: str) -> str:
-    """The order of the steps matters.
-
-    Raises:
-        ValueError: text after more than one unit.
-    """
+def normalize(text: str) -> str:
+    """Applies the reference code's replacements, whose order matters. Raises ValueError for text after more than one unit."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
     if "\\text{ " in text:
         text, _ = text.split("\\text{ ")  # a unit, on the right
     text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
-    if not text:
-        return text
-    if text[0] == ".":
+    if text.startswith("."):
         text = "0" + text
     sides = text.split("=")
     if len(sides) == 2 and len(sides[0]) <= 2:
@@ -61,7 +54,7 @@ def normalise(text: str) -> str:
 
 
 def _braced_fractions(text: str) -> str:
-    """\\frac12 and \\frac1{72} with all their braces."""
+    """Adds the missing braces of \\frac12 and \\frac1{72}."""
     head, *parts = text.split("\\frac")
     for part in parts:
         if part[:1] == "{" or len(part) < 2:
@@ -74,6 +67,6 @@ def _braced_fractions(text: str) -> str:
 
 
 def format_reward(text: str) -> float:
-    """0 to 0.75 for the tags of the paper's format, each once, and a box."""
+    """Returns 0 to 0.75: 0.125 for each tag of the paper's format that occurs exactly once, 0.25 for a box."""
     tags = ("<reasoning>\n", "</reasoning>", "<answer>\n", "</answer>")
     return 0.125 * sum(text.count(tag) == 1 for tag in tags) + 0.25 * ("\\boxed{" in text)

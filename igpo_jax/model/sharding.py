@@ -5,11 +5,12 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Params = dict[str, Any]
-
+Array = jax.Array | np.ndarray  # bundles hold either: on the host before and after a program, on devices inside
 
 # Logical axis -> mesh axes that it is spread over. An axis that is missing here is an error, not silently replicated.
 SHARDING_RULES = {

@@ -28,14 +28,14 @@ JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables
 
 def main(_):
     try:
-        settings = configuration.parse(CONFIG.value)
+        config = configuration.parse(CONFIG.value)
         if SLICES.value > 1 and not TOPOLOGY.value:
             raise ValueError(f"--slices={SLICES.value} needs a --topology, of which there are so many")
         devices = topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else None
-        mesh = make_mesh(**settings.mesh, devices=devices)
-        result = plan(settings, mesh, PROGRAMS.value, _progress)
+        mesh = make_mesh(**vars(config.mesh), devices=devices)
+        result = plan(config, mesh, PROGRAMS.value, _progress)
         if REMAT.value:
-            result["remat"] = remat_choice(settings, mesh)
+            result["remat"] = remat_choice(config, mesh)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2) if JSON.value else as_text(result))

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from igpo_jax.config import Settings, check_divisibility
+from igpo_jax.config import Config, check_divisibility
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.logprobs import with_head_chunk
@@ -25,19 +25,19 @@ from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 MOST = 0.9  # of the memory: fragmentation and what the runtime itself holds come on top of what the compiler counts
 
 
-def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
+def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
     """Compiles the programs of a run and judges whether they fit.
 
     Args:
         only: names of programs; all by default.
         report: is told of every record as soon as it is there.
     """
-    model, shape_from = planned_model(settings)
+    model, shape_from = planned_model(config)
     model = with_head_chunk(model, mesh)
-    check_divisibility(settings, model, mesh)
+    check_divisibility(config, model, mesh)
     device = mesh.devices.flat[0]
     memory = device_memory_gib(device)
-    wanted = programs(settings, model, mesh)
+    wanted = programs(config, model, mesh)
     unknown = set(only) - {program.name for program in wanted}
     if unknown:
         raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in wanted)}")
@@ -57,21 +57,21 @@ def plan(settings: Settings, mesh: Mesh, only: Sequence[str] = (), report=lambda
         "peak_gib": peak,
         "fits": peak <= MOST * memory,
         "programs": records,
-        "advice": advice(settings, model, mesh, records),
+        "advice": advice(config, model, mesh, records),
     }
 
 
-def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
+def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
     """The update of the last stage compiled with each model.remat: what it needs, and which is estimated to be the fastest
     of those that fit (None: none does).
 
     Returns:
         choice, and programs: a record of `measure` by value of model.remat.
     """
-    name = "update" if settings.rl.iterations else "sft"
+    name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
-        changed = dataclasses.replace(settings, model=settings.model | {"remat": remat})
+        changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         model = with_head_chunk(planned_model(changed)[0], mesh)
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
@@ -81,30 +81,30 @@ def remat_choice(settings: Settings, mesh: Mesh) -> dict[str, Any]:
     return {"choice": choice, "programs": records}
 
 
-def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The three changes of the configuration that save most where the run needs most, from arithmetic over shapes."""
     used = [record for record in records if record["used"]]
     if not used:
         return []
     fullest = max(used, key=lambda record: record["peak_gib"])
     name = fullest["name"]
-    rl, sft, lora = settings.rl, settings.sft, settings.lora
+    rl, sft, lora = config.rl, config.sft, config.lora
     shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
-    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
+    length = config.data.prompt_buckets[-1] + config.sampler.completion_length
     parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
     trained = parameters if lora is None else shard_bytes(lora_module.abstract(model, lora, mesh)) // 4
     resident = sum(fullest["resident_gib"].values()) * GIB
     temporary = fullest.get("temporary_gib", fullest["peak_gib"] - resident / GIB) * GIB
     compute = 2 if model.compute_dtype == "bfloat16" else 4
-    stage, section, optimizer = ("sft", sft, settings.sft_optimizer) if name == "sft" else ("rl", rl, settings.rl_optimizer)
+    stage, section, optimizer = ("sft", sft, config.sft.optimizer) if name == "sft" else ("rl", rl, config.rl.optimizer)
     saving: dict[str, float] = {}
-    if lora is None and settings.model["path"]:
+    if lora is None and config.model.path:
         kept = 4 * parameters + 4 * trained + 2 * trained  # master weights and two moments become a bfloat16 base
         saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
     if optimizer.first_moment_dtype == "float32":
         saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
-    if name == "evaluate" and settings.evaluation.batch_size % (2 * rows) == 0:
-        saving[f"config.evaluation.batch_size={settings.evaluation.batch_size // 2}"] = temporary / 2
+    if name == "evaluate" and config.evaluation.batch_size % (2 * rows) == 0:
+        saving[f"config.evaluation.batch_size={config.evaluation.batch_size // 2}"] = temporary / 2
     at_once = rl.prompts // rl.rollout_chunks
     if name == "sample" and at_once % 2 == 0 and at_once // 2 * rl.group_size % rows == 0:
         saving[f"config.rl.rollout_chunks={rl.rollout_chunks * 2}"] = temporary / 2
@@ -118,7 +118,7 @@ def advice(settings: Settings, model: ModelConfig, mesh: Mesh, records: list[dic
         if at_once % (2 * rows) == 0:
             halved = temporary / 2 if name == "score" else carried / 2
             saving[f"config.{stage}.microbatches={section.microbatches * 2}: half the rows at a time"] = halved
-        positions = local * settings.rollout_decode.completion_length
+        positions = local * config.sampler.completion_length
         chunk = min(model.head_chunk or positions, positions)
         if chunk >= 2:
             saving[f"config.model.head_chunk={chunk // 2}"] = 4 * model.vocab_size // shards * chunk / 2

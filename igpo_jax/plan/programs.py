@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax import config as configuration
-from igpo_jax.config import Settings
+from igpo_jax.config import Config
 from igpo_jax.data.pipeline import SFTBatch
 from igpo_jax.diffusion.corruption import Corruption
 from igpo_jax.diffusion.sampler import DecodeState, denoise_block
@@ -23,7 +23,8 @@ from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
-from igpo_jax.rl.likelihood import GroupBatch, LogProbs, compute_logprobs, views_of
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
@@ -60,28 +61,28 @@ class Program:
     per_iteration: int = 0
 
 
-def planned_model(settings: Settings) -> tuple[ModelConfig, str]:
+def planned_model(config: Config) -> tuple[ModelConfig, str]:
     """The network of a run whose tokenizer has not been trained or whose weights are elsewhere; and where its shape is
     from.
 
     Raises:
         ValueError: the model's folder is there and cannot be used.
     """
-    path, values = settings.model["path"], settings.model
-    numerics = {key: values[key] for key in configuration.NUMERICS}
+    path, values = config.model.path, config.model
+    numerics = {key: getattr(values, key) for key in configuration.NUMERICS}
     if not path:
-        size = -(-settings.tokenizer.vocab_size // 8) * 8
-        return configuration.own_model(settings, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
+        size = -(-config.tokenizer.vocab_size // 8) * 8
+        return configuration.own_model(config, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
     if not pathlib.Path(path).exists():
         return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B, since {path!r} is not here"
-    return configuration.folder_model(settings), path
+    return configuration.folder_model(config), path
 
 
-def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program]:
+def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
     """Every program of a run that takes more than a moment, with the shapes and shardings it has there."""
-    rl, sft, lora, objective = settings.rl, settings.sft, settings.lora, settings.objective
+    rl, sft, lora, objective = config.rl, config.sft, config.lora, config.objective
     n, g, at_once = rl.prompts, rl.group_size, rl.prompts // rl.rollout_chunks
-    prompt_length, length = settings.data.prompt_buckets[-1], settings.rollout_decode.completion_length
+    prompt_length, length = config.data.prompt_buckets[-1], config.sampler.completion_length
 
     def array(shape, dtype, spec=P(BATCH)):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
@@ -96,8 +97,8 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
 
     key = replicated_shapes(lambda: jax.random.key(0))
-    sft_optimizer = make_optimizer(settings.sft_optimizer, max(sft.updates, 1), model, lora)
-    rl_optimizer = make_optimizer(settings.rl_optimizer, max(rl.iterations, 1) * objective.inner_steps, model, lora)
+    sft_optimizer = make_optimizer(config.sft.optimizer, max(sft.updates, 1), model, lora)
+    rl_optimizer = make_optimizer(config.rl.optimizer, max(rl.iterations, 1) * objective.inner_steps, model, lora)
     sft_state, state = (abstract_state(optimizer, model, mesh, lora) for optimizer in (sft_optimizer, rl_optimizer))
     base_params = None if lora is None else transformer.abstract(model, mesh)
     copied = lora is None and model.compute_dtype != model.param_dtype
@@ -132,38 +133,23 @@ def programs(settings: Settings, model: ModelConfig, mesh: Mesh) -> list[Program
         host((at_once, length), jnp.bool_),
     )
     ratios = host((), jnp.float32), host((), jnp.float32)
-    gives_hints = settings.inpainting.policy != "none"
-    groups = GroupBatch(
-        *prompts(n),
-        problem_id=array((n,), jnp.uint32),
-        completions=tokens(n, g, length),
-        unmask_step=tokens(n, g, length),
-        loss_mask=array((n, g, length), jnp.bool_),
-        advantages=array((n, g), jnp.float32),
-    )
-    on_host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
-    views = jax.eval_shape(lambda batch: views_of(jax.random.key(0), batch, objective), on_host)
-    views = jax.tree.map(lambda x: array(x.shape, x.dtype, P(None, BATCH)), views)
-
-    def per_token(dtype):
-        return array(views.scored.shape, dtype, P(None, BATCH))
-
-    number = jnp.float32
-    logprobs = LogProbs(per_token(number), per_token(number), views, per_token(jnp.bool_), per_token(number))
+    gives_hints = config.inpainting.policy != "none"
+    groups = GroupBatch.abstract(mesh, n, g, prompt_length, length)
+    logprobs = LogProbs.abstract(mesh, groups, objective)
     update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
     sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
     sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
     scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
-    sample_decode, eval_decode = settings.rollout_decode, settings.eval_decode
+    sample_decode, eval_decode = config.sampler, config.evaluation.decode
     blocks = rl.rollout_chunks * sample_decode.blocks
     in_rl, everything = rl.iterations > 0, training | {"policy": acting}
-    rows = settings.evaluation.batch_size
+    rows = config.evaluation.batch_size
     in_sft = sft.updates > 0 and sft.eval_every > 0
     supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": base_params})
     last_state, beside = (state, training) if in_rl else (sft_state, supervised)
     found = [
         Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
-        Program("inpaint", inpaint, (key, *hints, g, settings.inpainting, ratios), everything, in_rl and gives_hints),
+        Program("inpaint", inpaint, (key, *hints, config.inpainting, ratios), everything, in_rl and gives_hints),
         Program("score", compute_logprobs, scoring, training, in_rl, 1),
         Program("update", update, (state, groups, logprobs, host((), jnp.int32), base_params), training, in_rl, objective.inner_steps),
         Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),

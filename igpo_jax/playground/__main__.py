@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.run.experiment import read_config
+from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import TASKS, load_task
 
 MODEL = flags.DEFINE_string("model", None, "The folder.", required=True)
@@ -63,7 +63,7 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
     fields = vars(DECODE) | {"seed": 0, "chat": True, "prompt": QUESTION, "template": TEMPLATE}
     if not (path / "checkpoints").is_dir():
         return fields
-    config = read_config(path)
+    config = read_run_config(path)
     fields |= vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
     if config.task.name not in TASKS:  # a module of somebody's own is code, and not run for an example
         return fields

@@ -19,7 +19,7 @@ import numpy as np
 from igpo_jax.report.figures import color_of, evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import BROWSER, PAGE, SCRIPT, STYLE
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.run.results import START, rescue_rate
+from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import atomic_write, read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import paired, wilson
 
@@ -136,7 +136,7 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
             cards.append(("Held-out accuracy", percent(last), of))
     if training:
         wrong = np.array([row["groups/all_wrong_before"] for row in training])
-        begin, end = percent(wrong[:START].mean()), percent(wrong[-START:].mean())
+        begin, end = percent(wrong[:EDGE_ROLLOUTS].mean()), percent(wrong[-EDGE_ROLLOUTS:].mean())
         cards.append(("Groups all wrong at the start", begin, f"{end} at the end, before hints"))
     rate = rescue_rate(stage_rows(rows, "rl", "hint/rescue_rate"))
     if rate is not None:
@@ -203,7 +203,7 @@ def numbers(run: Run) -> dict[str, str]:
         share("newest accuracy", evals[-1]["eval/accuracy"], evals[-1].get("eval/problems") or 0)
         found["at update"] = f"{evals[-1]['step']:,}"
     if training:
-        for name, part in (("start", training[:START]), ("end", training[-START:])):
+        for name, part in (("start", training[:EDGE_ROLLOUTS]), ("end", training[-EDGE_ROLLOUTS:])):
             sampled = [groups(row) for row in part]
             wrong = np.average([row["groups/all_wrong_before"] for row in part], weights=sampled)
             share(f"groups all wrong before hints, {name}", float(wrong), sum(sampled))
@@ -213,7 +213,7 @@ def numbers(run: Run) -> dict[str, str]:
             share("rescued of all-wrong groups", rate, sum(groups(row) * row["groups/all_wrong_before"] for row in tried))
         distinct = stage_rows(run.rows, "rl", "groups/distinct")
         if distinct:
-            found["distinct first tries, end"] = percent(np.mean([row["groups/distinct"] for row in distinct[-START:]]))
+            found["distinct first tries, end"] = percent(np.mean([row["groups/distinct"] for row in distinct[-EDGE_ROLLOUTS:]]))
     for stage, seconds in _seconds(run.rows).items():
         found[f"{stage.upper()} time"] = _duration(seconds)
     return found

@@ -33,7 +33,7 @@ from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.condense import condense
 from igpo_jax.rewrite.endpoint import Messages, Reply, ask_all
 from igpo_jax.runtime.files import atomic_write, parse_json, require_same_identity
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
 from igpo_jax.tasks.sources import Record, load_sources
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer
@@ -123,7 +123,7 @@ def rewrite() -> dict[str, Any]:
     tokenizer, of_tokenizer = _tokenizer(TOKENIZER.value)
     rule = ANSWER.value or ("box" if address else "any")
     settings = {
-        "problems": fingerprint(records),
+        "problems": problems_fingerprint(records),
         "endpoint": _public(address) if address else None,
         "model": model,
         "temperature": TEMPERATURE.value if address else None,

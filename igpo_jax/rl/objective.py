@@ -1,60 +1,56 @@
-"""The GRPO objective of IGPO: advantages, ratios, clipping, KL (igpo_method.md 5; paper Eq. 2, 3 and 5)."""
+"""The GRPO objective of IGPO: advantages, tokens in the loss, ratios, clipping, KL (docs/method.md sections 9 to 11; paper Eq. 2, 3
+and 5)."""
 
 import dataclasses
 import functools
 import math
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.logprobs import HEAD
-from igpo_jax.model.sharding import Params
+from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix
-from igpo_jax.rl.likelihood import ROW_VIEWS, GroupBatch, LogProbs, hidden_states, view_scores
-from igpo_jax.runtime.mesh import BATCH
+from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, hidden_states, view_scores, views_of
+from igpo_jax.runtime.mesh import BATCH, join_rows, split_rows
 
-MAX_LOG_RATIO = 20.0  # exp stays finite; how many were clipped is logged
+MAX_LOG_RATIO = 20.0  # exp stays finite; the number of clipped log-ratios is logged
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    """Switches of igpo_method.md section 9, and what others do; the defaults are PAPER."""
+class ObjectiveConfig(LikelihoodConfig):
+    """The section `objective`. Defaults follow the paper; docs/method.md section 15 lists the switches."""
 
-    # mean_field | prompt_masked | masked | elbo | quadrature | coupled | trace, and how many views the last four take of a
-    # row: see likelihood.py.
-    estimator: str = "mean_field"
-    samples: int = 1
-    # SPG: the share of an upper bound in the score of a completion with a negative advantage, and its power (beta).
-    upper_weight: float = 0.0
-    upper_power: float = 1.0
-    inner_steps: int = 4  # mu: updates per rollout
     # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): no ratio, the log-likelihood with the weight
     # softmax(A) - softmax(-A) of the group.
     loss: str = "clipped"
     ratio: str = "sequence"  # sequence | token
-    clip_low: float = 0.2
+    clip_low: float = 0.2  # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2  # DAPO (arXiv 2503.14476): 0.28
     kl: str = "k3"  # k1 | k2 | k3, estimators of the KL to the reference from one sample
     kl_coefficient: float = 0.01  # beta
     entropy_keep: float = 0.2  # tau: share of hint tokens that is trained on; 0: none
     hint_supervision: float = 0.0  # weight of -log pi of the hints of completions with a positive advantage
-    # Tokens of a completion are averaged over their number (completion), or over the canvas (canvas; Dr. GRPO, arXiv
-    # 2503.20783), so that a token weighs the same in a short and a long completion.
+    # Mean over a completion's tokens (completion), or their sum divided by the length of the canvas (canvas; Dr. GRPO, arXiv
+    # 2503.20783), so that a token has the same weight in short and long completions.
     normalization: str = "completion"
     normalize_advantages: bool = False  # divide by the group's standard deviation
-    # What counts are tokens up to the first EOS, but for filtered hints, and all completions weigh the same; REF: True, and
-    # then tokens after EOS count, filtered ones count in the sequence's ratio, and completions weigh by their tokens.
+    # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. REF: True, tokens
+    # after EOS count, filtered ones count in the sequence's ratio, and completions are weighted by their tokens.
     reference_code: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
+
         def require(condition: bool, message: str):
             if not condition:
                 raise ValueError(message)
 
         for name, values in (
-            ("estimator", ("mean_field", "prompt_masked", *ROW_VIEWS, "trace")),
             ("loss", ("clipped", "wd1")),
             ("ratio", ("sequence", "token")),
             ("kl", ("k1", "k2", "k3")),
@@ -62,35 +58,12 @@ class ObjectiveConfig:
         ):
             value = getattr(self, name)
             require(value in values, f"objective.{name}={value!r} is none of {', '.join(values)}")
-        require(0 <= self.entropy_keep <= 1, f"objective.entropy_keep={self.entropy_keep} must lie in [0, 1]")
-        require(self.inner_steps >= 1, f"objective.inner_steps={self.inner_steps} must be at least 1")
+        require(0 <= self.entropy_keep <= 1, f"objective.entropy_keep={self.entropy_keep} must be within [0, 1]")
         require(
             0 <= self.clip_low < 1 and self.clip_high >= 0 and 0 <= self.kl_coefficient < math.inf,  # nor NaN
-            "objective.clip_low must lie in [0, 1), clip_high and kl_coefficient must not be negative",
+            "objective.clip_low must be within [0, 1), clip_high and kl_coefficient must not be negative",
         )
-        require(
-            0 <= self.hint_supervision < math.inf and 0 <= self.upper_weight <= 1 and 1 <= self.upper_power < math.inf,
-            "objective.hint_supervision must not be negative, upper_weight lie in [0, 1], upper_power be at least 1",
-        )
-        several = self.estimator not in ("mean_field", "prompt_masked", "masked")
-        require(
-            self.samples == 1 or (several and self.samples > 1),
-            f"objective.samples={self.samples} and objective.estimator={self.estimator!r}: mean_field, prompt_masked and "
-            "masked take one",
-        )
-        require(
-            self.estimator != "coupled" or self.samples % 2 == 0,
-            f"objective.samples={self.samples} and objective.estimator='coupled': masks come in pairs",
-        )
-        require(
-            not self.upper_weight or (several and self.estimator != "trace" and self.samples > 1),
-            f"objective.upper_weight={self.upper_weight} needs objective.estimator elbo, quadrature or coupled, and more than "
-            "one of objective.samples",
-        )
-        require(
-            self.upper_weight > 0 or self.upper_power == 1,
-            f"objective.upper_power={self.upper_power} does nothing without objective.upper_weight; leave it out",
-        )
+        require(0 <= self.hint_supervision < math.inf, "objective.hint_supervision must not be negative")
         require(
             self.loss == "clipped" or self.ratio == "sequence",
             f"objective.loss={self.loss!r} has no ratio; objective.ratio={self.ratio!r} would do nothing",
@@ -109,24 +82,102 @@ class ObjectiveConfig:
         )
 
 
-def advantages(rewards: jax.Array, normalize: bool) -> jax.Array:
+def advantages(rewards: Array, normalize: bool) -> Array:
     """r - mean of the group, float32 [n, g]; `normalize` also divides by the group's standard deviation."""
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    centered = rewards - rewards.mean(axis=1, keepdims=True)
     if normalize:
-        centred = centred / (rewards.std(axis=1, keepdims=True) + 1e-6)
-    return centred
+        centered = centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
+    return centered
 
 
-def group_weights(advantages: jax.Array) -> jax.Array:
-    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 where all are equal. Scaled by g, so that a mean over rows is
-    the paper's sum."""
+@flax.struct.dataclass
+class LogProbs:
+    """Scores under the old and the reference policy, fixed during the inner updates; the leading axis e is that of `Views`."""
+
+    old: Array  # f32[e, n, g, l]
+    reference: Array  # f32[e, n, g, l]
+    views: Views
+    loss_mask: Array  # bool[e, n, g, l], the tokens that count in ratio, loss and KL
+    entropy: Array  # f32[e, n, g, l], of the old policy, mean over views
+
+    @classmethod
+    def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "LogProbs":
+        """Shapes and shardings of the output of `compute_logprobs` for an abstract batch."""
+        views = Views.abstract(mesh, batch, cfg)
+        flag: Any = views.scored
+        score: Any = jax.ShapeDtypeStruct(flag.shape, jnp.float32, sharding=flag.sharding)
+        return cls(old=score, reference=score, views=views, loss_mask=flag, entropy=score)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "objective", "mesh", "microbatches"))
+def compute_logprobs(
+    params: Params,
+    reference: Params,
+    batch: GroupBatch,
+    key: Array,
+    cfg: ModelConfig,
+    objective: ObjectiveConfig,
+    mesh: Mesh,
+    microbatches: int = 1,
+) -> LogProbs:
+    """Scores of the old and the reference policy, and the loss mask after the entropy filter.
+
+    Args:
+        params: the policy that made the rollout. reference: the policy of the KL term.
+        key: of the iteration.
+        microbatches: parts of the batch that are computed one after the other, to save memory.
+    """
+    per_row = P(BATCH)
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=(per_row, per_row))
+    def sharded_scores(hidden, head, batch, weight):
+        return view_scores(hidden, head, batch, weight, objective, cfg.head_chunk)
+
+    def score_part(part):
+        batch, views = part
+
+        def under(params):
+            return sharded_scores(hidden_states(params, batch, views, cfg), head_matrix(params, cfg), batch, views.weight)
+
+        old, entropy = under(params)
+        counts = batch.loss_mask & views.scored
+        kept = entropy_filter(entropy, batch.hint & counts, objective.entropy_keep)
+        return LogProbs(old, under(reference)[0], views, counts & (~batch.hint | kept), entropy)
+
+    def score_one(views):
+        if microbatches == 1:
+            return score_part((batch, views))
+        return join_rows(jax.lax.map(score_part, split_rows((batch, views), microbatches)))
+
+    return jax.lax.map(score_one, views_of(key, batch, objective))
+
+
+def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
+    """Keeps the hint tokens of every row that the old policy is most uncertain about: max(1, floor(keep * h)) of h candidates
+    (docs/method.md section 11), none for keep = 0.
+
+    Args:
+        entropy: float32 [..., l]. candidates: bool [..., l].
+
+    Returns:
+        bool [..., l], a subset of the candidates; empty if there are none.
+    """
+    number = candidates.sum(axis=-1, keepdims=True)
+    kept = jnp.maximum(int(keep > 0), jnp.floor(keep * number + 1e-6).astype(jnp.int32))
+    order = jnp.argsort(jnp.argsort(-jnp.where(candidates, entropy, -jnp.inf), axis=-1, stable=True), axis=-1)
+    return candidates & (order < kept)
+
+
+def group_weights(advantages: Array) -> jax.Array:
+    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 if all are equal. Scaled by g, so that a mean over rows is the
+    paper's sum."""
     plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
     return (plus - minus) * advantages.shape[-1]
 
 
-def kl_estimate(new: jax.Array, reference: jax.Array, kind: str) -> jax.Array:
-    """Of KL(new || reference) from one sample, with the log-ratio d = log reference - log new: k1 = -d, unbiased; k2 = d^2 / 2;
-    k3 = e^d - d - 1, unbiased and never negative (Schulman 2020)."""
+def kl_estimate(new: Array, reference: Array, kind: str) -> jax.Array:
+    """Estimates KL(new || reference) from one sample, with the log-ratio d = log reference - log new: k1 = -d, unbiased; k2 =
+    d^2 / 2; k3 = e^d - d - 1, unbiased and never negative (Schulman 2020)."""
     to_reference = jnp.clip(reference - new, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k1":
         return -to_reference
@@ -134,33 +185,33 @@ def kl_estimate(new: jax.Array, reference: jax.Array, kind: str) -> jax.Array:
 
 
 def policy_terms(
-    new: jax.Array,
-    old: jax.Array,
-    reference: jax.Array,
-    advantages: jax.Array,
-    loss_mask: jax.Array,
+    new: Array,
+    old: Array,
+    reference: Array,
+    advantages: Array,
+    loss_mask: Array,
     cfg: ObjectiveConfig,
-    scored: jax.Array | None = None,
-    hint: jax.Array | None = None,
+    scored: Array | None = None,
+    hint: Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and statistics of every row (completion).
 
-    Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through
-    the sequence's ratio nor through the KL. With cfg.reference_code it has one through the ratio, and a completion weighs by
-    its tokens, relative to the mean of its group (igpo_method.md 5.5).
+    Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through the sequence's
+    ratio nor through the KL. With cfg.reference_code it has one through the ratio, and a completion is weighted by its number of
+    tokens relative to the mean of its group (docs/method.md section 10).
 
     Args:
         new, old, reference: float32 [..., l], scores of `likelihood.combine`.
         advantages: float32 [...], the last axis a group. loss_mask: bool [..., l].
-        scored: bool [..., l], tokens that have log-probabilities; only cfg.reference_code needs them.
-        hint: bool [..., l], hints up to the first EOS; only cfg.hint_supervision needs them.
+        scored: bool [..., l], tokens that have log-probabilities; needed with cfg.reference_code.
+        hint: bool [..., l], hints up to the first EOS; needed with cfg.hint_supervision.
 
     Returns:
         The loss of each row, [...], and means over its tokens, [...] each.
     """
 
-    def token_mean(values, of=loss_mask):
-        return jnp.sum(values, axis=-1, where=of) / jnp.maximum(of.sum(axis=-1), 1)
+    def token_mean(values, mask=loss_mask):
+        return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
 
     def reduced(values):
         if cfg.normalization == "canvas":
@@ -169,8 +220,8 @@ def policy_terms(
 
     log_ratio = new - old
     if cfg.ratio == "sequence":
-        of_sequence = token_mean(log_ratio, scored if cfg.reference_code else loss_mask)
-        log_ratio = jnp.broadcast_to(of_sequence[..., None], new.shape)
+        sequence_mean = token_mean(log_ratio, scored if cfg.reference_code else loss_mask)
+        log_ratio = jnp.broadcast_to(sequence_mean[..., None], new.shape)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     if cfg.loss == "wd1":
         surrogate = group_weights(advantages)[..., None] * new
@@ -184,6 +235,7 @@ def policy_terms(
     kl = kl_estimate(new, reference, cfg.kl)
     loss = reduced(cfg.kl_coefficient * kl - surrogate)
     if cfg.hint_supervision:
+        assert hint is not None
         loss -= cfg.hint_supervision * token_mean(new, hint & (advantages > 0)[..., None])
     if cfg.reference_code:
         tokens = loss_mask.sum(axis=-1)
@@ -201,33 +253,20 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The objective's mean over all completions of the batch, and the means of its statistics.
+    """Means of loss and statistics over all completions of the batch; `logprobs` of one inner step, without the leading axis.
 
-    The network runs under automatic sharding; head, log-probabilities, ratios and reduction run under `shard_map`,
-    prompts over (data, fsdp) and the vocabulary over tensor, so the value does not depend on the number of devices.
-
-    Args:
-        logprobs: of one inner step, without the leading axis.
+    The network runs under automatic sharding; head, log-probabilities, ratios and reduction run under `shard_map`, prompts over
+    (data, fsdp) and the vocabulary over tensor, so the value does not depend on the number of devices.
     """
     rows = batch.advantages.size
     per_row = P(BATCH)
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=P()
-    )
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=P())
     def sharded_loss(hidden, head, batch, logprobs):
         new, _ = view_scores(hidden, head, batch, logprobs.views.weight, objective, cfg.head_chunk)
         scored = logprobs.views.scored
-        loss, statistics = policy_terms(
-            new,
-            logprobs.old,
-            logprobs.reference,
-            batch.advantages,
-            logprobs.loss_mask,
-            objective,
-            scored,
-            batch.hint & batch.loss_mask & scored,
-        )
+        fixed = logprobs.old, logprobs.reference, batch.advantages, logprobs.loss_mask
+        loss, statistics = policy_terms(new, *fixed, objective, scored, batch.hint & batch.loss_mask & scored)
         return jax.tree.map(lambda x: jax.lax.psum(jnp.sum(x), BATCH) / rows, (loss, statistics))
 
     hidden = hidden_states(params, batch, logprobs.views, cfg)

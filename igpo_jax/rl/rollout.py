@@ -1,14 +1,12 @@
-"""One rollout: groups of completions, their rewards, the second try with hints, the batch that is trained on.
+"""One rollout (paper Algorithm 1; docs/method.md section 7):
 
-    prompts -> first try -> rewards -> all-wrong groups -> hints -> second try -> rewards -> swap -> GroupBatch
+    first attempt -> grades -> all-wrong groups: hints -> second attempt -> grades -> swap -> GroupBatch
 
-An iteration may take several batches of prompts for its groups, see `merge`.
-(paper Algorithm 1; igpo_method.md 3). The sampler runs on the mesh; what depends on the outcome is decided on the
-host, from arrays that every process has in full, so all processes take the same branch.
+An iteration may sample several batches of prompts, see `merge`. Sampling runs on the mesh. Decisions that depend on the
+outcome are taken on the host from arrays that every process has in full, so all processes take the same branch.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import flax
@@ -17,62 +15,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
-from igpo_jax.diffusion.sampler import completion_keys, sample
+from igpo_jax.diffusion.sampler import HINT, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig, inpaint, max_replaced, ratio_range
+from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.tasks.reward_pool import Grades
 
-# Each purpose folds its own number into the iteration's key; likelihood.py has one more, 4.
-FIRST_TRY, SECOND_TRY, HINTS, REPLACEMENTS, PROBE, MORE_PROMPTS = 0, 1, 2, 3, 5, 6
-
-
-@flax.struct.dataclass
-class InitialCanvas:
-    """Where G completions of each problem start, host arrays: canvas int32 [n, g, l], MASK or a hint token; hint bool
-    [n, g, l]; ratio float32 [n, g], the share of the solution asked for (0 without hints)."""
-
-    canvas: np.ndarray
-    hint: np.ndarray
-    ratio: np.ndarray
-
-
-# (problem ids uint32 [n], completions int32 [n, g, l]) -> a function that waits for the grades, which are under way
+# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. It is
+# no Future: waiting gathers grades over hosts, and only the main thread may do so, in the order of its other collectives.
 Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
-
-
-@flax.struct.dataclass
-class Attempt:
-    """G completions of each problem, host arrays. tokens, unmask_step int32 [n, g, l]; hint and ratio as of `InitialCanvas`; grades
-    [n, g]."""
-
-    tokens: np.ndarray
-    unmask_step: np.ndarray
-    hint: np.ndarray
-    grades: Grades
-    ratio: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """groups: what the updates see. first: every group's first try. second: the triggered groups' second try, rows in
-    the order of `triggered`, or None. replaced: bool [n, g], completions swapped in. final: the first try with those in it.
-    work: what sampling took, see `_sample`; seconds: by name. metrics: for the log."""
-
-    groups: GroupBatch
-    first: Attempt
-    second: Attempt | None
-    triggered: np.ndarray
-    replaced: np.ndarray
-    final: Attempt
-    work: Counter
-    seconds: Counter
-    metrics: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +38,72 @@ class RolloutConfig:
     decode: DecodeConfig
     inpainting: InpaintingConfig
     group_size: int
-    prompts_at_once: int  # slices of so many prompts are sampled one after the other, the shortest prompts first
-    prompt_buckets: tuple[int, ...]  # a slice is padded to the smallest that holds it
+    prompts_at_once: int  # prompts of a rollout chunk; chunks are sampled one after the other, the shortest prompts first
+    prompt_buckets: tuple[int, ...]  # a chunk is padded to the smallest sufficient length
     normalize_advantages: bool
-    after_eos: bool = False  # tokens after the first EOS count
-    hint_ratio_center: float | None = None  # of the hint ratios, see `ratio_range`
+    after_eos: bool = False  # tokens after the first EOS are trained on
+    hint_ratio_center: float | None = None  # see `ratio_range`
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutContext:
+    """What both attempts of a rollout need."""
+
+    params: Params
+    grade: Grade
+    key: jax.Array
+    cfg: RolloutConfig
+    mesh: Mesh
+    check_preemption: Callable[[], None]
+
+
+@flax.struct.dataclass
+class InitialCanvas:
+    """Where G completions of each problem start."""
+
+    canvas: np.ndarray  # i32[n, g, l], MASK or a hint token
+    ratio: np.ndarray  # f32[n, g], the share of the solution that was asked for; 0 without hints
+
+
+@flax.struct.dataclass
+class Attempt:
+    """G completions of each problem, on the host."""
+
+    tokens: np.ndarray  # i32[n, g, l]
+    unmask_step: np.ndarray  # i32[n, g, l], `HINT` for hints
+    grades: Grades  # [n, g]
+    ratio: np.ndarray  # f32[n, g], see `InitialCanvas`
+
+    @property
+    def hint(self) -> np.ndarray:
+        """bool [n, g, l], tokens that were given."""
+        return self.unmask_step == HINT
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleStats:
+    """The work of sampling, and wall time."""
+
+    completions: int = 0
+    evaluations: int = 0  # of the network, summed over completions
+    flops: int = 0
+    sampling_seconds: float = 0.0
+    grading_seconds: float = 0.0  # waited for after sampling
+
+    def __add__(self, other: "SampleStats") -> "SampleStats":
+        return SampleStats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    groups: GroupBatch  # the input of the updates
+    first: Attempt
+    second: Attempt | None  # rows in the order of `triggered`; None: no group had one
+    triggered: np.ndarray  # int[t], groups without a correct first attempt that may have a second one
+    replaced: np.ndarray  # bool[n, g], completions of the second attempt
+    final: Attempt  # the first attempt after replacement
+    stats: SampleStats
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of all that was sampled, see `rollout_metrics`
 
 
 def rollout(
@@ -97,27 +115,23 @@ def rollout(
     mesh: Mesh,
     check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """One rollout of `prompts` under `params`.
+    """Samples and grades groups of completions under `params`.
 
     Args:
-        prompts: host arrays, the same on every process; n a multiple of data * fsdp and of cfg.prompts_at_once. With hints
-            from own completions those are its traces, and there is no second try where there is nothing to show.
-        grade: of completions.
-        key: of the iteration; all randomness follows from it, the problem and the completion's index.
-        check_preemption: called after every slice, on all processes; may raise.
+        prompts: host arrays, the same on every process; n is a multiple of data * fsdp and of cfg.prompts_at_once. With
+            inpainting.source="own", traces are own solutions, and problems with an empty trace get no second attempt.
+        key: of the iteration's batch. With the problem and the completion's index it determines all random draws.
+        check_preemption: called after every chunk, on all processes; may raise.
     """
-    clock, work = Stopwatch(), Counter()
-    first = _sample_attempt(params, prompts, _blank(prompts, cfg), grade, key, FIRST_TRY, cfg, mesh, check_preemption, clock, work)
+    context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
+    first, stats = _sample_attempt(context, prompts, _blank_canvas(prompts, cfg), KeyPurpose.FIRST_ATTEMPT)
     no_hint_available = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
     triggered = np.flatnonzero(~first.grades.correct.any(axis=1) & ~no_hint_available)
-    second, replaced = None, np.zeros(first.grades.correct.shape, bool)
-    final = first
+
+    second, final, replaced = None, first, np.zeros(first.grades.correct.shape, bool)
     if cfg.inpainting.enabled and triggered.size:
-        padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(mesh))
-        hints = _blank(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted(prompts, key, cfg)
-        chosen, start = take_rows((prompts, hints), padded)
-        again = _sample_attempt(params, chosen, start, grade, key, SECOND_TRY, cfg, mesh, check_preemption, clock, work)
-        second = take_rows(again, np.arange(len(triggered)))
+        second, second_stats = _second_attempt(context, prompts, triggered)
+        stats += second_stats
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
 
@@ -130,140 +144,75 @@ def rollout(
         loss_mask=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
         advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
     )
-    seconds = Counter(clock.seconds)
-    metrics = _metrics(first, second, final, replaced, work, seconds, cfg.model.eos_id)
-    return Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
+    sampled = Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, stats)
+    return dataclasses.replace(sampled, metrics=rollout_metrics(sampled, cfg.model.eos_id))
 
 
-def key_of_batch(key: jax.Array, number: int) -> jax.Array:
-    """For the rollout of an iteration's batch `number`; the first has the iteration's own key."""
-    return jax.random.fold_in(jax.random.fold_in(key, MORE_PROMPTS), number) if number else key
+def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
+    """New completions of the triggered groups, from hinted canvases."""
+    cfg = context.cfg
+    # Hints are drawn for every prompt, so that shapes never change; they are cheap.
+    hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
+    padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(context.mesh))
+    chosen, start = take_rows((prompts, hints), padded)
+    attempt, stats = _sample_attempt(context, chosen, start, KeyPurpose.SECOND_ATTEMPT)
+    return take_rows(attempt, np.arange(len(triggered))), stats
 
 
-def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Which groups of an iteration's batches are neither all correct nor all wrong, bool [batches, n]."""
-    correct = np.stack([part.final.grades.correct for part in parts])
-    return correct.any(axis=2) & ~correct.all(axis=2)
-
-
-def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """As many groups as a batch has, of all batches: the mixed ones from the beginning, and where they are too few, others
-    of the last batch.
-
-    Args:
-        mixed: bool [batches, n].
-
-    Returns:
-        int [n], ascending, places in the batches one after the other.
-    """
-    batches, n = mixed.shape
-    taken = np.flatnonzero(mixed)[:n]
-    others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
-    return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
-
-
-def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """One rollout of the groups that `chosen_groups` takes of an iteration's batches; its metrics are of all that was
-    sampled (DAPO's dynamic sampling, arXiv 2503.14476)."""
-    if len(parts) == 1:
-        return parts[0]
-    n, second = len(parts[0].replaced), [part.second for part in parts if part.second is not None]
-    first, final, replaced = (_joined([getattr(part, name) for part in parts]) for name in ("first", "final", "replaced"))
-    second = _joined(second) if second else None
-    work, seconds = (sum((getattr(part, name) for part in parts), Counter()) for name in ("work", "seconds"))
-    metrics = _metrics(first, second, final, replaced, work, seconds, cfg.model.eos_id)
-
-    chosen = chosen_groups(mixed_groups(parts))
-    width = max(part.groups.prompt.shape[1] for part in parts)
-    groups = take_rows(_joined([_widened(to_host(part.groups), width) for part in parts]), chosen)
-    tried = np.concatenate([number * n + part.triggered for number, part in enumerate(parts)])
-    kept = np.flatnonzero(np.isin(tried, chosen))
-    second = take_rows(second, kept) if len(kept) else None
-    first, final, replaced = take_rows((first, final, replaced), chosen)
-    triggered = np.searchsorted(chosen, tried[kept])
-    return Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, work, seconds, metrics)
-
-
-def _joined(parts: list):
-    return jax.tree.map(lambda *of_parts: np.concatenate(of_parts), *parts)
-
-
-def _widened(groups: GroupBatch, width: int) -> GroupBatch:
-    """With prompts that are padded to `width`, on the left."""
-    padding = ((0, 0), (width - groups.prompt.shape[1], 0))
-    return groups.replace(prompt=np.pad(groups.prompt, padding), prompt_mask=np.pad(groups.prompt_mask, padding))
-
-
-def _blank(prompts: PromptBatch, cfg: RolloutConfig) -> InitialCanvas:
+def _blank_canvas(prompts: PromptBatch, cfg: RolloutConfig) -> InitialCanvas:
     shape = len(prompts.tokens), cfg.group_size, cfg.decode.completion_length
-    return InitialCanvas(np.full(shape, cfg.model.mask_id, np.int32), np.zeros(shape, bool), np.zeros(shape[:2], np.float32))
+    return InitialCanvas(np.full(shape, cfg.model.mask_id, np.int32), np.zeros(shape[:2], np.float32))
 
 
-def _hinted(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> InitialCanvas:
-    """Of all prompts, whichever need them: so there is one program, and hints are cheap."""
-    canvas = _blank(prompts, cfg).canvas
+def _hinted_canvas(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> InitialCanvas:
+    blank = _blank_canvas(prompts, cfg).canvas
     solution = prompts.trace, prompts.trace_length, prompts.hintable
-    flat = canvas.reshape(-1, canvas.shape[-1])
-    hints_key, ratios = jax.random.fold_in(key, HINTS), ratio_range(cfg.hint_ratio_center, cfg.inpainting)
-    drawn = inpaint(hints_key, prompts.problem_id, flat, *solution, cfg.group_size, cfg.inpainting, ratios)
-    return InitialCanvas(*(x.reshape(*canvas.shape[:2], *x.shape[1:]) for x in to_host(drawn)))
+    hints_key, ratios = jax.random.fold_in(key, KeyPurpose.HINTS), ratio_range(cfg.hint_ratio_center, cfg.inpainting)
+    rows = blank.reshape(-1, blank.shape[-1])
+    canvas, _, ratio = to_host(inpaint(hints_key, prompts.problem_id, rows, *solution, cfg.inpainting, ratios))
+    return InitialCanvas(canvas.reshape(blank.shape), ratio.reshape(blank.shape[:2]))
 
 
 def _sample_attempt(
-    params: Params,
-    prompts: PromptBatch,
-    start: InitialCanvas,
-    grade: Grade,
-    key: jax.Array,
-    attempt: int,
-    cfg: RolloutConfig,
-    mesh: Mesh,
-    check_preemption: Callable[[], None],
-    clock: Stopwatch,
-    work: Counter,
-) -> Attempt:
-    """G completions of each prompt. What is sampled is graded while the next slice is sampled."""
-    done, grading, order = [], [], np.argsort(prompts.prompt_mask.sum(axis=1), kind="stable")
+    context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose
+) -> tuple[Attempt, SampleStats]:
+    """G completions of each prompt. A chunk is graded while the next one is sampled."""
+    clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
+    chunks, grading, order = [], [], np.argsort(prompts.prompt_mask.sum(axis=1), kind="stable")
     for begin in range(0, len(order), cfg.prompts_at_once):
         part, canvas = take_rows((prompts, start.canvas), order[begin : begin + cfg.prompts_at_once])
-        with clock.measure("time/rollout"):
-            done.append(_sample(params, cut_to_bucket(part, cfg.prompt_buckets), canvas, key, attempt, cfg, mesh, work))
-        grading.append(grade(part.problem_id, done[-1][0]))
-        check_preemption()
-    with clock.measure("time/reward"):
-        grades = _joined([finish() for finish in grading])
-    tokens, unmask_step, grades = take_rows((*map(np.concatenate, zip(*done, strict=True)), grades), np.argsort(order))
-    return Attempt(tokens, unmask_step, start.hint, grades, start.ratio)
+        with clock.measure("sampling"):
+            tokens, unmask_step, work = _sample(context, cut_to_bucket(part, cfg.prompt_buckets), canvas, purpose)
+        chunks.append((tokens, unmask_step))
+        stats += work
+        grading.append(context.grade(part.problem_id, tokens))
+        context.check_preemption()
+    with clock.measure("grading"):
+        grades = _concatenate([wait() for wait in grading])
+    tokens, unmask_step, grades = take_rows((*_concatenate(chunks), grades), np.argsort(order))
+    stats += SampleStats(sampling_seconds=clock.seconds["sampling"], grading_seconds=clock.seconds["grading"])
+    return Attempt(tokens, unmask_step, grades, start.ratio), stats
 
 
 def _sample(
-    params: Params,
-    prompts: PromptBatch,
-    canvas: np.ndarray,
-    key: jax.Array,
-    attempt: int,
-    cfg: RolloutConfig,
-    mesh: Mesh,
-    work: Counter,
-) -> tuple[np.ndarray, np.ndarray]:
-    """tokens and unmask_step of one slice, as of `Attempt`. work: counts completions, and their network evaluations and FLOPs."""
+    context: RolloutContext, prompts: PromptBatch, canvas: np.ndarray, purpose: KeyPurpose
+) -> tuple[np.ndarray, np.ndarray, SampleStats]:
+    """tokens and unmask_step, int32 [n, g, l], of one chunk."""
     n, g, _ = canvas.shape
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
+    keys = completion_keys(context.key, problem, completion, purpose)
     rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.prompt_mask, g, axis=0), canvas.reshape(n * g, -1)
-    keys = completion_keys(key, problem, completion, attempt)
-    done = sample(params, *shard_batch(rows, mesh), keys, cfg.model, cfg.decode)
-    work.update(completions=n * g, evaluations=done.rows_evaluated, flops=done.flops)
-    tokens, unmask_step = to_host((done.tokens, done.unmask_step))
-    return tokens.reshape(canvas.shape), unmask_step.reshape(canvas.shape)
+    prompt, prompt_mask, start = shard_batch(rows, context.mesh)
+    done = sample(context.params, prompt, prompt_mask, start, keys, context.cfg.model, context.cfg.decode)
+    tokens, unmask_step = (x.reshape(canvas.shape) for x in to_host((done.tokens, done.unmask_step)))
+    return tokens, unmask_step, SampleStats(n * g, done.rows_evaluated, done.flops)
 
 
-def choose_replacements(
-    correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig
-) -> list[np.ndarray]:
-    """For each triggered group, which completions of the second try are swapped in: a random subset of the correct
+def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
+    """For each triggered group, the completions of the second attempt that are swapped in: a random subset of the correct
     ones, at most floor(lambda * G)."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
-    seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, REPLACEMENTS))).tolist()
+    seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
     return [np.sort(draw.permutation(np.flatnonzero(row))[:most]) for draw, row in zip(draws, correct, strict=True)]
 
@@ -271,7 +220,7 @@ def choose_replacements(
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Overwrites the last (or first) completions of each triggered group (all of them are wrong) with those in `source`."""
+    """Overwrites the last (or first) completions of each triggered group, which are all wrong, with those in `source`."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
@@ -290,12 +239,49 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
-    """Repeats the first group until the number is a multiple of `most`, the groups of a slice, plus none, a quarter or a
-    half of it where that is enough and divides over the devices: a few sizes for which the sampler is compiled."""
+    """Repeats the first group so that the sampler is compiled for few sizes: full chunks of `most` groups, and for the rest a
+    quarter, half or whole chunk that holds it and divides over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
     return np.concatenate([groups, np.repeat(groups[:1], size - len(groups))])
+
+
+def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
+    """Metrics for the log; shares are means over groups or completions."""
+
+    def mean(values) -> float:
+        return float(np.mean(values))
+
+    first, second, final, stats = sampled.first, sampled.second, sampled.final, sampled.stats
+    attempts = [first] if second is None else [first, second]
+    metrics = {
+        "reward/first_try": mean(first.grades.rewards),
+        "reward/final": mean(final.grades.rewards),
+        "correct/first_try": mean(first.grades.correct),
+        "correct/final": mean(final.grades.correct),
+        "groups/all_wrong_before": mean(~first.grades.correct.any(axis=1)),
+        "groups/all_wrong_after": mean(~final.grades.correct.any(axis=1)),
+        "groups/all_correct": mean(first.grades.correct.all(axis=1)),
+        "groups/distinct": distinct_share(first.tokens, eos_id),
+        "hint/replaced": mean(sampled.replaced.sum(axis=1)),
+        "grading/late": float(sum(attempt.grades.late.sum() for attempt in attempts)),
+        "grading/broken": float(sum(attempt.grades.broken.sum() for attempt in attempts)),
+    }
+    if second is not None:
+        metrics |= {
+            "hint/rescue_rate": mean(second.grades.correct.any(axis=1)),
+            "hint/ratio": mean(second.ratio),
+            "hint/tokens": mean(second.hint.sum(axis=-1)),
+        }
+    return metrics | {
+        "sampler/evaluations": stats.evaluations / stats.completions,
+        "sampler/flops": stats.flops / stats.completions,
+        "sampler/rows": stats.evaluations,
+        "sampler/prompts": len(first.tokens),
+        "time/rollout": stats.sampling_seconds,
+        "time/reward": stats.grading_seconds,
+    }
 
 
 def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
@@ -304,31 +290,76 @@ def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
     return float(np.mean([len({row.tobytes() for row in group}) / len(group) for group in ended]))
 
 
-def _metrics(
-    first: Attempt, second: Attempt | None, final: Attempt, replaced: np.ndarray, work: Counter, seconds: Counter, eos_id: int
-) -> dict[str, float]:
-    def share(condition):
-        return float(np.mean(condition))
+# Several batches of prompts in an iteration (DAPO's dynamic sampling, arXiv 2503.14476)
 
-    tries = [first, *([] if second is None else [second])]
-    metrics = {
-        "reward/first_try": share(first.grades.rewards),
-        "reward/final": share(final.grades.rewards),
-        "correct/first_try": share(first.grades.correct),
-        "correct/final": share(final.grades.correct),
-        "groups/all_wrong_before": share(~first.grades.correct.any(axis=1)),
-        "groups/all_wrong_after": share(~final.grades.correct.any(axis=1)),
-        "groups/all_correct": share(first.grades.correct.all(axis=1)),
-        "groups/distinct": distinct_share(first.tokens, eos_id),
-        "hint/replaced": float(replaced.sum(axis=1).mean()),
-        "grading/late": float(sum(of.grades.late.sum() for of in tries)),
-        "grading/broken": float(sum(of.grades.broken.sum() for of in tries)),
-    }
-    if second is not None:
-        metrics |= {
-            "hint/rescue_rate": share(second.grades.correct.any(axis=1)),
-            "hint/ratio": share(second.ratio),
-            "hint/tokens": float(second.hint.sum(axis=-1).mean()),
-        }
-    metrics |= {f"sampler/{name}": work[name] / work["completions"] for name in ("evaluations", "flops")}
-    return metrics | {"sampler/rows": work["evaluations"], "sampler/prompts": len(first.tokens)} | seconds
+
+def key_of_batch(key: jax.Array, number: int) -> jax.Array:
+    """Key for the rollout of an iteration's batch `number`; the first one uses the iteration's key itself."""
+    return jax.random.fold_in(jax.random.fold_in(key, KeyPurpose.MORE_PROMPTS), number) if number else key
+
+
+def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
+    """Groups of an iteration's batches that are neither all correct nor all wrong, bool [batches, n]."""
+    correct = [part.final.grades.correct for part in parts]
+    return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
+
+
+def chosen_groups(mixed: np.ndarray) -> np.ndarray:
+    """Chooses as many groups as one batch has: the first mixed ones, and if they are too few, others of the last batch.
+
+    Args:
+        mixed: bool [batches, n].
+
+    Returns:
+        int [n], ascending indices into the concatenated batches.
+    """
+    batches, n = mixed.shape
+    taken = np.flatnonzero(mixed)[:n]
+    others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
+    return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
+
+
+def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
+    """Reduces an iteration's batches to the groups that `chosen_groups` takes; metrics are of all that was sampled."""
+    if len(parts) == 1:
+        return parts[0]
+    sampled = _joined(parts)
+    chosen = chosen_groups(mixed_groups(parts))
+    kept = np.flatnonzero(np.isin(sampled.triggered, chosen))
+    groups, first, replaced, final = take_rows((sampled.groups, sampled.first, sampled.replaced, sampled.final), chosen)
+    return Rollout(
+        groups=shard_batch(groups, mesh),
+        first=first,
+        second=take_rows(sampled.second, kept) if kept.size else None,
+        triggered=np.searchsorted(chosen, sampled.triggered[kept]),
+        replaced=replaced,
+        final=final,
+        stats=sampled.stats,
+        metrics=rollout_metrics(sampled, cfg.model.eos_id),
+    )
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    """All groups of several rollouts, on the host."""
+    n, width = len(parts[0].replaced), max(part.groups.prompt.shape[1] for part in parts)
+    second = [part.second for part in parts if part.second is not None]
+    return Rollout(
+        groups=_concatenate([_widened(to_host(part.groups), width) for part in parts]),
+        first=_concatenate([part.first for part in parts]),
+        second=_concatenate(second) if second else None,
+        triggered=np.concatenate([number * n + part.triggered for number, part in enumerate(parts)]),
+        replaced=np.concatenate([part.replaced for part in parts]),
+        final=_concatenate([part.final for part in parts]),
+        stats=sum((part.stats for part in parts), SampleStats()),
+    )
+
+
+def _concatenate(trees: Sequence):
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
+
+
+def _widened(groups: GroupBatch, width: int) -> GroupBatch:
+    """Pads prompts on the left to `width`."""
+    padding = ((0, 0), (width - groups.prompt.shape[1], 0))
+    prompt, prompt_mask = (np.pad(x, padding) for x in (groups.prompt, groups.prompt_mask))
+    return dataclasses.replace(groups, prompt=prompt, prompt_mask=prompt_mask)

@@ -1,5 +1,7 @@
 """One update of the policy: objective -> gradients -> optax -> state."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 from jax.sharding import Mesh
@@ -7,8 +9,8 @@ from jax.sharding import Mesh
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.rl.likelihood import GroupBatch, LogProbs
-from igpo_jax.rl.objective import ObjectiveConfig, loss_and_statistics
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, loss_and_statistics
 from igpo_jax.training.policy import policy_params
 from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, state_shardings
 
@@ -20,12 +22,12 @@ def make_update(
     mesh: Mesh,
     microbatches: int = 1,
     lora: LoraConfig | None = None,
-):
-    """The compiled update (state, batch, scores, inner_step, frozen) -> (state, statistics).
+) -> Callable:
+    """Returns the compiled update (state, batch, logprobs, inner_step, base_params) -> (state, statistics).
 
-    state is donated; batch and scores are those of a rollout, whose number of prompts is a multiple of `microbatches`;
-    inner_step, int32 [], says which of the mu inner updates this is; frozen: the parameters that the adapters in state
-    belong to, None without adapters. Where loss or gradient is not finite, see `apply_gradients`.
+    state is donated. The number of prompts of the batch is a multiple of `microbatches`. inner_step: int32 [], index of the
+    inner update. base_params: the frozen parameters under the adapters in state, None without adapters. If loss or gradient is
+    not finite, see `apply_gradients`.
     """
 
     def update(
@@ -33,11 +35,11 @@ def make_update(
     ):
         logprobs = jax.tree.map(lambda x: x[inner_step % x.shape[0]], logprobs)
 
-        def loss(trained, part):
+        def part_loss(trained, part):
             return loss_and_statistics(policy_params(trained, base_params, lora), *part, cfg, objective, mesh)
 
         (loss, statistics), gradients = accumulate_gradients(
-            jax.value_and_grad(loss, has_aux=True), state.params, (batch, logprobs), microbatches
+            jax.value_and_grad(part_loss, has_aux=True), state.params, (batch, logprobs), microbatches
         )
         state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
         return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}

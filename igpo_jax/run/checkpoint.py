@@ -1,4 +1,4 @@
-"""Checkpoints of one stage in one folder: asynchronous saves, the last few and the best kept, corrupt ones passed over."""
+"""Checkpoints of one stage: saved asynchronously; the newest and the best are kept; damaged ones are skipped when read."""
 
 import logging
 import pathlib
@@ -25,14 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A context manager over `<folder>/<step>/`; leaving it waits for the save that is under way.
+    """A context manager over `<folder>/<step>/`; leaving it waits for an unfinished save.
 
-    With `read_only`, another process may be saving there: what looks unfinished is left alone.
+    A step holds the training state, the PRNG root key, the data position (both stages read batch i at step i), the fingerprints
+    of configuration and data and, with inpainting.source=own, the solution bank. Sums over the bits of every array are saved
+    and compared when a checkpoint is read, because Orbax does not notice a flipped bit.
 
-    A saved step holds the state, and beside it the PRNG root key, the data position (both stages read batch i at
-    step i) and the fingerprints of configuration and data; and, of a run that hints with own solutions, these (`solution_bank`, an
-    array that is the same on every process; it must not change any more). Sums over the bits of every array are saved
-    with them and compared when they are read: Orbax itself does not notice a flipped bit.
+    Args:
+        keep: number of newest checkpoints to keep.
+        identity: fingerprints saved with each checkpoint.
+        best: also keep the checkpoint with the highest accuracy.
+        read_only: leave unfinished saves alone; another process may be writing them.
     """
 
     def __init__(
@@ -48,9 +51,7 @@ class Checkpoints:
         keepers = [policies.LatestN(keep)]
         if best:
             keepers.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
-                )
+                policies.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
             )
         self.folder = pathlib.Path(folder).absolute()
         with raise_on_all_hosts():
@@ -72,7 +73,7 @@ class Checkpoints:
             self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        """Of the complete checkpoints, ascending."""
+        """Steps of the complete checkpoints, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(
@@ -85,10 +86,14 @@ class Checkpoints:
         accuracy: float | None = None,
         unlogged: Sequence = (),
     ) -> None:
-        """Starts a save and returns; waits for the one before it first. unlogged: numbers since the last line of the log,
-        lists of floats, for which there will be none before the next save."""
+        """Waits for the previous save, starts this one and returns.
+
+        Args:
+            solution_bank: the same on every process; must not change afterwards.
+            unlogged: lists of floats, the numbers since the last line of the log.
+        """
         if jax.default_backend() == "cpu":
-            # There the saver reads device memory in place, while the next update already writes into it.
+            # On CPUs the saver reads device memory in place, while the next update already writes to it.
             state = jax.tree.map(jnp.copy, state)
         saved = {"state": state, "progress": _progress(key, solution_bank)}
         about = {"data_position": step, "unlogged": list(unlogged), "sums": array_sums(saved), **self._identity}
@@ -107,21 +112,21 @@ class Checkpoints:
     def save_and_stop(
         self, step: int, state, key: jax.Array, solution_bank: np.ndarray | None = None, unlogged: Sequence = ()
     ) -> NoReturn:
-        """What a termination signal asks for: saves, unless this step is saved, and raises `Terminated`."""
+        """Saves this step, unless it is saved already, and raises `Terminated`."""
         self.wait()
         if step not in self.steps():
             self.save(step, state, key, solution_bank, unlogged=unlogged)
             self.wait()
-        raise Terminated(f"stopped by a termination signal; {self.folder / str(step)} is where the run continues")
+        raise Terminated(f"stopped by a termination signal after saving {self.folder / str(step)}")
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
-        """(step, state, key, memory, unlogged) of the newest checkpoint that can be read, None if there is none at all.
+        """(step, state, key, solution bank, unlogged) of the newest readable checkpoint, None without checkpoints.
 
-        Unreadable checkpoints that are newer are moved to `<folder>-unreadable`: the run will save those steps again.
+        Newer, unreadable ones are moved to `<folder>-unreadable`, because the run will save those steps again.
 
         Args:
-            abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
-            abstract_key, abstract_solution_bank: alike to those that were saved; None where no memory is kept.
+            abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
+            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes; None for a run without a bank.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
@@ -129,37 +134,38 @@ class Checkpoints:
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None
-        step, loaded = found
+        step, loaded, about = found
         if step != self.steps()[-1]:
             self._move_away([newer for newer in self.steps() if newer > step])
-        progress, about = loaded["progress"], loaded["about"]
+        progress = loaded["progress"]
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
-        """(step, params) of the newest checkpoint that can be read, None if there is none; the optimiser stays on disk."""
+        """(step, params) of the newest readable checkpoint, None without checkpoints; the optimizer state is not read."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         return found and (found[0], found[1]["state"]["params"])
 
-    def _newest_readable(self, abstract: dict, partial: bool = False):
+    def _newest_readable(self, abstract: dict, partial: bool = False) -> tuple[int, Any, Mapping[str, Any]] | None:
         steps = self.steps()
         for step in reversed(steps):
             loaded, reason = None, "another process cannot read it"
             try:
                 about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
                 if metadata_crc(about) != about.get("crc32", metadata_crc(about)) or "data_position" not in about:
-                    raise ValueError("what is said about it has changed since it was saved")
+                    raise ValueError("its metadata has changed since it was saved")
                 context = ocp.Context()  # a call uses it up
                 context.pytree.loading.partial_load = partial
                 with context:
                     loaded = self._checkpointer.load_checkpointables(step, abstract)
-            except Exception as error:  # whatever a damaged file makes the reader raise
+            except Exception as error:  # a damaged file can make the reader raise anything
                 if is_about_this_machine(error):
                     raise
                 reason = first_line(error)
             if all_gather_hosts(loaded is not None).all():
-                changed = [name for name, value in array_sums(loaded).items() if about.get("sums", {}).get(name, value) != value]
+                saved_sums = about.get("sums", {})
+                changed = [name for name, value in array_sums(loaded).items() if saved_sums.get(name, value) != value]
                 if not changed:
-                    return step, loaded | {"about": about}
+                    return step, loaded, about
                 reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
             log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), reason)
         if steps:

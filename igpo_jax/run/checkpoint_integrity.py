@@ -1,4 +1,4 @@
-"""What shows that a checkpoint is damaged."""
+"""Detection of damaged checkpoints: sums over array bits, a CRC of the metadata."""
 
 import json
 import logging
@@ -18,15 +18,12 @@ log = logging.getLogger(__name__)
 
 @jax.jit
 def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    def of(leaf):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    return [of(leaf) for leaf in leaves]
+    words = [jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")) for leaf in leaves]
+    return [jnp.sum(part, dtype=jnp.uint32) for part in words]
 
 
 def array_sums(tree) -> dict[str, int]:
-    """The sum of every array's bits, as words of an element's size, modulo 2^32: the same on every mesh."""
+    """Path of every array -> sum of its elements, read as unsigned integers, modulo 2^32; independent of the mesh."""
     named = jax.tree.leaves_with_path(tree)
     keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for _, leaf in named]
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
@@ -38,17 +35,17 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Memory, or storage that does not answer: the checkpoint may be as good as ever."""
+    """Whether the cause is this host (out of memory, storage that does not answer) and not the checkpoint."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return True
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Orbax reads the metrics of every step when a folder is opened, and gives up at one that is damaged."""
+    """Removes damaged metrics files: opening a folder, Orbax reads the metrics of every step and fails at a damaged one."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
-            continue  # a save that is under way
+            continue  # an unfinished save
         try:
             json.loads(path.read_bytes())
         except (ValueError, FileNotFoundError) as error:

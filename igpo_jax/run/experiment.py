@@ -1,13 +1,13 @@
-"""A run's folder and what its stages share: settings, tokenizer, model, mesh."""
+"""A run's folder, and what its stages share: configuration, tokenizer, model, mesh, data."""
 
 import dataclasses
 import functools
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.config import Settings, check_divisibility
+from igpo_jax.config import Config, check_divisibility
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import decode_completions
 from igpo_jax.grading.reference_code import format_reward
@@ -27,17 +27,15 @@ from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, rai
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import Grades, RewardPool, reward_pool
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
 from igpo_jax.weights.folders import load_params
 
-log = logging.getLogger(__name__)
-
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSet:
-    """Problems and their arrays, row by row, prompts padded to the largest bucket."""
+    """Problems and their arrays, in the same order; prompts are padded to the largest bucket."""
 
     problems: list[Problem]
     prompts: PromptBatch
@@ -47,58 +45,58 @@ class ProblemSet:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
 
     def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
-        """Places of problems in the set, int [n], from uint32 [n]."""
+        """Row numbers int [n] of the problems with these ids, uint32 [n]."""
         order = np.argsort(self.prompts.problem_id)
         return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What the stages of a run share. `sft_data` and `rl_data` are None where the stage is left out."""
+    """Shared by the stages of a run. The data of a stage that the run does not have is None."""
 
     workdir: pathlib.Path
-    settings: Settings
+    config: Config
     fingerprint: str  # of the configuration
-    data: dict[str, str]  # fingerprints of the splits that are used
+    data: dict[str, str]  # split -> fingerprint of its problems, for the splits that the run uses
     tokenizer: Tokenizer
     model: ModelConfig
     mesh: Mesh
     sft_data: SFTBatch | None
-    heldout: SFTBatch | None  # of the supervised split, not trained on; None: sft.heldout is 0
+    heldout: SFTBatch | None  # the part of the supervised split that is not trained on; None: sft.heldout is 0
     rl_data: ProblemSet | None
     test_data: ProblemSet
     pool: RewardPool
 
     def key(self, purpose: int) -> jax.Array:
-        """The root key of one purpose: 0 initialisation, 1 supervised stage, 2 RL stage, 3 adapters."""
-        return jax.random.fold_in(jax.random.key(self.settings.seed), purpose)
+        """The PRNG root key of a purpose: 0 initialization, 1 supervised stage, 2 RL stage, 3 adapters."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
-        """What the first stage starts from: the parameters in the folder `model.path`, or random ones of the run's seed,
-        created where they live."""
-        if self.settings.model["path"]:
-            return load_params(self.settings.model["path"], self.model, self.mesh)
+        """Parameters that the first stage starts from: read from the folder `model.path`, or drawn with the run's seed, directly
+        in their shards."""
+        if self.config.model.path:
+            return load_params(self.config.model.path, self.model, self.mesh)
         make = jax.jit(init, static_argnums=1, out_shardings=shardings(self.model, self.mesh))
         return make(self.key(0), self.model)
 
     def initial_adapters(self) -> Params:
-        """Adapters that change nothing yet."""
-        cfg = self.settings.lora
+        """Adapters whose product is zero."""
+        cfg = self.config.lora
         make = jax.jit(lora.init, static_argnums=(1, 2), out_shardings=lora.shardings(self.model, cfg, self.mesh))
         return make(self.key(3), self.model, cfg)
 
     def graded_text(self, tokens: np.ndarray) -> str:
-        """A completion as it is graded: up to its first EOS, unless reward.after_eos."""
-        return completion_text(self.tokenizer, tokens, whole=self.settings.reward.after_eos)
+        """Text of a completion, up to its first EOS unless reward.after_eos."""
+        return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
-        """Of rollouts of the RL split, see `rl.rollout.Grade`."""
+        """Grades rollouts of the RL split, see `rl.rollout.Grade`."""
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """completions: int32 [n, g, l]. Every process begins at once to grade some of the problems; the function that is
-        returned waits for them and is called on all processes, which then know all grades."""
-        cfg, g = self.settings.reward, completions.shape[1]
+        """Starts grading completions, int32 [n, g, l], of which every process takes some problems. All processes must call the
+        returned function, at the same point: it waits for the grades and gathers them over hosts."""
+        cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
             answers = [(problems[row], self.graded_text(tokens)) for row in rows for tokens in completions[row]]
@@ -122,151 +120,139 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """One thread, which waits for the processes that grade."""
+        """One thread that waits for the grading processes."""
         return ThreadPoolExecutor(max_workers=1)
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None] = lambda: None) -> np.ndarray:
-        """Which test problems the decoding of evaluations solves, bool [problems]. pause: see `decode_completions`."""
-        settings, test = self.settings, self.test_data
-        batch_size = settings.evaluation.batch_size
-        buckets = settings.data.prompt_buckets
+        """Decodes and grades the test problems: bool [problems], True where solved. check_preemption: see
+        `decode_completions`."""
+        evaluation, buckets, test = self.config.evaluation, self.config.data.prompt_buckets, self.test_data
         completions = decode_completions(
-            params, test.prompts, self.model, settings.eval_decode, batch_size, buckets, self.mesh, check_preemption
+            params, test.prompts, self.model, evaluation.decode, evaluation.batch_size, buckets, self.mesh, check_preemption
         )
         return self._grades(test.problems, completions[:, None])().correct[:, 0]
 
 
-def open_experiment(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
-    """Validates the configuration and the data, and creates the run's folder or checks that it is this run's.
+def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experiment:
+    """Validates the configuration and the data; creates the run's folder or checks that it belongs to this run.
 
-    Nothing is allocated on a device.
+    Allocates nothing on a device. Every process of a run calls it, and all raise if one does.
 
     Raises:
-        ValueError: a value that cannot work, data that cannot be used, a folder with the run of another configuration, or
-            one that the processes of this run do not share. It is raised on all processes.
+        ValueError: a configuration or data that cannot be used, a folder with a run of another configuration, or a folder that
+            the processes do not share.
         OSError: the folder cannot be written.
     """
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
-    workdir, wanted = pathlib.Path(workdir).absolute(), configuration.to_json(config)
+    workdir, requested_json = pathlib.Path(workdir).absolute(), configuration.to_json(requested)
     with raise_on_all_hosts():
-        settings = configuration.parse(config)
-        mesh = make_mesh(**settings.mesh)
-        written = _check_workdir(workdir, wanted)
-        new = jax.process_index() == 0 and written is None
-        problems = load_problems(settings)
-        data = {split: fingerprint(of) for split, of in problems.items()}
+        config = configuration.parse(requested)
+        mesh = make_mesh(**vars(config.mesh))
+        written = _check_workdir(workdir, requested_json)
+        problems = load_run_problems(config)
+        data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data)
-        if new:
+        if jax.process_index() == 0 and written is None:
             workdir.mkdir(parents=True, exist_ok=True)
-            if not settings.model["path"]:
-                train_tokenizer(problems, workdir, settings)
+            if not config.model.path:
+                train_tokenizer(problems, workdir, config)
     check_shared(workdir)
-    own = {"configuration": configuration.fingerprint(config)}
-    check_same(own | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
+    fingerprint = configuration.fingerprint(requested)
+    check_same({"configuration": fingerprint} | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
     with raise_on_all_hosts():
-        experiment = _with_data(workdir, settings, configuration.fingerprint(config), mesh, problems, data)
+        experiment = _with_data(workdir, config, fingerprint, mesh, problems, data)
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             atomic_write(workdir / "data.json", json.dumps(data, indent=2))
-            if written != wanted:
-                atomic_write(workdir / "config.json", json.dumps(wanted, indent=2))
+            if written != requested_json:
+                atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
     return experiment
 
 
-def load_problems(settings: Settings) -> dict[str, list[Problem]]:
+def load_run_problems(config: Config) -> dict[str, list[Problem]]:
     """The problems of the splits that the run uses.
 
     Raises:
         ValueError: data that cannot be used; names file and line.
     """
-    task = load_task(settings.task.name)
-    stages = {"sft": settings.sft.updates > 0, "rl": settings.rl.iterations > 0, "test": True}
-    problems = {split: task.load(settings.task, split, settings.seed) for split, used in stages.items() if used}
-    # Nothing is cut from the solutions of test problems, and none is dropped because its solution is long.
-    test = problems["test"][: settings.evaluation.problems]
+    task = load_task(config.task.name)
+    stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
+    problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
+    # Evaluations use no solutions, so a long one is no reason to drop a test problem.
+    test = problems["test"][: config.evaluation.problems]
     problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
     return problems
 
 
-def train_tokenizer(problems: dict[str, list[Problem]], workdir: pathlib.Path, settings: Settings) -> None:
-    """Writes tokenizer.model, of the text of the first stage."""
-    taught = problems.get("sft", problems.get("rl"))
-    texts = (text for p in taught for text in (p.question, p.demonstration, p.trace))
-    kind, vocab_size = settings.tokenizer.kind, settings.tokenizer.vocab_size
+def train_tokenizer(problems: dict[str, list[Problem]], workdir: pathlib.Path, config: Config) -> None:
+    """Trains tokenizer.model on the problems of the first stage."""
+    first_stage = problems["sft" if "sft" in problems else "rl"]
+    texts = (text for p in first_stage for text in (p.question, p.demonstration, p.trace))
+    kind, vocab_size = config.tokenizer.kind, config.tokenizer.vocab_size
     train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=vocab_size)
 
 
 def _with_data(
     workdir: pathlib.Path,
-    settings: Settings,
-    config_fingerprint: str,
+    config: Config,
+    fingerprint: str,
     mesh: Mesh,
     problems: dict[str, list[Problem]],
     data: dict[str, str],
 ) -> Experiment:
-    """The experiment, its problems as arrays."""
-    tokenizer = run_tokenizer(workdir, settings)
-    model = with_head_chunk(configuration.model_config(settings, tokenizer), mesh)
-    check_divisibility(settings, model, mesh)
-    fit = {
-        "chat": settings.tokenizer.chat,
-        "prompt_length": settings.data.prompt_buckets[-1],
-        "completion_length": settings.rollout_decode.completion_length,
-        "overflow": settings.data.overflow,
+    """The experiment, with its problems as arrays."""
+    tokenizer = run_tokenizer(workdir, config)
+    model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
+    check_divisibility(config, model, mesh)
+    fit: dict[str, Any] = {
+        "chat": config.tokenizer.chat,
+        "prompt_length": config.data.prompt_buckets[-1],
+        "completion_length": config.sampler.completion_length,
+        "overflow": config.data.overflow,
     }
 
     def problem_set(split: str, **options) -> ProblemSet:
-        exclude = settings.inpainting.exclude_answer
+        exclude = config.inpainting.exclude_answer
         return ProblemSet(*prompt_arrays(problems[split], tokenizer, **fit | options, exclude_answer=exclude))
 
-    sft_data, heldout = sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None, None
-    if sft_data is not None and settings.sft.heldout:
-        sft_data, heldout = _hold_out(sft_data, settings.sft.heldout, settings.seed)
-    experiment = Experiment(
-        workdir,
-        settings,
-        config_fingerprint,
-        data,
-        tokenizer,
-        model,
-        mesh,
-        sft_data=sft_data,
-        heldout=heldout,
-        rl_data=problem_set("rl") if "rl" in problems else None,
-        test_data=problem_set("test", overflow="cut"),  # a test keeps all its problems
-        pool=reward_pool(settings.task, settings.reward),
-    )
+    sft_data = sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None
+    heldout = None
+    if sft_data is not None and config.sft.heldout:
+        sft_data, heldout = _hold_out(sft_data, config.sft.heldout, config.seed)
+    rl_data = problem_set("rl") if "rl" in problems else None
+    test_data = problem_set("test", overflow="cut")  # a test keeps all its problems
     for arrays, key, size in (
-        (experiment.sft_data, "sft.batch_size", settings.sft.batch_size),
-        (experiment.rl_data and experiment.rl_data.prompts, "rl.prompts", settings.rl.prompts),
+        (sft_data, "sft.batch_size", config.sft.batch_size),
+        (rl_data and rl_data.prompts, "rl.prompts", config.rl.prompts),
     ):
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
-    return experiment
+    pool = reward_pool(config.task, config.reward)
+    return Experiment(workdir, config, fingerprint, data, tokenizer, model, mesh, sft_data, heldout, rl_data, test_data, pool)
 
 
 def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
-    """What is trained on, in its order, and random problems that are not."""
+    """(training set, in its order; held-out set of random problems)."""
     if problems >= len(arrays.tokens):
         raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
     order = np.random.default_rng(seed).permutation(len(arrays.tokens))
     return take_rows(arrays, np.sort(order[problems:])), take_rows(arrays, order[:problems])
 
 
-def run_tokenizer(workdir: pathlib.Path, settings: Settings) -> Tokenizer:
-    """That of the folder `model.path`, or the one that was trained when the run was opened."""
-    of_folder = configuration.folder_model(settings)
-    if of_folder is None:
+def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
+    """The tokenizer of the folder `model.path`, or the one trained when the run was first opened."""
+    from_folder = configuration.folder_model(config)
+    if from_folder is None:
         return load_tokenizer(workdir / "tokenizer.model")
-    return load_tokenizer(settings.model["path"], of_folder.mask_id)
+    return load_tokenizer(config.model.path, from_folder.mask_id)
 
 
-def read_config(workdir: str | os.PathLike) -> ConfigDict:
+def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
     """The configuration of the run in `workdir`.
 
     Raises:
-        ValueError: there is no run, or its config.json is none.
+        ValueError: the folder has no run, or its config.json cannot be read.
     """
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
@@ -277,7 +263,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
 
 
 def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
-    """That the run goes on with the problems that it began with."""
+    """Raises ValueError if the problems of a split have changed since the run began."""
     file = workdir / "data.json"
     written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
@@ -288,16 +274,19 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
         )
 
 
-def _check_workdir(workdir: pathlib.Path, wanted: dict) -> dict | None:
-    """The configuration of the run that the folder holds already; config.json is the last file that opening a run
-    writes."""
+def _check_workdir(workdir: pathlib.Path, requested_json: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration of the run in the folder, None without one. Opening a run writes config.json last.
+
+    Raises:
+        ValueError: it cannot be read, or differs from the requested one in a key that affects results.
+    """
     if not (workdir / "config.json").is_file():
         return None
     try:
-        written = configuration.to_json(read_config(workdir))
+        written = configuration.to_json(read_run_config(workdir))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
-    differing = [key for key in differing_keys(written, wanted) if key not in configuration.RESUMABLE_KEYS]
+    differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
     if differing:
         raise ValueError(
             f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "

@@ -13,39 +13,37 @@ from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.weights.folders import copy_small_files, new_folder, stored_weight_map, write_safetensors
-from igpo_jax.weights.huggingface import llada_config
-from igpo_jax.weights.huggingface import read_config as read_model_json
+from igpo_jax.weights.huggingface import llada_config, read_model_json
 from igpo_jax.weights.peft import export_peft
 
 log = logging.getLogger(__name__)
 
 
 def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """A run's newest checkpoint as a Hugging Face folder; adapters are merged into the matrices they belong to.
+    """Writes a run's newest checkpoint as a Hugging Face folder; adapters are merged into their matrices.
 
     Args:
         target: must not exist.
-        dtype: float32 | bfloat16; by default the run's, and float32 where adapters are merged: rounding would take away
-            most of what they have learned. Where it does, a warning says how much.
+        dtype: float32 | bfloat16. By default the run's, but float32 for merged adapters, because rounding to bfloat16 loses most
+            of what they learned; with bfloat16 a warning states how much.
 
     Raises:
         ValueError: see `restore_run`, or `target` exists.
     """
     run = restore_run(workdir, mesh)
-    settings, base = run.settings, run.settings.model["path"]
-    adapters = run.adapters or {}
+    config, base, adapters = run.config, run.config.model.path, run.adapters or {}
     dtype = dtype or ("float32" if adapters else run.model.param_dtype)
 
     def leaves():
         for path, leaf in jax.tree.leaves_with_path(run.params):
             path = tuple(key.key for key in path)
             if path[0] == "blocks" and path[1] in adapters:
-                leaf, lost = lora.merge_matrix(leaf, adapters[path[1]], settings.lora, dtype)
+                leaf, lost = lora.merge_matrix(leaf, adapters[path[1]], config.lora, dtype)
                 if dtype == "bfloat16":
                     log.warning("%s: rounding to bfloat16 loses %.0f %% of what was learned", path[1], 100 * lost)
             yield path, leaf
 
-    length = settings.data.prompt_buckets[-1] + settings.rollout_decode.completion_length
+    length = config.data.prompt_buckets[-1] + config.sampler.completion_length
     values = read_model_json(base) if base else llada_config(run.model, length)
     weight_map = stored_weight_map(base) if base else None
     with new_folder(target) as folder:
@@ -59,16 +57,16 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
 
 
 def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
-    """The adapters that a run's last stage trained, as PEFT's files.
+    """Writes the adapters of a run's newest checkpoint in PEFT's format.
 
     Raises:
         ValueError: the run has no adapters.
     """
     run = restore_run(workdir, mesh)
-    if run.adapters is None:
+    if run.adapters is None or run.config.lora is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
-    base = run.settings.model["path"]
+    base = run.config.model.path
     with new_folder(target) as folder:
         adapters = to_host(run.adapters)
         if jax.process_index() == 0:
-            export_peft(adapters, run.settings.lora, folder, base)
+            export_peft(adapters, run.config.lora, folder, base)

@@ -1,7 +1,6 @@
-"""metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events of a run, written as it goes, with one step
-counter.
+"""metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events of a run.
 
-The step is the number of optimiser updates since the start of the run, over both stages.
+All share one step counter: the number of optimizer updates since the start of the run, over both stages.
 """
 
 import functools
@@ -9,7 +8,7 @@ import json
 import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -20,14 +19,14 @@ from igpo_jax.runtime.files import atomic_write, parse_json, renamed
 
 
 class MetricsWriter:
-    """Appends to the logs of a run; process 0 writes, the others do nothing.
+    """Appends to the logs of a run. Only process 0 writes.
 
-    Opening it at `step` drops what an interrupted process had logged beyond that step, and all of the stage that begins
-    there (`starting`), so that a resumed run's logs are those of an uninterrupted one.
+    Opening it at `step` drops rows beyond that step, and all rows of the stage `starting`, so that the logs of a resumed run
+    equal those of an uninterrupted one.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
-        self._files = {}
+        self._files: dict[str, TextIO] = {}
         if jax.process_index():
             return
         for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
@@ -39,7 +38,7 @@ class MetricsWriter:
         self._open_events = functools.partial(
             SummaryWriter, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
         )
-        self._events = None  # a run that has ended writes no more
+        self._events: SummaryWriter | None = None  # opened at the first event: reopening a finished run adds no file
 
     def __enter__(self):
         return self
@@ -61,27 +60,28 @@ class MetricsWriter:
                 events.add_scalar(name, value, step)
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
-        """rows: of one step."""
+        """rows: all of one step."""
         self._append("rollouts.jsonl", rows)
         if self._files and rows:
             self._tensorboard().add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
 
     def write_histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """To TensorBoard only; what is not finite is left out."""
+        """Writes to TensorBoard only; values that are not finite are left out."""
         if self._files:
-            for name, of_name in values.items():
-                finite = np.asarray(of_name, float)[np.isfinite(of_name)]
+            for name, array in values.items():
+                finite = np.asarray(array, float)[np.isfinite(array)]
                 if finite.size:
                     self._tensorboard().add_histogram(name, finite, step, bins=30)
 
     def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
-        """correct: bool [problems], the verdicts; the scalars, eval/accuracy among them, go to metrics.jsonl."""
+        """correct: bool [problems]; scalars: for metrics.jsonl, with eval/accuracy."""
         verdicts = np.asarray(correct, int).tolist()
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
 
     def _tensorboard(self) -> SummaryWriter:
-        self._events = self._events or self._open_events()
+        if self._events is None:
+            self._events = self._open_events()
         return self._events
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -91,23 +91,23 @@ class MetricsWriter:
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """A rollout for TensorBoard's text. Indented lines are code, which nothing that a model wrote can end."""
+    """A rollout as Markdown. Texts are indented as code, which no text that a model wrote can end."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
     parts |= {"answer read": str(row["extracted_answer"])} if "extracted_answer" in row else {}
-    told = (f"{name}:\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) for name, text in parts.items())
-    return f"**{row['try']} try, {verdict}, reward {row['reward']:g}**\n\n" + "\n\n".join(told)
+    blocks = (f"{name}:\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) for name, text in parts.items())
+    return f"**{row['try']} try, {verdict}, reward {row['reward']:g}**\n\n" + "\n\n".join(blocks)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a log; none if there is no file. A last line that was cut off is passed over.
+    """Rows of a log, [] without a file. A truncated last line is skipped.
 
     Raises:
-        ValueError: a line before the last is no JSON object.
+        ValueError: a line before the last is not a JSON object.
     """
     rows = []
     if pathlib.Path(path).is_file():
-        # A line may have been cut off within a character.
+        # The last line may end within a character.
         lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
             try:
@@ -122,7 +122,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
-    """Whether this metric has been logged at this step of the stage; process 0 decides, all know."""
+    """Whether a metric was logged at this step of the stage. Process 0 reads; all processes get its answer."""
     found = jax.process_index() == 0 and any(
         (row["step"], row["stage"]) == (step, stage) and name in row for row in read_rows(workdir / "metrics.jsonl")
     )
@@ -130,7 +130,7 @@ def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
-    """The newest value of a metric of the stage, None if there is none; process 0 reads, all know."""
+    """Newest value of a metric of the stage, None without one. Process 0 reads; all processes get its answer."""
     found = math.nan
     if jax.process_index() == 0:
         values = [row[name] for row in read_rows(workdir / "metrics.jsonl") if row["stage"] == stage and name in row]
@@ -140,10 +140,10 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
 
 
 def device_memory() -> dict[str, float]:
-    """GiB that this process's fullest device has in use, and had at most; nothing where the backend does not say (CPUs)."""
-    known = [statistics for device in jax.local_devices() if (statistics := device.memory_stats())]
+    """Current and peak memory, GiB, of this process's fullest device; {} where the backend does not report it (CPUs)."""
+    known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
-    return {name: max(s.get(key, 0) for s in known) / 2**30 for name, key in names.items()} if known else {}
+    return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}
 
 
 def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
@@ -154,7 +154,7 @@ def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
 
 
 def _drop_unfinished_evaluation(path: pathlib.Path, metrics: pathlib.Path) -> None:
-    """An evaluation is made again where its verdicts, but not its metrics had been written."""
+    """Drops verdicts whose metrics were not written; that evaluation runs again."""
     finished = {(row["step"], row["stage"]) for row in read_rows(metrics) if "eval/accuracy" in row}
     _write_rows(path, [row for row in read_rows(path) if (row["step"], row["stage"]) in finished])
 

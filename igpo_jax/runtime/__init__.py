@@ -1,1 +1,1 @@
-"""What surrounds the algorithm: mesh, checkpoints, metrics, report."""
+"""Runtime: devices, processes, files, signals, statistics; nothing here knows a run."""

@@ -1,4 +1,4 @@
-"""Accelerators: their memory and published peak numbers, and TPU topologies that need not be present."""
+"""Memory and published peak rates of accelerators."""
 
 import dataclasses
 import os
@@ -8,18 +8,15 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """memory_gib: what programs can use. flops: bfloat16, per second. Bytes per second: hbm, ici (arriving over all links
-    of a chip), dcn (a chip's share of the network between slices)."""
-
-    memory_gib: float
-    flops: float
-    hbm: float
-    ici: float
-    dcn: float
+    memory_gib: float  # usable by programs
+    flops: float  # bfloat16, per second
+    hbm: float  # bytes per second
+    ici: float  # bytes per second that arrive over all links of a chip
+    dcn: float  # bytes per second, a chip's share of the network between slices
 
 
-# docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; ICI is half of the bidirectional figure; usable memory is the compiler's.
-# NVIDIA's data sheets: H100 SXM and H200, NVLink in one direction.
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; ICI is half of the bidirectional figure, memory is the compiler's limit.
+# GPUs: NVIDIA's data sheets of H100 SXM and H200; NVLink in one direction.
 CHIPS = {
     "TPU v5 lite": Chip(15.75, 197e12, 819e9, 200e9, 25e9 / 8),
     "TPU v5": Chip(95.74, 459e12, 2765e9, 600e9, 50e9 / 8),
@@ -30,12 +27,8 @@ CHIPS = {
 
 
 def device_memory_gib(device: jax.Device) -> float:
-    """What programs can use: what the backend says where the device is here (on GPUs a share of it, see
-    XLA_PYTHON_CLIENT_MEM_FRACTION), else the published figure, else the host's memory.
-
-    Raises:
-        ValueError: a TPU of a kind that `CHIPS` does not list.
-    """
+    """Returns the memory that programs can use: the backend's limit for a local device (on GPUs the share
+    XLA_PYTHON_CLIENT_MEM_FRACTION), else the figure in `CHIPS`, on CPUs the host's memory; ValueError for other devices."""
     statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30

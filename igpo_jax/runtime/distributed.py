@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, share host work, and fail together."""
+"""Processes of one run: joining, sharing host work, and failing together."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,20 +15,19 @@ from jax.experimental import multihost_utils
 
 
 def initialize() -> None:
-    """Joins the processes that a TPU pod, SLURM, GKE or MPI started as one run; without them a run is one process.
-    Comes before anything that asks for devices. A process that is not heard of for IGPO_HEARTBEAT_SECONDS (environment,
-    100 by default) ends all of them."""
+    """Joins the processes that a TPU pod, SLURM, GKE or MPI started; otherwise the run is one process. Call before any use of
+    devices. All processes end if one is silent for IGPO_HEARTBEAT_SECONDS (environment, 100 by default)."""
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
-    except ValueError as error:  # how jax says that it has found no cluster
+    except ValueError as error:  # jax found no cluster
         if "coordinator_address" not in str(error):
             raise
 
 
 @contextlib.contextmanager
-def raise_on_all_hosts():
-    """What one process raises in the body as ValueError or OSError ends the body on all processes, on the others with a
-    ValueError: none waits for one that has given up. The body has no collectives; leaving it is a barrier."""
+def raise_on_all_hosts() -> Iterator[None]:
+    """Makes all processes raise if one raises ValueError or OSError in the body, so that none waits for it: the others raise
+    ValueError. The body must not have collectives; its end is a barrier."""
     own = None
     try:
         yield
@@ -42,9 +41,9 @@ def raise_on_all_hosts():
 
 
 @contextlib.contextmanager
-def ending_at_once():
-    """An error in the body ends this process there and then, where a run has several: leaving in order would wait for the
-    others, which wait for this one or are gone. They see it go, and end in the same way."""
+def ending_at_once() -> Iterator[None]:
+    """Ends this process immediately on an error in the body if a run has several: an orderly exit would wait for the others,
+    which wait for this one or are gone. They notice and end the same way."""
     try:
         yield
     except Exception:
@@ -52,8 +51,8 @@ def ending_at_once():
             raise
         traceback.print_exc()
         print(
-            f"error: process {jax.process_index()} cannot go on, see above, or another one has ended, see what that one "
-            "printed; the same command continues the run from its newest checkpoint",
+            f"error: process {jax.process_index()} cannot go on, see above, or another process has ended, see its output; "
+            "the same command continues the run from its newest checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -61,19 +60,18 @@ def ending_at_once():
 
 
 def all_gather_hosts(value) -> np.ndarray:
-    """What every process has for `value`, a number or an array of the same shape; [processes, ...] on all of them."""
+    """Gathers a number or array of equal shape from every process; returns [processes, ...] on all of them."""
     value = np.asarray(value)
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
 
 def own_rows(number: int) -> np.ndarray:
-    """Which of so many rows this process works on."""
+    """Returns the indices of the rows that this process works on."""
     return np.arange(jax.process_index(), number, jax.process_count())
 
 
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Fills values[rows] with work(rows), [n, ...] zeros at first; every process works on its `own_rows`, all know the
-    result."""
+    """Fills `values`, zeros [n, ...], with work(rows) for each process's `own_rows`; returns the result on all processes."""
     rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
@@ -81,19 +79,16 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
 
 
 def check_same(fingerprints: dict[str, str]) -> None:
-    """Raises ValueError on all processes where one has another fingerprint (hexadecimal) than process 0."""
+    """Raises ValueError on all processes if one has another fingerprint (hexadecimal) than process 0."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
     found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
-    differing = (found != found[0]).any(axis=2)
-    for process, name in np.argwhere(differing)[:1]:
-        raise ValueError(
-            f"process {process} has another {list(fingerprints)[name]} than process 0; all hosts need the same command and "
-            "the same files"
-        )
+    for process, index in np.argwhere((found != found[0]).any(axis=2))[:1]:
+        other = f"process {process} has another {list(fingerprints)[index]} than process 0"
+        raise ValueError(f"{other}; all hosts need the same command and the same files")
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises ValueError where a process does not see what process 0 writes into `folder`, which is there on process 0."""
+    """Raises ValueError if a process does not see what process 0 writes into `folder`, which exists on process 0."""
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{all_gather_hosts(np.uint32(time.time_ns() % 2**32))[0]}"
@@ -102,9 +97,7 @@ def check_shared(folder: pathlib.Path) -> None:
             marker.touch()
     with raise_on_all_hosts():
         if not marker.exists():
-            raise ValueError(
-                f"process {jax.process_index()} does not see what process 0 writes into {folder}; a run on several "
-                "hosts needs a --workdir that all of them share"
-            )
+            unseen = f"process {jax.process_index()} does not see what process 0 writes into {folder}"
+            raise ValueError(f"{unseen}; a run on several hosts needs a --workdir that all of them share")
     if jax.process_index() == 0:
         marker.unlink()

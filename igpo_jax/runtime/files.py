@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, folders that belong to one thing, and JSON that others wrote."""
+"""Atomic writes, strict JSON, and the identity of output folders."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-# Keys of configurations and fields of records whose names have changed since version 0.1.0 -> their names now.
+# Keys of configurations and records in files of version 0.1.0 -> their current names.
 RENAMED = {
     "released": "reference_code",
     "rollout_slices": "rollout_chunks",
@@ -15,45 +15,35 @@ RENAMED = {
     "hint/centre": "hint/ratio_center",
     "update/skipped_in_a_row": "update/consecutive_skips",
 }
-MOST_NESTED = 64  # levels of a JSON value: what works through it needs a frame of the stack for each
+MAX_NESTED = 64  # levels of a JSON value: recursive code needs a stack frame for each
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
-    """The value of JSON that somebody else may have written; `options` are those of json.loads.
-
-    Raises:
-        ValueError: names the place: no UTF-8, no JSON, a number of thousands of digits, or too many lists in each other.
-    """
+    """Parses untrusted JSON, with `options` of json.loads.
+    Raises ValueError naming `place` for other encodings than UTF-8, invalid JSON, deep nesting, or thousands of digits."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate is no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises for an escaped lone surrogate
+        if text.count("[") + text.count("{") > MAX_NESTED and _depth(value) > MAX_NESTED:
+            raise RecursionError
     except UnicodeError as error:
         raise ValueError(f"{place}: not UTF-8 ({error})") from None
-    except ValueError as error:  # of a number that is too long, it is no JSONDecodeError
+    except ValueError as error:  # not only JSONDecodeError: numbers with too many digits
         raise ValueError(f"{place}: not JSON ({error})") from None
     except RecursionError:
-        raise ValueError(f"{place}: not JSON (more than {MOST_NESTED} levels)") from None
-    if text.count("[") + text.count("{") > MOST_NESTED and _levels_exceed(value, MOST_NESTED):
-        raise ValueError(f"{place}: not JSON (more than {MOST_NESTED} levels)")
+        raise ValueError(f"{place}: not JSON (more than {MAX_NESTED} levels)") from None
     return value
 
 
-def _levels_exceed(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most + 1):
-        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
-        level = [value for part in parts for value in part]
-    return bool(parts)
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(_depth, parts), default=0)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    Raises:
-        ValueError: names the file: it is missing, or see `parse_json`.
-    """
+    """Reads a JSON object; raises ValueError if the file is missing or not one, see `parse_json`."""
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     values = parse_json(file.read_bytes(), file)
@@ -62,33 +52,35 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
 @contextlib.contextmanager
-def wrap_read_errors(what: object) -> Iterator[None]:
-    """For code that works through files which this package wrote: what a damaged or foreign one makes it raise becomes one
-    ValueError that names it."""
+def wrap_read_errors(file: object) -> Iterator[None]:
+    """Re-raises any error of parsing a damaged or foreign file as a ValueError that names it."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        raise ValueError(f"{what} cannot be read: {type(error).__name__}: {reason}") from error
+        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes beside `path` and renames: a reader, or a process killed meanwhile, never meets half a file."""
+    """Writes a temporary file and renames it to `path`, so that no partial file is ever visible."""
     temporary = path.with_name(f"{path.name}.partial")
     temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     temporary.replace(path)
 
 
 def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:
-    """A JSON value from a file of an earlier version, with the current names of its keys."""
+    """Renames keys of a JSON value at all levels, by default those of earlier versions."""
     if isinstance(value, dict):
         return {names.get(key, key): renamed(part, names) for key, part in value.items()}
     return [renamed(part, names) for part in value] if isinstance(value, list) else value
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ or that only one of the two has."""
+    """Returns the dotted keys that differ or that only one dict has."""
     keys = []
     for key in one | other:
         a, b = one.get(key), other.get(key)
@@ -99,18 +91,13 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
     return keys
 
 
-def require_same_identity(file: pathlib.Path, identity: dict[str, Any], what: str) -> None:
-    """Makes the folder of `file` that of this identity, or checks that it is.
-
-    Raises:
-        ValueError: it is another's; names the keys that differ.
-    """
-    if file.is_file():
-        differing = differing_keys(renamed(read_json(file)), identity)
-        if differing:
-            raise ValueError(
-                f"{file.parent} holds another {what} (differing: {', '.join(differing)}); give another --output"
-            )
+def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str) -> None:
+    """Writes `identity` to `file` in a new folder, or compares it with the file's.
+    Raises ValueError with the keys that differ if the folder belongs to another identity."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))
+    differing = ", ".join(differing_keys(renamed(read_json(file)), identity))
+    if differing:
+        raise ValueError(f"{file.parent} holds another {kind} (differing: {differing}); give another --output")

@@ -1,4 +1,4 @@
-"""The device mesh: axes data, fsdp, tensor; rows of a batch lie over (data, fsdp)."""
+"""The device mesh, axes (data, fsdp, tensor), and arrays sharded over it; rows of a batch are sharded over (data, fsdp)."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,9 @@ BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices; one axis may be -1 for "the rest". Several TPU slices are parts of the axis data: only sums
-    of gradients travel over the slower network between them.
-
-    Raises:
-        ValueError: more than one -1, the sizes do not multiply to the number of devices, or data does not divide into the
-            slices.
-    """
+    """Returns a mesh over all devices; one axis may be -1 for the remaining devices.
+    TPU slices divide the axis data, so that only gradient sums cross the slower network between them.
+    Raises ValueError for several -1, a product other than the number of devices, or data not divisible by the slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -43,34 +39,34 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-    """How many TPU slices the devices are; within one, they are linked directly."""
+    """Returns the number of TPU slices, whose devices are linked directly; 1 for other devices."""
     return len({getattr(device, "slice_index", None) or 0 for device in devices if device.platform == "tpu"}) or 1
 
 
 def batch_size_divisor(mesh: Mesh) -> int:
-    """Rows of a batch must be a multiple of this."""
+    """Returns the number that the rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Inside jit: keep the leading axis spread over (data, fsdp). Without a mesh it is the identity."""
+    """Constrains the leading axis to (data, fsdp) inside jit; the identity without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH))
 
 
 def split_rows(tree, parts: int):
-    """[n, ...] -> [parts, n / parts, ...]: every part takes every `parts`-th row, so that each lies over all devices."""
+    """Splits rows, [n, ...] -> [parts, n / parts, ...]; each part takes every `parts`-th row, so all devices share it."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
 
 
 def join_rows(tree):
-    """The reverse of `split_rows`."""
+    """Inverts `split_rows`."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def shard_batch(tree, mesh: Mesh):
-    """Host arrays [n, ...], the same on every process, to device arrays sharded over their rows."""
+    """Puts host arrays [n, ...], equal on every process, on devices, sharded over rows."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 
@@ -80,10 +76,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def to_host(tree):
-    """Device arrays to host arrays, whole and the same on every process: what follows from them does too."""
+    """Gathers device arrays to host arrays, complete and equal on every process."""
 
-    def whole(x):
-        here = not isinstance(x, jax.Array) or x.is_fully_addressable
-        return np.asarray(x) if here else multihost_utils.process_allgather(x, tiled=True)
+    def gather(x):
+        is_local = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return np.asarray(x) if is_local else multihost_utils.process_allgather(x, tiled=True)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(gather, tree)

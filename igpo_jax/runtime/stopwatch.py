@@ -1,17 +1,18 @@
-"""Where the wall time goes."""
+"""Wall time by name."""
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Adds up seconds by name. Measured code must end with its results on the host, or it measures the dispatch."""
+    """Sums seconds by name. Measured code must fetch its results, or only its dispatch is measured."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def measure(self, name: str):
+    def measure(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin

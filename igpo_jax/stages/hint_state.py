@@ -72,13 +72,13 @@ def hintable_prefix_length(
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
     """Prompts of the RL split, whose traces are what the memory has of them (see `update_solution_bank`), as far as it may be shown;
     where it has nothing, there is nothing to show."""
-    task, eos_id = load_task(experiment.settings.task.name), experiment.tokenizer.eos_id
-    options = {name: experiment.settings.task[name] for name in task.REWARD_OPTIONS}
+    task, eos_id = load_task(experiment.config.task.name), experiment.tokenizer.eos_id
+    options = {name: experiment.config.task[name] for name in task.REWARD_OPTIONS}
     extract_answer = functools.partial(task.extract_answer, **options)
     own = solution_bank[experiment.rl_data.rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, eos_id, own)
     length = (trace != eos_id).sum(axis=1, dtype=np.int32)
-    if experiment.settings.inpainting.exclude_answer:
+    if experiment.config.inpainting.exclude_answer:
         completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
         length = np.array([hintable_prefix_length(tokens, experiment.tokenizer.decode, extract_answer) for tokens in completions], np.int32)
     return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])

@@ -13,8 +13,9 @@ from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.model.sharding import Params
 from igpo_jax.rl.hints import InpaintingConfig
-from igpo_jax.rl.likelihood import compute_logprobs
-from igpo_jax.rl.rollout import PROBE, Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout, up_to_first_eos
+from igpo_jax.rl.keys import KeyPurpose
+from igpo_jax.rl.objective import compute_logprobs
+from igpo_jax.rl.rollout import Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout, up_to_first_eos
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
@@ -58,14 +59,14 @@ def run_rl(
         Terminated: it said yes; a checkpoint has been saved.
         Diverged: `skip_limit` updates in a row were not finite, or a parameter is not.
     """
-    settings, model, mesh, key = experiment.settings, experiment.model, experiment.mesh, experiment.key(2)
-    hints = settings.inpainting
-    rl, objective, lora, first_step = settings.rl, settings.objective, settings.lora, settings.sft.updates
+    config, model, mesh, key = experiment.config, experiment.model, experiment.mesh, experiment.key(2)
+    hints = config.inpainting
+    rl, objective, lora, first_step = config.rl, config.objective, config.lora, config.sft.updates
     if lora:
         reference = base_params if start is None else policy_params(start, base_params, lora)
     else:
         reference = cast_params(start, model, mesh)
-    optimizer = make_optimizer(settings.rl_optimizer, rl.iterations * objective.inner_steps, model, lora)
+    optimizer = make_optimizer(config.rl.optimizer, rl.iterations * objective.inner_steps, model, lora)
     own_hints = hints.enabled and hints.source == "own"
     solution_bank = np.full_like(experiment.rl_data.prompts.trace, NO_SOLUTION) if own_hints else None
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key, solution_bank)
@@ -78,16 +79,16 @@ def run_rl(
     if not lora and reference is not start:
         jax.tree.map(lambda x: x.delete(), start)
 
-    order = batches(experiment.rl_data.prompts, rl.prompts, settings.seed, settings.data.prompt_buckets)
+    order = batches(experiment.rl_data.prompts, rl.prompts, config.seed, config.data.prompt_buckets)
     update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
-    exact, fast = exact_sampler(settings.rollout_decode), settings.rollout_decode
+    exact, fast = exact_sampler(config.sampler), config.sampler
     cfg = RolloutConfig(
         model,
         fast,
         hints,
         rl.group_size,
         rl.prompts // rl.rollout_chunks,
-        settings.data.prompt_buckets,
+        config.data.prompt_buckets,
         objective.normalize_advantages,
         objective.reference_code,
     )
@@ -117,7 +118,7 @@ def run_rl(
         number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
         prompts = take_rows(order[done * rl.dynamic_batches], np.arange(number) % rl.prompts)
         canvas = np.full((number, fast.completion_length), model.mask_id, np.int32)
-        keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), PROBE)
+        keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), KeyPurpose.PROBE)
         error = sampler_error(policy, *shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh), keys, model, fast)
         return {f"sampler/{name}": float(np.float32(error[name])) for name in ("kl", "changed")}
 
@@ -201,7 +202,7 @@ def run_rl(
             metrics["speed/tokens_per_second"] = sum(map(_sampled_tokens, parts)) / metrics["time/rollout"]
             log.write(step_of(done), "rl", metrics)
             log.write_histograms(step_of(done), _distributions(sampled, model.eos_id))
-            if consecutive_skips >= settings.skip_limit:
+            if consecutive_skips >= config.skip_limit:
                 last = {"loss": statistics[-1]["policy/loss"], "grad_norm": statistics[-1]["policy/grad_norm"]}
                 last["finite_gradients"] = finite_gradients[-1]
                 batch = {"groups": sampled.groups, "old": logprobs.old, "reference": logprobs.reference}
@@ -252,9 +253,9 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
     """Rows for rollouts.jsonl: of a few groups, a first try and the most rewarded hinted one."""
     by_id = experiment.rl_data.by_id
     tokenizer = experiment.tokenizer
-    settings = experiment.settings
-    task = load_task(settings.task.name)
-    options = {name: settings.task[name] for name in task.REWARD_OPTIONS}
+    config = experiment.config
+    task = load_task(config.task.name)
+    options = {name: config.task[name] for name in task.REWARD_OPTIONS}
 
     def row(attempt, name: str, group: int, position: int, completion: int, rescued: bool) -> dict:
         problem = by_id[int(problem_ids[group])]
@@ -262,7 +263,7 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
         text = experiment.graded_text(tokens)
         grades = {field: values[position, completion] for field, values in vars(attempt.grades).items()}
         # What a reward function of one's own reads is not known.
-        extracted = {} if settings.reward.function else {"extracted_answer": task.extract_answer(text, **options)}
+        extracted = {} if config.reward.function else {"extracted_answer": task.extract_answer(text, **options)}
         return {
             "step": step,
             "try": name,

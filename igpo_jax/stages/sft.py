@@ -75,10 +75,10 @@ def heldout_losses(experiment: Experiment, params: Params, check_preemption: Cal
     Args:
         check_preemption: called after every batch, on all processes; may raise.
     """
-    settings, mesh = experiment.settings, experiment.mesh
-    heldout, size = cut_to_bucket(experiment.heldout, settings.data.prompt_buckets), settings.evaluation.batch_size
+    config, mesh = experiment.config, experiment.mesh
+    heldout, size = cut_to_bucket(experiment.heldout, config.data.prompt_buckets), config.evaluation.batch_size
     total, length = heldout.completion.shape
-    noise = np.random.default_rng(settings.seed).random((total, length))
+    noise = np.random.default_rng(config.seed).random((total, length))
     ranks = noise.argsort(axis=1).argsort(axis=1).astype(np.int32)
     found = np.zeros((len(HELDOUT_LEVELS), total))
     for begin in range(0, total, size):
@@ -109,11 +109,11 @@ def run_sft(
         Terminated: it said yes; a checkpoint has been saved.
         Diverged: `skip_limit` updates in a row were not finite, or a parameter is not.
     """
-    settings, model, mesh, lora = experiment.settings, experiment.model, experiment.mesh, experiment.settings.lora
-    total, key = settings.sft.updates, experiment.key(1)
+    config, model, mesh, lora = experiment.config, experiment.model, experiment.mesh, experiment.config.lora
+    total, key = config.sft.updates, experiment.key(1)
     if total == 0:
         return (experiment.initial_params(), None) if lora else (None, experiment.initial_params())
-    optimizer = make_optimizer(settings.sft_optimizer, total, model, lora)
+    optimizer = make_optimizer(config.sft.optimizer, total, model, lora)
     restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
     base_params = experiment.initial_params() if lora else None
     if restored:
@@ -122,13 +122,13 @@ def run_sft(
         start = experiment.initial_adapters() if lora else experiment.initial_params()
         done, state, since_logged = 0, create_state(start, optimizer, model, mesh, lora), []
         del start
-    every, evaluated = settings.sft.eval_every, is_logged(experiment.workdir, done, "sft", "eval/accuracy")
+    every, evaluated = config.sft.eval_every, is_logged(experiment.workdir, done, "sft", "eval/accuracy")
     if done == total and (evaluated or not every):
         return base_params, state.params  # and the log stays as it is: the RL stage may have begun
 
-    order = batches(experiment.sft_data, settings.sft.batch_size, settings.seed, settings.data.prompt_buckets)
-    update = make_sft_update(optimizer, model, settings.sft.corruption, settings.sft.microbatches, mesh, lora)
-    learning_rate = settings.sft_optimizer.learning_rate_at(total)
+    order = batches(experiment.sft_data, config.sft.batch_size, config.seed, config.data.prompt_buckets)
+    update = make_sft_update(optimizer, model, config.sft.corruption, config.sft.microbatches, mesh, lora)
+    learning_rate = config.sft.optimizer.learning_rate_at(total)
 
     def check_preemption() -> None:
         if preempted():
@@ -148,7 +148,7 @@ def run_sft(
     with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
         consecutive_skips = int(last_logged(experiment.workdir, "sft", "update/consecutive_skips") or 0)
         while True:
-            regular = done == total or (done > 0 and done % settings.sft.checkpoint_every == 0)
+            regular = done == total or (done > 0 and done % config.sft.checkpoint_every == 0)
             if regular and done not in checkpoints.steps():
                 check_parameters(state.params, done, checkpoints)
                 checkpoints.save(done, state, key)
@@ -156,7 +156,7 @@ def run_sft(
                 log.write_evaluation(done, "sft", *evaluate())
             if done == total:
                 break
-            until = min(_next_multiple(done, n) for n in (LOG_EVERY, settings.sft.checkpoint_every, every) if n)
+            until = min(_next_multiple(done, n) for n in (LOG_EVERY, config.sft.checkpoint_every, every) if n)
             until = min(until, total)
             updates, watch = until - done, Stopwatch()
             with watch.measure("time/total"):
@@ -183,7 +183,7 @@ def run_sft(
             bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
             done, evaluated = until, False
             log.write(done, "sft", statistics)
-            if consecutive_skips >= settings.skip_limit:
+            if consecutive_skips >= config.skip_limit:
                 last = {"loss": losses[-1], "grad_norm": norms[-1], "finite_gradients": of_update["finite_gradients"]}
                 stop_diverged(done, "sft", consecutive_skips, last, state, batch, checkpoints)
     checkpoints.wait()

@@ -1,36 +1,32 @@
-"""Tasks: where problems come from, what their traces are, how answers are rewarded.
+"""Tasks: problems, their worked solutions (traces) and rewards.
 
-A task is a module with `defaults(**values) -> dict`, the section `task` of a configuration; `load(task, split, seed) ->
-list[Problem]` for the splits sft, rl and test; and `reward(problem, text, **options) -> float`, 1.0 where `text`, a
-completion, is right, less where it is not; and `extract_answer(text, **options)`, the answer that a completion gives, or None.
-REWARD_OPTIONS names the keys of the section that these two take.
+A task is a module with
+
+    defaults(**values) -> dict                     the section `task` of a configuration
+    load(task, split, seed) -> list[Problem]       split: sft, rl or test
+    reward(problem, text, **options) -> float      1.0 if the completion `text` is right, else less
+    extract_answer(text, **options) -> str | None  the answer in a completion
+    REWARD_OPTIONS                                 keys of the section passed to the last two as `options`
 """
 
 import importlib
+import types
 
 TASKS = ("arithmetic", "countdown", "math", "sudoku", "words")
 PARTS = ("defaults", "load", "reward", "extract_answer", "REWARD_OPTIONS")
 
 
-def load_task(name: str):
-    """The module of task `name`: one of `TASKS`, or one's own, "package.module", importable from here; it is code that runs as
-    you do.
-
-    Raises:
-        ValueError: no such task, the message lists them; or a module that is none.
-    """
+def load_task(name: str) -> types.ModuleType:
+    """Imports a task: one of `TASKS`, or a user's importable "package.module", whose code runs with the user's rights.
+    Raises ValueError if there is no such module, or it lacks parts of a task."""
     if name in TASKS:
         return importlib.import_module(f"{__name__}.{name}")
+    neither = f"task.name={name!r} is none of {', '.join(TASKS)}, and"
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # whatever a user's module raises
-        raise ValueError(
-            f"task.name={name!r} is none of {', '.join(TASKS)}, nor a module of one's own: {type(error).__name__}: {error}"
-        ) from None
+    except Exception as error:  # a user's module may raise anything
+        raise ValueError(f"{neither} no importable module: {type(error).__name__}: {error}") from None
     missing = [part for part in PARTS if not hasattr(module, part)]
     if missing:
-        raise ValueError(
-            f"task.name={name!r} is none of {', '.join(TASKS)}, and the module of that name is no task: it lacks "
-            f"{', '.join(missing)}"
-        )
+        raise ValueError(f"{neither} the module of that name is no task: it lacks {', '.join(missing)}")
     return module

@@ -1,9 +1,10 @@
-"""Countdown: make the target of three numbers, each used once, with + - * /. Rewards as d1 has them.
+"""Countdown: combine three numbers, each once, with + - * / to reach a target. Prompt and rewards are those of d1.
 
-The test split is a file (JSON lines with numbers and target) or is drawn; the others are always drawn. The trace works
-from the numbers to the target, and only its last line is the expression that is asked for.
+The test split is a JSON Lines file (numbers, target) or drawn. A trace computes the target step by step; only its last
+line is the expression, the answer.
 """
 
+import functools
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from igpo_jax.grading.exact import evaluate
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
-PARTIAL = 0.1  # for an expression that is not right
+PARTIAL = 0.1  # reward of a wrong expression
 PROMPT = (
     "Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You may use the "
     "operations +, -, *, and / as needed, but each number must be used exactly once. Think step-by-step. After reasoning, "
@@ -20,25 +21,15 @@ PROMPT = (
     "example: \\boxed{a + b * c}"
 )
 REWARD_OPTIONS = ()
-
-
-def defaults(**values) -> dict:
-    """See `puzzle_defaults`."""
-    return puzzle_defaults("countdown", values)
-
-
-def load(task, split: str, seed: int) -> list[Problem]:
-    """See `load_puzzles`."""
-    return load_puzzles(task, split, seed, _read, _drawn)
+defaults = functools.partial(puzzle_defaults, "countdown")
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer that a completion gives."""
     return extract(text, "any")
 
 
 def reward(problem: Problem, text: str) -> float:
-    """1.0 for a right expression, 0.1 for any other, 0.0 without one (d1)."""
+    """Returns 1.0 for a right expression, 0.1 for any other, 0.0 without one, as in d1."""
     expression = extract_answer(text)
     if expression is None or not any(c.isdigit() for c in expression):
         return 0.0
@@ -62,14 +53,15 @@ def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:
     numbers = [draw.randint(1, 99) for _ in range(3)]
     first, second = (draw.choice("+-*/") for _ in range(2))
     a, b, c = draw.sample(numbers, 3)
-    inner = evaluate(f"{a}{first}{b}")
-    whole = inner and evaluate(f"({a}{first}{b}){second}{c}")
-    if whole is None or whole.value.denominator != 1 or not 1 <= whole.value <= 999 or inner.value.denominator != 1:
+    inner, outer = evaluate(f"{a}{first}{b}"), evaluate(f"({a}{first}{b}){second}{c}")
+    if inner is None or outer is None or inner.value.denominator != 1 or outer.value.denominator != 1:
+        return None
+    name = " ".join(map(str, (*numbers, outer.value)))
+    if not 1 <= outer.value <= 999 or name in held_out:
         return None
     expression = f"({a} {first} {b}) {second} {c}" if first in "+-" and second in "*/" else f"{a} {first} {b} {second} {c}"
-    steps = f"{a} {first} {b} = {inner.value}\n{inner.value} {second} {c} = {whole.value}\n"
-    name = " ".join(map(str, (*numbers, whole.value)))
-    return None if name in held_out else _problem(name, numbers, int(whole.value), expression, steps)
+    steps = f"{a} {first} {b} = {inner.value}\n{inner.value} {second} {c} = {outer.value}\n"
+    return _problem(name, numbers, int(outer.value), expression, steps)
 
 
 def _problem(name: str, numbers: list[int], target: int, expression: str, steps: str) -> Problem:
@@ -83,3 +75,6 @@ def _problem(name: str, numbers: list[int], target: int, expression: str, steps:
         answer_spans=((len(steps), len(trace)),) if trace else (),
         demonstration=trace,
     )
+
+
+load = functools.partial(load_puzzles, read=_read, drawn=_drawn)

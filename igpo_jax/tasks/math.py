@@ -1,18 +1,18 @@
-"""Mathematical problems with worked solutions, from any of the formats of sources.py: GSM8K, MATH, MetaMathQA, OpenR1, ...
+"""Mathematical problems with worked solutions, from any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1, ...
 
-Prompts and demonstrations are templates in the configuration. Hints are cut from the demonstration, never from what gives
-the answer away: the line of the template that states it, and in the solution the content of the last box, or the last
-occurrence of the number.
+The configuration holds templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that
+gives the answer away: the template's answer line, and in the solution the content of the last box, or the last occurrence
+of the number.
 """
 
 import re
 
-from igpo_jax.grading import reference_code as reference_rules
+from igpo_jax.grading import reference_code as reference_rules  # `reference_code` is a key of the configuration
 from igpo_jax.grading.answers import equal, extract
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.sources import Counts, Record, load_sources
+from igpo_jax.tasks.sources import Record, SourceCounts, Span, load_sources
 
-# The paper's (igpo_method.md 2.1), and without the accident that the released code has in place of \b.
+# The paper's prompt (docs/method.md section 4). The reference code's has a backspace where \b of \boxed was not escaped.
 BOXED_PROMPT = (
     "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n\\boxed{<Your answer>}\n</answer>\n\n\n"
     "{question}"
@@ -27,44 +27,29 @@ REWARD_OPTIONS = ("answer", "reference_code")
 
 
 def defaults(**values) -> dict:
-    """The section `task` of a configuration, with `values` in it.
-
-    sft, rl, test: sources, "format:path,..."; sft is rl unless given. prompt: with {question}. demonstration: with
-    {solution} and {answer}, or {response}, the solution as the file has it. answer: where completions state it, a rule of
-    `answers.extract`. released: grade by the released code's rules. fields: of the format jsonl.
-    """
+    """Returns the section `task` of a configuration, updated with `values`."""
     return {
         "name": "math",
-        "sft": "",
+        "sft": "",  # sources, "format:path,..."; empty: those of rl
         "rl": "",
         "test": "",
-        "prompt": BOXED_PROMPT,
-        "demonstration": BOXED_DEMONSTRATION,
-        "answer": "box",
-        "reference_code": False,
-        "fields": {"id": "id", "question": "question", "answer": "answer", "solution": "solution"},
+        "prompt": BOXED_PROMPT,  # template with {question}
+        "demonstration": BOXED_DEMONSTRATION,  # template with {solution} and {answer}, or {response}, the file's own text
+        "answer": "box",  # rule of `grading.answers.extract`
+        "reference_code": False,  # grade by the reference code's rules
+        "fields": {"id": "id", "question": "question", "answer": "answer", "solution": "solution"},  # of format jsonl
         "max_malformed_lines": 0,
     } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Problems of one split, in the order of their files.
-
-    Args:
-        seed: unused, the data is given.
-
-    Raises:
-        ValueError: see `load_counted`.
-    """
+    """Returns the problems of one split in file order, whatever the seed; raises as `load_counted`."""
     return load_counted(task, split)[0]
 
 
-def load_counted(task, split: str) -> tuple[list[Problem], list[Counts]]:
-    """Problems of one split, and what was kept of each of its sources.
-
-    Raises:
-        ValueError: a file that cannot be used, naming file and line, or a template that lacks its part.
-    """
+def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
+    """Returns the problems of one split, and how many rows of each source were kept.
+    Raises ValueError for an unusable file (with file and line), or an invalid template or rule."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     if task.answer not in ("box", "number", "any"):
@@ -77,16 +62,15 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[Counts]]:
 
 
 def extract_answer(text: str, answer: str = "box", reference_code: bool = False) -> str | None:
-    """The answer that a completion gives."""
-    return extract(text, answer) if not reference_code else reference_rules.first_box(text) or None
+    return (reference_rules.first_box(text) or None) if reference_code else extract(text, answer)
 
 
 def reward(problem: Problem, text: str, answer: str = "box", reference_code: bool = False) -> float:
-    """1.0 where a completion states the right answer."""
+    """Returns 1.0 if a completion's answer equals the problem's."""
     if reference_code:
         return float(reference_rules.correct(problem.answer, text))
-    stated = extract(text, answer)
-    return float(stated is not None and equal(problem.answer, stated))
+    extracted = extract(text, answer)
+    return float(extracted is not None and equal(problem.answer, extracted))
 
 
 def _problem(record: Record, task) -> Problem:
@@ -101,8 +85,8 @@ def _problem(record: Record, task) -> Problem:
     )
 
 
-def demonstration(record: Record, template: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """A record in the template, and the spans of it that give the answer away."""
+def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:
+    """Fills a template with a record; returns the text and its character spans that give the answer away."""
     values = {"{solution}": record.solution, "{answer}": record.answer, "{response}": record.response}
     text, spans = "", []
     for part in re.split(r"(\{solution\}|\{answer\}|\{response\})", template):
@@ -112,10 +96,10 @@ def demonstration(record: Record, template: str) -> tuple[str, tuple[tuple[int, 
             spans += [(begin + first, begin + last) for first, last in record.spans]
         elif part == "{answer}":
             spans.append((begin, len(text)))
-    # Of the template's answer, the whole line: it says "here it comes".
-    stated = [span for span in spans if span[1] - span[0] == len(record.answer) and text[slice(*span)] == record.answer]
-    if "{answer}" in template and stated:
-        first, last = stated[-1]
+    # The template's answer hides its whole line, which announces it.
+    answers = [span for span in spans if text[slice(*span)] == record.answer]
+    if "{answer}" in template and answers:
+        first, last = answers[-1]
         line_end = text.find("\n", last)
         spans[spans.index((first, last))] = (text.rfind("\n", 0, first) + 1, len(text) if line_end < 0 else line_end)
     return text, tuple(spans)

@@ -1,4 +1,4 @@
-"""The unit that everything works on, and how files of them are read."""
+"""Problems: their type, their fingerprint, and JSON Lines files."""
 
 import dataclasses
 import hashlib
@@ -15,25 +15,20 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question with its known solution.
-
-    id: stable and unique; all randomness that concerns the problem is folded from it.
-    question: the prompt as the model sees it. answer: what a completion is compared with.
-    trace: the whole solution, including the statement of the answer.
-    answer_spans: character spans of `trace` that give the answer away; they are never shown as hints.
-    demonstration: what the supervised stage trains on; the trace, unless the task has a careless teacher.
-    """
-
-    id: str
-    question: str
-    answer: str
-    trace: str
-    answer_spans: tuple[tuple[int, int], ...]
-    demonstration: str
+    id: str  # unique and stable: all randomness of the problem is derived from it
+    question: str  # the prompt as the model sees it
+    answer: str  # what completions are compared with
+    trace: str  # the whole solution, with the answer
+    answer_spans: tuple[tuple[int, int], ...]  # characters of `trace` that give the answer away, never shown as hints
+    demonstration: str  # the target of supervised training; the trace, unless the task has a careless teacher
 
 
-def fingerprint(rows: Iterable[Any]) -> str:
-    """Of problems, or other dataclasses and values that JSON can hold, in their order."""
+# Sizes of the splits of tasks that draw their problems.
+DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
+
+
+def problems_fingerprint(rows: Iterable[Any]) -> str:
+    """Hashes problems, records or other dataclasses and JSON values, in order: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for row in rows:
         row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # astuple copies everything
@@ -42,14 +37,8 @@ def fingerprint(rows: Iterable[Any]) -> str:
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line. Blank lines are passed over.
-
-    Args:
-        max_malformed: lines that may be skipped; each is named in a warning.
-
-    Raises:
-        ValueError: no such file, nothing in it, or more malformed lines than allowed (file, line number, reason).
-    """
+    """Yields (line number, object) of every line that is not blank; skips and logs up to `max_malformed` malformed lines.
+    Raises ValueError if there is no such file, no object in it, or too many malformed lines (with line number and reason)."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")
@@ -61,16 +50,15 @@ def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[st
             place = f"{path}, line {number}"
             try:
                 row = parse_json(line, place)
-                message = None if isinstance(row, dict) else f"{place}: not a JSON object"
+                if not isinstance(row, dict):
+                    raise ValueError(f"{place}: not a JSON object")
             except ValueError as error:
-                message = str(error)
-            if message is None:
-                good += 1
-                yield number, row
+                malformed += 1
+                if malformed > max_malformed:
+                    raise ValueError(f"{error}; task.max_malformed_lines={max_malformed} are allowed") from None
+                log.warning("%s; skipped (%d of %d allowed)", error, malformed, max_malformed)
                 continue
-            malformed += 1
-            if malformed > max_malformed:
-                raise ValueError(f"{message}; task.max_malformed_lines={max_malformed} are allowed")
-            log.warning("%s; skipped (%d of %d allowed)", message, malformed, max_malformed)
+            good += 1
+            yield number, row
     if not good:
         raise ValueError(f"{path}: no problems in this file")

@@ -1,4 +1,4 @@
-"""What puzzles have in common: their test split is a file (JSON lines) or is drawn, the others are always drawn."""
+"""Code shared by puzzles: the test split is a JSON Lines file or drawn, the other splits are drawn."""
 
 import random
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 from igpo_jax.tasks.problem import Problem, read_jsonl
 
 
-def puzzle_defaults(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The section `task` of a configuration; test: a file, or "" for drawn puzzles."""
+def puzzle_defaults(name: str, **values) -> dict[str, Any]:
+    """Returns the section `task` of a configuration; `test` is a file, or "" for drawn puzzles."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
     return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
 
@@ -17,25 +17,18 @@ def load_puzzles(
     task,
     split: str,
     seed: int,
-    read: Callable[[str, int, dict[str, Any]], Problem],
-    drawn: Callable[[random.Random, set[str]], Problem | None],
+    read: Callable[[str, int, dict[str, Any]], Problem],  # (place for messages, line number, row); raises ValueError
+    drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of the test split); None: rejected
 ) -> list[Problem]:
-    """Problems of one split, drawn from (seed, split) or read.
-
-    Args:
-        read: (where it stands, line number, row of the file) -> a problem; raises ValueError for another row.
-        drawn: (draws, ids that are held out) -> a problem, or None where the draw is no use.
-
-    Raises:
-        ValueError: a file that cannot be used; names file and line.
-    """
+    """Returns the problems of one split, drawn with (seed, split) or read."""
     if split == "test" and task.test:
         rows = read_jsonl(task.test, task.max_malformed_lines)
         return [read(f"{task.test}, line {number}", number, row) for number, row in rows]
     held_out: set[str] = set()
     if split != "test":
         held_out = {problem.id for problem in load_puzzles(task, "test", seed, read, drawn)}
-    draw, problems = random.Random(f"{split} {0 if split == 'test' else seed}"), {}
+    draw = random.Random(f"{split} {0 if split == 'test' else seed}")
+    problems: dict[str, Problem] = {}
     while len(problems) < task[f"{split}_problems"]:
         problem = drawn(draw, held_out)
         if problem is not None:

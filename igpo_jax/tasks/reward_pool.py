@@ -1,7 +1,7 @@
-"""Rewards in processes of their own: an answer that takes too long, or breaks, costs its own reward and nothing else.
+"""Computes rewards in worker processes: an answer that takes too long or crashes its worker loses its own reward only.
 
-Not threads: math-verify's time limits fail in them, silently, and every score becomes 0. Not multiprocessing's pools: one
-stuck worker cannot be replaced, and starting them would import jax again.
+Threads would not do: math-verify's time limits silently fail in them, and every score becomes 0. Neither would multiprocessing's
+pools: they cannot replace one stuck worker, and starting them would import jax again.
 """
 
 import atexit
@@ -27,21 +27,19 @@ from igpo_jax.tasks.problem import Problem
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("ok", "timeout", "error")
-JOBS = 16  # answers that a worker is handed at a time
-STARTING = 60.0  # seconds that a worker may take to import the function
+JOBS = 16  # answers sent to a worker at a time, at most
+STARTING = 60.0  # seconds for a worker to import the function
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """reward: 0.0 unless outcome is "ok". outcome: one of `OUTCOMES`. reason: of an error."""
-
-    reward: float
-    outcome: str
-    reason: str = ""
+    reward: float  # 0.0 unless outcome is "ok"
+    outcome: str  # one of `OUTCOMES`
+    reason: str = ""  # of an error or timeout
 
 
 def reward_pool(task, reward) -> "RewardPool":
-    """Processes for the reward of a configuration's sections `task` and `reward`; they start when they are needed."""
+    """Makes the pool for a configuration's sections `task` and `reward`."""
     if reward.function:
         return RewardPool(reward.function, {}, reward.workers, reward.deadline_seconds)
     module = load_task(task.name)
@@ -50,29 +48,29 @@ def reward_pool(task, reward) -> "RewardPool":
 
 
 class RewardPool:
-    """Calls one function, (problem, text, **options) -> float, in worker processes. They are started when first needed and
-    live until `close`, or the end of this process."""
+    """Calls one function, (problem, text, **options) -> float, in worker processes, which start when first needed and live
+    until `close` or the end of this process."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         """
         Args:
-            function: "package.module:name", importable from here.
-            deadline_seconds: for one answer, after which its worker is killed and replaced.
+            function: "package.module:name", importable from this process.
+            deadline_seconds: for one answer; then its worker is killed and replaced.
         """
         self._command = [function, json.dumps(options)]
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
-        self._died_importing = 0  # since a process has imported the function
+        self._died_importing = 0  # processes that died since one last imported the function
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """A verdict for every answer, in their order.
+        """Returns a verdict for every answer, in order.
 
         Raises:
             ValueError: the function cannot be imported.
         """
-        verdicts: list[Verdict | None] = [None] * len(answers)
-        waiting, died = collections.deque(range(len(answers))), set()
+        verdicts: dict[int, Verdict] = {}
+        waiting, died = collections.deque(range(len(answers))), set[int]()
         size = max(1, min(JOBS, len(answers) // (2 * self._number)))
         while waiting or any(worker.jobs for worker in self._workers):
             needed = min(self._number, len(waiting))
@@ -88,28 +86,28 @@ class RewardPool:
                 for job, result in worker.results():
                     if isinstance(result, float):
                         verdicts[job] = Verdict(result, "ok")
-                    else:  # None: the function has given up itself
+                    else:  # None: the function raised TimeoutError
                         verdicts[job] = Verdict(0.0, "timeout" if result is None else "error", result or "TimeoutError")
                 if worker.overdue(self._deadline) or not worker.alive():
                     self._replace(worker, verdicts, waiting, died)
-        return verdicts
+        return [verdicts[job] for job in range(len(answers))]
 
     def _patience(self) -> float:
-        """Seconds until the first worker is overdue."""
+        """Seconds until the first worker is overdue, at most 0.5."""
         since = [worker.since for worker in self._workers if worker.jobs]
         return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
 
-    def _replace(self, worker: "_Worker", verdicts: list[Verdict | None], waiting: collections.deque, died: set[int]) -> None:
-        """What it was at is lost, if it is late or has killed a second worker: the first one may have been killed from
-        outside. The rest of its jobs wait again.
+    def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
+        """Kills a worker. Its current job fails if it is late or has killed a second worker: the first may have been killed from
+        outside. Its other jobs are queued again.
 
         Raises:
-            ValueError: more processes than there are workers have died before the function was imported.
+            ValueError: more processes died before they imported the function than there are workers.
         """
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
             outcome = "timeout" if worker.alive() else "error"
-            reason = f"no verdict in {self._deadline:g} s" if outcome == "timeout" else "two processes have died of it"
+            reason = f"no verdict in {self._deadline:g} s" if outcome == "timeout" else "two processes died of it"
             verdicts[jobs.pop(0)] = Verdict(0.0, outcome, reason)
         died.update(jobs[:1])
         waiting.extendleft(reversed(jobs))
@@ -126,7 +124,7 @@ class RewardPool:
 
 
 class _Worker:
-    """A process and what it is at. jobs: handed out and not answered, in their order. since: the last answer, or the start."""
+    """A worker process and its unfinished jobs."""
 
     def __init__(self, command: list[str]):
         self.connection, theirs = Pipe()
@@ -134,12 +132,12 @@ class _Worker:
         self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment())
         theirs.close()
         self._function, self.imported = command[0], False
-        self.jobs: collections.deque[int] = collections.deque()
-        self.since = time.monotonic()
+        self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
+        self.since = time.monotonic()  # of the start, the last jobs sent, or the last answer
 
     def ready(self) -> bool:
         if not self.imported:
-            with contextlib.suppress(EOFError, OSError):  # it has died; `alive` will tell
+            with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
                 if self.connection.poll(0):
                     trouble = self.connection.recv()
                     if trouble is not None:
@@ -152,7 +150,7 @@ class _Worker:
     def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
         try:
             self.connection.send(answers)
-        except OSError:  # it has died; `alive` will tell
+        except OSError:  # it died, see `alive`
             pass
         self.jobs.extend(jobs)
         self.since = time.monotonic()
@@ -185,17 +183,16 @@ def unusable(function: str, trouble: str) -> ValueError:
 
 
 def _environment() -> dict[str, str]:
-    """Found by a worker as by this process: also what was put on sys.path by hand, such as the current folder."""
+    """Lets a worker import what this process can, including entries added to sys.path, such as the current folder."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return os.environ | {"PYTHONPATH": path}
 
 
 @flax.struct.dataclass
 class Grades:
-    """Of completions, [n, g] each. rewards: float32. correct: bool, what decides whether a group is all wrong and which
-    second tries are swapped in. late, broken: bool, no verdict in time, or none at all; they count as wrong."""
+    """Grades of groups of completions."""
 
-    rewards: np.ndarray
-    correct: np.ndarray
-    late: np.ndarray
-    broken: np.ndarray
+    rewards: np.ndarray  # f32[n, g]
+    correct: np.ndarray  # bool[n, g], decides whether a group is all wrong and which second attempts may be swapped in
+    late: np.ndarray  # bool[n, g], no verdict in time; counts as wrong
+    broken: np.ndarray  # bool[n, g], the reward function failed; counts as wrong

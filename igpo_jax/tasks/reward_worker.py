@@ -1,4 +1,4 @@
-"""A process that calls one reward function for reward_pool.py: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
+"""Worker process that calls one reward function for reward_pool.py: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
 
 import importlib
 import json
@@ -8,18 +8,18 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-MEMORY = 4 * 2**30  # bytes of address space; beyond, a MemoryError is this answer's, not the machine's
+MEMORY = 4 * 2**30  # bytes of address space, so that a greedy answer raises MemoryError and the machine keeps its memory
 
 
 def main(fd: str, name: str, options: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the training's to hear
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is handled by the training process
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.set_int_max_str_digits(20_000)
     module, _, function = name.partition(":")
     connection = Connection(int(fd))
     try:
         reward = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a user's module raises; the pool says it
+    except Exception as error:  # a user's module may raise anything; the pool reports it
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(None)
@@ -32,13 +32,13 @@ def main(fd: str, name: str, options: str) -> None:
         for problem, text in jobs:
             try:
                 result = float(reward(problem, text, **keywords))
-            except TimeoutError:  # its own limit: as if ours had been reached
+            except TimeoutError:  # the function's own limit counts like the pool's
                 result = None
-            except Exception as error:  # an answer that breaks the function is worth nothing; it is counted
+            except Exception as error:  # the answer gets no reward and is counted
                 result = f"{type(error).__name__}: {error}"[:500]
             connection.send(result)
 
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"  # should a reward import jax, the accelerators stay the training's
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a reward that imports jax must not take the accelerators
     main(*sys.argv[1:])

@@ -1,7 +1,7 @@
-"""Mathematical problems from the files that people have: GSM8K, MATH, AMC, Minerva, MetaMathQA, OpenR1, or one's own.
+"""Reads mathematical problems: GSM8K, MATH, AMC, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
-A source is written "format:path", several are separated by commas. JSON lines, a JSON array, Parquet (extra "data") and
-ArrayRecord files (one JSON object each) are told apart by their ending.
+A source is "format:path"; commas separate several. The file's ending tells its kind: JSON Lines, a JSON array, Parquet
+(needs the extra "data"), or ArrayRecord with one JSON object per record.
 """
 
 import collections
@@ -14,12 +14,12 @@ from typing import Any
 
 from igpo_jax.grading.answers import box_spans
 from igpo_jax.grading.exact import evaluate
-from igpo_jax.runtime.files import parse_json
+from igpo_jax.runtime.files import first_line, parse_json
 from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)
 
-ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's, for a calculator that we do not have
+ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calls of a calculator
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 
 Span = tuple[int, int]
@@ -27,64 +27,56 @@ Span = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One problem of a file. solution: the reasoning, "" if there is none; without a last line that only states the answer.
-    spans: of the solution, what gives the answer away. response: the solution as the file has it."""
+    """One problem of a file."""
 
     id: str
     question: str
     answer: str
-    solution: str
-    spans: tuple[Span, ...]
-    response: str
+    solution: str  # the reasoning, without a last line that only states the answer; "" if there is none
+    spans: tuple[Span, ...]  # characters of the solution that give the answer away
+    response: str  # the solution as in the file
 
 
 class Dropped(ValueError):
-    """A row that is passed over; the message is the reason, which is counted."""
+    """Raised for a row that is skipped by rule; the message is the reason, which is counted."""
 
 
 @dataclasses.dataclass
-class Counts:
-    """Of one source: rows of the file, records that were kept, and why the others were not."""
-
+class SourceCounts:
     source: str
     rows: int = 0
     kept: int = 0
-    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by reason
 
     def __str__(self) -> str:
         reasons = "".join(f", {number} {reason}" for reason, number in self.dropped.most_common())
         return f"{self.source}: {self.kept} of {self.rows} rows{reasons}"
 
 
-def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[Counts]]:
-    """The records of all sources in their order.
+def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
+    """Returns the records of all sources "format:path,format:path", in order, and counts for each source.
 
-    Args:
-        text: "format:path,format:path".
-        fields: of the format jsonl: what its fields for question, answer and solution are called.
-        max_malformed: lines of each file that may be skipped.
-
-    Raises:
-        ValueError: a format that there is not, or a file that cannot be used; names file and line.
+    `fields` names id, question, answer and solution in files of the format jsonl; `max_malformed` lines of each file may be
+    skipped. Raises ValueError for an unknown format, or an unusable file (with file and line).
     """
     records: dict[str, Record] = {}
-    counts: list[Counts] = []
-    asked: set[str] = set()  # questions of metamath, where many rows have the same
+    counts: list[SourceCounts] = []
+    metamath_questions: set[str] = set()  # many of its rows share one
     for source in filter(None, (part.strip() for part in text.split(","))):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")
         if source in (count.source for count in counts):
             raise ValueError(f"source {source!r} is given twice")
-        count = Counts(source)
+        count = SourceCounts(source)
         for row, place in _rows(path, max_malformed):
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)
-                if kind == "metamath" and record.question in asked:
+                if kind == "metamath" and record.question in metamath_questions:
                     raise Dropped("of a question that came before")
-            except Dropped as reason:
-                count.dropped[str(reason)] += 1
+            except Dropped as dropped:
+                count.dropped[str(dropped)] += 1
                 continue
             except (KeyError, TypeError, AttributeError, IndexError) as error:
                 reason = f"lacks the field {error}" if isinstance(error, KeyError) else str(error)
@@ -95,7 +87,7 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
                 log.warning("%s; skipped", message)
                 continue
             if kind == "metamath":
-                asked.add(record.question)
+                metamath_questions.add(record.question)
             if not record.id:
                 name = f"{pathlib.Path(path).stem}-{count.rows - 1}"
                 name += f" of source {len(counts)}" if name in records else ""  # a/train.jsonl and b/train.jsonl
@@ -113,21 +105,20 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
 # Files
 
 
-def _rows(path: str, max_malformed: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """(row, where it stands) of a file."""
+Rows = Iterator[tuple[dict[str, Any], str]]  # (row, its place for messages)
+
+
+def _rows(path: str, max_malformed: int) -> Rows:
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {path!r}")
-    if file.suffix == ".parquet":
-        return _parquet(file)
-    if file.suffix in (".array_record", ".arrayrecord"):
-        return _array_record(file)
-    if file.suffix == ".json":
-        return _json_array(file)
+    readers = {".parquet": _parquet, ".array_record": _array_record, ".arrayrecord": _array_record, ".json": _json_array}
+    if file.suffix in readers:
+        return readers[file.suffix](file)
     return ((row, f"{path}, line {number}") for number, row in read_jsonl(path, max_malformed))
 
 
-def _json_array(file: pathlib.Path):
+def _json_array(file: pathlib.Path) -> Rows:
     try:
         rows = parse_json(file.read_bytes(), file)
     except ValueError as error:
@@ -138,23 +129,20 @@ def _json_array(file: pathlib.Path):
         yield row, f"{file}, entry {number} (from 0)"
 
 
-def _parquet(file: pathlib.Path):
+def _parquet(file: pathlib.Path) -> Rows:
     try:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(f'{file}: reading Parquet needs pyarrow: pip install -e ".[data]"') from None
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-        number = 0
-        for batch in table.iter_batches(1024):
-            for row in batch.to_pylist():
-                yield row, f"{file}, row {number} (from 0)"
-                number += 1
-    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # of dates beyond all years
-        raise ValueError(f"{file}: no Parquet file ({str(error).splitlines()[0][:300]})") from None
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(1024)
+        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+            yield row, f"{file}, row {number} (from 0)"
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # OverflowError: dates
+        raise ValueError(f"{file}: no Parquet file ({first_line(error)})") from None
 
 
-def _array_record(file: pathlib.Path):
+def _array_record(file: pathlib.Path) -> Rows:
     import grain
 
     try:
@@ -166,11 +154,11 @@ def _array_record(file: pathlib.Path):
         try:
             record = source[number]
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{place}: cannot be read ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{place}: cannot be read ({first_line(error)})") from None
         yield parse_json(record, place), place
 
 
-# Formats. Each makes a record of a row, or says why not.
+# Formats: each function makes a record of a row, or raises `Dropped`, KeyError or TypeError.
 
 
 def _text(row: dict[str, Any], name: str) -> str:
@@ -179,7 +167,7 @@ def _text(row: dict[str, Any], name: str) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise TypeError(f"the field {name!r} is {type(value).__name__}, not text")
-    value.encode("utf-8")  # an escaped lone surrogate is no text
+    value.encode("utf-8")  # raises for an escaped lone surrogate
     return value.strip()
 
 
@@ -187,77 +175,76 @@ WRITTEN = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
-    """Where a solution states the answer last; a number in any of the ways to write it, such as 1,000.00 for 1000."""
+    """Returns the span of the last occurrence of the answer; a number counts in any notation, such as 1,000.00 for 1000."""
     wanted = evaluate(answer)
-    for match in reversed(list(WRITTEN.finditer(solution)) if wanted is not None else []):
+    for match in reversed(list(WRITTEN.finditer(solution)) if wanted else []):
         text = match[0].rstrip(",")
         for begin in (match.start(), match.end() - len(match[0].lstrip("-"))):  # 9-5 ends in 5 as well as in -5
             number = evaluate(text[begin - match.start() :])
-            if number is not None and number.value == wanted.value:
+            if wanted and number and number.value == wanted.value:
                 return ((begin, match.start() + len(text)),)
-    plain = not answer or (wanted is not None and WRITTEN.fullmatch(answer))
-    begin = -1 if plain else solution.rfind(answer)  # such as \frac{1}{2}
+    is_plain = not answer or (wanted and WRITTEN.fullmatch(answer))
+    begin = -1 if is_plain else solution.rfind(answer)  # such as \frac{1}{2}
     return () if begin < 0 else ((begin, begin + len(answer)),)
 
 
-def _last_box(solution: str) -> tuple[Span, ...] | None:
-    """The content of the last box; None where there is none, or nothing in it."""
-    spans = box_spans(solution)
-    if not spans:
-        return None
-    begin, end = spans[-1]
-    content = solution[begin:end]
-    begin, end = begin + len(content) - len(content.lstrip()), begin + len(content.rstrip())
-    return ((begin, end),) if begin < end else None
+def _last_box(solution: str) -> tuple[Span, ...]:
+    """Returns the span of the content of the last box, without surrounding spaces; () without a box or content."""
+    for begin, end in box_spans(solution)[-1:]:
+        content = solution[begin:end]
+        begin, end = begin + len(content) - len(content.lstrip()), begin + len(content.rstrip())
+        if begin < end:
+            return ((begin, end),)
+    return ()
 
 
-def _gsm8k(row, fields) -> Record:
-    """question and answer, as published, or problem and raw_answer. Answer: what follows ####."""
-    question, response = ("question", "answer") if "question" in row else ("problem", "raw_answer")
-    question, response = _text(row, question), _text(row, response)
+def _all(solution: str) -> tuple[Span, ...]:
+    """Hides a solution as a whole, if it does not show where it states the answer."""
+    return ((0, len(solution)),)
+
+
+def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
+    """Fields question and answer, as published, or problem and raw_answer. The answer follows ####."""
+    names = ("question", "answer") if "question" in row else ("problem", "raw_answer")
+    question, response = (_text(row, name) for name in names)
     solution, separator, answer = response.rpartition("####")
     if not separator:
         raise TypeError("the answer has no #### line")
     solution, answer = ANNOTATION.sub("", solution).strip(), answer.strip()
-    response = ANNOTATION.sub("", response)
-    return Record(_id(row), question, answer, solution, _last_occurrence(solution, answer), response)
+    spans = _last_occurrence(solution, answer)
+    return Record(_id(row), question, answer, solution, spans, ANNOTATION.sub("", response))
 
 
-def _math(row, fields) -> Record:
-    """problem, answer, solution (which may be missing, as in AMC). Answer: the content of the last box."""
+def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
+    """Fields problem, answer, and solution, which AMC lacks. The solution states the answer in its last box."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
-    spans = _last_box(solution) if solution else ()
-    if spans is None:  # it does not say where the answer is: nothing of it may be shown
-        spans = ((0, len(solution)),)
+    spans = (_last_box(solution) or _all(solution)) if solution else ()
     return Record(_id(row), question, answer, solution, spans, solution)
 
 
-def _metamath(row, fields) -> Record:
-    """type, query, response. Answer: what follows "The answer is:", else #### (igpo_method.md 4, where else it is all of the
-    response, which no completion can match)."""
+def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
+    """Fields type, query, response. The answer follows "The answer is:", else ####. The reference code's fallback is the
+    whole response, which no completion can match (docs/method.md section 8)."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
     question, response = _text(row, "query"), _text(row, "response")
-    solution, stated, answer = response.rpartition("The answer is:")
-    if not stated:
-        solution, stated, answer = response.rpartition("####")
-    if not stated:
+    mark = next((mark for mark in ("The answer is:", "####") if mark in response), None)
+    if not mark:
         raise Dropped("without an answer")
-    answer = answer.strip()
-    solution = solution.rstrip()
-    last_line = solution.rfind("\n") + 1
-    marks = solution.find("####", last_line)
+    solution, _, answer = response.rpartition(mark)
+    solution, answer = solution.rstrip(), answer.strip()
+    marks = solution.find("####", solution.rfind("\n") + 1)
     solution = solution if marks < 0 else solution[:marks].rstrip()
     spans = _last_box(solution) or _last_occurrence(solution, answer)
-    if not spans and kind.startswith("MATH"):  # it may be written in another way
-        spans = ((0, len(solution)),)
+    if not spans and kind.startswith("MATH"):  # the answer may have another notation there
+        spans = _all(solution)
     return Record(_id(row), question, answer, solution, spans, response)
 
 
-def _openr1(row, fields) -> Record:
-    """problem, answer, generations with correctness_math_verify: the shortest that is marked correct is the solution."""
+def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
+    """Fields problem, answer, generations, correctness_math_verify. The solution is the shortest correct generation."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:
@@ -267,19 +254,16 @@ def _openr1(row, fields) -> Record:
         raise Dropped("without a correct trace")
     response = min(right, key=len).strip()
     solution = re.sub(r"</?think>", "", response).strip()
-    spans = _last_box(solution)
-    return Record(
-        _id(row, "uuid"), question, answer, solution, ((0, len(solution)),) if spans is None else spans, response
-    )
+    return Record(_id(row, "uuid"), question, answer, solution, _last_box(solution) or _all(solution), response)
 
 
-def _jsonl(row, fields) -> Record:
-    """One's own: what its fields are called is in task.fields. The answer is where the last box or the last occurrence is."""
+def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
+    """A user's fields, named in task.fields. The solution states the answer in its last box, else where it occurs last."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
     spans = _last_box(solution) or _last_occurrence(solution, answer)
     if solution and not spans:
-        spans = ((0, len(solution)),)
+        spans = _all(solution)
     return Record(_id(row, fields["id"]), question, answer, solution, spans, solution)
 
 
@@ -287,12 +271,7 @@ def _id(row: dict[str, Any], name: str = "id") -> str:
     return "" if row.get(name) is None else _text(row, name)
 
 
-FORMATS: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = {
-    "gsm8k": _gsm8k,
-    "math": _math,
-    "amc": _math,
-    "minerva": _math,
-    "metamath": _metamath,
-    "openr1": _openr1,
-    "jsonl": _jsonl,
-}
+Format = Callable[[dict[str, Any], dict[str, str]], Record]
+FORMATS: dict[str, Format] = dict(
+    gsm8k=_gsm8k, math=_math, amc=_math, minerva=_math, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
+)

@@ -1,7 +1,7 @@
-"""4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards as d1 has them, but by the rules.
+"""4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards follow d1, but accept any valid grid.
 
-The test split is a file (JSON lines with puzzle and solution) or is drawn; the others are always drawn. The trace fills one
-cell after the other, and only its last line is the grid that is asked for.
+The test split is a JSON Lines file (puzzle, solution) or drawn. A trace fills one cell per line; only its end is the
+completed grid, the answer.
 """
 
 import functools
@@ -24,29 +24,19 @@ UNITS = [
     *([4 * r + c for r in range(4)] for c in range(4)),
     *([4 * (r + i) + c + j for i in range(2) for j in range(2)] for r in (0, 2) for c in (0, 2)),
 ]
-EMPTY = (6, 10)  # cells of a drawn puzzle
+EMPTY = (6, 10)  # range of the number of empty cells in a drawn puzzle
 REWARD_OPTIONS = ()
-
-
-def defaults(**values) -> dict:
-    """See `puzzle_defaults`."""
-    return puzzle_defaults("sudoku", values)
-
-
-def load(task, split: str, seed: int) -> list[Problem]:
-    """See `load_puzzles`."""
-    return load_puzzles(task, split, seed, _read, _drawn)
+defaults = functools.partial(puzzle_defaults, "sudoku")
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer that a completion gives."""
     tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
     return "".join(re.findall(r"\d", tagged[-1])) if tagged else None
 
 
 def reward(problem: Problem, text: str) -> float:
-    """1.0 for a grid that keeps the rules and the given digits, else the share of empty cells that are as in the known
-    solution (d1): a puzzle may have several solutions."""
+    """Returns 1.0 for any valid completion, since solutions may not be unique, else the share of empty cells that agree
+    with the known solution (d1's reward), at most 0.99."""
     digits = extract_answer(text) or ""
     puzzle, solution = problem.answer.split(" -> ")
     if right(digits, puzzle):
@@ -58,7 +48,7 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def right(grid: str, puzzle: str) -> bool:
-    """Whether the grid keeps the rules and what the puzzle gives."""
+    """Whether a grid follows the rules and keeps the puzzle's given digits."""
     if not re.fullmatch(r"[1-4]{16}", grid) or any(p not in ("0", g) for g, p in zip(grid, puzzle, strict=True)):
         return False
     return all(len({grid[cell] for cell in unit}) == 4 for unit in UNITS)
@@ -66,7 +56,7 @@ def right(grid: str, puzzle: str) -> bool:
 
 @functools.cache
 def grids() -> list[str]:
-    """All 288."""
+    """Returns all 288 completed grids."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
     return [g for g in map("".join, itertools.product(rows, repeat=4)) if right(g, "0" * 16)]
 
@@ -98,3 +88,6 @@ def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Prob
         answer_spans=((len(steps), len(steps) + len(answer)),),
         demonstration=steps + answer,
     )
+
+
+load = functools.partial(load_puzzles, read=_read, drawn=_drawn)

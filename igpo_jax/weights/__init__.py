@@ -1,1 +1,1 @@
-"""Model folders and adapters on disk."""
+"""Weights: Hugging Face folders, model folders, adapters."""

@@ -1,6 +1,6 @@
-"""What LLaDA's and iLLaDA's Hugging Face folders say of the network: config.json, tensor names, published checksums.
+"""Reads Hugging Face folders of LLaDA and iLLaDA: config.json, tensor names, checksums (docs/method.md section 3).
 
-The sources are llada.md 1, 2 and 4, and the released modelling code of iLLaDA.
+Sources: LLaDA's released configuration and modeling code, and iLLaDA's modeling code.
 """
 
 import hashlib
@@ -15,37 +15,34 @@ from igpo_jax.tokenizers import added_tokens
 
 Path = tuple[str, ...]  # of a parameter in the nested dict
 
-# Our parameter -> their tensor. Matrices are [out, in] there, [in, out] here.
-LLADA = {
-    ("embedding",): "model.transformer.wte",
-    ("blocks", "attention_norm"): "model.transformer.blocks.{}.attn_norm",
-    ("blocks", "query"): "model.transformer.blocks.{}.q_proj",
-    ("blocks", "key"): "model.transformer.blocks.{}.k_proj",
-    ("blocks", "value"): "model.transformer.blocks.{}.v_proj",
-    ("blocks", "attention_out"): "model.transformer.blocks.{}.attn_out",
-    ("blocks", "mlp_norm"): "model.transformer.blocks.{}.ff_norm",
-    ("blocks", "gate"): "model.transformer.blocks.{}.ff_proj",
-    ("blocks", "up"): "model.transformer.blocks.{}.up_proj",
-    ("blocks", "down"): "model.transformer.blocks.{}.ff_out",
-    ("final_norm",): "model.transformer.ln_f",
-    ("head",): "model.transformer.ff_out",
-}
-ILLADA = {
-    ("embedding",): "model.embed_tokens",
-    ("blocks", "attention_norm"): "model.layers.{}.input_layernorm",
-    ("blocks", "query"): "model.layers.{}.self_attn.q_proj",
-    ("blocks", "key"): "model.layers.{}.self_attn.k_proj",
-    ("blocks", "value"): "model.layers.{}.self_attn.v_proj",
-    ("blocks", "attention_out"): "model.layers.{}.self_attn.o_proj",
-    ("blocks", "mlp_norm"): "model.layers.{}.post_attention_layernorm",
-    ("blocks", "gate"): "model.layers.{}.mlp.gate_proj",
-    ("blocks", "up"): "model.layers.{}.mlp.up_proj",
-    ("blocks", "down"): "model.layers.{}.mlp.down_proj",
-    ("final_norm",): "model.norm",
-    ("head",): "lm_head",
+ARCHITECTURES = ("LLaDAModelLM", "ILLaDAForCausalLM")
+
+# Parameter -> tensor of LLaDA, tensor of iLLaDA. Their matrices are [out, in], those of this package [in, out].
+TENSORS: dict[Path, tuple[str, str]] = {
+    ("embedding",): ("model.transformer.wte", "model.embed_tokens"),
+    ("blocks", "attention_norm"): ("model.transformer.blocks.{}.attn_norm", "model.layers.{}.input_layernorm"),
+    ("blocks", "query"): ("model.transformer.blocks.{}.q_proj", "model.layers.{}.self_attn.q_proj"),
+    ("blocks", "key"): ("model.transformer.blocks.{}.k_proj", "model.layers.{}.self_attn.k_proj"),
+    ("blocks", "value"): ("model.transformer.blocks.{}.v_proj", "model.layers.{}.self_attn.v_proj"),
+    ("blocks", "attention_out"): ("model.transformer.blocks.{}.attn_out", "model.layers.{}.self_attn.o_proj"),
+    ("blocks", "mlp_norm"): ("model.transformer.blocks.{}.ff_norm", "model.layers.{}.post_attention_layernorm"),
+    ("blocks", "gate"): ("model.transformer.blocks.{}.ff_proj", "model.layers.{}.mlp.gate_proj"),
+    ("blocks", "up"): ("model.transformer.blocks.{}.up_proj", "model.layers.{}.mlp.up_proj"),
+    ("blocks", "down"): ("model.transformer.blocks.{}.ff_out", "model.layers.{}.mlp.down_proj"),
+    ("final_norm",): ("model.transformer.ln_f", "model.norm"),
+    ("head",): ("model.transformer.ff_out", "lm_head"),
 }
 
-# Keys of config.json that change the computation, and the only values that this network computes.
+# Field of `ModelConfig` -> key of LLaDA's config.json, key of iLLaDA's.
+SIZES = {
+    "width": ("d_model", "hidden_size"),
+    "layers": ("n_layers", "num_hidden_layers"),
+    "heads": ("n_heads", "num_attention_heads"),
+    "kv_heads": ("n_kv_heads", "num_key_value_heads"),
+    "mlp_width": ("mlp_hidden_size", "intermediate_size"),
+}
+
+# Keys of config.json that change the computation -> supported values.
 LLADA_FIXED = {
     "activation_type": ("silu",),
     "alibi": (False,),
@@ -77,123 +74,59 @@ ILLADA_FIXED = {
     "mlp_bias": (False,),
     "quantization_config": (None,),
     "resid_pdrop": (0,),
+    "rope_scaling": (None, {}, {"rope_type": "default"}, {"type": "default"}),
     "sliding_window": (None,),
 }
-DEFAULT_ROPE = (None, {}, {"rope_type": "default"}, {"type": "default"})
 
 INDEX = "model.safetensors.index.json"
-MOST = 2**31 - 1  # of any size: XLA counts the positions of an axis in 32 bits
-MOST_LAYERS = 10_000  # each has tensors, whose names are listed
+MAX_SIZE = 2**31 - 1  # XLA indexes an axis with 32 bits
+MAX_LAYERS = 10_000  # each has tensors, whose names are listed
 
-# Of files that are the same wherever they are found (llada.md 2.3). What is not listed has no known sum.
-SHA256 = {
-    "LLaDA-8B-Base": {
-        "config.json": "5f99fefe855fdb5100bb6cadb57bdb09fae723ad54811f95c00ecacf29d58a6a",
-        INDEX: "28b4ec27206e42e7ade630450e6ce618bd197acf34d35120e8e86d2bb910a408",
-        "model-00001-of-00006.safetensors": "4c0652913997c26851c51d5881918a93b2d502c0eeabcf3fe409800441ebc385",
-        "model-00002-of-00006.safetensors": "330b95434544dcdac54531ef01a14fd7dede828974d3ca2c440e443a011d0365",
-        "model-00003-of-00006.safetensors": "e7847f941f2872c715af1700834056713aba45cfa66223d9e06000b1936e1abf",
-        "model-00004-of-00006.safetensors": "9d5d75b011eae74467ec02db8875b582cce7b02eff143dab78b8530af4bf4dd2",
-        "model-00005-of-00006.safetensors": "49e9018af8ae4852eefb2ffe7947df1931b7c4c1dcdd3648b36acd5c90eafd3d",
-        "model-00006-of-00006.safetensors": "3a2c91cf7aac23ca84f48d4fdabf58ffd050e9f56b9c94b7962a3d3f5c35e3c6",
-        "tokenizer.json": "ee1ef8e5f6d9493ac25480b7b7337ff5d2c1b946190afff18d12c86ca738ae00",
-        "tokenizer_config.json": "6e9f41633217287fcf9a58890efb26e91e905bd6ae2234b534b65e0c36f4dd3c",
-        "special_tokens_map.json": "981e83321bd28bee90ad62ce1bd0baa0fcef3540dd29ca35e2116ec5577fef71",
-    },
-    "LLaDA-8B-Instruct": {
-        "config.json": "5f99fefe855fdb5100bb6cadb57bdb09fae723ad54811f95c00ecacf29d58a6a",
-        INDEX: "28b4ec27206e42e7ade630450e6ce618bd197acf34d35120e8e86d2bb910a408",
-        "tokenizer.json": "071eb20fe7bd601550b1b7838ff696d6c93b88f51257f753303d3df23163c381",
-        "tokenizer_config.json": "b9a6102c39a4f42f47f0d63fc6cee58a2381199d90f2a4f39b3f6871f32b4119",
-        "special_tokens_map.json": "e9f1f0f6fa133da3169ae69b1969c51cced047a900050893d7a0711c6bd063aa",
-    },
-    "LLaDA-1.5": {
-        "config.json": "5f99fefe855fdb5100bb6cadb57bdb09fae723ad54811f95c00ecacf29d58a6a",
-        INDEX: "529c88f26aebf7797ba124ceea1e0a574f5057b3b54132800c2a2e20e79d862c",
-        "tokenizer_config.json": "b9a6102c39a4f42f47f0d63fc6cee58a2381199d90f2a4f39b3f6871f32b4119",
-        "special_tokens_map.json": "e9f1f0f6fa133da3169ae69b1969c51cced047a900050893d7a0711c6bd063aa",
-    },
-}
+# Release -> file -> sum, of revisions 0f2787f2d87eac5eed8a087d5ecd24277e6255b2 (Base), 08b83a6feb34df1a6011b80c3c00c7563e963b07
+# (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only of files known with certainty.
+SHA256 = read_json(pathlib.Path(__file__).with_name("checksums.json"))
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The values of config.json.
-
-    Raises:
-        ValueError: there is none, or it is not a JSON object.
-    """
+def read_model_json(folder: str | os.PathLike) -> dict[str, Any]:
+    """Returns a folder's config.json; raises ValueError if it is missing or not a JSON object."""
     return read_json(pathlib.Path(folder) / "config.json")
 
 
-def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics) -> ModelConfig:
-    """The network that a Hugging Face config.json describes.
+def _architecture(values: dict[str, Any]) -> int:
+    """Returns the index of a config.json's architecture in `ARCHITECTURES`."""
+    found = values.get("architectures")
+    name = found[0] if isinstance(found, list) and len(found) == 1 else found
+    if name not in ARCHITECTURES:
+        raise ValueError(f"config.json: architectures={found!r}; this loads {' and '.join(ARCHITECTURES)}")
+    return ARCHITECTURES.index(name)
 
-    Args:
-        values: see `read_config`.
-        mask_id: where the configuration has no `mask_token_id`, as iLLaDA's has not.
-        numerics: `param_dtype`, `compute_dtype`, `remat`, `eot_id` of `ModelConfig`.
 
-    Raises:
-        ValueError: names the key whose value is missing or asks for a computation that is not LLaDA's.
+def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
+    """Returns the network of a Hugging Face config.json.
+
+    `mask_id` is used if `values` has no mask_token_id, as iLLaDA's; `numerics` are param_dtype, compute_dtype, remat and
+    eot_id. Raises ValueError if a key is missing, or asks for a computation that is not LLaDA's.
     """
     architecture = _architecture(values)
-    if architecture == "LLaDAModelLM":
-        theirs = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size")
-        fixed, tied = LLADA_FIXED, values.get("weight_tying", False)
-        values = dict(values)
-        if values.get("n_kv_heads") is None:
-            values["n_kv_heads"] = values.get("n_heads")
-        if values.get("mlp_hidden_size") is None:
-            values["mlp_hidden_size"] = _times(values.get("mlp_ratio"), values.get("d_model"))
-        if values.get("embedding_size") not in (None, values.get("vocab_size")):
-            raise ValueError(
-                f"config.json: embedding_size={values['embedding_size']} differs from vocab_size={values.get('vocab_size')}"
-            )
-    else:
-        theirs = (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-        )
-        fixed, tied = ILLADA_FIXED, values.get("tie_word_embeddings", False)
-        if values.get("rope_scaling") not in DEFAULT_ROPE:
-            raise ValueError(
-                f"config.json: rope_scaling={values['rope_scaling']!r} is not supported; only the default is"
-            )
-    for key, allowed in fixed.items():
+    tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
+    if ARCHITECTURES[architecture] == "LLaDAModelLM":
+        values = _with_llada_defaults(values)
+    for key, allowed in (LLADA_FIXED, ILLADA_FIXED)[architecture].items():
         if key in values and values[key] not in allowed:
-            raise ValueError(f"config.json: {key}={values[key]!r} is not supported; only {allowed[0]!r} is")
+            only = "the default" if key == "rope_scaling" else repr(allowed[0])
+            raise ValueError(f"config.json: {key}={values[key]!r} is not supported; only {only} is")
     if not isinstance(tied, bool):
         raise ValueError(f"config.json: whether the head is tied must be true or false, not {tied!r}")
-
-    def integer(key: str, least: int = 1, most: int = MOST) -> int:
-        value = values.get(key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"config.json: {key} must be an integer, at least {least}, not {value!r}")
-        if value > most:
-            raise ValueError(f"config.json: {key}={value} is more than {most}")
-        return value
-
-    def positive(key: str) -> float:
-        value = values.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < sys.float_info.max:
-            raise ValueError(f"config.json: {key} must be a positive number, not {value!r}")
-        return float(value)
-
-    shape = {
-        ours: integer(key, most=MOST_LAYERS if ours == "layers" else MOST)
-        for ours, key in zip(("width", "layers", "heads", "kv_heads", "mlp_width"), theirs, strict=True)
+    sizes: dict[str, Any] = {
+        field: _integer(values, keys[architecture], most=MAX_LAYERS if field == "layers" else MAX_SIZE)
+        for field, keys in SIZES.items()
     }
-    vocab_size = integer("vocab_size")
+    vocab_size = _integer(values, "vocab_size")
     if values.get("mask_token_id") is not None:
-        mask_id = integer("mask_token_id", least=0)
+        mask_id = _integer(values, "mask_token_id", least=0)
     if mask_id is None:
         raise ValueError("config.json has no mask_token_id, and the tokenizer names no mask token")
-    eos_id = integer("eos_token_id", least=0)
+    eos_id = _integer(values, "eos_token_id", least=0)
     for key, value in (("mask_token_id", mask_id), ("eos_token_id", eos_id)):
         if value >= vocab_size:
             raise ValueError(f"config.json: {key}={value} is not below vocab_size={vocab_size}")
@@ -201,24 +134,49 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
         vocab_size=vocab_size,
         mask_id=mask_id,
         eos_id=eos_id,
-        rope_theta=positive("rope_theta"),
-        norm_epsilon=positive("rms_norm_eps"),
+        rope_theta=_positive(values, "rope_theta"),
+        norm_epsilon=_positive(values, "rms_norm_eps"),
         tied_head=tied,
-        **shape,
+        **sizes,
         **numerics,
     )
 
 
-def _times(one, other):
-    """The product of two numbers; None, which is refused later, where they are not."""
-    return one * other if isinstance(one, int | float) and isinstance(other, int | float) else None
+def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds the sizes that LLaDA's modeling code derives from others."""
+    values = dict(values)
+    if values.get("n_kv_heads") is None:
+        values["n_kv_heads"] = values.get("n_heads")
+    ratio, width = values.get("mlp_ratio"), values.get("d_model")
+    if values.get("mlp_hidden_size") is None and isinstance(ratio, int | float) and isinstance(width, int | float):
+        values["mlp_hidden_size"] = ratio * width
+    embeddings, vocab_size = values.get("embedding_size"), values.get("vocab_size")
+    if embeddings not in (None, vocab_size):
+        raise ValueError(f"config.json: embedding_size={embeddings} differs from vocab_size={vocab_size}")
+    return values
+
+
+def _integer(values: dict[str, Any], key: str, least: int = 1, most: int = MAX_SIZE) -> int:
+    value = values.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"config.json: {key} must be an integer, at least {least}, not {value!r}")
+    if value > most:
+        raise ValueError(f"config.json: {key}={value} is more than {most}")
+    return value
+
+
+def _positive(values: dict[str, Any], key: str) -> float:
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < sys.float_info.max:
+        raise ValueError(f"config.json: {key} must be a positive number, not {value!r}")
+    return float(value)
 
 
 def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
-    """A config.json in LLaDA's format for a network that was not converted from one."""
-    fixed = {
-        key: allowed[0] for key, allowed in LLADA_FIXED.items() if key not in ("quantization_config", "rope_scaling")
-    }
+    """Returns a config.json in LLaDA's format for a network that was not converted from one."""
+    fixed = {key: allowed[0] for key, allowed in LLADA_FIXED.items() if key not in ("quantization_config", "rope_scaling")}
     return fixed | {
         "architectures": ["LLaDAModelLM"],
         "auto_map": {
@@ -244,51 +202,34 @@ def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
     }
 
 
-def _architecture(values: dict[str, Any]) -> str:
-    found = values.get("architectures")
-    name = found[0] if isinstance(found, list) and len(found) == 1 else found
-    if name not in ("LLaDAModelLM", "ILLaDAForCausalLM"):
-        raise ValueError(f"config.json: architectures={found!r}; this loads LLaDAModelLM and ILLaDAForCausalLM")
-    return name
-
-
 def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[str]]:
-    """For every parameter, the names of the tensors it is made of: one, or one per layer."""
-    templates = LLADA if _architecture(values) == "LLaDAModelLM" else ILLADA
+    """Returns the names of each parameter's tensors: one, or one per layer."""
+    architecture = _architecture(values)
+    templates = {path: f"{names[architecture]}.weight" for path, names in TENSORS.items()}
+    if cfg.tied_head:
+        templates.pop(("head",))
     return {
-        path: [f"{name.format(layer)}.weight" for layer in range(cfg.layers)]
-        if path[0] == "blocks"
-        else [f"{name}.weight"]
-        for path, name in templates.items()
-        if not (path == ("head",) and cfg.tied_head)
+        path: [template.format(layer) for layer in range(cfg.layers)] if path[0] == "blocks" else [template]
+        for path, template in templates.items()
     }
 
 
-def folder_model_config(folder: str | os.PathLike, **numerics) -> ModelConfig:
-    """The network of a Hugging Face or a model folder; a mask id that config.json lacks is looked up in tokenizer.json.
-
-    Raises:
-        ValueError: see `model_config`; the message begins with the folder.
-    """
+def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
+    """Calls `model_config` for a Hugging Face or model folder; a mask id missing in config.json is from tokenizer.json."""
     try:
-        return model_config(read_config(folder), mask_id=_mask_token_of(pathlib.Path(folder)), **numerics)
+        return model_config(read_model_json(folder), mask_id=_mask_id(pathlib.Path(folder) / "tokenizer.json"), **numerics)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
 
-def _mask_token_of(folder: pathlib.Path) -> int | None:
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    named = added_tokens(folder / "tokenizer.json", read_json(folder / "tokenizer.json"))
-    return next((token["id"] for token in named if token["content"] in ("<[MASK]>", "<|mdm_mask|>")), None)
+def _mask_id(tokenizer: pathlib.Path) -> int | None:
+    added = added_tokens(tokenizer, read_json(tokenizer)) if tokenizer.is_file() else []
+    return next((token["id"] for token in added if token["content"] in ("<[MASK]>", "<|mdm_mask|>")), None)
 
 
 def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
-    """Compares the files of a known release with their published sums; returns the names of those that were compared.
-
-    Raises:
-        ValueError: a file that differs or is missing, or a release that is not known.
-    """
+    """Compares a folder's files with the sums of a known release; returns the names of the compared files.
+    Raises ValueError for an unknown release, or a file that differs or is missing."""
     if release not in SHA256:
         raise ValueError(f"no sums are known of {release!r}; there are those of {', '.join(SHA256)}")
     for name, wanted in SHA256[release].items():

@@ -1,9 +1,10 @@
-"""Adapters as PEFT's files."""
+"""Reads and writes LoRA adapters in PEFT's format, for the modules of LLaDA."""
 
 import json
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -12,41 +13,43 @@ import safetensors.numpy
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.files import atomic_write, read_json
-from igpo_jax.weights.huggingface import LLADA, MOST
-
-# PEFT's files
-
-PREFIX = "base_model.model."  # of PEFT's wrapper around the model
-
+from igpo_jax.runtime.files import atomic_write, first_line, read_json
+from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-
-def _module(target: str) -> str:
-    """LLaDA's name of a matrix in its block."""
-    return LLADA["blocks", target].rpartition(".")[2]
+PREFIX = "base_model.model."  # PEFT's wrapper around the model
+# Settings that change the computation -> supported values.
+FIXED = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layers_to_transform": (None,),
+}
 
 
 def _tensor_name(target: str, layer: int, part: str) -> str:
-    name = LLADA["blocks", target].format(layer)
-    return f"{PREFIX}{name}.lora_{part.upper()}.weight"
+    return f"{PREFIX}{TENSORS['blocks', target][0].format(layer)}.lora_{part.upper()}.weight"
 
 
 def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "") -> None:
-    """Writes adapters as PEFT does, for the modules of LLaDA.
+    """Writes adapters, {target: {"a": f32[n, in, r], "b": f32[n, r, out]}}, as PEFT does.
 
     Args:
-        adapters: float32; every process calls this, the first one writes.
-        folder: is made.
-        base_model: the name or path of the base, for PEFT's AutoPeftModel.
+        folder: created if needed.
+        base_model: name or path of the base model, for PEFT's AutoPeftModel.
     """
     folder = pathlib.Path(folder)
-    tensors = {}
-    for target, of in adapters.items():
-        for part in ("a", "b"):
-            for layer, matrix in enumerate(np.asarray(of[part], np.float32)):
-                tensors[_tensor_name(target, layer, part)] = np.ascontiguousarray(matrix.T)
+    modules = "|".join(TENSORS["blocks", target][0].rpartition(".")[2] for target in adapters)
+    tensors = {
+        _tensor_name(target, layer, part): np.ascontiguousarray(matrix.T)
+        for target, parts in adapters.items()
+        for part, stack in parts.items()
+        for layer, matrix in enumerate(np.asarray(stack, np.float32))
+    }
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -55,8 +58,8 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        # A regular expression: in a list, ff_out would also mean the language model's head, which has the same name.
-        "target_modules": rf".*\.blocks\.\d+\.({'|'.join(_module(target) for target in adapters)})",
+        # A regular expression, because ff_out in a list would also match the language model's head.
+        "target_modules": rf".*\.blocks\.\d+\.({modules})",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": None,
@@ -71,39 +74,26 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
 
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
-    """Adapters of a folder that PEFT or `export_peft` wrote, float32 host arrays. Dropout is training's affair.
-
-    Raises:
-        ValueError: names the setting that is not supported, or the tensor that is missing, not wanted or mis-shaped.
-    """
+    """Reads adapters that PEFT or `export_peft` wrote, as host arrays f32; ignores dropout, a setting of training.
+    Raises ValueError for an unsupported setting, or a tensor that is missing, unexpected or mis-shaped."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
-    for key, allowed in (
-        ("peft_type", ("LORA",)),
-        ("bias", ("none",)),
-        ("use_dora", (False, None)),
-        ("fan_in_fan_out", (False, None)),
-        ("modules_to_save", (None, [])),
-        ("rank_pattern", ({}, None)),
-        ("alpha_pattern", ({}, None)),
-        ("layers_to_transform", (None,)),
-    ):
+    for key, allowed in FIXED.items():
         if config.get(key, allowed[0]) not in allowed:
-            raise ValueError(
-                f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is"
-            )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+            raise ValueError(f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is")
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
     numbers = type(rank) is int and type(alpha) in (int, float)
-    if not numbers or not (1 <= rank <= MOST and 0 < alpha <= MOST):
-        raise ValueError(f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive")
+    if not numbers or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive"
+        )
     if config.get("use_rslora"):
-        alpha = alpha * math.sqrt(rank)  # it divides by the root of the rank
+        alpha = alpha * math.sqrt(rank)  # rsLoRA divides alpha by the root of the rank
     tensors = _read_tensors(folder / ADAPTER_FILE)
     targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a") in tensors)
     if not targets:
-        raise ValueError(
-            f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}"
-        )
+        raise ValueError(f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
     lora = LoraConfig(rank, float(alpha), targets)
     adapters: Params = {}
     for target, infos in adapter_table(cfg, lora).items():
@@ -116,9 +106,7 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
                     raise ValueError(f"{folder / ADAPTER_FILE} lacks {name}")
                 tensor = tensors.pop(name)
                 if tensor.shape != shape:
-                    raise ValueError(
-                        f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}"
-                    )
+                    raise ValueError(f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}")
                 layers.append(tensor.T.astype(np.float32))
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):
@@ -132,4 +120,4 @@ def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
     except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0][:300]}") from None
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None

@@ -1,13 +1,13 @@
-"""The layout of safetensors files, read strictly and written in place: 8 bytes of length, a JSON header, then data.
+"""Reads headers of safetensors files strictly, and writes such files in place: 8 bytes of length, a JSON header, then data.
 
-The values themselves are read by Orbax (folders.py), which trusts the headers; here they are not trusted.
+Orbax reads the values (folders.py) and trusts the headers, so they are checked here.
 """
 
 import json
 import math
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +17,11 @@ from igpo_jax.weights.huggingface import INDEX
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_FILE_BYTES = 5 * 10**9  # of files where no original layout is known
+MAX_FILE_BYTES = 5 * 10**9  # unless an original file layout is known
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies: bytes [begin, end) of a file, and as what."""
+    """A tensor in bytes [begin, end) of a file."""
 
     file: pathlib.Path
     dtype: np.dtype
@@ -31,23 +31,17 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
-    """Where every tensor of a Hugging Face folder lies, from the files' headers alone.
-
-    Raises:
-        ValueError: names the file, and the tensor where it is one, that is missing, cut short, doubled, does not fill
-            its place, or disagrees with the index.
-    """
+    """Locates every tensor of a Hugging Face folder by the files' headers.
+    Raises ValueError if a file or tensor is missing, cut short, doubled, of a wrong size, or disagrees with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
-    weight_map = None
+    weight_map: dict[str, str] | None = None
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        names = [] if not isinstance(weight_map, dict) else [*weight_map, *weight_map.values()]
+        names = [*weight_map, *weight_map.values()] if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
             raise ValueError(f"{folder / INDEX}: weight_map does not map tensors to files")
-        expected = set(weight_map.values())
-    else:
-        expected = {"model.safetensors"}
+    expected = {"model.safetensors"} if weight_map is None else set(weight_map.values())
     if not present:
         raise ValueError(f"{folder} has no model*.safetensors")
     for file in sorted(expected - present):
@@ -63,15 +57,14 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
             if weight_map is not None and weight_map.get(name) != file:
                 raise ValueError(f"{folder / INDEX} places {name} in {weight_map.get(name)}, but it is in {file}")
             tensors[name] = stored
-    for name in sorted((weight_map or {}).keys() - tensors.keys()):
-        raise ValueError(f"{folder / weight_map[name]} has no tensor {name}; {INDEX} places it there")
+    for name, file in sorted((weight_map or {}).items()):
+        if name not in tensors:
+            raise ValueError(f"{folder / file} has no tensor {name}; {INDEX} places it there")
     return tensors
 
 
 def _read_header(file: pathlib.Path) -> dict[str, Stored]:
-    """The header of a safetensors file: 8 bytes of length, JSON, then data without gaps."""
-
-    def fail(reason: str):
+    def fail(reason: str) -> NoReturn:
         raise ValueError(f"{file}: {reason}")
 
     def without_repetition(pairs):
@@ -84,17 +77,19 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or 8 + length > size:
-            fail(f"cut short, or not a safetensors file: {size} bytes, of which the header would be {8 + length}")
+            fail(f"cut short, or not a safetensors file: {size} bytes, the header would take {8 + length}")
         header = parse_json(opened.read(length), f"{file}: the header", object_pairs_hook=without_repetition)
     if not isinstance(header, dict):
         fail("the header is not a JSON object")
     header.pop("__metadata__", None)
-    tensors, data = {}, 8 + length
+    tensors: dict[str, Stored] = {}
+    data = 8 + length
     for name, entry in header.items():
         if not name.isprintable():
             fail(f"{name!r} is no name of a tensor")
         entry = entry if isinstance(entry, dict) else {}
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        shape: Any = entry.get("shape")
+        offsets: Any = entry.get("data_offsets")
         numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
         if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
             fail(f"tensor {name}: shape {shape!r} and data_offsets {offsets!r} are not lists of sizes")
@@ -110,13 +105,14 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
             fail(f"tensor {name} begins at byte {stored.begin}, the one before it ends at {end}")
         end = stored.end
     if end != size:
-        fail(f"{'cut short' if size < end else 'too long'}: {size} bytes, the header speaks of {end}")
+        fail(f"{'cut short' if size < end else 'too long'}: {size} bytes, the header says {end}")
     return tensors
 
 
 def fill_files(size: dict[str, int]) -> dict[str, str]:
-    """Tensors in their order over files of at most `MAX_FILE_BYTES`."""
-    numbers, number, filled = {}, 1, 0
+    """Distributes tensors, given their bytes, in order over files of at most `MAX_FILE_BYTES`; returns tensor -> file."""
+    numbers: dict[str, int] = {}
+    number, filled = 1, 0
     for name, bytes_ in size.items():
         if filled and filled + bytes_ > MAX_FILE_BYTES:
             number, filled = number + 1, 0
@@ -126,20 +122,22 @@ def fill_files(size: dict[str, int]) -> dict[str, str]:
     return {name: f"model-{n:05}-of-{number:05}.safetensors" for name, n in numbers.items()}
 
 
-def write_headers(folder, weight_map, shapes, size, dtype) -> dict[str, tuple[pathlib.Path, int]]:
-    """Makes every file at its full size with its header; returns where each tensor's bytes belong."""
+def write_headers(
+    folder: pathlib.Path, weight_map: dict[str, str], shapes: dict[str, tuple[int, ...]], dtype: np.dtype
+) -> dict[str, tuple[pathlib.Path, int]]:
+    """Creates every file at full size with its header; returns (file, first byte) of each tensor."""
     place = {}
     for file in sorted(set(weight_map.values())):
-        header, end = {"__metadata__": {"format": "pt"}}, 0
-        for name in sorted(name for name in size if weight_map[name] == file):
-            entry = {"dtype": DTYPE_NAMES[dtype], "shape": shapes[name], "data_offsets": [end, end + size[name]]}
-            header[name], end = entry, end + size[name]
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in sorted(name for name in shapes if weight_map[name] == file):
+            begin, end = end, end + math.prod(shapes[name]) * dtype.itemsize
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shapes[name], "data_offsets": [begin, end]}
         encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)  # tensors are aligned for who maps the file into memory
+        encoded += b" " * (-len(encoded) % 8)  # aligns the data for programs that map the file into memory
         with (folder / file).open("wb") as opened:
             opened.write(len(encoded).to_bytes(8, "little") + encoded)
             opened.truncate(8 + len(encoded) + end)
-        for name, entry in header.items():
-            if name != "__metadata__":
-                place[name] = (folder / file, 8 + len(encoded) + entry["data_offsets"][0])
+        del header["__metadata__"]
+        place |= {name: (folder / file, 8 + len(encoded) + entry["data_offsets"][0]) for name, entry in header.items()}
     return place

@@ -183,7 +183,7 @@ class Runs:
         printed = _log(workdir).read_text()
         if code:
             raise RuntimeError(f"{kill}, {last}: ended with {code}:\n{printed[-3000:]}")
-        if "the same command goes on" in printed:
+        if "the same command continues the run" in printed:
             return f"saved and stopped in {last}"
         return "was done before it heard" if sent else None
 

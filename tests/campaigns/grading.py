@@ -23,11 +23,11 @@ import sys
 import time
 from fractions import Fraction
 
-from igpo_jax.grading.answers import equal_texts
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 
 HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "helpers"))  # whose answer_texts.py the workers of part cases import
 REASONS, TABLE = HERE / "grader_reasons.json", HERE.parents[1] / "benchmarks" / "results" / "grader_disagreements.md"
 REWARD = "igpo_jax.tasks.math:reward"
 DEADLINE = 5.0  # seconds for one answer, as in a run
@@ -54,11 +54,6 @@ def problem(gold: str) -> Problem:
     return Problem("benchmark", "", gold, "", (), "")
 
 
-def same_texts(problem: Problem, text: str) -> float:
-    """What the workers of part cases call; this file's folder is on their path."""
-    return float(equal_texts(problem.answer, text))
-
-
 def cases(rows: list[dict], reasons: dict[str, str]) -> tuple[dict, list[tuple]]:
     """Agreement with the labels of public test tables and model outputs.
 
@@ -69,7 +64,7 @@ def cases(rows: list[dict], reasons: dict[str, str]) -> tuple[dict, list[tuple]]
     for row in rows:
         gold = row["gold"] if row["form"] == "text" else boxed(row["gold"])
         pairs.append((problem(gold), boxed(row["pred"]) if row["form"] == "bare" else row["pred"]))
-    pool = RewardPool("grading:same_texts", {}, 2, 2 * DEADLINE)
+    pool = RewardPool("answer_texts:reward", {}, 2, 2 * DEADLINE)
     verdicts = pool(pairs)
     pool.close()
     agree, listed = collections.Counter(), []

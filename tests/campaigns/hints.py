@@ -88,7 +88,7 @@ def canvases(
     blank = np.full((len(problems) * group, arrays.trace.shape[1]), MASK, np.int32)
     places = np.broadcast_to(np.arange(blank.shape[1], dtype=np.int32), arrays.trace.shape)
     made = [
-        np.asarray(inpaint(key, arrays.problem_id, blank, trace, arrays.trace_length, arrays.hintable, group, cfg)[0])
+        np.asarray(inpaint(key, arrays.problem_id, blank, trace, arrays.trace_length, arrays.hintable, cfg)[0])
         for trace in (arrays.trace, places)
     ]
     found = []

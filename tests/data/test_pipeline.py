@@ -13,7 +13,7 @@ LENGTH = 16
 
 
 class PairTokenizer:
-    """Two characters a token (one at the end of an odd text), so that tokens straddle the borders of answer spans."""
+    """Two characters per token, one at the end of an odd text, so that tokens straddle the borders of answer spans."""
 
     vocab_size, pad_id, eos_id, mask_id = 1 << 30, PAD, EOS, MASK
 
@@ -114,7 +114,7 @@ def test_without_exclusion_the_whole_trace_is_hintable():
 
 
 def test_problems_with_one_checksum_get_different_numbers_and_one_id_is_an_error():
-    """Two words with one CRC-32."""
+    """The last two words have the same CRC-32."""
     ids = ["other", "plumless", "buckeroo"]
     _, batch = arrays([problem(id) for id in ids])
     first = zlib.crc32(b"plumless")
@@ -226,7 +226,7 @@ def test_a_late_batch_needs_none_of_the_earlier_ones():
 
 @pytest.mark.parametrize("count, batch_size", [(12, 4), (10, 4), (7, 1), (5, 5)])
 def test_no_epoch_shows_a_problem_twice_and_every_epoch_has_a_new_order(count, batch_size):
-    # A problem twice in one batch would be the same rollout twice: its noise belongs to the problem.
+    # A problem twice in one batch would be the same rollout twice, because its noise is derived from the problem.
     data, epochs, per_epoch = split(count), 4, count // batch_size
     stream = batches(data, batch_size, 3, (LONG,))
     orders = np.stack([stream[i].problem_id for i in range(epochs * per_epoch)]).reshape(epochs, -1)

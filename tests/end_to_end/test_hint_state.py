@@ -10,7 +10,7 @@ import pytest
 
 from igpo_jax.data.pipeline import batches
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.run.experiment import open_experiment, read_config
+from igpo_jax.run.experiment import open_experiment, read_run_config
 from igpo_jax.run.metrics import MetricsWriter, read_rows
 from igpo_jax.stages.hint_state import NO_SOLUTION
 from run_log import untimed
@@ -56,7 +56,7 @@ def iterations(workdir: pathlib.Path) -> list[dict]:
 
 def saved_memory(workdir: pathlib.Path) -> tuple[int, np.ndarray]:
     """(iteration, memory) of the newest checkpoint."""
-    experiment = open_experiment(read_config(workdir), workdir)
+    experiment = open_experiment(read_run_config(workdir), workdir)
     empty = np.zeros_like(experiment.rl_data.prompts.trace)
     with Checkpoints(workdir / "checkpoints/rl", keep=2, reading=True) as checkpoints:
         step, loaded = checkpoints._newest_readable({"progress": {"key": jax.random.key(0), "memory": empty}})
@@ -109,7 +109,7 @@ def test_the_memory_holds_correct_completions_only(undisturbed, chance, monkeypa
     monkeypatch.setattr(sys, "path", [*sys.path, str(chance._folder)])
     from chance import reward
 
-    experiment = open_experiment(read_config(undisturbed), undisturbed)
+    experiment = open_experiment(read_run_config(undisturbed), undisturbed)
     _, memory = saved_memory(undisturbed)
     known = memory[:, 0] != NO_SOLUTION
     assert known.sum() > 5 and (memory[~known] == NO_SOLUTION).all()
@@ -129,9 +129,9 @@ def test_ratios_follow_the_centre_that_the_log_has(undisturbed):
 
 
 def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(undisturbed):
-    experiment = open_experiment(read_config(undisturbed), undisturbed)
-    settings, prompts = experiment.settings, experiment.rl_data.prompts
-    order = batches(prompts, PROMPTS, settings.seed, settings.data.prompt_buckets)
+    experiment = open_experiment(read_run_config(undisturbed), undisturbed)
+    config, prompts = experiment.config, experiment.rl_data.prompts
+    order = batches(prompts, PROMPTS, config.seed, config.data.prompt_buckets)
     shown = read_rows(undisturbed / "rollouts.jsonl")
     for number, row in enumerate(iterations(undisturbed)):
         taken = int(row["sampler/prompts"]) // PROMPTS
@@ -142,7 +142,7 @@ def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(un
         names = {experiment.rl_data.by_id[i].id for i in known.tolist()}
         assert {of["problem_id"] for of in shown if of["step"] == row["step"]} <= names
         # Completions times steps; a second try adds to it.
-        least = row["sampler/prompts"] * GROUP * settings.rollout_decode.steps
+        least = row["sampler/prompts"] * GROUP * config.sampler.steps
         assert row["sampler/rows"] >= least * (1 if "hint/ratio" in row else 0.5)
         assert 1 / GROUP <= row["groups/distinct"] <= 1
 

@@ -13,7 +13,7 @@ from igpo_jax import config as configuration
 from igpo_jax.data.pipeline import batches
 from igpo_jax.model.transformer import abstract
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.run.experiment import open_experiment, read_config
+from igpo_jax.run.experiment import open_experiment, read_run_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
 from run_log import untimed
@@ -22,7 +22,7 @@ from run_log import untimed
 def final_params(workdir: pathlib.Path, stage: str, mesh):
     """(step, leaves) of the newest checkpoint."""
     model = configuration.model_config(
-        configuration.parse(read_config(workdir)), load_tokenizer(workdir / "tokenizer.model")
+        configuration.parse(read_run_config(workdir)), load_tokenizer(workdir / "tokenizer.model")
     )
     with Checkpoints(workdir / "checkpoints" / stage, keep=2) as checkpoints:
         step, params = checkpoints.restore_params(abstract(model, mesh))
@@ -156,11 +156,11 @@ def test_a_run_continues_on_another_mesh_with_the_same_data(before, after, comma
     assert f"{after[0]} x cpu" in again.stdout
     assert [row["step"] for row in untimed(workdir)] == [row["step"] for row in untimed(finished)]
     # What is shown of a rollout are problems of that iteration's batch.
-    experiment = open_experiment(read_config(workdir), workdir)
-    settings, prompts = experiment.settings, experiment.rl_data.prompts
-    order = batches(prompts, settings.rl.prompts, settings.seed, settings.data.prompt_buckets)
+    experiment = open_experiment(read_run_config(workdir), workdir)
+    config, prompts = experiment.config, experiment.rl_data.prompts
+    order = batches(prompts, config.rl.prompts, config.seed, config.data.prompt_buckets)
     shown = [row for row in read_rows(workdir / "rollouts.jsonl") if row["try"] == "first"]
     assert {row["step"] for row in shown} == set(range(202, 214, 2))
     for row in shown:
         assert zlib.crc32(row["problem_id"].encode()) in order[(row["step"] - 202) // 2].problem_id
-    assert settings.mesh["tensor"] == 1
+    assert config.mesh.tensor == 1

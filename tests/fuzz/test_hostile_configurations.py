@@ -1,4 +1,4 @@
-"""A configuration builds or names the key that is wrong, whatever its values are. tests/campaigns/fuzz.py --configs tries more."""
+"""Any configuration builds, or the error names the wrong key. tests/campaigns/fuzz.py --configs tries more of them."""
 
 import runpy
 

@@ -1,4 +1,4 @@
-"""Hostile files end in one clear error: no crash, no hang, nothing that is in them is run. tests/campaigns/fuzz.py looks for longer."""
+"""Hostile files end in one error: no crash, no hang, no code in them is run. tests/campaigns/fuzz.py tries more."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from igpo_jax.grading.answers import box_spans
-from igpo_jax.runtime.files import MOST_NESTED, parse_json
+from igpo_jax.runtime.files import MAX_NESTED, parse_json
 from igpo_jax.tasks.sources import load_sources
 from igpo_jax.tokenizers import encode_chat, load_tokenizer
 from igpo_jax.weights.folders import load_params
@@ -19,8 +19,8 @@ from mutations import mutated
 from parsers import PARSERS, TEXT, Attack
 from tokenizer_files import write_tokenizer
 
-EXAMPLES = 300  # of each parser
-SLOW = ("comparison", "endpoint", "evaluations", "report")  # they do more than read
+EXAMPLES = 300  # per parser
+SLOW = ("comparison", "endpoint", "evaluations", "report")  # not only parsers
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def test_what_is_no_file_at_all_is_refused(parser, attack_of, content):
         attack(name, content)
 
 
-# What each of them is known for
+# Known attacks on single parsers
 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": ' + "9" * 10**6 + "}", "[" * 10**5 + "]" * 10**5, "[" * (MOST_NESTED + 1) + "]" * (MOST_NESTED + 1), r'"\ud800"', "\ufeff{}"],
+    ['{"a": ' + "9" * 10**6 + "}", "[" * 10**5 + "]" * 10**5, "[" * (MAX_NESTED + 1) + "]" * (MAX_NESTED + 1), r'"\ud800"', "\ufeff{}"],
     ids=["digits", "deep", "deeper", "surrogate", "BOM"],
 )
 def test_json_that_python_would_choke_on_is_refused(text):
@@ -63,7 +63,7 @@ def test_json_that_python_would_choke_on_is_refused(text):
 
 
 def test_json_as_deep_as_allowed_is_read():
-    assert json.dumps(parse_json("[" * MOST_NESTED + "]" * MOST_NESTED, "a.json")).count("[") == MOST_NESTED
+    assert json.dumps(parse_json("[" * MAX_NESTED + "]" * MAX_NESTED, "a.json")).count("[") == MAX_NESTED
     assert parse_json("[" + "[]," * 1000 + "[]]", "a.json")[-1] == []
 
 
@@ -91,7 +91,7 @@ def test_a_blank_is_not_as_long_as_it_says(template, attack_of):
 
 
 class _Bomb:
-    """What runs when it is unpickled."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self):
         return pytest.fail, ("a pickle was opened",)
@@ -124,7 +124,7 @@ def test_a_chat_template_of_a_tokenizer_is_not_rendered(tmp_path):
 
 
 def test_long_solutions_are_read_in_linear_time(tmp_path):
-    """A million spaces, boxes or marks: expressions that go back took hours."""
+    """A million spaces, boxes or marks: backtracking regular expressions took hours."""
     for filler in (" ", "\n", "\\boxed ", "####", "#### \n", "<<", "{"):
         response = "It is 2" + filler * (10**6 // len(filler)) + "x\nThe answer is: 2"
         row = {"type": "MATH_AnsAug", "query": "1 + 1?", "response": response}

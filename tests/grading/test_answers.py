@@ -1,4 +1,4 @@
-"""Extraction and equivalence, and the released code's rules. math-verify runs in the main thread, as in a worker."""
+"""Extraction and equality of answers, and the reference code's rules. math-verify runs in the main thread, as in a worker."""
 
 import time
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpo_jax.grading import answers
-from igpo_jax.grading import reference_code as released
-from igpo_jax.grading.answers import boxes, equal, equal_texts, extract
+from answer_texts import equal_texts
+from igpo_jax.grading import answers, reference_code
+from igpo_jax.grading.answers import boxes, equal, extract
 
 
 def box(text: str) -> str:
@@ -29,7 +29,7 @@ def test_boxes_are_balanced_and_in_order(text, found):
     box("5") * 2500, r"\boxed{" * 2500 + "5" + "}" * 2500, r"\boxed{" * 2500, "{" * 9999 + "}" * 9999,
 ])  # fmt: skip
 def test_many_boxes_are_no_trouble(text):
-    """Evaluation extracts answers in its own process: no recursion, and one pass over the braces."""
+    """Evaluation extracts answers in its own process, so extraction must not recurse and must be linear in the braces."""
     begin = time.monotonic()
     extract(text, "any")
     assert time.monotonic() - begin < 2
@@ -88,10 +88,10 @@ OTHER = [
     ("5", "5!"),
     (r"\approx 8.24 \text{ mph}", r"-\approx 8.24 \text{ mph}"), (r"\approx 8.24", "-8.24"), ("5", r"\(-5e0\)"),
     ("19104/125", "19 104/125"),
-    # What math-verify cannot read it searches for a number.
+    # math-verify would search these for a number, since it cannot read them.
     ("5", "6 | 5"), ("5", "6 & 5"), ("5", "wrong: 6 ... 5 /"), ("5", "6 5 a/"), ("5", "{6 5"), ("5", "5} 6"),
     ("5", "6/ 5 /"),
-    # What a word, a style or a space hides.
+    # A word, a style or a space changes the value.
     ("5", r"\text{-}5"), ("5", r"\mathbf{-}5"), ("5", r"\text{minus }5"), ("5", r"\text{negative }5"),
     ("5", r"\textminus 5"),
     ("6", r"6\text{7}"), ("6", r"6\mathrm{i}"), ("5", r"\text{log }5"), (r"\sqrt{2}", r"\text{-}\sqrt{2}"),
@@ -125,7 +125,7 @@ NUMBER = st.one_of(
 
 @given(NUMBER, NUMBER)
 def test_numbers_are_the_same_where_their_values_are(one, other):
-    """No wrong integer, decimal or fraction is right, and no right one is wrong."""
+    """Integers, decimals and fractions are equal exactly when their values are."""
     from igpo_jax.grading.exact import evaluate
 
     values = evaluate(one).value, evaluate(other).value
@@ -151,7 +151,7 @@ def test_texts_without_boxes_are_math_verifys_to_read():
     assert equal_texts(box("5"), f"I say {box('5.0')}") and not equal_texts("5", "7")
 
 
-# The released code's rules: the vectors of igpo_method.md 4
+# The reference code's rules: vectors computed by its functions (docs/method.md section 8)
 
 
 @pytest.mark.parametrize("text, gold, reward", [
@@ -164,7 +164,7 @@ def test_texts_without_boxes_are_math_verifys_to_read():
     (r"\fbox{5}", "5", 0), (box(r"90^\circ"), "90", 3), (box(".5"), "0.5", 3), ("", "", 3),
 ])  # fmt: skip
 def test_released_rewards(text, gold, reward):
-    assert 3 * released.correct(gold, text) == reward
+    assert 3 * reference_code.correct(gold, text) == reward
 
 
 @pytest.mark.parametrize("text, reward", [
@@ -173,17 +173,17 @@ def test_released_rewards(text, gold, reward):
     ("\\boxed{5}", 0.25), ("<reasoning>\n<reasoning>\n\\boxed{5}", 0.25), ("", 0.0),
 ])  # fmt: skip
 def test_released_format_rewards(text, reward):
-    assert released.format_reward(text) == reward
+    assert reference_code.format_reward(text) == reward
 
 
 @given(st.text(alphabet="\\fractextboxed{}= .5/0x$", max_size=40))
 def test_the_released_rules_take_any_text(text):
-    assert released.correct("5", box(text)) in (True, False)
+    assert reference_code.correct("5", box(text)) in (True, False)
 
 
 def test_an_answer_that_takes_too_long_has_no_verdict_and_does_not_spoil_the_next(monkeypatch):
-    """math-verify's own time limit gives an empty result, as if it had read nothing."""
-    monkeypatch.setattr(answers, "SECONDS", 0)
+    """After its time limit math-verify returns an empty result, as for a text that it cannot read."""
+    monkeypatch.setattr(answers, "MATH_VERIFY_SECONDS", 0)
     with pytest.raises(TimeoutError):
         equal("x^2+17y", "not read")
     monkeypatch.undo()

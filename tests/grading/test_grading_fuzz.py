@@ -1,6 +1,6 @@
-"""No answer breaks or holds up the grader, and no wrong number is right in whatever way it is written.
+"""No answer breaks or delays the grader, and no notation makes a wrong number right.
 
-The strings are those of tests/campaigns/grading_strings.py; tests/campaigns/grading.py --fuzz=10000 grades more of them.
+Strings are drawn by tests/campaigns/grading_strings.py; tests/campaigns/grading.py --fuzz=10000 grades more of them.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ def graded(pairs, rule="box"):
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(strings.texts)
 def test_extraction_is_quick_and_finds_text_or_none(text):
-    """Evaluation extracts in its own process."""
+    """Evaluation extracts answers in its own process, without a deadline."""
     begin = time.monotonic()
     for rule in ("box", "number", "any"):
         found = extract(text, rule)
@@ -50,7 +50,7 @@ def test_extraction_is_quick_and_finds_text_or_none(text):
 
 @pytest.mark.parametrize("rule, gold", [("box", r"\frac{1}{2}"), ("number", "5"), ("any", "x+1")])
 def test_hostile_strings_get_a_verdict(rule, gold):
-    """No time-out and no error: neither a crash of a worker nor an exception."""
+    """Every answer is graded or timed out; no worker crashes or raises."""
     texts = strings.collected(strings.texts, EXAMPLES // 3)
     for text, verdict in zip(texts, graded([(gold, text) for text in texts], rule), strict=True):
         assert verdict.outcome in ("ok", "timeout") and (verdict.outcome == "ok" or verdict.reward == 0), (text[:200], verdict)

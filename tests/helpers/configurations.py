@@ -1,5 +1,5 @@
-"""Configurations that nobody would write: those of configs/ with a few keys at the edges, beyond them, or of another type. Each
-has to build, from shapes alone, or to end in one ValueError that names a key."""
+"""Random configurations: those of configs/ with a few keys set to extreme, invalid or wrongly typed values. Each must build from
+shapes alone, or raise one ValueError that names a key."""
 
 import pathlib
 import random
@@ -35,12 +35,12 @@ MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def starts() -> list[tuple[str, str]]:
-    """(file, variant) of every configuration of the repository."""
+    """(file, variant) of every configuration in configs/."""
     return [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 
 
 def generated(number: int) -> tuple[ConfigDict, dict[str, Any]]:
-    """A configuration, and which of its keys were set to what."""
+    """A random configuration, and the keys that were set with their values."""
     draw = random.Random(number)
     name, variant = draw.choice(starts())
     get_config = runpy.run_path(str(CONFIGS / name))["get_config"]
@@ -81,29 +81,29 @@ def _value(old: Any, draw: random.Random) -> Any:
             return draw.choice(((), (1,), (0,), (5, 3), (64, 128), ("query",), ("query", "down"), ("x",), (None,), [16, 32], (2**31,)))
 
 
-def build(config: ConfigDict) -> str:
-    """Validates a configuration and builds its network, its training state and the arguments of its programs from shapes; a
-    task that draws its problems draws a few.
+def build(values: ConfigDict) -> str:
+    """Validates a configuration and builds its network, training state and program arguments from shapes; a task that generates
+    its problems generates a few.
 
     Returns:
-        "" where it builds, else the message that names a key.
+        "" if it builds, else the message that names a key.
 
     Raises:
-        Finding: it does neither.
+        Finding: another exception, or a message without a key.
     """
     try:
-        settings = configuration.parse(config)
-        model = with_head_chunk(planned_model(settings)[0], MESH)
-        check_divisibility(settings, model, make_mesh(**settings.mesh, devices=jax.devices()[:1]))
-        programs(settings, model, MESH)
-        task = load_task(settings.task.name)
-        if "test_problems" in settings.task and settings.task.get("test", "") == "":
-            few = ConfigDict(settings.task.to_dict() | {f"{split}_problems": 4 for split in ("sft", "rl", "test")})
+        config = configuration.parse(values)
+        model = with_head_chunk(planned_model(config)[0], MESH)
+        check_divisibility(config, model, make_mesh(**vars(config.mesh), devices=jax.devices()[:1]))
+        programs(config, model, MESH)
+        task = load_task(config.task.name)
+        if "test_problems" in config.task and config.task.get("test", "") == "":
+            few = ConfigDict(config.task.to_dict() | {f"{split}_problems": 4 for split in ("sft", "rl", "test")})
             for split in ("sft", "rl", "test"):
-                assert len(task.load(few, split, settings.seed)) == 4
+                assert len(task.load(few, split, config.seed)) == 4
     except ValueError as error:
         message = str(error)
-        keys = [*_keys(config), *config]  # a section may have become something else
+        keys = [*_keys(values), *values]  # a section may have become something else
         named = [key for key in keys if all(part in message for part in {key.split(".")[0], key.split(".")[-1]})]
         if "\n" in message or not named:
             raise Finding(f"names no key: {message[:300]!r}") from error

@@ -37,15 +37,14 @@ from igpo_jax.report.page import write_report
 from igpo_jax.rewrite.__main__ import judge_replies, read_replies
 from igpo_jax.rewrite.card import make_card
 from igpo_jax.rewrite.endpoint import ask_all
-from igpo_jax.run.experiment import read_config
+from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import arithmetic, countdown, math, sudoku, words
-from igpo_jax.tasks.problem import Problem, fingerprint
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import Record, load_sources
-from igpo_jax.tokenizers import END_HEADER, END_OF_TURN, HEADER, START, encode_chat, load_tokenizer, train_sentencepiece
+from igpo_jax.tokenizers import END_HEADER, END_OF_TURN, HEADER, START_OF_TEXT, encode_chat, load_tokenizer, train_sentencepiece
 from igpo_jax.weights.folders import check_tensors
-from igpo_jax.weights.huggingface import folder_model_config, llada_config, tensor_names
-from igpo_jax.weights.huggingface import read_config as read_model_json
+from igpo_jax.weights.huggingface import folder_model_config, llada_config, read_model_json, tensor_names
 from igpo_jax.weights.peft import export_peft, import_peft
 from igpo_jax.weights.safetensors_files import stored_tensors
 from tokenizer_files import write_tokenizer
@@ -160,7 +159,7 @@ def _use(tokenizer) -> None:
     assert isinstance(tokenizer.decode(ids), str)
     for id in (*tokenizer.encode(TEXT)[:5], 0, tokenizer.vocab_size - 1, tokenizer.vocab_size):
         assert isinstance(tokenizer.piece(id), str)
-    if all(tokenizer.special_id(name) is not None for name in (START, HEADER, END_HEADER, END_OF_TURN)):
+    if all(tokenizer.special_id(name) is not None for name in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)):
         encode_chat(tokenizer, [{"role": "user", "content": TEXT}])
 
 
@@ -233,7 +232,7 @@ def _read_problems(name: str):
         else:
             load_sources(f"{kind}:{folder / name}", FIELDS)
             problems = math.load(base_config(**math.defaults(test=f"{kind}:{folder / name}")).task, "test", 0)
-        fingerprint(problems)
+        problems_fingerprint(problems)
         with contextlib.suppress(ValueError):  # that they do not fit
             lengths = {"prompt_length": 10**4, "completion_length": 10**4}
             prompt_arrays(problems[:4], _Characters(), **lengths, exclude_answer=True, overflow="drop")
@@ -266,7 +265,7 @@ def _write_run(folder: pathlib.Path) -> None:
 
 
 def _read_run_config(folder: pathlib.Path) -> None:
-    config = read_config(folder)
+    config = read_run_config(folder)
     with contextlib.suppress(ValueError):  # which names keys, see configurations.py
         configuration.parse(config)
 

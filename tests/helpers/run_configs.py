@@ -1,4 +1,4 @@
-"""Configurations of small runs, and what opening one must not do."""
+"""Configurations of small runs, and the checks of a run that must not open."""
 
 import pathlib
 import runpy
@@ -17,7 +17,7 @@ GSM8K_SAMPLE = TESTS / "tasks" / "gsm8k_sample.jsonl"
 
 
 def tiny(**changes) -> ConfigDict:
-    """tiny.py with some keys changed; `__` stands for a dot."""
+    """The configuration of tiny.py with some keys changed; `__` in a name is a dot."""
     return config_of(TINY, **changes)
 
 
@@ -25,7 +25,7 @@ def config_of(path: pathlib.Path, **changes) -> ConfigDict:
     return changed(runpy.run_path(str(path))["get_config"](), **changes)
 
 
-def settings_of(path: pathlib.Path = TINY, **changes) -> configuration.Settings:
+def parsed(path: pathlib.Path = TINY, **changes) -> configuration.Config:
     return configuration.parse(config_of(path, **changes))
 
 
@@ -55,7 +55,7 @@ def live_bytes() -> int:
 
 
 def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """The message of opening this run, which allocates nothing and leaves no run behind."""
+    """Asserts that this run does not open, allocates nothing and writes no config.json; returns the message."""
     before = live_bytes()
     with pytest.raises(ValueError) as raised:
         open_experiment(config, workdir)

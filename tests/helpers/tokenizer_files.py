@@ -1,4 +1,4 @@
-"""A small tokenizer.json of LLaDA's making: NFC, its split pattern, bytes, BPE, and the same special tokens (llada.md 5)."""
+"""A small tokenizer.json in the style of LLaDA's: NFC, its split pattern, bytes, BPE, and the same special tokens (docs/method.md section 4)."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Two processes with two devices each do what one with one device does."""
+"""Two processes with two devices each give the results of one process with one device."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 
 import igpo_jax
 from igpo_jax.weights.safetensors_files import stored_tensors
+from model_folders import assert_same_files
 from processes import free_port
-from test_folders import assert_same_files
 from tokenizer_files import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent
@@ -26,8 +26,7 @@ def test_two_processes_convert_export_and_generate(tmp_path, mesh):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(HERE.parent / "helpers" / "two_processes.py")]
     processes = [
-        subprocess.Popen([*command, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
+        subprocess.Popen([*command, str(rank), *arguments], env=env, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
     ]
     try:
         errors = [process.communicate(timeout=240)[1] for process in processes]

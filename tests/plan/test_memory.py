@@ -54,11 +54,11 @@ def test_memory_is_what_a_run_of_adapters_holds(updates, mesh, tmp_path, monkeyp
 def assert_planned(config, mesh, workdir, monkeypatch) -> None:
     experiment = dataclasses.replace(open_experiment(config, workdir), mesh=mesh)
     live = live_bytes_of_a_run(experiment, monkeypatch)
-    settings = experiment.settings
-    in_sft = {"heldout", "evaluate"} if settings.sft.updates and settings.sft.eval_every else set()
-    assert set(live) == in_sft | ({"sample", "score", "update", "evaluate"} if settings.rl.iterations else set())
+    config = experiment.config
+    in_sft = {"heldout", "evaluate"} if config.sft.updates and config.sft.eval_every else set()
+    assert set(live) == in_sft | ({"sample", "score", "update", "evaluate"} if config.rl.iterations else set())
     parameters = planning.shard_bytes(planning.transformer.abstract(experiment.model, mesh))
-    for program in planning.programs(experiment.settings, experiment.model, mesh):
+    for program in planning.programs(experiment.config, experiment.model, mesh):
         if program.name in live:
             record = planning.measure(program, mesh)
             planned = (record["arguments_gib"] + sum(record["resident_gib"].values())) * 2**30
@@ -93,6 +93,6 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
     folders = [experiment.workdir / name for name in ("sft", "rl")]
     with jax.set_mesh(experiment.mesh), Checkpoints(folders[0], keep=1) as sft, Checkpoints(folders[1], keep=1) as rl:
         start = sft_module.run_sft(experiment, sft, lambda: False)
-        if experiment.settings.rl.iterations:
+        if experiment.config.rl.iterations:
             stage.run_rl(experiment, *start, rl, lambda: False)
     return live

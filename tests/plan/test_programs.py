@@ -15,7 +15,7 @@ from igpo_jax.plan import programs as planning
 from igpo_jax.plan.__main__ import as_text
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime import chips
-from run_configs import CONFIGS, settings_of
+from run_configs import CONFIGS, parsed
 
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
 
@@ -25,35 +25,35 @@ PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"
 def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     """One forward pass, a backward pass of two and, with remat, a second forward pass; not one per completion."""
     wide = {"model__width": 64, "model__heads": 4, "model__kv_heads": 2, "model__mlp_width": 192, "model__layers": 3}
-    settings = settings_of(model__remat=remat, model__head_chunk=4096, rl__group_size=8, **wide)
+    config = parsed(model__remat=remat, model__head_chunk=4096, rl__group_size=8, **wide)
     mesh = mesh_of(shape)
-    result = advice.plan(settings, mesh, ["update"])
-    model, _ = planning.planned_model(settings)
-    length = settings.rollout_decode.completion_length
-    row = forward_flops(model, settings.data.prompt_buckets[-1] + length, length)
-    prompts_per_device = settings.rl.prompts / mesh.devices.size
+    result = advice.plan(config, mesh, ["update"])
+    model, _ = planning.planned_model(config)
+    length = config.sampler.completion_length
+    row = forward_flops(model, config.data.prompt_buckets[-1] + length, length)
+    prompts_per_device = config.rl.prompts / mesh.devices.size
     have = result["programs"][0]["flops"] / prompts_per_device
     # The head's logits are computed again in its backward pass, also without remat; nobody needs the last layer's
     # gradient of prompts. Both are small.
-    assert 0.85 * passes * row < have < 1.3 * passes * row < settings.rl.group_size * row
+    assert 0.85 * passes * row < have < 1.3 * passes * row < config.rl.group_size * row
 
 
 def test_sampling_is_counted_through_all_its_steps(mesh):
-    settings = settings_of()
-    record = advice.plan(settings, mesh, ["sample"])["programs"][0]
-    model, _ = planning.planned_model(settings)
-    decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
-    row = forward_flops(model, settings.data.prompt_buckets[-1] + decode.completion_length, decode.block_length)
+    config = parsed()
+    record = advice.plan(config, mesh, ["sample"])["programs"][0]
+    model, _ = planning.planned_model(config)
+    decode, rows = config.sampler, config.rl.prompts * config.rl.group_size
+    row = forward_flops(model, config.data.prompt_buckets[-1] + decode.completion_length, decode.block_length)
     assert record["flops"] == pytest.approx(decode.steps // decode.blocks * rows * row, rel=0.02)
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
-    exact, settings = settings_of(), settings_of(sampler__cache=cache, sampler__steps=16)
-    records = {record["name"]: record for record in advice.plan(settings, mesh, ["sample", "probe"])["programs"]}
-    model, _ = planning.planned_model(settings)
-    decode, rows = settings.rollout_decode, settings.rl.prompts * settings.rl.group_size
-    length = settings.data.prompt_buckets[-1] + decode.completion_length
+    exact, config = parsed(), parsed(sampler__cache=cache, sampler__steps=16)
+    records = {record["name"]: record for record in advice.plan(config, mesh, ["sample", "probe"])["programs"]}
+    model, _ = planning.planned_model(config)
+    decode, rows = config.sampler, config.rl.prompts * config.rl.group_size
+    length = config.data.prompt_buckets[-1] + decode.completion_length
     # Eight steps of a block: one is whole, seven are windows, and the inner loop counts from one.
     most = rows * block_flops(1, 8, 0, length, model, decode)
     assert records["sample"]["flops"] == pytest.approx(most, rel=0.05)
@@ -62,18 +62,18 @@ def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
 
 
 def test_the_remat_that_fits_and_is_fastest_is_named(mesh, monkeypatch):
-    found = advice.remat_choice(settings_of(model__layers=6), mesh)
+    found = advice.remat_choice(parsed(model__layers=6), mesh)
     assert list(found["programs"]) == ["none", "dots", "full"] and found["choice"] == "none"
     peaks = [record["peak_gib"] for record in found["programs"].values()]
     assert peaks[0] > peaks[2], "recomputing must save something here"
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: (peaks[0] + peaks[2]) / 2 / advice.MOST)
-    assert advice.remat_choice(settings_of(model__layers=6), mesh)["choice"] in ("dots", "full")
+    assert advice.remat_choice(parsed(model__layers=6), mesh)["choice"] in ("dots", "full")
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.0)
-    assert advice.remat_choice(settings_of(model__layers=6), mesh)["choice"] is None
+    assert advice.remat_choice(parsed(model__layers=6), mesh)["choice"] is None
 
 
 def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
-    model, _ = planning.planned_model(settings_of())
+    model, _ = planning.planned_model(parsed())
     llada = dataclasses.replace(planning.LLADA_8B, head_chunk=0)
     kind = mesh_of((1, 1, 1)).devices.flat[0].device_kind
     monkeypatch.setattr(logprobs, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
@@ -84,8 +84,8 @@ def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
 
 
 def test_peaks_are_the_sums_of_their_parts(mesh_of):
-    mesh, settings = mesh_of((1, 4, 2)), settings_of(rl__prompts=16, evaluation__batch_size=16)
-    result = advice.plan(settings, mesh)
+    mesh, config = mesh_of((1, 4, 2)), parsed(rl__prompts=16, evaluation__batch_size=16)
+    result = advice.plan(config, mesh)
     assert [record["name"] for record in result["programs"]] == PROGRAMS
     assert result["fits"] and all(record["used"] for record in result["programs"])
     for record in result["programs"]:
@@ -97,19 +97,19 @@ def test_peaks_are_the_sums_of_their_parts(mesh_of):
 def test_a_model_folder_that_cannot_be_used_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="config.json"):
-        planning.planned_model(settings_of(CONFIGS / "math.py", model__path=str(tmp_path)))
+        planning.planned_model(parsed(CONFIGS / "math.py", model__path=str(tmp_path)))
 
 
 def test_what_a_run_does_not_have_does_not_count(mesh):
-    result = advice.plan(settings_of(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])
+    result = advice.plan(parsed(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])
     sft, update = result["programs"]
     assert not sft["used"] and update["used"] and sft["peak_gib"] > update["peak_gib"] == result["peak_gib"]
 
 
 def test_a_verdict_names_three_changes_of_the_configuration(mesh, monkeypatch):
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.001)
-    settings = settings_of(model__layers=4, sft__updates=0, model__compute_dtype="bfloat16")
-    result = advice.plan(settings, mesh)
+    config = parsed(model__layers=4, sft__updates=0, model__compute_dtype="bfloat16")
+    result = advice.plan(config, mesh)
     assert not result["fits"]
     assert len(result["advice"]) == 3
     saved = [entry["saves_about_gib"] for entry in result["advice"]]
@@ -130,7 +130,7 @@ def test_estimates_are_the_published_peaks(mesh):
 
 def test_unknown_programs_are_named(mesh):
     with pytest.raises(ValueError, match="--programs=upate: there are sft, heldout, sample"):
-        advice.plan(settings_of(), mesh, ["upate"])
+        advice.plan(parsed(), mesh, ["upate"])
 
 
 def test_without_the_tpu_compiler_it_says_what_to_install(monkeypatch):

@@ -12,7 +12,7 @@ from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
-from run_configs import CONFIGS, settings_of
+from run_configs import CONFIGS, parsed
 
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed (extra "tpu")'
@@ -43,11 +43,11 @@ def test_attention_is_lowered_for_tpus(attention):
     """Forward in the sampler, backward in the update, as a kernel or not."""
     wide = {"model__width": 256, "model__heads": 2, "model__kv_heads": 2, "model__compute_dtype": "bfloat16"}
     lengths = {"data__prompt_buckets": (128 - 16,), "rl__group_size": 2}
-    settings = settings_of(model__attention=attention, **wide, **lengths)
+    config = parsed(model__attention=attention, **wide, **lengths)
     mesh = make_mesh(devices=topology_devices("v5e:2x2", 1))
-    model, _ = planning.planned_model(settings)
-    check_divisibility(settings, model, mesh)
-    for program in planning.programs(settings, model, mesh):
+    model, _ = planning.planned_model(config)
+    check_divisibility(config, model, mesh)
+    for program in planning.programs(config, model, mesh):
         if program.name in ("sample", "update"):
             with jax.set_mesh(mesh):
                 text = program.function.lower(*program.arguments).compile().as_text()
@@ -56,17 +56,17 @@ def test_attention_is_lowered_for_tpus(attention):
 
 @needs_tpu_compiler
 def test_kernels_run_where_they_can():
-    settings = settings_of(model__width=256, model__heads=2, model__kv_heads=2, model__attention="splash")
-    model, _ = planning.planned_model(settings)
+    config = parsed(model__width=256, model__heads=2, model__kv_heads=2, model__attention="splash")
+    model, _ = planning.planned_model(config)
     here = make_mesh(devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="model.attention='splash' runs on tpu, not on cpu"):
-        check_divisibility(settings, model, here)
+        check_divisibility(config, model, here)
     there = make_mesh(devices=topology_devices("v5e:2x2", 1))
     with pytest.raises(ValueError, match="prompt bucket"):
-        check_divisibility(settings, model, there)
-    settings = settings_of(model__attention="splash", data__prompt_buckets=(112,))
+        check_divisibility(config, model, there)
+    config = parsed(model__attention="splash", data__prompt_buckets=(112,))
     with pytest.raises(ValueError, match="the head size = 16 is not a multiple of the lanes"):
-        check_divisibility(settings, planning.planned_model(settings)[0], there)
+        check_divisibility(config, planning.planned_model(config)[0], there)
 
 
 @needs_tpu_compiler
@@ -74,9 +74,9 @@ def test_kernels_run_where_they_can():
 def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     """configs/math.py, adapters, on v5e:2x4: what BUILD.md says, and FLOPs within 1.3 of two forward passes (one of
     them recomputed) and a backward pass that needs no gradients of frozen matrices."""
-    settings = settings_of(CONFIGS / "math.py")
-    mesh = make_mesh(**settings.mesh, devices=topology_devices("v5e:2x4", 1))
-    result = advice.plan(settings, mesh, ["sample", "update"])
+    config = parsed(CONFIGS / "math.py")
+    mesh = make_mesh(**vars(config.mesh), devices=topology_devices("v5e:2x4", 1))
+    result = advice.plan(config, mesh, ["sample", "update"])
     assert result["fits"] and result["peak_gib"] < 0.9 * 15.75
     sample, update = result["programs"]
     model = planning.LLADA_8B
@@ -84,9 +84,9 @@ def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     adapters = 2 * 896 * 128 * sum(  # forward, A and B of all seven matrices
         a + b for a, b in [(4096, 4096)] * 4 + [(4096, 12288)] * 2 + [(12288, 4096)]
     ) * model.layers  # fmt: skip
-    per_prompt = update["flops"] * 8 / settings.rl.prompts
+    per_prompt = update["flops"] * 8 / config.rl.prompts
     assert 0.9 * 3 * row < per_prompt < 1.3 * (3 * row + 4 * adapters)
-    decode = settings.rollout_decode
-    steps = decode.steps // decode.blocks * settings.rl.prompts // settings.rl.rollout_chunks
+    decode = config.sampler
+    steps = decode.steps // decode.blocks * config.rl.prompts // config.rl.rollout_chunks
     rows = forward_flops(model, 640 + 256, 32) + adapters
-    assert sample["flops"] * 8 == pytest.approx(steps * settings.rl.group_size * rows, rel=0.05)
+    assert sample["flops"] * 8 == pytest.approx(steps * config.rl.group_size * rows, rel=0.05)

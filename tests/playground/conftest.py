@@ -7,7 +7,7 @@ import pytest
 
 import igpo_jax
 from igpo_jax.model.transformer import ModelConfig
-from test_folders import write_folder
+from model_folders import write_folder
 from tokenizer_files import write_tokenizer
 
 

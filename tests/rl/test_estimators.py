@@ -12,8 +12,8 @@ import pytest
 from igpo_jax.diffusion.sampler import HINT, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, unembed
-from igpo_jax.rl.likelihood import GroupBatch, combine, compute_logprobs, views_of
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.likelihood import GroupBatch, combine, views_of
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 
 MASK, EOS, LENGTH, P_LENGTH = 1, 2, 4, 3
 CFG = ModelConfig(vocab_size=8, mask_id=MASK, eos_id=EOS, width=32, layers=2, heads=4, kv_heads=2, mlp_width=32)

@@ -15,8 +15,8 @@ from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init
 from igpo_jax.rl.hints import InpaintingConfig, inpaint, ratio_range
+from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.rollout import (
-    SECOND_TRY,
     RolloutConfig,
     chosen_groups,
     distinct_share,
@@ -106,7 +106,7 @@ def test_without_hints_a_second_try_is_another_sample(params, mesh):
     n = len(result.triggered)
     rows = [np.repeat(x, GROUP, axis=0) for x in (batch.tokens, batch.prompt_mask)]
     problem, completion = np.repeat(batch.problem_id, GROUP), np.tile(np.arange(GROUP, dtype=np.uint32), n)
-    keys = completion_keys(jax.random.key(7), problem, completion, SECOND_TRY)
+    keys = completion_keys(jax.random.key(7), problem, completion, KeyPurpose.SECOND_ATTEMPT)
     canvas = np.full((n * GROUP, LENGTH), MASK, np.int32)
     with jax.set_mesh(mesh):
         expected = sample(params, *rows, canvas, keys, MODEL, CFG.decode)
@@ -220,9 +220,9 @@ def test_own_solutions_are_shown_up_to_the_answer(experiment):
 
 
 def test_with_the_released_switch_own_solutions_are_shown_whole(experiment):
-    settings = experiment.settings
-    shown = dataclasses.replace(settings, inpainting=dataclasses.replace(settings.inpainting, exclude_answer=False))
-    whole = dataclasses.replace(experiment, settings=shown)
+    config = experiment.config
+    shown = dataclasses.replace(config, inpainting=dataclasses.replace(config.inpainting, exclude_answer=False))
+    whole = dataclasses.replace(experiment, config=shown)
     found = with_own_solutions(whole, experiment.rl_data.prompts, memory_of(experiment, OWN))
     assert {row: found.trace_length[row] for row in OWN} == {row: len(text) for row, text in OWN.items()}
     assert found.trace_length.sum() == sum(map(len, OWN.values()))
@@ -235,7 +235,7 @@ def test_no_hint_of_an_own_solution_shows_its_answer(policy, experiment):
     batch = with_own_solutions(experiment, experiment.rl_data.prompts, memory_of(experiment, OWN))
     canvas = np.full((len(batch.trace) * 64, batch.trace.shape[1]), NO_SOLUTION, np.int32)
     solution = batch.trace, batch.trace_length, batch.hintable
-    filled, hint, _ = map(np.asarray, inpaint(jax.random.key(0), batch.problem_id, canvas, *solution, 64, cfg))
+    filled, hint, _ = map(np.asarray, inpaint(jax.random.key(0), batch.problem_id, canvas, *solution, cfg))
     shown = hint.reshape(len(batch.trace), 64, -1).any(axis=1)
     for row, places in enumerate(shown):
         allowed = len(SHOWN.get(row, ""))

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from igpo_jax.rl.hints import (
     FREE_TAIL,
-    IN_PLACE,
     Chunks,
     InpaintingConfig,
     choose,
@@ -19,6 +18,7 @@ from igpo_jax.rl.hints import (
     inpaint,
     max_replaced,
     overwrite,
+    overwrite_in_place,
     prefix,
     ratio_range,
     revealed_count,
@@ -183,9 +183,7 @@ def run_inpaint(cfg=InpaintingConfig(), problem_id=(11, 12, 13), trace_length=TR
     trace = 100 * problem_id[:, None].astype(np.int32) + np.arange(LENGTH, dtype=np.int32)
     hintable = np.ones(trace.shape, bool) if hintable is None else hintable
     canvas = np.full((len(problem_id) * GROUP, LENGTH), MASK, np.int32)
-    canvas, is_hint, ratio = inpaint(
-        jax.random.key(seed), problem_id, canvas, trace, trace_length, hintable, GROUP, cfg
-    )
+    canvas, is_hint, ratio = inpaint(jax.random.key(seed), problem_id, canvas, trace, trace_length, hintable, cfg)
     shape = (len(problem_id), GROUP, LENGTH)
     return trace, np.asarray(canvas).reshape(shape), np.asarray(is_hint).reshape(shape), np.asarray(ratio).reshape(shape[:2])
 
@@ -284,8 +282,7 @@ def test_a_prefix_is_contiguous_and_hides_answers(seed, ratio):
     draw = np.random.default_rng(seed)
     lengths = draw.integers(0, 13, 8).astype(np.int32)
     hintable = draw.uniform(size=(8, 12)) < 0.8
-    keys = jax.random.split(jax.random.key(seed), 8)
-    shown = np.asarray(jit_prefix(keys, lengths, hintable, np.full(8, ratio, np.float32)))
+    shown = np.asarray(jit_prefix(lengths, hintable, np.full(8, ratio, np.float32)))
     for row, length, may_show in zip(shown, lengths, hintable, strict=True):
         longest = next((place for place in range(length) if not may_show[place]), length)
         wanted = max(int(longest * ratio + 1e-5), min(longest, int(ratio > 0)))
@@ -349,7 +346,7 @@ def test_ratios_keep_their_width_within_bounds(hint_ratio_center, one, other):
 
 def test_other_ratios_are_no_other_program():
     arguments = jax.random.key(0), np.arange(2, dtype=np.uint32), np.full((2 * GROUP, 20), MASK, np.int32)
-    arguments += np.ones((2, 20), np.int32), np.full(2, 20, np.int32), np.ones((2, 20), bool), GROUP, MOVING
+    arguments += np.ones((2, 20), np.int32), np.full(2, 20, np.int32), np.ones((2, 20), bool), MOVING
     configured = inpaint(*arguments, ratio_range(None, MOVING))
     compiled = inpaint._cache_size()
     for least, width in ((0.0, 0.1), (0.5, 0.5), (1.0, 0.0)):
@@ -435,10 +432,12 @@ def test_at_most_a_share_of_the_group_is_replaced(fraction, group, most):
     assert max_replaced(InpaintingConfig(replace_fraction=fraction), group) == most
 
 
-def test_a_policy_that_shows_everything_shows_what_may_be_shown(monkeypatch):
-    monkeypatch.setitem(IN_PLACE, "everything", lambda keys, trace_length, hintable, ratio: jnp.ones(hintable.shape, bool))
+def test_a_policy_that_shows_everything_shows_what_may_be_shown():
     hintable = np.tile(np.arange(LENGTH) != 3, (PROBLEMS, 1))
-    trace, canvas, is_hint, _ = run_inpaint(InpaintingConfig(policy="everything"), hintable=hintable)
+    trace = np.arange(PROBLEMS * LENGTH, dtype=np.int32).reshape(PROBLEMS, LENGTH) + 100
+    rows = (np.repeat(x, GROUP, axis=0) for x in (trace, TRACE_LENGTH, hintable))
+    blank, everything = np.full((PROBLEMS * GROUP, LENGTH), MASK, np.int32), np.ones((PROBLEMS * GROUP, LENGTH), bool)
+    canvas, is_hint = (x.reshape(PROBLEMS, GROUP, LENGTH) for x in overwrite_in_place(blank, *rows, everything))
     shown = hintable & (np.arange(LENGTH) < TRACE_LENGTH[:, None])
     np.testing.assert_array_equal(is_hint, np.broadcast_to(shown[:, None], is_hint.shape))
     np.testing.assert_array_equal(canvas, np.where(is_hint, trace[:, None], MASK))

@@ -7,16 +7,8 @@ import pytest
 
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
-from igpo_jax.rl.likelihood import (
-    LOWEST_LEVEL,
-    NOISE_LEVELS,
-    GroupBatch,
-    compute_logprobs,
-    entropy_filter,
-    hidden_states,
-    views_of,
-)
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.likelihood import LOWEST_LEVEL, NOISE_LEVELS, GroupBatch, hidden_states, views_of
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs, entropy_filter
 from igpo_jax.runtime.mesh import shard_batch
 
 MASK, EOS = 1, 2

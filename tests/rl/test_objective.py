@@ -8,8 +8,16 @@ import pytest
 
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.rl.likelihood import GroupBatch, compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig, advantages, group_weights, kl_estimate, loss_and_statistics, policy_terms
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import (
+    ObjectiveConfig,
+    advantages,
+    compute_logprobs,
+    group_weights,
+    kl_estimate,
+    loss_and_statistics,
+    policy_terms,
+)
 from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.training.state import accumulate_gradients
 

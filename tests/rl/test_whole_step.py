@@ -16,8 +16,7 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
 from igpo_jax.rl.hints import InpaintingConfig
-from igpo_jax.rl.likelihood import compute_logprobs
-from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
 from igpo_jax.tasks.reward_pool import Grades

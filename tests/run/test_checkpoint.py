@@ -1,4 +1,4 @@
-"""Who reads a run's checkpoints while it saves leaves the save alone."""
+"""Reading checkpoints does not disturb a save by another process."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Opening a run: its data and its folder; what cannot work ends in one clear line, and nothing is left behind."""
+"""Opening a run checks its data and folder; an error is one line and leaves no files."""
 
 import json
 import logging
@@ -7,13 +7,13 @@ import pathlib
 import pytest
 
 from igpo_jax import config as configuration
-from igpo_jax.run.experiment import open_experiment, read_config
+from igpo_jax.run.experiment import open_experiment, read_run_config
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
 
 @pytest.fixture
 def gsm8k_file(tmp_path) -> pathlib.Path:
-    """Twenty problems."""
+    """A file of twenty problems."""
     path = tmp_path / "train.jsonl"
     path.write_text(GSM8K_SAMPLE.read_text("utf-8") * 4, "utf-8")
     return path
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k
 
     with caplog.at_level(logging.WARNING):
         experiment = open_experiment(gsm8k(gsm8k_file, data__overflow="drop"), tmp_path / "run")
-    # Of a long solution RL uses what fits; a demonstration must fit whole.
+    # RL cuts a long solution; a demonstration must fit whole.
     kept = {"rl": len(experiment.rl_data.problems), "sft": len(experiment.sft_data.tokens)}
     assert kept == {"rl": 20 if "prompt" in words[0] else 21, "sft": 20}
     warnings = [record.getMessage() for record in caplog.records if "do not fit" in record.getMessage()]
@@ -104,8 +104,8 @@ def test_an_address_is_no_folder():
 def test_a_run_may_continue_in_other_portions(tmp_path):
     open_experiment(tiny(), tmp_path / "run")
     again = open_experiment(tiny(rl__microbatches=2, mesh__fsdp=4, mesh__tensor=2), tmp_path / "run")
-    assert again.settings.rl.microbatches == 2
-    assert configuration.to_json(read_config(tmp_path / "run"))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert again.config.rl.microbatches == 2
+    assert configuration.to_json(read_run_config(tmp_path / "run"))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def test_a_run_from_before_a_key_came_into_being_goes_on(tmp_path):
@@ -114,7 +114,7 @@ def test_a_run_from_before_a_key_came_into_being_goes_on(tmp_path):
     values = json.loads(file.read_text())
     del values["model"]["attention"], values["rl"]["rollout_chunks"]
     file.write_text(json.dumps(values))
-    assert open_experiment(read_config(tmp_path / "run"), tmp_path / "run").settings.rl.rollout_chunks == 1
+    assert open_experiment(read_run_config(tmp_path / "run"), tmp_path / "run").config.rl.rollout_chunks == 1
     file.write_text("[]")
     assert "is no configuration of this version" in message_of(tiny(), tmp_path / "run")
 
@@ -136,8 +136,8 @@ def test_the_same_configuration_opens_its_folder_again(tmp_path):
     again = open_experiment(tiny(), workdir)
     assert contents(workdir) == before
     assert again.fingerprint == first.fingerprint
-    read = open_experiment(read_config(workdir), workdir)
-    assert read.fingerprint == first.fingerprint and read.settings.data == first.settings.data
+    read = open_experiment(read_run_config(workdir), workdir)
+    assert read.fingerprint == first.fingerprint and read.config.data == first.config.data
 
 
 def test_a_run_does_not_go_on_with_other_data(gsm8k_file, tmp_path):
@@ -155,4 +155,4 @@ def test_a_run_does_not_go_on_with_other_data(gsm8k_file, tmp_path):
 
 def test_a_folder_without_a_run_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="holds no run: it has no config.json"):
-        read_config(tmp_path)
+        read_run_config(tmp_path)

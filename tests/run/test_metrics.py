@@ -103,12 +103,12 @@ def test_rollouts_and_histograms_go_to_tensorboard(tmp_path):
     assert values["rollout/rewards"].histo.num == 2
     markdown = values["rollout/completions/text_summary"].tensor.string_val[0].decode()
     assert markdown.count("reward 1**") == 2
-    # Markdown takes indented lines as they are.
+    # Markdown does not interpret indented lines.
     assert all(line.startswith("    ") for line in markdown.splitlines() if re.search("```|script|title|2\\+2", line))
 
 
 def events_of(file):
-    """Of a TensorBoard file: records of 8 bytes of length, 4 of its checksum, the event, 4 of its checksum."""
+    """Events of a TensorBoard file, whose records are: length (8 bytes), its checksum (4), event, its checksum (4)."""
     content, events = file.read_bytes(), []
     while content:
         size = int.from_bytes(content[:8], "little")

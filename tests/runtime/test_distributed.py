@@ -1,4 +1,4 @@
-"""Processes find each other by what schedulers set; real processes, on this machine."""
+"""Real processes join by the variables that schedulers set."""
 
 import json
 import os
@@ -16,19 +16,19 @@ JOIN = """
 import json
 import jax
 from jax._src.clusters import cloud_tpu_cluster
-cloud_tpu_cluster.running_in_cloud_tpu_vm = {tpu}  # jax looks for the chips of a TPU host, which are not here
+cloud_tpu_cluster.running_in_cloud_tpu_vm = {tpu}  # jax would look for the chips of a TPU host
 from igpo_jax.runtime import distributed
 distributed.initialize()
 print(json.dumps({{
     "index": jax.process_index(),
     "count": jax.process_count(),
-    "ranks": distributed.everywhere(jax.process_index()).tolist(),
+    "ranks": distributed.all_gather_hosts(jax.process_index()).tolist(),
 }}))
 """
 
 
 def slurm(rank: int, ranks: int) -> dict[str, str]:
-    """As `srun --ntasks=N` on one node, or the first of a compressed list."""
+    """Variables of `srun --ntasks=N` on one node."""
     return {
         "SLURM_JOB_ID": "4711",
         "SLURM_STEP_NODELIST": "localhost",
@@ -40,13 +40,13 @@ def slurm(rank: int, ranks: int) -> dict[str, str]:
 
 
 def gke_slice(rank: int, ranks: int) -> dict[str, str]:
-    """As GKE for one slice of several hosts. Unless these are set, if to nothing, jax asks a server of metadata."""
+    """Variables of GKE for one slice of several hosts. jax asks a metadata server unless the last three are set."""
     unset = dict.fromkeys(("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID"), "")
     return {"TPU_WORKER_ID": str(rank), "TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * ranks)} | unset
 
 
 def gke_slices(rank: int, ranks: int) -> dict[str, str]:
-    """As JobSet (XPK) for several slices of one host each."""
+    """Variables of JobSet (XPK) for several slices of one host each."""
     return {
         "TPU_WORKER_ID": "0",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -57,7 +57,7 @@ def gke_slices(rank: int, ranks: int) -> dict[str, str]:
 
 
 def mpi(rank: int, ranks: int) -> dict[str, str]:
-    """As Open MPI's mpirun."""
+    """Variables of Open MPI's mpirun."""
     return {
         "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
         "OMPI_COMM_WORLD_SIZE": str(ranks),
@@ -70,7 +70,7 @@ def run(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[dict
     foreign = ("SLURM_", "TPU_", "OMPI_", "MEGASCALE_", "XLA_FLAGS", "KUBERNETES_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_PORT": str(free_port())}
-    # What GKE sets, too: there is no TPU virtual machine to ask.
+    # Set by GKE too: no TPU virtual machine can be asked.
     env |= {"TPU_SKIP_MDS_QUERY": "1"} if tpu else {}
     command = [sys.executable, "-c", JOIN.format(tpu=tpu)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -92,7 +92,7 @@ def test_processes_find_each_other(scheduler):
 
 @pytest.mark.parametrize("variables", [{}, {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "8"}], ids=["none", "in a batch script"])
 def test_otherwise_a_run_is_one_process(variables):
-    """Also on a node that SLURM has given, but not through srun."""
+    """Includes a node allocated by SLURM but used without srun."""
     assert run([variables]) == [{"index": 0, "count": 1, "ranks": [0]}]
 
 
@@ -104,7 +104,7 @@ def test_processes_with_other_files_are_named(monkeypatch):
     own = {"configuration": "0123456789abcdef", "split rl": "ffffffffffffffff"}
     distributed.check_same(own)
     others = {"configuration": "0123456789abcdef", "split rl": "fffffffffffffffe"}
-    both = [np.array([int(v, 16) for v in of.values()], np.uint64).view(np.uint32) for of in (own, others)]
+    both = [np.array([int(v, 16) for v in prints.values()], np.uint64).view(np.uint32) for prints in (own, others)]
     monkeypatch.setattr(distributed, "all_gather_hosts", lambda _: np.stack(both))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="process 1 has another split rl than process 0"):

@@ -8,11 +8,11 @@ from igpo_jax.runtime import host
 
 @pytest.fixture
 def library(monkeypatch):
-    """Stands in for the C library; what it is asked for."""
-    asked = []
-    monkeypatch.setattr(host.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=lambda *pair: asked.append(pair)))
+    """Replaces the C library; returns the (parameter, value) pairs of its mallopt's calls."""
+    calls = []
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=lambda *pair: calls.append(pair)))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    return asked
+    return calls
 
 
 def test_memory_is_kept_where_there_is_no_accelerator(library, monkeypatch):

@@ -1,4 +1,4 @@
-"""Shares, pass@k and paired tests against what enumeration and simulation say."""
+"""Intervals, pass@k and paired tests against enumeration and simulation."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igpo_jax.evaluate.benchmark import pass_at_k, summary
-from igpo_jax.runtime.statistics import interval, mcnemar, paired, sign_flip, wilson
+from igpo_jax.runtime.statistics import accuracy_interval, mcnemar, paired, sign_flip, wilson
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -49,8 +49,8 @@ def test_sign_flips_agree_with_enumeration():
 def rows(correct, **fields):
     completion = {"text": "", "extracted_answer": "5", "outcome": "ok", "steps": 4} | fields
     return [
-        {"id": str(i), "completions": [completion | {"correct": bool(c), "reward": float(c)} for c in of]}
-        for i, of in enumerate(correct)
+        {"id": str(i), "completions": [completion | {"correct": bool(c), "reward": float(c)} for c in draws]}
+        for i, draws in enumerate(correct)
     ]
 
 
@@ -74,13 +74,13 @@ def test_the_bootstrap_covers_as_often_as_it_says():
     draw, held = np.random.default_rng(0), 0
     for _ in range(60):
         chances = draw.beta(1, 1, 200)
-        low, high = interval(draw.uniform(size=(200, 4)) < chances[:, None])
+        low, high = accuracy_interval(draw.uniform(size=(200, 4)) < chances[:, None])
         held += low <= 0.5 <= high
     assert held >= 52  # of 60; 57 expected, fewer than 52 once in 300 times
 
 
 def planted(problems, points, draws=1, seed=0):
-    """Two evaluations of which the second is right `points` % more often, on problems that the first got wrong."""
+    """Returns two evaluations; the second is right `points` % more often, on problems that the first got wrong."""
     draw = np.random.default_rng(seed)
     one = draw.uniform(size=(problems, draws)) < 0.6
     other, wrong = one.copy(), np.flatnonzero(~one.any(axis=1))

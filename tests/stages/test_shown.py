@@ -26,7 +26,7 @@ def rows(function=""):
     experiment = SimpleNamespace(
         rl_data=SimpleNamespace(by_id={7: problem, 8: problem}),
         tokenizer=SimpleNamespace(piece=PIECES.__getitem__),
-        settings=SimpleNamespace(task=_Section(name="arithmetic"), reward=SimpleNamespace(function=function)),
+        config=SimpleNamespace(task=_Section(name="arithmetic"), reward=SimpleNamespace(function=function)),
         model=SimpleNamespace(eos_id=EOS),
         graded_text=lambda tokens: "".join(PIECES[i] for i in tokens if i != EOS),
     )

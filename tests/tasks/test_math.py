@@ -1,4 +1,4 @@
-"""Prompts, demonstrations and what of them gives the answer away."""
+"""Prompts, demonstrations, and the spans that give the answer away."""
 
 import json
 import pathlib

@@ -93,12 +93,12 @@ def test_tasks_are_found_by_name_and_others_are_listed():
 
 def test_a_task_may_be_a_module_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    whole = "REWARD_OPTIONS = ()\ndef defaults(): ...\ndef load(): ...\ndef reward(): ...\ndef stated(): ..."
+    whole = "REWARD_OPTIONS = ()\ndef defaults(): ...\ndef load(): ...\ndef reward(): ...\ndef extract_answer(): ..."
     (tmp_path / "own_task.py").write_text(whole)
     (tmp_path / "half_task.py").write_text("def load(): ...")
     (tmp_path / "bad_task.py").write_text("1 / 0")
     assert load_task("own_task").__name__ == "own_task"
-    with pytest.raises(ValueError, match="no task: it lacks defaults, reward, stated, REWARD_OPTIONS"):
+    with pytest.raises(ValueError, match="no task: it lacks defaults, reward, extract_answer, REWARD_OPTIONS"):
         load_task("half_task")
     with pytest.raises(ValueError, match="'bad_task' is none of arithmetic.*ZeroDivisionError"):
         load_task("bad_task")

@@ -1,4 +1,4 @@
-"""Countdown and Sudoku: d1's rewards, and problems that can be solved."""
+"""Countdown and Sudoku: d1's rewards, and solvable problems."""
 
 import json
 
@@ -14,8 +14,8 @@ SIZES = {"sft_problems": 40, "rl_problems": 30, "test_problems": 20}
 @pytest.mark.parametrize("task", [countdown, sudoku])
 def test_drawn_problems_are_solved_by_their_demonstrations(task):
     splits = {split: task.load(ConfigDict(task.defaults(**SIZES)), split, seed=1) for split in ("sft", "rl", "test")}
-    assert {split: len(of) for split, of in splits.items()} == {"sft": 40, "rl": 30, "test": 20}
-    ids = {split: {p.id for p in of} for split, of in splits.items()}
+    assert {split: len(drawn) for split, drawn in splits.items()} == {"sft": 40, "rl": 30, "test": 20}
+    ids = {split: {p.id for p in drawn} for split, drawn in splits.items()}
     assert not ids["test"] & (ids["sft"] | ids["rl"])
     for problem in splits["rl"]:
         assert task.reward(problem, problem.demonstration) == 1.0

@@ -1,4 +1,4 @@
-"""Problems from files of every format, with what gives their answers away."""
+"""Problems from files of every format, and the spans that give their answers away."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from igpo_jax.tasks.problem import fingerprint
+from igpo_jax.tasks.problem import problems_fingerprint
 from igpo_jax.tasks.sources import load_sources
 
 SAMPLE = pathlib.Path(__file__).parent / "gsm8k_sample.jsonl"
@@ -34,7 +34,9 @@ def test_gsm8k_as_published_and_with_other_names(tmp_path):
     assert records[1].answer == "1,250" and shown(records[1]) == ["1,250"]
     assert "<<" not in records[1].solution and "####" not in records[1].solution and "####" in records[1].response
     rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
-    renamed = [{"id": f"x/{i}", "problem": r["question"], "raw_answer": r["answer"], "answer": "short"} for i, r in enumerate(rows)]
+    renamed = [
+        {"id": f"x/{i}", "problem": r["question"], "raw_answer": r["answer"], "answer": "short"} for i, r in enumerate(rows)
+    ]
     others, _ = records_of("gsm8k", renamed, tmp_path)
     assert [(o.question, o.answer, o.solution, o.spans) for o in others] == [
         (r.question, r.answer, r.solution, r.spans) for r in records
@@ -62,7 +64,7 @@ def test_math_and_its_last_box(tmp_path):
     ]
     records, _ = records_of("math", rows, tmp_path)
     assert shown(records[0]) == [r"\frac{1}{2}"]
-    assert records[1].spans == ((0, len(rows[1]["solution"])),)  # it does not say where: all of it is the answer
+    assert records[1].spans == ((0, len(rows[1]["solution"])),)  # no answer in the box: all is hidden
     assert (records[2].answer, records[2].solution, records[2].spans) == ("5", "", ())
 
 
@@ -81,7 +83,7 @@ def test_metamath_keeps_two_types_and_one_of_each_question(tmp_path):
         ("How many?", "6", "It is 2*3 = 6.", ["6"]),
         ("What?", "7", "So $x=\\boxed{7}$.", ["7"]),
     ]
-    assert records[0].response.endswith("#### 6\nThe answer is: 6")  # what the released code shows
+    assert records[0].response.endswith("#### 6\nThe answer is: 6")  # shown by the reference code
     assert count.dropped == {"of a question that came before": 1, "of the type GSM_Rephrased": 1, "without an answer": 1}
     assert "2 of 5 rows" in str(count)
 
@@ -185,6 +187,8 @@ def test_rows_of_another_format_count_against_the_limit(tmp_path, caplog):
 
 def test_the_fingerprint_is_of_all_that_is_used(tmp_path):
     records, _ = load(f"gsm8k:{SAMPLE}")
-    assert fingerprint(records) == fingerprint(load(f"gsm8k:{SAMPLE}")[0]) != fingerprint(records[1:])
+    assert (
+        problems_fingerprint(records) == problems_fingerprint(load(f"gsm8k:{SAMPLE}")[0]) != problems_fingerprint(records[1:])
+    )
     changed = [dataclasses.replace(records[0], solution="other"), *records[1:]]
-    assert len({fingerprint(records), fingerprint(records[::-1]), fingerprint(changed)}) == 3
+    assert len({problems_fingerprint(records), problems_fingerprint(records[::-1]), problems_fingerprint(changed)}) == 3

@@ -1,4 +1,4 @@
-"""Word problems: every solution is worked out again here, from the text alone."""
+"""Word problems: every solution is checked by working it out from the text."""
 
 import re
 import runpy
@@ -33,7 +33,7 @@ def equations(problem):
     *lines, last = problem.trace.split("\n")
     assert last == f"#### {problem.answer}" and "#" not in "".join(lines)
     found = [EQUATION.findall(line) for line in lines]
-    assert all(len(of_line) == 1 for of_line in found)
+    assert all(len(in_line) == 1 for in_line in found)
     return [(int(a), sign, int(b), int(c)) for [(a, sign, b, c)] in found]
 
 
@@ -74,8 +74,8 @@ def test_text_is_grammatical():
 
 def test_splits():
     problems = {split: words.load(task(), split, seed=1) for split in ("sft", "rl", "test")}
-    questions = {split: {problem.question for problem in of} for split, of in problems.items()}
-    assert {split: len(of) for split, of in questions.items()} == {"sft": 500, "rl": 200, "test": 50}
+    questions = {split: {problem.question for problem in drawn} for split, drawn in problems.items()}
+    assert {split: len(found) for split, found in questions.items()} == {"sft": 500, "rl": 200, "test": 50}
     assert not questions["test"] & (questions["sft"] | questions["rl"])
     assert {len(equations(problem)) for problem in problems["sft"]} == {2, 3, 4}
     assert {len(equations(problem)) for problem in problems["rl"] + problems["test"]} == {4}
@@ -109,7 +109,7 @@ def test_problems_of_the_configuration_fit_and_hints_never_show_the_answer(varia
     assert all(len(piece.strip()) == 1 for piece in pieces if re.search("[0-9]", piece)), "a digit is a token"
     for row, problem in enumerate(problems):
         _, offsets = tokenizer.encode_with_offsets(problem.trace)
-        # Whatever chunks are chosen, they show no more than this.
+        # No choice of chunks shows more than this.
         may_show = rows.hintable[row] & (np.arange(rows.trace.shape[1]) < rows.trace_length[row])
         shown = {place for token in np.flatnonzero(may_show) for place in range(*offsets[token])}
         line, result = problem.trace.index("#"), problem.trace.rindex(f"= {problem.answer}") + len("= ")
@@ -129,8 +129,8 @@ def test_only_the_last_line_of_its_form_states_an_answer(text, answer):
 
 @pytest.fixture
 def small_world(monkeypatch):
-    """One man, one woman, one thing, and of every number only two values."""
-    family = words.COLLECTING._replace(words={key: of[:1] for key, of in words.COLLECTING.words.items()})
+    """Leaves one man, one woman, one choice of each word, and two values of each number."""
+    family = words.FAMILIES[0]._replace(words={key: choices[:1] for key, choices in words.FAMILIES[0].words.items()})
     changed = {"FAMILIES": (family,), "WOMEN": ("Anna",), "MEN": ("Ben",), "RANGES": dict.fromkeys(words.RANGES, (7, 8))}
     for name, value in changed.items():
         monkeypatch.setattr(words, name, value)
@@ -138,7 +138,7 @@ def small_world(monkeypatch):
 
 @pytest.mark.parametrize("split", ["test", "rl", "sft"])
 def test_more_problems_than_there_are_questions_is_an_error_and_no_endless_search(split, small_world):
-    problems = {of: words.load(task(steps=2, rl_problems=30, test_problems=30), of, seed=0) for of in ("test", "rl")}
+    problems = {part: words.load(task(steps=2, rl_problems=30, test_problems=30), part, seed=0) for part in ("test", "rl")}
     assert not {problem.question for problem in problems["test"]} & {problem.question for problem in problems["rl"]}
     with pytest.raises(ValueError, match=rf"task.{split}_problems=9000, but with task.steps=2 .* \d+ different questions"):
         words.load(task(steps=2, distractors=0.0, **{f"{split}_problems": 9000}), split, seed=0)
@@ -146,7 +146,7 @@ def test_more_problems_than_there_are_questions_is_an_error_and_no_endless_searc
 
 @pytest.mark.parametrize("values, message", [
     ({"steps": 1}, "task.steps=1 must be at least 2"), ({"distractors": 1.5}, r"task.distractors=1.5 .* in \[0, 1\]"),
-    ({"worked_share": -0.1}, r"task.worked_share=-0.1 must lie in \[0, 1\]"),
+    ({"worked_share": -0.1}, r"task.worked_share=-0.1 must be in \[0, 1\]"),
 ])  # fmt: skip
 def test_values_that_cannot_work_are_named(values, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Conversion of Hugging Face folders, and what is said about those that are not whole."""
+"""Conversion of Hugging Face folders, and errors for damaged ones."""
 
 import json
 import pathlib
@@ -9,25 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from igpo_jax.model.transformer import ModelConfig, init, shardings
-from igpo_jax.weights import folders as checkpoints
-from igpo_jax.weights import huggingface
-from igpo_jax.weights.folders import convert, export, load_params, write_safetensors
+from igpo_jax.model.transformer import ModelConfig, shardings
+from igpo_jax.weights import folders, huggingface
+from igpo_jax.weights.folders import convert, export, load_params
 from igpo_jax.weights.huggingface import (
     INDEX,
     check_sha256,
     folder_model_config,
     llada_config,
     model_config,
-    read_config,
+    read_model_json,
     tensor_names,
 )
 from igpo_jax.weights.safetensors_files import fill_files, stored_tensors
+from model_folders import PLAIN, assert_same_files, tensor_bytes, write_folder
 
 GROUPED = ModelConfig(
     vocab_size=32, mask_id=30, eos_id=29, width=24, layers=2, heads=6, kv_heads=2, mlp_width=40, tied_head=True
 )
-PLAIN = ModelConfig(vocab_size=32, mask_id=30, eos_id=29, width=16, layers=3, heads=4, kv_heads=4, mlp_width=24)
 
 
 def illada_config(cfg):
@@ -52,34 +51,10 @@ def illada_config(cfg):
     }
 
 
-def write_folder(folder, mesh, cfg=PLAIN, values=None, dtype="bfloat16", weight_map=None, seed=0):
-    """A Hugging Face folder of random weights, written independently of how parameters are stacked."""
-    folder.mkdir(parents=True)
-    values = values or llada_config(cfg, 64)
-    (folder / "config.json").write_text(json.dumps(values))
-    params = jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(seed), cfg)
-    params = jax.tree.map(lambda x: (x * 1.25).astype(dtype), params)
-    leaves = [(tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
-    write_safetensors(folder, iter(leaves), values, cfg, mesh, dtype, weight_map)
-    return jax.tree.map(np.asarray, params)
-
-
 def in_three_files(values, cfg):
-    """Layers over several files, as in LLaDA-8B-Base."""
-    names = [name for of_parameter in tensor_names(values, cfg).values() for name in of_parameter]
-    return {name: f"model-{i % 3 + 1:05}-of-00003.safetensors" for i, name in enumerate(sorted(names))}
-
-
-def tensor_bytes(stored):
-    return stored.file.read_bytes()[stored.begin : stored.end]
-
-
-def assert_same_files(one, other):
-    a, b = stored_tensors(one), stored_tensors(other)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert (a[name].file.name, a[name].dtype, a[name].shape) == (b[name].file.name, b[name].dtype, b[name].shape)
-        assert tensor_bytes(a[name]) == tensor_bytes(b[name]), name
+    """Maps tensors to three files, mixing layers as LLaDA-8B-Base does."""
+    names = sorted(name for names in tensor_names(values, cfg).values() for name in names)
+    return {name: f"model-{i % 3 + 1:05}-of-00003.safetensors" for i, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("family, cfg", [("llada", PLAIN), ("llada", GROUPED), ("illada", GROUPED)])
@@ -108,8 +83,8 @@ def test_tensors_lie_as_torch_linear_layers_expect(tmp_path, mesh):
     stored = stored_tensors(tmp_path / "hf")
 
     def tensor(name):
-        of = stored[f"model.transformer.{name}.weight"]
-        return np.frombuffer(tensor_bytes(of), of.dtype).reshape(of.shape)
+        found = stored[f"model.transformer.{name}.weight"]
+        return np.frombuffer(tensor_bytes(found), found.dtype).reshape(found.shape)
 
     np.testing.assert_array_equal(tensor("blocks.2.ff_proj"), params["blocks"]["gate"][2].T)
     np.testing.assert_array_equal(tensor("blocks.1.ff_out"), params["blocks"]["down"][1].T)
@@ -151,13 +126,13 @@ def test_target_is_whole_or_not_there(tmp_path, mesh, monkeypatch):
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoints.ocp, "save", full_disk)
+    monkeypatch.setattr(folders.ocp, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         convert(tmp_path / "hf", tmp_path / "model", mesh)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "taken"]
 
 
-# What is wrong with a folder
+# Damaged folders
 
 
 def edit_json(file: pathlib.Path, change):
@@ -167,7 +142,7 @@ def edit_json(file: pathlib.Path, change):
 
 
 def edit_header(file: pathlib.Path, change):
-    """Changes a file's header and leaves its data."""
+    """Changes the header of a safetensors file, but not its data."""
     raw = file.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
@@ -291,7 +266,7 @@ def test_config_of_llada_8b_is_understood():
         500_000.0,
     )
     names = [name for names in tensor_names(values, cfg).values() for name in names]
-    assert len(names) == 291 and len(set(names)) == 291  # llada.md 2.1
+    assert len(names) == 291 and len(set(names)) == 291  # docs/method.md section 3
 
 
 def test_sizes_that_the_config_leaves_out_follow_from_others():
@@ -336,6 +311,17 @@ def test_a_damaged_model_folder_is_refused(damage, message, tmp_path, mesh):
         load_params(tmp_path / "model", folder_model_config(tmp_path / "model"), mesh)
 
 
+def is_refused(folder, params, mesh):
+    """Whether a damaged folder gives an error of one line; otherwise its weights must be right."""
+    try:
+        loaded = load_params(folder, folder_model_config(folder, param_dtype="bfloat16"), mesh)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return True
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    return False
+
+
 def test_model_folders_with_missing_or_shortened_files_give_an_error_or_the_right_weights(tmp_path, mesh):
     params = write_folder(tmp_path / "hf", mesh)
     convert(tmp_path / "hf", tmp_path / "model", mesh)
@@ -351,13 +337,7 @@ def test_model_folders_with_missing_or_shortened_files_give_an_error_or_the_righ
             file.unlink()
         else:
             file.write_bytes(raw[: draw.integers(max(1, len(raw)))])
-        try:
-            loaded = load_params(bad, folder_model_config(bad, param_dtype="bfloat16"), mesh)
-        except ValueError as error:
-            refused += 1
-            assert "\n" not in str(error)
-        else:
-            jax.tree.map(np.testing.assert_array_equal, loaded, params)
+        refused += is_refused(bad, params, mesh)
         shutil.rmtree(bad)
     assert refused > 10
 
@@ -399,13 +379,9 @@ def test_two_hundred_random_corruptions_give_an_error_or_the_right_weights(tmp_p
                     header[one]["shape"], header[other]["shape"] = header[other]["shape"], header[one]["shape"]
 
             edit_header(file, change)
-        try:
-            loaded = load_params(bad, folder_model_config(bad, param_dtype="bfloat16"), mesh)
-        except ValueError as error:
+        if is_refused(bad, params, mesh):
             refused += 1
-            assert "\n" not in str(error)
         else:
-            assert read_config(bad) == read_config(good) and cfg.width == 16
-            jax.tree.map(np.testing.assert_array_equal, loaded, params)
+            assert read_model_json(bad) == read_model_json(good) and cfg.width == 16
         shutil.rmtree(bad)
     assert refused > 150
