@@ -53,6 +53,21 @@ def make_test_mesh(shape: tuple[int, int, int]) -> Mesh:
     )
 
 
+# Files that take longest, in this order: pytest-xdist hands out whole files, and a long one at the end would leave cores idle.
+LONGEST = (
+    "end_to_end/test_processes.py end_to_end/test_resume.py end_to_end/test_math_recipe.py compare/test_compare.py "
+    "end_to_end/test_evaluate.py end_to_end/test_llada.py end_to_end/test_commands.py faults/test_not_finite.py "
+    "faults/test_kills.py diffusion/test_sampler.py end_to_end/test_cached_rollouts.py end_to_end/test_hint_state.py "
+    "test_benchmarks.py faults/test_host.py plan/test_tpus.py end_to_end/test_plan.py rl/test_objective.py "
+    "rl/test_estimators.py rl/test_whole_step.py test_api.py test_docs.py"
+).split()
+
+
+def pytest_collection_modifyitems(items):
+    place = {pathlib.Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_forgotten():
     """Every compiled program holds memory maps, of which Linux gives a process 65,530: all tests together need more."""

@@ -338,7 +338,7 @@ def test_groups_of_equal_rewards_have_no_gradient(mesh):
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), make_batch())))
 
 
-@pytest.mark.parametrize("estimator, released", [("mean_field", False), ("masked", True)])
+@pytest.mark.parametrize("estimator, reference_code", [("mean_field", False), ("masked", True)])
 def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code, mesh_of):
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, reference_code=reference_code)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
