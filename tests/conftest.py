@@ -1,20 +1,46 @@
 """Eight virtual CPU devices for every test, meshes over them, and one cache of compiled programs for all processes."""
 
-import atexit
 import gc
+import importlib.metadata
 import math
 import os
-import tempfile
+import pathlib
+import shutil
+import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling these tiny programs costs far more than running them: LLVM need not try hard.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+COMPILED_LIMIT = 2**30  # bytes
+
+
+def kind_of_compiler() -> str:
+    """Compiled programs are valid for one version of jaxlib and one kind of CPU."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    flags = (
+        [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
+        if cpuinfo.exists()
+        else []
+    )
+    return f"{importlib.metadata.version('jaxlib')}-{zlib.crc32(''.join(flags[:1]).encode()):08x}"
+
+
+def compiled_programs() -> pathlib.Path:
+    """The folder of compiled programs, kept from one session to the next until it is too large or the compiler changes."""
+    folder = COMPILED / kind_of_compiler()
+    if COMPILED.exists():
+        size = sum(file.stat().st_size for file in COMPILED.rglob("*") if file.is_file())
+        if size > COMPILED_LIMIT or not folder.exists():
+            shutil.rmtree(COMPILED)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's own workers and the processes that tests start inherit it
-    compiled = tempfile.TemporaryDirectory(prefix="igpo-tests-compiled-")
-    atexit.register(compiled.cleanup)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled_programs())
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -25,6 +51,21 @@ def make_test_mesh(shape: tuple[int, int, int]) -> Mesh:
     return jax.make_mesh(
         shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[: math.prod(shape)]
     )
+
+
+# Files that take longest, in this order: pytest-xdist hands out whole files, and a long one at the end would leave cores idle.
+LONGEST = (
+    "end_to_end/test_processes.py end_to_end/test_resume.py end_to_end/test_math_recipe.py compare/test_compare.py "
+    "end_to_end/test_evaluate.py end_to_end/test_llada.py end_to_end/test_commands.py faults/test_not_finite.py "
+    "faults/test_kills.py diffusion/test_sampler.py end_to_end/test_cached_rollouts.py end_to_end/test_hint_state.py "
+    "test_benchmarks.py faults/test_host.py plan/test_tpus.py end_to_end/test_plan.py rl/test_objective.py "
+    "rl/test_estimators.py rl/test_whole_step.py test_api.py test_docs.py"
+).split()
+
+
+def pytest_collection_modifyitems(items):
+    place = {pathlib.Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True, scope="module")

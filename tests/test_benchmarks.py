@@ -21,7 +21,7 @@ AGAINST_TORCH = [*MODEL, *"--against torch --completion-length 20 --block 4 --st
 
 @pytest.fixture
 def load(monkeypatch):
-    """name -> a fresh module of the folder, as `python benchmarks/name.py` would see it."""
+    """name -> a fresh module of the folder, as a program of that name sees it."""
     monkeypatch.syspath_prepend(FOLDER)
 
     def load(name):

@@ -4,13 +4,12 @@ import os
 import pathlib
 import re
 import runpy
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+import commands
 from igpo_jax import cli
 from igpo_jax import config as configuration
 from igpo_jax.rl.rollout import RolloutConfig, rollout
@@ -249,8 +248,7 @@ def train(*arguments: str) -> str:
     """Runs a command that must fail; returns its stderr."""
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     env.pop("XLA_FLAGS", None)
-    command = [sys.executable, "-m", "igpo_jax.train", *arguments]
-    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    process = commands.run("train", *arguments, env=env, timeout=120)
     assert process.returncode == 1
     assert process.stdout == ""
     return process.stderr

@@ -1,10 +1,13 @@
-"""The documentation is true: what is marked as runnable runs, and what is named is there."""
+"""Documentation is true: runnable blocks run, and files, commands and keys that are named exist."""
 
+import ast
 import functools
 import importlib.util
+import io
 import pathlib
 import re
 import runpy
+import tokenize
 
 import pytest
 from ml_collections import ConfigDict
@@ -17,6 +20,17 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Files and folders of this repository that are named in running text.
 FILE = re.compile(r"(?<![\w./-])(?:igpo_jax|configs|launch|tests|benchmarks|docs)/[\w/.-]*\w")
+# A file's name, or the end of its path, in a docstring, a comment or a document.
+NAME = re.compile(r"(?<![\w./<{*\\-])(?:[\w-]+/)*[\w-]+\.(?:py|md|sh|sbatch)\b(?![\w(/-])")
+FOLDERS = ("igpo_jax", "tests", "benchmarks", "configs", "docs", "launch")
+# Names of files that are not in this repository.
+ELSEWHERE = {
+    "comparison.md": "written by igpo_jax.compare",
+    "runs/compare/comparison.md": "the same",
+    "file.py": "a placeholder for a configuration",
+    "modeling_llada.py": "released with LLaDA's weights",
+    "run_igpo.sh": "in the released code of IGPO",
+}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -52,6 +66,54 @@ def test_files_that_are_named_exist(path):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
 
 
+def test_every_file_that_code_or_a_document_names_exists():
+    missing, known = [], endings(repository_files()) | ELSEWHERE.keys()
+    for path in repository_files():
+        # Tables in benchmarks/results record the names of the commit that was measured.
+        if path.suffix in (".py", ".md") and not path.is_relative_to(ROOT / "benchmarks/results"):
+            unknown = set(NAME.findall(path.read_text())) - known
+            if unknown:  # perhaps in its code only; the look at its comments takes longer
+                missing += [f"{path.relative_to(ROOT)}: {name}" for name in unknown.intersection(NAME.findall(prose(path)))]
+    assert not missing, "\n".join(missing)
+
+
+def test_a_missing_file_is_noticed_in_docstrings_and_comments(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text('"""See gone/a.py, `b.md`."""\n\nx = "c.py"  # d.sh, module.py:3\n\n\ndef f():\n    """(e.sbatch)"""\n')
+    assert set(NAME.findall(prose(file))) == {"gone/a.py", "b.md", "d.sh", "module.py", "e.sbatch"}
+    assert endings([ROOT / "docs/x/a.py"]) == {"docs/x/a.py", "x/a.py", "a.py"}
+
+
+def test_no_file_cites_private_notes():
+    private = re.compile(r"\b(igpo_method|llada)[.]md")
+    assert not [path for path in repository_files() if private.search(path.read_bytes().decode("utf-8", "replace"))]
+
+
+def repository_files() -> list[pathlib.Path]:
+    found = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
+    found += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    return [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+
+
+def endings(files: list[pathlib.Path]) -> set[str]:
+    """All names by which files can be cited: their paths in the repository, and the ends of these."""
+    parts = [file.relative_to(ROOT).parts for file in files]
+    return {"/".join(path[first:]) for path in parts for first in range(len(path))}
+
+
+def prose(path: pathlib.Path) -> str:
+    """A document without files that its own blocks write; comments and docstrings of a module."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        own = {block.name for block in blocks_of(text) if block.kind == "file"} | {"blocks.py"}
+        return NAME.sub(lambda name: "" if name[0] in own else name[0], text)
+    found = [token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.append(ast.get_docstring(node) or "")
+    return "\n".join(found)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_exist(path):
     for name in re.findall(r"python -m (igpo_jax[.\w]*)", path.read_text()):
@@ -68,7 +130,7 @@ def test_keys_of_configurations_exist(path):
 
 @functools.cache
 def known_keys() -> set[str]:
-    """Of all configurations; variants only change values."""
+    """The keys of all configurations; their variants only change values."""
     found: set[str] = set()
     for path in CONFIGS.glob("*.py"):
         found |= keys(runpy.run_path(str(path))["get_config"]())
@@ -83,7 +145,7 @@ def keys(config: ConfigDict, prefix: str = "") -> set[str]:
 
 
 def headings(document: str) -> set[str]:
-    """As GitHub links to them."""
+    """Anchors of a document's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", without_code(document), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

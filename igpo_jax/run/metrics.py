@@ -12,7 +12,6 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from igpo_jax.runtime.distributed import all_gather_hosts
 from igpo_jax.runtime.files import atomic_write, parse_json, renamed
@@ -36,9 +35,9 @@ class MetricsWriter:
                 _drop_unfinished_evaluation(path, workdir / "metrics.jsonl")
             self._files[name] = path.open("a", encoding="utf-8")
         self._open_events = functools.partial(
-            SummaryWriter, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+            _event_writer, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
         )
-        self._events: SummaryWriter | None = None  # opened at the first event: reopening a finished run adds no file
+        self._events: Any = None  # opened at the first event: reopening a finished run adds no file
 
     def __enter__(self):
         return self
@@ -79,7 +78,7 @@ class MetricsWriter:
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
 
-    def _tensorboard(self) -> SummaryWriter:
+    def _tensorboard(self) -> Any:
         if self._events is None:
             self._events = self._open_events()
         return self._events
@@ -88,6 +87,12 @@ class MetricsWriter:
         if self._files:
             self._files[name].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             self._files[name].flush()
+
+
+def _event_writer(folder: str, purge_step: int | None) -> Any:
+    from tensorboardX import SummaryWriter  # where PyTorch is installed this imports it, which takes seconds
+
+    return SummaryWriter(folder, purge_step=purge_step)
 
 
 def _as_markdown(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import os
 import runpy
 import sys
 
-IMPORTED = ("command_line", "experiment", "rl.stage", "sft", "runtime.report", "runtime.results", "evaluation.approximation")
+IMPORTED = ("cli", "run.experiment", "run.results", "stages.rl", "stages.sft", "report.page", "evaluate.samplers")
 # What begins when a function is called; {} is the folder of the checkpoints.
 MOMENTS = {
     "igpo_jax.run.experiment:Experiment.verdicts": "evaluation",

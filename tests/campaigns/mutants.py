@@ -118,7 +118,7 @@ EQUIVALENT: dict[str, str] = {}
 def copy_of_project(folder: pathlib.Path) -> pathlib.Path:
     for name in ("igpo_jax", "tests", "configs", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
-    for name in ("pytest.ini", "setup.py", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 

@@ -13,6 +13,7 @@ import pytest
 from igpo_jax.compare import numbers, page
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
 from igpo_jax.runtime.files import atomic_write
+from processes import QUICK
 
 PROBLEMS, EVERY = 30, 2  # evaluations come every two rollouts
 
@@ -176,7 +177,7 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     flags = [f"--config.{key}={value}" for key, value in sizes.items()]
     command = [sys.executable, "-m", "igpo_jax.compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0",
                f"--output={tmp_path}", *flags]  # fmt: skip
-    runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": ""}
+    runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": QUICK}
     begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_device)
     while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
         time.sleep(0.2)

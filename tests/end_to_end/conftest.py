@@ -1,14 +1,15 @@
 """Runs of the tiny configuration in processes of their own, with one device each."""
 
+import fcntl
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
+import commands
 from run_log import rows_so_far
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
@@ -33,28 +34,25 @@ class Command:
         return other
 
     def __call__(self, module: str, *arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", f"igpo_jax.{module}", *arguments]
-        return subprocess.run(
-            command, cwd=cwd or self._folder, env=self._env, capture_output=True, text=True, timeout=LIMIT
-        )
+        return commands.run(module, *arguments, cwd=cwd or self._folder, env=self._env, timeout=LIMIT)
 
     def train(self, workdir: pathlib.Path, *overrides: str) -> subprocess.CompletedProcess:
         return self("train", f"--config={TINY}", f"--workdir={workdir}", *overrides)
 
     def train_until_killed(self, workdir: pathlib.Path, stage: str, step: int, *overrides: str) -> None:
         """SIGKILL as soon as the log has a line of this stage at this step or beyond."""
-        command = [sys.executable, "-m", "igpo_jax.train", f"--config={TINY}", f"--workdir={workdir}", *overrides]
-        with (workdir.parent / "killed.log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=log, stderr=log)
-            try:
-                deadline = time.monotonic() + LIMIT
-                while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(workdir)):
-                    assert process.poll() is None, f"the run ended before step {step}"
-                    assert time.monotonic() < deadline, f"no step {step} in {LIMIT} seconds"
-                    time.sleep(0.002)
-            finally:
-                process.kill()
-            assert process.wait(LIMIT) == -signal.SIGKILL
+        flags = (f"--config={TINY}", f"--workdir={workdir}", *overrides)
+        log = workdir.parent / "killed.log"
+        process = commands.start("train", *flags, stdout=log, cwd=self._folder, env=self._env)
+        try:
+            deadline = time.monotonic() + LIMIT
+            while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(workdir)):
+                assert process.poll() is None, f"the run ended before step {step}"
+                assert time.monotonic() < deadline, f"no step {step} in {LIMIT} seconds"
+                time.sleep(0.002)
+        finally:
+            process.kill()
+        assert process.wait(LIMIT) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +62,13 @@ def command(tmp_path_factory) -> Command:
 
 @pytest.fixture(scope="session")
 def finished(command, tmp_path_factory) -> pathlib.Path:
-    """The folder of an uninterrupted run; tests that write copy it first."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    process = command.train(workdir)
-    assert process.returncode == 0, process.stderr
-    (workdir.parent / "stdout").write_text(process.stdout)
-    return workdir
+    """The folder of an uninterrupted run, the same for all of pytest's workers; tests that write copy it first."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "finished"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "stdout").exists():
+            process = command.train(shared / "run")
+            assert process.returncode == 0, process.stderr
+            (shared / "stdout").write_text(process.stdout)
+    return shared / "run"

@@ -61,6 +61,7 @@ def test_above_the_limit_rollouts_are_exact(fallen_back, finished):
     assert found == iterations(finished)
 
 
+@pytest.mark.slow
 def test_without_a_limit_rollouts_are_cached_and_cost_less(command, fallen_back, finished, tmp_path):
     workdir = after_supervised_stage(finished, tmp_path / "run")
     process = command.train(workdir, *CACHED)
@@ -70,6 +71,7 @@ def test_without_a_limit_rollouts_are_cached_and_cost_less(command, fallen_back,
     assert all(one["sampler/flops"] < other["sampler/flops"] for one, other in zip(cached, exact, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_between_two_measurements_goes_on_as_decided(command, fallen_back, finished, tmp_path):
     workdir, flags = after_supervised_stage(finished, tmp_path / "run"), (*CACHED, "--config.rl.probe_limit=1e-9")
     command.train_until_killed(workdir, "rl", 208, *flags)
@@ -78,6 +80,7 @@ def test_a_run_that_was_killed_between_two_measurements_goes_on_as_decided(comma
     assert untimed(workdir) == untimed(fallen_back)
 
 
+@pytest.mark.slow
 def test_samplers_are_compared_on_a_run(finished, tmp_path):
     main, wanted = runpy.run_path(str(BENCHMARKS / "samplers.py"))["main"], ["none+schedule", "prefix+factor", "dual+threshold"]
     sizes = ["--run", str(finished), "--problems=20", "--rows=8", "--output", str(tmp_path / "cases.jsonl")]

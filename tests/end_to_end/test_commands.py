@@ -159,6 +159,7 @@ def gsm8k_files(tmp_path_factory) -> dict[str, pathlib.Path]:
     return files
 
 
+@pytest.mark.slow
 def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_files, tmp_path):
     workdir = tmp_path / "run"
     process = command(
@@ -198,6 +199,7 @@ def runs_of(hint: list[bool], tokens: list[str]) -> list[str]:
     return stretches
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_compiled_programs_and_finds_them_again(command, tmp_path):
     def kept() -> set[str]:
         return {path.name for path in (tmp_path / "run/compiled").rglob("*") if path.is_file() and "atime" not in path.name}

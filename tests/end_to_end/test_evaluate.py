@@ -62,7 +62,8 @@ def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished)
 
 
 @pytest.mark.parametrize("flags, devices", [
-    ((), 1), (("--config.batch_size=5",), 1), (("--config.batch_size=16", "--config.mesh.tensor=2"), 8),
+    pytest.param((), 1, marks=pytest.mark.slow), (("--config.batch_size=5",), 1),
+    pytest.param(("--config.batch_size=16", "--config.mesh.tensor=2"), 8, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_batch_size_and_mesh_change_nothing(flags, devices, command, config, finished, expected, tmp_path):
     again = evaluated(command.on_devices(devices), config, finished, tmp_path / "out", *flags)
@@ -135,6 +136,7 @@ def test_the_digest_of_weights_is_of_what_is_in_them_not_of_where_they_are(finis
     assert weights_digest(origin) != weights_digest(copy)
 
 
+@pytest.mark.slow
 def test_protocols_that_differ_are_not_compared(command, config, finished, expected, tmp_path):
     other = tmp_path / "other"
     evaluated(command, config, finished, other, "--config.decode.steps=4", "--benchmarks=sums")

@@ -81,6 +81,7 @@ def test_a_killed_run_goes_on_with_what_it_remembered(chance, undisturbed, tmp_p
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_takes_its_memory_with_it(chance, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     chance.train_until_killed(workdir, "rl", FIRST + 8, *FLAGS)

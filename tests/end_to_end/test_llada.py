@@ -106,6 +106,7 @@ def test_evaluate_and_generate_work_on_the_run(command, run):
     assert generated(command, run, "--chat").strip() and generated(command, run, "--chat", "--stage=sft").strip()
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_path):
     """Cut back to the last update of the supervised stage, and to the first iteration of RL."""
     for cut in (("sft", "4"), ("rl", "2")):
@@ -123,6 +124,7 @@ def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_p
         assert all(np.array_equal(whole[name], continued[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_adapters_become_peft_files(command, llada, tmp_path):
     """Both stages train one set of adapters, which belong to the original model."""
     rates = [f"--config.{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate=0.1", "warmup_steps=0")]

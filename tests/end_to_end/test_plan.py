@@ -29,6 +29,7 @@ def test_mistakes_are_told_in_one_line(command, arguments, message):
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed (extra "tpu")')
 def test_every_program_compiles_for_a_tpu_from_the_command_line(command):
     done = command("plan", f"--config={TINY}", "--topology=v5e:2x2", "--json")

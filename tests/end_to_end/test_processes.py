@@ -57,7 +57,7 @@ def start_and_wait_for_rollouts(processes: int, arguments: list[str], workdir: p
     return started
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, processes):
     workdir = tmp_path / "run"
     arguments = [f"--workdir={workdir}", *LONG]
@@ -77,7 +77,7 @@ def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_pat
     assert (workdir / "result.json").is_file()
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_other_and_the_run_continues(tmp_path, killed):
     workdir = tmp_path / "run"
     arguments = [f"--workdir={workdir}", *LONG[:1], "--config.rl.iterations=30", "--config.rl.checkpoint_every=1"]

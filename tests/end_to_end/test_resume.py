@@ -66,8 +66,12 @@ def test_the_comparison_sees_a_single_update(finished, mesh):
 
 @pytest.mark.parametrize(
     "stage, step",
-    [("sft", 60), ("sft", 200), ("rl", 202), ("rl", 206)],
-    ids=["supervised", "between the stages", "first rollouts", "later rollouts"],
+    [
+        pytest.param("sft", 60, id="supervised", marks=pytest.mark.slow),
+        pytest.param("sft", 200, id="between the stages", marks=pytest.mark.slow),
+        pytest.param("rl", 202, id="first rollouts"),
+        pytest.param("rl", 206, id="later rollouts", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_continues_to_the_same_end(stage, step, command, finished, tmp_path, mesh):
     workdir = tmp_path / "run"
@@ -78,6 +82,7 @@ def test_a_killed_run_continues_to_the_same_end(stage, step, command, finished, 
     assert_same_run(workdir, finished, mesh)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_the_same(command, finished, tmp_path, mesh):
     workdir = tmp_path / "run"
     for stage, step in (("sft", 100), ("sft", 140), ("rl", 204)):
@@ -114,6 +119,7 @@ def test_a_checkpoint_that_this_machine_cannot_read_stays_the_newest(error, fini
     assert steps(workdir / "checkpoints/rl") == before
 
 
+@pytest.mark.slow
 def test_a_corrupt_newest_sft_checkpoint_is_passed_over(command, finished, tmp_path, mesh):
     workdir = tmp_path / "run"
     command.train_until_killed(workdir, "sft", 120)

@@ -5,8 +5,8 @@ import os
 import pathlib
 import shutil
 import socket
-import subprocess
-import sys
+
+import commands
 
 TINY = pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny.py"
 DEVICES = 4  # of all processes of a run together
@@ -15,7 +15,9 @@ HEARTBEAT = 10  # seconds
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome"))), None
+)
 
 
 def free_port() -> int:
@@ -26,7 +28,7 @@ def free_port() -> int:
 
 def start(
     processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path, config: str = str(TINY)
-) -> list[subprocess.Popen]:
+) -> list[commands.Process]:
     """`python -m igpo_jax.train` as `srun` starts it; every process with `devices` emulated devices."""
     slurm = {
         "SLURM_JOB_ID": "1",
@@ -42,17 +44,20 @@ def start(
     started = []
     for rank in range(processes):
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        command = [sys.executable, "-m", "igpo_jax.train", f"--config={config}", *arguments_of_each[rank]]
-        log = (folder / f"{rank}-of-{processes}.log").open("w")
         started.append(
-            subprocess.Popen(
-                command, cwd=folder, env=env | (slurm | own if processes > 1 else {}), stdout=log, stderr=log
+            commands.start(
+                "train",
+                f"--config={config}",
+                *arguments_of_each[rank],
+                stdout=folder / f"{rank}-of-{processes}.log",
+                cwd=folder,
+                env=env | (slurm | own if processes > 1 else {}),
             )
         )
     return started
 
 
-def ends(processes: list[subprocess.Popen], folder: pathlib.Path) -> tuple[list[int], list[str]]:
+def ends(processes: list[commands.Process], folder: pathlib.Path) -> tuple[list[int], list[str]]:
     """Exit statuses and what was printed."""
     try:
         codes = [process.wait(LIMIT) for process in processes]

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import commands
 from igpo_jax.config import base_config, to_json
 from igpo_jax.report import page as report
 from igpo_jax.report.figures import smooth
@@ -310,9 +311,7 @@ def test_a_run_under_way_has_a_report_that_says_so(run):
 
 def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, tmp_path):
     def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "igpo_jax.report", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True
-        )
+        return commands.run("report", *map(str, arguments), cwd=tmp_path)
 
     done = command(*two_runs, "--output=both.html")
     assert done.returncode == 0 and done.stdout == "report: both.html\n"

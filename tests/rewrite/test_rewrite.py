@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import commands
 from igpo_jax.grading.answers import equal, extract
 from igpo_jax.rewrite.__main__ import KEPT, read_replies
 from igpo_jax.rewrite.endpoint import Endpoint, ask_all
@@ -82,7 +83,7 @@ def environment(key="s3cret"):
 
 
 def run(*arguments, key="s3cret", **options):
-    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=60, env=environment(key))
+    return commands.run("rewrite", *command(*arguments, **options)[3:], timeout=60, env=environment(key))
 
 
 def rows_of(path):
