@@ -39,7 +39,7 @@ from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
-MOST_TOKENS = 2**16  # of a canvas with blanks
+MOST_TOKENS = 2**16  # in a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 SCORED_ROWS = 16  # draws of the bound that go through the network together
 ROWS_PER_DEVICE = 8  # denoised together
@@ -49,35 +49,28 @@ Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """text: None where the model has no tokenizer; up to the first EOS. tokens: int32 [l]. unmask_step: int32 [l], the
-    denoising step that wrote each token, -1 where it was given."""
-
-    text: str | None
-    tokens: np.ndarray
-    unmask_step: np.ndarray
+    text: str | None  # up to the first EOS; None if the model has no tokenizer
+    tokens: np.ndarray  # int32 [l]
+    unmask_step: np.ndarray  # int32 [l], the denoising step that wrote each token, -1 where it was given
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """log_likelihood: lower bound on log p(completion | prompt), in nats, estimated from `draws` random maskings.
-    standard_error: of that estimate; the draws are spread evenly over masking levels, so it errs on the large side."""
-
-    log_likelihood: float
-    standard_error: float
+    log_likelihood: float  # lower bound on log p(completion | prompt), nats, estimated from `draws` random maskings
+    standard_error: float  # too large rather than too small: the draws are spread evenly over masking levels
     draws: int
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionLM:
-    """A network, its parameters (spread over `mesh`) and its tokenizer (None: token ids only). origin: where it is from:
-    path, and of a run stage and step, of adapters their folder. decode: how it decodes unless told otherwise; what a run has
-    trained decodes as in the run's evaluations."""
+    """A network with its tokenizer."""
 
     config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer | None
+    params: Params  # split over `mesh`
+    tokenizer: Tokenizer | None  # None: token ids only
     mesh: Mesh
-    origin: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    origin: dict[str, str | int] = dataclasses.field(default_factory=dict)  # path; a run's stage and step; adapters' folder
+    # Defaults of `generate`; for a run, those of its evaluations.
     decode: DecodeConfig = DecodeConfig(completion_length=128, block_length=32, steps=128)
 
     def generate(
@@ -93,23 +86,22 @@ class DiffusionLM:
         watch: Callable[[Step], None] | None = None,
         **decoding,
     ) -> list[Completion]:
-        """A completion for every prompt.
+        """Returns a completion for every prompt.
 
-        Rows do not depend on each other: noise belongs to (seed, prompt, how often it came before in `prompts`).
+        Rows do not depend on each other: noise belongs to (seed, prompt, its earlier occurrences in `prompts`).
 
         Args:
             chat: text prompts become a user's message in the model's chat template; conversations always do.
-            hint: what every completion begins with, kept as it is.
+            hint: the beginning of every completion, kept as it is.
             completion_length: tokens, hint included. block_length: must divide it. By default those of `decode`.
-            steps: denoising steps in all, a multiple of the number of blocks; by default those of `decode`, or one for each
-                token where a length is given.
-            watch: is called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch, whose last row
-                may be repeated; what it raises ends the work. Takes longer.
-            decoding: what else `DecodeConfig` has, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`; by
-                default that of `decode`.
+            steps: denoising steps in total, a multiple of the number of blocks; by default those of `decode`, or one per token
+                if a length is given.
+            watch: called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch; the last row may be
+                repeated. What it raises ends the work. Slower.
+            decoding: other fields of `DecodeConfig`, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
 
         Raises:
-            ValueError: lengths that do not fit together, a hint longer than the completion, or text without a tokenizer.
+            ValueError: incompatible lengths, a hint longer than the completion, or text without a tokenizer.
         """
         length = self.decode.completion_length if completion_length is None else completion_length
         block = min(self.decode.block_length, length) if block_length is None else block_length
@@ -141,15 +133,15 @@ class DiffusionLM:
         """Fills the blanks of texts; every other token stays as it is.
 
         Args:
-            canvases: texts with blanks, `"The answer is [MASK:4] because"`: four tokens between two pieces that are
-                tokenized on their own. Or token ids with `config.mask_id` in the blanks.
-            prompts: what comes before each canvas; nothing by default.
-            steps: denoising steps; by default one for each blank token.
+            canvases: texts with blanks, `"The answer is [MASK:4] because"`: four tokens between two pieces that are tokenized
+                separately. Or token ids with `config.mask_id` in the blanks.
+            prompts: one before each canvas; none by default.
+            steps: denoising steps; by default one per blank token.
             logits_eos_inf: on by default, because an EOS between two pieces of text ends nothing.
             watch, decoding: as in `generate`.
 
         Raises:
-            ValueError: a canvas without a blank, or another number of prompts than of canvases.
+            ValueError: a canvas without a blank, or different numbers of prompts and canvases.
         """
         _require_list(canvases)
         prompts = [[]] * len(canvases) if prompts is None else prompts
@@ -171,11 +163,11 @@ class DiffusionLM:
         return completions
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
-        """What every position predicts of its own token, float32 [b, t, v].
+        """Logits of every position's own token, float32 [b, t, v].
 
         Args:
-            tokens: int32 [b, t], with `config.mask_id` where a prediction is wanted.
-            attention_mask: bool [b, t], False on padding; or [b, t, t]. Everything is valid by default.
+            tokens: int32 [b, t], with `config.mask_id` at positions to predict.
+            attention_mask: bool [b, t], False on padding; or [b, t, t]. All True by default.
         """
         tokens = np.asarray(tokens, np.int32)
         attention_mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask, bool)
@@ -185,12 +177,9 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """The likelihood of a completion: the mean of random draws of the bound, k of its l tokens masked, weight l / k,
-        k spread evenly over 1..l (llada.md 6.8). A completion of one token has one masking, and its likelihood is exact.
-
-        Raises:
-            ValueError: an empty completion.
-        """
+        """Estimates the likelihood of a completion: the mean of random draws of the bound, k of its l tokens masked, weight
+        l / k, k spread evenly over 1..l (docs/method.md section 14). It is exact for a completion of one token. An empty one is
+        a ValueError."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         if not answer.size:
             raise ValueError("an empty completion has no likelihood to estimate")
@@ -210,11 +199,8 @@ class DiffusionLM:
         return Score(-float(bound.mean()), error, draws)
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
-        """Token ids of a prompt; chat: as in `generate`.
-
-        Raises:
-            ValueError: text without a tokenizer, a chat without a chat template, or ids outside of the vocabulary.
-        """
+        """Token ids of a prompt; chat: as in `generate`. Text without a tokenizer, a chat without a chat template and ids outside
+        of the vocabulary are ValueErrors."""
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -229,11 +215,8 @@ class DiffusionLM:
         return ids
 
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
-        """Token ids of a canvas, as `infill` takes it, with `config.mask_id` in the blanks.
-
-        Raises:
-            ValueError: there is no blank, or one that is too long.
-        """
+        """Token ids of a canvas of `infill`, with `config.mask_id` in the blanks. A canvas without a blank, or with one that is
+        too long, is a ValueError."""
         if not isinstance(canvas, str):
             ids = self.encode(canvas)
         else:
@@ -259,7 +242,7 @@ class DiffusionLM:
         watch: Callable[[Step], None] | None,
         whole: bool = False,
     ) -> list[Completion]:
-        """`whole`: the text of all tokens, not only of those before the first EOS."""
+        """whole: the text includes tokens after the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         seen: Counter[int] = Counter()
         occurrence = []
@@ -310,21 +293,19 @@ def load(
     mesh: Mesh | None = None,
     stage: str | None = None,
 ) -> DiffusionLM:
-    """A model from a Hugging Face folder of LLaDA or iLLaDA, a folder that `igpo_jax.convert` wrote, or a run's folder.
+    """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, a folder that `igpo_jax.convert` wrote, or a run's folder.
 
     Args:
-        adapters: a folder of adapters in PEFT's format that belong to the model.
+        adapters: a folder of the model's adapters in PEFT's format.
         dtype: float32 | bfloat16, of parameters and activations, adapters stay float32; by default bfloat16 on accelerators,
             float32 on CPUs.
-        mesh: where to; by default spread over all devices.
-        stage: of a run, sft | rl: whose newest checkpoint; by default the last stage's.
+        mesh: by default all devices.
+        stage: sft | rl, for a run: the stage of the checkpoint, the newest; by default the last stage.
 
     Raises:
-        ValueError: nothing there, or not whole; the message names the file and what is wrong with it.
+        ValueError: a missing or damaged file; the message names it and the reason.
     """
-    path = pathlib.Path(path)
-    mesh = mesh or make_mesh()
-    dtype = dtype or default_dtype()
+    path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     if not path.is_dir():
         raise ValueError(f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
@@ -333,7 +314,7 @@ def load(
         run = restore_run(path, mesh, stage)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
-        # Any length, on any machine: not the kernel that the run was trained with.
+        # The kernel of the run's training may not serve every length and machine.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         origin = {"path": str(path), "stage": run.stage, "step": run.step}
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
@@ -346,18 +327,18 @@ def load(
     if tokenizer is not None:
         config = configuration.with_tokenizer(config, tokenizer, path)
     origin = {"path": str(path)} | ({} if adapters is None else {"adapters": str(adapters)})
-    if cfg is None:
-        return DiffusionLM(config, load_params(path, config, mesh), tokenizer, mesh, origin)
-    values = jax.device_put(values, lora.shardings(config, cfg, mesh))
-    return DiffusionLM(config, lora.attach(load_params(path, config, mesh), values, cfg), tokenizer, mesh, origin)
+    params = load_params(path, config, mesh)
+    if cfg is not None:
+        params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, mesh)), cfg)
+    return DiffusionLM(config, params, tokenizer, mesh, origin)
 
 
 def default_dtype() -> str:
-    """What a model computes in where nothing else is asked for."""
+    """Default dtype of a model on this backend."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:
-    """The tokenizer of a model folder, None where it has none."""
+    """The tokenizer of a model folder, None if it has none."""
     has_one = (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
     return load_tokenizer(folder, mask_id) if has_one else None

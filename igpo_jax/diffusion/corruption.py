@@ -1,4 +1,4 @@
-"""The forward process and the supervised loss of masked diffusion (LLaDA; igpo_method.md section 1)."""
+"""The forward process and the supervised loss of masked diffusion (LLaDA, arXiv 2502.09992; docs/method.md section 2)."""
 
 import math
 from typing import NamedTuple
@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpo_jax.model.logprobs import token_log_probs
-from igpo_jax.model.sharding import Params
+from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, forward
 
-MIN_NOISE = 1e-3  # epsilon of LLaDA's discretisation: keeps 1/p finite
+MIN_NOISE = 1e-3  # epsilon of LLaDA's discretization: keeps 1/p finite
 
 
 class Corruption(NamedTuple):
-    """Which tokens are masked, bool [b, l], and the weight 1/p of each row's cross-entropy, float32 [b]."""
+    """A draw of the forward process."""
 
-    masked: jax.Array
-    weight: jax.Array
+    masked: Array  # bool [b, l]
+    weight: Array  # float32 [b], 1/p of each row's cross-entropy
 
 
 def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
-    """float32 [rows] in [0, 1): each value uniform, together evenly spread, which tames the variance of 1/t."""
+    """float32 [rows] in [0, 1): each value uniform, together evenly spread, which lowers the variance of 1/t."""
     order_key, offset_key = jax.random.split(key)
     strata = jax.random.permutation(order_key, rows)
     return (strata + jax.random.uniform(offset_key, (rows,))) / rows
@@ -47,16 +47,12 @@ def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
     return Corruption(rank < k[:, None], length / k)
 
 
-HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # shares of a completion that are masked
+HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # masked shares of a completion
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """The grid of the held-out loss: of every completion the same share, weighted so that the bound is a mean per masked token.
-
-    Args:
-        rank: int32 [b, l], each row a permutation of 0..l-1; what a small share masks, a larger one masks, too.
-        share: in (0, 1].
-    """
+    """Masks the same share, in (0, 1], of every completion, weighted so that the bound is a mean per masked token. rank: int32
+    [b, l], each row a permutation of 0..l-1; a larger share masks a superset."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 
@@ -69,14 +65,14 @@ CORRUPTIONS = {"independent": mask_independently, "count": mask_count}
 
 
 def sft_loss(
-    params: Params, prompt: jax.Array, prompt_mask: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
+    params: Params, prompt: Array, prompt_mask: Array, completion: Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
     """The bound on -log p(completion | prompt) per token (paper Eq. 1), averaged over rows; see `negative_bound`."""
     return jnp.mean(negative_bound(params, prompt, prompt_mask, completion, corruption, cfg)) / completion.shape[1]
 
 
 def negative_bound(
-    params: Params, prompt: jax.Array, prompt_mask: jax.Array, completion: jax.Array, corruption: Corruption, cfg: ModelConfig
+    params: Params, prompt: Array, prompt_mask: Array, completion: Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
     """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]: the sum of the masked tokens'
     cross-entropies times the weight. The prompt is never masked.

@@ -1,5 +1,5 @@
-"""One denoising step: a token for every masked position of a block, and which of them are written now (igpo_method.md 2.2,
-llada.md 6)."""
+"""Rules of a denoising step: a token for every masked position of a block, and which of them are written now (docs/method.md
+section 5)."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from igpo_jax.model.transformer import ModelConfig
 REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
 COMMITS = ("schedule", "threshold", "factor")
 CACHES = ("none", "prefix", "dual")
+CHOICES = {"remasking": REMASKINGS, "commit": COMMITS, "fallback": ("leftmost", "most_confident"), "cache": CACHES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +25,20 @@ class DecodeConfig:
     steps: int  # denoising steps for the whole completion, at most
     temperature: float = 0.0
     cfg_scale: float = 0.0  # classifier-free guidance; 0 is none
-    # Which positions are written first: low_confidence (where the drawn token is likely), position_first (where the likeliest
-    # token is likely, whatever is drawn), entropy (where the distribution is narrow) or random.
+    # Positions written first: low_confidence (drawn token is likely), position_first (likeliest token is likely, whatever is
+    # drawn), entropy (distribution is narrow) or random.
     remasking: str = "low_confidence"
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
-    # How many tokens a step writes: schedule (the same number in every step), threshold (all that are likelier than
-    # `threshold`) or factor (the n likeliest, as long as (n + 1) (1 - probability) < `factor`); at least what must be written
-    # in this step to be done after `steps`: the leftmost, or the most confident (`fallback`).
+    # Tokens written per step: schedule (the same number in every step), threshold (all that are likelier than `threshold`) or
+    # factor (the n likeliest while (n + 1) (1 - probability) < `factor`); at least as many as are needed to finish within
+    # `steps`, by `fallback`: the leftmost or the most_confident.
     commit: str = "schedule"
     threshold: float = 0.9
     factor: float = 1.0
     fallback: str = "leftmost"
-    # Keys and values that a step takes from the last full evaluation: none, prefix (of all that is left of the block) or dual
-    # (of all that is outside of it). Full evaluations come at a block's beginning and every `refresh` steps; 0: only there.
+    # Keys and values reused from the last full evaluation: none, prefix (positions left of the block) or dual (positions
+    # outside of it). Full evaluations run at a block's beginning and every `refresh` steps; 0: only there.
     cache: str = "none"
     refresh: int = 0
 
@@ -55,20 +56,15 @@ class DecodeConfig:
                 f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = "
                 f"{self.blocks}"
             )
-        for name, values in (
-            ("remasking", REMASKINGS),
-            ("commit", COMMITS),
-            ("fallback", ("leftmost", "most_confident")),
-            ("cache", CACHES),
-        ):
+        for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
         if self.commit != "schedule" and self.remasking not in ("low_confidence", "position_first"):
             raise ValueError(
-                f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not look at; use "
-                "low_confidence or position_first"
+                f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not use; use low_confidence "
+                "or position_first"
             )
-        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):  # NaN is refused, too
+        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):  # rejects NaN too
             raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
         if not (0 < self.threshold <= 1 and 0 < self.factor < math.inf and self.refresh >= 0):
             raise ValueError(
@@ -86,7 +82,7 @@ class DecodeConfig:
 
 
 def exact_sampler(decode: DecodeConfig) -> DecodeConfig:
-    """Without what approximates."""
+    """The same sampler without cache and parallel commits."""
     return dataclasses.replace(decode, cache="none", commit="schedule")
 
 
@@ -99,12 +95,11 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """A token for every position, and how much the position deserves to be written now (llada.md 6.3, 6.5, 6.6).
+    """Draws a token for every position, and its confidence.
 
-    The token is a draw from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
-    exp(logits) / (-log u)^T, without its overflow. The confidence is a log-probability under the clean logits: of the
-    token that was drawn (low_confidence), or of the likeliest one (position_first), which leaves the draw to the temperature
-    alone; or minus the entropy.
+    The token is drawn from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
+    exp(logits) / (-log u)^T, without its overflow. The confidence is a log-probability under the clean logits, of the drawn
+    token (low_confidence) or of the likeliest one (position_first); or minus the entropy.
 
     Args:
         logits: float32 [b, k, v], after guidance.
@@ -137,18 +132,14 @@ def propose(
 
 
 def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
-    """How many tokens a row writes in step `step` of `steps` of a block that had `masks` masks: the remainder goes to
-    the first steps (igpo_method.md 2.2)."""
+    """Number of tokens a row writes in step `step` of `steps` of a block that had `masks` masks; the first steps take the
+    remainder."""
     return masks // steps + (step < masks % steps)
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
-    """The `count` masked positions of every row with the highest confidence, all of them where there are fewer.
-
-    Args:
-        confidence: float32 [b, k]; -inf is the lowest, and still above what is not masked. masked: bool [b, k].
-        count: int32 [b].
-    """
+    """The `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there are
+    fewer. A masked position with confidence -inf still ranks above all that are not masked."""
     lowest = jnp.finfo(confidence.dtype).min
     ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
     return masked & (ranked < count[:, None])
@@ -162,14 +153,14 @@ def rank_descending(values: jax.Array) -> jax.Array:
 def to_write(
     confidence: jax.Array, masked: jax.Array, masks_at_entry: jax.Array, step: jax.Array, decode: DecodeConfig
 ) -> jax.Array:
-    """Which positions of a block are written in this step, bool [b, k].
+    """Positions of a block that are written in this step, bool [b, k].
 
-    The parallel rules are Fast-dLLM's (arXiv 2505.22618). Where they write too few, the leftmost masks follow, or the most
-    confident, which is said to let RL collapse (ForkGRPO).
+    The parallel rules are Fast-dLLM's (arXiv 2505.22618). If they write too few, the leftmost masks follow, or the most
+    confident, with which RL is reported to collapse (ForkGRPO).
 
     Args:
         confidence: float32 [b, k], log-probabilities unless decode.commit is schedule. masked: bool [b, k].
-        masks_at_entry: int32 [b], how many masks the block had. step: int32 [], of the block.
+        masks_at_entry: int32 [b], masks of the block before its first step. step: int32 [], of the block.
     """
     if decode.commit == "schedule":
         return most_confident(confidence, masked, transfer_count(masks_at_entry, step, decode.steps_per_block))
@@ -182,6 +173,6 @@ def to_write(
         likely = masked & (rank < first_failing)
     due = -(-masked.sum(axis=1) // (decode.steps_per_block - step))
     others = confidence
-    if decode.fallback == "leftmost":  # but what is to be written last
+    if decode.fallback == "leftmost":  # except positions that are to be written last
         others = jnp.where(confidence == -jnp.inf, -jnp.inf, -jnp.arange(masked.shape[1], dtype=confidence.dtype))
     return most_confident(jnp.where(likely, jnp.inf, others), masked, jnp.maximum(likely.sum(axis=1), due))

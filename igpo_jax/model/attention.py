@@ -1,7 +1,7 @@
 """Bidirectional attention behind one function, with three back ends.
 
-xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is the TPU kernel that comes with jax; it never stores the
-matrix of scores. All of them compute the same for every position that is no padding.
+xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is jax's TPU kernel; it never stores the matrix of scores. All compute
+the same for every position that is not padding.
 """
 
 import functools
@@ -16,8 +16,8 @@ from igpo_jax.runtime.mesh import BATCH
 
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 LANES = 128  # splash: positions and head size come in multiples of this
-MASKED_SCORE = -1e30  # finite: a row of which everything is masked is no NaN
-LARGEST_BLOCK = 1024  # splash: scores of so many by so many positions fit the chip's vector memory
+MASKED_SCORE = -1e30  # finite: a row in which everything is masked is not NaN
+LARGEST_BLOCK = 1024  # splash: scores of this many positions squared fit the chip's vector memory
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, implementation: str) -> jax.Array:
@@ -30,7 +30,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, 
         implementation: xla | cudnn | splash.
 
     Returns:
-        [b, t, n, h] in q's dtype; at padding, positions that nobody attends to, it means nothing.
+        [b, t, n, h] in q's dtype, meaningless at padding.
     """
     if implementation == "splash":
         return splash_attention(q, k, v, attention_mask)
@@ -51,10 +51,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, 
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """q [b, t, n, h], k and v [b, s, n, h], mask bool [b, 1, 1 or t, s] -> [b, t, n, h].
 
-    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), of probabilities that are kept; those of a query
-    that may see nothing mean nothing. Left to itself, differentiation keeps and transposes more matrices [t, s], and a
-    small model's gradients on a CPU take a fifth longer. Without differentiation it is jax's: compiled for TPUs, it moves
-    fewer bytes than the products below.
+    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), from stored probabilities; a query that may see nothing
+    has meaningless ones. Automatic differentiation stores and transposes more [t, s] matrices: a small model's gradients on a
+    CPU take a fifth longer. The primal is jax's, which moves fewer bytes on TPUs than the products below.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
@@ -85,9 +84,8 @@ _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, interpret: bool = False) -> jax.Array:
-    """`attend` with the TPU's kernel: rows spread over (data, fsdp) and heads over tensor, under a shard_map of its own.
-
-    Padding and the rest are two segments, which do not see each other.
+    """`attend` with the TPU kernel: rows split over (data, fsdp) and heads over tensor, under its own shard_map. Padding and the
+    rest are two segments, which do not see each other.
 
     Args:
         interpret: runs the kernel's code on any platform, slowly.

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens from hidden states; logits of [batch, length, vocabulary] never exist at once."""
+"""Log-probabilities of tokens from hidden states, without logits of [batch, length, vocabulary] at once."""
 
 import dataclasses
 import functools
@@ -13,15 +13,12 @@ from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_voca
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import BATCH, make_mesh
 
-HEAD = partition(("embed", "vocab"))  # how the head comes into shard_map
+HEAD = partition(("embed", "vocab"))  # the head's partition at the entry of shard_map
 
 
 def token_log_probs(params: Params, hidden: jax.Array, targets: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Log-probabilities of targets, float32 [b, l], on the mesh in use; without one, on one device.
-
-    Args:
-        hidden: [b, l, d], b a multiple of data * fsdp. targets: int32 [b, l].
-    """
+    """Log-probabilities of targets, int32 [b, l], as float32 [b, l], on the mesh in use or one device. hidden: [b, l, d], b a
+    multiple of data * fsdp."""
     mesh = jax.sharding.get_abstract_mesh()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh.empty else mesh
 
@@ -35,7 +32,7 @@ def token_log_probs(params: Params, hidden: jax.Array, targets: jax.Array, cfg: 
 def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Log-probability of every completion token and entropy of its distribution. Runs inside `shard_map`.
 
-    The vocabulary lies over the mesh axis tensor; logits exist for `chunk` positions at a time, and the backward pass
+    The vocabulary is split over the mesh axis tensor; logits exist for `chunk` positions at a time, and the backward pass
     recomputes them.
 
     Args:
@@ -77,15 +74,13 @@ def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chu
     return jnp.moveaxis(log_probs, 3, 2).reshape(completions.shape), entropy.reshape(completions.shape)
 
 
-LEAST_CHUNK, MOST_CHUNK = 128, 16384  # of head_chunk
-
-
-ASSUMED_GIB = 16  # the memory of a device that `CHIPS` does not list, and of a CPU
+LEAST_CHUNK, MOST_CHUNK = 128, 16384  # limits of head_chunk
+ASSUMED_GIB = 16  # memory of a CPU, or of a device that `CHIPS` does not list
 
 
 def with_head_chunk(model: ModelConfig, mesh) -> ModelConfig:
-    """head_chunk=0 becomes a power of two from 128 to 16384: so many positions that their logits, exponentials and gradients in
-    float32 take a sixteenth of a device's memory: the published figure, or `ASSUMED_GIB`, the same on all hosts."""
+    """Replaces head_chunk=0 by a power of two from 128 to 16384: positions whose logits, exponentials and gradients in float32
+    take a sixteenth of a device's memory, as published or `ASSUMED_GIB`, the same on all hosts."""
     if model.head_chunk:
         return model
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)

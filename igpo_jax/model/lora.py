@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) as a second pytree beside frozen parameters, and their files in PEFT's format.
+"""Low-rank adapters (LoRA) as a second pytree beside frozen parameters.
 
-W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] zero at first, so that training starts at the base.
-There is no dropout: with it the policy ratio would differ from 1 before the first update (igpo_method.md 5).
+W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] zero at first, so that training starts at the base. There is no
+dropout: with it the policy ratio would differ from 1 before the first update (docs/method.md sections 10 and 12).
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from igpo_jax.model.sharding import ParameterInfo, Params
 from igpo_jax.model.transformer import ModelConfig
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
-REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # what the released code reaches of the seven that it lists
+REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # the ones of its seven that the released code reaches
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which matrices of the blocks have adapters, and of what size; hashable."""
+    """Which matrices of the blocks have adapters, and their rank; hashable."""
 
     rank: int
     alpha: float
@@ -30,7 +30,7 @@ class LoraConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))  # config files give lists
-        if self.rank < 1 or not 0 < self.alpha < math.inf:  # nor NaN
+        if self.rank < 1 or not 0 < self.alpha < math.inf:  # rejects NaN too
             raise ValueError(f"lora.rank={self.rank} must be at least 1, lora.alpha={self.alpha} positive")
         if not self.targets or len(set(self.targets)) < len(self.targets) or not set(self.targets) <= set(ALL_LINEAR):
             raise ValueError(f"lora.targets={self.targets!r} must be some of {', '.join(ALL_LINEAR)}, each once")
@@ -58,7 +58,7 @@ def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Par
 
 
 def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
-    """Adapters that change nothing yet: A uniform within 1 / sqrt(in), as PEFT draws it, B zero. float32."""
+    """Adapters without effect, float32: A uniform within 1 / sqrt(in), as PEFT draws it, B zero."""
     adapters = {}
     for number, (target, infos) in enumerate(adapter_table(cfg, lora).items()):
         a, b = infos["a"], infos["b"]
@@ -68,7 +68,7 @@ def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every adapter, with its sharding on `mesh`: spread over fsdp and tensor, the rank whole."""
+    """`jax.ShapeDtypeStruct` of every adapter, with its sharding on `mesh`: split over fsdp and tensor, except the rank."""
     return transformer.abstract_table(adapter_table(cfg, lora), "float32", mesh)
 
 
@@ -79,24 +79,21 @@ def shardings(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
     """Parameters for `transformer.forward`: the base, not copied, with adapters beside its matrices. Differentiable."""
-    scaled = {target: {"a": of["a"], "b": of["b"] * lora.scale} for target, of in adapters.items()}
+    scaled = {target: {"a": adapter["a"], "b": adapter["b"] * lora.scale} for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | {"adapters": scaled}}
 
 
 def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
     """W + scale * A B in the base's dtype. In bfloat16 most of a small change is lost, see `merge_matrix`."""
-    blocks = {target: merge_matrix(base["blocks"][target], of, lora)[0] for target, of in adapters.items()}
+    blocks = {target: merge_matrix(base["blocks"][target], adapter, lora)[0] for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | blocks}
 
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """W + scale * A B of one target, added up in float32, layer by layer; and the share of the change that rounding to
-    `dtype` loses: the error's norm over the change's. A change below half the spacing of bfloat16 numbers disappears.
-
-    Args:
-        w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}. dtype: by default that of w.
-    """
+    """W + scale * A B of one target, summed in float32 layer by layer; and the share of the change that rounding to `dtype` (by
+    default that of w) loses: the error's norm over the change's. A change below half the spacing of bfloat16 numbers
+    disappears. w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}."""
 
     def merged(layer):
         w, a, b = layer
@@ -110,11 +107,7 @@ def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | N
 
 
 def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
-    """The parameters, and adapters of them, divide evenly over the mesh.
-
-    Raises:
-        ValueError: names the two sizes that do not fit together.
-    """
+    """Raises a ValueError that names two sizes if parameters or adapters do not divide evenly over the mesh."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     checks = [
         ("model.width", model.width, "mesh.fsdp", fsdp),

@@ -1,4 +1,4 @@
-"""Which mesh axes every parameter is spread over, at rest and in use."""
+"""The mesh axes over which every parameter is split, at rest and in use."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 Params = dict[str, Any]
 Array = jax.Array | np.ndarray  # bundles hold either: on the host before and after a program, on devices inside
 
-# Logical axis -> mesh axes that it is spread over. An axis that is missing here is an error, not silently replicated.
+# Logical axis -> mesh axes. A missing axis is an error, not silently replicated.
 SHARDING_RULES = {
     "layers": None,
     "vocab": "tensor",
@@ -27,8 +27,7 @@ SHARDING_RULES = {
     "adapter of mlp": ("tensor", "fsdp"),
 }
 
-
-# The same while a layer is computed, where it differs: rows are spread over fsdp, too, so weights must not be.
+# Exceptions while a layer is computed: rows are split over fsdp, so weights must not be.
 RULES_IN_USE = SHARDING_RULES | {
     "embed": None,
     "adapter of embed": None,
@@ -45,11 +44,7 @@ class ParameterInfo:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of everything that a table declares.
-
-    Raises:
-        KeyError: a logical axis has no rule in `SHARDING_RULES`.
-    """
+    """`jax.ShapeDtypeStruct` of every entry of a table. A logical axis without a rule in `SHARDING_RULES` is a KeyError."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
@@ -58,7 +53,7 @@ def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
 
 
 def partition(axes: tuple[str, ...], rules=SHARDING_RULES) -> P:
-    """Where the rules put an array with these logical axes."""
+    """PartitionSpec of an array with these logical axes."""
     return P(*(rules[axis] for axis in axes))
 
 
@@ -68,9 +63,8 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Inside jit: a weight with these logical axes as `RULES_IN_USE` want it; left to itself, the partitioner would
-    exchange activations, which are larger. Cast before, so that the cast travels. Gradients are summed and spread in one
-    step, the reverse of gathering."""
+    """Inside jit: gathers a weight with these logical axes as `RULES_IN_USE` say; by itself, the partitioner would exchange
+    activations, which are larger. Cast before, to send fewer bytes. Gradients are reduced and scattered in one step."""
     return constrain(w, partition(axes, RULES_IN_USE))
 
 

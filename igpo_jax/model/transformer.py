@@ -2,8 +2,8 @@
 
 Letters in einsums: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
 
-The parameters are a nested dict. `parameter_table` is the only place that knows their shapes, logical axes and
-initialisers; `init`, `abstract` and `shardings` are derived from it.
+The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers; `init`, `abstract`
+and `shardings` are derived from it.
 """
 
 import dataclasses
@@ -137,12 +137,12 @@ def init(key: jax.Array, cfg: ModelConfig) -> Params:
     """Random parameters. Run it under `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
     infos, treedef = jax.tree.flatten(parameter_table(cfg), is_leaf=lambda x: isinstance(x, ParameterInfo))
 
-    def initialise(key, info):
+    def initialize(key, info):
         if info.stddev is None:
             return jnp.ones(info.shape, cfg.param_dtype)
         return (info.stddev * jax.random.normal(key, info.shape)).astype(cfg.param_dtype)
 
-    return treedef.unflatten(map(initialise, jax.random.split(key, len(infos)), infos))
+    return treedef.unflatten(map(initialize, jax.random.split(key, len(infos)), infos))
 
 
 def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -241,7 +241,7 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """A few layers are no loop, and the last computes wanted positions only: on a CPU this saves a quarter of an update."""
+    """Whether the layers are unrolled, so that the last computes `out_slice` only: on a CPU this saves a quarter of an update."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
@@ -252,8 +252,8 @@ def _only(x: jax.Array, out_slice: OutSlice | None, axis: int = 1) -> jax.Array:
 def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Rows of the embedding [v, d] for int32 [b, t], as [b, t, d] of `dtype`.
 
-    On a mesh every device looks up its columns for the rows of all of fsdp, and columns are then exchanged for rows: what
-    travels are activations. Left to itself, the partitioner would gather the whole table on every device.
+    On a mesh every device looks up its columns for the rows of all of fsdp, and columns are then exchanged for rows, so that
+    only activations are sent. By itself, the partitioner would gather the whole table on every device.
     """
 
     def local(table, tokens):
@@ -278,7 +278,7 @@ def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
 
 
 def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
-    """The head [d, v]; the transposed embedding where the two are tied."""
+    """The head [d, v]; the transposed embedding if the two are tied."""
     return params["embedding"].T if cfg.tied_head else params["head"]
 
 
@@ -288,15 +288,14 @@ def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
 
 
 def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int | None = None) -> int:
-    """Of matrix products in one forward pass of one row and the head, two per multiplication.
+    """FLOPs of the matrix products in one forward pass of one row and the head, two per multiplication.
 
     Args:
-        positions: that are computed. wanted: those whose logits are. attended: positions that they look at; by default, as
-            many as are computed.
+        positions: computed ones. logits: positions with logits. attended: keys per query; by default `positions`.
     """
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
     others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
-    others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the values that they weigh
+    others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the weighted sum of values
     in_last = logits if _is_unrolled(cfg) else positions
     layers = cfg.layers * positions * keys + ((cfg.layers - 1) * positions + in_last) * others
     return 2 * (layers + logits * cfg.width * cfg.vocab_size)
@@ -379,14 +378,14 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    """x [b, t, i] @ w [i, o], plus the layer's adapter of that name, if it has one (lora.py). Rows and positions are
-    merged first: XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
+    """x [b, t, i] @ w [i, o], plus the layer's adapter of that name if it has one (lora.py). Rows and positions are merged
+    first: XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     adapter = layer.get("adapters", {}).get(name)
     if adapter is None:
         y = rows @ layer[name]
     else:
-        # Rounded once, after the sum: the adapter's part is small at first, and would be lost beside a rounded product.
+        # Rounded once, after the sum: the adapter's part is small at first, and a rounded product would absorb it.
         y = _product(rows, layer[name]) + _product(rows @ adapter["a"], adapter["b"])
         y = y.astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
@@ -394,7 +393,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [m, i] @ w [i, o] in float32; its gradients are products of x's dtype, as those of x @ w are."""
+    """x [m, i] @ w [i, o] in float32; its gradients have x's dtype, like those of x @ w."""
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
