@@ -1,7 +1,4 @@
-"""What HTML pages share: templates, styles and scripts from the files beside this module, and pieces of markup.
-
-Does not import JAX, because `igpo_jax.rewrite` does not either.
-"""
+"""Parts shared by HTML pages: templates, styles and scripts from the files beside this module, and pieces of markup."""
 
 import html
 import json

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from igpo_jax.cli import parse_flags
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Messages, Reply, ask_all
@@ -388,12 +389,5 @@ def _bar(total: int, done: int, what: str) -> tqdm:
     return tqdm(total=total, initial=done, desc=what, mininterval=interval, disable=done == total)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)
