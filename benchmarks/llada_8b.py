@@ -31,7 +31,7 @@ from igpo_jax.rl.update import make_update
 from igpo_jax.run.metrics import device_memory
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
-from igpo_jax.training.policy import policy_params
+from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_width": 192, "vocab_size": 2048}
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         frozen = jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(0), cfg)
         make = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=lora_module.shardings(cfg, lora, mesh))
         adapters = make(jax.random.key(1), cfg, lora)
-        policy = policy_params(adapters, frozen, lora)
+        policy = Policy(cfg, lora).assemble(adapters, frozen)
 
         rows, row = arguments.rows, np.arange(arguments.rows, dtype=np.uint32)
         canvas = np.full((rows, length), cfg.mask_id, np.int32)
@@ -141,10 +141,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
             mesh,
         )
         scores = compute_logprobs(policy, frozen, batch, jax.random.key(3), cfg, objective, mesh)
-        optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), 100, cfg, lora)
-        state = create_state(adapters, optimizer, cfg, mesh, lora)
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), 100, Policy(cfg, lora))
+        state = create_state(adapters, optimizer, Policy(cfg, lora), mesh)
         inner_step = jnp.int32(0)
-        compiled = make_update(optimizer, cfg, objective, mesh, lora=lora).lower(
+        compiled = make_update(optimizer, Policy(cfg, lora), objective, mesh).lower(
             state, batch, scores, inner_step, frozen
         ).compile()  # fmt: skip
         first = (state, batch, scores, inner_step, frozen)

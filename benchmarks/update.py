@@ -40,6 +40,7 @@ from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.rl.likelihood import GroupBatch, views_of
 from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, loss_and_statistics
 from igpo_jax.rl.update import make_update
+from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -113,10 +114,10 @@ def make_policy_update(
 ) -> tuple[Callable[[], list[jax.Array]], float]:
     """The package's policy update of a batch, as a function that returns the losses of its inner steps, and the FLOPs of its
     compiled programs. The policy goes on from call to call."""
-    optimizer, key = make_optimizer(adamw, 100, cfg), jax.random.key(0)
+    optimizer, key = make_optimizer(adamw, 100, Policy(cfg)), jax.random.key(0)
     scoring = compute_logprobs.lower(old, reference, batch, key, cfg, objective, mesh).compile()
-    state, scores = create_state(params, optimizer, cfg, mesh), scoring(old, reference, batch, key)
-    updating = make_update(optimizer, cfg, objective, mesh).lower(state, batch, scores, np.int32(0)).compile()
+    state, scores = create_state(params, optimizer, Policy(cfg), mesh), scoring(old, reference, batch, key)
+    updating = make_update(optimizer, Policy(cfg), objective, mesh).lower(state, batch, scores, np.int32(0)).compile()
 
     def policy_update():
         nonlocal state

@@ -274,9 +274,9 @@ def tiny_run() -> Iterator[Finding]:
         experiment, folder = open_experiment(_tiny_config(jax.device_count()), name), pathlib.Path(name)
         with contextlib.closing(experiment.pool), jax.set_mesh(experiment.mesh):
             with Checkpoints(folder / "checkpoints" / "sft", keep=1) as saved:
-                base_params, start = run_sft(experiment, saved, lambda: False)
+                start = run_sft(experiment, saved, lambda: False)
             with Checkpoints(folder / "checkpoints" / "rl", keep=1, best=True) as saved:
-                trained = run_rl(experiment, base_params, start, saved, lambda: False)
+                trained = run_rl(experiment, start, saved, lambda: False)
         read = restore_run(folder, experiment.mesh).params
         same = jax.tree.map(lambda one, other: np.array_equal(one, other), trained, read)
         broken, hints = (last_logged(folder, "rl", name) for name in ("grading/broken", "hint/tokens"))

@@ -74,10 +74,10 @@ def train(experiment: Experiment) -> None:
     options: dict[str, Any] = {"keep": config.checkpoints_kept, "identity": identity}
     with jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
-            base_params, start = run_sft(experiment, saved, preempted)
+            start = run_sft(experiment, saved, preempted)
         if config.rl.iterations:
             with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
-                run_rl(experiment, base_params, start, saved, preempted)
+                run_rl(experiment, start, saved, preempted)
 
 
 def _default_workdir() -> str:

@@ -16,9 +16,7 @@ from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/, or a path; file.py:variant for a variant."
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4; the devices that are here by default.")
 SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the topology.", lower_bound=1)
 PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
@@ -112,7 +110,11 @@ def remat_table(result: dict) -> list[str]:
         cells.append(f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else "")
         lines.append("| " + " | ".join(cells) + " |")
     choice = result["remat"]["choice"]
-    return [*lines, "", "None of them fits." if choice is None else f"--config.model.remat={choice} recomputes no more than it must to fit."]
+    return [
+        *lines,
+        "",
+        "None of them fits." if choice is None else f"--config.model.remat={choice} recomputes no more than it must to fit.",
+    ]
 
 
 def received(record: dict) -> str:

@@ -8,19 +8,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from igpo_jax.config import Config, check_divisibility
-from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import (
-    GIB,
-    measure,
-    planned_model,
-    programs,
-    shard_bytes,
-)
+from igpo_jax.plan.programs import GIB, measure, planned_model, programs, shard_bytes
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
+from igpo_jax.training.policy import Policy
 
 MOST = 0.9  # of the memory: fragmentation and what the runtime itself holds come on top of what the compiler counts
 
@@ -92,7 +86,7 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
     shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
     length = config.data.prompt_buckets[-1] + config.sampler.completion_length
     parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
-    trained = parameters if lora is None else shard_bytes(lora_module.abstract(model, lora, mesh)) // 4
+    trained = parameters if lora is None else shard_bytes(Policy(model, lora).abstract(mesh)) // 4
     resident = sum(fullest["resident_gib"].values()) * GIB
     temporary = fullest.get("temporary_gib", fullest["peak_gib"] - resident / GIB) * GIB
     compute = 2 if model.compute_dtype == "bfloat16" else 4

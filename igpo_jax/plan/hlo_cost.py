@@ -196,7 +196,6 @@ class _Program:
                         return -(-int(limit.attributes) // int(steps[0].attributes))
         raise ValueError(f"cannot tell how often the loop {loop.name} runs")
 
-
     def _inlined(self, name: str) -> "_Inlined":
         """A computation with what its fusions contain."""
         found = _Inlined({}, {})

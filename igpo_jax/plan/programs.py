@@ -1,4 +1,4 @@
-"""What the programs of a run need on a device, found by compiling them from shapes alone: nothing is allocated."""
+"""Memory and work of a run's programs on a device, found by compiling them from shapes; nothing is allocated."""
 
 import dataclasses
 import math
@@ -19,8 +19,9 @@ from igpo_jax.diffusion.corruption import Corruption
 from igpo_jax.diffusion.denoise import DecodeState
 from igpo_jax.diffusion.sampler import denoise_block
 from igpo_jax.diffusion.sampler_error import PROBED, block_errors
-from igpo_jax.model import lora as lora_module
+from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
+from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
@@ -30,8 +31,8 @@ from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
 from igpo_jax.stages.sft import heldout_bound, make_sft_update
-from igpo_jax.training.policy import make_cast
-from igpo_jax.training.state import abstract_state, make_optimizer
+from igpo_jax.training.policy import Policy, abstract_attach, in_compute_dtype, make_cast
+from igpo_jax.training.state import TrainState, make_optimizer
 
 GIB = 2**30
 LLADA_8B = ModelConfig(
@@ -49,25 +50,21 @@ LLADA_8B = ModelConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled program of a run. arguments: as a run calls `function` with them, arrays as shapes with shardings.
-    resident: what lies on the devices meanwhile, {name: pytree of such shapes}; the same object is the same array, and what
-    is an argument, too, is counted there. used: whether this run has it at all. per_iteration: how often an iteration of
-    the RL stage runs it, if no group is all wrong and one batch of prompts is enough."""
+    """One program of a run."""
 
     name: str
-    function: Any
-    arguments: tuple
-    resident: dict[str, Any]
-    used: bool
-    per_iteration: int = 0
+    function: Any  # jitted
+    arguments: tuple  # of a call in the run; arrays are shapes with shardings
+    resident: dict[str, Any]  # name -> shapes of arrays held meanwhile; arrays that are also arguments count there
+    used: bool  # the run calls it
+    per_iteration: int = 0  # calls in an RL iteration without second attempts and with one batch of prompts
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """The network of a run whose tokenizer has not been trained or whose weights are elsewhere; and where its shape is
-    from.
+    """Returns the network of a run, even before its tokenizer is trained or its weights are present, and where its shape is from.
 
     Raises:
-        ValueError: the model's folder is there and cannot be used.
+        ValueError: the model's folder exists and cannot be used.
     """
     path, values = config.model.path, config.model
     numerics = {key: getattr(values, key) for key in configuration.NUMERICS}
@@ -79,104 +76,125 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
     return configuration.folder_model(config), path
 
 
+class Shapes:
+    """Arrays of a run as shapes with shardings. Programs share these objects: the same object is the same array."""
+
+    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh):
+        rl, sft, lora = config.rl, config.sft, config.lora
+        self.config, self.model, self.mesh = config, model, mesh
+        self.policy = policy = Policy(model, lora)
+        self.prompt_length, self.length = config.data.prompt_buckets[-1], config.sampler.completion_length
+        self.sft_optimizer = make_optimizer(config.sft.optimizer, max(sft.updates, 1), policy)
+        updates = max(rl.iterations, 1) * config.objective.inner_steps
+        self.rl_optimizer = make_optimizer(config.rl.optimizer, updates, policy)
+        self.sft_state = TrainState.abstract(self.sft_optimizer, policy, mesh)
+        self.rl_state = TrainState.abstract(self.rl_optimizer, policy, mesh)
+        self.base = policy.abstract_base(mesh)
+        frozen = {} if lora is None else {"frozen": self.base}
+        self.sampling_params = policy.abstract_sampling(self.rl_state.params, self.base, mesh)
+        if lora is None:
+            reference = transformer.abstract(in_compute_dtype(model), mesh)
+        else:
+            reference = abstract_attach(self.base, policy.abstract(mesh)) if sft.updates else self.base
+        self.reference = reference
+        self.sft_resident = {"training state": self.sft_state} | frozen
+        self.rl_resident = {"training state": self.rl_state, "reference": reference} | frozen
+        self.key = host_shapes(lambda: jax.random.key(0))
+
+    def rows(self, dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(BATCH)))
+
+    def sft_batch(self, rows: int) -> SFTBatch:
+        prompt = self.rows(jnp.int32, rows, self.prompt_length), self.rows(jnp.bool_, rows, self.prompt_length)
+        return SFTBatch(*prompt, self.rows(jnp.int32, rows, self.length))  # type: ignore[arg-type]
+
+    def sampling(self, rows: int, decode: DecodeConfig, params: Params) -> tuple:
+        """Arguments of `denoise_block` and `block_errors`."""
+        state = DecodeState.abstract(rows, self.prompt_length, decode, self.mesh)
+        return params, state, host(jnp.int32), self.model, decode
+
+    def evaluated(self) -> tuple[TrainState, dict[str, Any]]:
+        """The state of the last stage, and what the devices hold beside an evaluation."""
+        if self.config.rl.iterations:
+            return self.rl_state, self.rl_resident
+        return self.sft_state, self.sft_resident
+
+
 def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
-    """Every program of a run that takes more than a moment, with the shapes and shardings it has there."""
-    rl, sft, lora, objective = config.rl, config.sft, config.lora, config.objective
-    n, g, at_once = rl.prompts, rl.group_size, rl.prompts // rl.rollout_chunks
-    prompt_length, length = config.data.prompt_buckets[-1], config.sampler.completion_length
+    """The long-running programs of a run, with its shapes and shardings."""
+    shapes = Shapes(config, model, mesh)
+    evaluates = config.rl.iterations > 0 or (config.sft.updates > 0 and config.sft.eval_every > 0)
+    state, resident = shapes.evaluated()
+    found = sft_programs(shapes)
+    if shapes.policy.makes_copy():
+        found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, 1))
+    found += rl_programs(shapes)
+    params = shapes.policy.abstract_sampling(state.params, shapes.base, mesh)
+    arguments = shapes.sampling(config.evaluation.batch_size, config.evaluation.decode, params)
+    return [*found, Program("evaluate", denoise_block, arguments, resident, evaluates)]
 
-    def array(shape, dtype, spec=P(BATCH)):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    def tokens(*shape):
-        return array(shape, jnp.int32)
-
-    def prompts(rows):
-        return tokens(rows, prompt_length), array((rows, prompt_length), jnp.bool_)
-
-    def replicated_shapes(make):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
-
-    key = replicated_shapes(lambda: jax.random.key(0))
-    sft_optimizer = make_optimizer(config.sft.optimizer, max(sft.updates, 1), model, lora)
-    rl_optimizer = make_optimizer(config.rl.optimizer, max(rl.iterations, 1) * objective.inner_steps, model, lora)
-    sft_state, state = (abstract_state(optimizer, model, mesh, lora) for optimizer in (sft_optimizer, rl_optimizer))
-    base_params = None if lora is None else transformer.abstract(model, mesh)
-    copied = lora is None and model.compute_dtype != model.param_dtype
-    copy = dataclasses.replace(model, param_dtype=model.compute_dtype)
-
-    def acting_of(state):
-        if lora is not None:
-            return attach_abstract(base_params, state.params)
-        return transformer.abstract(copy, mesh) if copied else state.params
-
-    acting = acting_of(state)
-    if lora is None:
-        reference = transformer.abstract(copy, mesh)
-    else:
-        reference = attach_abstract(base_params, lora_module.abstract(model, lora, mesh)) if sft.updates else base_params
-    training = {"training state": state, "reference": reference} | ({} if lora is None else {"frozen": base_params})
-
-    def host(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def sampling(rows, decode, acting=acting):
-        state = DecodeState.abstract(rows, prompt_length, decode, mesh)
-        return acting, state, host((), jnp.int32), model, decode
-
-    hints = (
-        host((at_once,), jnp.uint32),
-        host((at_once * g, length), jnp.int32),
-        host((at_once, length), jnp.int32),
-        host((at_once,), jnp.int32),
-        host((at_once, length), jnp.bool_),
-    )
-    ratios = host((), jnp.float32), host((), jnp.float32)
-    gives_hints = config.inpainting.policy != "none"
-    groups = GroupBatch.abstract(mesh, n, g, prompt_length, length)
-    logprobs = LogProbs.abstract(mesh, groups, objective)
-    update = make_update(rl_optimizer, model, objective, mesh, rl.microbatches, lora)
-    sft_update = make_sft_update(sft_optimizer, model, sft.corruption, sft.microbatches, mesh, lora)
-    sft_batch = SFTBatch(*prompts(sft.batch_size), tokens(sft.batch_size, length))
-    scoring = (acting, reference, groups, key, model, objective, mesh, rl.microbatches)
-    sample_decode, eval_decode = config.sampler, config.evaluation.decode
-    blocks = rl.rollout_chunks * sample_decode.blocks
-    in_rl, everything = rl.iterations > 0, training | {"policy": acting}
-    rows = config.evaluation.batch_size
-    in_sft = sft.updates > 0 and sft.eval_every > 0
-    supervised = {"training state": sft_state} | ({} if lora is None else {"frozen": base_params})
-    last_state, beside = (state, training) if in_rl else (sft_state, supervised)
-    found = [
-        Program("sample", denoise_block, sampling(at_once * g, sample_decode), training, in_rl, blocks),
-        Program("inpaint", inpaint, (key, *hints, config.inpainting, ratios), everything, in_rl and gives_hints),
-        Program("score", compute_logprobs, scoring, training, in_rl, 1),
-        Program("update", update, (state, groups, logprobs, host((), jnp.int32), base_params), training, in_rl, objective.inner_steps),
-        Program("evaluate", denoise_block, sampling(rows, eval_decode, acting_of(last_state)), beside, in_rl or in_sft),
-    ]
-    if sample_decode.cache != "none":
-        number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
-        found.insert(1, Program("probe", block_errors, sampling(number, sample_decode), training, in_rl and rl.probe_every > 0))
-    if copied:
-        found.insert(0, Program("cast", make_cast(model, mesh), (last_state.params,), beside, in_rl or in_sft, 1))
-    if in_sft and sft.heldout:
-        masks = Corruption(array((rows, length), jnp.bool_), array((rows,), jnp.float32))
-        arguments = (acting_of(sft_state), *prompts(rows), tokens(rows, length), masks, model)
-        found.insert(0, Program("heldout", heldout_bound, arguments, supervised, True))
+def sft_programs(shapes: Shapes) -> list[Program]:
+    """The update, unless its batch cannot be sharded in a run without this stage, and the held-out losses."""
+    config, sft, mesh, found = shapes.config, shapes.config.sft, shapes.mesh, []
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
-        found.insert(0, Program("sft", sft_update, (sft_state, sft_batch, key, base_params), {}, sft.updates > 0))
+        update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
+        arguments: tuple = (shapes.sft_state, shapes.sft_batch(sft.batch_size), shapes.key, shapes.base)
+        found.append(Program("sft", update, arguments, {}, sft.updates > 0))
+    if sft.updates and sft.eval_every and sft.heldout:
+        rows = config.evaluation.batch_size
+        params = shapes.policy.abstract_sampling(shapes.sft_state.params, shapes.base, mesh)
+        masks = Corruption(shapes.rows(jnp.bool_, rows, shapes.length), shapes.rows(jnp.float32, rows))
+        batch = jax.tree.leaves(shapes.sft_batch(rows))
+        found.append(Program("heldout", heldout_bound, (params, *batch, masks, shapes.model), shapes.sft_resident, True))
     return found
 
 
-def attach_abstract(base_params: Any, adapters: Any) -> Any:
-    """As `lora.attach`, which scales the adapters: there they are new arrays, which the compiler counts as temporary."""
-    return base_params | {"blocks": base_params["blocks"] | {"adapters": adapters}}
+def rl_programs(shapes: Shapes) -> list[Program]:
+    config, model, mesh = shapes.config, shapes.model, shapes.mesh
+    rl, objective, params = config.rl, config.objective, shapes.sampling_params
+    used, resident, g, length = rl.iterations > 0, shapes.rl_resident, rl.group_size, shapes.length
+    at_once = rl.prompts // rl.rollout_chunks
+    sampling = shapes.sampling(at_once * g, config.sampler, params)
+    found = [Program("sample", denoise_block, sampling, resident, used, rl.rollout_chunks * config.sampler.blocks)]
+
+    if config.sampler.cache != "none":
+        number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
+        probe = shapes.sampling(number, config.sampler, params)
+        found.append(Program("probe", block_errors, probe, resident, used and rl.probe_every > 0))
+
+    problems, canvas, trace = host(jnp.uint32, at_once), host(jnp.int32, at_once * g, length), host(jnp.int32, at_once, length)
+    trace_length, hintable = host(jnp.int32, at_once), host(jnp.bool_, at_once, length)
+    ratios = host(jnp.float32), host(jnp.float32)
+    hinting = (shapes.key, problems, canvas, trace, trace_length, hintable, config.inpainting, ratios)
+    hinted = used and config.inpainting.policy != "none"
+    found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted))
+
+    groups = GroupBatch.abstract(mesh, rl.prompts, g, shapes.prompt_length, length)
+    scoring = (params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
+    found.append(Program("score", compute_logprobs, scoring, resident, used, 1))
+
+    update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, rl.microbatches)
+    updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
+    found.append(Program("update", update, updating, resident, used, objective.inner_steps))
+    return found
+
+
+def host_shapes(make) -> Any:
+    """Shapes of what `make()` returns, without shardings."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
+
+
+def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+    """An array on the host, which has no sharding."""
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
-    """Compiles a program; what it needs on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time.
+    """Compiles a program and returns its needs on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time.
 
     Returns:
-        A record for JSON. Where the compiler finds that it does not fit: `error`, and `peak_gib` as far as it says.
+        A record for JSON. If the compiler finds that it does not fit: `error`, and `peak_gib` from the compiler's message.
     """
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
@@ -211,7 +229,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     record |= {"peak_gib": sum(own.values()) / GIB + others, "compile_seconds": seconds}
     try:
         cost = program_cost(compiled.as_text())
-    except ValueError as error:  # the memory is known all the same
+    except ValueError as error:  # memory is known nevertheless
         return record | {"cost_error": str(error)}
     return record | {
         "flops": cost.flops,
@@ -222,14 +240,16 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Those that lie on devices already; configurations and what comes from the host are passed over."""
+    """Arrays with a sharding, which are on the devices already; arrays of the host and configurations are left out."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
 
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
-    """Seconds of one run at the chip's published peaks, and the share of them that communication takes if nothing of it
-    is hidden behind computing; empty where the peaks are not known."""
+    """Seconds of one call at the chip's published peaks, and the share of communication if none of it overlaps with compute.
+
+    Empty for a chip with unknown peaks.
+    """
     if chip is None:
         return {}
     working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)

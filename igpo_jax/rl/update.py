@@ -6,22 +6,19 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, loss_and_statistics
-from igpo_jax.training.policy import policy_params
+from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, state_shardings
 
 
 def make_update(
     optimizer: optax.GradientTransformation,
-    cfg: ModelConfig,
+    policy: Policy,
     objective: ObjectiveConfig,
     mesh: Mesh,
     microbatches: int = 1,
-    lora: LoraConfig | None = None,
 ) -> Callable:
     """Returns the compiled update (state, batch, logprobs, inner_step, base_params) -> (state, statistics).
 
@@ -36,7 +33,7 @@ def make_update(
         logprobs = jax.tree.map(lambda x: x[inner_step % x.shape[0]], logprobs)
 
         def part_loss(trained, part):
-            return loss_and_statistics(policy_params(trained, base_params, lora), *part, cfg, objective, mesh)
+            return loss_and_statistics(policy.assemble(trained, base_params), *part, policy.model, objective, mesh)
 
         (loss, statistics), gradients = accumulate_gradients(
             jax.value_and_grad(part_loss, has_aux=True), state.params, (batch, logprobs), microbatches
@@ -44,4 +41,4 @@ def make_update(
         state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
         return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
+    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, policy, mesh), None))

@@ -19,10 +19,9 @@ from igpo_jax.config import Config, check_divisibility
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.grading.reference_code import format_reward
-from igpo_jax.model import lora
 from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, init, shardings
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
@@ -30,6 +29,7 @@ from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import Grades, RewardPool, reward_pool
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
+from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
 
@@ -76,15 +76,11 @@ class Experiment:
         in their shards."""
         if self.config.model.path:
             return load_params(self.config.model.path, self.model, self.mesh)
-        make = jax.jit(init, static_argnums=1, out_shardings=shardings(self.model, self.mesh))
-        return make(self.key(0), self.model)
+        return Policy(self.model).init(self.key(0), self.mesh)
 
     def initial_adapters(self) -> Params:
         """Adapters whose product is zero."""
-        cfg = self.config.lora
-        assert cfg is not None, "lora.rank is 0"
-        make = jax.jit(lora.init, static_argnums=(1, 2), out_shardings=lora.shardings(self.model, cfg, self.mesh))
-        return make(self.key(3), self.model, cfg)
+        return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
         """Text of a completion, up to its first EOS unless reward.after_eos."""

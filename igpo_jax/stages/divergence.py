@@ -24,7 +24,13 @@ def count_skipped(skipped: np.ndarray, before: int) -> int:
 
 
 def stop_diverged(
-    step: int, stage: str, consecutive_skips: int, of_update: dict[str, Any], state: TrainState, batch: Any, checkpoints: Checkpoints
+    step: int,
+    stage: str,
+    consecutive_skips: int,
+    of_update: dict[str, Any],
+    state: TrainState,
+    batch: Any,
+    checkpoints: Checkpoints,
 ) -> None:
     """Raises Diverged with what is known of the last of so many skipped updates; its batch is saved in the run's folder.
 

@@ -29,7 +29,9 @@ def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: Inpain
 # Solutions that the model found itself
 
 
-def update_solution_bank(solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int) -> np.ndarray:
+def update_solution_bank(
+    solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
+) -> np.ndarray:
     """A new memory with the last correct completion of each problem that has one, up to its first EOS.
 
     Args:
@@ -80,5 +82,7 @@ def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_ba
     length = (trace != eos_id).sum(axis=1, dtype=np.int32)
     if experiment.config.inpainting.exclude_answer:
         completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
-        length = np.array([hintable_prefix_length(tokens, experiment.tokenizer.decode, extract_answer) for tokens in completions], np.int32)
+        length = np.array(
+            [hintable_prefix_length(tokens, experiment.tokenizer.decode, extract_answer) for tokens in completions], np.int32
+        )
     return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])

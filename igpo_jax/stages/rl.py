@@ -1,13 +1,15 @@
-"""The RL stage: rollout, scores, mu updates; again and again."""
+"""The RL stage: sample, score, update, log."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.data.pipeline import batches, take_rows
+from igpo_jax.data.pipeline import PromptBatch, batches, take_rows
 from igpo_jax.diffusion.sampler import completion_keys
 from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
@@ -19,11 +21,11 @@ from igpo_jax.rl.rollout import Rollout, RolloutConfig, key_of_batch, merge, mix
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged
+from igpo_jax.run.metrics import MetricsWriter, device_memory
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.stages.divergence import check_parameters, count_skipped, stop_diverged
+from igpo_jax.stages.divergence import count_skipped
 from igpo_jax.stages.hint_state import (
     NO_SOLUTION,
     initial_hint_ratio_center,
@@ -31,209 +33,249 @@ from igpo_jax.stages.hint_state import (
     update_solution_bank,
     with_own_solutions,
 )
+from igpo_jax.stages.stage import IterationState, Stage, is_due
 from igpo_jax.tasks import load_task
-from igpo_jax.training.policy import cast_params, policy_params, sampling_params
-from igpo_jax.training.state import abstract_state, create_state, is_skipped, make_optimizer
+from igpo_jax.training.policy import Policy, PolicyParams, cast_params
+from igpo_jax.training.state import TrainState, is_skipped
 
 ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
 
 
-def run_rl(
-    experiment: Experiment,
-    base_params: Params | None,
-    start: Params | None,
-    checkpoints: Checkpoints,
-    preempted: Callable[[], bool],
-) -> Params:
-    """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns what was trained.
+class RLRun(NamedTuple):
+    """The parts of the RL stage that do not change."""
+
+    stage: Stage
+    reference: Params
+    order: grain.MapDataset[PromptBatch]
+    update: Callable
+    rollout: RolloutConfig  # with the configured sampler; an iteration may replace it by the exact one
+
+
+class Iteration(NamedTuple):
+    """Results of one iteration."""
+
+    sampled: Rollout
+    metrics: dict[str, float]
+    batch: dict[str, Any]  # input of the updates, to be saved if they diverged
+    last_update: dict[str, Any]  # loss, grad_norm and finite_gradients of the last inner update
+
+
+def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> Params:
+    """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns the trained parameters.
 
     Args:
-        base_params: what adapters belong to, None without adapters.
-        start: all parameters or adapters, where the stage starts and the policy that the KL term holds on to; None: adapters
-            that change nothing yet. It is given up: where all parameters are trained in float32 and computed in bfloat16,
-            only a bfloat16 copy is kept.
-        preempted: asked between updates and rollouts, and between the slices of a rollout and the batches of an
-            evaluation.
+        start: the policy at the start of the stage, which is also the reference of the KL term. Buffers that the reference
+            does not need are freed: with float32 parameters and bfloat16 computation it is a bfloat16 copy.
+        preempted: asked between updates and rollouts, and between the chunks of a rollout and the batches of an evaluation.
 
     Raises:
-        Terminated: it said yes; a checkpoint has been saved.
-        Diverged: `skip_limit` updates in a row were not finite, or a parameter is not.
+        Terminated: preempted() returned True; a checkpoint has been saved.
+        Diverged: `skip_limit` consecutive updates were not finite, or a parameter is not.
     """
-    config, model, mesh, key = experiment.config, experiment.model, experiment.mesh, experiment.key(2)
-    hints = config.inpainting
-    rl, objective, lora, first_step = config.rl, config.objective, config.lora, config.sft.updates
-    if lora:
-        reference = base_params if start is None else policy_params(start, base_params, lora)
-    else:
-        reference = cast_params(start, model, mesh)
-    optimizer = make_optimizer(config.rl.optimizer, rl.iterations * objective.inner_steps, model, lora)
-    own_hints = hints.enabled and hints.source == "own"
+    config, rl = experiment.config, experiment.config.rl
+    stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
+    reference, key = _reference(stage, start), experiment.key(2)
+    own_hints = config.inpainting.enabled and config.inpainting.source == "own"
     solution_bank = np.full_like(experiment.rl_data.prompts.trace, NO_SOLUTION) if own_hints else None
-    restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key, solution_bank)
-    if restored:
-        done, state, key, solution_bank, _ = restored
-    else:
-        first = experiment.initial_adapters() if start is None else start
-        done, state = 0, create_state(first, optimizer, model, mesh, lora)
-        del first
-    if not lora and reference is not start:
-        jax.tree.map(lambda x: x.delete(), start)
-
-    order = batches(experiment.rl_data.prompts, rl.prompts, config.seed, config.data.prompt_buckets)
-    update = make_update(optimizer, model, objective, mesh, rl.microbatches, lora)
-    exact, fast = exact_sampler(config.sampler), config.sampler
-    cfg = RolloutConfig(
-        model,
-        fast,
-        hints,
-        rl.group_size,
-        rl.prompts // rl.rollout_chunks,
-        config.data.prompt_buckets,
-        objective.normalize_advantages,
-        objective.reference_code,
-    )
-
-    def acting() -> Params:
-        return sampling_params(state.params, base_params, model, mesh, lora)
-
-    def check_preemption() -> None:
-        """What is under way, which may have taken minutes, is made again."""
-        if preempted():
-            check_parameters(state.params, step_of(done), checkpoints)
-            checkpoints.save_and_stop(done, state, key, solution_bank)
-
-    def sampled_batches(policy: Params, iteration_key: jax.Array) -> list[Rollout]:
-        """An iteration's batches of prompts: one, or as many as it takes, see `RLConfig.dynamic_batches`."""
-        parts: list[Rollout] = []
-        while len(parts) < rl.dynamic_batches and (not parts or mixed_groups(parts).sum() < rl.prompts):
-            prompts = order[done * rl.dynamic_batches + len(parts)]
-            if own_hints:
-                prompts = with_own_solutions(experiment, prompts, solution_bank)
-            batch_key = key_of_batch(iteration_key, len(parts))
-            parts.append(rollout(policy, prompts, experiment.grade, batch_key, cfg, mesh, check_preemption))
-        return parts
-
-    def probe(policy: Params, iteration_key: jax.Array) -> dict[str, float]:
-        """The cached sampler's error on a few of the rollout's prompts."""
-        number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
-        prompts = take_rows(order[done * rl.dynamic_batches], np.arange(number) % rl.prompts)
-        canvas = np.full((number, fast.completion_length), model.mask_id, np.int32)
-        keys = completion_keys(iteration_key, prompts.problem_id, np.arange(number, dtype=np.uint32), KeyPurpose.PROBE)
-        error = sampler_error(policy, *shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh), keys, model, fast)
-        return {f"sampler/{name}": float(np.float32(error[name])) for name in ("kl", "changed")}
-
-    def step_of(iteration: int) -> int:
-        return first_step + iteration * objective.inner_steps
-
-    def evaluate(log: MetricsWriter) -> float:
-        watch = Stopwatch()
-        with watch.measure("time/total"):
-            correct = experiment.verdicts(acting(), check_preemption)
-        accuracy = float(correct.mean(dtype=np.float64))
-        metrics = {"eval/accuracy": accuracy, "eval/problems": len(correct)} | watch.seconds
-        log.write_evaluation(step_of(done), "rl", correct, metrics)
-        return accuracy
-
-    def evaluation_is_due() -> bool:
-        return done in (0, rl.iterations) or (rl.eval_every > 0 and done % rl.eval_every == 0)
-
-    log = MetricsWriter(experiment.workdir, step_of(done), starting=None if done else "rl")
-    with log, progress(rl.iterations, done, "RL") as bar:
-        # A run may have been stopped amid an evaluation.
-        evaluated = is_logged(experiment.workdir, step_of(done), "rl", "eval/accuracy")
-        consecutive_skips = int(last_logged(experiment.workdir, "rl", "update/consecutive_skips") or 0)
-        error = last_logged(experiment.workdir, "rl", "sampler/kl") if done else None
-        if hints.enabled and hints.curriculum:
-            hint_ratio_center = last_logged(experiment.workdir, "rl", "hint/ratio_center") if done else None
-            cfg = dataclasses.replace(cfg, hint_ratio_center=initial_hint_ratio_center(hints) if hint_ratio_center is None else hint_ratio_center)
+    state = stage.restore(key, solution_bank) or stage.create(start.trained, key, solution_bank)
+    if stage.policy.makes_copy() or reference is start.base:
+        jax.tree.map(lambda x: x.delete(), start.trained)
+    run = _prepare(stage, reference)
+    first = "rl" if state.done == 0 else None
+    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=first)
+    with log, progress(rl.iterations, state.done, "RL") as bar:
+        state = _with_counters(stage, state)
         while True:
             accuracy = None
-            if evaluation_is_due() and not evaluated:
-                accuracy = evaluate(log)
-            regular = done in (0, rl.iterations) or done % rl.checkpoint_every == 0
-            if accuracy is not None or (regular and done not in checkpoints.steps()):
-                check_parameters(state.params, step_of(done), checkpoints)
-                checkpoints.save(done, state, key, solution_bank, accuracy=accuracy)
-            if done == rl.iterations:
+            if is_due(state.done, rl.iterations, rl.eval_every) and not state.evaluated:
+                accuracy = stage.evaluate(state, log)
+            stage.checkpoint_if_due(state, rl.checkpoint_every, accuracy)
+            if state.done == rl.iterations:
                 break
-            check_preemption()
-            watch = Stopwatch()
-            with watch.measure("time/total"):
-                iteration_key = jax.random.fold_in(key, done)
-                policy, probed = acting(), {}
-                if fast.cache != "none" and rl.probe_every and done % rl.probe_every == 0:
-                    with watch.measure("time/probe"):
-                        probed = probe(policy, iteration_key)
-                    error = probed["sampler/kl"]
-                if fast.cache != "none":
-                    too_far = error is not None and 0 < rl.probe_limit < error
-                    probed["sampler/exact"] = too_far
-                    cfg = dataclasses.replace(cfg, decode=exact if too_far else fast)
-                parts = sampled_batches(policy, iteration_key)
-                sampled = merge(parts, mesh, cfg)
-                with watch.measure("time/score"):
-                    logprobs = compute_logprobs(
-                        policy, reference, sampled.groups, iteration_key, model, objective, mesh, rl.microbatches
-                    )
-                    seen = (logprobs.views.weight > 0).any(axis=2)
-                    entropy = float(jnp.mean(logprobs.entropy, where=sampled.groups.loss_mask & seen))
-                del policy  # updates need its memory
-                with watch.measure("time/update"):
-                    statistics = []
-                    for inner_step in range(objective.inner_steps):
-                        state, of_step = update(state, sampled.groups, logprobs, np.int32(inner_step), base_params)
-                        statistics.append(of_step)
-                    statistics = to_host(statistics)
-            done, evaluated = done + 1, False
-            if own_hints:
-                solution_bank = _updated_solution_bank(solution_bank, parts, experiment)
-            moved = {}
-            if cfg.hint_ratio_center is not None:
-                hint_ratio_center = _next_hint_ratio_center(cfg.hint_ratio_center, parts, hints)
-                cfg, moved = dataclasses.replace(cfg, hint_ratio_center=hint_ratio_center), {"hint/ratio_center": hint_ratio_center}
-
-            finite_gradients = [of_step.pop("finite_gradients") for of_step in statistics]
-            skipped = np.array([is_skipped(of_step["policy/loss"], of_step["policy/grad_norm"]) for of_step in statistics])
-            consecutive_skips = count_skipped(skipped, consecutive_skips)
-            used = [of_step for of_step, left_out in zip(statistics, skipped, strict=True) if not left_out]
-            metrics = sampled.metrics | probed | moved | _means(used or statistics) | watch.seconds
-            metrics |= device_memory() | {"policy/entropy": entropy}
-            metrics |= {"update/skipped": skipped.sum(), "update/consecutive_skips": consecutive_skips}
-            metrics["speed/tokens_per_second"] = sum(map(_sampled_tokens, parts)) / metrics["time/rollout"]
-            log.write(step_of(done), "rl", metrics)
-            log.write_histograms(step_of(done), _distributions(sampled, model.eos_id))
-            if consecutive_skips >= config.skip_limit:
-                last = {"loss": statistics[-1]["policy/loss"], "grad_norm": statistics[-1]["policy/grad_norm"]}
-                last["finite_gradients"] = finite_gradients[-1]
-                batch = {"groups": sampled.groups, "old": logprobs.old, "reference": logprobs.reference}
-                stop_diverged(step_of(done), "rl", consecutive_skips, last, state, batch, checkpoints)
-            if done == rl.iterations or (done - 1) % rl.show_every == 0:
-                log.write_rollouts(_shown(experiment, sampled, step_of(done)))
+            stage.check_preemption(state)
+            state, iteration = run_iteration(run, state)
+            step, metrics = stage.step_of(state.done), iteration.metrics
+            log.write(step, "rl", metrics)
+            log.write_histograms(step, _distributions(iteration.sampled, experiment.model.eos_id))
+            stage.stop_if_diverged(state, iteration.last_update, iteration.batch)
+            if state.done == rl.iterations or (state.done - 1) % rl.show_every == 0:
+                log.write_rollouts(_shown(experiment, iteration.sampled, step))
             bar.update(1)
-            bar.set_postfix(
-                reward=f"{metrics['reward/first_try']:.2f}", all_wrong=f"{metrics['groups/all_wrong_before']:.2f}"
-            )
+            bar.set_postfix(reward=f"{metrics['reward/first_try']:.2f}", all_wrong=f"{metrics['groups/all_wrong_before']:.2f}")
     checkpoints.wait()
-    return state.params
+    return state.train_state.params
 
 
-def _means(statistics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Over inner updates of one rollout."""
-    return {name: float(np.mean([of_step[name] for of_step in statistics])) for name in statistics[0]}
+def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, Iteration]:
+    """Samples groups, computes their log-probabilities, updates the policy. The training state of `state` is donated."""
+    stage, config = run.stage, run.stage.experiment.config
+    model, mesh, objective = stage.experiment.model, stage.experiment.mesh, config.objective
+    watch = Stopwatch()
+    with watch.measure("time/total"):
+        key = jax.random.fold_in(state.key, state.done)
+        policy = stage.sampling_params(state)
+
+        sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, policy, key, watch)
+        parts = _sample_batches(run, state, policy, key, cfg)
+        sampled = merge(parts, mesh, cfg)
+
+        with watch.measure("time/score"):
+            logprobs = compute_logprobs(
+                policy, run.reference, sampled.groups, key, model, objective, mesh, config.rl.microbatches
+            )
+            seen = (logprobs.views.weight > 0).any(axis=2)
+            entropy = float(jnp.mean(logprobs.entropy, where=sampled.groups.loss_mask & seen))
+        del policy  # updates need its memory
+
+        with watch.measure("time/update"):
+            train_state, updates = state.train_state, []
+            for inner_step in range(objective.inner_steps):
+                train_state, statistics = run.update(train_state, sampled.groups, logprobs, np.int32(inner_step), stage.base)
+                updates.append(statistics)
+            updates = to_host(updates)
+    last_update = {"loss": updates[-1]["policy/loss"], "grad_norm": updates[-1]["policy/grad_norm"]}
+    last_update["finite_gradients"] = updates[-1]["finite_gradients"]
+    update_metrics, consecutive_skips = _summarize(updates, state.consecutive_skips)
+    following = _next_state(stage, state, train_state, parts)
+    following = dataclasses.replace(following, consecutive_skips=consecutive_skips, sampler_kl=sampler_kl)
+
+    metrics = sampled.metrics | sampler_metrics
+    if following.hint_ratio_center is not None:
+        metrics["hint/ratio_center"] = following.hint_ratio_center
+    metrics |= update_metrics.pop("means") | watch.seconds | device_memory() | {"policy/entropy": entropy} | update_metrics
+    metrics["speed/tokens_per_second"] = sum(map(_sampled_tokens, parts)) / metrics["time/rollout"]
+    batch = {"groups": sampled.groups, "old": logprobs.old, "reference": logprobs.reference}
+    return following, Iteration(sampled, metrics, batch, last_update)
+
+
+def _reference(stage: Stage, start: PolicyParams) -> Params:
+    """The policy at the start of the stage, for the KL term. Adapters that change nothing yet are left out."""
+    experiment = stage.experiment
+    if start.base is None:
+        return cast_params(start.trained, experiment.model, experiment.mesh)
+    return stage.policy.assemble(*start) if experiment.config.sft.updates else start.base
+
+
+def _prepare(stage: Stage, reference: Params) -> RLRun:
+    experiment, config = stage.experiment, stage.experiment.config
+    rl, objective = config.rl, config.objective
+    order = batches(experiment.rl_data.prompts, rl.prompts, config.seed, config.data.prompt_buckets)
+    update = make_update(stage.optimizer, stage.policy, objective, experiment.mesh, rl.microbatches)
+    cfg = RolloutConfig(
+        model=experiment.model,
+        decode=config.sampler,
+        inpainting=config.inpainting,
+        group_size=rl.group_size,
+        prompts_at_once=rl.prompts // rl.rollout_chunks,
+        prompt_buckets=config.data.prompt_buckets,
+        normalize_advantages=objective.normalize_advantages,
+        after_eos=objective.reference_code,
+    )
+    return RLRun(stage, reference, order, update, cfg)
+
+
+def _with_counters(stage: Stage, state: IterationState) -> IterationState:
+    """`Stage.with_counters`, and the RL stage's own values of the log."""
+    state = stage.with_counters(state)
+    hints, center = stage.experiment.config.inpainting, None
+    sampler_kl = stage.last_logged("sampler/kl") if state.done else None
+    if hints.enabled and hints.curriculum:
+        center = stage.last_logged("hint/ratio_center") if state.done else None
+        center = initial_hint_ratio_center(hints) if center is None else center
+    return dataclasses.replace(state, sampler_kl=sampler_kl, hint_ratio_center=center)
+
+
+def _choose_sampler(
+    run: RLRun, state: IterationState, policy: Params, key: jax.Array, watch: Stopwatch
+) -> tuple[float | None, RolloutConfig, dict[str, float]]:
+    """Returns the last measured error of the cached sampler, the configuration of this rollout, and metrics.
+
+    Above `rl.probe_limit` the exact sampler replaces the cached one.
+    """
+    rl, fast = run.stage.experiment.config.rl, run.rollout.decode
+    cfg = dataclasses.replace(run.rollout, hint_ratio_center=state.hint_ratio_center)
+    if fast.cache == "none":
+        return None, cfg, {}
+    metrics, error = {}, state.sampler_kl
+    if rl.probe_every and state.done % rl.probe_every == 0:
+        with watch.measure("time/probe"):
+            metrics = _probe(run, state, policy, key)
+        error = metrics["sampler/kl"]
+    too_far = error is not None and 0 < rl.probe_limit < error
+    decode = exact_sampler(fast) if too_far else fast
+    return error, dataclasses.replace(cfg, decode=decode), metrics | {"sampler/exact": too_far}
+
+
+def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) -> dict[str, float]:
+    """The cached sampler's error on a few of the rollout's prompts."""
+    rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.mesh
+    number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
+    prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
+    canvas = np.full((number, run.rollout.decode.completion_length), model.mask_id, np.int32)
+    keys = completion_keys(key, prompts.problem_id, np.arange(number, dtype=np.uint32), KeyPurpose.PROBE)
+    inputs = shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh)
+    error = sampler_error(policy, *inputs, keys, model, run.rollout.decode)
+    return {f"sampler/{name}": float(np.float32(error[name])) for name in ("kl", "changed")}
+
+
+def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
+    """Rollouts of an iteration: one, or as many as `rl.dynamic_batches` allows until enough groups are mixed."""
+    experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
+
+    def check_preemption() -> None:
+        run.stage.check_preemption(state)
+
+    parts: list[Rollout] = []
+    while len(parts) < rl.dynamic_batches and (not parts or mixed_groups(parts).sum() < rl.prompts):
+        prompts = run.order[state.done * rl.dynamic_batches + len(parts)]
+        if state.solution_bank is not None:
+            prompts = with_own_solutions(experiment, prompts, state.solution_bank)
+        batch_key = key_of_batch(key, len(parts))
+        parts.append(rollout(policy, prompts, experiment.grade, batch_key, cfg, experiment.mesh, check_preemption))
+    return parts
+
+
+def _next_state(stage: Stage, state: IterationState, train_state: TrainState, parts: list[Rollout]) -> IterationState:
+    """The state after an iteration, with its own solutions and the next hint ratio."""
+    bank, center = state.solution_bank, state.hint_ratio_center
+    if bank is not None:
+        bank = _updated_solution_bank(bank, parts, stage.experiment)
+    if center is not None:
+        center = _next_hint_ratio_center(center, parts, stage.experiment.config.inpainting)
+    return dataclasses.replace(
+        state, done=state.done + 1, train_state=train_state, solution_bank=bank, hint_ratio_center=center, evaluated=False
+    )
+
+
+def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, Any], int]:
+    """Means over the inner updates of an iteration that were not skipped, counts of skipped ones, and consecutive skips."""
+    skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
+    consecutive_skips = count_skipped(skipped, skips_before)
+    used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
+    names = [name for name in used[0] if name != "finite_gradients"]
+    means = {name: float(np.mean([statistics[name] for statistics in used])) for name in names}
+    counts = {"update/skipped": skipped.sum(), "update/consecutive_skips": consecutive_skips}
+    return {"means": means} | counts, consecutive_skips
 
 
 def _updated_solution_bank(solution_bank: np.ndarray, parts: list[Rollout], experiment: Experiment) -> np.ndarray:
     """The memory of own solutions after an iteration."""
     for part in parts:
         rows = experiment.rl_data.rows_of(to_host(part.groups.problem_id))
-        solution_bank = update_solution_bank(solution_bank, rows, part.first.tokens, part.first.grades.correct, experiment.model.eos_id)
+        solution_bank = update_solution_bank(
+            solution_bank, rows, part.first.tokens, part.first.grades.correct, experiment.model.eos_id
+        )
     return solution_bank
 
 
 def _next_hint_ratio_center(hint_ratio_center: float, parts: list[Rollout], hints: InpaintingConfig) -> float:
     """The centre of hint ratios after an iteration, which moves where there was a second try."""
     correct = [part.second.grades.correct for part in parts if part.second is not None]
-    return next_hint_ratio_center(hint_ratio_center, float(np.concatenate(correct).mean()), hints) if correct else hint_ratio_center
+    return (
+        next_hint_ratio_center(hint_ratio_center, float(np.concatenate(correct).mean()), hints)
+        if correct
+        else hint_ratio_center
+    )
 
 
 def _sampled_tokens(sampled: Rollout) -> int:

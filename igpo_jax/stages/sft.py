@@ -1,7 +1,11 @@
 """The supervised stage: masked-diffusion training on demonstrations."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -9,42 +13,29 @@ from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import SFTBatch, batches, cut_to_bucket, take_rows
 from igpo_jax.diffusion.corruption import CORRUPTIONS, HELDOUT_LEVELS, heldout_metric, mask_share, negative_bound, sft_loss
-from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import MetricsWriter, device_memory, is_logged, last_logged
+from igpo_jax.run.metrics import MetricsWriter, device_memory
 from igpo_jax.runtime.mesh import shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.stages.divergence import check_parameters, count_skipped, stop_diverged
-from igpo_jax.training.policy import policy_params, sampling_params
-from igpo_jax.training.state import (
-    TrainState,
-    abstract_state,
-    accumulate_gradients,
-    apply_gradients,
-    create_state,
-    is_skipped,
-    make_optimizer,
-    state_shardings,
-)
+from igpo_jax.stages.divergence import count_skipped
+from igpo_jax.stages.stage import IterationState, Stage, is_due
+from igpo_jax.training.policy import Policy, PolicyParams
+from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, is_skipped, state_shardings
 
 LOG_EVERY = 20  # updates
 
 
 def make_sft_update(
-    optimizer: optax.GradientTransformation,
-    cfg: ModelConfig,
-    corruption: str,
-    microbatches: int,
-    mesh: Mesh,
-    lora: LoraConfig | None = None,
-):
-    """The compiled update (state, batch, key, frozen) -> (state, statistics); the state is donated. key: of the stage, into
-    which the update folds its number. frozen: the parameters that the adapters in the state belong to, None without
-    adapters. Where loss or gradient is not finite, see `apply_gradients`."""
+    optimizer: optax.GradientTransformation, policy: Policy, corruption: str, microbatches: int, mesh: Mesh
+) -> Callable:
+    """Returns the compiled update (state, batch, key, base_params) -> (state, statistics); the state is donated.
+
+    key: root key of the stage, into which the update folds its number. base_params: the frozen parameters under the adapters
+    in the state, None without adapters. If loss or gradient is not finite, see `apply_gradients`.
+    """
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
         rows, length = batch.completion.shape
@@ -52,25 +43,26 @@ def make_sft_update(
 
         def loss(trained, part):
             batch, corrupted = part
-            params = policy_params(trained, base_params, lora)
-            return sft_loss(params, batch.tokens, batch.prompt_mask, batch.completion, corrupted, cfg)
+            params = policy.assemble(trained, base_params)
+            return sft_loss(params, batch.tokens, batch.prompt_mask, batch.completion, corrupted, policy.model)
 
-        value, gradients = accumulate_gradients(
-            jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches
-        )
+        value, gradients = accumulate_gradients(jax.value_and_grad(loss), state.params, (batch, corrupted), microbatches)
         state, norm, finite = apply_gradients(state, value, gradients, optimizer)
         return state, {"sft/loss": value, "sft/grad_norm": norm, "finite_gradients": finite}
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, cfg, mesh, lora), None))
+    return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, policy, mesh), None))
 
 
-# params, prompts, valid, completions, Corruption, config -> the bound of every row, float32 [b]
+# (params, prompt tokens, prompt mask, completions, Corruption, model config) -> the bound of every row, f32[b]
 heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
-def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """The loss of the problems that are held out, per masked token, at every share of `HELDOUT_LEVELS`, and their mean.
-    The masks are always the same, so that evaluations of a run can be compared, and runs with one another.
+def heldout_losses(
+    experiment: Experiment, params: Params, check_preemption: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Returns the loss per masked token of the held-out problems at each mask share of `HELDOUT_LEVELS`, and their mean.
+
+    Masks depend on the seed only, so that evaluations and runs can be compared.
 
     Args:
         check_preemption: called after every batch, on all processes; may raise.
@@ -93,101 +85,102 @@ def heldout_losses(experiment: Experiment, params: Params, check_preemption: Cal
     return {"heldout/loss": losses.mean(), **at}
 
 
-def run_sft(
-    experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]
-) -> tuple[Params | None, Params | None]:
+class SFTRun(NamedTuple):
+    """The parts of the supervised stage that do not change."""
+
+    stage: Stage
+    order: grain.MapDataset[SFTBatch]
+    update: Callable
+
+
+class Interval(NamedTuple):
+    """The updates between two lines of the log."""
+
+    updates: int
+    metrics: dict[str, float]
+    batch: SFTBatch  # of the last update
+    last_update: dict[str, Any]  # loss, grad_norm and finite_gradients of it
+
+
+def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> PolicyParams:
     """Trains from the newest checkpoint, or from the start, to the end of the stage.
 
     Args:
         preempted: asked before every update, and between the batches of an evaluation.
 
     Returns:
-        The frozen parameters, None without adapters; and what was trained, all parameters or adapters: without this stage
-        the initial parameters, or None.
+        The trained parameters; the initial ones if the run has no supervised stage.
 
     Raises:
-        Terminated: it said yes; a checkpoint has been saved.
-        Diverged: `skip_limit` updates in a row were not finite, or a parameter is not.
+        Terminated: preempted() returned True; a checkpoint has been saved.
+        Diverged: `skip_limit` consecutive updates were not finite, or a parameter is not.
     """
-    config, model, mesh, lora = experiment.config, experiment.model, experiment.mesh, experiment.config.lora
-    total, key = config.sft.updates, experiment.key(1)
-    if total == 0:
-        return (experiment.initial_params(), None) if lora else (None, experiment.initial_params())
-    optimizer = make_optimizer(config.sft.optimizer, total, model, lora)
-    restored = checkpoints.restore_latest(abstract_state(optimizer, model, mesh, lora), key)
-    base_params = experiment.initial_params() if lora else None
-    if restored:
-        done, state, key, _, since_logged = restored
-    else:
-        start = experiment.initial_adapters() if lora else experiment.initial_params()
-        done, state, since_logged = 0, create_state(start, optimizer, model, mesh, lora), []
-        del start
-    every, evaluated = config.sft.eval_every, is_logged(experiment.workdir, done, "sft", "eval/accuracy")
-    if done == total and (evaluated or not every):
-        return base_params, state.params  # and the log stays as it is: the RL stage may have begun
+    config = experiment.config
+    sft, policy = config.sft, Policy(experiment.model, config.lora)
+    base = experiment.initial_params() if config.lora else None
+    initial = experiment.initial_adapters if config.lora else experiment.initial_params
+    if sft.updates == 0:
+        return PolicyParams(initial(), base)
+    stage, key = Stage("sft", experiment, checkpoints, preempted, policy, base), experiment.key(1)
+    state = stage.restore(key) or stage.create(initial(), key)
+    if state.done == stage.total and (not sft.eval_every or stage.is_evaluated(state)):
+        return PolicyParams(state.train_state.params, base)  # the log is left as it is: the RL stage may have begun
 
-    order = batches(experiment.sft_data, config.sft.batch_size, config.seed, config.data.prompt_buckets)
-    update = make_sft_update(optimizer, model, config.sft.corruption, config.sft.microbatches, mesh, lora)
-    learning_rate = config.sft.optimizer.learning_rate_at(total)
-
-    def check_preemption() -> None:
-        if preempted():
-            check_parameters(state.params, done, checkpoints)
-            losses_and_norms = np.array(to_host(since_logged), float).tolist()
-            checkpoints.save_and_stop(done, state, key, unlogged=losses_and_norms)
-
-    def evaluate() -> tuple[np.ndarray, dict[str, float]]:
-        watch = Stopwatch()
-        with watch.measure("time/total"):
-            policy = sampling_params(state.params, base_params, model, mesh, lora)
-            found = {} if experiment.heldout is None else heldout_losses(experiment, policy, check_preemption)
-            correct = experiment.verdicts(policy, check_preemption)
-        found |= {"eval/accuracy": correct.mean(dtype=np.float64), "eval/problems": len(correct)}
-        return correct, found | watch.seconds
-
-    with MetricsWriter(experiment.workdir, done) as log, progress(total, done, "SFT") as bar:
-        consecutive_skips = int(last_logged(experiment.workdir, "sft", "update/consecutive_skips") or 0)
+    order = batches(experiment.sft_data, sft.batch_size, config.seed, config.data.prompt_buckets)
+    update = make_sft_update(stage.optimizer, policy, sft.corruption, sft.microbatches, experiment.mesh)
+    run = SFTRun(stage, order, update)
+    heldout = functools.partial(heldout_losses, experiment) if experiment.heldout is not None else _no_metrics
+    with MetricsWriter(experiment.workdir, state.done) as log, progress(stage.total, state.done, "SFT") as bar:
+        state = stage.with_counters(state)
         while True:
-            regular = done == total or (done > 0 and done % config.sft.checkpoint_every == 0)
-            if regular and done not in checkpoints.steps():
-                check_parameters(state.params, done, checkpoints)
-                checkpoints.save(done, state, key)
-            if every and not evaluated and (done in (0, total) or done % every == 0):
-                log.write_evaluation(done, "sft", *evaluate())
-            if done == total:
+            stage.checkpoint_if_due(state, sft.checkpoint_every)
+            if sft.eval_every and not state.evaluated and is_due(state.done, stage.total, sft.eval_every):
+                stage.evaluate(state, log, heldout)
+            if state.done == stage.total:
                 break
-            until = min(_next_multiple(done, n) for n in (LOG_EVERY, config.sft.checkpoint_every, every) if n)
-            until = min(until, total)
-            updates, watch = until - done, Stopwatch()
-            with watch.measure("time/total"):
-                for done in range(done, until):
-                    check_preemption()
-                    batch = shard_batch(order[done], mesh)
-                    state, of_update = update(state, batch, key, base_params)
-                    since_logged.append([of_update["sft/loss"], of_update["sft/grad_norm"]])
-                of_update, since_logged = to_host((of_update, since_logged))
-            losses, norms = np.array(since_logged, np.float32).T
-            skipped, since_logged = is_skipped(losses, norms), []
-            consecutive_skips = count_skipped(skipped, consecutive_skips)
-            seconds_per_update = watch.seconds["time/total"] / updates
-            statistics = watch.seconds | device_memory() | {
-                "sft/loss": losses[~skipped].mean() if not skipped.all() else np.nan,
-                "sft/grad_norm": norms[-1],
-                "update/skipped": skipped.sum(),
-                "update/consecutive_skips": consecutive_skips,
-                "sft/learning_rate": float(learning_rate(until - 1)),
-                "time/step": seconds_per_update,
-                "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
-            }
-            bar.update(updates)
-            bar.set_postfix(loss=f"{statistics['sft/loss']:.3f}")
-            done, evaluated = until, False
-            log.write(done, "sft", statistics)
-            if consecutive_skips >= config.skip_limit:
-                last = {"loss": losses[-1], "grad_norm": norms[-1], "finite_gradients": of_update["finite_gradients"]}
-                stop_diverged(done, "sft", consecutive_skips, last, state, batch, checkpoints)
+            state, interval = run_updates(run, state)
+            bar.update(interval.updates)
+            bar.set_postfix(loss=f"{interval.metrics['sft/loss']:.3f}")
+            log.write(state.done, "sft", interval.metrics)
+            stage.stop_if_diverged(state, interval.last_update, interval.batch)
     checkpoints.wait()
-    return base_params, state.params
+    return PolicyParams(state.train_state.params, base)
+
+
+def run_updates(run: SFTRun, state: IterationState) -> tuple[IterationState, Interval]:
+    """Updates until the next line of the log, checkpoint or evaluation."""
+    stage, sft, begin = run.stage, run.stage.experiment.config.sft, state.done
+    until = min(_next_multiple(begin, n) for n in (LOG_EVERY, sft.checkpoint_every, sft.eval_every) if n)
+    until = min(until, stage.total)
+    watch = Stopwatch()
+    with watch.measure("time/total"):
+        for number in range(begin, until):
+            stage.check_preemption(state)
+            batch = shard_batch(run.order[number], stage.experiment.mesh)
+            train_state, statistics = run.update(state.train_state, batch, state.key, stage.base)
+            unlogged = [*state.unlogged, [statistics["sft/loss"], statistics["sft/grad_norm"]]]
+            state = dataclasses.replace(state, done=number + 1, train_state=train_state, unlogged=unlogged)
+        statistics, unlogged = to_host((statistics, state.unlogged))
+    losses, norms = np.array(unlogged, np.float32).T
+    skipped = is_skipped(losses, norms)
+    consecutive_skips = count_skipped(skipped, state.consecutive_skips)
+    state = dataclasses.replace(state, unlogged=[], evaluated=False, consecutive_skips=consecutive_skips)
+    seconds_per_update = watch.seconds["time/total"] / (until - begin)
+    metrics = watch.seconds | device_memory() | {
+        "sft/loss": losses[~skipped].mean() if not skipped.all() else np.nan,
+        "sft/grad_norm": norms[-1],
+        "update/skipped": skipped.sum(),
+        "update/consecutive_skips": consecutive_skips,
+        "sft/learning_rate": float(sft.optimizer.learning_rate_at(stage.total)(until - 1)),
+        "time/step": seconds_per_update,
+        "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
+    }  # fmt: skip
+    last_update = {"loss": losses[-1], "grad_norm": norms[-1], "finite_gradients": statistics["finite_gradients"]}
+    return state, Interval(until - begin, metrics, batch, last_update)
+
+
+def _no_metrics(params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
+    return {}
 
 
 def _next_multiple(done: int, every: int) -> int:

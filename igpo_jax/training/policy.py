@@ -1,34 +1,98 @@
-"""The policy: a network and what of it is trained."""
+"""The policy: a network, and which of its parameters are trained."""
+
+import dataclasses
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from igpo_jax.model import lora as adapters
 from igpo_jax.model import transformer
-from igpo_jax.model.lora import LoraConfig, attach
+from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 
 
-def policy_params(trained: Params, base_params: Params | None, lora: LoraConfig | None) -> Params:
-    """The network's parameters: what is trained itself, or the frozen ones with the adapters that are trained."""
-    return trained if lora is None else attach(base_params, trained, lora)
+class PolicyParams(NamedTuple):
+    """trained: all parameters, or adapters; base: the frozen parameters under the adapters, None without adapters."""
+
+    trained: Params
+    base: Params | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A network that is trained itself (lora is None) or by adapters beside its frozen parameters."""
+
+    model: ModelConfig
+    lora: LoraConfig | None = None
+
+    def abstract(self, mesh: Mesh) -> Params:
+        """`jax.ShapeDtypeStruct` of the trained parameters, with shardings."""
+        if self.lora is None:
+            return transformer.abstract(self.model, mesh)
+        return adapters.abstract(self.model, self.lora, mesh)
+
+    def abstract_base(self, mesh: Mesh) -> Params | None:
+        """`jax.ShapeDtypeStruct` of the frozen parameters, None without adapters."""
+        return None if self.lora is None else transformer.abstract(self.model, mesh)
+
+    def init(self, key: jax.Array, mesh: Mesh) -> Params:
+        """Random parameters to train, or adapters whose product is zero, directly in their shards."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
+        if self.lora is None:
+            return jax.jit(transformer.init, static_argnums=1, out_shardings=shardings)(key, self.model)
+        return jax.jit(adapters.init, static_argnums=(1, 2), out_shardings=shardings)(key, self.model, self.lora)
+
+    def assemble(self, trained: Params, base: Params | None) -> Params:
+        """The network's parameters for `transformer.forward`. Differentiable with respect to `trained`."""
+        if self.lora is None:
+            return trained
+        assert base is not None
+        return adapters.attach(base, trained, self.lora)
+
+    def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
+        """The network's parameters for sampling and log-probabilities: without adapters in the compute dtype."""
+        return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
+
+    def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
+        """Shapes of `for_sampling` of abstract parameters."""
+        if self.lora is not None:
+            assert base is not None
+            return abstract_attach(base, trained)
+        return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
+
+    def makes_copy(self) -> bool:
+        """Whether `for_sampling` copies the trained parameters to another dtype."""
+        return self.lora is None and self.model.compute_dtype != self.model.param_dtype
+
+    def decay_mask(self) -> Params | None:
+        """Which trained leaves weight decay applies to; None: all. Norm scales do not decay."""
+        return transformer.weight_decay_mask(self.model) if self.lora is None else None
+
+
+def abstract_attach(base: Params, trained: Params) -> Params:
+    """Shapes of `lora.attach`. Scaled adapters are new arrays there; the compiler counts them as temporary."""
+    return base | {"blocks": base["blocks"] | {"adapters": trained}}
+
+
+def in_compute_dtype(model: ModelConfig) -> ModelConfig:
+    """The network whose parameters have the compute dtype."""
+    return dataclasses.replace(model, param_dtype=model.compute_dtype)
 
 
 def cast_params(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
-    """All parameters in the compute dtype, where they lie: what a network computes is the same, since every weight is cast
-    before it is used, and half is read and exchanged. `params` themselves where that is their dtype."""
+    """All parameters in the compute dtype and the same shardings; `params` themselves if they have that dtype.
+
+    The network computes the same, since every weight is cast before use, but half the bytes are read and exchanged.
+    """
     if model.compute_dtype == model.param_dtype:
         return params
     return make_cast(model, mesh)(params)
 
 
-def sampling_params(trained: Params, base_params: Params | None, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None) -> Params:
-    """The network as it samples and is scored."""
-    return policy_params(trained if lora else cast_params(trained, model, mesh), base_params, lora)
-
-
 def make_cast(model: ModelConfig, mesh: Mesh):
-    """The compiled cast of all parameters to the compute dtype."""
+    """Returns the compiled cast of all parameters to the compute dtype."""
 
     def cast(params):
         return jax.tree.map(lambda x: x.astype(model.compute_dtype), params)

@@ -1,4 +1,4 @@
-"""Training state and optimiser, shared by the supervised and the RL stage."""
+"""Training state and optimizer, shared by the supervised and the RL stage."""
 
 import dataclasses
 import math
@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from igpo_jax.model import lora as lora_module
-from igpo_jax.model import transformer
-from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, weight_decay_mask
 from igpo_jax.runtime.mesh import replicated, split_rows
+from igpo_jax.training.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +40,7 @@ class OptimizerConfig:
 
     def learning_rate_at(self, updates: int) -> optax.Schedule:
         """The schedule of a stage of `updates` updates."""
-        warmup = optax.linear_schedule(
-            self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps
-        )
+        warmup = optax.linear_schedule(self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps)
         decay = max(updates - self.warmup_steps, 1)
         if self.schedule == "cosine":
             rest = optax.cosine_decay_schedule(self.learning_rate, decay, alpha=0.05)
@@ -58,18 +53,32 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 [], updates of this stage so far, skipped ones among them; params: what is trained, float32: all parameters,
-    or the adapters of a frozen model; opt_state: of optax."""
+    """The part of a stage that updates change."""
 
-    step: jax.Array
-    params: Params
+    step: jax.Array  # i32[], updates of this stage so far, including skipped ones
+    params: Params  # trained, float32: all parameters, or adapters
     opt_state: optax.OptState
 
+    @classmethod
+    def abstract(cls, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> "TrainState":
+        """`jax.ShapeDtypeStruct` of the state: moments are sharded like their parameters, scalars replicated."""
+        params = policy.abstract(mesh)
 
-def make_optimizer(
-    cfg: OptimizerConfig, updates: int, model: ModelConfig, lora: LoraConfig | None = None
-) -> optax.GradientTransformation:
-    """The optimiser of a stage of `updates` updates. Norm scales do not decay."""
+        def placed(leaf, sharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        opt_state = optax.tree.map_params(
+            optimizer,
+            lambda leaf, param: placed(leaf, param.sharding),
+            jax.eval_shape(optimizer.init, params),
+            params,
+            transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
+        )
+        return cls(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)), params, opt_state)
+
+
+def make_optimizer(cfg: OptimizerConfig, updates: int, policy: Policy) -> optax.GradientTransformation:
+    """Returns the optimizer of a stage of `updates` updates."""
     return optax.chain(
         optax.clip_by_global_norm(cfg.max_grad_norm),
         optax.adamw(
@@ -77,61 +86,33 @@ def make_optimizer(
             b1=cfg.b1,
             b2=cfg.b2,
             weight_decay=cfg.weight_decay,
-            mask=weight_decay_mask(model) if lora is None else None,
+            mask=policy.decay_mask(),
             mu_dtype=cfg.first_moment_dtype,
         ),
     )
 
 
-def abstract_state(
-    optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None
-) -> TrainState:
-    """`jax.ShapeDtypeStruct` of the state, with shardings: moments lie where their parameters lie, scalars everywhere."""
-    params = transformer.abstract(model, mesh) if lora is None else lora_module.abstract(model, lora, mesh)
-
-    def placed(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda leaf, of: placed(leaf, of.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
-    )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return TrainState(step=step, params=params, opt_state=opt_state)
+def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
+    """`NamedSharding` of every array of the state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, TrainState.abstract(optimizer, policy, mesh))
 
 
-def state_shardings(
-    optimizer: optax.GradientTransformation, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None
-) -> TrainState:
-    """Those of `abstract_state`."""
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(optimizer, model, mesh, lora))
-
-
-def create_state(
-    params: Params,
-    optimizer: optax.GradientTransformation,
-    model: ModelConfig,
-    mesh: Mesh,
-    lora: LoraConfig | None = None,
-) -> TrainState:
-    """A fresh optimiser around a copy of `params`: updates donate the state, and the caller keeps its own."""
+def create_state(params: Params, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
+    """Returns a fresh optimizer around a copy of `params`: updates donate the state, and the caller keeps its own."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
 
-    return jax.jit(create, out_shardings=state_shardings(optimizer, model, mesh, lora))(params)
+    return jax.jit(create, out_shardings=state_shardings(optimizer, policy, mesh))(params)
 
 
 def apply_gradients(
     state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One update; where the loss or the gradients' norm is not finite, only its number and the schedule move on.
+    """One update; if the loss or the gradients' norm is not finite, only the update's number and the schedule advance.
 
     Returns:
-        The state, the norm before clipping, and which leaves have a gradient of finite norm, bool [leaves].
+        The state, the norm before clipping, and bool [leaves]: whether the norm of that leaf's gradient is finite.
     """
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -148,12 +129,12 @@ def apply_gradients(
 
 
 def is_skipped(loss, norm):
-    """Whether an update with this loss and gradient norm changes nothing; of device or host arrays."""
+    """Whether an update with this loss and gradient norm is skipped; takes device or host arrays."""
     return ~(abs(loss) + norm < math.inf)
 
 
 def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: int):
-    """Sums value and gradient over microbatches, one after the other; the memory of one.
+    """Averages value and gradient over microbatches, computed one after the other to save memory.
 
     Args:
         value_and_grad: (params, part of the batch) -> ((loss, statistics), gradients), each a mean over the part.

@@ -13,6 +13,7 @@ from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.stages.divergence import Diverged, check_parameters, count_skipped
+from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, apply_gradients, create_state, make_optimizer
 
 CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16, head_chunk=8)
@@ -23,8 +24,8 @@ def update(request, mesh_of):
     """(a fresh state, the compiled update of it from a loss and gradients)."""
     mesh = mesh_of(request.param)
     params = jax.jit(init, static_argnums=1, out_shardings=shardings(CFG, mesh))(jax.random.key(0), CFG)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=3), 10, CFG)
-    state = create_state(params, optimizer, CFG, mesh)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=3), 10, Policy(CFG))
+    state = create_state(params, optimizer, Policy(CFG), mesh)
     return state, jax.jit(lambda state, loss, gradients: apply_gradients(state, loss, gradients, optimizer))
 
 

@@ -94,5 +94,5 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
     with jax.set_mesh(experiment.mesh), Checkpoints(folders[0], keep=1) as sft, Checkpoints(folders[1], keep=1) as rl:
         start = sft_module.run_sft(experiment, sft, lambda: False)
         if experiment.config.rl.iterations:
-            stage.run_rl(experiment, *start, rl, lambda: False)
+            stage.run_rl(experiment, start, rl, lambda: False)
     return live

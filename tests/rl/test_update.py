@@ -16,7 +16,7 @@ from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, compute_logprobs, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.mesh import shard_batch
-from igpo_jax.training.policy import policy_params
+from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 # No other test uses this vocabulary: none has compiled these programs before.
@@ -41,14 +41,14 @@ def make_batch(seed=0):
 def start(mesh, **optimizer):
     """(initial parameters, state, optimiser)."""
     params = jax.jit(init, static_argnums=1, out_shardings=shardings(CFG, mesh))(jax.random.key(0), CFG)
-    made = make_optimizer(OptimizerConfig(**(dict(learning_rate=1e-2, warmup_steps=0) | optimizer)), 100, CFG)
-    return params, create_state(params, made, CFG, mesh), made
+    made = make_optimizer(OptimizerConfig(**(dict(learning_rate=1e-2, warmup_steps=0) | optimizer)), 100, Policy(CFG))
+    return params, create_state(params, made, Policy(CFG), mesh), made
 
 
 def test_each_program_is_compiled_once(mesh_of):
     mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2)
     reference, state, optimizer = start(mesh)
-    update = make_update(optimizer, CFG, objective, mesh, microbatches=2)
+    update = make_update(optimizer, Policy(CFG), objective, mesh, microbatches=2)
     programs = {"sample": denoise_block, "score": compute_logprobs, "update": update}
     before = {name: program._cache_size() for name, program in programs.items()}
     with jax.set_mesh(mesh):
@@ -74,7 +74,7 @@ def test_state_is_donated_and_the_callers_parameters_are_not(mesh):
     params, state, optimizer = start(mesh)
     batch, objective = make_batch(), ObjectiveConfig()
     logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    following, statistics = make_update(optimizer, CFG, objective, mesh)(state, batch, logprobs, jnp.int32(0))
+    following, statistics = make_update(optimizer, Policy(CFG), objective, mesh)(state, batch, logprobs, jnp.int32(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, following)))
     assert following.step == 1
@@ -89,7 +89,7 @@ def test_moments_lie_where_their_parameters_lie(mesh_of):
     with jax.set_mesh(mesh):
         batch = shard_batch(batch, mesh)
         logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-        updated, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, logprobs, jnp.int32(0))
+        updated, _ = make_update(optimizer, Policy(CFG), objective, mesh)(state, batch, logprobs, jnp.int32(0))
     adam = optax.tree.get(updated.opt_state, "ScaleByAdamState")
     for tree in (updated.params, adam.mu, adam.nu):
         for have, want in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(CFG, mesh)), strict=True):
@@ -102,7 +102,7 @@ def test_updates_raise_the_likelihood_of_what_was_rewarded(mesh):
     objective = ObjectiveConfig(kl_coefficient=0.0)
     batch = make_batch()
     logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    update = make_update(optimizer, CFG, objective, mesh)
+    update = make_update(optimizer, Policy(CFG), objective, mesh)
     losses = []
     for _ in range(3):
         state, statistics = update(state, batch, logprobs, jnp.int32(0))
@@ -118,11 +118,11 @@ def test_each_inner_step_uses_its_own_masks(mesh):
     objective, batch = ObjectiveConfig(estimator="masked", inner_steps=2, kl_coefficient=1.0), make_batch()
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     logprobs = compute_logprobs(params, reference, batch, jax.random.key(0), CFG, objective, mesh)
-    update = make_update(optimizer, CFG, objective, mesh)
+    update = make_update(optimizer, Policy(CFG), objective, mesh)
     loss = jax.jit(lambda params, part: loss_and_statistics(params, batch, part, CFG, objective, mesh)[0])
     losses = []
     for inner_step in range(2):
-        _, statistics = update(create_state(params, optimizer, CFG, mesh), batch, logprobs, jnp.int32(inner_step))
+        _, statistics = update(create_state(params, optimizer, Policy(CFG), mesh), batch, logprobs, jnp.int32(inner_step))
         part = jax.tree.map(lambda x, i=inner_step: x[i], logprobs)
         expected = loss(params, part)
         assert statistics["policy/loss"] == pytest.approx(float(expected), rel=1e-4)
@@ -135,7 +135,7 @@ def test_norm_scales_do_not_decay(mesh):
     params, state, optimizer = start(mesh, weight_decay=0.1)
     objective, batch = ObjectiveConfig(kl_coefficient=0.0), make_batch().replace(advantages=np.zeros((N, G), np.float32))
     logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    state, _ = make_update(optimizer, CFG, objective, mesh)(state, batch, logprobs, jnp.int32(0))
+    state, _ = make_update(optimizer, Policy(CFG), objective, mesh)(state, batch, logprobs, jnp.int32(0))
     for name in ("attention_norm", "mlp_norm"):
         np.testing.assert_array_equal(state.params["blocks"][name], params["blocks"][name])
     np.testing.assert_allclose(state.params["blocks"]["query"], params["blocks"]["query"] * (1 - 1e-3), rtol=1e-5)
@@ -149,7 +149,7 @@ def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_learns_the_same(mes
     assert {leaf.dtype.name for leaf in jax.tree.leaves((moments.nu, short.params))} == {"float32"}
     batch, objective = make_batch(), ObjectiveConfig()
     logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
-    updates = [make_update(start(mesh)[2], CFG, objective, mesh), make_update(optimizer, CFG, objective, mesh)]
+    updates = [make_update(start(mesh)[2], Policy(CFG), objective, mesh), make_update(optimizer, Policy(CFG), objective, mesh)]
     for _ in range(3):
         state, short = (update(s, batch, logprobs, jnp.int32(0))[0] for update, s in zip(updates, (state, short), strict=True))
     for have, want, first in zip(*map(jax.tree.leaves, (short.params, state.params, params)), strict=True):
@@ -168,8 +168,8 @@ def start_adapters(mesh):
     frozen = jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(0), cfg)
     placed = lora_module.shardings(CFG, LORA, mesh)
     adapters = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=placed)(jax.random.key(1), CFG, LORA)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 100, CFG, LORA)
-    return frozen, adapters, create_state(adapters, optimizer, CFG, mesh, LORA), optimizer
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 100, Policy(CFG, LORA))
+    return frozen, adapters, create_state(adapters, optimizer, Policy(CFG, LORA), mesh), optimizer
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
@@ -179,10 +179,10 @@ def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
     before = jax.tree.map(np.asarray, frozen)
     with jax.set_mesh(mesh):
         batch = shard_batch(make_batch(), mesh)
-        policy = policy_params(state.params, frozen, LORA)
+        policy = Policy(CFG, LORA).assemble(state.params, frozen)
         logprobs = compute_logprobs(policy, frozen, batch, jax.random.key(0), CFG, objective, mesh)
         np.testing.assert_array_equal(logprobs.old, logprobs.reference)  # adapters off is the reference
-        update = make_update(optimizer, CFG, objective, mesh, lora=LORA)
+        update = make_update(optimizer, Policy(CFG, LORA), objective, mesh)
         state, statistics = update(state, batch, logprobs, jnp.int32(0), frozen)
         assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
         assert statistics["policy/kl"] == pytest.approx(0, abs=1e-6)
@@ -210,6 +210,6 @@ def test_gradients_of_adapters_follow_from_those_of_the_full_parametrisation(mes
     def loss(params):
         return loss_and_statistics(params, batch, part, CFG, objective, mesh)[0]
 
-    found = jax.jit(jax.grad(lambda trained: loss(policy_params(trained, frozen, LORA))))(adapters)
+    found = jax.jit(jax.grad(lambda trained: loss(Policy(CFG, LORA).assemble(trained, frozen))))(adapters)
     full = jax.jit(jax.grad(loss))(lora_module.merge(frozen, adapters, LORA))["blocks"]
     assert_chain_rule(found, full, adapters, LORA, least=1e-6, rtol=2e-3, atol=1e-7)

@@ -20,7 +20,7 @@ from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
 from igpo_jax.tasks.reward_pool import Grades
-from igpo_jax.training.policy import cast_params, policy_params
+from igpo_jax.training.policy import Policy, cast_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -73,12 +73,12 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool):
             make = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=lora_module.shardings(MODEL, LORA, mesh))
             trained = jax.tree.map(lambda x: x + 0.05, make(jax.random.key(4), MODEL, LORA))
         optimizer = optax.sgd(1.0)
-        state = create_state(trained, optimizer, MODEL, mesh, lora)
+        state = create_state(trained, optimizer, Policy(MODEL, lora), mesh)
         before = jax.tree.map(np.asarray, state.params)
-        policy = policy_params(state.params, frozen, lora)
+        policy = Policy(MODEL, lora).assemble(state.params, frozen)
         sampled = rollout(policy, prompts(), grade, key, cfg, mesh)
         logprobs = compute_logprobs(policy, reference, sampled.groups, key, MODEL, objective, mesh)
-        update = make_update(optimizer, MODEL, objective, mesh, lora=lora)
+        update = make_update(optimizer, Policy(MODEL, lora), objective, mesh)
         state, statistics = update(state, sampled.groups, logprobs, jnp.int32(0), frozen)
     after = jax.tree.map(np.asarray, state.params)
     return sampled, float(statistics["policy/loss"]), float(statistics["policy/grad_norm"]), after, before
@@ -136,7 +136,7 @@ def bytes_of_first_device(tree) -> int:
 def test_each_device_holds_its_share(shape, lora, mesh_of):
     """Of parameters and of both moments; norm scales and counters lie everywhere."""
     mesh = mesh_of(shape)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10, MODEL, lora)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10, Policy(MODEL, lora))
     params = created(mesh, 0)
     norms = 0
     if lora is None:
@@ -146,7 +146,7 @@ def test_each_device_holds_its_share(shape, lora, mesh_of):
     else:
         make = jax.jit(lora_module.init, static_argnums=(1, 2), out_shardings=lora_module.shardings(MODEL, lora, mesh))
         trained = make(jax.random.key(0), MODEL, lora)
-    state = create_state(trained, optimizer, MODEL, mesh, lora)
+    state = create_state(trained, optimizer, Policy(MODEL, lora), mesh)
     moments = optax.tree.get(state.opt_state, "ScaleByAdamState")
     whole = sum(4 * leaf.size for leaf in jax.tree.leaves(trained))
     for tree in (state.params, moments.mu, moments.nu):

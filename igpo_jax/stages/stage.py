@@ -1,0 +1,136 @@
+"""What both stages share: restoring, checkpoints, evaluations, preemption, the end of a diverged run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from igpo_jax.model.sharding import Params
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.experiment import Experiment
+from igpo_jax.run.metrics import MetricsWriter, is_logged, last_logged
+from igpo_jax.runtime.mesh import to_host
+from igpo_jax.runtime.stopwatch import Stopwatch
+from igpo_jax.stages.divergence import check_parameters, stop_diverged
+from igpo_jax.training.policy import Policy
+from igpo_jax.training.state import TrainState, create_state, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationState:
+    """A stage between two iterations. The first five fields are saved in checkpoints, the others are read from the log."""
+
+    done: int  # iterations of the RL stage, updates of the supervised stage
+    train_state: TrainState
+    key: jax.Array  # root key of the stage
+    solution_bank: np.ndarray | None = None  # i32[problems, l], see `update_solution_bank`; None: own hints are off
+    unlogged: Sequence = ()  # supervised stage: [loss, gradient norm] of each update since the last line of the log
+    evaluated: bool = False  # the log has an evaluation of this state
+    consecutive_skips: int = 0
+    hint_ratio_center: float | None = None  # None: no curriculum
+    sampler_kl: float | None = None  # last measured error of the cached sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str  # sft | rl
+    experiment: Experiment
+    checkpoints: Checkpoints
+    preempted: Callable[[], bool]
+    policy: Policy
+    base: Params | None  # frozen parameters under adapters
+
+    @property
+    def total(self) -> int:
+        """Number of iterations."""
+        config = self.experiment.config
+        return config.sft.updates if self.name == "sft" else config.rl.iterations
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        config = self.experiment.config
+        if self.name == "sft":
+            return make_optimizer(config.sft.optimizer, self.total, self.policy)
+        return make_optimizer(config.rl.optimizer, self.total * config.objective.inner_steps, self.policy)
+
+    def step_of(self, done: int) -> int:
+        """Optimizer updates since the start of the run, after `done` iterations of this stage."""
+        config = self.experiment.config
+        return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
+
+    def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
+        """Returns the state of the newest checkpoint, None without checkpoints. Arguments: the shapes to read."""
+        abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
+        restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
+        return None if restored is None else IterationState(*restored)
+
+    def create(self, trained: Params, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState:
+        """Returns the state that trains a copy of `trained` from the beginning."""
+        train_state = create_state(trained, self.optimizer, self.policy, self.experiment.mesh)
+        return IterationState(0, train_state, key, solution_bank)
+
+    def with_counters(self, state: IterationState) -> IterationState:
+        """Reads what the log knows of a state; call it after `MetricsWriter` has dropped later rows."""
+        skips = self.last_logged("update/consecutive_skips")
+        return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=int(skips or 0))
+
+    def is_evaluated(self, state: IterationState) -> bool:
+        return is_logged(self.experiment.workdir, self.step_of(state.done), self.name, "eval/accuracy")
+
+    def last_logged(self, metric: str) -> float | None:
+        return last_logged(self.experiment.workdir, self.name, metric)
+
+    def sampling_params(self, state: IterationState) -> Params:
+        return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
+
+    def check_preemption(self, state: IterationState) -> None:
+        """After a termination signal, saves the state and raises Terminated; unfinished work is redone.
+
+        Call it equally often on every process.
+        """
+        if self.preempted():
+            check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
+            unlogged = np.array(to_host(state.unlogged), float).tolist()
+            self.checkpoints.save_and_stop(state.done, state.train_state, state.key, state.solution_bank, unlogged)
+
+    def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
+        """Saves the first (RL), last and every `every`-th state, and those with an accuracy, which the best checkpoint needs."""
+        regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
+        if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
+            check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
+            self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
+
+    def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
+        """Logs and returns the accuracy on the test problems.
+
+        Args:
+            heldout: (parameters, check_preemption) -> further metrics.
+        """
+        check_preemption = functools.partial(self.check_preemption, state)
+        watch = Stopwatch()
+        with watch.measure("time/total"):
+            params = self.sampling_params(state)
+            metrics = heldout(params, check_preemption)
+            correct = self.experiment.verdicts(params, check_preemption)
+        accuracy = float(correct.mean(dtype=np.float64))
+        metrics |= {"eval/accuracy": accuracy, "eval/problems": len(correct)}
+        log.write_evaluation(self.step_of(state.done), self.name, correct, metrics | watch.seconds)
+        return accuracy
+
+    def stop_if_diverged(self, state: IterationState, last_update: dict[str, Any], batch: Any) -> None:
+        """Raises Diverged after `skip_limit` consecutive skipped updates; see `stop_diverged`."""
+        if state.consecutive_skips >= self.experiment.config.skip_limit:
+            step = self.step_of(state.done)
+            skips, train_state = state.consecutive_skips, state.train_state
+            stop_diverged(step, self.name, skips, last_update, train_state, batch, self.checkpoints)
+
+
+def is_due(done: int, total: int, every: int) -> bool:
+    """Whether something happens after `done` iterations: at the start, at the end, and every `every` iterations; 0: not between."""
+    return done in (0, total) or (every > 0 and done % every == 0)
