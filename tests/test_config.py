@@ -15,7 +15,7 @@ from igpo_jax import config as configuration
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.runtime.files import differing_keys
-from igpo_jax.tasks.reward_pool import Grades
+from igpo_jax.tasks.grades import Grades
 from run_configs import CONFIGS, TINY, error_of, tiny
 
 # ---------------------------------------------------------------------------------------------------------------------

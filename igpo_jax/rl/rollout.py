@@ -25,7 +25,7 @@ from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
-from igpo_jax.tasks.reward_pool import Grades
+from igpo_jax.tasks.grades import Grades
 
 # Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. It is
 # no Future: waiting gathers grades over hosts, and only the main thread may do so, in the order of its other collectives.

@@ -26,8 +26,9 @@ from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, rai
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
-from igpo_jax.tasks.reward_pool import Grades, RewardPool, reward_pool
+from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params

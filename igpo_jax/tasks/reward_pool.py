@@ -18,9 +18,6 @@ from collections.abc import Sequence
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
-import flax
-import numpy as np
-
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 
@@ -186,13 +183,3 @@ def _environment() -> dict[str, str]:
     """Lets a worker import what this process can, including entries added to sys.path, such as the current folder."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return os.environ | {"PYTHONPATH": path}
-
-
-@flax.struct.dataclass
-class Grades:
-    """Grades of groups of completions."""
-
-    rewards: np.ndarray  # f32[n, g]
-    correct: np.ndarray  # bool[n, g], decides whether a group is all wrong and which second attempts may be swapped in
-    late: np.ndarray  # bool[n, g], no verdict in time; counts as wrong
-    broken: np.ndarray  # bool[n, g], the reward function failed; counts as wrong

@@ -27,7 +27,7 @@ from igpo_jax.rl.rollout import (
 )
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_solution_bank, with_own_solutions
-from igpo_jax.tasks.reward_pool import Grades
+from igpo_jax.tasks.grades import Grades
 from run_configs import tiny
 
 EOS, MASK = 1, 2

@@ -12,7 +12,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.rollout import RolloutConfig, _pad_rows, rollout, up_to_first_eos
-from igpo_jax.tasks.reward_pool import Grades
+from igpo_jax.tasks.grades import Grades
 
 EOS, MASK = 1, 2
 MODEL = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=EOS, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)

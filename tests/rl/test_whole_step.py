@@ -19,7 +19,7 @@ from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
-from igpo_jax.tasks.reward_pool import Grades
+from igpo_jax.tasks.grades import Grades
 from igpo_jax.training.policy import Policy, cast_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from igpo_jax.stages.rl import _shown
+from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.reward_pool import Grades
 
 EOS = 3
 PIECES = ["1", "=", "12", "<eos>"]

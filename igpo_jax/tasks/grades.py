@@ -1,0 +1,14 @@
+"""Grades of rollouts. Not in reward_pool.py, which must not import jax: each worker would spend seconds and memory on it."""
+
+import flax
+import numpy as np
+
+
+@flax.struct.dataclass
+class Grades:
+    """Grades of groups of completions."""
+
+    rewards: np.ndarray  # f32[n, g]
+    correct: np.ndarray  # bool[n, g], decides whether a group is all wrong and which second attempts may be swapped in
+    late: np.ndarray  # bool[n, g], no verdict in time; counts as wrong
+    broken: np.ndarray  # bool[n, g], the reward function failed; counts as wrong
