@@ -191,7 +191,7 @@ def test_a_model_that_does_not_divide_over_the_mesh_is_refused(folder, mesh_of):
         igpo_jax.load(folder, mesh=mesh_of((1, 1, 8)))
 
 
-# Each option of llada.md 6.5 and 6.6 has its effect
+# Each option of docs/method.md section 5 has its effect
 
 CFG = ModelConfig(vocab_size=6, mask_id=5, eos_id=1, eot_id=2, width=4, layers=1, heads=2, kv_heads=2, mlp_width=4)
 DECODE = DecodeConfig(completion_length=3, block_length=3, steps=3)

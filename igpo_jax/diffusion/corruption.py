@@ -1,4 +1,4 @@
-"""The forward process and the supervised loss of masked diffusion (LLaDA; igpo_method.md section 1)."""
+"""The forward process and the supervised loss of masked diffusion (LLaDA; docs/method.md section 2)."""
 
 import math
 from typing import NamedTuple

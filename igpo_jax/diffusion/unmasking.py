@@ -1,5 +1,5 @@
-"""One denoising step: a token for every masked position of a block, and which of them are written now (igpo_method.md 2.2,
-llada.md 6)."""
+"""One denoising step: a token for every masked position of a block, and which of them are written now (docs/method.md
+section 5)."""
 
 import dataclasses
 import functools
@@ -99,7 +99,7 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """A token for every position, and how much the position deserves to be written now (llada.md 6.3, 6.5, 6.6).
+    """A token for every position, and how much the position deserves to be written now (docs/method.md section 5).
 
     The token is a draw from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
     exp(logits) / (-log u)^T, without its overflow. The confidence is a log-probability under the clean logits: of the
@@ -138,7 +138,7 @@ def propose(
 
 def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
     """How many tokens a row writes in step `step` of `steps` of a block that had `masks` masks: the remainder goes to
-    the first steps (igpo_method.md 2.2)."""
+    the first steps (docs/method.md section 5)."""
     return masks // steps + (step < masks % steps)
 
 

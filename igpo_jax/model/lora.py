@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) as a second pytree beside frozen parameters, and their files in PEFT's format.
 
 W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] zero at first, so that training starts at the base.
-There is no dropout: with it the policy ratio would differ from 1 before the first update (igpo_method.md 5).
+There is no dropout: with it the policy ratio would differ from 1 before the first update (docs/method.md section 10).
 """
 
 import dataclasses

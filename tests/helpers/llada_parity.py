@@ -1,6 +1,6 @@
 """python tests/helpers/llada_parity.py FOLDER
 
-Compares this project with what the released LLaDA computed from the same weights (llada.md 7 and 8). FOLDER holds
+Compares this project with what the released LLaDA computed from the same weights (docs/method.md section 3). FOLDER holds
 config.json, model.safetensors, bf16_sharded/, forward.npz, loss.npz, pretrain_grads.safetensors, generate.json and
 generate.npz; of any sizes, and what it lacks is reported as absent. Prints a line per check; the exit code is 0 if no
 check failed.
@@ -359,7 +359,7 @@ def gradients(fixture: Fixture) -> Outcome:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode", "may_write_mask"))
 def reference_step(params, x, attention_mask, given, within, count, gumbel, uniform, cfg, decode, may_write_mask):
-    """One step of the released sampler (llada.md 6.3) over whole rows [b, t]; `within` [t]: up to the block's end."""
+    """One step of the released sampler (docs/method.md, 5) over rows [b, t]; `within` [t]: up to the block's end."""
     logits = logits_of(params, x, attention_mask, cfg)
     if decode.cfg_scale > 0:
         nothing = logits_of(params, jnp.where(given, cfg.mask_id, x), attention_mask, cfg)
@@ -367,7 +367,7 @@ def reference_step(params, x, attention_mask, given, within, count, gumbel, unif
     if not may_write_mask:
         logits = logits.at[..., cfg.mask_id].set(-jnp.inf)
     if decode.temperature > 0 and decode.confidence_eos_eot_inf and not decode.logits_eos_inf:
-        cfg = dataclasses.replace(cfg, eos_id=cfg.eot_id)  # EOS keeps its confidence (llada.md 6.5)
+        cfg = dataclasses.replace(cfg, eos_id=cfg.eot_id)  # EOS keeps its confidence (docs/method.md section 5)
     drawn, confidence = propose(logits, gumbel, uniform, cfg, decode)
     return jnp.where(most_confident(confidence, (x == cfg.mask_id) & within, count), drawn, x)
 

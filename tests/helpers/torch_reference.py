@@ -1,4 +1,4 @@
-"""LLaDA in plain PyTorch, for comparison: forward pass, losses and the released sampler (llada.md 3 and 6).
+"""LLaDA in plain PyTorch, for comparison: forward pass, losses and the released sampler (docs/method.md sections 3 and 5).
 
 Independent of the project: weights are a dict of tensors with LLaDA's names, the configuration is config.json's values.
 """

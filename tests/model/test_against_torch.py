@@ -183,7 +183,7 @@ CASES = {
 
 
 def write_fixture(folder, config, seed):
-    """What llada.md 8 describes, computed by the reference."""
+    """The arrays that tests/model/fixtures/README.md lists, computed by the reference."""
     weights = {name: weight.bfloat16().float() for name, weight in reference.random_weights(config, seed).items()}
     write_folder(folder, config, weights)
     halves = {name: weight.bfloat16() for name, weight in weights.items()}
