@@ -186,7 +186,7 @@ class DiffusionLM:
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
         """The likelihood of a completion: the mean of random draws of the bound, k of its l tokens masked, weight l / k,
-        k spread evenly over 1..l (docs/method.md section 14). A completion of one token has one masking, and its likelihood is exact.
+        k spread evenly over 1..l (docs/method.md, 14). A completion of one token has one masking, and its likelihood is exact.
 
         Raises:
             ValueError: an empty completion.
