@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
 from igpo_jax.config import Config
-from igpo_jax.model import lora
 from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, abstract
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import read_run_config, run_tokenizer
 from igpo_jax.tokenizers import Tokenizer
+from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
 
@@ -33,9 +33,9 @@ class Restored:
 
     def policy(self) -> Params:
         """The network's parameters, with adapters beside them."""
-        if self.adapters is None or self.config.lora is None:
+        if self.adapters is None:
             return self.params
-        return lora.attach(self.params, self.adapters, self.config.lora)
+        return Policy(self.model, self.config.lora).assemble(self.adapters, self.params)
 
 
 def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
@@ -59,7 +59,7 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     folder = workdir / "checkpoints" / stage
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
-    shapes = abstract(model, mesh) if config.lora is None else lora.abstract(model, config.lora, mesh)
+    shapes = Policy(model, config.lora).abstract(mesh)
     with Checkpoints(folder, keep=config.checkpoints_kept, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(shapes)
     if restored is None:

@@ -14,11 +14,11 @@ from igpo_jax.training.state import TrainState
 
 
 class Diverged(ArithmeticError):
-    """Losses, gradients or parameters are not finite any more."""
+    """Losses, gradients or parameters are no longer finite."""
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """How many updates in a row were skipped, after further ones (bool [n]), of which the first follows `before` skipped."""
+    """Returns the number of consecutive skipped updates after n further ones (bool [n]), given the number before them."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 
@@ -27,26 +27,26 @@ def stop_diverged(
     step: int,
     stage: str,
     consecutive_skips: int,
-    of_update: dict[str, Any],
+    last_update: dict[str, Any],
     state: TrainState,
     batch: Any,
     checkpoints: Checkpoints,
 ) -> None:
-    """Raises Diverged with what is known of the last of so many skipped updates; its batch is saved in the run's folder.
+    """Saves the batch of the last skipped update in the run's folder and raises Diverged with a diagnosis.
 
     Args:
-        of_update: its loss, grad_norm and finite_gradients, see `apply_gradients`, on the host.
-        state: after it; parameters are those before it.
+        last_update: its loss, grad_norm and finite_gradients, see `apply_gradients`, on the host.
+        state: after the update, with the parameters from before it.
         batch: pytree of arrays.
     """
     names = leaf_names(state.params)
-    gradient = next((name for name, finite in zip(names, of_update["finite_gradients"], strict=True) if not finite), None)
+    gradient = next((name for name, finite in zip(names, last_update["finite_gradients"], strict=True) if not finite), None)
     parameter = first_not_finite(state.params)
     if parameter:
         cause = f"the parameter {parameter} itself is not"
     elif gradient is None:
         cause = "parameters and the gradient of each are, the loss or the norm over all gradients is not"
-    elif math.isfinite(of_update["loss"]):
+    elif math.isfinite(last_update["loss"]):
         cause = f"parameters and loss are, the gradient of {gradient} is not"
     else:
         cause = f"parameters are, the loss is not, nor is the gradient of {gradient}"
@@ -55,14 +55,14 @@ def stop_diverged(
     if jax.process_index() == 0:
         np.savez(file, **arrays)
     raise Diverged(
-        f"update {step} is number {consecutive_skips} in a row that was skipped, with loss {of_update['loss']:g} and gradient norm "
-        f"{of_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
+        f"update {step} is number {consecutive_skips} in a row that was skipped, with loss {last_update['loss']:g} and gradient norm "
+        f"{last_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
         f"smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
     )
 
 
 def check_parameters(params: Params, step: int, checkpoints: Checkpoints) -> None:
-    """Before they are saved: raises Diverged where one is not finite."""
+    """Raises Diverged if a parameter is not finite; call it before saving."""
     name = first_not_finite(params)
     if name:
         raise Diverged(
@@ -78,12 +78,12 @@ def _good_checkpoint(checkpoints: Checkpoints) -> str:
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """As in blocks.query."""
+    """Dotted names of the leaves, such as blocks.query."""
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def first_not_finite(params: Params) -> str | None:
-    """The name of the first leaf with a number that is not finite."""
+    """Name of the first leaf that has a non-finite number, None without one."""
     finite = to_host(_finite_leaves(params))
     return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
 

@@ -1,4 +1,4 @@
-"""Hints as training proceeds: the ratio curriculum, and solutions that the model found itself."""
+"""Hint state over training: the ratio curriculum, and solutions that the model found itself."""
 
 import bisect
 import functools
@@ -11,7 +11,7 @@ from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.tasks import load_task
 
-NO_SOLUTION = -1  # in the memory of own solutions: none yet
+NO_SOLUTION = -1  # in the solution bank: none yet
 
 
 def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
@@ -20,9 +20,11 @@ def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
 
 
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
-    """The centre of the ratios after an iteration in which the share `correct` of the second tries was correct: further up
-    where it was below one half, where a group's expected gradient, as share * (1 - share), is largest (paper, Appendix K).
-    A float32, which all processes read from the log as it was."""
+    """Returns the center of the hint ratios after an iteration in which the share `correct` of second attempts was correct.
+
+    It rises below one half, where a group's expected gradient, share * (1 - share), is largest (paper, Appendix K). It is
+    rounded to float32, so that all processes read the same number from the log.
+    """
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 
 
@@ -32,11 +34,11 @@ def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: Inpain
 def update_solution_bank(
     solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
 ) -> np.ndarray:
-    """A new memory with the last correct completion of each problem that has one, up to its first EOS.
+    """Returns a bank with the last correct completion of each problem that has one, up to its first EOS.
 
     Args:
         solution_bank: int32 [problems, l], padded with EOS; `NO_SOLUTION` where a problem has none yet.
-        rows: int [n], of the problems in the memory. tokens: int32 [n, g, l]. correct: bool [n, g].
+        rows: int [n], the problems' rows in the bank. tokens: int32 [n, g, l]. correct: bool [n, g].
     """
     last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
     chosen, found = tokens[np.arange(len(tokens)), last], correct.any(axis=1)
@@ -49,15 +51,15 @@ def update_solution_bank(
 def hintable_prefix_length(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> int:
-    """How many tokens of a completion may be shown, from its beginning; nobody has marked where its answer stands.
+    """Returns the number of leading tokens of a completion that hints may show; its answer is not marked.
 
-    Hidden is everything from the first place where the text of the answer that it states occurs, whether it is stated there
-    or not; where no answer is stated, or its text does not occur as such, the last quarter. The last token always is.
+    Everything from the first occurrence of the extracted answer's text is hidden. Without an extracted answer, or if its
+    text does not occur, the last quarter is hidden. The last token is always hidden.
 
     Args:
         tokens: of a completion, before its first EOS.
         decode: tokens to text.
-        extract_answer: the answer that a text states, see `igpo_jax.tasks`.
+        extract_answer: text to answer, see `igpo_jax.tasks`.
     """
     text = decode(tokens)
     answer = extract_answer(text)
@@ -72,8 +74,10 @@ def hintable_prefix_length(
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Prompts of the RL split, whose traces are what the memory has of them (see `update_solution_bank`), as far as it may be shown;
-    where it has nothing, there is nothing to show."""
+    """Returns prompts of the RL split with own solutions as traces (see `update_solution_bank`), hintable up to the answer.
+
+    Problems without an own solution get an empty trace.
+    """
     task, eos_id = load_task(experiment.config.task.name), experiment.tokenizer.eos_id
     options = {name: experiment.config.task[name] for name in task.REWARD_OPTIONS}
     extract_answer = functools.partial(task.extract_answer, **options)
