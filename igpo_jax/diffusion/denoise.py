@@ -65,13 +65,11 @@ class DenoiseCarry:
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l]
-    step: Array  # int32 [], steps done
-    full: Array  # int32 [], network evaluations of whole rows
-    age: Array  # int32 [], steps since the last of them
+    step: Array  # int32 [], steps done, see `Block.denoise_step`
 
     @classmethod
     def start(cls, state: DecodeState) -> "DenoiseCarry":
-        return cls(state.tokens, state.unmask_step, jnp.int32(0), jnp.int32(0), jnp.int32(0))
+        return cls(state.tokens, state.unmask_step, jnp.int32(0))
 
 
 @flax.struct.dataclass
@@ -111,8 +109,8 @@ class Block:
         """The block's part of [b, l]."""
         return jax.lax.dynamic_slice_in_dim(x, self.start, self.decode.block_length, axis=1)
 
-    def unfinished(self, carry: DenoiseCarry) -> jax.Array:
-        return jnp.any(self.active(carry.tokens) == self.cfg.mask_id)
+    def unfinished(self, tokens: Array) -> jax.Array:
+        return jnp.any(self.active(tokens) == self.cfg.mask_id)
 
     def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
         """Logits of the block, float32 [b, k, v], and with a cache the keys and values of all positions."""
@@ -156,11 +154,13 @@ class Block:
             logits = unconditional + (self.decode.cfg_scale + 1) * (conditional - unconditional)
         return logits.at[..., self.cfg.mask_id].set(-jnp.inf)
 
-    def denoise_step(self, carry: DenoiseCarry, logits: jax.Array) -> tuple[DenoiseCarry, StepInfo]:
-        """Draws a token for every position of the block, and writes some of them. logits: float32 [b, k, v]."""
+    def denoise_step(self, carry: DenoiseCarry, logits: jax.Array, first: Array | int = 0) -> tuple[DenoiseCarry, StepInfo]:
+        """Draws a token for every position of the block, and writes some of them. logits: float32 [b, k, v]. first: the step of
+        the block from which `carry.step` counts."""
         decode = self.decode
         positions = self.start + jnp.arange(decode.block_length)
-        scheduled = self.number * decode.steps_per_block + carry.step
+        step = first + carry.step
+        scheduled = self.number * decode.steps_per_block + step
         active = self.active(carry.tokens)
 
         def position_keys(row_key, position):
@@ -171,24 +171,23 @@ class Block:
             gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
             uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
             drawn, confidence = propose(logits, gumbel, uniform, self.cfg, decode)
-            written = to_write(confidence, active == self.cfg.mask_id, self.masks_at_entry, carry.step, decode)
+            written = to_write(confidence, active == self.cfg.mask_id, self.masks_at_entry, step, decode)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.start, axis=1)
         carry = carry.replace(
             tokens=update(carry.tokens, jnp.where(written, drawn, active)),
             unmask_step=update(carry.unmask_step, jnp.where(written, scheduled, self.active(carry.unmask_step))),
             step=carry.step + 1,
-            age=carry.age + 1,
         )
         return carry, StepInfo(drawn, written)
 
-    def finish(self, carry: DenoiseCarry) -> DecodeState:
+    def finish(self, tokens: Array, unmask_step: Array) -> DecodeState:
         """The state with the block's tokens. A row whose block is all EOS has ended, and its remaining masks become EOS."""
         steps = self.decode.steps_per_block
-        ended = self.state.ended | jnp.all(self.active(carry.tokens) == self.cfg.eos_id, axis=1)
-        rest = ended[:, None] & (carry.tokens == self.cfg.mask_id)
+        ended = self.state.ended | jnp.all(self.active(tokens) == self.cfg.eos_id, axis=1)
+        rest = ended[:, None] & (tokens == self.cfg.mask_id)
         state = self.state.replace(
-            tokens=jnp.where(rest, self.cfg.eos_id, carry.tokens),
-            unmask_step=jnp.where(rest, self.number * steps + steps - 1, carry.unmask_step),
+            tokens=jnp.where(rest, self.cfg.eos_id, tokens),
+            unmask_step=jnp.where(rest, self.number * steps + steps - 1, unmask_step),
             ended=ended,
         )
         return jax.tree.map(shard_rows, state)

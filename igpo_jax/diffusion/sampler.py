@@ -140,6 +140,17 @@ class BlockCounts:
     live: jax.Array  # rows that have not ended
 
 
+@flax.struct.dataclass
+class BlockCarry:
+    """What changes from one full evaluation to the next. The counters are incremented in the loops' own bodies, from which
+    plan/hlo_cost.py reads the number of rounds."""
+
+    full: jax.Array  # int32 [], evaluations of whole rows
+    partial: jax.Array  # int32 [], evaluations of windows
+    tokens: jax.Array  # int32 [b, l]
+    unmask_step: jax.Array  # int32 [b, l]
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def denoise_block(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
@@ -148,27 +159,30 @@ def denoise_block(
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
 
-    def run_full(carry):
+    def run_full(carry: BlockCarry) -> BlockCarry:
         """One full evaluation, and the steps that reuse its keys and values."""
+        first = carry.full * every
         logits, cache = block.full_forward(carry.tokens)
-        carry, _ = block.denoise_step(carry.replace(full=carry.full + 1, age=jnp.int32(0)), logits)
+        after, _ = block.denoise_step(DenoiseCarry(carry.tokens, carry.unmask_step, jnp.int32(0)), logits, first)
         if every == 1:
-            return carry
+            return BlockCarry(carry.full + 1, carry.partial, after.tokens, after.unmask_step)
 
-        def run_cached(carry):
-            return block.denoise_step(carry, block.cached_forward(carry.tokens, cache))[0]
+        def run_cached(carry: DenoiseCarry) -> DenoiseCarry:
+            return block.denoise_step(carry, block.cached_forward(carry.tokens, cache), first)[0]
 
-        def cache_serves(carry):
-            return (carry.age < every) & (carry.step < steps) & block.unfinished(carry)
+        def cache_serves(carry: DenoiseCarry) -> jax.Array:
+            return (carry.step < every) & (first + carry.step < steps) & block.unfinished(carry.tokens)
 
-        return jax.lax.while_loop(cache_serves, run_cached, carry)
+        after = jax.lax.while_loop(cache_serves, run_cached, after.replace(step=jnp.int32(1)))
+        return BlockCarry(carry.full + 1, carry.partial + after.step - 1, after.tokens, after.unmask_step)
 
-    def unfinished(carry):
-        return (carry.full < -(-steps // every)) & block.unfinished(carry)
+    def unfinished(carry: BlockCarry) -> jax.Array:
+        return (carry.full < -(-steps // every)) & block.unfinished(carry.tokens)
 
-    carry = jax.lax.while_loop(unfinished, run_full, DenoiseCarry.start(state))
-    state = block.finish(carry)
-    return state, BlockCounts(carry.full, carry.step - carry.full, jnp.sum(~state.ended))
+    start = BlockCarry(jnp.int32(0), jnp.int32(0), state.tokens, state.unmask_step)
+    carry = jax.lax.while_loop(unfinished, run_full, start)
+    state = block.finish(carry.tokens, carry.unmask_step)
+    return state, BlockCounts(carry.full, carry.partial, jnp.sum(~state.ended))
 
 
 def refresh_interval(decode: DecodeConfig) -> int:

@@ -97,12 +97,12 @@ def block_errors(
         return ProbeCarry(after, cache, errors)
 
     def unfinished(carry: ProbeCarry) -> jax.Array:
-        return (carry.denoise.step < steps) & block.unfinished(carry.denoise)
+        return (carry.denoise.step < steps) & block.unfinished(carry.denoise.tokens)
 
     no_cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(block.full_forward, state.tokens)[1])
     start = ProbeCarry(DenoiseCarry.start(state), no_cache, StepErrors(*jnp.zeros((4, steps))))
     carry = jax.lax.while_loop(unfinished, run_step, start)
-    return block.finish(carry.denoise), carry.errors
+    return block.finish(carry.denoise.tokens, carry.denoise.unmask_step), carry.errors
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:

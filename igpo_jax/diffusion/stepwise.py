@@ -105,7 +105,7 @@ def advance(
     probability = jnp.take_along_axis(probabilities, info.drawn[..., None], axis=-1)[..., 0]
     likelihood, likeliest = jax.lax.top_k(probabilities, min(ALTERNATIVES, cfg.vocab_size))
     # While the block has masks left, this ends only rows whose block is all EOS already.
-    return block.finish(carry), cache, (probability, likeliest, likelihood)
+    return block.finish(carry.tokens, carry.unmask_step), cache, (probability, likeliest, likelihood)
 
 
 def _masks(tokens: np.ndarray, start: int, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
@@ -116,4 +116,4 @@ def _masks(tokens: np.ndarray, start: int, cfg: ModelConfig, decode: DecodeConfi
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def _skip_block(state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig) -> DecodeState:
     """The state after a block without masks."""
-    return Block.begin({}, state, number, cfg, decode).finish(DenoiseCarry.start(state))
+    return Block.begin({}, state, number, cfg, decode).finish(state.tokens, state.unmask_step)
