@@ -1,7 +1,7 @@
 """Hints: pieces of the known solution, written onto the canvas before denoising (docs/method.md section 6; paper Eq. 4).
 
 segment -> choose -> place -> overwrite; every function works on whole batches and compiles once. Defaults follow the paper;
-"REF" names the value of the released code if it differs.
+"REF" marks the released code's value if it differs.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from igpo_jax.model.sharding import Array
 
 FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
-MAX_GAP = 100  # REF: of stretched gaps between chunks
-MAX_STRETCH = 1.5  # REF
+MAX_GAP = 100  # REF: longest stretched gap between chunks
+MAX_STRETCH = 1.5  # REF: largest factor by which gaps are stretched
 POLICIES, SOURCES = ("chunks", "prefix", "none"), ("solution", "own")
 CHUNK_KEYS = ("chunk_min", "chunk_max", "round_up", "stretch")
-UNUSED_KEYS = {  # by each policy
+UNUSED_KEYS = {  # by policy
     "chunks": (),
     "prefix": CHUNK_KEYS,
     "none": ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer", *CHUNK_KEYS),
@@ -31,12 +31,12 @@ class InpaintingConfig:
     """Second attempts and their hints; docs/method.md section 15 lists the switches."""
 
     enabled: bool = True
-    # Start of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
-    # beginning, at most up to the first token that may not be shown. none: no hints, the baseline with as many samples.
+    # Hints of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
+    # beginning, at most up to the first token that may not be shown. none: no hints, a baseline with the same number of samples.
     policy: str = "chunks"
-    # Whose solution. own: the newest correct first attempt at the same problem; without one there is no second attempt.
+    # Source of hints. own: the newest correct first attempt at the same problem; without one there is no second attempt.
     source: str = "solution"
-    # Rate at which all ratios move towards a half of the second attempts being correct, see `next_hint_ratio_center`; 0: fixed.
+    # Rate at which all ratios adapt until half of the second attempts are correct, see `next_hint_ratio_center`; 0: fixed.
     curriculum: float = 0.0
     chunk_min: int = 5
     chunk_max: int = 10
@@ -44,10 +44,10 @@ class InpaintingConfig:
     ratio_max: float = 0.6
     replace_fraction: float = 0.5  # lambda: at most this share of a group is replaced
     exclude_answer: bool = True  # REF: False, which also always reveals the last chunk
-    round_up: bool = False  # reveal floor(ratio * N) chunks and at least one; REF: N - floor(N * (1 - ratio))
-    stretch: bool = False  # hints keep their place in the trace; REF: True spreads them over the canvas
-    # False: chunks are cut once per problem, ratios are independent, and the last completions of a group are replaced. REF:
-    # True, chunks are cut for every completion, a group's ratios ascend, and its first completions are replaced.
+    round_up: bool = False  # False: reveals floor(ratio * N) chunks, at least one. REF: True, N - floor(N * (1 - ratio))
+    stretch: bool = False  # False: hints keep their positions in the trace. REF: True, they are spread over the canvas
+    # False: chunks are cut once per problem, ratios are independent, and a group's last completions are replaced. REF: True,
+    # chunks are cut for every completion, a group's ratios ascend, and its first completions are replaced.
     by_completion: bool = False
 
     def __post_init__(self):
@@ -101,8 +101,8 @@ def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, c
 
 
 def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
-    """Number of a row's chunks to reveal: int32 [b] from int32 [b] and float32 [b]. In float32 100 * 0.53 is below 53, and
-    5 * (1 - 0.6) below 2, so a little is added before rounding down."""
+    """Number of chunks to reveal, int32 [b], of chunks, int32 [b], with ratio, float32 [b]. Adds 1e-5 before rounding down,
+    because in float32 100 * 0.53 is below 53 and 5 * (1 - 0.6) below 2."""
     if round_up:
         return chunks - jnp.floor(chunks * (1 - ratio) + 1e-5).astype(jnp.int32)
     at_least = jnp.minimum(chunks, jnp.where(ratio > 0, 1, 0))
@@ -123,9 +123,9 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 
 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
-    """Returns where each chunk begins on the canvas, int32 [b, c]; meaningful for revealed ones.
+    """Returns each chunk's first position on the canvas, int32 [b, c]; meaningful for revealed chunks only.
 
-    By default the position in the trace. REF (`stretch`): gaps between revealed chunks grow by up to half, within limits.
+    By default this is its position in the trace. REF (`stretch`): gaps between revealed chunks grow by up to half.
     """
     if not stretch:
         return chunks.start
@@ -143,7 +143,7 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 def overwrite(
     canvas: Array, trace: Array, hintable: Array, chunks: Chunks, revealed: Array, destination: Array
 ) -> tuple[Array, Array]:
-    """Writes the revealed chunks onto the canvas and drops parts outside of it.
+    """Writes the revealed chunks onto the canvas; drops parts outside of it and tokens that may not be shown.
 
     Args:
         canvas, trace: int32 [b, l]. hintable: bool [b, l], tokens of the trace that may be shown.
@@ -161,8 +161,8 @@ def overwrite(
 
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
-    """Chooses the first tokens of each trace, bool [b, l]: the share `ratio`, float32 [b], of those before the first that may
-    not be shown, and at least one if the ratio is positive."""
+    """Chooses the first tokens of each trace, bool [b, l]: the share `ratio`, float32 [b], of the tokens before the first that
+    may not be shown, at least one if the ratio is positive."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)
@@ -170,8 +170,8 @@ def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
 
 
 def overwrite_in_place(canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array) -> tuple[Array, Array]:
-    """Writes the chosen tokens of the trace, bool [b, l], at their own positions; drops those that may not be shown. Returns
-    like `overwrite`."""
+    """Writes the chosen tokens of the trace, bool [b, l], at their own positions; drops those that may not be shown. Same
+    result as `overwrite`."""
     is_hint = chosen & hintable & (jnp.arange(canvas.shape[1]) < trace_length[:, None])
     return jnp.where(is_hint, trace, canvas), is_hint
 
@@ -190,14 +190,15 @@ def inpaint(
     """Writes hints for G completions of each problem: the step that IGPO adds to a rollout.
 
     Args:
-        key: segmentation keys belong to the problem, unless cfg.by_completion; ratio and choice keys to the completion.
+        key: the problem is folded into it for segmentation (with cfg.by_completion the completion, too); problem and
+            completion are folded into it for ratios and choices.
         problem_id: uint32 [n].
         canvas: int32 [n * G, l], rows of a problem adjacent; usually all MASK.
         trace: int32 [n, l]. trace_length: int32 [n], the part that is cut into chunks. hintable: bool [n, l].
         ratios: see `ratio_range`; by default those of cfg.
 
     Returns:
-        The canvas with hints and the hint mask, [n * G, l], and the ratios that were drawn, float32 [n * G].
+        The canvas with hints and the hint mask, [n * G, l], and the drawn ratios, float32 [n * G].
     """
     length, group_size = canvas.shape[1], len(canvas) // len(problem_id)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -230,8 +231,8 @@ def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
 
 
 def ratio_range(hint_ratio_center: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
-    """Minimum and width of the range that ratios are drawn from: the configured range, or one as wide around the center,
-    within [0, 1]."""
+    """Minimum and width of the range of ratios: the configured range, or one of the same width around the center, clipped to
+    [0, 1]."""
     if hint_ratio_center is None:
         return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
     half = (cfg.ratio_max - cfg.ratio_min) / 2

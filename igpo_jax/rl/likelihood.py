@@ -5,9 +5,9 @@ completion, network inputs with some tokens masked, and weights. A token's score
 the views that mask it; the scores add up to an estimate of log pi(completion | prompt). docs/method.md section 9 lists the
 estimators with their sources.
 
-The lower bound is E_order sum log p(token | tokens written before it) of a model that writes tokens one by one in a random
+The lower bound is E_order sum log p(token | tokens written before it) for a model that writes tokens one by one in a random
 order. sum_i 1/beta log E_order p(token_i | written)^beta is an upper bound for beta >= the number of tokens (Hoelder's
-inequality); for smaller beta, as SPG (arXiv 2510.09541) uses it for negative advantages, it lacks a constant.
+inequality). SPG (arXiv 2510.09541) uses smaller beta for negative advantages, where the bound lacks a constant.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
-LOWEST_LEVEL = 30  # masked: the first inner step draws its level from here up
-PROMPT_SHARE = 0.15  # prompt_masked: of its tokens
+LOWEST_LEVEL = 30  # masked: lowest level that the first inner step draws
+PROMPT_SHARE = 0.15  # prompt_masked: probability that a prompt token is masked
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodConfig:
-    """The keys of the section `objective` that decide views and scores."""
+    """Keys of the section `objective` that determine views and scores."""
 
     estimator: str = "mean_field"  # a key of `ESTIMATORS`
     samples: int = 1  # K, views per completion: elbo, quadrature, coupled (even), trace
@@ -89,12 +89,12 @@ class GroupBatch:
 
     @property
     def hint(self) -> Array:
-        """bool [n, g, l], tokens that were given."""
+        """bool [n, g, l], True for hint tokens."""
         return self.unmask_step == HINT
 
     @classmethod
     def abstract(cls, mesh: Mesh, n: int, g: int, p: int, l: int) -> "GroupBatch":  # noqa: E741
-        """Shapes and shardings, see `jax.ShapeDtypeStruct`."""
+        """`jax.ShapeDtypeStruct` of every field, with its sharding on `mesh`."""
 
         def rows(dtype, *shape: int):
             return jax.ShapeDtypeStruct((n, *shape), dtype, sharding=NamedSharding(mesh, P(BATCH)))
@@ -106,8 +106,8 @@ class GroupBatch:
 
 @flax.struct.dataclass
 class Views:
-    """Inputs of the network, and weights of its log-probabilities, with a leading axis e for the inner steps: e = 1 if all have
-    the same views, otherwise inner_steps. r = 1 if the completions of a prompt share a row, otherwise g."""
+    """Masks of the network's inputs, and weights of its log-probabilities. e: inner steps, 1 if all have the same views. k: views
+    of a completion. r: rows of a prompt, 1 if its completions share a row, otherwise g."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -116,7 +116,7 @@ class Views:
 
     @classmethod
     def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "Views":
-        """Shapes and shardings of the views of an abstract batch."""
+        """`jax.ShapeDtypeStruct` of every field for an abstract batch, with its sharding on `mesh`."""
         host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         views = jax.eval_shape(lambda batch: views_of(jax.random.key(0), batch, cfg), host)
         placed = NamedSharding(mesh, P(None, BATCH))
@@ -124,11 +124,11 @@ class Views:
 
 
 def views_of(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Makes the views of every inner step. Random ones belong to (problem, completion, inner step), so that the old, reference
-    and new policy see the same.
+    """Makes the views of every inner step. Random views depend on (key, problem, completion, inner step), so that the old,
+    reference and new policy see the same.
 
     Args:
-        key: of the iteration.
+        key: the iteration's key.
     """
     return ESTIMATORS[cfg.estimator](key, batch, cfg)
 
@@ -146,8 +146,8 @@ def _prompt_masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -
 
 
 def _shared_views(prompt_masked: Array, batch: GroupBatch) -> Views:
-    """Masks whole completions. The input does not depend on them, so one row per *prompt* goes through the network, and the g
-    completions read from one table of log-probabilities per position."""
+    """Masks whole completions. A prompt's completions then have the same input, so one row per *prompt* goes through the network,
+    and the g completions share its log-probabilities."""
     whole = jnp.ones((len(prompt_masked), *batch.completions.shape), bool)
     return Views(prompt_masked, whole[:, :, None, :1], whole[:, :, None].astype(jnp.float32), whole)
 
@@ -156,7 +156,7 @@ def row_views(draw: Callable, key: Array, batch: GroupBatch, cfg: LikelihoodConf
     """Draws views for every completion independently.
 
     Args:
-        draw: (key, steps, samples, length) -> masked, bool, and weight, float32, [steps, samples, length] of one completion.
+        draw: (key, steps, samples, length) -> masked (bool) and weight (float32) of one completion, [steps, samples, length].
     """
     n, g, length = batch.completions.shape
     shape = cfg.inner_steps, cfg.samples, length
@@ -184,26 +184,26 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks the m tokens that a random order has not yet written, m uniform in 1..length."""
+    """Masks the last m tokens of a random order, m uniform in 1..length; see `row_views`."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
 
 
 def _quadrature_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Spaces the numbers m evenly from a random start, so that each is as likely as under elbo."""
+    """Masks like `_elbo_masks`, with the numbers m evenly spaced from a random start; each m is as likely as there."""
     number_key, order_key = jax.random.split(key)
     return _last_masks(order_key, _spread_numbers(number_key, steps, samples, length), length)
 
 
 def _last_masks(key: Array, number: Array, length: int) -> tuple[Array, Array]:
-    """Masks so many random tokens, int32 [steps, samples]."""
+    """Masks `number` random tokens, int32 [steps, samples]; see `row_views`."""
     masked = _random_ranks(key, (*number.shape, length)) < number[..., None]
     return masked, masked * (length / (number.shape[1] * number))[..., None]
 
 
 def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m tokens, and in the second view of a pair the other length - m; if m is all of them, all twice."""
+    """Masks m tokens in the first view of a pair and the other length - m in the second; if m = length, all in both."""
     number_key, order_key = jax.random.split(key)
     number = _spread_numbers(number_key, steps, samples // 2, length)[..., None]
     rank = _random_ranks(order_key, (steps, samples // 2, length))
@@ -223,8 +223,8 @@ def _random_ranks(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _trace_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """View j masks the tokens written in part j of a completion's steps or later, and scores those written in it. The steps up
-    to that of the last token in the loss are divided evenly."""
+    """Divides a completion's steps, up to that of the last token in the loss, into equal parts. View j masks the tokens written
+    in part j or later, and scores those written in part j."""
     n, g, _ = batch.completions.shape
     generated = batch.unmask_step != HINT
     steps = 1 + jnp.max(batch.unmask_step, axis=-1, keepdims=True, initial=0, where=batch.loss_mask)
@@ -247,7 +247,7 @@ ESTIMATORS: dict[str, Callable[[Array, GroupBatch, LikelihoodConfig], Views]] = 
 
 
 def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> Array:
-    """Hidden states at the completion's positions of all views of one inner step, [n, k * r, l, d]."""
+    """Hidden states at the completion positions, [n, k * r, l, d], for all views of one inner step."""
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
     completion = jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])
@@ -260,8 +260,8 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper
-    bound's terms (SPG, see the module), so that they are not pushed below the lower bound.
+    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper bound's
+    terms (SPG, see above), because lowering a lower bound need not lower the likelihood.
 
     Args:
         log_probs, weight: float32 [n, k, g, l]. advantages: float32 [n, g].
@@ -272,7 +272,7 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     power, seen = cfg.upper_power, weight > 0
     terms = jnp.where(seen, jnp.log(jnp.where(seen, weight, 1.0)) + power * log_probs, -jnp.inf)
     ever = jnp.any(seen, axis=1)
-    terms = jnp.where(ever[:, None], terms, 0.0)  # before the sum: its gradient would be NaN
+    terms = jnp.where(ever[:, None], terms, 0.0)  # before logsumexp, whose gradient would be NaN
     upper = jnp.where(ever, jax.nn.logsumexp(terms, axis=1) / power, 0.0)
     share = jnp.where(advantages < 0, cfg.upper_weight, 0.0)[..., None]
     return (1 - share) * lower + share * upper

@@ -17,15 +17,15 @@ from igpo_jax.model.transformer import ModelConfig, head_matrix
 from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, hidden_states, view_scores, views_of
 from igpo_jax.runtime.mesh import BATCH, join_rows, split_rows
 
-MAX_LOG_RATIO = 20.0  # exp stays finite; the number of clipped log-ratios is logged
+MAX_LOG_RATIO = 20.0  # keeps exp finite; the number of clipped log-ratios is logged
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(LikelihoodConfig):
     """The section `objective`. Defaults follow the paper; docs/method.md section 15 lists the switches."""
 
-    # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): no ratio, the log-likelihood with the weight
-    # softmax(A) - softmax(-A) of the group.
+    # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): the log-likelihood weighted by softmax(A) - softmax(-A)
+    # over the group, without a ratio.
     loss: str = "clipped"
     ratio: str = "sequence"  # sequence | token
     clip_low: float = 0.2  # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
@@ -38,8 +38,8 @@ class ObjectiveConfig(LikelihoodConfig):
     # 2503.20783), so that a token has the same weight in short and long completions.
     normalization: str = "completion"
     normalize_advantages: bool = False  # divide by the group's standard deviation
-    # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. REF: True, tokens
-    # after EOS count, filtered ones count in the sequence's ratio, and completions are weighted by their tokens.
+    # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. True, as in the
+    # reference code: tokens after EOS count, filtered hints count in the sequence ratio, and completions are weighted by length.
     reference_code: bool = False
 
     def __post_init__(self):
@@ -59,7 +59,7 @@ class ObjectiveConfig(LikelihoodConfig):
             require(value in values, f"objective.{name}={value!r} is none of {', '.join(values)}")
         require(0 <= self.entropy_keep <= 1, f"objective.entropy_keep={self.entropy_keep} must be within [0, 1]")
         require(
-            0 <= self.clip_low < 1 and self.clip_high >= 0 and 0 <= self.kl_coefficient < math.inf,  # nor NaN
+            0 <= self.clip_low < 1 and self.clip_high >= 0 and 0 <= self.kl_coefficient < math.inf,  # rejects NaN too
             "objective.clip_low must be within [0, 1), clip_high and kl_coefficient must not be negative",
         )
         require(0 <= self.hint_supervision < math.inf, "objective.hint_supervision must not be negative")
@@ -82,7 +82,7 @@ class ObjectiveConfig(LikelihoodConfig):
 
 
 def advantages(rewards: Array, normalize: bool) -> Array:
-    """r - mean of the group, float32 [n, g]; `normalize` also divides by the group's standard deviation."""
+    """Rewards minus their group's mean, float32 [n, g]; `normalize` also divides by the group's standard deviation."""
     centered = rewards - rewards.mean(axis=1, keepdims=True)
     if normalize:
         centered = centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
@@ -101,7 +101,7 @@ class LogProbs:
 
     @classmethod
     def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "LogProbs":
-        """Shapes and shardings of the output of `compute_logprobs` for an abstract batch."""
+        """`jax.ShapeDtypeStruct` of the output of `compute_logprobs` for an abstract batch, with shardings."""
         views = Views.abstract(mesh, batch, cfg)
         flag: Any = views.scored
         score: Any = jax.ShapeDtypeStruct(flag.shape, jnp.float32, sharding=flag.sharding)
@@ -119,12 +119,12 @@ def compute_logprobs(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> LogProbs:
-    """Scores of the old and the reference policy, and the loss mask after the entropy filter.
+    """Computes scores under the old and the reference policy, and the loss mask after the entropy filter.
 
     Args:
-        params: the policy that made the rollout. reference: the policy of the KL term.
-        key: of the iteration.
-        microbatches: parts of the batch that are computed one after the other, to save memory.
+        params: the policy that sampled the rollout. reference: the policy of the KL term.
+        key: the iteration's key.
+        microbatches: number of parts of the batch, computed one after the other to save memory.
     """
     per_row = P(BATCH)
 
@@ -152,8 +152,8 @@ def compute_logprobs(
 
 
 def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
-    """Keeps the hint tokens of every row that the old policy is most uncertain about: max(1, floor(keep * h)) of h candidates
-    (docs/method.md section 11), none for keep = 0.
+    """Keeps the hint tokens of every row with the highest entropy: max(1, floor(keep * h)) of h candidates (docs/method.md
+    section 11), none for keep = 0.
 
     Args:
         entropy: float32 [..., l]. candidates: bool [..., l].
@@ -168,8 +168,8 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 
 def group_weights(advantages: Array) -> jax.Array:
-    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 if all are equal. Scaled by g, so that a mean over rows is
-    the paper's sum."""
+    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 if all advantages are equal. Scaled by g, so that a mean over
+    rows equals the paper's sum."""
     plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
     return (plus - minus) * advantages.shape[-1]
 
@@ -195,18 +195,18 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and statistics of every row (completion).
 
-    Only tokens in the loss mask enter: a hint token that the entropy filter drops has no gradient, neither through the
-    sequence's ratio nor through the KL. With cfg.reference_code it has one through the ratio, and a completion is weighted by
-    its number of tokens relative to the mean of its group (docs/method.md section 10).
+    Only tokens in the loss mask count: a hint token that the entropy filter drops gets no gradient, neither through the
+    sequence ratio nor through the KL. With cfg.reference_code it gets one through the ratio, and a completion is weighted by
+    its number of tokens relative to its group's mean (docs/method.md section 10).
 
     Args:
         new, old, reference: float32 [..., l], scores of `likelihood.combine`.
-        advantages: float32 [...], the last axis a group. loss_mask: bool [..., l].
+        advantages: float32 [...]; the last axis is a group. loss_mask: bool [..., l].
         scored: bool [..., l], tokens that have log-probabilities; needed with cfg.reference_code.
         hint: bool [..., l], hints up to the first EOS; needed with cfg.hint_supervision.
 
     Returns:
-        The loss of each row, [...], and means over its tokens, [...] each.
+        The loss of each row and its statistics, float32 [...] each: means over its tokens; policy/overflow is a count.
     """
 
     def token_mean(values, mask=loss_mask):
@@ -252,7 +252,7 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Means of loss and statistics over all completions of the batch; `logprobs` of one inner step, without the leading axis.
+    """Means of loss and statistics over all completions of the batch. `logprobs` holds one inner step, without the leading axis.
 
     The network runs under automatic sharding; head, log-probabilities, ratios and reduction run under `shard_map`, prompts over
     (data, fsdp) and the vocabulary over tensor, so the value does not depend on the number of devices.

@@ -2,8 +2,8 @@
 
     first attempt -> grades -> all-wrong groups: hints -> second attempt -> grades -> swap -> GroupBatch
 
-An iteration may sample several batches of prompts, see `merge`. Sampling runs on the mesh. Decisions that depend on the
-outcome are taken on the host from arrays that every process has in full, so all processes take the same branch.
+An iteration may sample several batches of prompts, see `merge`. Sampling runs on the mesh. Decisions that depend on its
+outcome are made on the host from arrays that every process has in full, so all processes take the same branch.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.tasks.grades import Grades
 
-# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. It is
-# no Future: waiting gathers grades over hosts, and only the main thread may do so, in the order of its other collectives.
+# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. This is
+# no Future: waiting gathers grades over hosts, which only the main thread may do, in the order of its other collectives.
 Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 
@@ -47,7 +47,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutContext:
-    """What both attempts of a rollout need."""
+    """Inputs shared by both attempts of a rollout."""
 
     params: Params
     grade: Grade
@@ -59,10 +59,10 @@ class RolloutContext:
 
 @flax.struct.dataclass
 class InitialCanvas:
-    """Where G completions of each problem start."""
+    """Initial canvases of G completions of each problem."""
 
     canvas: np.ndarray  # i32[n, g, l], MASK or a hint token
-    ratio: np.ndarray  # f32[n, g], the share of the solution that was asked for; 0 without hints
+    ratio: np.ndarray  # f32[n, g], requested share of the solution; 0 without hints
 
 
 @flax.struct.dataclass
@@ -76,19 +76,19 @@ class Attempt:
 
     @property
     def hint(self) -> np.ndarray:
-        """bool [n, g, l], tokens that were given."""
+        """bool [n, g, l], True for hint tokens."""
         return self.unmask_step == HINT
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleStats:
-    """The work of sampling, and wall time."""
+    """Work and wall time of sampling."""
 
     completions: int = 0
     evaluations: int = 0  # of the network, summed over completions
     flops: int = 0
     sampling_seconds: float = 0.0
-    grading_seconds: float = 0.0  # waited for after sampling
+    grading_seconds: float = 0.0  # waiting time after sampling
 
     def __add__(self, other: "SampleStats") -> "SampleStats":
         return SampleStats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -103,7 +103,7 @@ class Rollout:
     replaced: np.ndarray  # bool[n, g], completions of the second attempt
     final: Attempt  # the first attempt after replacement
     stats: SampleStats
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of all that was sampled, see `rollout_metrics`
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # over all sampled groups, see `rollout_metrics`
 
 
 def rollout(
@@ -120,7 +120,7 @@ def rollout(
     Args:
         prompts: host arrays, the same on every process; n is a multiple of data * fsdp and of cfg.prompts_at_once. With
             inpainting.source="own", traces are own solutions, and problems with an empty trace get no second attempt.
-        key: of the iteration's batch. With the problem and the completion's index it determines all random draws.
+        key: key of the iteration's batch; key, problem and completion index determine all random draws.
         check_preemption: called after every chunk, on all processes; may raise.
     """
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
@@ -149,7 +149,7 @@ def rollout(
 
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
-    """New completions of the triggered groups, from hinted canvases."""
+    """Samples new completions of the triggered groups from hinted canvases."""
     cfg = context.cfg
     # Hints are drawn for every prompt, so that shapes never change; they are cheap.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
@@ -176,7 +176,7 @@ def _hinted_canvas(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> 
 def _sample_attempt(
     context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose
 ) -> tuple[Attempt, SampleStats]:
-    """G completions of each prompt. A chunk is graded while the next one is sampled."""
+    """Samples G completions of each prompt. A chunk is graded while the next one is sampled."""
     clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
     chunks, grading, order = [], [], np.argsort(prompts.prompt_mask.sum(axis=1), kind="stable")
     for begin in range(0, len(order), cfg.prompts_at_once):
@@ -197,7 +197,7 @@ def _sample_attempt(
 def _sample(
     context: RolloutContext, prompts: PromptBatch, canvas: np.ndarray, purpose: KeyPurpose
 ) -> tuple[np.ndarray, np.ndarray, SampleStats]:
-    """tokens and unmask_step, int32 [n, g, l], of one chunk."""
+    """Samples one chunk; returns tokens and unmask_step, int32 [n, g, l], and the work."""
     n, g, _ = canvas.shape
     problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
     keys = completion_keys(context.key, problem, completion, purpose)
@@ -209,8 +209,8 @@ def _sample(
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
-    """For each triggered group, the completions of the second attempt that are swapped in: a random subset of the correct
-    ones, at most floor(lambda * G)."""
+    """Chooses the completions of the second attempt to swap into each triggered group: a random subset of the correct ones, at
+    most floor(lambda * G)."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
@@ -239,8 +239,8 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
-    """Repeats the first group so that the sampler is compiled for few sizes: full chunks of `most` groups, and for the rest a
-    quarter, half or whole chunk that holds it and divides over the devices."""
+    """Repeats the first group so that the sampler is compiled for few sizes: full chunks of `most` groups, and for the rest the
+    smallest quarter, half or full chunk that holds it and divides over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
@@ -248,7 +248,7 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
 
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
-    """Metrics for the log; shares are means over groups or completions."""
+    """Metrics for the log; shares are means over groups or completions, times in seconds."""
 
     def mean(values) -> float:
         return float(np.mean(values))
@@ -294,18 +294,18 @@ def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
-    """Key for the rollout of an iteration's batch `number`; the first one uses the iteration's key itself."""
+    """Key for the rollout of an iteration's batch `number`; the first batch uses the iteration's key itself."""
     return jax.random.fold_in(jax.random.fold_in(key, KeyPurpose.MORE_PROMPTS), number) if number else key
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Groups of an iteration's batches that are neither all correct nor all wrong, bool [batches, n]."""
+    """Mask of an iteration's groups that are neither all correct nor all wrong, bool [batches, n]."""
     correct = [part.final.grades.correct for part in parts]
     return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses as many groups as one batch has: the first mixed ones, and if they are too few, others of the last batch.
+    """Chooses as many groups as one batch has: the first mixed ones, and if these are too few, others of the last batch.
 
     Args:
         mixed: bool [batches, n].
@@ -320,7 +320,7 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Reduces an iteration's batches to the groups that `chosen_groups` takes; metrics are of all that was sampled."""
+    """Reduces an iteration's batches to the groups that `chosen_groups` chooses; metrics cover all sampled groups."""
     if len(parts) == 1:
         return parts[0]
     sampled = _joined(parts)
@@ -340,7 +340,7 @@ def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
 
 
 def _joined(parts: Sequence[Rollout]) -> Rollout:
-    """All groups of several rollouts, on the host."""
+    """Concatenates the groups of several rollouts on the host."""
     n, width = len(parts[0].replaced), max(part.groups.prompt.shape[1] for part in parts)
     second = [part.second for part in parts if part.second is not None]
     return Rollout(

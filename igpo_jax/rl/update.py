@@ -20,11 +20,11 @@ def make_update(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> Callable:
-    """Returns the compiled update (state, batch, logprobs, inner_step, base_params) -> (state, statistics).
+    """Returns the compiled update (state, batch, logprobs, inner_step, base_params) -> (state, statistics), which donates state.
 
-    state is donated. The number of prompts of the batch is a multiple of `microbatches`. inner_step: int32 [], index of the
-    inner update. base_params: the frozen parameters under the adapters in state, None without adapters. If loss or gradient is
-    not finite, see `apply_gradients`.
+    The batch has a multiple of `microbatches` prompts. inner_step: int32 [], index of the inner update. base_params: frozen
+    parameters under the adapters in state, None without adapters. `apply_gradients` describes updates with a non-finite loss
+    or gradient.
     """
 
     def update(

@@ -1,4 +1,4 @@
-"""Runs end with a clear message when losses, gradients or parameters are not finite."""
+"""Checks losses, gradients and parameters for non-finite values, which end a run with a diagnosis."""
 
 import math
 from typing import Any
@@ -14,11 +14,11 @@ from igpo_jax.training.state import TrainState
 
 
 class Diverged(ArithmeticError):
-    """Losses, gradients or parameters are no longer finite."""
+    """Raised if losses, gradients or parameters are no longer finite."""
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """Returns the number of consecutive skipped updates after n further ones (bool [n]), given the number before them."""
+    """Returns the number of consecutive skipped updates after n further updates (bool [n]), given the number before them."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 
@@ -35,8 +35,8 @@ def stop_diverged(
     """Saves the batch of the last skipped update in the run's folder and raises Diverged with a diagnosis.
 
     Args:
-        last_update: its loss, grad_norm and finite_gradients, see `apply_gradients`, on the host.
-        state: after the update, with the parameters from before it.
+        last_update: loss, grad_norm and finite_gradients of that update on the host, see `apply_gradients`.
+        state: state after the update, with unchanged parameters.
         batch: pytree of arrays.
     """
     names = leaf_names(state.params)
@@ -83,7 +83,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def first_not_finite(params: Params) -> str | None:
-    """Name of the first leaf that has a non-finite number, None without one."""
+    """Name of the first leaf with a non-finite value, or None."""
     finite = to_host(_finite_leaves(params))
     return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
 

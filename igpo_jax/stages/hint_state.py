@@ -1,4 +1,4 @@
-"""Hint state over training: the ratio curriculum, and solutions that the model found itself."""
+"""Hint state over training: the ratio curriculum and the bank of the model's own solutions."""
 
 import bisect
 import functools
@@ -11,11 +11,11 @@ from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.tasks import load_task
 
-NO_SOLUTION = -1  # in the solution bank: none yet
+NO_SOLUTION = -1  # fills rows of the solution bank without a solution
 
 
 def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
-    """The middle of the configured range."""
+    """Midpoint of the configured ratio range."""
     return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
 
 
@@ -28,16 +28,16 @@ def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: Inpain
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 
 
-# Solutions that the model found itself
+# The model's own solutions
 
 
 def update_solution_bank(
     solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
 ) -> np.ndarray:
-    """Returns a bank with the last correct completion of each problem that has one, up to its first EOS.
+    """Returns a copy of the bank with the last correct completion of each problem that has one, cut at its first EOS.
 
     Args:
-        solution_bank: int32 [problems, l], padded with EOS; `NO_SOLUTION` where a problem has none yet.
+        solution_bank: int32 [problems, l], padded with EOS; `NO_SOLUTION` if a problem has none yet.
         rows: int [n], the problems' rows in the bank. tokens: int32 [n, g, l]. correct: bool [n, g].
     """
     last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
@@ -51,15 +51,15 @@ def update_solution_bank(
 def hintable_prefix_length(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> int:
-    """Returns the number of leading tokens of a completion that hints may show; its answer is not marked.
+    """Returns the number of leading tokens of a completion that hints may show. Completions do not mark their answer.
 
     Everything from the first occurrence of the extracted answer's text is hidden. Without an extracted answer, or if its
     text does not occur, the last quarter is hidden. The last token is always hidden.
 
     Args:
-        tokens: of a completion, before its first EOS.
-        decode: tokens to text.
-        extract_answer: text to answer, see `igpo_jax.tasks`.
+        tokens: a completion's tokens before its first EOS.
+        decode: converts tokens to text.
+        extract_answer: finds the answer in a text, see `igpo_jax.tasks`.
     """
     text = decode(tokens)
     answer = extract_answer(text)
@@ -67,16 +67,16 @@ def hintable_prefix_length(
     if place < 0:
         return len(tokens) * 3 // 4
     shown = bisect.bisect_right(range(len(tokens)), place, key=lambda number: len(decode(tokens[:number]))) - 1
-    # The bytes of a character may be several tokens, the first of which are no text yet, or more text than the whole.
+    # A character may span several tokens; the first of them alone may decode to no text, or to more text than all together.
     while not text[:place].startswith(decode(tokens[:shown])):
         shown -= 1
     return shown
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Returns prompts of the RL split with own solutions as traces (see `update_solution_bank`), hintable up to the answer.
+    """Returns prompts of the RL split whose traces are the model's own solutions, hintable up to the answer.
 
-    Problems without an own solution get an empty trace.
+    Problems without an own solution get an empty trace. See `update_solution_bank`.
     """
     task, eos_id = load_task(experiment.config.task.name), experiment.tokenizer.eos_id
     options = {name: experiment.config.task[name] for name in task.REWARD_OPTIONS}

@@ -38,7 +38,7 @@ from igpo_jax.tasks import load_task
 from igpo_jax.training.policy import Policy, PolicyParams, cast_params
 from igpo_jax.training.state import TrainState, is_skipped
 
-ROLLOUTS_SHOWN = 2  # groups whose completions are kept for the report, each time
+ROLLOUTS_SHOWN = 2  # groups per logged step whose completions are kept for the report
 
 
 class RLRun(NamedTuple):
@@ -48,7 +48,7 @@ class RLRun(NamedTuple):
     reference: Params
     order: grain.MapDataset[PromptBatch]
     update: Callable
-    rollout: RolloutConfig  # with the configured sampler; an iteration may replace it by the exact one
+    rollout: RolloutConfig  # with the configured sampler, which an iteration may replace by the exact one
 
 
 class Iteration(NamedTuple):
@@ -56,7 +56,7 @@ class Iteration(NamedTuple):
 
     sampled: Rollout
     metrics: dict[str, float]
-    batch: dict[str, Any]  # input of the updates, to be saved if they diverged
+    batch: dict[str, Any]  # input of the updates, saved if they diverge
     last_update: dict[str, Any]  # loss, grad_norm and finite_gradients of the last inner update
 
 
@@ -64,9 +64,9 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns the trained parameters.
 
     Args:
-        start: the policy at the start of the stage, which is also the reference of the KL term. Buffers that the reference
-            does not need are freed: with float32 parameters and bfloat16 computation it is a bfloat16 copy.
-        preempted: asked between updates and rollouts, and between the chunks of a rollout and the batches of an evaluation.
+        start: initial policy and reference of the KL term. Its buffers are freed unless the reference uses them; with float32
+            parameters and bfloat16 computation, the reference is a bfloat16 copy.
+        preempted: called before every iteration, and after every chunk of a rollout and batch of an evaluation.
 
     Raises:
         Terminated: preempted() returned True; a checkpoint has been saved.
@@ -107,7 +107,7 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
 
 
 def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, Iteration]:
-    """Samples groups, computes their log-probabilities, updates the policy. The training state of `state` is donated."""
+    """Samples groups, computes their log-probabilities and updates the policy. Donates the training state of `state`."""
     stage, config = run.stage, run.stage.experiment.config
     model, mesh, objective = stage.experiment.model, stage.experiment.mesh, config.objective
     watch = Stopwatch()
@@ -149,7 +149,7 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
-    """The policy at the start of the stage, for the KL term. Adapters that change nothing yet are left out."""
+    """Returns the reference of the KL term: the policy at the start of the stage, without adapters if they are untrained."""
     experiment = stage.experiment
     if start.base is None:
         return cast_params(start.trained, experiment.model, experiment.mesh)
@@ -175,7 +175,7 @@ def _prepare(stage: Stage, reference: Params) -> RLRun:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """`Stage.with_counters`, and the RL stage's own values of the log."""
+    """Fills in the fields that the log holds: those of `Stage.with_counters` and those of the RL stage."""
     state = stage.with_counters(state)
     hints, center = stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
@@ -190,7 +190,7 @@ def _choose_sampler(
 ) -> tuple[float | None, RolloutConfig, dict[str, float]]:
     """Returns the last measured error of the cached sampler, the configuration of this rollout, and metrics.
 
-    Above `rl.probe_limit` the exact sampler replaces the cached one.
+    If the error exceeds `rl.probe_limit`, the exact sampler replaces the cached one.
     """
     rl, fast = run.stage.experiment.config.rl, run.rollout.decode
     cfg = dataclasses.replace(run.rollout, hint_ratio_center=state.hint_ratio_center)
@@ -207,7 +207,7 @@ def _choose_sampler(
 
 
 def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) -> dict[str, float]:
-    """The cached sampler's error on a few of the rollout's prompts."""
+    """Measures the cached sampler's error on a few of the rollout's prompts."""
     rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.mesh
     number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
     prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
@@ -219,7 +219,7 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Rollouts of an iteration: one, or as many as `rl.dynamic_batches` allows until enough groups are mixed."""
+    """Samples an iteration's rollouts: one, or up to `rl.dynamic_batches` until enough groups are mixed."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
 
     def check_preemption() -> None:
@@ -236,7 +236,7 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
 
 
 def _next_state(stage: Stage, state: IterationState, train_state: TrainState, parts: list[Rollout]) -> IterationState:
-    """The state after an iteration, with its own solutions and the next hint ratio."""
+    """Returns the state after an iteration, with an updated solution bank and hint ratio."""
     bank, center = state.solution_bank, state.hint_ratio_center
     if bank is not None:
         bank = _updated_solution_bank(bank, parts, stage.experiment)
@@ -248,7 +248,7 @@ def _next_state(stage: Stage, state: IterationState, train_state: TrainState, pa
 
 
 def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, Any], int]:
-    """Means over the inner updates of an iteration that were not skipped, counts of skipped ones, and consecutive skips."""
+    """Returns means over an iteration's inner updates without the skipped ones, counts of skips, and consecutive skips."""
     skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
     consecutive_skips = count_skipped(skipped, skips_before)
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
@@ -259,7 +259,7 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
 
 
 def _updated_solution_bank(solution_bank: np.ndarray, parts: list[Rollout], experiment: Experiment) -> np.ndarray:
-    """The memory of own solutions after an iteration."""
+    """Returns the solution bank after an iteration."""
     for part in parts:
         rows = experiment.rl_data.rows_of(to_host(part.groups.problem_id))
         solution_bank = update_solution_bank(
@@ -269,7 +269,7 @@ def _updated_solution_bank(solution_bank: np.ndarray, parts: list[Rollout], expe
 
 
 def _next_hint_ratio_center(hint_ratio_center: float, parts: list[Rollout], hints: InpaintingConfig) -> float:
-    """The centre of hint ratios after an iteration, which moves where there was a second try."""
+    """Returns the center of the hint ratios after an iteration; it moves only if there were second attempts."""
     correct = [part.second.grades.correct for part in parts if part.second is not None]
     return (
         next_hint_ratio_center(hint_ratio_center, float(np.concatenate(correct).mean()), hints)
@@ -283,7 +283,7 @@ def _sampled_tokens(sampled: Rollout) -> int:
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
-    """For TensorBoard's histograms, [n, g] each: first tries, and the advantages of what is trained on."""
+    """Arrays for TensorBoard's histograms, [n, g] each: first attempts, and the advantages of the trained completions."""
     return {
         "rollout/rewards": sampled.first.grades.rewards,
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
@@ -292,7 +292,7 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Rows for rollouts.jsonl: of a few groups, a first try and the most rewarded hinted one."""
+    """Rows for rollouts.jsonl: for a few groups, the first and the hinted completion with the highest reward."""
     by_id = experiment.rl_data.by_id
     tokenizer = experiment.tokenizer
     config = experiment.config
@@ -304,7 +304,7 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
         tokens = attempt.tokens[position, completion]
         text = experiment.graded_text(tokens)
         grades = {field: values[position, completion] for field, values in vars(attempt.grades).items()}
-        # What a reward function of one's own reads is not known.
+        # The answer that a user's reward function reads is unknown.
         extracted = {} if config.reward.function else {"extracted_answer": task.extract_answer(text, **options)}
         return {
             "step": step,

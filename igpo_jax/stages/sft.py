@@ -31,10 +31,10 @@ LOG_EVERY = 20  # updates
 def make_sft_update(
     optimizer: optax.GradientTransformation, policy: Policy, corruption: str, microbatches: int, mesh: Mesh
 ) -> Callable:
-    """Returns the compiled update (state, batch, key, base_params) -> (state, statistics); the state is donated.
+    """Returns the compiled update (state, batch, key, base_params) -> (state, statistics), which donates the state.
 
-    key: root key of the stage, into which the update folds its number. base_params: the frozen parameters under the adapters
-    in the state, None without adapters. If loss or gradient is not finite, see `apply_gradients`.
+    key: root key of the stage; the update folds its number into it. base_params: frozen parameters under the adapters in the
+    state, None without adapters. `apply_gradients` describes updates with a non-finite loss or gradient.
     """
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
@@ -53,7 +53,7 @@ def make_sft_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings(optimizer, policy, mesh), None))
 
 
-# (params, prompt tokens, prompt mask, completions, Corruption, model config) -> the bound of every row, f32[b]
+# (params, prompt tokens, prompt mask, completions, Corruption, model config) -> bound per row, f32[b]
 heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
@@ -62,7 +62,7 @@ def heldout_losses(
 ) -> dict[str, float]:
     """Returns the loss per masked token of the held-out problems at each mask share of `HELDOUT_LEVELS`, and their mean.
 
-    Masks depend on the seed only, so that evaluations and runs can be compared.
+    Masks depend only on the seed, so evaluations and runs are comparable.
 
     Args:
         check_preemption: called after every batch, on all processes; may raise.
@@ -74,7 +74,7 @@ def heldout_losses(
     ranks = noise.argsort(axis=1).argsort(axis=1).astype(np.int32)
     found = np.zeros((len(HELDOUT_LEVELS), total))
     for begin in range(0, total, size):
-        rows = np.minimum(np.arange(begin, begin + size), total - 1)  # the last batch is filled up with repeats
+        rows = np.minimum(np.arange(begin, begin + size), total - 1)  # repeats fill the last batch
         batch = shard_batch(take_rows(heldout, rows), mesh)
         for level, share in enumerate(HELDOUT_LEVELS):
             corruption = shard_batch(mask_share(ranks[rows], share), mesh)
@@ -94,19 +94,19 @@ class SFTRun(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """The updates between two lines of the log."""
+    """Updates between two lines of the log."""
 
     updates: int
     metrics: dict[str, float]
     batch: SFTBatch  # of the last update
-    last_update: dict[str, Any]  # loss, grad_norm and finite_gradients of it
+    last_update: dict[str, Any]  # its loss, grad_norm and finite_gradients
 
 
 def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> PolicyParams:
     """Trains from the newest checkpoint, or from the start, to the end of the stage.
 
     Args:
-        preempted: asked before every update, and between the batches of an evaluation.
+        preempted: called before every update and after every batch of an evaluation.
 
     Returns:
         The trained parameters; the initial ones if the run has no supervised stage.
@@ -124,7 +124,7 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
     stage, key = Stage("sft", experiment, checkpoints, preempted, policy, base), experiment.key(1)
     state = stage.restore(key) or stage.create(initial(), key)
     if state.done == stage.total and (not sft.eval_every or stage.is_evaluated(state)):
-        return PolicyParams(state.train_state.params, base)  # the log is left as it is: the RL stage may have begun
+        return PolicyParams(state.train_state.params, base)  # leaves the log unchanged: the RL stage may have begun
 
     order = batches(experiment.sft_data, sft.batch_size, config.seed, config.data.prompt_buckets)
     update = make_sft_update(stage.optimizer, policy, sft.corruption, sft.microbatches, experiment.mesh)
@@ -148,7 +148,7 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
 
 
 def run_updates(run: SFTRun, state: IterationState) -> tuple[IterationState, Interval]:
-    """Updates until the next line of the log, checkpoint or evaluation."""
+    """Runs updates until the next log line, checkpoint or evaluation."""
     stage, sft, begin = run.stage, run.stage.experiment.config.sft, state.done
     until = min(_next_multiple(begin, n) for n in (LOG_EVERY, sft.checkpoint_every, sft.eval_every) if n)
     until = min(until, stage.total)

@@ -1,4 +1,4 @@
-"""What both stages share: restoring, checkpoints, evaluations, preemption, the end of a diverged run."""
+"""State and actions of both stages: restoring, checkpoints, evaluations, preemption, divergence."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from igpo_jax.training.state import TrainState, create_state, make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """A stage between two iterations. The first five fields are saved in checkpoints, the others are read from the log."""
+    """State of a stage between two iterations. Checkpoints hold the first five fields; the others are read from the log."""
 
     done: int  # iterations of the RL stage, updates of the supervised stage
     train_state: TrainState
@@ -65,18 +65,18 @@ class Stage:
         return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
-        """Returns the state of the newest checkpoint, None without checkpoints. Arguments: the shapes to read."""
+        """Returns the state of the newest checkpoint, None without checkpoints. The arguments give the shapes to read."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         return None if restored is None else IterationState(*restored)
 
     def create(self, trained: Params, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState:
-        """Returns the state that trains a copy of `trained` from the beginning."""
+        """Returns the initial state, with a copy of `trained`."""
         train_state = create_state(trained, self.optimizer, self.policy, self.experiment.mesh)
         return IterationState(0, train_state, key, solution_bank)
 
     def with_counters(self, state: IterationState) -> IterationState:
-        """Reads what the log knows of a state; call it after `MetricsWriter` has dropped later rows."""
+        """Fills in the fields that the log holds. Call it after `MetricsWriter` has dropped later rows."""
         skips = self.last_logged("update/consecutive_skips")
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=int(skips or 0))
 
@@ -100,7 +100,7 @@ class Stage:
             self.checkpoints.save_and_stop(state.done, state.train_state, state.key, state.solution_bank, unlogged)
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
-        """Saves the first (RL), last and every `every`-th state, and those with an accuracy, which the best checkpoint needs."""
+        """Saves the first (RL), the last and every `every`-th state, and every state with an accuracy, for the best checkpoint."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
@@ -132,5 +132,5 @@ class Stage:
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Whether something happens after `done` iterations: at the start, at the end, and every `every` iterations; 0: not between."""
+    """Returns whether an action is due after `done` iterations: at the start, at the end and every `every` (0: never between)."""
     return done in (0, total) or (every > 0 and done % every == 0)

@@ -1,4 +1,4 @@
-"""The policy: a network, and which of its parameters are trained."""
+"""The policy: a network and its trained parameters."""
 
 import dataclasses
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class PolicyParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A network that is trained itself (lora is None) or by adapters beside its frozen parameters."""
+    """A network whose parameters are all trained (lora is None), or frozen beside trained adapters."""
 
     model: ModelConfig
     lora: LoraConfig | None = None
@@ -38,7 +38,7 @@ class Policy:
         return None if self.lora is None else transformer.abstract(self.model, mesh)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
-        """Random parameters to train, or adapters whose product is zero, directly in their shards."""
+        """Random parameters, or adapters whose product is zero, created sharded."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
         if self.lora is None:
             return jax.jit(transformer.init, static_argnums=1, out_shardings=shardings)(key, self.model)
@@ -52,39 +52,39 @@ class Policy:
         return adapters.attach(base, trained, self.lora)
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """The network's parameters for sampling and log-probabilities: without adapters in the compute dtype."""
+        """The network's parameters for sampling and log-probabilities, in the compute dtype if there are no adapters."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Shapes of `for_sampling` of abstract parameters."""
+        """Shapes of the output of `for_sampling` for abstract parameters."""
         if self.lora is not None:
             assert base is not None
             return abstract_attach(base, trained)
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
 
     def makes_copy(self) -> bool:
-        """Whether `for_sampling` copies the trained parameters to another dtype."""
+        """Returns whether `for_sampling` copies the trained parameters to another dtype."""
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype
 
     def decay_mask(self) -> Params | None:
-        """Which trained leaves weight decay applies to; None: all. Norm scales do not decay."""
+        """Mask of the trained leaves that weight decay applies to; None: all. Norm scales do not decay."""
         return transformer.weight_decay_mask(self.model) if self.lora is None else None
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Shapes of `lora.attach`. Scaled adapters are new arrays there; the compiler counts them as temporary."""
+    """Shapes of the output of `lora.attach`. Its scaled adapters are new arrays, which the compiler counts as temporary."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 
 def in_compute_dtype(model: ModelConfig) -> ModelConfig:
-    """The network whose parameters have the compute dtype."""
+    """Returns the configuration of the same network with parameters in the compute dtype."""
     return dataclasses.replace(model, param_dtype=model.compute_dtype)
 
 
 def cast_params(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
-    """All parameters in the compute dtype and the same shardings; `params` themselves if they have that dtype.
+    """Casts parameters to the compute dtype, with the same shardings; returns `params` itself if they have that dtype.
 
-    The network computes the same, since every weight is cast before use, but half the bytes are read and exchanged.
+    Results do not change, because every weight is cast before use, but half the bytes are read and exchanged.
     """
     if model.compute_dtype == model.param_dtype:
         return params

@@ -20,17 +20,17 @@ class OptimizerConfig:
 
     learning_rate: float
     warmup_steps: int = 50
-    schedule: str = "constant"  # constant | cosine | linear, to 5 % and to 0 of the peak at the stage's last update
+    schedule: str = "constant"  # constant | cosine (to 5 % of the peak at the stage's last update) | linear (to 0)
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.1
     max_grad_norm: float = 0.2
-    first_moment_dtype: str = "float32"  # float32 | bfloat16: two bytes per parameter less
+    first_moment_dtype: str = "float32"  # float32 | bfloat16, which saves two bytes per parameter
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"schedule={self.schedule!r} is none of constant, cosine, linear")
-        # Written so that NaN is refused, too.
+        # In this form NaN is rejected, too.
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.warmup_steps >= 0):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and 0 <= self.weight_decay < math.inf):
@@ -39,7 +39,7 @@ class OptimizerConfig:
             raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
 
     def learning_rate_at(self, updates: int) -> optax.Schedule:
-        """The schedule of a stage of `updates` updates."""
+        """Learning-rate schedule of a stage of `updates` updates."""
         warmup = optax.linear_schedule(self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps)
         decay = max(updates - self.warmup_steps, 1)
         if self.schedule == "cosine":
@@ -53,7 +53,7 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """The part of a stage that updates change."""
+    """Arrays that updates change."""
 
     step: jax.Array  # i32[], updates of this stage so far, including skipped ones
     params: Params  # trained, float32: all parameters, or adapters
@@ -98,7 +98,7 @@ def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mes
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns a fresh optimizer around a copy of `params`: updates donate the state, and the caller keeps its own."""
+    """Returns the initial state with a copy of `params`: updates donate the state, and the caller keeps `params`."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
@@ -109,10 +109,10 @@ def create_state(params: Params, optimizer: optax.GradientTransformation, policy
 def apply_gradients(
     state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One update; if the loss or the gradients' norm is not finite, only the update's number and the schedule advance.
+    """Applies one update. If the loss or the gradient norm is not finite, only the update's number and the schedule advance.
 
     Returns:
-        The state, the norm before clipping, and bool [leaves]: whether the norm of that leaf's gradient is finite.
+        The state, the norm before clipping, and bool [leaves], True if the norm of that leaf's gradient is finite.
     """
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -129,7 +129,7 @@ def apply_gradients(
 
 
 def is_skipped(loss, norm):
-    """Whether an update with this loss and gradient norm is skipped; takes device or host arrays."""
+    """Returns whether an update with this loss and gradient norm is skipped; takes device or host arrays."""
     return ~(abs(loss) + norm < math.inf)
 
 
