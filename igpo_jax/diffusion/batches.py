@@ -1,4 +1,4 @@
-"""Prompts to completions, in batches of few shapes."""
+"""Samples completions of prompts in batches of few shapes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from igpo_jax.runtime.mesh import shard_batch, to_host
 
 @flax.struct.dataclass
 class Requests:
-    """Completions to be sampled, host arrays. The noise of a row belongs to (key, problem_id, draw)."""
+    """Completions to sample, host arrays. A row's noise depends on (key, attempt, problem_id, draw)."""
 
     tokens: np.ndarray  # int32 [n, p], prompts padded on the left
     prompt_mask: np.ndarray  # bool [n, p]
@@ -28,25 +28,25 @@ class Requests:
 
     @classmethod
     def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
-        """Completions without hints, one for each prompt."""
+        """Requests without hints, one for each prompt."""
         canvas = np.full((len(draw), decode.completion_length), model.mask_id, np.int32)
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Prompt, prompt mask, canvas and row keys on the devices, as samplers take them."""
+        """Prompt, prompt mask, canvas and row keys on the devices, in the order of the samplers' arguments."""
         keys = completion_keys(key, self.problem_id, self.draw, attempt)
         return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How rows are put into batches."""
+    """Rules for splitting rows into batches."""
 
     mesh: Mesh
-    size: int  # rows, a multiple of data * fsdp
-    buckets: Sequence[int]  # a batch's prompts are padded to the smallest length that holds them
-    shortest_first: bool = True  # sorted by prompt length, so that few batches are long; or in the given order
-    fill: bool = True  # repeats rows in a last batch that is smaller than the others, so that no program is compiled for it
+    size: int  # rows per batch, a multiple of data * fsdp
+    buckets: Sequence[int]  # a batch's prompts are padded to the smallest of these lengths that holds them
+    shortest_first: bool = True  # sorts by prompt length, so that few batches are long; False keeps the given order
+    fill: bool = True  # fills a smaller last batch with repeated rows, so that no program is compiled for it
 
 
 def complete(
@@ -66,7 +66,7 @@ def complete(
         sampler: `sample`, or a function with its first seven arguments.
 
     Yields:
-        Which rows of `requests` a batch holds, int [m], and their `Sample` on the host, in the same order. Its counts include
+        Indices of a batch's rows in `requests`, int [m], and their `Sample` on the host, in the same order. Its counts include
         repeated rows.
     """
     total = len(requests.tokens)

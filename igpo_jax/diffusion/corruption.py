@@ -18,28 +18,28 @@ class Corruption(NamedTuple):
     """A draw of the forward process."""
 
     masked: Array  # bool [b, l]
-    weight: Array  # float32 [b], 1/p of each row's cross-entropy
+    weight: Array  # float32 [b], weight of each row's cross-entropy, such as 1/p
 
 
 def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
-    """float32 [rows] in [0, 1): each value uniform, together evenly spread, which lowers the variance of 1/t."""
+    """Uniform values in [0, 1), float32 [rows], stratified over rows to lower the variance of 1/t."""
     order_key, offset_key = jax.random.split(key)
     strata = jax.random.permutation(order_key, rows)
     return (strata + jax.random.uniform(offset_key, (rows,))) / rows
 
 
 def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
-    """LLaDA's forward process: p = (1 - eps) u + eps per row, each token masked with probability p, weight 1/p."""
+    """LLaDA's forward process: p = (1 - eps) u + eps per row; masks each token with probability p, weight 1/p."""
     level_key, mask_key = jax.random.split(key)
     p = (1 - MIN_NOISE) * stratified_uniform(level_key, rows) + MIN_NOISE
     return Corruption(jax.random.uniform(mask_key, (rows, length)) < p[:, None], 1 / p)
 
 
 def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
-    """Exactly k random tokens masked, k uniform in 1..length, weight length/k.
+    """Masks exactly k random tokens, k uniform in 1..length, weight length/k.
 
-    The same bound in expectation (the integral of 1/t over independent masks, taken term by term in k) with less
-    variance: no row is left without a masked token, and no weight exceeds `length`.
+    The expected bound is that of `mask_independently` (the integral of 1/t over independent masks, term by term in k). Its
+    variance is lower: every row has a masked token, and no weight exceeds `length`.
     """
     level_key, mask_key = jax.random.split(key)
     k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
@@ -51,8 +51,8 @@ HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # masked shares of a complet
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """Masks the same share, in (0, 1], of every completion, weighted so that the bound is a mean per masked token. rank: int32
-    [b, l], each row a permutation of 0..l-1; a larger share masks a superset."""
+    """Masks the same share, in (0, 1], of every completion, weighted so that the bound is a mean per masked token. A larger share
+    masks a superset. rank: int32 [b, l], each row a permutation of 0..l-1."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 
@@ -74,8 +74,8 @@ def sft_loss(
 def negative_bound(
     params: Params, prompt: Array, prompt_mask: Array, completion: Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
-    """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]: the sum of the masked tokens'
-    cross-entropies times the weight. The prompt is never masked.
+    """One draw of the bound on -log p(completion | prompt) for every row, float32 [b]: the weight times the sum of the masked
+    tokens' cross-entropies. The prompt is never masked.
 
     Args:
         prompt, prompt_mask: int32 and bool [b, p], padded on the left.

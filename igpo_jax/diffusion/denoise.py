@@ -1,7 +1,7 @@
 """One denoising step of one block: network, draw, write (docs/method.md section 5).
 
-The compiled sampler, the stepwise one and the probe of a cached sampler's error all run `Block.denoise_step`. Which tokens a step
-writes is in unmasking.py.
+The compiled sampler, the stepwise one and the probe of a cached sampler's error all run `Block.denoise_step`. unmasking.py selects
+the tokens that a step writes.
 """
 
 import functools
@@ -17,7 +17,7 @@ from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import KVCache, ModelConfig, Window, forward, prefill, unembed
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
-HINT = -1  # in `unmask_step`: given from the start
+HINT = -1  # in `unmask_step`: a token given from the start
 
 
 @flax.struct.dataclass
@@ -26,12 +26,12 @@ class DecodeState:
 
     prompt: Array  # int32 [b, p], padded on the left
     prompt_mask: Array  # bool [b, p]
-    canvas: Array  # int32 [b, l], as it was given
+    canvas: Array  # int32 [b, l], initial tokens
     keys: Array  # PRNG keys [b]
     tokens: Array  # int32 [b, l]
-    unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given
-    ended: Array  # bool [b], nothing is left to write
-    slot: Array  # int32 [b], the row's place in the original batch
+    unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` for hints
+    ended: Array  # bool [b], True if nothing is left to write
+    slot: Array  # int32 [b], the row's index in the original batch
 
     @classmethod
     def abstract(cls, rows: int, prompt_length: int, decode: DecodeConfig, mesh: Mesh) -> "DecodeState":
@@ -41,9 +41,9 @@ class DecodeState:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(BATCH)))
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-        keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype)  # from the host
+        keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype)  # no sharding: they come from the host
         prompt, prompt_mask = array((rows, prompt_length), jnp.int32), array((rows, prompt_length), jnp.bool_)
-        canvas = array((rows, decode.completion_length), jnp.int32)  # one array, until the first block has run
+        canvas = array((rows, decode.completion_length), jnp.int32)  # one array for several fields until the first block has run
         ended, slot = array((rows,), jnp.bool_), array((rows,), jnp.int32)
         return cls(prompt, prompt_mask, canvas, keys, canvas, canvas, ended, slot)
 
@@ -52,7 +52,7 @@ class DecodeState:
 def initial_state(
     prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> DecodeState:
-    """The state before the first block; arguments as for `sampler.sample`."""
+    """Returns the state before the first block; arguments as for `sampler.sample`."""
     number = len(canvas)
     unmask_step = jnp.where(canvas != cfg.mask_id, jnp.int32(HINT), jnp.int32(decode.steps))
     state = DecodeState(prompt, prompt_mask, canvas, row_keys, canvas, unmask_step, jnp.zeros(number, bool), jnp.arange(number))
@@ -61,7 +61,7 @@ def initial_state(
 
 @flax.struct.dataclass
 class DenoiseCarry:
-    """What changes from step to step of a block."""
+    """Arrays that the steps of a block change."""
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l]
@@ -82,12 +82,12 @@ class StepInfo:
 
 @flax.struct.dataclass
 class Block:
-    """One block of completions: what its steps have in common, and the step itself."""
+    """One block of completions: the inputs that its steps share, and the step itself."""
 
     params: Params
     state: DecodeState  # before the block
-    number: Array  # int32 []
-    masks_at_entry: Array  # int32 [b]
+    number: Array  # int32 [], index of the block
+    masks_at_entry: Array  # int32 [b], masks of the block before its first step
     attention_mask: Array  # bool [b, p + l]; twice the rows with guidance
     cfg: ModelConfig = flax.struct.field(pytree_node=False)
     decode: DecodeConfig = flax.struct.field(pytree_node=False)
@@ -113,7 +113,7 @@ class Block:
         return jnp.any(self.active(tokens) == self.cfg.mask_id)
 
     def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
-        """Logits of the block, float32 [b, k, v], and with a cache the keys and values of all positions."""
+        """Logits of the block, float32 [b, k, v], and the keys and values of all positions, None without a cache."""
         rows, out_slice = self._network_input(tokens), (self.state.prompt.shape[1] + self.start, self.decode.block_length)
         if self.decode.cache == "none":
             return self._logits(forward(self.params, rows, self.attention_mask, self.cfg, out_slice)), None
@@ -138,7 +138,7 @@ class Block:
         return jax.lax.switch(jnp.argmax(enough), at_end)
 
     def _network_input(self, tokens: Array) -> jax.Array:
-        """Whole rows, int32 [b, p + l]; with guidance followed by the same without prompt and hints."""
+        """Whole rows, int32 [b, p + l]; with guidance followed by the same rows with prompt and hints masked."""
         prompt, canvas, mask_id = self.state.prompt, self.state.canvas, self.cfg.mask_id
         rows = jnp.concatenate([prompt, tokens], axis=1)
         if self.decode.cfg_scale > 0:
@@ -147,7 +147,7 @@ class Block:
         return shard_rows(rows)
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits after classifier-free guidance; MASK has none."""
+        """Logits after classifier-free guidance, -inf for MASK."""
         logits = unembed(self.params, hidden, self.cfg)
         if self.decode.cfg_scale > 0:
             conditional, unconditional = jnp.split(logits, 2)
@@ -155,8 +155,8 @@ class Block:
         return logits.at[..., self.cfg.mask_id].set(-jnp.inf)
 
     def denoise_step(self, carry: DenoiseCarry, logits: jax.Array, first: Array | int = 0) -> tuple[DenoiseCarry, StepInfo]:
-        """Draws a token for every position of the block, and writes some of them. logits: float32 [b, k, v]. first: the step of
-        the block from which `carry.step` counts."""
+        """Draws a token for every position of the block and writes some of them. logits: float32 [b, k, v]. first: the block's
+        step from which `carry.step` counts."""
         decode = self.decode
         positions = self.start + jnp.arange(decode.block_length)
         step = first + carry.step
@@ -181,7 +181,7 @@ class Block:
         return carry, StepInfo(drawn, written)
 
     def finish(self, tokens: Array, unmask_step: Array) -> DecodeState:
-        """The state with the block's tokens. A row whose block is all EOS has ended, and its remaining masks become EOS."""
+        """Returns the state after the block. A row whose block is all EOS has ended, and its remaining masks become EOS."""
         steps = self.decode.steps_per_block
         ended = self.state.ended | jnp.all(self.active(tokens) == self.cfg.eos_id, axis=1)
         rest = ended[:, None] & (tokens == self.cfg.mask_id)
@@ -194,8 +194,8 @@ class Block:
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Sizes of the windows that cache=prefix recomputes at the end of a completion, ascending: few, so that one program serves
-    all blocks."""
+    """Sizes of the windows that cache=prefix recomputes at the end of a completion, ascending. There are few, so that one program
+    serves all blocks."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

@@ -1,7 +1,7 @@
 """The reverse process: block-wise remasking, one compiled loop per block (docs/method.md section 5).
 
-A hint is a canvas position that is already filled. Only masks are ever written, so it cannot change, and inpainting needs no
-sampler of its own. The single step is in denoise.py.
+A hint is a canvas position that is already filled. Steps write masks only, so hints cannot change, and inpainting needs no
+sampler of its own. denoise.py has the single step.
 """
 
 import functools
@@ -23,23 +23,23 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 @flax.struct.dataclass
 class Sample:
-    """Completions, and the work that they took."""
+    """Completions, and the work of sampling them."""
 
     tokens: Array  # int32 [b, l]
-    unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` where it was given
+    unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` for hints
     evaluations: int  # steps that ran; each is one network evaluation (two with guidance) of a batch
-    rows_evaluated: int  # the same, summed over the rows of those batches; at most b * steps
-    flops: int  # of their matrix products, see `forward_flops`
+    rows_evaluated: int  # evaluations summed over the rows of their batches; at most b * steps
+    flops: int  # of matrix products, see `forward_flops`
 
 
 @jax.jit
 def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attempt: int) -> jax.Array:
-    """One key per row from (problem, completion index, attempt); never from the slot in the batch.
+    """Returns one key per row from (problem, completion index, attempt), independent of the row's place in the batch.
 
     Args:
-        key: of the iteration.
+        key: the iteration's key.
         problem_id, completion: uint32 [b].
-        attempt: tells apart uses of the same key, such as the first attempt and the one with hints.
+        attempt: distinguishes uses of the same key, such as the first attempt and the one with hints.
     """
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     by_problem = fold(jax.random.fold_in(key, attempt), problem_id)
@@ -57,18 +57,18 @@ def sample(
 ) -> Sample:
     """Fills the masks of a canvas block by block, from left to right.
 
-    Each step draws a token for every masked position of the active block, writes some of them (`to_write`; by default those
-    whose tokens are likeliest) and leaves the others masked. MASK is never drawn. A row whose block came out as EOS only is
-    ended: its remaining masks become EOS.
+    Each step draws a token for every masked position of the active block, writes some of them (`to_write`; by default the
+    likeliest) and leaves the others masked. MASK is never drawn. A row whose block is all EOS has ended: its remaining masks
+    become EOS.
 
-    A block is one compiled program. Between blocks the host reads how many rows have not ended, and moves them into a smaller
-    batch if one of a few sizes holds them. Tokens do not depend on it, except where rounding decides near ties.
+    A block is one compiled program. Between blocks the host reads the number of rows that have not ended, and moves them into a
+    smaller batch if one of a few sizes holds them. Tokens do not depend on this, unless rounding decides near ties.
 
     Args:
-        params: of the network.
+        params: parameters of the network.
         prompt, prompt_mask: int32 and bool [b, p], padded on the left.
         canvas: int32 [b, l]: MASK, or a hint token.
-        row_keys: PRNG keys [b], see `completion_keys`. The noise of a step belongs to (row key, position, step).
+        row_keys: PRNG keys [b], see `completion_keys`. Noise depends on (row key, position, step).
         cfg, decode: static.
     """
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
@@ -92,7 +92,7 @@ def sample(
 
 
 def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConfig, decode: DecodeConfig) -> int:
-    """FLOPs of one row in one block: `full` evaluations of all `length` positions, `partial` ones of a window."""
+    """FLOPs of one row in one block: `full` evaluations of all `length` positions and `partial` evaluations of a window."""
     rest = decode.completion_length - block * decode.block_length
     window = decode.block_length if decode.cache == "dual" else next(size for size in window_sizes(decode) if size >= rest)
     full_flops = forward_flops(cfg, length, decode.block_length)
@@ -101,8 +101,8 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Normalizes equivalent shardings to (data, fsdp) by name; each would otherwise be another program. Several processes cannot
-    rename, and compile once more."""
+    """Normalizes equivalent shardings to (data, fsdp) by name, which would otherwise trigger recompilation. Arrays of several
+    processes cannot be renamed, so these compile once more."""
     sharding = state.tokens.sharding
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state
@@ -110,7 +110,7 @@ def canonical_sharding(state: DecodeState) -> DecodeState:
 
 
 def _batch_sizes(rows: int) -> list[int]:
-    """Batch sizes for rows that have not ended: all, a half, a quarter or an eighth, if devices share them evenly."""
+    """Batch sizes for rows that have not ended: all, a half, a quarter or an eighth, if these divide over the devices."""
     mesh = jax.sharding.get_abstract_mesh()
     divisor = 1 if mesh.empty else batch_size_divisor(mesh)
     return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]
@@ -118,7 +118,7 @@ def _batch_sizes(rows: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _take_live(state: DecodeState, size: int) -> DecodeState:
-    """The rows that have not ended, and others to fill the batch."""
+    """Takes the rows that have not ended, and ended ones to fill the batch."""
     order = jnp.argsort(state.ended, stable=True)[:size]
     return jax.tree.map(lambda x: shard_rows(x[order]), state)
 
@@ -142,8 +142,8 @@ class BlockCounts:
 
 @flax.struct.dataclass
 class BlockCarry:
-    """What changes from one full evaluation to the next. The counters are incremented in the loops' own bodies, from which
-    plan/hlo_cost.py reads the number of rounds."""
+    """Arrays that a full evaluation and its cached steps change. Loop bodies increment the counters themselves, so that
+    plan/hlo_cost.py can read the number of rounds."""
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
@@ -160,7 +160,7 @@ def denoise_block(
     block = Block.begin(params, state, number, cfg, decode)
 
     def run_full(carry: BlockCarry) -> BlockCarry:
-        """One full evaluation, and the steps that reuse its keys and values."""
+        """Runs one full evaluation and the steps that reuse its keys and values."""
         first = carry.full * every
         logits, cache = block.full_forward(carry.tokens)
         after, _ = block.denoise_step(DenoiseCarry(carry.tokens, carry.unmask_step, jnp.int32(0)), logits, first)
@@ -186,5 +186,5 @@ def denoise_block(
 
 
 def refresh_interval(decode: DecodeConfig) -> int:
-    """Steps from one full evaluation to the next."""
+    """Number of steps from one full evaluation to the next."""
     return 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block

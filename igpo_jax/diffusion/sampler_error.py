@@ -1,4 +1,4 @@
-"""Error of a cached sampler against the exact one, on the canvases that the cached one meets."""
+"""Error of a cached sampler against the exact one, on the cached sampler's canvases."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import KVCache, ModelConfig
 from igpo_jax.runtime.mesh import to_host
 
-PROBED = 8  # completions, at least, on which training measures it
+PROBED = 8  # minimum number of completions on which training measures the error
 
 
 @flax.struct.dataclass
@@ -24,7 +24,7 @@ class StepErrors:
 
     kl: Array  # KL(exact, cached) of the logits of all masked positions of the block, nats
     masked: Array  # number of those positions
-    changed: Array  # written tokens that exact logits with the same noise would have drawn differently
+    changed: Array  # number of written tokens that exact logits with the same noise would have drawn differently
     written: Array  # number of written tokens
 
 
@@ -44,13 +44,13 @@ def sampler_error(
     cfg: ModelConfig,
     decode: DecodeConfig,
 ) -> dict[str, Any]:
-    """Samples with a cache, and also computes in every step the exact logits of the same canvas.
+    """Samples with a cache, and also computes the exact logits of the same canvas in every step.
 
     Args:
         as for `sampler.sample`; decode has a cache.
 
     Returns:
-        kl: mean over masked positions and steps, nats. kl_by_step: the same by the step of a block, None where no row reached
+        kl: mean over masked positions and steps, nats. kl_by_step: the same for each step of a block, None if no row reached
         it. changed: share of the written tokens that exact logits would have drawn differently.
     """
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
@@ -71,7 +71,7 @@ def sampler_error(
 def block_errors(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, StepErrors]:
-    """All steps of one block, as in `sampler.denoise_block`."""
+    """Runs all steps of one block, like `sampler.denoise_block`."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
     live = ~state.ended[:, None]
@@ -106,6 +106,6 @@ def block_errors(
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """KL(exact, other) of two arrays of logits [..., v], in nats, [...]; tokens without probability are left out."""
+    """KL(exact, other) of two arrays of logits [..., v], in nats, [...]; tokens with exact probability 0 are left out."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

@@ -1,5 +1,5 @@
-"""The sampler of sampler.py one step at a time, for viewers. It writes the same tokens, more slowly: after every step the host
-reads what was written."""
+"""Runs the sampler of sampler.py one step at a time, for viewers. It writes the same tokens, but more slowly, because the host
+reads the canvas after every step."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import KVCache, ModelConfig
 from igpo_jax.runtime.mesh import to_host
 
-ALTERNATIVES = 5  # likeliest tokens that are reported of every position
+ALTERNATIVES = 5  # number of likeliest tokens reported for every position
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Canvases after a denoising step, on the host. The last three fields are of the active block's positions, with the logits of
-    this step; before the first step they are empty."""
+    """Canvases after a denoising step, on the host. The last three fields cover the active block's positions and use the logits
+    of this step; before the first step they are empty."""
 
     number: int  # the scheduled step, as in `unmask_step`; `HINT` before the first
     tokens: np.ndarray  # int32 [b, l]
@@ -43,10 +43,10 @@ def sample_stepwise(
     decode: DecodeConfig,
     watch: Callable[[Step], None],
 ) -> Sample:
-    """Samples as `sampler.sample` does, with the same arguments.
+    """Samples like `sampler.sample`, with the same arguments.
 
     Args:
-        watch: called before the first step and after every one; what it raises ends the sampling.
+        watch: called before the first step and after every step; may raise to stop sampling.
     """
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
@@ -87,11 +87,12 @@ def advance(
     """Runs one step of one block.
 
     Args:
-        masks_at_entry: int32 [b], of the block. cache: of an earlier step; None evaluates whole rows.
-        number, step: int32 [], the block and its step.
+        masks_at_entry: int32 [b], masks of the block before its first step. cache: from an earlier step; None evaluates whole
+            rows.
+        number, step: int32 [], indices of the block and of its step.
 
     Returns:
-        The state after it, the cache, and probability, likeliest and likelihood as in `Step`.
+        The state after the step, the cache, and probability, likeliest and likelihood as in `Step`.
     """
     block = Block.begin(params, state, number, cfg, decode).replace(masks_at_entry=masks_at_entry)
     if cache is None:
@@ -115,5 +116,5 @@ def _masks(tokens: np.ndarray, start: int, cfg: ModelConfig, decode: DecodeConfi
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def _skip_block(state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig) -> DecodeState:
-    """The state after a block without masks."""
+    """Returns the state after a block without masks."""
     return Block.begin({}, state, number, cfg, decode).finish(state.tokens, state.unmask_step)

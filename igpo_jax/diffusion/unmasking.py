@@ -1,5 +1,5 @@
-"""Rules of a denoising step: a token for every masked position of a block, and which of them are written now (docs/method.md
-section 5)."""
+"""Rules of a denoising step: drawing a token for every masked position of a block, and selecting the tokens to write
+(docs/method.md section 5)."""
 
 import dataclasses
 import functools
@@ -18,27 +18,27 @@ CHOICES = {"remasking": REMASKINGS, "commit": COMMITS, "fallback": ("leftmost", 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How completions are decoded; the same type serves rollouts and evaluation."""
+    """Decoding settings of rollouts and evaluations."""
 
     completion_length: int
     block_length: int
     steps: int  # denoising steps for the whole completion, at most
     temperature: float = 0.0
-    cfg_scale: float = 0.0  # classifier-free guidance; 0 is none
-    # Positions written first: low_confidence (drawn token is likely), position_first (likeliest token is likely, whatever is
-    # drawn), entropy (distribution is narrow) or random.
+    cfg_scale: float = 0.0  # scale of classifier-free guidance; 0: none
+    # Positions written first: low_confidence (probable drawn token), position_first (probable likeliest token, whichever is
+    # drawn), entropy (low entropy) or random.
     remasking: str = "low_confidence"
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
-    # Tokens written per step: schedule (the same number in every step), threshold (all that are likelier than `threshold`) or
-    # factor (the n likeliest while (n + 1) (1 - probability) < `factor`); at least as many as are needed to finish within
-    # `steps`, by `fallback`: the leftmost or the most_confident.
+    # Tokens written per step: schedule (the same number in every step), threshold (all with a probability above `threshold`) or
+    # factor (the n likeliest while (n + 1) (1 - probability) < `factor`). If these are too few to finish within `steps`,
+    # `fallback` adds the leftmost or the most_confident.
     commit: str = "schedule"
     threshold: float = 0.9
     factor: float = 1.0
     fallback: str = "leftmost"
     # Keys and values reused from the last full evaluation: none, prefix (positions left of the block) or dual (positions
-    # outside of it). Full evaluations run at a block's beginning and every `refresh` steps; 0: only there.
+    # outside of it). Full evaluations run at the start of a block and every `refresh` steps; 0: only at the start.
     cache: str = "none"
     refresh: int = 0
 
@@ -82,12 +82,12 @@ class DecodeConfig:
 
 
 def exact_sampler(decode: DecodeConfig) -> DecodeConfig:
-    """The same sampler without cache and parallel commits."""
+    """Returns the same sampler without cache and parallel commits."""
     return dataclasses.replace(decode, cache="none", commit="schedule")
 
 
 def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
-    """float32 [b, k, v] from one key per position, [b, k]."""
+    """Gumbel noise, float32 [b, k, v], from one key per position, [b, k]."""
     draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")
     return jax.vmap(jax.vmap(draw))(keys)
 
@@ -95,11 +95,11 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token for every position, and its confidence.
+    """Draws a token for every position, and computes its confidence.
 
-    The token is drawn from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference's
-    exp(logits) / (-log u)^T, without its overflow. The confidence is a log-probability under the clean logits, of the drawn
-    token (low_confidence) or of the likeliest one (position_first); or minus the entropy.
+    The token is drawn from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference code's
+    exp(logits) / (-log u)^T, but does not overflow. The confidence is the log-probability, under the clean logits, of the drawn
+    token (low_confidence) or of the likeliest one (position_first), or minus the entropy.
 
     Args:
         logits: float32 [b, k, v], after guidance.
@@ -138,8 +138,8 @@ def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
-    """The `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there are
-    fewer. A masked position with confidence -inf still ranks above all that are not masked."""
+    """Selects the `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there are
+    fewer. Masked positions with confidence -inf still rank above unmasked ones."""
     lowest = jnp.finfo(confidence.dtype).min
     ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
     return masked & (ranked < count[:, None])
@@ -153,9 +153,9 @@ def rank_descending(values: jax.Array) -> jax.Array:
 def to_write(
     confidence: jax.Array, masked: jax.Array, masks_at_entry: jax.Array, step: jax.Array, decode: DecodeConfig
 ) -> jax.Array:
-    """Positions of a block that are written in this step, bool [b, k].
+    """Selects the positions of a block that this step writes, bool [b, k].
 
-    The parallel rules are Fast-dLLM's (arXiv 2505.22618). If they write too few, the leftmost masks follow, or the most
+    The parallel rules are Fast-dLLM's (arXiv 2505.22618). If they write too few, the leftmost masks are added, or the most
     confident, with which RL is reported to collapse (ForkGRPO).
 
     Args:

@@ -1,7 +1,7 @@
 """Bidirectional attention behind one function, with three back ends.
 
-xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is jax's TPU kernel; it never stores the matrix of scores. All compute
-the same for every position that is not padding.
+xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is jax's TPU kernel; it never stores the matrix of scores. All give the
+same results at positions that are not padding.
 """
 
 import functools
@@ -16,7 +16,7 @@ from igpo_jax.runtime.mesh import BATCH
 
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 LANES = 128  # splash: positions and head size come in multiples of this
-MASKED_SCORE = -1e30  # finite: a row in which everything is masked is not NaN
+MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
 LARGEST_BLOCK = 1024  # splash: scores of this many positions squared fit the chip's vector memory
 
 
@@ -25,8 +25,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, 
 
     Args:
         q: [b, t, n, h]. k, v: [b, t, k, h], n a multiple of k.
-        attention_mask: bool [b, t], which positions may be attended to; or [b, t, t], which (first t) to which (second t), not
-            with splash.
+        attention_mask: bool [b, t], True for positions that may be attended to; or, not with splash, [b, t, t], True if the
+            query (first t) may attend to the key (second t).
         implementation: xla | cudnn | splash.
 
     Returns:
@@ -36,12 +36,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, 
         return splash_attention(q, k, v, attention_mask)
     (b, t, n, h), kv_heads = q.shape, k.shape[2]
     mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
-    if implementation == "cudnn":  # takes masks with a row for every query only
+    if implementation == "cudnn":  # requires a mask row for every query
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], t, mask.shape[-1]))
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     if n == kv_heads:
         return _dense_attention(q, k, v, mask)
-    # Query heads that share a key head are further queries of it.
+    # Query heads that share a key head become further queries of that head.
     q = q.reshape(b, t, kv_heads, -1, h).swapaxes(2, 3).reshape(b, -1, kv_heads, h)
     mask = mask if attention_mask.ndim == 2 else jnp.repeat(mask, n // kv_heads, axis=2)
     return _dense_attention(q, k, v, mask).reshape(b, t, -1, kv_heads, h).swapaxes(2, 3).reshape(b, t, n, h)
@@ -51,9 +51,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, 
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """q [b, t, n, h], k and v [b, s, n, h], mask bool [b, 1, 1 or t, s] -> [b, t, n, h].
 
-    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), from stored probabilities; a query that may see nothing
-    has meaningless ones. Automatic differentiation stores and transposes more [t, s] matrices: a small model's gradients on a
-    CPU take a fifth longer. The primal is jax's, which moves fewer bytes on TPUs than the products below.
+    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), from stored probabilities; those of a query that may
+    attend to nothing are meaningless. Automatic differentiation would store and transpose more [t, s] matrices, and a small
+    model's gradients on a CPU would take a fifth longer. The primal is jax's, which moves fewer bytes on TPUs than the products
+    below.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
@@ -63,7 +64,7 @@ def _dense_attention_forward(q, k, v, mask):
     scores = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     p = jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE)).astype(v.dtype)
     a = jnp.einsum("bnts,bnsh->bnth", p, v, preferred_element_type=jnp.float32)
-    # In bfloat16 p's sums are not quite 1; without the division, gradients of a row's scores would not sum to 0.
+    # In bfloat16 p does not sum to exactly 1; without the division, gradients of a row's scores would not sum to 0.
     mean_v = a / p.sum(-1, keepdims=True, dtype=jnp.float32)
     return a.astype(v.dtype).swapaxes(1, 2), (q, k, v, p, mean_v)
 
@@ -75,7 +76,7 @@ def _dense_attention_backward(kept, da):
     mean_dp = (da * mean_v).sum(-1, keepdims=True)
     ds = (p * (dp - mean_dp) * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = jnp.einsum("bnts,bnsh->bnth", ds, k)
-    # The narrow operand is transposed, and so is the result: XLA's CPU backend would copy the transpose of [t, s].
+    # Transposes the narrow operand and the result, because XLA's CPU backend would copy a transposed [t, s] matrix.
     dk, dv = (jnp.einsum("bnht,bnts->bnhs", x.swapaxes(2, 3), y) for x, y in ((q, ds), (da, p)))
     return dq.swapaxes(1, 2), dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2), None
 
@@ -84,8 +85,8 @@ _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, interpret: bool = False) -> jax.Array:
-    """`attend` with the TPU kernel: rows split over (data, fsdp) and heads over tensor, under its own shard_map. Padding and the
-    rest are two segments, which do not see each other.
+    """`attend` with the TPU kernel: rows split over (data, fsdp) and heads over tensor, under its own shard_map. Padding and
+    tokens are two segments that do not attend to each other.
 
     Args:
         interpret: runs the kernel's code on any platform, slowly.
@@ -116,6 +117,6 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: j
     if jax.sharding.get_abstract_mesh().empty:
         return local(q, k, v, attention_mask)
     heads = P(BATCH, None, "tensor")
-    # check_vma: pallas calls do not say over which axes their results vary.
+    # check_vma: pallas calls do not declare the axes over which their results vary.
     sharded = functools.partial(jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
     return sharded(local)(q, k, v, attention_mask)

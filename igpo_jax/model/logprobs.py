@@ -13,7 +13,7 @@ from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_voca
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import BATCH, make_mesh
 
-HEAD = partition(("embed", "vocab"))  # the head's partition at the entry of shard_map
+HEAD = partition(("embed", "vocab"))  # partition of the head on entry to shard_map
 
 
 def token_log_probs(params: Params, hidden: jax.Array, targets: jax.Array, cfg: ModelConfig) -> jax.Array:
@@ -79,8 +79,9 @@ ASSUMED_GIB = 16  # memory of a CPU, or of a device that `CHIPS` does not list
 
 
 def with_head_chunk(model: ModelConfig, mesh) -> ModelConfig:
-    """Replaces head_chunk=0 by a power of two from 128 to 16384: positions whose logits, exponentials and gradients in float32
-    take a sixteenth of a device's memory, as published or `ASSUMED_GIB`, the same on all hosts."""
+    """Replaces head_chunk=0 by the positions whose logits, exponentials and gradients in float32 take a sixteenth of a device's
+    memory, rounded down to a power of two from 128 to 16384. The memory is the published one or `ASSUMED_GIB`, so that all
+    hosts get the same number."""
     if model.head_chunk:
         return model
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA) as a second pytree beside frozen parameters.
 
-W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] zero at first, so that training starts at the base. There is no
+W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] initially zero, so that training starts at the base. There is no
 dropout: with it the policy ratio would differ from 1 before the first update (docs/method.md sections 10 and 12).
 """
 
@@ -17,12 +17,12 @@ from igpo_jax.model.sharding import ParameterInfo, Params
 from igpo_jax.model.transformer import ModelConfig
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
-REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # the ones of its seven that the released code reaches
+REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # of the seven targets in the released code, those that take effect
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which matrices of the blocks have adapters, and their rank; hashable."""
+    """Rank, scale and target matrices of the adapters; hashable."""
 
     rank: int
     alpha: float
@@ -41,7 +41,7 @@ class LoraConfig:
 
 
 def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, ParameterInfo]]:
-    """The nested dict of `ParameterInfo`, same structure as the adapters: {target: {"a": [n, in, r], "b": [n, r, out]}}."""
+    """Nested dict of `ParameterInfo`, same structure as the adapters: {target: {"a": [n, in, r], "b": [n, r, out]}}."""
     blocks = transformer.parameter_table(cfg)["blocks"]
     table = {}
     for target in lora.targets:
@@ -58,7 +58,7 @@ def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Par
 
 
 def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
-    """Adapters without effect, float32: A uniform within 1 / sqrt(in), as PEFT draws it, B zero."""
+    """Initial adapters, float32: A uniform in [-1/sqrt(in), 1/sqrt(in)), as in PEFT, and B zero."""
     adapters = {}
     for number, (target, infos) in enumerate(adapter_table(cfg, lora).items()):
         a, b = infos["a"], infos["b"]
@@ -78,22 +78,22 @@ def shardings(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
 
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Parameters for `transformer.forward`: the base, not copied, with adapters beside its matrices. Differentiable."""
+    """Parameters for `transformer.forward`: the base, not copied, with scaled adapters beside its matrices. Differentiable."""
     scaled = {target: {"a": adapter["a"], "b": adapter["b"] * lora.scale} for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | {"adapters": scaled}}
 
 
 def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """W + scale * A B in the base's dtype. In bfloat16 most of a small change is lost, see `merge_matrix`."""
+    """Returns W + scale * A B in the base's dtype. In bfloat16 most of a small change is lost, see `merge_matrix`."""
     blocks = {target: merge_matrix(base["blocks"][target], adapter, lora)[0] for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | blocks}
 
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """W + scale * A B of one target, summed in float32 layer by layer; and the share of the change that rounding to `dtype` (by
-    default that of w) loses: the error's norm over the change's. A change below half the spacing of bfloat16 numbers
-    disappears. w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}."""
+    """Returns W + scale * A B of one target, summed in float32 layer by layer, and the share of the change that rounding to
+    `dtype` (by default w's) loses: the error's norm over the change's. Changes below half the spacing of bfloat16 numbers
+    disappear. w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}."""
 
     def merged(layer):
         w, a, b = layer

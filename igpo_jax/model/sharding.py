@@ -1,4 +1,4 @@
-"""The mesh axes over which every parameter is split, at rest and in use."""
+"""Sharding rules: mesh axes over which every parameter is split, at rest and in use."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Params = dict[str, Any]
-Array = jax.Array | np.ndarray  # bundles hold either: on the host before and after a program, on devices inside
+Array = jax.Array | np.ndarray  # structs hold host arrays outside of compiled programs, device arrays inside
 
 # Logical axis -> mesh axes. A missing axis is an error, not silently replicated.
 SHARDING_RULES = {
@@ -27,7 +27,7 @@ SHARDING_RULES = {
     "adapter of mlp": ("tensor", "fsdp"),
 }
 
-# Exceptions while a layer is computed: rows are split over fsdp, so weights must not be.
+# Exceptions while a layer is computed: rows are split over fsdp then, so weights must not be.
 RULES_IN_USE = SHARDING_RULES | {
     "embed": None,
     "adapter of embed": None,
@@ -44,7 +44,7 @@ class ParameterInfo:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every entry of a table. A logical axis without a rule in `SHARDING_RULES` is a KeyError."""
+    """`jax.ShapeDtypeStruct` of every entry of a table. Raises KeyError for a logical axis without a rule in `SHARDING_RULES`."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
@@ -63,8 +63,8 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Inside jit: gathers a weight with these logical axes as `RULES_IN_USE` say; by itself, the partitioner would exchange
-    activations, which are larger. Cast before, to send fewer bytes. Gradients are reduced and scattered in one step."""
+    """Gathers a weight with these logical axes inside jit, by `RULES_IN_USE`. The partitioner alone would exchange activations,
+    which are larger. Cast before, to send fewer bytes. Gradients are reduced and scattered in one step."""
     return constrain(w, partition(axes, RULES_IN_USE))
 
 

@@ -1,6 +1,6 @@
 """LLaDA's bidirectional transformer as pure functions over stacked layers.
 
-Letters in einsums: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
+Letters in shapes: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
 
 The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers; `init`, `abstract`
 and `shardings` are derived from it.
@@ -34,7 +34,7 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 OutSlice = tuple[Any, int]  # first position, int or int32 [], and number of positions
 Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 FEW_LAYERS = 4  # see `_is_unrolled`
-KEY_VALUES = P(BATCH, None, "tensor")  # one layer's keys or values: rows as everywhere, heads as they are computed
+KEY_VALUES = P(BATCH, None, "tensor")  # partition of one layer's keys or values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,12 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     norm_epsilon: float = 1e-5
     tied_head: bool = False
-    eot_id: int | None = None  # end of a turn, where the vocabulary has one
+    eot_id: int | None = None  # end of a turn, if the vocabulary has one
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: str = "none"  # none | full | dots: what the backward pass recomputes in each layer
+    remat: str = "none"  # the backward pass recomputes none | full (whole layers) | dots (all but matrix products)
     attention: str = "xla"  # xla | cudnn | splash, see attention.py
-    head_chunk: int = 1024  # positions whose logits exist at a time where only targets matter (logprobs.py); 0: all
+    head_chunk: int = 1024  # positions whose logits exist at a time if only targets matter (logprobs.py); 0: all
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
@@ -88,7 +88,7 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of whole rows, after the rotary embedding; one layer's have no leading axis."""
+    """Keys and values of whole rows, after the rotary embedding; those of one layer have no leading axis."""
 
     k: jax.Array  # [layers, b, t, k, h]
     v: jax.Array  # [layers, b, t, k, h]
@@ -96,15 +96,15 @@ class KVCache:
 
 @flax.struct.dataclass
 class Window:
-    """A window of rows whose keys and values outside of it are cached."""
+    """A window of rows, with cached keys and values for positions outside of it."""
 
     cache: KVCache
     start: Array  # int32 [], the window's first position in the row
-    fresh_from: Array  # int32 [], in the row: earlier positions of the window are also taken from the cache
+    fresh_from: Array  # int32 [], position in the row; earlier positions of the window use the cache, too
 
 
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
-    """The nested dict of `ParameterInfo`, same structure as the parameters (docs/method.md section 3; `x @ w` layout)."""
+    """Nested dict of `ParameterInfo`, same structure as the parameters (docs/method.md section 3; `x @ w` layout)."""
     layers, width, q_width, kv_width = cfg.layers, cfg.width, cfg.width, cfg.kv_heads * cfg.head_size
     scale = 1 / math.sqrt(width)
     # Residual branches start small, so that the stream's variance does not grow with depth.
@@ -156,7 +156,7 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
-    """True where AdamW decays weights: matrices, not norm scales. By name: stacked norms are 2-D like matrices."""
+    """AdamW's weight-decay mask: True for matrices, False for norm scales, which are 2-D, too, when stacked."""
     table = parameter_table(cfg)
     return jax.tree.map(lambda info: info.stddev is not None, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
@@ -177,12 +177,12 @@ def forward(
         params: see `parameter_table`.
         tokens: int32 [b, t].
         attention_mask: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
-            the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]:
-            which position (first t) may attend to which (second t).
+            the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]: True if
+            the query (first t) may attend to the key (second t).
         cfg: static.
         out_slice: the positions whose hidden states are returned, all by default.
         window: `tokens` are a window of the rows that `window.cache` holds; `attention_mask` covers whole rows, `out_slice`
-            counts from the window's beginning, and hidden states before `window.fresh_from` are meaningless.
+            counts from the window's start, and hidden states before `window.fresh_from` are meaningless.
     """
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
@@ -190,7 +190,7 @@ def forward(
 def prefill(
     params: Params, tokens: Array, attention_mask: Array, cfg: ModelConfig, out_slice: OutSlice | None = None
 ) -> tuple[jax.Array, KVCache]:
-    """`forward` over whole rows, and the keys and values of all their positions."""
+    """Runs `forward` over whole rows; also returns the keys and values of all positions."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, return_cache=True)
 
 
@@ -241,7 +241,7 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """Whether the layers are unrolled, so that the last computes `out_slice` only: on a CPU this saves a quarter of an update."""
+    """Returns whether layers are unrolled, so that the last computes `out_slice` only; saves a quarter of an update on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
@@ -250,10 +250,10 @@ def _only(x: jax.Array, out_slice: OutSlice | None, axis: int = 1) -> jax.Array:
 
 
 def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows of the embedding [v, d] for int32 [b, t], as [b, t, d] of `dtype`.
+    """Looks up tokens, int32 [b, t], in the embedding [v, d]; returns [b, t, d] of `dtype`.
 
-    On a mesh every device looks up its columns for the rows of all of fsdp, and columns are then exchanged for rows, so that
-    only activations are sent. By itself, the partitioner would gather the whole table on every device.
+    On a mesh, every device looks up its columns for all rows of the axis fsdp, and then exchanges columns for rows, so that only
+    activations are sent. The partitioner alone would gather the whole table on every device.
     """
 
     def local(table, tokens):
@@ -283,7 +283,7 @@ def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
 
 
 def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    """hidden [..., d] x head [d, v] -> float32 [..., v]."""
+    """Logits, float32 [..., v], of hidden [..., d] and head [d, v]."""
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
@@ -291,7 +291,7 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
     """FLOPs of the matrix products in one forward pass of one row and the head, two per multiplication.
 
     Args:
-        positions: computed ones. logits: positions with logits. attended: keys per query; by default `positions`.
+        positions: computed positions. logits: positions with logits. attended: keys per query; by default `positions`.
     """
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
     others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
@@ -302,7 +302,7 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Statistics in float32, cast back before the scale is applied, as LLaDA does (docs/method.md section 3)."""
+    """RMSNorm with float32 statistics, cast back before the scale is applied, as in LLaDA (docs/method.md section 3)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
@@ -317,7 +317,7 @@ def _block(
     out_slice: OutSlice | None = None,
     window: Window | None = None,
 ) -> tuple[jax.Array, KVCache]:
-    """One layer at the positions `out_slice`, and the layer's keys and values at all positions of x."""
+    """Runs one layer at the positions `out_slice`; also returns its keys and values at all positions of x."""
     layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
         h = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
@@ -352,7 +352,7 @@ def _attention(
 
 
 def _insert(kv: KVCache, window: Window) -> KVCache:
-    """One layer's cached keys and values [b, t, k, h], with those of the window from `fresh_from` on."""
+    """Inserts the window's keys and values from `fresh_from` on into one layer's cached ones, [b, t, k, h]."""
     fresh = (window.start + jnp.arange(kv.k.shape[1]) >= window.fresh_from)[None, :, None, None]
 
     def insert(new, old):
@@ -364,7 +364,7 @@ def _insert(kv: KVCache, window: Window) -> KVCache:
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
-    """One layer's weights and adapters, cast and gathered."""
+    """Casts and gathers one layer's weights and adapters."""
     table = parameter_table(cfg)["blocks"]
 
     def ready(path, w):
@@ -378,14 +378,14 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    """x [b, t, i] @ w [i, o], plus the layer's adapter of that name if it has one (lora.py). Rows and positions are merged
-    first: XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
+    """Computes x [b, t, i] @ w [i, o], plus the layer's adapter of that name if it has one (lora.py). Merges rows and positions
+    first, because XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     adapter = layer.get("adapters", {}).get(name)
     if adapter is None:
         y = rows @ layer[name]
     else:
-        # Rounded once, after the sum: the adapter's part is small at first, and a rounded product would absorb it.
+        # Rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it.
         y = _product(rows, layer[name]) + _product(rows @ adapter["a"], adapter["b"])
         y = y.astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
@@ -393,7 +393,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [m, i] @ w [i, o] in float32; its gradients have x's dtype, like those of x @ w."""
+    """Product of x [m, i] and w [i, o] in float32; its gradients have x's dtype, like those of x @ w."""
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
@@ -411,13 +411,13 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _rope_table(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """sin and cos of the rotary angles of int32 [t], float32 [t, 1, h/2]."""
+    """sin and cos of the rotary angles of positions, int32 [t]; float32 [t, 1, h/2]."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
     angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
     return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
 
 
 def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Half-split rotary embedding: the first half of a head is paired with its second half; in float32, cast back."""
+    """Half-split rotary embedding: pairs the first half of a head with its second half; computes in float32, casts back."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
