@@ -1,4 +1,4 @@
-"""A model for use: text in, text out.
+"""Loads a model and applies it: text in, text out.
 
 import igpo_jax
 model = igpo_jax.load("LLaDA-8B-Instruct")
@@ -41,8 +41,8 @@ from igpo_jax.weights.peft import import_peft
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 MOST_TOKENS = 2**16  # in a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
-SCORED_ROWS = 16  # draws of the bound that go through the network together
-ROWS_PER_DEVICE = 8  # denoised together
+SCORED_ROWS = 16  # draws of the bound per device in one batch
+ROWS_PER_DEVICE = 8  # completions per device in one batch
 
 Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
 
@@ -51,13 +51,13 @@ Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or 
 class Completion:
     text: str | None  # up to the first EOS; None if the model has no tokenizer
     tokens: np.ndarray  # int32 [l]
-    unmask_step: np.ndarray  # int32 [l], the denoising step that wrote each token, -1 where it was given
+    unmask_step: np.ndarray  # int32 [l], the denoising step that wrote each token, -1 for given tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
     log_likelihood: float  # lower bound on log p(completion | prompt), nats, estimated from `draws` random maskings
-    standard_error: float  # too large rather than too small: the draws are spread evenly over masking levels
+    standard_error: float  # nats; an overestimate, since the draws are spread evenly over masking levels
     draws: int
 
 
@@ -88,16 +88,16 @@ class DiffusionLM:
     ) -> list[Completion]:
         """Returns a completion for every prompt.
 
-        Rows do not depend on each other: noise belongs to (seed, prompt, its earlier occurrences in `prompts`).
+        Rows do not depend on each other: noise depends on (seed, prompt, number of its earlier occurrences in `prompts`).
 
         Args:
             chat: text prompts become a user's message in the model's chat template; conversations always do.
-            hint: the beginning of every completion, kept as it is.
-            completion_length: tokens, hint included. block_length: must divide it. By default those of `decode`.
+            hint: the beginning of every completion, which stays unchanged.
+            completion_length: tokens, including the hint. block_length: must divide it. By default those of `decode`.
             steps: denoising steps in total, a multiple of the number of blocks; by default those of `decode`, or one per token
                 if a length is given.
-            watch: called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch; the last row may be
-                repeated. What it raises ends the work. Slower.
+            watch: called with a `diffusion.stepwise.Step` before the first denoising step and after every step, batch by batch;
+                the last row may be repeated. May raise to stop the generation. Slower.
             decoding: other fields of `DecodeConfig`, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
 
         Raises:
@@ -130,14 +130,14 @@ class DiffusionLM:
         watch: Callable[[Step], None] | None = None,
         **decoding,
     ) -> list[Completion]:
-        """Fills the blanks of texts; every other token stays as it is.
+        """Fills the blanks of texts; all other tokens stay unchanged.
 
         Args:
             canvases: texts with blanks, `"The answer is [MASK:4] because"`: four tokens between two pieces that are tokenized
                 separately. Or token ids with `config.mask_id` in the blanks.
             prompts: one before each canvas; none by default.
             steps: denoising steps; by default one per blank token.
-            logits_eos_inf: on by default, because an EOS between two pieces of text ends nothing.
+            logits_eos_inf: EOS is never drawn; on by default, because an EOS between two pieces of text would end nothing.
             watch, decoding: as in `generate`.
 
         Raises:
@@ -177,9 +177,9 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """Estimates the likelihood of a completion: the mean of random draws of the bound, k of its l tokens masked, weight
-        l / k, k spread evenly over 1..l (docs/method.md section 14). It is exact for a completion of one token. An empty one is
-        a ValueError."""
+        """Estimates the likelihood of a completion by the mean over random draws of the bound, with k of its l tokens masked,
+        weight l / k, and k spread evenly over 1..l (docs/method.md section 14). Exact for a completion of one token. Raises
+        ValueError for an empty completion."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         if not answer.size:
             raise ValueError("an empty completion has no likelihood to estimate")
@@ -199,8 +199,8 @@ class DiffusionLM:
         return Score(-float(bound.mean()), error, draws)
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
-        """Token ids of a prompt; chat: as in `generate`. Text without a tokenizer, a chat without a chat template and ids outside
-        of the vocabulary are ValueErrors."""
+        """Token ids of a prompt; chat: as in `generate`. Raises ValueError for text without a tokenizer, a chat without a chat
+        template, or ids outside of the vocabulary."""
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -215,8 +215,8 @@ class DiffusionLM:
         return ids
 
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
-        """Token ids of a canvas of `infill`, with `config.mask_id` in the blanks. A canvas without a blank, or with one that is
-        too long, is a ValueError."""
+        """Token ids of a canvas of `infill`, with `config.mask_id` in the blanks. Raises ValueError for a canvas without a blank,
+        or with a blank that is too long."""
         if not isinstance(canvas, str):
             ids = self.encode(canvas)
         else:
@@ -242,7 +242,7 @@ class DiffusionLM:
         watch: Callable[[Step], None] | None,
         whole: bool = False,
     ) -> list[Completion]:
-        """whole: the text includes tokens after the first EOS."""
+        """Fills the masks of a canvas batch by batch. whole: the text includes tokens after the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         seen: Counter[int] = Counter()
         occurrence = []
@@ -253,7 +253,7 @@ class DiffusionLM:
         ids = np.array(problem, np.uint32), np.array(occurrence, np.uint32)
         requests = Requests(*left_padded(prompts, length, self.config.eos_id), canvas, *ids)
         divisor = batch_size_divisor(self.mesh)
-        # Batches of one size, filled with repeats of the last row: one program for any number of prompts.
+        # All batches have one size, filled with repeats of the last row, so that few programs are compiled.
         size = min(-(-len(prompts) // divisor), ROWS_PER_DEVICE) * divisor
         batching = Batching(self.mesh, size, [length], shortest_first=False)
         run = sample if watch is None else functools.partial(sample_stepwise, watch=watch)
@@ -297,10 +297,10 @@ def load(
 
     Args:
         adapters: a folder of the model's adapters in PEFT's format.
-        dtype: float32 | bfloat16, of parameters and activations, adapters stay float32; by default bfloat16 on accelerators,
+        dtype: float32 | bfloat16, of parameters and activations; adapters stay float32. By default bfloat16 on accelerators,
             float32 on CPUs.
         mesh: by default all devices.
-        stage: sft | rl, for a run: the stage of the checkpoint, the newest; by default the last stage.
+        stage: sft | rl, for a run: loads the newest checkpoint of this stage, by default of the last stage.
 
     Raises:
         ValueError: a missing or damaged file; the message names it and the reason.
@@ -314,7 +314,7 @@ def load(
         run = restore_run(path, mesh, stage)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
-        # The kernel of the run's training may not serve every length and machine.
+        # The attention kernel used in training may not support every length and machine.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         origin = {"path": str(path), "stage": run.stage, "step": run.step}
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
@@ -339,6 +339,6 @@ def default_dtype() -> str:
 
 
 def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:
-    """The tokenizer of a model folder, None if it has none."""
+    """Returns the tokenizer of a model folder, None if it has none."""
     has_one = (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
     return load_tokenizer(folder, mask_id) if has_one else None

@@ -1,7 +1,7 @@
 """python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
 
-Whether a run fits, before a chip is rented: compiles its programs for a TPU topology on this machine (extra "tpu"), or for
-the devices that are here, and prints memory, FLOPs, communication and estimated times. Reads no data and no weights.
+Checks whether a run fits before a chip is rented: compiles its programs for a TPU topology on this machine (extra "tpu"), or
+for the devices that are present, and prints memory, FLOPs, communication and estimated times. Reads no data and no weights.
 """
 
 import json
@@ -48,7 +48,7 @@ COLUMNS += ("est. s", "comm.", "compile s")
 
 
 def as_text(result: dict) -> str:
-    """Tables in Markdown, for a terminal and for BUILD.md."""
+    """Returns Markdown tables for a terminal and for BUILD.md."""
     lines = [setting(result), "", "Per device, GiB and one run of each program:", "", *program_table(result)]
     lines += ["", "Resident beside the arguments:"]
     for record in result["programs"]:
@@ -118,7 +118,7 @@ def remat_table(result: dict) -> list[str]:
 
 
 def received(record: dict) -> str:
-    """GB that collectives bring to a device, by kind."""
+    """GB that a device receives through collectives, by kind."""
     kinds = sorted(record.get("received_bytes", {}).items())
     return ", ".join(f"{kind} {n / 1e9:.2f}" for kind, n in kinds if n >= 5e6) or "nothing"
 

@@ -1,4 +1,4 @@
-"""Whether a run fits, and the changes that would save most memory."""
+"""Judges whether a run fits, and finds the changes that would save most memory."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
 
-MOST = 0.9  # of the memory: fragmentation and what the runtime itself holds come on top of what the compiler counts
+MOST = 0.9  # usable share of the memory: the compiler does not count fragmentation and the runtime's own memory
 
 
 def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
@@ -24,7 +24,10 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
 
     Args:
         only: names of programs; all by default.
-        report: is told of every record as soon as it is there.
+        report: called with every record as soon as it is measured.
+
+    Raises:
+        ValueError: an unknown name in `only`, or sizes that do not divide over the mesh.
     """
     model, shape_from = planned_model(config)
     model = with_head_chunk(model, mesh)
@@ -56,8 +59,8 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
 
 
 def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """The update of the last stage compiled with each model.remat: what it needs, and which is estimated to be the fastest
-    of those that fit (None: none does).
+    """Compiles the last stage's update with each model.remat, and chooses the one with the shortest estimated time among those
+    that fit (None: none fits).
 
     Returns:
         choice, and programs: a record of `measure` by value of model.remat.
@@ -70,13 +73,13 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
-    # Without estimates (an unknown chip), what recomputes least.
+    # Without estimates (unknown chip), chooses the first, which recomputes least.
     choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)
     return {"choice": choice, "programs": records}
 
 
 def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The three changes of the configuration that save most where the run needs most, from arithmetic over shapes."""
+    """Three configuration changes that save most memory in the program with the highest peak, estimated from shapes."""
     used = [record for record in records if record["used"]]
     if not used:
         return []
@@ -93,7 +96,7 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
     stage, section, optimizer = ("sft", sft, config.sft.optimizer) if name == "sft" else ("rl", rl, config.rl.optimizer)
     saving: dict[str, float] = {}
     if lora is None and config.model.path:
-        kept = 4 * parameters + 4 * trained + 2 * trained  # master weights and two moments become a bfloat16 base
+        kept = 4 * parameters + 4 * trained + 2 * trained  # a bfloat16 base replaces master weights and two moments
         saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
     if optimizer.first_moment_dtype == "float32":
         saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
@@ -105,7 +108,7 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
     if name in ("update", "score", "sft"):
         at_once = (sft.batch_size if name == "sft" else rl.prompts) // section.microbatches
         local = at_once // rows
-        carried = local * length * model.width * compute * model.layers  # the stream at the border of each layer
+        carried = local * length * model.width * compute * model.layers  # residual stream between layers
         if model.remat != "full" and name != "score":
             inside = (4 * model.width + 3 * model.mlp_width) // shards
             saving["config.model.remat=full: recompute layers"] = local * length * inside * compute * model.layers

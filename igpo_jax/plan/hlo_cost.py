@@ -1,7 +1,7 @@
-"""What one execution of a compiled program costs on one device, read from its HLO text, loops counted in full.
+"""Cost of one execution of a compiled program on one device, read from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once; here a body counts as often as it runs (at most, where a loop may
-end early). Counted are matrix products, HBM traffic at the borders of fusions, and what collectives bring to a device.
+XLA's own cost analysis counts the body of a loop once; here a body counts as often as it runs (at most, if a loop may end
+early). The cost covers matrix products, HBM traffic at the borders of fusions, and bytes received through collectives.
 """
 
 import collections
@@ -23,8 +23,8 @@ PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # users of a fusion's parame
 
 @dataclasses.dataclass
 class Cost:
-    """flops: of matrix products. bytes: HBM, read and written. received: bytes that arrive from other devices, by
-    (kind of collective, from other slices)."""
+    """flops: of matrix products. bytes: read from and written to HBM. received: bytes from other devices, by (kind of
+    collective, from other slices)."""
 
     flops: float = 0.0
     bytes: float = 0.0
@@ -40,7 +40,7 @@ class Cost:
 @dataclasses.dataclass
 class Instruction:
     name: str
-    shape: str  # as written, with layouts; of tuples in parentheses
+    shape: str  # as written, with layouts; tuples in parentheses
     opcode: str
     operands: list[str]
     attributes: str
@@ -48,7 +48,7 @@ class Instruction:
 
 
 def program_cost(text: str) -> Cost:
-    """The cost of one run of a module on one device.
+    """Cost of one run of a module on one device.
 
     Args:
         text: `compiled.as_text()`.
@@ -108,15 +108,15 @@ class _Program:
         return total
 
     def _products(self, name: str) -> float:
-        """FLOPs inside a fusion, nested ones included."""
+        """FLOPs inside a fusion, including nested fusions."""
         instructions = self._computations[name]
         shapes = {i.name: i.shape for i in instructions}
         nested = [callee for i in instructions if i.opcode == "fusion" for callee in _called(i, "calls")]
         return sum(_flops(i, shapes) for i in instructions) + sum(map(self._products, nested))
 
     def _collectives(self, name: str) -> dict:
-        """Those inside a fusion. The TPU compiler spreads one collective over several fusions, to compute meanwhile; its
-        clones share a channel and are one entry here."""
+        """Collectives inside a fusion, as in `_collective`. The TPU compiler spreads one collective over several fusions, to
+        overlap it with computation; the clones share a channel and are one entry here."""
         instructions = self._computations[name]
         shapes = {i.name: i.shape for i in instructions}
         found = {}
@@ -135,7 +135,7 @@ class _Program:
             return {}
         given = sum(_bytes(shapes[name], everywhere=True) for name in instruction.operands)
         size = len(_groups(instruction)[0])
-        # An all-gather brings all shares but the own one; an all-reduce is a reduce-scatter and an all-gather.
+        # An all-gather receives the shares of all other devices; an all-reduce is a reduce-scatter and an all-gather.
         received = {
             "all-gather": (size - 1) * given,
             "all-reduce": 2 * (size - 1) / size * given,
@@ -148,7 +148,7 @@ class _Program:
         return {(kind, False, *unique): received} if size > 1 else {}
 
     def _fusion_bytes(self, fusion: Instruction, name: str, shapes: dict[str, str]) -> float:
-        """What a fusion reads and writes: of an array that it slices or updates in place, only that part."""
+        """Bytes that a fusion reads and writes. If it slices an array or updates it in place, only that part counts."""
         instructions = self._computations[name]
         inner = {i.name: i for i in instructions}
         users = collections.defaultdict(list)
@@ -179,8 +179,8 @@ class _Program:
         return reads + written(next(i for i in instructions if i.root))
 
     def _trips(self, loop: Instruction) -> int:
-        """Rounds of a loop whose counter starts at 0: known to the compiler, or (limit of the condition) / (step of the
-        body)."""
+        """Number of rounds of a loop whose counter starts at 0: known to the compiler, or (limit in the condition) / (step in
+        the body)."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
@@ -197,7 +197,7 @@ class _Program:
         raise ValueError(f"cannot tell how often the loop {loop.name} runs")
 
     def _inlined(self, name: str) -> "_Inlined":
-        """A computation with what its fusions contain."""
+        """Returns a computation with its fusions inlined."""
         found = _Inlined({}, {})
         for instruction in self._computations[name]:
             found.instructions[instruction.name] = instruction
@@ -216,13 +216,13 @@ class _Program:
 
 @dataclasses.dataclass
 class _Inlined:
-    """Instructions by name, and names that stand for others."""
+    """Instructions by name, and aliases (name -> name)."""
 
     instructions: dict[str, Instruction]
     same: dict[str, str]
 
     def resolve(self, name: str) -> Instruction:
-        """The instruction that computes what `name` holds."""
+        """Returns the instruction that computes the value of `name`."""
         while True:
             instruction = self.instructions[name]
             if name in self.same:
@@ -239,7 +239,7 @@ class _Inlined:
 
 
 def _index(element: Instruction) -> int:
-    """Of a get-tuple-element."""
+    """Index of a get-tuple-element."""
     return int(re.search(r"index=(\d+)", element.attributes)[1])
 
 
@@ -255,7 +255,7 @@ def _parse_instruction(line: str) -> Instruction:
 
 
 def _until_closed(text: str) -> tuple[str, str]:
-    """The text up to the parenthesis that closes the first one, and the rest."""
+    """Splits a text after the parenthesis that closes the first one."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -265,7 +265,7 @@ def _until_closed(text: str) -> tuple[str, str]:
 
 
 def _between_slices(instruction: Instruction) -> dict:
-    """As `_collective`, of what the TPU compiler hands to the hosts, which exchange it over their network."""
+    """Like `_collective`, for arrays that the TPU compiler hands to the hosts, which exchange them over their network."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if kind is None:
         return {}
@@ -290,7 +290,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _arrays(shape: str) -> list[tuple[str, list[int], bool]]:
-    """(type, dimensions, lies in HBM) of every array in a shape."""
+    """Lists (type, dimensions, is in HBM) of every array in a shape."""
     found = []
     for dtype, dims, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?", shape):
         if dtype in BITS:
@@ -299,7 +299,7 @@ def _arrays(shape: str) -> list[tuple[str, list[int], bool]]:
 
 
 def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Bytes of a shape, only of what lies in HBM unless `everywhere`."""
+    """Bytes of a shape's arrays in HBM, or of all its arrays if `everywhere`."""
     return sum(math.prod(dims) * BITS[dtype] / 8 for dtype, dims, hbm in _arrays(shape) if hbm or everywhere)
 
 
@@ -308,7 +308,7 @@ def _border_bytes(instruction: Instruction, shapes: dict[str, str]) -> float:
         return 2 * _bytes(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _bytes(shapes[instruction.operands[1]])
-    if instruction.opcode in ("copy-start", "slice-start"):  # their results name the source again, as an alias
+    if instruction.opcode in ("copy-start", "slice-start"):  # their results also list the source, as an alias
         source, arrays = _arrays(shapes[instruction.operands[0]])[0], _arrays(instruction.shape)
         dtype, dims, in_hbm = arrays[0 if instruction.opcode == "copy-start" else 1]
         return math.prod(dims) * BITS[dtype] / 8 * (in_hbm + source[2])
@@ -316,7 +316,7 @@ def _border_bytes(instruction: Instruction, shapes: dict[str, str]) -> float:
 
 
 def _flops(instruction: Instruction, shapes: dict[str, str]) -> float:
-    """Of a matrix product: two per multiplication. Of other kernels, what they say of themselves; splash says nothing."""
+    """FLOPs of a matrix product, two per multiplication, or a kernel's own estimate; splash has none and counts 0."""
     library = 'custom_call_target="__cublas$' in instruction.attributes
     if instruction.opcode == "custom-call" and not library:
         estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
@@ -333,7 +333,7 @@ def _flops(instruction: Instruction, shapes: dict[str, str]) -> float:
 
 
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
-    """Multiplications with padding and with the holes of dilation are not counted: the TPU compiler writes batched
+    """FLOPs of a convolution, without multiplications by padding and by the holes of dilation: the TPU compiler writes batched
     matrix products as convolutions that consist mostly of these."""
     lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
     groups = int((re.search(r"batch_group_count=(\d+)", attributes) or [0, 1])[1])
@@ -357,7 +357,7 @@ def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: lis
 
 
 def _groups(instruction: Instruction) -> list[list[int]]:
-    """The devices that take part with each other, in one of the ways in which HLO writes it."""
+    """Groups of devices that communicate with each other, read from any of HLO's notations."""
     attributes = instruction.attributes
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
     if pairs:
@@ -382,7 +382,7 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """0, 1, ... in the order of "[4,2]T(1,0)": of that shape, then transposed."""
+    """Device ids of a notation such as "[4,2]T(1,0)": 0, 1, ... in that shape, then transposed."""
     shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text.strip()).groups()
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

@@ -1,4 +1,4 @@
-"""Memory and work of a run's programs on a device, found by compiling them from shapes; nothing is allocated."""
+"""Measures memory and work of a run's programs on a device by compiling them from shapes; nothing is allocated."""
 
 import dataclasses
 import math
@@ -55,13 +55,13 @@ class Program:
     name: str
     function: Any  # jitted
     arguments: tuple  # of a call in the run; arrays are shapes with shardings
-    resident: dict[str, Any]  # name -> shapes of arrays held meanwhile; arrays that are also arguments count there
+    resident: dict[str, Any]  # name -> shapes of arrays held during the call; `measure` leaves out those that are arguments
     used: bool  # the run calls it
     per_iteration: int = 0  # calls in an RL iteration without second attempts and with one batch of prompts
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the network of a run, even before its tokenizer is trained or its weights are present, and where its shape is from.
+    """Returns the network of a run, even before its tokenizer is trained or its weights are present, and its shape's source.
 
     Raises:
         ValueError: the model's folder exists and cannot be used.
@@ -114,14 +114,14 @@ class Shapes:
         return params, state, host(jnp.int32), self.model, decode
 
     def evaluated(self) -> tuple[TrainState, dict[str, Any]]:
-        """The state of the last stage, and what the devices hold beside an evaluation."""
+        """Returns the state of the last stage, and the arrays that devices hold during an evaluation."""
         if self.config.rl.iterations:
             return self.rl_state, self.rl_resident
         return self.sft_state, self.sft_resident
 
 
 def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
-    """The long-running programs of a run, with its shapes and shardings."""
+    """Returns the long-running programs of a run, with its shapes and shardings."""
     shapes = Shapes(config, model, mesh)
     evaluates = config.rl.iterations > 0 or (config.sft.updates > 0 and config.sft.eval_every > 0)
     state, resident = shapes.evaluated()
@@ -135,7 +135,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
 
 
 def sft_programs(shapes: Shapes) -> list[Program]:
-    """The update, unless its batch cannot be sharded in a run without this stage, and the held-out losses."""
+    """Programs of the supervised stage: the update, unless a run without this stage has a batch that cannot be sharded, and the
+    held-out losses."""
     config, sft, mesh, found = shapes.config, shapes.config.sft, shapes.mesh, []
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
@@ -181,20 +182,20 @@ def rl_programs(shapes: Shapes) -> list[Program]:
 
 
 def host_shapes(make) -> Any:
-    """Shapes of what `make()` returns, without shardings."""
+    """Shapes of the result of `make()`, without shardings."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
 
 
 def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
-    """An array on the host, which has no sharding."""
+    """Shape of a host array, which has no sharding."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
-    """Compiles a program and returns its needs on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time.
+    """Compiles a program and measures it on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time in seconds.
 
     Returns:
-        A record for JSON. If the compiler finds that it does not fit: `error`, and `peak_gib` from the compiler's message.
+        A record for JSON. If the compiler rejects it as too large: `error`, and `peak_gib` from the compiler's message.
     """
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
@@ -229,7 +230,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     record |= {"peak_gib": sum(own.values()) / GIB + others, "compile_seconds": seconds}
     try:
         cost = program_cost(compiled.as_text())
-    except ValueError as error:  # memory is known nevertheless
+    except ValueError as error:  # memory is known all the same
         return record | {"cost_error": str(error)}
     return record | {
         "flops": cost.flops,
@@ -240,7 +241,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Arrays with a sharding, which are on the devices already; arrays of the host and configurations are left out."""
+    """Leaves with a sharding, which are on devices already; leaves out host arrays and configurations."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
@@ -248,7 +249,7 @@ def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
     """Seconds of one call at the chip's published peaks, and the share of communication if none of it overlaps with compute.
 
-    Empty for a chip with unknown peaks.
+    Returns {} for an unknown chip.
     """
     if chip is None:
         return {}
