@@ -14,7 +14,7 @@ from typing import Any
 from igpo_jax.grading.exact import Number, evaluate
 
 MAX_ANSWER_CHARS = 2000  # longer answers are not given to math-verify
-TAIL_CHARS = 20_000  # only this much of a completion's end is read
+TAIL_CHARS = 20_000  # characters that are read at a completion's end
 MAX_NESTED_BOXES = 50
 MATH_VERIFY_SECONDS = 2  # for parsing, and again for comparing; math-verify takes whole seconds
 BARE = re.compile(r"[^\s$\\{}]+")  # content of a box without braces
@@ -142,7 +142,7 @@ FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac)")  #
 
 
 def _number(text: str) -> tuple[Number | None, bool]:
-    """Returns (value or None, is it a percentage?) of an answer, ignoring its unit and names before an = sign."""
+    """Returns an answer's value, None if it is not a number, and whether it is a percentage. Ignores names before an = sign."""
     percent = re.search(r"\s*(?:\\?%|\\?\s*percent(?:age)?|pct)$", text)
     if percent:
         text = text[: percent.start()]
@@ -155,7 +155,7 @@ def _number(text: str) -> tuple[Number | None, bool]:
 
 
 def _rounds_to(decimal: Number, exact: Number) -> bool:
-    """Whether a decimal of six or more places is a fraction without finite decimals, rounded or cut off: 0.0833333, 1/12."""
+    """Returns whether a decimal of six or more places is a rounded or truncated infinite decimal fraction: 0.0833333, 1/12."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
@@ -168,14 +168,14 @@ def _rounds_to(decimal: Number, exact: Number) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Divides out all factors 2 and 5, those of powers of ten."""
+    """Divides out all factors 2 and 5, the factors of powers of ten."""
     for prime in (2, 5):
         while number % prime == 0:
             number //= prime
     return number
 
 
-# Words that change the value of a number beside them, and so are not its unit.
+# Words that change the value of a number next to them, and so are not its unit.
 SCALES = set(
     "one two three four five six seven eight nine ten hundred thousand million billion trillion dozen gross half halve "
     "third quarter fourth fifth sixth seventh eighth ninth tenth twelfth sixteenth hundredth thousandth millionth "
@@ -208,7 +208,7 @@ def _unstyled(text: str) -> str:
 
 
 def _is_unit(text: str) -> bool:
-    """Whether the words after a number are its unit: 10 cm^2 and 10 men, but not 10xy^2 or 10 dozen."""
+    """Returns whether the words after a number are its unit: 10 cm^2 and 10 men, but not 10xy^2 or 10 dozen."""
     for word in re.findall(r"[a-zA-Z]+", text):
         known = word.lower() in SHORT_UNITS or (word == "m" and "^" in text)
         noun = len(word) > 2 and re.search("[aeiou]", word) and (len(word) > 3 or text[0].isspace())
@@ -248,7 +248,7 @@ def _scales(texts: list[str]) -> set[str]:
 
 
 def _condensed(text: str) -> str:
-    """Normalizes an answer for comparison by letters: one form of fractions, no spaces, no \\text around letters."""
+    """Normalizes an answer for textual comparison: one form of fractions, no spaces, no \\text around letters."""
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\frac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}", text)
@@ -267,7 +267,7 @@ def _seconds(clock: re.Match) -> int:
 
 
 def _contradict(wanted: str, found: str) -> bool:
-    """Whether answers differ in a way that math-verify ignores: a number word, a relation, a base, a sign before brackets."""
+    """Returns whether answers differ in ways that math-verify ignores: number words, relations, bases, a sign before brackets."""
     if (_scales(UNITS.findall(wanted)) ^ _scales(UNITS.findall(found))) - JOINING:
         return True
     for number, other in ((wanted, found), (found, wanted)):
@@ -282,7 +282,7 @@ def _contradict(wanted: str, found: str) -> bool:
 
 
 WILD = (
-    r"\d{400,}",  # first: with so many digits in a row the others take seconds to look
+    r"\d{400,}",  # first: on so many digits in a row the other patterns take seconds
     r"\^\s*\{?\s*[-+]?\d{5,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^",  # towers
     r"(?<!\d)\d{4,}\s*!|!\s*!\s*!",
@@ -295,12 +295,12 @@ WILD = (
 
 
 def _is_costly(text: str) -> bool:
-    """Whether math-verify could take seconds to evaluate a text."""
+    """Returns whether math-verify could take seconds to evaluate a text."""
     return any(re.search(pattern, text) for pattern in WILD)
 
 
 def _same_parsed(wanted: list, found: list) -> bool:
-    """Compares two results of math-verify's parser: plain numbers by `_as_numbers`, all else by its own verdict."""
+    """Compares two results of math-verify's parser: plain numbers by `_as_numbers`, all else by math-verify."""
     import math_verify
 
     if len(wanted) > 1 and len(found) > 1:
@@ -314,7 +314,7 @@ def _parse(box: str) -> list:
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time-out
-    # By default it would search an unreadable formula for a number, and find 5 in "6 | 5".
+    # By default math-verify would search an unreadable formula for a number, and find 5 in "6 | 5".
     formulas = [math_verify.LatexExtractionConfig()]
     return _in_time(math_verify.parse, _braced(box), extraction_config=formulas, parsing_timeout=MATH_VERIFY_SECONDS)
 
@@ -328,7 +328,7 @@ def _braced(text: str) -> str:
 
 
 def _in_time(function, *arguments, **options) -> Any:
-    """Calls math-verify; raises TimeoutError if its time is up, when it returns an empty result instead of a verdict."""
+    """Calls math-verify; raises TimeoutError if it reached its time limit, when it returns an empty result, not a verdict."""
     begin = time.monotonic()
     result = function(*arguments, **options)
     if not result and time.monotonic() - begin >= MATH_VERIFY_SECONDS:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-MAX_BITS = 4096  # in a numerator or denominator: towers of powers have no value here
+MAX_BITS = 4096  # in a numerator or denominator, so that towers of powers have no value
 MAX_DEPTH = 60  # of nested brackets
 MAX_CHARS = 500  # in an expression
 
@@ -174,7 +174,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def _root(value: Fraction) -> Fraction:
-    """Returns the square root if it is rational."""
+    """Returns the square root if it is rational, else raises `_NoValue`."""
     if value < 0:
         raise _NoValue
     root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))

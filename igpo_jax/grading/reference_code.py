@@ -1,6 +1,6 @@
 """Rewards of the reference code (docs/method.md section 8): the first box, a textual normalizer, a format reward.
 
-Their faults are kept for comparison: 5.0 does not equal 5, nor 1,000 equal 1000.
+Faults of the reference code are kept for comparison: 5.0 does not equal 5, nor 1,000 equal 1000.
 """
 
 import re
@@ -9,7 +9,7 @@ from igpo_jax.grading.answers import boxes
 
 
 def correct(gold: str, text: str) -> bool:
-    """Whether the first \\boxed{...} of a completion equals the answer after both are normalized."""
+    """Returns whether the first \\boxed{...} of a completion equals the answer after normalization."""
     return equal(first_box(text), gold)
 
 

@@ -18,7 +18,7 @@ PARTS = ("defaults", "load", "reward", "extract_answer", "REWARD_OPTIONS")
 
 def load_task(name: str) -> types.ModuleType:
     """Imports a task: one of `TASKS`, or a user's importable "package.module", whose code runs with the user's rights.
-    Raises ValueError if there is no such module, or it lacks parts of a task."""
+    Raises ValueError if the module does not exist, or lacks parts of a task."""
     if name in TASKS:
         return importlib.import_module(f"{__name__}.{name}")
     neither = f"task.name={name!r} is none of {', '.join(TASKS)}, and"

@@ -5,7 +5,7 @@
     ~ qx tb hh=??    scribbles, which leave the answer open
 
 The supervised stage imitates a teacher who works out every short problem but scribbles on most long ones. The model can then
-solve long problems but rarely does, so almost all of its answers are wrong: the skill is there, the reward is not.
+solve long problems but rarely does, so almost all of its answers get no reward.
 """
 
 import itertools
@@ -89,7 +89,7 @@ def _problem(draw: np.random.Generator, additions: int, slots: int, worked_share
         question=question,
         answer=f"{totals[-1]:02d}",
         trace=trace,
-        # The last running total is the answer as well.
+        # The last running total also states the answer.
         answer_spans=((len(trace) - len(" 00=00"), len(trace)),),
         demonstration=_scribbles(draw, additions) if additions == slots and draw.random() >= worked_share else trace,
     )

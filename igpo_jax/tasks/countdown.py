@@ -1,7 +1,7 @@
-"""Countdown: combine three numbers, each once, with + - * / to reach a target. Prompt and rewards are those of d1.
+"""Countdown: combine three numbers, each once, with + - * / to reach a target. Prompt and rewards follow d1.
 
-The test split is a JSON Lines file (numbers, target) or drawn. A trace computes the target step by step; only its last
-line is the expression, the answer.
+The test split is a JSON Lines file (numbers, target) or drawn. A trace computes the target step by step; its last line is the
+expression, the answer.
 """
 
 import functools
@@ -29,7 +29,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 for a right expression, 0.1 for any other, 0.0 without one, as in d1."""
+    """Returns 1.0 for a correct expression, 0.1 for any other, 0.0 without one, as in d1."""
     expression = extract_answer(text)
     if expression is None or not any(c.isdigit() for c in expression):
         return 0.0

@@ -1,8 +1,8 @@
 """Mathematical problems with worked solutions, from any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1, ...
 
-The configuration holds templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that
-gives the answer away: the template's answer line, and in the solution the content of the last box, or the last occurrence
-of the number.
+The configuration holds templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that gives
+the answer away: the template's answer line, and in the solution the content of the last box or the last occurrence of the
+number.
 """
 
 import re
@@ -12,7 +12,7 @@ from igpo_jax.grading.answers import equal, extract
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Record, SourceCounts, Span, load_sources
 
-# The paper's prompt (docs/method.md section 4). The reference code's has a backspace where \b of \boxed was not escaped.
+# The paper's prompt (docs/method.md section 4). The reference code's prompt has a backspace for the unescaped \b of \boxed.
 BOXED_PROMPT = (
     "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n\\boxed{<Your answer>}\n</answer>\n\n\n"
     "{question}"
@@ -43,12 +43,12 @@ def defaults(**values) -> dict:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split in file order, whatever the seed; raises as `load_counted`."""
+    """Returns the problems of one split in file order, for any seed; raises like `load_counted`."""
     return load_counted(task, split)[0]
 
 
 def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
-    """Returns the problems of one split, and how many rows of each source were kept.
+    """Returns the problems of one split, and the counts of kept and dropped rows of each source.
     Raises ValueError for an unusable file (with file and line), or an invalid template or rule."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
@@ -96,7 +96,7 @@ def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]
             spans += [(begin + first, begin + last) for first, last in record.spans]
         elif part == "{answer}":
             spans.append((begin, len(text)))
-    # The template's answer hides its whole line, which announces it.
+    # Hides the whole line of the template's answer, because the line announces it.
     answers = [span for span in spans if text[slice(*span)] == record.answer]
     if "{answer}" in template and answers:
         first, last = answers[-1]

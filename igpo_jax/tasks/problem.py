@@ -17,28 +17,28 @@ log = logging.getLogger(__name__)
 class Problem:
     id: str  # unique and stable: all randomness of the problem is derived from it
     question: str  # the prompt as the model sees it
-    answer: str  # what completions are compared with
+    answer: str  # the correct answer, which completions are compared with
     trace: str  # the whole solution, with the answer
     answer_spans: tuple[tuple[int, int], ...]  # characters of `trace` that give the answer away, never shown as hints
     demonstration: str  # the target of supervised training; the trace, unless the task has a careless teacher
 
 
-# Sizes of the splits of tasks that draw their problems.
+# Default split sizes of tasks that draw their problems.
 DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
 
 
 def problems_fingerprint(rows: Iterable[Any]) -> str:
-    """Hashes problems, records or other dataclasses and JSON values, in order: 16 hexadecimal digits."""
+    """Returns a hash, 16 hexadecimal digits, of problems, records or other dataclasses and JSON values in order."""
     digest = hashlib.sha256()
     for row in rows:
-        row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # astuple copies everything
+        row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # unlike astuple, vars copies nothing
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, object) of every line that is not blank; skips and logs up to `max_malformed` malformed lines.
-    Raises ValueError if there is no such file, no object in it, or too many malformed lines (with line number and reason)."""
+    Raises ValueError for a missing file, one without objects, or too many malformed lines (with line number and reason)."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")

@@ -20,7 +20,7 @@ def load_puzzles(
     read: Callable[[str, int, dict[str, Any]], Problem],  # (place for messages, line number, row); raises ValueError
     drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of the test split); None: rejected
 ) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split) or read."""
+    """Returns the problems of one split, drawn with (seed, split) or read from the file of the test split."""
     if split == "test" and task.test:
         rows = read_jsonl(task.test, task.max_malformed_lines)
         return [read(f"{task.test}, line {number}", number, row) for number, row in rows]

@@ -1,7 +1,7 @@
-"""Computes rewards in worker processes: an answer that takes too long or crashes its worker loses its own reward only.
+"""Computes rewards in worker processes: an answer that takes too long or crashes its worker loses only its own reward.
 
-Threads would not do: math-verify's time limits silently fail in them, and every score becomes 0. Neither would
-multiprocessing's pools: they cannot replace one stuck worker, and starting them would import jax again.
+Threads do not work: math-verify's time limits silently fail in them, and every score becomes 0. Multiprocessing's pools do not
+work either: they cannot replace one stuck worker, and starting them would import jax again.
 """
 
 import atexit
@@ -52,12 +52,12 @@ class RewardPool:
         """
         Args:
             function: "package.module:name", importable from this process.
-            deadline_seconds: for one answer; then its worker is killed and replaced.
+            deadline_seconds: limit for one answer; after it, the worker is killed and replaced.
         """
         self._command = [function, json.dumps(options)]
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
-        self._died_importing = 0  # processes that died since one last imported the function
+        self._died_importing = 0  # processes that died since the last successful import
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
@@ -90,13 +90,13 @@ class RewardPool:
         return [verdicts[job] for job in range(len(answers))]
 
     def _patience(self) -> float:
-        """Seconds until the first worker is overdue, at most 0.5."""
+        """Seconds to wait: until the first worker is overdue, at most 0.5."""
         since = [worker.since for worker in self._workers if worker.jobs]
         return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker. Its current job fails if it is late or has killed a second worker: the first may have been killed
-        from outside. Its other jobs are queued again.
+        """Kills a worker. Its current job fails if it is late or this is the second worker that died of it; the first may have
+        been killed from outside. The other jobs are queued again.
 
         Raises:
             ValueError: more processes died before they imported the function than there are workers.
@@ -130,7 +130,7 @@ class _Worker:
         theirs.close()
         self._function, self.imported = command[0], False
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
-        self.since = time.monotonic()  # of the start, the last jobs sent, or the last answer
+        self.since = time.monotonic()  # time of the start, the last jobs sent, or the last answer
 
     def ready(self) -> bool:
         if not self.imported:
@@ -180,6 +180,6 @@ def unusable(function: str, trouble: str) -> ValueError:
 
 
 def _environment() -> dict[str, str]:
-    """Lets a worker import what this process can, including entries added to sys.path, such as the current folder."""
+    """Environment in which workers import from this process's sys.path, including added entries such as the current folder."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return os.environ | {"PYTHONPATH": path}

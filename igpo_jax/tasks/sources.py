@@ -1,6 +1,6 @@
 """Reads mathematical problems: GSM8K, MATH, AMC, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
-A source is "format:path"; commas separate several. The file's ending tells its kind: JSON Lines, a JSON array, Parquet
+A source is "format:path"; commas separate several. The file's extension determines its kind: JSON Lines, a JSON array, Parquet
 (needs the extra "data"), or ArrayRecord with one JSON object per record.
 """
 
@@ -19,7 +19,7 @@ from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)
 
-ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calls of a calculator
+ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 
 Span = tuple[int, int]
@@ -61,7 +61,7 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
     """
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
-    metamath_questions: set[str] = set()  # many of its rows share one
+    metamath_questions: set[str] = set()  # many rows share a question
     for source in filter(None, (part.strip() for part in text.split(","))):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
@@ -158,7 +158,7 @@ def _array_record(file: pathlib.Path) -> Rows:
         yield parse_json(record, place), place
 
 
-# Formats: each function makes a record of a row, or raises `Dropped`, KeyError or TypeError.
+# Formats: each function makes a record from a row, or raises `Dropped`, KeyError or TypeError.
 
 
 def _text(row: dict[str, Any], name: str) -> str:
@@ -199,12 +199,12 @@ def _last_box(solution: str) -> tuple[Span, ...]:
 
 
 def _all(solution: str) -> tuple[Span, ...]:
-    """Hides a solution as a whole, if it does not show where it states the answer."""
+    """Returns the span of the whole solution, for solutions in which the answer is not found."""
     return ((0, len(solution)),)
 
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Fields question and answer, as published, or problem and raw_answer. The answer follows ####."""
+    """Reads the fields question and answer, as published, or problem and raw_answer. The answer follows ####."""
     names = ("question", "answer") if "question" in row else ("problem", "raw_answer")
     question, response = (_text(row, name) for name in names)
     solution, separator, answer = response.rpartition("####")
@@ -216,7 +216,7 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Fields problem, answer, and solution, which AMC lacks. The solution states the answer in its last box."""
+    """Reads the fields problem, answer, and solution, which AMC lacks. The solution states the answer in its last box."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
     spans = (_last_box(solution) or _all(solution)) if solution else ()
@@ -224,8 +224,8 @@ def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Fields type, query, response. The answer follows "The answer is:", else ####. The reference code's fallback is the
-    whole response, which no completion can match (docs/method.md section 8)."""
+    """Reads the fields type, query, response. The answer follows "The answer is:", else ####. The reference code falls back to
+    the whole response, which no completion can match (docs/method.md section 8)."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -238,13 +238,13 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     marks = solution.find("####", solution.rfind("\n") + 1)
     solution = solution if marks < 0 else solution[:marks].rstrip()
     spans = _last_box(solution) or _last_occurrence(solution, answer)
-    if not spans and kind.startswith("MATH"):  # the answer may have another notation there
+    if not spans and kind.startswith("MATH"):  # the solution may write the answer in another notation
         spans = _all(solution)
     return Record(_id(row), question, answer, solution, spans, response)
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Fields problem, answer, generations, correctness_math_verify. The solution is the shortest correct generation."""
+    """Reads the fields problem, answer, generations, correctness_math_verify. The solution is the shortest correct generation."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:
@@ -258,7 +258,7 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """A user's fields, named in task.fields. The solution states the answer in its last box, else where it occurs last."""
+    """Reads a user's fields, named in task.fields. The solution states the answer in its last box, else at its last occurrence."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
     spans = _last_box(solution) or _last_occurrence(solution, answer)

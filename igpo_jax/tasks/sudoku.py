@@ -1,7 +1,7 @@
 """4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards follow d1, but accept any valid grid.
 
-The test split is a JSON Lines file (puzzle, solution) or drawn. A trace fills one cell per line; only its end is the
-completed grid, the answer.
+The test split is a JSON Lines file (puzzle, solution) or drawn. A trace fills one cell per line; its end is the completed grid,
+the answer.
 """
 
 import functools
@@ -48,7 +48,7 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def right(grid: str, puzzle: str) -> bool:
-    """Whether a grid follows the rules and keeps the puzzle's given digits."""
+    """Returns whether a grid follows the rules and keeps the puzzle's given digits."""
     if not re.fullmatch(r"[1-4]{16}", grid) or any(p not in ("0", g) for g, p in zip(grid, puzzle, strict=True)):
         return False
     return all(len({grid[cell] for cell in unit}) == 4 for unit in UNITS)

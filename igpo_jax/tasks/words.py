@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter
-problem but few of the longest; for the others the answer is left open, "#### ?".
+Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter problem but
+few of the longest, and leaves the answers of the others open, "#### ?".
 """
 
 import operator
@@ -30,7 +30,7 @@ EQUATION = re.compile(r"\[(\w+) (.) (\w+)\]")
 ONE = re.compile(r"\b1 ([a-z]+)s\b")  # every counted noun has a plural in -s
 REWARD_OPTIONS = ()
 
-# Values of the names in the braces of word_stories.txt.
+# Values of the names in braces in word_stories.txt.
 RANGES = {"start": (10, 90), "few": (2, 9), "some": (2, 12), "more": (1, 60), "speed": (5, 20), "price": (30, 300)}
 ASIDE = range(4, 61)
 WOMEN = ("Anna", "Clara", "Emma", "Ida", "Lena", "Mia", "Nora", "Ruth", "Sofia", "Zoe")
@@ -151,7 +151,7 @@ def _problem(draw: random.Random, equations: int, distractors: float, is_worked:
         sentences.insert(draw.randrange(1, len(sentences)), draw.choice(family.asides).format_map(words | aside))
     question, answer = ONE.sub(r"1 \1", " ".join(sentences)), str(story[-1].total)
     trace = f"{solution}\n#### {answer}"
-    result = solution.rindex("= ") + len("= ")  # the last equation states the answer as well
+    result = solution.rindex("= ") + len("= ")  # the last equation also states the answer
     return Problem(
         id=question,
         question=question,
@@ -163,7 +163,7 @@ def _problem(draw: random.Random, equations: int, distractors: float, is_worked:
 
 
 def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
-    """Draws an opening, events and an ending with so many equations in total; None if no numbers fit the ending."""
+    """Draws an opening, events and an ending with `equations` equations in total; None if no numbers fit the ending."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
     left = equations - len(opening.steps) - len(ending.steps)
     first = _fill(draw, opening, 0, words) if left >= 1 else None
