@@ -215,8 +215,8 @@ class DiffusionLM:
         return ids
 
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
-        """Token ids of a canvas of `infill`, with `config.mask_id` in the blanks. Raises ValueError for a canvas without a blank,
-        or with a blank that is too long."""
+        """Token ids of a canvas of `infill`, with `config.mask_id` in the blanks. Raises ValueError for a canvas without a
+        blank, or with a blank that is too long."""
         if not isinstance(canvas, str):
             ids = self.encode(canvas)
         else:

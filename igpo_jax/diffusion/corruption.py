@@ -51,8 +51,8 @@ HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # masked shares of a complet
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """Masks the same share, in (0, 1], of every completion, weighted so that the bound is a mean per masked token. A larger share
-    masks a superset. rank: int32 [b, l], each row a permutation of 0..l-1."""
+    """Masks the same share, in (0, 1], of every completion, weighted so that the bound is a mean per masked token. A larger
+    share masks a superset. rank: int32 [b, l], each row a permutation of 0..l-1."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 

@@ -1,7 +1,7 @@
 """One denoising step of one block: network, draw, write (docs/method.md section 5).
 
-The compiled sampler, the stepwise one and the probe of a cached sampler's error all run `Block.denoise_step`. unmasking.py selects
-the tokens that a step writes.
+The compiled sampler, the stepwise one and the probe of a cached sampler's error all run `Block.denoise_step`. unmasking.py
+selects the tokens that a step writes.
 """
 
 import functools
@@ -43,7 +43,7 @@ class DecodeState:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
         keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype)  # no sharding: they come from the host
         prompt, prompt_mask = array((rows, prompt_length), jnp.int32), array((rows, prompt_length), jnp.bool_)
-        canvas = array((rows, decode.completion_length), jnp.int32)  # one array for several fields until the first block has run
+        canvas = array((rows, decode.completion_length), jnp.int32)  # shared by several fields until the first block has run
         ended, slot = array((rows,), jnp.bool_), array((rows,), jnp.int32)
         return cls(prompt, prompt_mask, canvas, keys, canvas, canvas, ended, slot)
 
@@ -194,8 +194,8 @@ class Block:
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Sizes of the windows that cache=prefix recomputes at the end of a completion, ascending. There are few, so that one program
-    serves all blocks."""
+    """Sizes of the windows that cache=prefix recomputes at the end of a completion, ascending. There are few, so that one
+    program serves all blocks."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

@@ -138,8 +138,8 @@ def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
-    """Selects the `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there are
-    fewer. Masked positions with confidence -inf still rank above unmasked ones."""
+    """Selects the `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there
+    are fewer. Masked positions with confidence -inf still rank above unmasked ones."""
     lowest = jnp.finfo(confidence.dtype).min
     ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
     return masked & (ranked < count[:, None])

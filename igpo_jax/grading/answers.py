@@ -267,7 +267,7 @@ def _seconds(clock: re.Match) -> int:
 
 
 def _contradict(wanted: str, found: str) -> bool:
-    """Returns whether answers differ in ways that math-verify ignores: number words, relations, bases, a sign before brackets."""
+    """Returns whether answers differ in ways that math-verify ignores: number word, relation, base, or sign before brackets."""
     if (_scales(UNITS.findall(wanted)) ^ _scales(UNITS.findall(found))) - JOINING:
         return True
     for number, other in ((wanted, found), (found, wanted)):

@@ -32,7 +32,7 @@ class Number:
 
 
 def evaluate(text: str) -> Number | None:
-    """Returns the exact value of an arithmetic expression in plain text or LaTeX; None if the text is not one or has no value."""
+    """Returns the exact value of an arithmetic expression in plain text or LaTeX; None for other texts, or without a value."""
     if len(text) > MAX_CHARS:
         return None
     try:

@@ -1,7 +1,7 @@
 """Bidirectional attention behind one function, with three back ends.
 
-xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is jax's TPU kernel; it never stores the matrix of scores. All give the
-same results at positions that are not padding.
+xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is jax's TPU kernel; it never stores the matrix of scores. All give
+the same results at positions that are not padding.
 """
 
 import functools
@@ -49,7 +49,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, 
 
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """q [b, t, n, h], k and v [b, s, n, h], mask bool [b, 1, 1 or t, s] -> [b, t, n, h].
+    """Attention of q [b, t, n, h] to k and v [b, s, n, h] with mask bool [b, 1, 1 or t, s]; returns [b, t, n, h].
 
     The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), from stored probabilities; those of a query that may
     attend to nothing are meaningless. Automatic differentiation would store and transpose more [t, s] matrices, and a small

@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA) as a second pytree beside frozen parameters.
 
-W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] initially zero, so that training starts at the base. There is no
-dropout: with it the policy ratio would differ from 1 before the first update (docs/method.md sections 10 and 12).
+An adapter adds (alpha / rank) A B to a matrix W. A [in, rank] is random and B [rank, out] zero at first, so that training
+starts at the base. There is no dropout: with it the policy ratio would differ from 1 before the first update (docs/method.md
+sections 10 and 12).
 """
 
 import dataclasses

@@ -44,7 +44,7 @@ class ParameterInfo:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every entry of a table. Raises KeyError for a logical axis without a rule in `SHARDING_RULES`."""
+    """`jax.ShapeDtypeStruct` of every entry of a table. Raises KeyError for a logical axis that `SHARDING_RULES` lacks."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))

@@ -2,8 +2,8 @@
 
 Letters in shapes: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
 
-The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers; `init`, `abstract`
-and `shardings` are derived from it.
+The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers; `init`,
+`abstract` and `shardings` are derived from it.
 """
 
 import dataclasses
@@ -156,7 +156,7 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
-    """AdamW's weight-decay mask: True for matrices, False for norm scales, which are 2-D, too, when stacked."""
+    """AdamW's weight-decay mask: True for matrices, False for norm scales, which are also 2-D when stacked."""
     table = parameter_table(cfg)
     return jax.tree.map(lambda info: info.stddev is not None, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
 
@@ -241,7 +241,7 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """Returns whether layers are unrolled, so that the last computes `out_slice` only; saves a quarter of an update on a CPU."""
+    """Returns whether layers are unrolled, so that the last computes `out_slice` only: a quarter of an update less on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
@@ -252,8 +252,8 @@ def _only(x: jax.Array, out_slice: OutSlice | None, axis: int = 1) -> jax.Array:
 def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Looks up tokens, int32 [b, t], in the embedding [v, d]; returns [b, t, d] of `dtype`.
 
-    On a mesh, every device looks up its columns for all rows of the axis fsdp, and then exchanges columns for rows, so that only
-    activations are sent. The partitioner alone would gather the whole table on every device.
+    On a mesh, every device looks up its columns for all rows of the axis fsdp, and then exchanges columns for rows, so that
+    only activations are sent. The partitioner alone would gather the whole table on every device.
     """
 
     def local(table, tokens):

@@ -32,7 +32,7 @@ class InpaintingConfig:
 
     enabled: bool = True
     # Hints of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
-    # beginning, at most up to the first token that may not be shown. none: no hints, a baseline with the same number of samples.
+    # beginning, at most up to the first token that may not be shown. none: no hints, a baseline with equally many samples.
     policy: str = "chunks"
     # Source of hints. own: the newest correct first attempt at the same problem; without one there is no second attempt.
     source: str = "solution"

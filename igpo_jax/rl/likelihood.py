@@ -1,9 +1,9 @@
 """Log-probabilities of completions under a masked diffusion policy: estimators with one interface.
 
-An exact likelihood needs as many forward passes as tokens, in every order. An estimator chooses a few *views* of each
-completion, network inputs with some tokens masked, and weights. A token's score is the weighted sum of its log-probabilities in
-the views that mask it; the scores add up to an estimate of log pi(completion | prompt). docs/method.md section 9 lists the
-estimators with their sources.
+An exact likelihood needs one forward pass per token, for every order. An estimator chooses a few *views* of each completion
+(network inputs with some tokens masked) and weights. A token's score is the weighted sum of its log-probabilities in the views
+that mask it; the scores add up to an estimate of log pi(completion | prompt). docs/method.md section 9 lists the estimators
+with their sources.
 
 The lower bound is E_order sum log p(token | tokens written before it) for a model that writes tokens one by one in a random
 order. sum_i 1/beta log E_order p(token_i | written)^beta is an upper bound for beta >= the number of tokens (Hoelder's
@@ -106,8 +106,8 @@ class GroupBatch:
 
 @flax.struct.dataclass
 class Views:
-    """Masks of the network's inputs, and weights of its log-probabilities. e: inner steps, 1 if all have the same views. k: views
-    of a completion. r: rows of a prompt, 1 if its completions share a row, otherwise g."""
+    """Masks of the network's inputs, and weights of its log-probabilities. e: inner steps, 1 if all have the same views. k:
+    views of a completion. r: rows of a prompt, 1 if its completions share a row, otherwise g."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -146,8 +146,8 @@ def _prompt_masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -
 
 
 def _shared_views(prompt_masked: Array, batch: GroupBatch) -> Views:
-    """Masks whole completions. A prompt's completions then have the same input, so one row per *prompt* goes through the network,
-    and the g completions share its log-probabilities."""
+    """Masks whole completions. A prompt's completions then have the same input, so one row per *prompt* goes through the
+    network, and the g completions share its log-probabilities."""
     whole = jnp.ones((len(prompt_masked), *batch.completions.shape), bool)
     return Views(prompt_masked, whole[:, :, None, :1], whole[:, :, None].astype(jnp.float32), whole)
 
@@ -260,8 +260,8 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper bound's
-    terms (SPG, see above), because lowering a lower bound need not lower the likelihood.
+    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper
+    bound's terms (SPG, see above), because lowering a lower bound need not lower the likelihood.
 
     Args:
         log_probs, weight: float32 [n, k, g, l]. advantages: float32 [n, g].

@@ -39,7 +39,7 @@ class ObjectiveConfig(LikelihoodConfig):
     normalization: str = "completion"
     normalize_advantages: bool = False  # divide by the group's standard deviation
     # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. True, as in the
-    # reference code: tokens after EOS count, filtered hints count in the sequence ratio, and completions are weighted by length.
+    # reference code: tokens after EOS count, filtered hints count in the sequence ratio, and lengths weight completions.
     reference_code: bool = False
 
     def __post_init__(self):
@@ -252,7 +252,7 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Means of loss and statistics over all completions of the batch. `logprobs` holds one inner step, without the leading axis.
+    """Means of loss and statistics over all completions of the batch. `logprobs`: of one inner step, without the leading axis.
 
     The network runs under automatic sharding; head, log-probabilities, ratios and reduction run under `shard_map`, prompts over
     (data, fsdp) and the vocabulary over tensor, so the value does not depend on the number of devices.

@@ -220,7 +220,8 @@ def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Ar
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Overwrites the last (or first) completions of each triggered group, which are all wrong, with those in `source`."""
+    """Replaces the last (or first) completions of each triggered group, which are all wrong, by those in `source`. Returns the
+    final attempt and the mask of replaced completions, bool [n, g]."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
@@ -233,7 +234,7 @@ def swap(
 
 
 def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """bool, same shape: True up to and including the first EOS of each row; everywhere if there is none."""
+    """Mask, bool of the same shape: True up to and including the first EOS of each row, everywhere without an EOS."""
     ended = np.cumsum(tokens == eos_id, axis=-1)
     return (ended == 0) | ((ended == 1) & (tokens == eos_id))
 

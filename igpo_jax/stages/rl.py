@@ -42,7 +42,7 @@ ROLLOUTS_SHOWN = 2  # groups per logged step whose completions are kept for the 
 
 
 class RLRun(NamedTuple):
-    """The parts of the RL stage that do not change."""
+    """Constant parts of the RL stage."""
 
     stage: Stage
     reference: Params

@@ -86,7 +86,7 @@ def heldout_losses(
 
 
 class SFTRun(NamedTuple):
-    """The parts of the supervised stage that do not change."""
+    """Constant parts of the supervised stage."""
 
     stage: Stage
     order: grain.MapDataset[SFTBatch]

@@ -100,7 +100,7 @@ class Stage:
             self.checkpoints.save_and_stop(state.done, state.train_state, state.key, state.solution_bank, unlogged)
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
-        """Saves the first (RL), the last and every `every`-th state, and every state with an accuracy, for the best checkpoint."""
+        """Saves the first (RL), last and every `every`-th state, and every state with an accuracy, for the best checkpoint."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
@@ -132,5 +132,5 @@ class Stage:
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Returns whether an action is due after `done` iterations: at the start, at the end and every `every` (0: never between)."""
+    """Returns whether an action is due after `done` iterations: at start and end, and every `every` ones (0: never between)."""
     return done in (0, total) or (every > 0 and done % every == 0)

@@ -1,4 +1,4 @@
-"""Grades of rollouts, apart from reward_pool.py, which must not import jax: each worker would spend seconds and memory on it."""
+"""Grades of rollouts, apart from reward_pool.py, which must not import jax: every worker would spend time and memory on it."""
 
 import flax
 import numpy as np

@@ -95,8 +95,8 @@ class RewardPool:
         return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker. Its current job fails if it is late or this is the second worker that died of it; the first may have
-        been killed from outside. The other jobs are queued again.
+        """Kills a worker. Its current job fails if it is late or two workers have died of it; a single one may have been killed
+        from outside. The other jobs are queued again.
 
         Raises:
             ValueError: more processes died before they imported the function than there are workers.

@@ -8,7 +8,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-MEMORY = 4 * 2**30  # bytes of address space: an answer that needs more raises MemoryError, and the machine does not run out of memory
+MEMORY = 4 * 2**30  # bytes of address space, so that a greedy answer raises MemoryError before the machine runs out of memory
 
 
 def main(fd: str, name: str, options: str) -> None:

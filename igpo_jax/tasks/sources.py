@@ -244,7 +244,7 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads the fields problem, answer, generations, correctness_math_verify. The solution is the shortest correct generation."""
+    """Reads problem, answer, generations and correctness_math_verify. The solution is the shortest correct generation."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:
@@ -258,7 +258,7 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a user's fields, named in task.fields. The solution states the answer in its last box, else at its last occurrence."""
+    """Reads the fields named in task.fields. The solution states the answer in its last box, else at its last occurrence."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
     spans = _last_box(solution) or _last_occurrence(solution, answer)

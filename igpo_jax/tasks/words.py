@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter problem but
-few of the longest, and leaves the answers of the others open, "#### ?".
+Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter problem
+but few of the longest, and leaves the answers of the others open, "#### ?".
 """
 
 import operator
