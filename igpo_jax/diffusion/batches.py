@@ -46,7 +46,7 @@ class Batching:
     size: int  # rows per batch, a multiple of data * fsdp
     buckets: Sequence[int]  # a batch's prompts are padded to the smallest of these lengths that holds them
     shortest_first: bool = True  # sorts by prompt length, so that few batches are long; False keeps the given order
-    fill: bool = True  # fills a smaller last batch with repeated rows, so that no program is compiled for it
+    fill: bool = True  # fills a smaller last batch with repeated rows, so that it needs no program of its own
 
 
 def complete(

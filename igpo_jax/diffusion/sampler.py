@@ -101,7 +101,7 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Normalizes equivalent shardings to (data, fsdp) by name, which would otherwise trigger recompilation. Arrays of several
+    """Normalizes equivalent shardings, which would otherwise trigger recompilation, to (data, fsdp) by name. Arrays of several
     processes cannot be renamed, so these compile once more."""
     sharding = state.tokens.sharding
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:

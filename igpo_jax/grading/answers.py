@@ -155,7 +155,7 @@ def _number(text: str) -> tuple[Number | None, bool]:
 
 
 def _rounds_to(decimal: Number, exact: Number) -> bool:
-    """Returns whether a decimal of six or more places is a rounded or truncated infinite decimal fraction: 0.0833333, 1/12."""
+    """Returns whether a decimal of six or more places rounds or truncates an infinite one: 0.0833333 and 1/12."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
@@ -328,7 +328,7 @@ def _braced(text: str) -> str:
 
 
 def _in_time(function, *arguments, **options) -> Any:
-    """Calls math-verify; raises TimeoutError if it reached its time limit, when it returns an empty result, not a verdict."""
+    """Calls math-verify; raises TimeoutError past its time limit, when its result is empty and no verdict."""
     begin = time.monotonic()
     result = function(*arguments, **options)
     if not result and time.monotonic() - begin >= MATH_VERIFY_SECONDS:

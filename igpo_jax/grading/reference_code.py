@@ -24,6 +24,7 @@ def first_box(text: str) -> str:
 
 
 def equal(one: str, other: str) -> bool:
+    """Compares two answers after normalization, or as they are if a normalization fails."""
     try:
         return normalize(one) == normalize(other)
     except (ValueError, IndexError):

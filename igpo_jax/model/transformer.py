@@ -55,7 +55,7 @@ class ModelConfig:
     eot_id: int | None = None  # end of a turn, if the vocabulary has one
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: str = "none"  # the backward pass recomputes none | full (whole layers) | dots (all but matrix products)
+    remat: str = "none"  # none | dots | full: the backward pass recomputes nothing, all but products with weights, or layers
     attention: str = "xla"  # xla | cudnn | splash, see attention.py
     head_chunk: int = 1024  # positions whose logits exist at a time if only targets matter (logprobs.py); 0: all
 
@@ -241,7 +241,7 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """Returns whether layers are unrolled, so that the last computes `out_slice` only: a quarter of an update less on a CPU."""
+    """Returns whether layers are unrolled, so that the last computes `out_slice` only; this saves 1/4 of an update on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 

@@ -39,7 +39,7 @@ class ObjectiveConfig(LikelihoodConfig):
     normalization: str = "completion"
     normalize_advantages: bool = False  # divide by the group's standard deviation
     # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. True, as in the
-    # reference code: tokens after EOS count, filtered hints count in the sequence ratio, and lengths weight completions.
+    # reference code: tokens after EOS count, filtered hints count in the sequence ratio, completions are weighted by length.
     reference_code: bool = False
 
     def __post_init__(self):

@@ -34,6 +34,8 @@ Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
+    """Settings of rollouts."""
+
     model: ModelConfig
     decode: DecodeConfig
     inpainting: InpaintingConfig
@@ -96,6 +98,8 @@ class SampleStats:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
+    """Groups for the updates, the attempts they come from, and metrics."""
+
     groups: GroupBatch  # the input of the updates
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None: no group had one

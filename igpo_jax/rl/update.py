@@ -22,9 +22,9 @@ def make_update(
 ) -> Callable:
     """Returns the compiled update (state, batch, logprobs, inner_step, base_params) -> (state, statistics).
 
-    It donates state. The batch has a multiple of `microbatches` prompts. inner_step: int32 [], index of the inner update. base_params:
-    frozen parameters under the adapters in state, None without adapters. `apply_gradients` describes updates with a non-finite
-    loss or gradient.
+    It donates state. The batch has a multiple of `microbatches` prompts. inner_step: int32 [], index of the inner update.
+    base_params: frozen parameters under the adapters in state, None without adapters. `apply_gradients` describes updates with
+    a non-finite loss or gradient.
     """
 
     def update(

@@ -132,5 +132,5 @@ class Stage:
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Returns whether an action is due after `done` iterations: at start and end, and every `every` ones (0: never between)."""
+    """Returns whether an action is due after `done` iterations: at the start, at the end, every `every`-th time (0: never)."""
     return done in (0, total) or (every > 0 and done % every == 0)
