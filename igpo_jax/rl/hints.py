@@ -125,7 +125,8 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
     """Returns each chunk's first position on the canvas, int32 [b, c]; meaningful for revealed chunks only.
 
-    By default this is its position in the trace. REF (`stretch`): gaps between revealed chunks grow by up to half, within limits.
+    By default this is its position in the trace. REF (`stretch`): gaps between revealed chunks grow by up to half, within
+    limits.
     """
     if not stretch:
         return chunks.start
