@@ -15,6 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -149,7 +150,7 @@ class DiffusionLM:
         if len(prompts) != len(canvases):
             raise ValueError(f"{len(prompts)} prompts for {len(canvases)} canvases; give one each, or none")
         encoded = [self.encode_template(canvas) for canvas in canvases]
-        completions: list[Completion | None] = [None] * len(canvases)
+        completions: dict[int, Completion] = {}
         for length in sorted({len(ids) for ids in encoded}):  # rows of one length are denoised together
             rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
             canvas = np.array([encoded[row] for row in rows], np.int32)
@@ -160,7 +161,7 @@ class DiffusionLM:
             done = self._denoise(before, canvas, decode, seed, watch, whole=True)
             for row, completion in zip(rows, done, strict=True):
                 completions[row] = completion
-        return completions
+        return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
         """Logits of every position's own token, float32 [b, t, v].
@@ -207,9 +208,9 @@ class DiffusionLM:
             if self.tokenizer is None:
                 raise ValueError("this model folder has no tokenizer; give token ids instead of text")
             if not isinstance(prompt, str):
-                return encode_chat(self.tokenizer, prompt)
+                return encode_chat(self.tokenizer, cast(Sequence[dict[str, str]], prompt))
             return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
-        ids = [int(id) for id in prompt]
+        ids = [int(id) for id in cast(Sequence[int], prompt)]
         if any(not 0 <= id < self.config.vocab_size for id in ids):
             raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
         return ids
@@ -316,7 +317,7 @@ def load(
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
         # The kernel of the run's training may not serve every length and machine.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
-        origin = {"path": str(path), "stage": run.stage, "step": run.step}
+        origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
@@ -326,7 +327,9 @@ def load(
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = configuration.with_tokenizer(config, tokenizer, path)
-    origin = {"path": str(path)} | ({} if adapters is None else {"adapters": str(adapters)})
+    origin = {"path": str(path)}
+    if adapters is not None:
+        origin["adapters"] = str(adapters)
     params = load_params(path, config, mesh)
     if cfg is not None:
         params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, mesh)), cfg)

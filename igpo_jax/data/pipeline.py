@@ -8,7 +8,7 @@ import logging
 import math
 import zlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax
 import grain
@@ -38,7 +38,7 @@ class SFTBatch(flax.struct.PyTreeNode):
     completion: np.ndarray  # i32[n, l], padded with EOS
 
 
-Arrays = TypeVar("Arrays", PromptBatch, SFTBatch)
+Arrays = TypeVar("Arrays", bound=Any)  # a bundle with prompts: tokens and prompt_mask
 
 
 def prompt_arrays(

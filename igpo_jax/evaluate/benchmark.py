@@ -20,6 +20,7 @@ from igpo_jax.diffusion.denoise import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.mesh import batch_size_divisor
@@ -55,7 +56,7 @@ def run_benchmark(
         key = jax.random.key(config.seed)
         for batch_rows, sampled in complete(model.params, requests, key, model.config, decode, batching):
             numbers = flat[batch_rows].tolist()
-            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in sampled.tokens]
+            texts = [completion_text(present(model.tokenizer), row, config.reward.after_eos) for row in sampled.tokens]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)])
             for place, number in enumerate(numbers):
                 reward, outcome = verdicts[place]
@@ -89,7 +90,7 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
     """A benchmark's prompts, padded to the largest bucket."""
     return prompt_arrays(
         problems,
-        model.tokenizer,
+        present(model.tokenizer),
         chat=config.chat,
         prefix=config.prefix,
         prompt_length=max(config.prompt_buckets),
@@ -139,7 +140,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
     names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
     if not names:
         raise ValueError(f"{one} and {other} have no benchmark in common")
-    result = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
+    result: dict[str, Any] = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
     for name in names:
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Check = Callable[[Any], str]  # value -> the rest of the error message after "key=value", "" for a value that works
 
 
@@ -37,3 +38,9 @@ def ascending_lengths(values: tuple[int, ...]) -> str:
     """A check itself: at least one length, each positive and larger than the one before."""
     works = len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
     return "" if works else " must be ascending positive lengths"
+
+
+def present(value: T | None) -> T:
+    """Returns a value that cannot be None here; for type checkers."""
+    assert value is not None
+    return value

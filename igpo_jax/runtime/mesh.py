@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -43,7 +43,7 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, "slice_index", None) or 0 for device in devices if device.platform == "tpu"}) or 1
 
 
-def batch_size_divisor(mesh: Mesh) -> int:
+def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number that the rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
