@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +18,11 @@ from jax.sharding import Mesh
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import AXES
+from igpo_jax.training.state import OptimizerConfig
 
 MASK, EOS = 1, 2
 
@@ -48,6 +52,18 @@ def model_of(arguments: argparse.Namespace) -> ModelConfig:
         mlp_width=3 * arguments.width,
         compute_dtype=arguments.dtype,
     )
+
+
+class UpdateInputs(NamedTuple):
+    """Inputs of a policy update."""
+
+    params: Params  # the new policy at its start
+    old: Params  # the policy that made the rollout
+    reference: Params
+    batch: GroupBatch
+    cfg: ModelConfig
+    objective: ObjectiveConfig
+    adamw: OptimizerConfig
 
 
 def one_device() -> Mesh:

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from comparison import UpdateInputs
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.rl.likelihood import GroupBatch
-from igpo_jax.rl.objective import MAX_LOG_RATIO, ObjectiveConfig
-from igpo_jax.training.state import OptimizerConfig
+from igpo_jax.rl.objective import MAX_LOG_RATIO
 
 
 def best_device() -> str:
@@ -83,15 +82,7 @@ def plain_sample(weights: dict, prompt, prompt_mask, canvas, cfg: ModelConfig, d
     return tokens[:, prompt.shape[1] :].int().cpu().numpy()
 
 
-def make_policy_update(
-    params: Params,
-    old: Params,
-    reference: Params,
-    batch: GroupBatch,
-    cfg: ModelConfig,
-    objective: ObjectiveConfig,
-    adamw: OptimizerConfig,
-) -> Callable[[], list[float]]:
+def make_policy_update(inputs: UpdateInputs) -> Callable[[], list[float]]:
     """A function that does one policy update, in float32, and returns the loss of every inner step: scores of the old policy
     and of the reference, then inner steps of forward, backward, clipping and AdamW. The policy goes on from call to call.
 
@@ -99,9 +90,9 @@ def make_policy_update(
     rate its peak.
 
     Args:
-        params, old, reference: the new policy at its start, the old policy, the reference.
-        batch: host arrays, a row for every completion is made of them here.
+        inputs: with a batch of host arrays; it is tiled to one row per completion here.
     """
+    params, old, reference, batch, cfg, objective, adamw = inputs
     device = best_device()
     policy, old, reference = (torch_weights(weights, device, torch.float32) for weights in (params, old, reference))
     trained = [w for block in policy["blocks"] for w in block.values()]

@@ -21,21 +21,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from comparison import (
-    EOS,
-    exact,
-    model_of,
-    one_device,
-    parser_with_model,
-    random_params,
-    ratio_of,
-    report,
-    seconds_in_turn,
-    write_cases,
-)
+import comparison
 from igpo_jax.diffusion.sampler import HINT
-from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, forward_flops
+from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.rl.likelihood import GroupBatch, views_of
 from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, loss_and_statistics
@@ -54,10 +42,10 @@ def random_batch(arguments, vocabulary: int) -> GroupBatch:
     draw = np.random.default_rng(0)
     n, g, length = arguments.prompts, arguments.group_size, arguments.completion_length
     return GroupBatch(
-        prompt=draw.integers(EOS + 1, vocabulary, (n, arguments.prompt_length), dtype=np.int32),
+        prompt=draw.integers(comparison.EOS + 1, vocabulary, (n, arguments.prompt_length), dtype=np.int32),
         prompt_mask=np.arange(arguments.prompt_length) >= draw.integers(0, arguments.prompt_length // 4 + 1, (n, 1)),
         problem_id=np.arange(n, dtype=np.uint32),
-        completions=draw.integers(EOS + 1, vocabulary, (n, g, length), dtype=np.int32),
+        completions=draw.integers(comparison.EOS + 1, vocabulary, (n, g, length), dtype=np.int32),
         unmask_step=np.where(draw.uniform(size=(n, g, length)) < 0.2, HINT, 0).astype(np.int32),
         loss_mask=np.arange(length) < draw.integers(length // 2, length + 1, (n, g, 1)),
         advantages=draw.normal(size=(n, g)).astype(np.float32),
@@ -90,7 +78,7 @@ def assert_equal(params, sides, cfg, objective, mesh) -> float:
         scores = jax.tree.map(lambda x: x[0], scores)
         return jax.value_and_grad(loss_and_statistics, has_aux=True)(params, batch, scores, cfg, objective, mesh)
 
-    with exact():
+    with comparison.exact():
         ((loss, _), gradients), ((plain_loss, _), plain) = (loss_and_gradients(params, *side) for side in sides)
     difference = float(optax.global_norm(jax.tree.map(jnp.subtract, gradients, plain)) / optax.global_norm(plain))
     assert_close(float(loss), float(plain_loss), LOSS_TOLERANCE)
@@ -102,18 +90,10 @@ def assert_close(loss: float, other: float, tolerance: float) -> None:
     assert abs(loss - other) <= tolerance * max(1.0, abs(other)), (loss, other)
 
 
-def make_policy_update(
-    params: Params,
-    old: Params,
-    reference: Params,
-    batch: GroupBatch,
-    cfg: ModelConfig,
-    objective: ObjectiveConfig,
-    adamw: OptimizerConfig,
-    mesh: Mesh,
-) -> tuple[Callable[[], list[jax.Array]], float]:
+def make_policy_update(inputs: comparison.UpdateInputs, mesh: Mesh) -> tuple[Callable[[], list[jax.Array]], float]:
     """The package's policy update of a batch, as a function that returns the losses of its inner steps, and the FLOPs of its
     compiled programs. The policy goes on from call to call."""
+    params, old, reference, batch, cfg, objective, adamw = inputs
     optimizer, key = make_optimizer(adamw, 100, Policy(cfg)), jax.random.key(0)
     scoring = compute_logprobs.lower(old, reference, batch, key, cfg, objective, mesh).compile()
     state, scores = create_state(params, optimizer, Policy(cfg), mesh), scoring(old, reference, batch, key)
@@ -132,7 +112,7 @@ def make_policy_update(
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    parser = parser_with_model(__doc__, repetitions=2)
+    parser = comparison.parser_with_model(__doc__, repetitions=2)
     parser.add_argument("--prompts", type=int, default=4, help="N")
     parser.add_argument("--group-size", type=int, default=8, help="G")
     parser.add_argument("--prompt-length", type=int, default=128)
@@ -147,23 +127,23 @@ def main(argv: list[str] | None = None) -> list[dict]:
         print("PyTorch is not installed, so there is no comparison with it", file=sys.stderr)
         with_torch = False
 
-    cfg, mesh = dataclasses.replace(model_of(arguments), head_chunk=arguments.chunk), one_device()
+    cfg, mesh = dataclasses.replace(comparison.model_of(arguments), head_chunk=arguments.chunk), comparison.one_device()
     objective, adamw = ObjectiveConfig(), OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=0)
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if in_float32 else "default"):
-        params = random_params(0, cfg)
-        old, reference = (jax.tree.map(lambda x, y: x + NUDGE * y, params, random_params(seed, cfg)) for seed in (1, 2))
+        params = comparison.random_params(0, cfg)
+        old, reference = (jax.tree.map(lambda x, y: x + NUDGE * y, params, comparison.random_params(seed, cfg)) for seed in (1, 2))
         batch = random_batch(arguments, cfg.vocab_size)
         scores = jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), cfg, objective, mesh))
         sides = [jax.device_put(side) for side in ((batch, scores), tiled(batch, scores))]
         difference = assert_equal(params, sides, cfg, objective, mesh)
 
-        fixed = cfg, objective, adamw
-        ours, flops = make_policy_update(params, old, reference, sides[0][0], *fixed, mesh)
-        baselines = {"tiled": make_policy_update(params, old, reference, sides[1][0], *fixed, mesh)[0]}
+        inputs = comparison.UpdateInputs(params, old, reference, sides[0][0], cfg, objective, adamw)
+        ours, flops = make_policy_update(inputs, mesh)
+        baselines = {"tiled": make_policy_update(inputs._replace(batch=sides[1][0]), mesh)[0]}
         if with_torch:
             import torch_plain
 
-            baselines["torch"] = torch_plain.make_policy_update(params, old, reference, batch, *fixed)
+            baselines["torch"] = torch_plain.make_policy_update(inputs._replace(batch=batch))
 
         # The first call of each warms up, and its losses are compared.
         losses, *others = (list(map(float, function())) for function in (ours, *baselines.values()))
@@ -172,7 +152,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 for pair in zip(losses, other, strict=True):
                     assert_close(*pair, UPDATED_LOSS_TOLERANCE)
         assert np.ptp(losses) > UPDATED_LOSS_TOLERANCE, f"updates that change nothing: {losses}"
-        seconds, *baseline_seconds = seconds_in_turn((ours, *baselines.values()), arguments.repetitions)
+        seconds, *baseline_seconds = comparison.seconds_in_turn((ours, *baselines.values()), arguments.repetitions)
 
     # A forward pass for each of the two scores, and three, forward and backward, for each inner step; the head at the
     # completion only. Where the completions are several chunks, the compiled programs do one product more: the backward pass
@@ -194,9 +174,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     cases = []
     for baseline, other, its_seconds in zip(baselines, others, baseline_seconds, strict=True):
         apart = {"loss_difference": float(np.max(np.abs(np.subtract(losses, other))))}
-        measured = common | apart | {"baseline": baseline} | ratio_of(its_seconds, seconds)
-        cases.append(report("policy update", cfg, measured))
-    write_cases(cases, arguments.output)
+        measured = common | apart | {"baseline": baseline} | comparison.ratio_of(its_seconds, seconds)
+        cases.append(comparison.report("policy update", cfg, measured))
+    comparison.write_cases(cases, arguments.output)
     return cases
 
 

@@ -81,7 +81,6 @@ class DiffusionLM:
         chat: bool = False,
         hint: str | Sequence[int] = "",
         completion_length: int | None = None,
-        block_length: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         watch: Callable[[Step], None] | None = None,
@@ -94,17 +93,19 @@ class DiffusionLM:
         Args:
             chat: text prompts become a user's message in the model's chat template; conversations always do.
             hint: the beginning of every completion, kept as it is.
-            completion_length: tokens, hint included. block_length: must divide it. By default those of `decode`.
+            completion_length: tokens, hint included; by default that of `decode`.
             steps: denoising steps in total, a multiple of the number of blocks; by default those of `decode`, or one per token
                 if a length is given.
             watch: called before and after every denoising step (`diffusion.stepwise.Step`), batch by batch; the last row may be
                 repeated. What it raises ends the work. Slower.
-            decoding: other fields of `DecodeConfig`, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
+            decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `cfg_scale`, `remasking`, `commit` or
+                `cache`.
 
         Raises:
             ValueError: incompatible lengths, a hint longer than the completion, or text without a tokenizer.
         """
         length = self.decode.completion_length if completion_length is None else completion_length
+        block_length = decoding.pop("block_length", None)
         block = min(self.decode.block_length, length) if block_length is None else block_length
         if completion_length is None and block_length is None:
             steps = steps or self.decode.steps

@@ -94,11 +94,8 @@ def test_update_notices_another_algorithm_in_torch(load, monkeypatch, of, change
     module, torch_plain = load("update"), importlib.import_module("torch_plain")
     make = torch_plain.make_policy_update
 
-    def with_change(*arguments):
-        *others, objective, adamw = arguments
-        changed = {"objective": objective, "adamw": adamw}
-        changed[of] = dataclasses.replace(changed[of], **change)
-        return make(*others, **changed)
+    def with_change(inputs):
+        return make(inputs._replace(**{of: dataclasses.replace(getattr(inputs, of), **change)}))
 
     monkeypatch.setattr(torch_plain, "make_policy_update", with_change)
     with pytest.raises(AssertionError):

@@ -47,13 +47,7 @@ def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attemp
 
 
 def sample(
-    params: Params,
-    prompt: Array,
-    prompt_mask: Array,
-    canvas: Array,
-    row_keys: Array,
-    cfg: ModelConfig,
-    decode: DecodeConfig,
+    params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> Sample:
     """Fills the masks of a canvas block by block, from left to right.
 

@@ -36,13 +36,7 @@ class ProbeCarry:
 
 
 def sampler_error(
-    params: Params,
-    prompt: Array,
-    prompt_mask: Array,
-    canvas: Array,
-    row_keys: Array,
-    cfg: ModelConfig,
-    decode: DecodeConfig,
+    params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
     """Samples with a cache, and also computes in every step the exact logits of the same canvas.
 
