@@ -83,7 +83,8 @@ MAX_SIZE = 2**31 - 1  # XLA indexes an axis with 32 bits
 MAX_LAYERS = 10_000  # bounds the list of tensor names
 
 # Release -> file -> hash, for revisions 0f2787f2d87eac5eed8a087d5ecd24277e6255b2 (Base),
-# 08b83a6feb34df1a6011b80c3c00c7563e963b07 (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only files whose hashes are certain.
+# 08b83a6feb34df1a6011b80c3c00c7563e963b07 (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only files whose
+# hashes are certain.
 SHA256 = read_json(pathlib.Path(__file__).with_name("checksums.json"))
 
 
