@@ -41,7 +41,7 @@ class TokenizerConfig:
 class NetworkConfig:
     """Section `model`: a folder or a shape, and the numerics. `model_config` adds the vocabulary."""
 
-    path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert, which decides the shape
+    path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
     width: int = 64
     layers: int = 3
     heads: int = 4
@@ -271,7 +271,7 @@ def _check_model(config: Config) -> None:
     """Checks of the sections model, tokenizer and lora together."""
     model, adapted = config.model, config.lora is not None
     if model.path:
-        # The folder decides the shape, so keys of another shape would have no effect.
+        # The folder decides the shape, so a key that differs would have no effect.
         for name, section, keys in (("model", model, SHAPE_KEYS), ("tokenizer", config.tokenizer, ("kind", "vocab_size"))):
             for key in keys:
                 value = getattr(section, key)
