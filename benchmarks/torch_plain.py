@@ -1,6 +1,7 @@
 """Baselines in PyTorch: the plain sampler (docs/method.md section 5) and the plain policy update (section 10).
 
-Full forward passes of one row per completion, the head at every position. Only types and configs come from the package.
+Forward passes are full, with one row per completion and the head at every position. Only types and configs come from the
+package.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def best_device() -> str:
 
 
 def torch_weights(params: Params, device: str, dtype: torch.dtype) -> dict:
-    """The same weights; matrices [in, out], blocks as a list."""
+    """Returns the same weights as tensors; matrices are [in, out], blocks a list."""
 
     def tensor(x):
         return torch.from_numpy(np.array(x, np.float32)).to(device, dtype)
@@ -41,7 +42,7 @@ def _rotate(x, sin, cos):
 
 
 def logits_of(weights: dict, tokens: torch.Tensor, prompt_mask: torch.Tensor, cfg: ModelConfig) -> torch.Tensor:
-    """float32 [b, t, v]."""
+    """Returns logits, f32[b, t, v]."""
     b, t = tokens.shape
     inverse = cfg.rope_theta ** -(torch.arange(0, cfg.head_size, 2, device=tokens.device) / cfg.head_size)
     angles = torch.outer(torch.arange(t, device=tokens.device).float(), inverse)
@@ -60,7 +61,7 @@ def logits_of(weights: dict, tokens: torch.Tensor, prompt_mask: torch.Tensor, cf
 
 @torch.no_grad()
 def plain_sample(weights: dict, prompt, prompt_mask, canvas, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
-    """Completions, int32 [b, l], at temperature 0: every row takes all steps of all blocks, whatever has ended."""
+    """Returns completions, i32[b, l], at temperature 0; every row takes all steps of all blocks, even after its end."""
     device = weights["embedding"].device
     prompt, prompt_mask, canvas = (torch.from_numpy(np.array(x)).to(device) for x in (prompt, prompt_mask, canvas))
     tokens = torch.cat([prompt, canvas], 1).long()
@@ -83,11 +84,10 @@ def plain_sample(weights: dict, prompt, prompt_mask, canvas, cfg: ModelConfig, d
 
 
 def make_policy_update(inputs: UpdateInputs) -> Callable[[], list[float]]:
-    """A function that does one policy update, in float32, and returns the loss of every inner step: scores of the old policy
-    and of the reference, then inner steps of forward, backward, clipping and AdamW. The policy goes on from call to call.
+    """Returns a function that makes one policy update, in float32, and returns the loss of every inner step: log-probs of the
+    old policy and the reference, then inner steps of forward, backward, clipping and AdamW. Each call continues from the last.
 
-    Of the objective it knows the paper's: mean_field, the sequence's ratio, advantages as they are given; and of the learning
-    rate its peak.
+    Supports the paper's objective only (mean_field, sequence-level ratio, advantages as given), at the peak learning rate.
 
     Args:
         inputs: with a batch of host arrays; it is tiled to one row per completion here.

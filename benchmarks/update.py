@@ -1,13 +1,13 @@
-"""A whole policy update with one row per prompt against one with a row per completion.
+"""Compares a whole policy update with one row per prompt to one with a row per completion.
 
 [prompt ; MASK x L] does not contain the completion, so the G completions of a prompt share one row of the network and
 one table of logits. A policy update scores a rollout under the old policy and the reference and then takes mu inner steps:
 forward, backward, clipping, AdamW. Both baselines have N * G rows:
 
 - tiled: the package's own functions, with groups of one completion.
-- torch: the plain algorithm in PyTorch (torch_plain.py), which applies the head to the prompt, too; in float32 only.
+- torch: the plain algorithm in PyTorch (torch_plain.py), which also applies the head to the prompt; in float32 only.
 
-In float32 the losses of every inner step must agree, and the gradients of the package and of tiled.
+In float32 the losses of every inner step must agree, and so must the gradients of the package and of tiled.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-UPDATED_LOSS_TOLERANCE = 1e-4  # of losses after updates, whose differences add up
-NUDGE = 0.01  # how far the old and the reference policy are from the new one
-LEARNING_RATE = 3e-5  # the losses of the inner steps differ, and few ratios are clipped
+UPDATED_LOSS_TOLERANCE = 1e-4  # of losses after updates, whose differences accumulate
+NUDGE = 0.01  # distance of the old and the reference policy from the new one
+LEARNING_RATE = 3e-5  # makes the inner steps' losses differ, but clips few ratios
 
 
 def random_batch(arguments, vocabulary: int) -> GroupBatch:
-    """Host arrays."""
+    """Returns a random batch of host arrays."""
     draw = np.random.default_rng(0)
     n, g, length = arguments.prompts, arguments.group_size, arguments.completion_length
     return GroupBatch(
@@ -53,7 +53,7 @@ def random_batch(arguments, vocabulary: int) -> GroupBatch:
 
 
 def tiled(batch: GroupBatch, scores: LogProbs) -> tuple[GroupBatch, LogProbs]:
-    """Every completion becomes a group of one, with a copy of its prompt."""
+    """Makes every completion a group of one, with a copy of its prompt."""
     n, g, length = batch.completions.shape
     copies = {name: np.repeat(getattr(batch, name), g, axis=0) for name in ("prompt", "prompt_mask", "problem_id")}
     own = {
@@ -69,8 +69,8 @@ def tiled(batch: GroupBatch, scores: LogProbs) -> tuple[GroupBatch, LogProbs]:
 
 
 def assert_equal(params, sides, cfg, objective, mesh) -> float:
-    """Loss and gradients of the two sides before any update, in float32; returns how far apart the gradients are."""
-    # Recomputing layers changes no number and lets the tiled side fit where the update in bfloat16 does.
+    """Asserts that both sides have equal loss and gradients in float32; returns the gradients' relative difference."""
+    # Recomputing layers changes no number; with it the tiled side fits into the memory of the update in bfloat16.
     cfg = dataclasses.replace(cfg, compute_dtype="float32", remat="full")
 
     @jax.jit
@@ -91,8 +91,8 @@ def assert_close(loss: float, other: float, tolerance: float) -> None:
 
 
 def make_policy_update(inputs: comparison.UpdateInputs, mesh: Mesh) -> tuple[Callable[[], list[jax.Array]], float]:
-    """The package's policy update of a batch, as a function that returns the losses of its inner steps, and the FLOPs of its
-    compiled programs. The policy goes on from call to call."""
+    """Returns a function that makes the package's policy update of a batch and returns the losses of its inner steps, and the
+    FLOPs of its compiled programs. Each call continues from the last."""
     params, old, reference, batch, cfg, objective, adamw = inputs
     optimizer, key = make_optimizer(adamw, 100, Policy(cfg)), jax.random.key(0)
     scoring = compute_logprobs.lower(old, reference, batch, key, cfg, objective, mesh).compile()
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
             baselines["torch"] = torch_plain.make_policy_update(inputs._replace(batch=batch))
 
-        # The first call of each warms up, and its losses are compared.
+        # The first call of each is a warm-up; its losses are compared.
         losses, *others = (list(map(float, function())) for function in (ours, *baselines.values()))
         if in_float32:
             for other in others:
@@ -154,9 +154,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         assert np.ptp(losses) > UPDATED_LOSS_TOLERANCE, f"updates that change nothing: {losses}"
         seconds, *baseline_seconds = comparison.seconds_in_turn((ours, *baselines.values()), arguments.repetitions)
 
-    # A forward pass for each of the two scores, and three, forward and backward, for each inner step; the head at the
-    # completion only. Where the completions are several chunks, the compiled programs do one product more: the backward pass
-    # computes a chunk's logits again, so that those of one chunk exist at a time.
+    # One forward pass for each of the two scores, and three (forward and backward) for each inner step; the head at the
+    # completion only. With several chunks, the compiled programs do one product more: the backward pass recomputes each
+    # chunk's logits, so that only one chunk's logits exist at a time.
     passes = 2 + 3 * objective.inner_steps
     floor = n * passes * forward_flops(cfg, positions, length)
     names = ("prompts", "group_size", "prompt_length", "completion_length", "chunk")

@@ -87,7 +87,7 @@ def run_benchmark(
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """A benchmark's prompts, padded to the largest bucket."""
+    """Returns a benchmark's prompts, padded to the largest bucket."""
     return prompt_arrays(
         problems,
         present(model.tokenizer),
@@ -101,12 +101,12 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Verdicts of a benchmark's rows, bool [problems, draws]."""
+    """Returns the verdicts of a benchmark's rows, bool[problems, draws]."""
     return np.array([[c["correct"] for c in row["completions"]] for row in rows])
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Grades answers: (reward, index of the outcome), float64 [n, 2]. The processes share the work."""
+    """Returns (reward, index of the outcome) of each answer, f64[n, 2]; the processes share the work."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -115,7 +115,7 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of an evaluation's file; cuts off the partial last line that a killed process left."""
+    """Reads the rows of an evaluation's file; cuts off a partial last line left by a killed process."""
     rows = read_rows(file)
     if file.is_file():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -125,11 +125,11 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders; None for a
-    benchmark that only one folder has.
+    """Compares two evaluation folders: {benchmark: accuracies, difference with interval, p-value of a paired test}, None for
+    a benchmark that only one folder has.
 
     Raises:
-        ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message names the keys.
+        ValueError: a folder has no card, no benchmark is in both, or protocols differ; the message names the keys.
     """
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
@@ -172,7 +172,7 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
+    """Returns pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
     correct = np.array([[c["correct"] for c in row["completions"]] for row in rows])
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
@@ -192,5 +192,5 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """Probability that k of the draws, without replacement, include a correct one: unbiased for k new draws (Chen et al. 2021)."""
+    """Returns the probability that k of the draws, without replacement, include a correct one: unbiased (Chen et al. 2021)."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

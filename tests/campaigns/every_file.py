@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run = pathlib.Path(scratch, "run")
         flags = ["--config=gsm8k.py:smoke", f"--config.task.rl={sources(TRAIN)}", f"--config.task.test={sources(TEST)}"]
-        told = command("data.inspect", *flags, "--config.sft.updates=0", "--config.evaluation.problems=100000")
+        told = command("inspect_data", *flags, "--config.sft.updates=0", "--config.evaluation.problems=100000")
         kept = {pathlib.Path(path).name: [int(n) for n in numbers] for path, *numbers in COUNT.findall(told)}
         trained = command("train", *flags, f"--workdir={run}", "--config.evaluation.problems=16")
         graded = []
