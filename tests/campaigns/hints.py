@@ -42,7 +42,7 @@ NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 
 
 def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
-    """Returns the spans of a trace that must be hidden, from its text alone: the template's line, the answer in the solution."""
+    """Returns the spans of a trace that must be hidden, from its text: the template's line, the answer in the solution."""
     text = problem.trace
     line = text.rindex("\\boxed{")
     spans = [(line, text.index("\n", line))]
