@@ -87,7 +87,7 @@ def test_special_and_unused_ids_have_no_text(tokenizer, ids):
 def test_a_mask_that_the_file_takes_for_text_cannot_be_written(tmp_path):
     write_tokenizer(tmp_path)
     inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    inner.add_tokens([AddedToken("<[MASK]>", special=False)])  # as in iLLaDA
+    inner.add_tokens([AddedToken("<[MASK]>", special=False)])  # named as in iLLaDA
     inner.save(str(tmp_path / "tokenizer.json"))
     mask_id = inner.token_to_id("<[MASK]>")
     tokenizer = load_tokenizer(tmp_path, mask_id)

@@ -72,7 +72,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """Sends `signal` `delay` seconds after the `occurrence`-th event `moment`; occurrence 0 means after the process started."""
+    """A signal sent `delay` seconds after the `occurrence`-th event `moment`; occurrence 0: after the process started."""
 
     command: str  # train | evaluate
     moment: str
