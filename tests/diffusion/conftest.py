@@ -10,7 +10,7 @@ from tiny_llada import one_device, write_tiny_llada
 @pytest.fixture(scope="module")
 def params():
     params = jax.jit(init, static_argnums=1)(jax.random.key(0), CFG)
-    params["blocks"]["attention_out"] *= 4  # positions must depend on each other
+    params["blocks"]["attention_out"] *= 4  # makes positions depend on each other
     return params
 
 
