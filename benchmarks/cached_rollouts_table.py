@@ -1,4 +1,4 @@
-"""The table of cached_rollouts.sh: python benchmarks/cached_rollouts_table.py runs/cached FILE"""
+"""Makes the table of cached_rollouts.sh: python benchmarks/cached_rollouts_table.py runs/cached FILE"""
 
 import argparse
 import json

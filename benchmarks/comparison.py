@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks: options of a model, timing several functions in turns, printing and writing cases."""
+"""Shared code of the benchmarks: options of a model, alternating timing of functions, printing and writing of cases."""
 
 import argparse
 import datetime
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,14 +18,17 @@ from jax.sharding import Mesh
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import AXES
+from igpo_jax.training.state import OptimizerConfig
 
 MASK, EOS = 1, 2
 
 
 def parser_with_model(description: str, repetitions: int) -> argparse.ArgumentParser:
-    """Options of the network: LLaDA's proportions (MLP 3 x width, vocabulary 31 x width) unless told."""
+    """Returns a parser with the network's options; defaults have LLaDA's proportions (MLP 3 x width, vocabulary 31 x width)."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--depth", type=int, default=4, help="layers")
@@ -50,6 +54,18 @@ def model_of(arguments: argparse.Namespace) -> ModelConfig:
     )
 
 
+class UpdateInputs(NamedTuple):
+    """Inputs of a policy update."""
+
+    params: Params  # the new policy at its start
+    old: Params  # the policy that made the rollout
+    reference: Params
+    batch: GroupBatch
+    cfg: ModelConfig
+    objective: ObjectiveConfig
+    adamw: OptimizerConfig
+
+
 def one_device() -> Mesh:
     return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
 
@@ -59,19 +75,19 @@ def random_params(seed: int, cfg: ModelConfig) -> Params:
 
 
 def exact():
-    """Float32 products as they are written: accelerators round their operands by default."""
+    """Returns a context of exact float32 products, whose operands accelerators round by default."""
     return jax.default_matmul_precision("highest")
 
 
 def compare(baseline, ours, repetitions: int) -> dict:
-    """`ratio_of` two functions, after one call each that compiles."""
+    """Returns `ratio_of` two functions, after one call each that compiles."""
     for function in (baseline, ours):
         jax.block_until_ready(function())
     return ratio_of(*seconds_in_turn((baseline, ours), repetitions))
 
 
 def seconds_in_turn(functions: Sequence, repetitions: int) -> list[list[float]]:
-    """Seconds of each function's calls. They take turns, so that another load on the machine falls on all of them."""
+    """Returns the seconds of each function's calls, which alternate, so that other load affects all of them."""
     seconds = [[] for _ in functions]
     for _ in range(repetitions):
         for function, of in zip(functions, seconds, strict=True):
@@ -82,8 +98,7 @@ def seconds_in_turn(functions: Sequence, repetitions: int) -> list[list[float]]:
 
 
 def ratio_of(baseline: list[float], ours: list[float]) -> dict:
-    """Median seconds and their ratio; the range is that of the ratios of neighbouring calls: how much a busy machine moved
-    them."""
+    """Returns the median seconds and their ratio, and the range of ratios of adjacent calls: the noise of a busy machine."""
     ratios = [a / b for a, b in zip(baseline, ours, strict=True)]
     medians = statistics.median(baseline), statistics.median(ours)
     return {
@@ -99,7 +114,7 @@ def report(name: str, cfg: ModelConfig, measured: dict) -> dict:
     """Prints a case as one line of JSON and returns it.
 
     Args:
-        measured: with seconds, baseline (its name), tokens and model_flops, what the computation needs at least.
+        measured: includes seconds, baseline (its name), tokens and model_flops (the minimum for the computation).
     """
     device, seconds, flops = jax.devices()[0].device_kind, measured["seconds"], measured["model_flops"]
     versions = ("jax", "jaxlib", "flax", "optax", *["torch"] * ("torch" in sys.modules))

@@ -30,13 +30,13 @@ CONFIG = {
     "embedding_size": VOCABULARY, "mask_token_id": 126336, "eos_token_id": 126081, "pad_token_id": 126081,
     "rope": True, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "weight_tying": False, "max_sequence_length": 4096,
 }  # fmt: skip
-# Which kinds of tensors share a file in the layout of LLaDA-8B-Base, roughly as published.
+# Kinds of tensors that share a file in the layout of LLaDA-8B-Base, roughly as published.
 BY_KIND = [("attention_out", "embedding", "final_norm"), ("down", "head"), ("attention_norm", "mlp_norm", "query", "key"),
            ("value", "gate"), ("up",)]  # fmt: skip
 
 
 def tensors(layers: int) -> dict[str, tuple[str, int, tuple[int, ...]]]:
-    """name -> kind, layer, shape."""
+    """Returns name -> (kind, layer, shape)."""
     square, wide = (WIDTH, WIDTH), (MLP, WIDTH)
     shapes = dict(attention_norm=(WIDTH,), query=square, key=square, value=square, attention_out=square,
                   mlp_norm=(WIDTH,), gate=wide, up=wide, down=wide[::-1])  # fmt: skip
@@ -52,7 +52,7 @@ def tensors(layers: int) -> dict[str, tuple[str, int, tuple[int, ...]]]:
 
 
 def write_folder(folder: pathlib.Path, layout: str, layers: int) -> None:
-    """Real shapes; the values are one random block of 64 MB, begun at another place for every tensor."""
+    """Writes tensors of real shapes; the values are one random block of 64 MB, from another offset for every tensor."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"n_layers": layers}))
     found, files = tensors(layers), {}
@@ -66,7 +66,7 @@ def write_folder(folder: pathlib.Path, layout: str, layers: int) -> None:
     weight_map = {name: f"model-{n + 1:05}-of-{number_of_files:05}.safetensors" for name, n in files.items()}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 25, dtype=np.uint16)
-    bits = (bits & 0x81FF) | 0x3C00  # of moderate size: neither infinite nor denormal
+    bits = (bits & 0x81FF) | 0x3C00  # moderate magnitudes: neither infinite nor denormal
     for file in sorted(set(weight_map.values())):
         header, end = {}, 0
         names = [name for name in found if weight_map[name] == file]
@@ -86,7 +86,7 @@ def write_folder(folder: pathlib.Path, layout: str, layers: int) -> None:
 
 
 def run(*command: str) -> dict[str, float]:
-    """Seconds and the peak of resident memory of a process of igpo_jax.convert."""
+    """Runs igpo_jax.convert; returns its seconds and peak resident memory, GiB."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "igpo_jax.convert", *command])
     _, status, usage = os.wait4(process.pid, 0)
@@ -96,7 +96,7 @@ def run(*command: str) -> dict[str, float]:
 
 
 def differing(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-    """Tensors whose name, file, dtype, shape or bytes differ."""
+    """Returns the tensors whose name, file, dtype, shape or bytes differ."""
     a, b = stored_tensors(one), stored_tensors(other)
     names = sorted(a.keys() ^ b.keys())
     for name in a.keys() & b.keys():

@@ -1,10 +1,10 @@
-"""Bias and variance of the likelihood estimators on completions that a trained model has sampled.
+"""Measures bias and variance of the likelihood estimators on completions sampled by a trained model.
 
     python benchmarks/estimators.py --run=RUN [--output benchmarks/results/estimators.jsonl]
 
-The reference is the lower bound (defined in igpo_jax/rl/likelihood.py) from 4,096 views of each completion.
-All numbers are nats per token up to the first EOS. Bias: mean over completions. Deviation: standard deviation over draws of the masks,
-root mean square over completions. One line of JSON for each estimator; --output also writes a table.
+The reference is the lower bound (defined in igpo_jax/rl/likelihood.py) from 4,096 views of each completion. All numbers are
+nats per token up to the first EOS. Bias: mean over completions. Deviation: standard deviation over draws of the masks, root
+mean square over completions. Prints one line of JSON for each estimator; --output also writes a table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import make_mesh, shard_batch, to_host
 from igpo_jax.tasks import arithmetic
 
-REFERENCE = dict(estimator="quadrature", samples=16), 256  # views at a time, and how often
+REFERENCE = dict(estimator="quadrature", samples=16), 256  # views at a time; repetitions
 CASES = (
     dict(estimator="mean_field"),
     dict(estimator="prompt_masked"),
@@ -37,7 +37,7 @@ CASES = (
 
 
 def sampled_batch(run, problems: int, mesh) -> GroupBatch:
-    """A completion of each of some test problems, as in rollouts. Advantages are negative, so that upper bounds are in use."""
+    """Samples a completion of each test problem as in rollouts; negative advantages make the estimators use upper bounds."""
     decode, task = run.config.sampler, run.config.task.copy_and_resolve_references()
     task.test_problems = problems
     length, prompt_length = decode.completion_length, run.config.data.prompt_buckets[-1]
@@ -63,12 +63,12 @@ def sampled_batch(run, problems: int, mesh) -> GroupBatch:
 
 
 def draws(run, batch: GroupBatch, values: dict, number: int, mesh) -> np.ndarray:
-    """Scores per token of the completions, nats, [number of draws, problems]; a draw is what an inner step sees."""
+    """Returns log-probabilities per token, nats, f64[draws, problems]; each draw is the score of an inner step."""
     objective, found = ObjectiveConfig(**values, inner_steps=16), []
     for part in range(-(-number // 16)):
         scores = to_host(compute_logprobs(run.policy(), run.policy(), batch, jax.random.key(part), run.model, objective, mesh).old)
         found.append((scores * batch.loss_mask).sum(axis=(2, 3)) / batch.loss_mask.sum(axis=(1, 2)))
-        if len(scores) == 1:  # not random
+        if len(scores) == 1:  # deterministic
             break
     return np.concatenate(found).astype(np.float64)
 

@@ -8,7 +8,8 @@ import sys
 
 
 def insert(text: str, file: pathlib.Path, name: str) -> None:
-    """
+    """Replaces the text between the markers.
+
     Raises:
         ValueError: the file lacks a marker.
     """

@@ -1,8 +1,8 @@
-"""A rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on this machine's devices.
+"""Measures a rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on this machine's devices.
 
-Prints one JSON line per case: seconds, tokens per second, the minimal FLOPs and, if the device's
-published peak is known, their share of it (MFU), the FLOPs of the compiled program, which recomputes some values,
-and the fullest device's memory. --small runs a toy model on any machine.
+Prints one JSON line per case: seconds, tokens per second, the minimal FLOPs and, if the device's published peak is known, their
+share of it (MFU), the FLOPs of the compiled program, which recomputes some values, and the fullest device's memory. --small
+runs a toy model on any machine.
 """
 
 import argparse
@@ -41,10 +41,10 @@ SMALL |= {"mask_id": 1, "eos_id": 2, "eot_id": None}
 def measure(
     function, arguments, model_flops: float, repetitions: int, advance=lambda arguments, result: arguments
 ) -> tuple[float, dict]:
-    """Median seconds of a function, after one run that warms up, and what goes into the result of a case.
+    """Returns a function's median seconds after one warm-up run, and the measurements of the case.
 
-    model_flops: of all devices, what the computation needs, without what is computed a second time to save memory.
-    advance: (arguments, result) -> the arguments of the next run, for programs that donate theirs.
+    model_flops: minimal FLOPs over all devices, without recomputation.
+    advance: (arguments, result) -> arguments of the next run, for programs that donate theirs.
     """
     seconds = []
     for _ in range(repetitions + 1):
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         canvas = np.full((rows, length), cfg.mask_id, np.int32)
         inputs = shard_batch((*prompts(rows), canvas), mesh)
         keys = completion_keys(jax.random.key(2), row, row, 0)
-        # One row of adapters' products: A and B of each matrix.
+        # FLOPs of the adapters for one row: A and B of each matrix.
         widths = jax.tree.leaves(jax.tree.map(lambda x: x.shape[1] * x.shape[2] * cfg.layers, adapters))
         adapter_flops = 2 * (p + length) * sum(widths)
 
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             losses.append(float(result[1]["policy/loss"]))
             return (result[0], *arguments[1:])
 
-        # Forward, and backward with respect to activations; of adapters also to themselves. One row per prompt.
+        # Forward, and backward to the activations; for adapters also to their parameters. One row per prompt.
         flops = n * (2 * forward_flops(cfg, p + length, length) + 3 * adapter_flops)
         seconds, measured = measure(compiled, first, flops, arguments.repetitions, advance)
         measured["compiled_flops_per_device"] = program_cost(compiled.as_text()).flops

@@ -1,4 +1,4 @@
-"""Plans configs/math.py for the topologies that BUILD.md lists and writes its tables.
+"""Plans configs/math.py for the topologies listed in BUILD.md, and makes its tables.
 
     python benchmarks/plans.py            # compiles all of them, about fifteen minutes on two cores; needs the extra "tpu"
     python benchmarks/plans.py --tables   # only the tables, from existing results

@@ -1,13 +1,13 @@
-"""The package's sampler against plain samplers that apply the head to the whole canvas and run every row to its last step.
+"""Compares the package's sampler with plain samplers, which apply the head to the whole canvas and run all rows to the end.
 
 --against jax: a sampler as in LLaDA's released code: logits, noise, argmax and confidence at every position of prompt and
-completion, then top-k among the masks of the active block; here in one compiled loop, with the package's noise. Both
-must write the same tokens; this is asserted in float32, at temperature 0 and above.
+completion, then top-k among the masks of the active block; here in one compiled loop, with the package's noise. Asserts
+that both write the same tokens, in float32, at temperature 0 and above.
 
---against torch: the same in PyTorch (torch_plain.py), with the same weights, in float32 at temperature 0: with answers that fill
-the canvas, that fill 40 % of it on average, and with hints on 40 % of it. A random network never writes EOS, so the canvas
-contains a block of EOS at each answer's end, after which everything counts as EOS. Then, for the package alone, a second attempt with
-hints against a first attempt without, where each evaluation writes one token. TORCH_SIZES has the default sizes.
+--against torch: the same in PyTorch (torch_plain.py), with the same weights, in float32 at temperature 0: with answers that
+fill the canvas, that fill 40 % of it on average, and with hints on 40 % of it. A random network never writes EOS, so the
+canvas contains a block of EOS at each answer's end, after which everything counts as EOS. Then, for the package alone, a
+second attempt with hints against a first attempt without, one token per evaluation. TORCH_SIZES has the default sizes.
 """
 
 import dataclasses
@@ -17,35 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from comparison import (
-    EOS,
-    compare,
-    exact,
-    model_of,
-    one_device,
-    parser_with_model,
-    random_params,
-    ratio_of,
-    report,
-    seconds_in_turn,
-    write_cases,
-)
+import comparison
 from igpo_jax.diffusion.sampler import Sample, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig, gumbel_noise, most_confident, propose, transfer_count
 from igpo_jax.model.transformer import forward, unembed
 
 TORCH_SIZES = {"rows": 4, "completion_length": 128, "steps": 32, "repetitions": 2}  # minutes on two cores
-EQUAL_TOKENS = 0.99  # at least; two libraries round differently, which decides near ties of a random network
+EQUAL_TOKENS = 0.99  # minimum; the libraries round differently, which decides near ties of a random network
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def plain_sample(params, prompt, prompt_mask, canvas, row_keys, cfg, decode):
-    """The completions, int32 [b, l]. Arguments as those of `sample`."""
+    """Returns completions, i32[b, l]; arguments as in `sample`."""
     rows, prompt_length = prompt.shape
     steps_per_block = decode.steps_per_block
     tokens = jnp.concatenate([prompt, canvas], axis=1)
     prompt_mask = jnp.concatenate([prompt_mask, jnp.ones(canvas.shape, bool)], axis=1)
-    position = jnp.arange(tokens.shape[1]) - prompt_length  # as the package counts: from the completion's start
+    position = jnp.arange(tokens.shape[1]) - prompt_length  # from the completion's start, as in the package
     position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, position)
 
     def denoise(step, carry):
@@ -68,7 +56,7 @@ def plain_sample(params, prompt, prompt_mask, canvas, row_keys, cfg, decode):
 
 def assert_equal(inputs, cfg, decode) -> Sample:
     cfg = dataclasses.replace(cfg, compute_dtype="float32")
-    with exact():
+    with comparison.exact():
         fast, plain = sample(*inputs, cfg, decode), plain_sample(*inputs, cfg, decode)
     assert fast.evaluations == decode.steps, "rows that end early would save steps, which is not compared here"
     assert not np.any(np.asarray(plain) == cfg.mask_id)
@@ -77,23 +65,23 @@ def assert_equal(inputs, cfg, decode) -> Sample:
 
 
 def against_jax(inputs, cfg, decode: DecodeConfig, temperatures: tuple[float, ...], repetitions: int) -> list[dict]:
-    """A case for each temperature."""
+    """Measures a case for each temperature."""
     cases = []
     for temperature in temperatures:
         decode = dataclasses.replace(decode, temperature=temperature)
         done = assert_equal(inputs, cfg, decode)
-        seconds = compare(
+        seconds = comparison.compare(
             lambda decode=decode: plain_sample(*inputs, cfg, decode),
             lambda decode=decode: sample(*inputs, cfg, decode),
             repetitions,
         )
         measured = {"baseline": "whole canvas"} | seconds | work_of(done, inputs, cfg, decode)
-        cases.append(report(f"rollout, temperature {temperature}", cfg, measured))
+        cases.append(comparison.report(f"rollout, temperature {temperature}", cfg, measured))
     return cases
 
 
 def work_of(done: Sample, inputs, cfg, decode: DecodeConfig) -> dict:
-    """Sizes, and what `sample` did; tokens: masks of the canvas, all of which became tokens."""
+    """Returns the sizes and the work of `sample`; tokens: number of masks in the canvas, all replaced by tokens."""
     _, prompt, _, canvas, _ = inputs
     return {
         "rows": len(prompt),
@@ -109,26 +97,26 @@ def work_of(done: Sample, inputs, cfg, decode: DecodeConfig) -> dict:
 
 
 def canvases(rows: int, cfg, decode: DecodeConfig) -> dict[str, np.ndarray]:
-    """Canvases by what is in them, int32 [rows, l]."""
+    """Returns canvases by content, i32[rows, l]."""
     draw, blocks = np.random.default_rng(1), decode.blocks
     empty = np.full((rows, decode.completion_length), cfg.mask_id, np.int32)
     ending = empty.copy()
-    lengths = np.linspace(0, 0.8, rows)  # of the answers; the block of EOS after them belongs to them
+    lengths = np.linspace(0, 0.8, rows)  # of the answers, including their block of EOS
     for row, last in enumerate(np.clip(np.round(lengths * blocks).astype(int) - 1, 0, blocks - 1)):
         ending[row, last * decode.block_length : (last + 1) * decode.block_length] = cfg.eos_id
-    hinted = np.where(draw.random(empty.shape) < 0.4, draw.integers(EOS + 1, cfg.vocab_size, empty.shape), empty)
+    hinted = np.where(draw.random(empty.shape) < 0.4, draw.integers(comparison.EOS + 1, cfg.vocab_size, empty.shape), empty)
     return {"full": empty, "40 %": ending, "hints": hinted.astype(np.int32)}
 
 
 def after_end(tokens: np.ndarray, cfg, decode: DecodeConfig) -> np.ndarray:
-    """Positions after the first block that holds nothing but EOS, bool [b, l], of completions int32 [b, l]."""
+    """Returns the positions after the first block of only EOS, bool[b, l], in completions i32[b, l]."""
     only_eos = (tokens == cfg.eos_id).reshape(len(tokens), decode.blocks, -1).all(axis=2)
     before = np.cumsum(only_eos, axis=1) > only_eos
     return np.repeat(before, decode.block_length, axis=1)
 
 
 def against_torch(inputs, cfg, decode: DecodeConfig, repetitions: int) -> list[dict]:
-    """A case for each of `canvases`, and the second try; the canvas among the inputs is not used."""
+    """Measures a case for each of `canvases`, and a second attempt; ignores the canvas among the inputs."""
     import torch
 
     from torch_plain import best_device, torch_weights
@@ -152,29 +140,29 @@ def against_torch(inputs, cfg, decode: DecodeConfig, repetitions: int) -> list[d
         ended = after_end(tokens, cfg, decode)
         equal = np.asarray(done.tokens) == np.where(ended & (canvas == cfg.mask_id), cfg.eos_id, tokens)
         assert equal.mean() >= EQUAL_TOKENS, f"{name}: {equal.mean():.2%} of the tokens are the same"
-        measured = {"baseline": "torch"} | ratio_of(*seconds_in_turn((plain, fast), repetitions))
+        measured = {"baseline": "torch"} | comparison.ratio_of(*comparison.seconds_in_turn((plain, fast), repetitions))
         measured |= work_of(done, inputs, cfg, decode) | {
             "baseline_evaluations": decode.steps,
             "baseline_rows_evaluated": decode.steps * len(prompt),
             "equal_tokens": float(equal.mean()),
             "filled": float(1 - ended.mean()),
         }
-        return report(f"rollout, {name}", cfg, measured)
+        return comparison.report(f"rollout, {name}", cfg, measured)
 
     def second_try():
-        # Hints save evaluations where a block has fewer masks than steps.
+        # Hints save evaluations if a block has fewer masks than steps.
         by_token = dataclasses.replace(decode, steps=decode.completion_length)
         first, second = ((params, prompt, prompt_mask, jnp.asarray(filled[name]), keys) for name in ("full", "hints"))
         before, done = sample(*first, cfg, by_token), sample(*second, cfg, by_token)
-        seconds = seconds_in_turn([lambda of=of: sample(*of, cfg, by_token) for of in (first, second)], repetitions)
-        measured = {"baseline": "first try"} | ratio_of(*seconds) | work_of(done, second, cfg, by_token)
-        return report("second try", cfg, measured | {"baseline_evaluations": before.evaluations})
+        seconds = comparison.seconds_in_turn([lambda of=of: sample(*of, cfg, by_token) for of in (first, second)], repetitions)
+        measured = {"baseline": "first try"} | comparison.ratio_of(*seconds) | work_of(done, second, cfg, by_token)
+        return comparison.report("second try", cfg, measured | {"baseline_evaluations": before.evaluations})
 
     return [*map(of_canvas, filled), second_try()]
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    parser = parser_with_model(__doc__, repetitions=5)
+    parser = comparison.parser_with_model(__doc__, repetitions=5)
     parser.add_argument("--against", choices=("jax", "torch"), default="jax")
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--prompt-length", type=int, default=128)
@@ -188,25 +176,25 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if against == "torch" and arguments.dtype != "float32":
         parser.error("--against torch is in float32")
 
-    cfg = model_of(arguments)
+    cfg = comparison.model_of(arguments)
     decode = DecodeConfig(arguments.completion_length, arguments.block, arguments.steps)
     draw = np.random.default_rng(0)
     shape = (arguments.rows, arguments.prompt_length)
     row = jnp.arange(arguments.rows)
-    with jax.set_mesh(one_device()):
+    with jax.set_mesh(comparison.one_device()):
         inputs = (
-            random_params(0, cfg),
-            jnp.asarray(draw.integers(EOS + 1, cfg.vocab_size, shape, dtype=np.int32)),
+            comparison.random_params(0, cfg),
+            jnp.asarray(draw.integers(comparison.EOS + 1, cfg.vocab_size, shape, dtype=np.int32)),
             jnp.asarray(np.arange(shape[1]) >= draw.integers(0, shape[1] // 4 + 1, (shape[0], 1))),
             jnp.full((arguments.rows, arguments.completion_length), cfg.mask_id, jnp.int32),
             completion_keys(jax.random.key(0), row, row, 0),
         )
         if against == "torch":
-            with exact():
+            with comparison.exact():
                 cases = against_torch(inputs, cfg, decode, arguments.repetitions)
         else:
             cases = against_jax(inputs, cfg, decode, (0.0, arguments.temperature), arguments.repetitions)
-    write_cases(cases, arguments.output)
+    comparison.write_cases(cases, arguments.output)
     return cases
 
 

@@ -1,11 +1,11 @@
-"""Compares nine samplers, three caches by three commit rules, on a run that has learned sums of coins: accuracy against the
-exact sampler on the same problems, network evaluations, FLOPs and time.
+"""Compares nine samplers, three caches by three commit rules, on a run trained on sums of coins: accuracy against the exact
+sampler on the same problems, network evaluations, FLOPs and time.
 
     python benchmarks/samplers.py --run=RUN                                                              # the run's own canvas
     python benchmarks/samplers.py --run=LONG_RUN --completion-length=256 --block=32 --prompt-length=128  # long canvases
 
 Time is the total over all batches, after one that compiles. The speed-up over the exact sampler is the median over a few
-batches that both decode, one right after the other, because a machine's speed drifts. One line of JSON for each
+batches that both decode, one right after the other, because a machine's speed drifts. Prints one line of JSON for each
 sampler; --output also writes a table.
 """
 
@@ -31,11 +31,11 @@ from igpo_jax.tasks import arithmetic
 from igpo_jax.tokenizers import completion_text
 
 CACHES, COMMITS = ("none", "prefix", "dual"), ("schedule", "threshold", "factor")
-TURNS = 4  # batches that the exact sampler decodes, too
+TURNS = 4  # batches that the exact sampler also decodes
 
 
 def sampled(run, problems, prompts, decode: DecodeConfig, exact: DecodeConfig, rows: int, mesh) -> dict:
-    """Verdicts bool [problems], and what they took."""
+    """Decodes and grades the problems; returns verdicts, bool[problems, 1], and their cost."""
     draws, starts, done, seconds, ratios = np.zeros(rows, np.uint32), range(0, len(problems), rows), [], [], []
 
     def timed(start, decode):

@@ -2,7 +2,7 @@
 
     python benchmarks/step.py before=RUN after=RUN [...]
 
-The first run is the baseline of the ratios; compare only runs of the same machine. A step is the median of all
+The first run is the baseline of the ratios; compare only runs on the same machine. A step is the median of all
 but the first two, which compile.
 """
 
@@ -17,7 +17,7 @@ PARTS = ("rollout", "probe", "reward", "score", "update")
 
 
 def split(folder: pathlib.Path) -> dict:
-    """Seconds: medians for a step and its parts, sums for the stages and the whole run."""
+    """Returns seconds: medians for a step and its parts, sums for the stages and the whole run."""
     rows, result = read_rows(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text())
     steps = [row for row in rows if row["stage"] == "rl" and "time/rollout" in row]
     late = steps[2:] or steps

@@ -1,6 +1,7 @@
 """Baselines in PyTorch: the plain sampler (docs/method.md section 5) and the plain policy update (section 10).
 
-Full forward passes of one row per completion, the head at every position. Only types and configs come from the package.
+Forward passes are full, with one row per completion and the head at every position. Only types and configs come from the
+package.
 """
 
 from collections.abc import Callable
@@ -9,12 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from comparison import UpdateInputs
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.rl.likelihood import GroupBatch
-from igpo_jax.rl.objective import MAX_LOG_RATIO, ObjectiveConfig
-from igpo_jax.training.state import OptimizerConfig
+from igpo_jax.rl.objective import MAX_LOG_RATIO
 
 
 def best_device() -> str:
@@ -22,7 +22,7 @@ def best_device() -> str:
 
 
 def torch_weights(params: Params, device: str, dtype: torch.dtype) -> dict:
-    """The same weights; matrices [in, out], blocks as a list."""
+    """Returns the same weights as tensors; matrices are [in, out], blocks a list."""
 
     def tensor(x):
         return torch.from_numpy(np.array(x, np.float32)).to(device, dtype)
@@ -42,7 +42,7 @@ def _rotate(x, sin, cos):
 
 
 def logits_of(weights: dict, tokens: torch.Tensor, prompt_mask: torch.Tensor, cfg: ModelConfig) -> torch.Tensor:
-    """float32 [b, t, v]."""
+    """Returns logits, f32[b, t, v]."""
     b, t = tokens.shape
     inverse = cfg.rope_theta ** -(torch.arange(0, cfg.head_size, 2, device=tokens.device) / cfg.head_size)
     angles = torch.outer(torch.arange(t, device=tokens.device).float(), inverse)
@@ -61,7 +61,7 @@ def logits_of(weights: dict, tokens: torch.Tensor, prompt_mask: torch.Tensor, cf
 
 @torch.no_grad()
 def plain_sample(weights: dict, prompt, prompt_mask, canvas, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
-    """Completions, int32 [b, l], at temperature 0: every row takes all steps of all blocks, whatever has ended."""
+    """Returns completions, i32[b, l], at temperature 0; every row takes all steps of all blocks, even after its end."""
     device = weights["embedding"].device
     prompt, prompt_mask, canvas = (torch.from_numpy(np.array(x)).to(device) for x in (prompt, prompt_mask, canvas))
     tokens = torch.cat([prompt, canvas], 1).long()
@@ -83,25 +83,16 @@ def plain_sample(weights: dict, prompt, prompt_mask, canvas, cfg: ModelConfig, d
     return tokens[:, prompt.shape[1] :].int().cpu().numpy()
 
 
-def make_policy_update(
-    params: Params,
-    old: Params,
-    reference: Params,
-    batch: GroupBatch,
-    cfg: ModelConfig,
-    objective: ObjectiveConfig,
-    adamw: OptimizerConfig,
-) -> Callable[[], list[float]]:
-    """A function that does one policy update, in float32, and returns the loss of every inner step: scores of the old policy
-    and of the reference, then inner steps of forward, backward, clipping and AdamW. The policy goes on from call to call.
+def make_policy_update(inputs: UpdateInputs) -> Callable[[], list[float]]:
+    """Returns a function that makes one policy update, in float32, and returns the loss of every inner step: log-probs of the
+    old policy and the reference, then inner steps of forward, backward, clipping and AdamW. Each call continues from the last.
 
-    Of the objective it knows the paper's: mean_field, the sequence's ratio, advantages as they are given; and of the learning
-    rate its peak.
+    Supports the paper's objective only (mean_field, sequence-level ratio, advantages as given), at the peak learning rate.
 
     Args:
-        params, old, reference: the new policy at its start, the old policy, the reference.
-        batch: host arrays, a row for every completion is made of them here.
+        inputs: with a batch of host arrays; it is tiled to one row per completion here.
     """
+    params, old, reference, batch, cfg, objective, adamw = inputs
     device = best_device()
     policy, old, reference = (torch_weights(weights, device, torch.float32) for weights in (params, old, reference))
     trained = [w for block in policy["blocks"] for w in block.values()]

@@ -1,13 +1,13 @@
-"""A whole policy update with one row per prompt against one with a row per completion.
+"""Compares a whole policy update with one row per prompt to one with a row per completion.
 
 [prompt ; MASK x L] does not contain the completion, so the G completions of a prompt share one row of the network and
 one table of logits. A policy update scores a rollout under the old policy and the reference and then takes mu inner steps:
 forward, backward, clipping, AdamW. Both baselines have N * G rows:
 
 - tiled: the package's own functions, with groups of one completion.
-- torch: the plain algorithm in PyTorch (torch_plain.py), which applies the head to the prompt, too; in float32 only.
+- torch: the plain algorithm in PyTorch (torch_plain.py), which also applies the head to the prompt; in float32 only.
 
-In float32 the losses of every inner step must agree, and the gradients of the package and of tiled.
+In float32 the losses of every inner step must agree, and so must the gradients of the package and of tiled.
 """
 
 import dataclasses
@@ -21,21 +21,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from comparison import (
-    EOS,
-    exact,
-    model_of,
-    one_device,
-    parser_with_model,
-    random_params,
-    ratio_of,
-    report,
-    seconds_in_turn,
-    write_cases,
-)
+import comparison
 from igpo_jax.diffusion.sampler import HINT
-from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, forward_flops
+from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.rl.likelihood import GroupBatch, views_of
 from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, loss_and_statistics
@@ -44,20 +32,20 @@ from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-UPDATED_LOSS_TOLERANCE = 1e-4  # of losses after updates, whose differences add up
-NUDGE = 0.01  # how far the old and the reference policy are from the new one
-LEARNING_RATE = 3e-5  # the losses of the inner steps differ, and few ratios are clipped
+UPDATED_LOSS_TOLERANCE = 1e-4  # of losses after updates, whose differences accumulate
+NUDGE = 0.01  # distance of the old and the reference policy from the new one
+LEARNING_RATE = 3e-5  # makes the inner steps' losses differ, but clips few ratios
 
 
 def random_batch(arguments, vocabulary: int) -> GroupBatch:
-    """Host arrays."""
+    """Returns a random batch of host arrays."""
     draw = np.random.default_rng(0)
     n, g, length = arguments.prompts, arguments.group_size, arguments.completion_length
     return GroupBatch(
-        prompt=draw.integers(EOS + 1, vocabulary, (n, arguments.prompt_length), dtype=np.int32),
+        prompt=draw.integers(comparison.EOS + 1, vocabulary, (n, arguments.prompt_length), dtype=np.int32),
         prompt_mask=np.arange(arguments.prompt_length) >= draw.integers(0, arguments.prompt_length // 4 + 1, (n, 1)),
         problem_id=np.arange(n, dtype=np.uint32),
-        completions=draw.integers(EOS + 1, vocabulary, (n, g, length), dtype=np.int32),
+        completions=draw.integers(comparison.EOS + 1, vocabulary, (n, g, length), dtype=np.int32),
         unmask_step=np.where(draw.uniform(size=(n, g, length)) < 0.2, HINT, 0).astype(np.int32),
         loss_mask=np.arange(length) < draw.integers(length // 2, length + 1, (n, g, 1)),
         advantages=draw.normal(size=(n, g)).astype(np.float32),
@@ -65,7 +53,7 @@ def random_batch(arguments, vocabulary: int) -> GroupBatch:
 
 
 def tiled(batch: GroupBatch, scores: LogProbs) -> tuple[GroupBatch, LogProbs]:
-    """Every completion becomes a group of one, with a copy of its prompt."""
+    """Makes every completion a group of one, with a copy of its prompt."""
     n, g, length = batch.completions.shape
     copies = {name: np.repeat(getattr(batch, name), g, axis=0) for name in ("prompt", "prompt_mask", "problem_id")}
     own = {
@@ -81,8 +69,8 @@ def tiled(batch: GroupBatch, scores: LogProbs) -> tuple[GroupBatch, LogProbs]:
 
 
 def assert_equal(params, sides, cfg, objective, mesh) -> float:
-    """Loss and gradients of the two sides before any update, in float32; returns how far apart the gradients are."""
-    # Recomputing layers changes no number and lets the tiled side fit where the update in bfloat16 does.
+    """Asserts that both sides have equal loss and gradients in float32; returns the gradients' relative difference."""
+    # Recomputing layers changes no number; with it the tiled side fits into the memory of the update in bfloat16.
     cfg = dataclasses.replace(cfg, compute_dtype="float32", remat="full")
 
     @jax.jit
@@ -90,7 +78,7 @@ def assert_equal(params, sides, cfg, objective, mesh) -> float:
         scores = jax.tree.map(lambda x: x[0], scores)
         return jax.value_and_grad(loss_and_statistics, has_aux=True)(params, batch, scores, cfg, objective, mesh)
 
-    with exact():
+    with comparison.exact():
         ((loss, _), gradients), ((plain_loss, _), plain) = (loss_and_gradients(params, *side) for side in sides)
     difference = float(optax.global_norm(jax.tree.map(jnp.subtract, gradients, plain)) / optax.global_norm(plain))
     assert_close(float(loss), float(plain_loss), LOSS_TOLERANCE)
@@ -102,18 +90,10 @@ def assert_close(loss: float, other: float, tolerance: float) -> None:
     assert abs(loss - other) <= tolerance * max(1.0, abs(other)), (loss, other)
 
 
-def make_policy_update(
-    params: Params,
-    old: Params,
-    reference: Params,
-    batch: GroupBatch,
-    cfg: ModelConfig,
-    objective: ObjectiveConfig,
-    adamw: OptimizerConfig,
-    mesh: Mesh,
-) -> tuple[Callable[[], list[jax.Array]], float]:
-    """The package's policy update of a batch, as a function that returns the losses of its inner steps, and the FLOPs of its
-    compiled programs. The policy goes on from call to call."""
+def make_policy_update(inputs: comparison.UpdateInputs, mesh: Mesh) -> tuple[Callable[[], list[jax.Array]], float]:
+    """Returns a function that makes the package's policy update of a batch and returns the losses of its inner steps, and the
+    FLOPs of its compiled programs. Each call continues from the last."""
+    params, old, reference, batch, cfg, objective, adamw = inputs
     optimizer, key = make_optimizer(adamw, 100, Policy(cfg)), jax.random.key(0)
     scoring = compute_logprobs.lower(old, reference, batch, key, cfg, objective, mesh).compile()
     state, scores = create_state(params, optimizer, Policy(cfg), mesh), scoring(old, reference, batch, key)
@@ -132,7 +112,7 @@ def make_policy_update(
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    parser = parser_with_model(__doc__, repetitions=2)
+    parser = comparison.parser_with_model(__doc__, repetitions=2)
     parser.add_argument("--prompts", type=int, default=4, help="N")
     parser.add_argument("--group-size", type=int, default=8, help="G")
     parser.add_argument("--prompt-length", type=int, default=128)
@@ -147,36 +127,36 @@ def main(argv: list[str] | None = None) -> list[dict]:
         print("PyTorch is not installed, so there is no comparison with it", file=sys.stderr)
         with_torch = False
 
-    cfg, mesh = dataclasses.replace(model_of(arguments), head_chunk=arguments.chunk), one_device()
+    cfg, mesh = dataclasses.replace(comparison.model_of(arguments), head_chunk=arguments.chunk), comparison.one_device()
     objective, adamw = ObjectiveConfig(), OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=0)
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if in_float32 else "default"):
-        params = random_params(0, cfg)
-        old, reference = (jax.tree.map(lambda x, y: x + NUDGE * y, params, random_params(seed, cfg)) for seed in (1, 2))
+        params = comparison.random_params(0, cfg)
+        old, reference = (jax.tree.map(lambda x, y: x + NUDGE * y, params, comparison.random_params(seed, cfg)) for seed in (1, 2))
         batch = random_batch(arguments, cfg.vocab_size)
         scores = jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), cfg, objective, mesh))
         sides = [jax.device_put(side) for side in ((batch, scores), tiled(batch, scores))]
         difference = assert_equal(params, sides, cfg, objective, mesh)
 
-        fixed = cfg, objective, adamw
-        ours, flops = make_policy_update(params, old, reference, sides[0][0], *fixed, mesh)
-        baselines = {"tiled": make_policy_update(params, old, reference, sides[1][0], *fixed, mesh)[0]}
+        inputs = comparison.UpdateInputs(params, old, reference, sides[0][0], cfg, objective, adamw)
+        ours, flops = make_policy_update(inputs, mesh)
+        baselines = {"tiled": make_policy_update(inputs._replace(batch=sides[1][0]), mesh)[0]}
         if with_torch:
             import torch_plain
 
-            baselines["torch"] = torch_plain.make_policy_update(params, old, reference, batch, *fixed)
+            baselines["torch"] = torch_plain.make_policy_update(inputs._replace(batch=batch))
 
-        # The first call of each warms up, and its losses are compared.
+        # The first call of each is a warm-up; its losses are compared.
         losses, *others = (list(map(float, function())) for function in (ours, *baselines.values()))
         if in_float32:
             for other in others:
                 for pair in zip(losses, other, strict=True):
                     assert_close(*pair, UPDATED_LOSS_TOLERANCE)
         assert np.ptp(losses) > UPDATED_LOSS_TOLERANCE, f"updates that change nothing: {losses}"
-        seconds, *baseline_seconds = seconds_in_turn((ours, *baselines.values()), arguments.repetitions)
+        seconds, *baseline_seconds = comparison.seconds_in_turn((ours, *baselines.values()), arguments.repetitions)
 
-    # A forward pass for each of the two scores, and three, forward and backward, for each inner step; the head at the
-    # completion only. Where the completions are several chunks, the compiled programs do one product more: the backward pass
-    # computes a chunk's logits again, so that those of one chunk exist at a time.
+    # One forward pass for each of the two scores, and three (forward and backward) for each inner step; the head at the
+    # completion only. With several chunks, the compiled programs do one product more: the backward pass recomputes each
+    # chunk's logits, so that only one chunk's logits exist at a time.
     passes = 2 + 3 * objective.inner_steps
     floor = n * passes * forward_flops(cfg, positions, length)
     names = ("prompts", "group_size", "prompt_length", "completion_length", "chunk")
@@ -194,9 +174,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     cases = []
     for baseline, other, its_seconds in zip(baselines, others, baseline_seconds, strict=True):
         apart = {"loss_difference": float(np.max(np.abs(np.subtract(losses, other))))}
-        measured = common | apart | {"baseline": baseline} | ratio_of(its_seconds, seconds)
-        cases.append(report("policy update", cfg, measured))
-    write_cases(cases, arguments.output)
+        measured = common | apart | {"baseline": baseline} | comparison.ratio_of(its_seconds, seconds)
+        cases.append(comparison.report("policy update", cfg, measured))
+    comparison.write_cases(cases, arguments.output)
     return cases
 
 

@@ -15,6 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -80,7 +81,6 @@ class DiffusionLM:
         chat: bool = False,
         hint: str | Sequence[int] = "",
         completion_length: int | None = None,
-        block_length: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         watch: Callable[[Step], None] | None = None,
@@ -93,17 +93,19 @@ class DiffusionLM:
         Args:
             chat: text prompts become a user's message in the model's chat template; conversations always do.
             hint: the beginning of every completion, which stays unchanged.
-            completion_length: tokens, including the hint. block_length: must divide it. By default those of `decode`.
+            completion_length: tokens, including the hint; by default that of `decode`.
             steps: denoising steps in total, a multiple of the number of blocks; by default those of `decode`, or one per token
                 if a length is given.
             watch: called with a `diffusion.stepwise.Step` before the first denoising step and after every step, batch by batch;
                 the last row may be repeated. May raise to stop the generation. Slower.
-            decoding: other fields of `DecodeConfig`, such as `temperature`, `cfg_scale`, `remasking`, `commit` or `cache`.
+            decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `cfg_scale`, `remasking`, `commit`
+                or `cache`.
 
         Raises:
             ValueError: incompatible lengths, a hint longer than the completion, or text without a tokenizer.
         """
         length = self.decode.completion_length if completion_length is None else completion_length
+        block_length = decoding.pop("block_length", None)
         block = min(self.decode.block_length, length) if block_length is None else block_length
         if completion_length is None and block_length is None:
             steps = steps or self.decode.steps
@@ -149,7 +151,7 @@ class DiffusionLM:
         if len(prompts) != len(canvases):
             raise ValueError(f"{len(prompts)} prompts for {len(canvases)} canvases; give one each, or none")
         encoded = [self.encode_template(canvas) for canvas in canvases]
-        completions: list[Completion | None] = [None] * len(canvases)
+        completions: dict[int, Completion] = {}
         for length in sorted({len(ids) for ids in encoded}):  # rows of one length are denoised together
             rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
             canvas = np.array([encoded[row] for row in rows], np.int32)
@@ -160,7 +162,7 @@ class DiffusionLM:
             done = self._denoise(before, canvas, decode, seed, watch, whole=True)
             for row, completion in zip(rows, done, strict=True):
                 completions[row] = completion
-        return completions
+        return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
         """Logits of every position's own token, float32 [b, t, v].
@@ -207,9 +209,9 @@ class DiffusionLM:
             if self.tokenizer is None:
                 raise ValueError("this model folder has no tokenizer; give token ids instead of text")
             if not isinstance(prompt, str):
-                return encode_chat(self.tokenizer, prompt)
+                return encode_chat(self.tokenizer, cast(Sequence[dict[str, str]], prompt))
             return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
-        ids = [int(id) for id in prompt]
+        ids = [int(id) for id in cast(Sequence[int], prompt)]
         if any(not 0 <= id < self.config.vocab_size for id in ids):
             raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
         return ids
@@ -316,7 +318,7 @@ def load(
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
         # The attention kernel used in training may not support every length and machine.
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
-        origin = {"path": str(path), "stage": run.stage, "step": run.step}
+        origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
     if stage is not None:
         raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
@@ -326,7 +328,9 @@ def load(
     tokenizer = load_folder_tokenizer(path, config.mask_id)
     if tokenizer is not None:
         config = configuration.with_tokenizer(config, tokenizer, path)
-    origin = {"path": str(path)} | ({} if adapters is None else {"adapters": str(adapters)})
+    origin = {"path": str(path)}
+    if adapters is not None:
+        origin["adapters"] = str(adapters)
     params = load_params(path, config, mesh)
     if cfg is not None:
         params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, mesh)), cfg)

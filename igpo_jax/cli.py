@@ -1,4 +1,4 @@
-"""Command lines and config files whose errors are one line instead of a traceback."""
+"""Parses command lines and config files; reports errors in one line instead of a traceback."""
 
 import difflib
 import pathlib
@@ -15,7 +15,7 @@ from igpo_jax.runtime.host import keep_freed_memory
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parser, but an error in the command line or the config file ends the process with one line."""
+    """Parses flags with absl; an error in the command line or the config file ends the process with one line."""
     keep_freed_memory()
     try:
         arguments, path = _with_resolved_config(arguments)
@@ -27,11 +27,11 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 def resolve_config_path(argument: str) -> str:
-    """`math.py` or `math.py:variant` -> a path: as given if it exists or names a folder, else in ./configs or the repository's
-    configs/.
+    """Resolves `math.py` or `math.py:variant` to a path: as given if it exists or has a folder, else in ./configs or the
+    repository's configs/.
 
     Raises:
-        ValueError: there is no such file; the message lists the files that exist.
+        ValueError: there is no such file; the message lists the existing ones.
     """
     name, colon, variant = argument.partition(":")
     folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
@@ -44,7 +44,7 @@ def resolve_config_path(argument: str) -> str:
 
 
 def _with_resolved_config(arguments: list[str]) -> tuple[list[str], str | None]:
-    """The arguments with the value of --config resolved; and that value."""
+    """Returns the arguments with the value of --config resolved, and that value."""
     resolved, path = [], None
     for i, argument in enumerate(arguments):
         if argument.startswith("--config="):
@@ -60,7 +60,7 @@ def _load_config(argument: str) -> ConfigDict:
     """Calls get_config() of `file.py` or `file.py:variant`.
 
     Raises:
-        ValueError: it fails, or returns something else; the message names the line and, for a wrong key, the nearest key.
+        ValueError: the call fails or returns something else; the message names the line and, for a wrong key, the nearest key.
     """
     path, colon, variant = argument.partition(":")
     try:
@@ -72,7 +72,7 @@ def _load_config(argument: str) -> ConfigDict:
         while cause.args and isinstance(cause.args[0], Exception):
             cause = cause.args[0]
         reason = (str(cause.args[0]) if cause.args else "").splitlines()
-        # ml_collections lists all keys of the section, and ends with the nearest one.
+        # ml_collections lists all keys of the section and ends with the nearest one.
         reason = [part.partition(" and cannot be added")[0] for part in (reason[:1] + reason[1:][-1:])]
         where = path if line is None else f"{path}, line {line}"
         raise ValueError(f"{where}: {type(cause).__name__}: {'; '.join(reason)}") from None

@@ -30,18 +30,18 @@ from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The tokenizer that is trained on the first stage's problems; a folder `model.path` brings its own."""
+    """Tokenizer trained on the first stage's problems; a folder `model.path` has its own."""
 
     kind: str = checked("char", one_of("char", "unigram", "bpe"))
     vocab_size: int = checked(512, at_least(1))
-    chat: bool = False  # questions become a user's message in the chat template, with model.path only
+    chat: bool = False  # renders questions as a user's message in the chat template; needs model.path
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The section `model`: a folder or a shape, and the numerics. `model_config` adds the vocabulary."""
+    """Section `model`: a folder or a shape, and the numerics. `model_config` adds the vocabulary."""
 
-    path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; it decides the shape
+    path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
     width: int = 64
     layers: int = 3
     heads: int = 4
@@ -58,20 +58,20 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest that holds it
+    prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest that fits
     overflow: str = checked("error", one_of("error", "drop"))  # for problems whose prompt or solution does not fit
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(DecodeConfig):
-    """How test problems are decoded, and how many."""
+    """Decoding of test problems, and their number."""
 
-    problems: int = checked(500, at_least(1))  # from the beginning of the test split
+    problems: int = checked(500, at_least(1))  # the first ones of the test split
     batch_size: int = checked(128, at_least(1))
 
     @property
     def decode(self) -> DecodeConfig:
-        """Without the number of problems and the batch size, so that equal samplers share compiled programs."""
+        """Sampler settings only, so that equal samplers share compiled programs."""
         return DecodeConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DecodeConfig)})
 
 
@@ -84,7 +84,7 @@ class SFTConfig:
     corruption: str = checked("count", one_of(*CORRUPTIONS))  # see diffusion/corruption.py
     microbatches: int = checked(1, at_least(1))
     checkpoint_every: int = checked(500, at_least(1))  # updates
-    heldout: int = checked(0, at_least(0))  # problems of the split that are not trained on, for the held-out loss
+    heldout: int = checked(0, at_least(0))  # problems excluded from training, for the held-out loss
     eval_every: int = checked(0, at_least(0))  # updates between evaluations (held-out loss, test problems); 0: none
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", max_grad_norm=1.0)
 
@@ -100,11 +100,11 @@ class RLConfig:
     microbatches: int = checked(1, at_least(1))
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
-    show_every: int = checked(10, at_least(1))  # iterations between rollouts that are kept for the report
-    # An iteration samples batches of `prompts`, this many at most, until `prompts` groups are neither all correct nor all wrong.
+    show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
+    # An iteration samples at most this many batches of `prompts`, until `prompts` groups are neither all correct nor all wrong.
     dynamic_batches: int = checked(1, at_least(1))
-    # With sampler.cache: iterations between measurements of its error, 0: none; and the error (KL of the exact and the cached
-    # distribution of a token, in nats) above which rollouts are exact until the next measurement, 0: no limit.
+    # With sampler.cache: iterations between measurements of its error (0: none), and the error (KL between a token's exact
+    # and cached distributions, nats) above which rollouts are exact until the next measurement (0: no limit).
     probe_every: int = checked(20, at_least(0))
     probe_limit: float = checked(0.0, at_least(0))
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)
@@ -112,20 +112,20 @@ class RLConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """How completions are graded, in separate processes."""
+    """Grading of completions, in separate processes."""
 
     # "package.module:name" of a function (problem, text) -> float; "": the task's
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
     workers: int = checked(2, at_least(1))
-    deadline_seconds: float = checked(5.0, positive)  # for one answer
-    scale: float = checked(1.0, positive)  # factor of the function's value; REF: 3
-    format: bool = False  # add up to 0.75 for the paper's tags and a box; REF: True
-    after_eos: bool = False  # also grade the text after the first EOS; REF: True
+    deadline_seconds: float = checked(5.0, positive)  # per answer
+    scale: float = checked(1.0, positive)  # factor of the function's value; reference code: 3
+    format: bool = False  # add up to 0.75 for the paper's tags and a box; reference code: True
+    after_eos: bool = False  # also grade the text after the first EOS; reference code: True
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices per axis of the mesh, see `runtime.mesh.make_mesh`."""
+    """Number of devices per mesh axis, see `runtime.mesh.make_mesh`."""
 
     data: int = 1
     fsdp: int = -1  # -1: the rest
@@ -134,13 +134,13 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run. Field names are the keys of the command line, and the defaults are those of `base_config`."""
+    """Configuration of a run. Field names are the keys of the command line; defaults are those of `base_config`."""
 
     seed: int = checked(0, at_least(0))
-    task: ConfigDict  # its keys are the task's, see `defaults` of its module
+    task: ConfigDict  # keys as in `defaults` of the task's module
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: NetworkConfig = NetworkConfig()
-    lora: LoraConfig | None = None  # None: rank 0, all parameters are trained; otherwise adapters of a frozen model
+    lora: LoraConfig | None = None  # None: rank 0, all parameters are trained; else adapters of a frozen model
     data: DataConfig = DataConfig()
     sampler: DecodeConfig = DecodeConfig(completion_length=256, block_length=32, steps=128, temperature=1.2)  # of rollouts
     evaluation: EvaluationConfig = EvaluationConfig(completion_length=256, block_length=32, steps=128)
@@ -151,19 +151,19 @@ class Config:
     reward: RewardConfig = RewardConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoints_kept: int = checked(2, at_least(1))
-    skip_limit: int = checked(5, at_least(1))  # updates in a row that were skipped for a loss or gradient that is not finite
+    skip_limit: int = checked(5, at_least(1))  # consecutive updates skipped for a non-finite loss or gradient that end a run
 
 
-NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section lora where `Config` has None
+NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section lora if `Config.lora` is None
 
 
 def _defaults(task: dict[str, Any]) -> Config:
-    """Every key with its default; `lora` is a dict."""
+    """Returns every key with its default; `lora` is a dict."""
     return Config(task=task, lora=NO_ADAPTERS)
 
 
 def base_config(**task) -> ConfigDict:
-    """All keys with their defaults; setting another key is an error.
+    """Returns all keys with their defaults; setting an unknown key is an error.
 
     Args:
         task: the section `task`, see the task's `defaults`.
@@ -172,10 +172,10 @@ def base_config(**task) -> ConfigDict:
 
 
 def parse(values: ConfigDict) -> Config:
-    """The typed form of a configuration.
+    """Returns the typed form of a configuration.
 
     Raises:
-        ValueError: a value that cannot work; the message names the key.
+        ValueError: a value is invalid; the message names the key.
     """
     task = values.get("task", {}).get("name", "")
     if not isinstance(task, str):
@@ -189,12 +189,12 @@ def parse(values: ConfigDict) -> Config:
 
 
 def _build(default: Any, value: Any, name: str) -> Any:
-    """`value`, where the default is a dataclass one of its class, with every key of the default and the default's types.
+    """Returns `value` in the structure of `default`: dataclasses for its dataclasses, after a check of keys and types.
 
     ConfigDict itself accepts None and bool for any type, and any elements of a tuple.
 
     Args:
-        name: dotted; "" for the whole configuration.
+        name: dotted key; "" for the whole configuration.
     """
     fields = {field.name: field for field in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else {}
     defaults = {key: getattr(default, key) for key in fields} if fields else default
@@ -271,7 +271,7 @@ def _check_model(config: Config) -> None:
     """Checks of the sections model, tokenizer and lora together."""
     model, adapted = config.model, config.lora is not None
     if model.path:
-        # The folder decides the shape, so a key that gives another one would do nothing.
+        # The folder decides the shape, so a key that differs would have no effect.
         for name, section, keys in (("model", model, SHAPE_KEYS), ("tokenizer", config.tokenizer, ("kind", "vocab_size"))):
             for key in keys:
                 value = getattr(section, key)
@@ -305,15 +305,15 @@ def _check_unused(section: str, decode: DecodeConfig) -> None:
 
 
 def folder_model(config: Config) -> ModelConfig | None:
-    """The network of the folder `model.path`, None without one. Its end of turn is set by `with_tokenizer`."""
+    """Returns the network of the folder `model.path`, None without one. `with_tokenizer` sets its end of turn."""
     if not config.model.path:
         return None
     return folder_model_config(config.model.path, **{key: getattr(config.model, key) for key in NUMERICS})
 
 
 def model_config(config: Config, tokenizer) -> ModelConfig:
-    """The network of the run. The vocabulary of a trained tokenizer is rounded up, so that a tensor axis of 2, 4 or 8 divides
-    the head."""
+    """Returns the network of the run. Rounds up the vocabulary of a trained tokenizer, so that a tensor axis of 2, 4 or 8
+    divides the head."""
     from_folder = folder_model(config)
     if from_folder is not None:
         return with_tokenizer(from_folder, tokenizer, config.model.path)
@@ -322,10 +322,10 @@ def model_config(config: Config, tokenizer) -> ModelConfig:
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
-    """The network of a folder, with the end of turn of the folder's tokenizer.
+    """Returns the network of a folder, with the end of turn of the folder's tokenizer.
 
     Raises:
-        ValueError: the two do not belong together.
+        ValueError: network and tokenizer do not match.
     """
     if tokenizer.eos_id != model.eos_id:
         raise ValueError(
@@ -340,13 +340,13 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
-    """The network with the shape of the section `model`; vocabulary: vocab_size, mask_id and eos_id."""
+    """Returns the network with the shape of the section `model`; vocabulary: vocab_size, mask_id and eos_id."""
     keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
     return ModelConfig(**keys)
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """The reverse of `to_json`; keys that are missing, from an earlier version, have their defaults."""
+    """Inverts `to_json`; keys missing in files of earlier versions get their defaults."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
@@ -354,18 +354,18 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """As config.json reads back: tuples become lists."""
+    """Returns the configuration as config.json reads back: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-# Keys that decide where and in how many parts a run computes, not the result: a run may continue with other values.
+# Keys that affect where and in how many parts a run computes, but not the result; a run may resume with other values.
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Hash of all keys that affect results, i.e. all but `RESUMABLE_KEYS`."""
+    """Returns a hash of all keys that affect results, i.e. all but `RESUMABLE_KEYS`."""
     values = to_json(config)
     for key in RESUMABLE_KEYS:
         *sections, name = key.split(".")
@@ -375,10 +375,10 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that everything that is split over devices divides evenly.
+    """Checks that all sizes split over devices divide evenly, and that the attention runs on these devices.
 
     Raises:
-        ValueError: names the two config keys that do not fit together.
+        ValueError: names the config keys that conflict.
     """
     sft, rl = config.sft, config.rl
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}

@@ -42,7 +42,7 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class PlugIn:
-    """JAX's support of one kind of accelerator."""
+    """JAX's support for one kind of accelerator."""
 
     name: str
     packages: tuple[str, ...]
@@ -81,7 +81,7 @@ class Finding:
 
 
 def _noted(name: str, text: str, todo: str) -> Finding:
-    """A note with a remedy, or ok without one."""
+    """Returns a note with a remedy, or ok without one."""
     return Finding("note" if todo else "ok", name, text, todo)
 
 
@@ -100,7 +100,7 @@ def main(_) -> None:
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Findings of a check; an exception in it becomes a problem."""
+    """Yields the findings of a check; an exception in it becomes a problem."""
     try:
         yield from check()
     except Exception as error:  # a broken installation can raise anything
@@ -127,7 +127,7 @@ def versions() -> Iterator[Finding]:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """Packages that igpo_jax requires without an extra (""), or those that an extra adds."""
+    """Returns the packages that igpo_jax requires without an extra (""), or that an extra adds."""
 
     def applies(requirement: Requirement, extra: str) -> bool:
         return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
@@ -137,7 +137,7 @@ def _requirements(extra: str) -> list[Requirement]:
 
 
 def _unmet(extra: str) -> list[str]:
-    """A text for each required package that is missing or has another version."""
+    """Returns a text for each required package that is missing or has a wrong version."""
     return [text for requirement in _requirements(extra) if (text := _wrong(requirement))]
 
 
@@ -184,7 +184,7 @@ def host() -> Iterator[Finding]:
 
 
 def host_memory() -> tuple[int, int]:
-    """Total and free bytes of the host, or of the container's limit where that is lower."""
+    """Returns total and free bytes of the host, or of the container's limit if that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = _available() or total
     limits = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
@@ -196,7 +196,7 @@ def host_memory() -> tuple[int, int]:
 
 
 def _available() -> int:
-    """Bytes that Linux could allocate; 0 on other systems."""
+    """Returns the bytes that Linux could allocate; 0 on other systems."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
             return int(found[1]) * 1024
@@ -291,7 +291,7 @@ def tiny_run() -> Iterator[Finding]:
 
 
 def _tiny_config(rows: int):
-    """A run of seconds; batches have one row per device."""
+    """Returns the configuration of a run of seconds, with one row per device in its batches."""
     from igpo_jax.config import base_config
     from igpo_jax.tasks import arithmetic
 
@@ -310,7 +310,7 @@ def _tiny_config(rows: int):
 
 
 def _version(package: str) -> str:
-    """Version of an installed package, "" if it is not installed."""
+    """Returns the version of an installed package, "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -25,7 +25,7 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts: one a line, o
 CHAT = flags.DEFINE_bool("chat", False, "Put prompts as a user's messages into the model's chat template.")
 HINT = flags.DEFINE_string("hint", "", "Fixed text with which each completion begins.")
 TEMPLATE = flags.DEFINE_multi_string("template", [], 'Text with blanks, such as "The answer is [MASK:4] because".')
-# None: as the run's evaluations decode; other models decode 128 tokens in blocks of 32, greedily, one token per step.
+# None: as in the run's evaluations; other models decode 128 tokens in blocks of 32, greedily, one token per step.
 LENGTH = flags.DEFINE_integer("completion_length", None, "Tokens of a completion; by default the run's, or 128.", lower_bound=1)
 BLOCK = flags.DEFINE_integer(
     "block_length", None, "Tokens of a block; blocks are filled from left to right. By default the run's, or 32.", lower_bound=1
@@ -88,7 +88,6 @@ def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
     decoding |= {flag.name: flag.value for flag in decoding_flags if flag.value is not None}
     if not TEMPLATE.value:
         return model.generate(prompts, hint=HINT.value, completion_length=LENGTH.value, block_length=BLOCK.value, **decoding)
-    # Every template with every prompt.
     pairs = [(template, prompt) for template in TEMPLATE.value for prompt in prompts or [""]]
     return model.infill([template for template, _ in pairs], prompts=[prompt for _, prompt in pairs], **decoding)
 

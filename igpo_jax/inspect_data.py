@@ -1,8 +1,8 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
-Prints what a run would read: for each file, how many problems are kept and why others are not; lengths in tokens; how many
-problems fit; and a few problems as the model sees them, with the parts of the solution that no hint shows in [[double
-brackets]]. Reads no weights.
+Prints the data that a run would read: for each file, the number of problems kept and the reasons for dropping others;
+lengths in tokens; the number of problems that fit; and a few problems as the model sees them, with the parts of the
+solution that no hint shows in [[double brackets]]. Reads no weights.
 """
 
 import pathlib
@@ -42,7 +42,7 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
     """Yields the lines of the report.
 
     Raises:
-        ValueError: data that cannot be used.
+        ValueError: the data is invalid.
     """
     task = load_task(config.task.name)
     problems = load_run_problems(config)

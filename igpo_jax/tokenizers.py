@@ -1,4 +1,4 @@
-"""Tokenizers: Hugging Face's tokenizer.json and SentencePiece's *.model under one protocol, and LLaDA's chat template."""
+"""Tokenizers from Hugging Face's tokenizer.json and SentencePiece's *.model files, with one protocol; LLaDA's chat template."""
 
 import io
 import json
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A *.model file; `mask_id` is used if the file has no piece <mask>."""
+    """Tokenizer of a *.model file; `mask_id` is used if the file has no piece <mask>."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
@@ -68,7 +68,7 @@ class SentencePieceTokenizer:
         mapping = self._processor.encode_as_offset_mapping(text)
         offsets, end = [], len(text)
         for begin, stop in reversed(mapping["offsets"]):
-            # SentencePiece gives only the last byte of a character spelled in bytes its width.
+            # SentencePiece gives all bytes of a character but the last the width 0.
             end = stop if stop > begin else end
             offsets.append((begin, end))
         return mapping["ids"], offsets[::-1]
@@ -82,7 +82,7 @@ class SentencePieceTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json; the tokenizer_config.json beside it names the special tokens (docs/method.md section 4)."""
+    """Tokenizer of a tokenizer.json; tokenizer_config.json beside it names the special tokens (docs/method.md section 4)."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
@@ -96,7 +96,7 @@ class HuggingFaceTokenizer:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise ValueError(f"{path} is not a tokenizer: {first_line(error)}") from None
-        self._tokenizer.encode_special_tokens = True  # encodes their names as text
+        self._tokenizer.encode_special_tokens = True  # encodes names of special tokens as text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
@@ -127,7 +127,7 @@ class HuggingFaceTokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # Pieces end where the next ones begin: if normalization merges characters, the library gives the place of the first.
+        # A piece ends where the next begins: for characters merged by normalization, the library reports only the first.
         offsets, end, next_begin = [], len(text), len(text)
         for begin, _ in reversed(encoding.offsets):
             end = next_begin if begin < next_begin else end
@@ -176,7 +176,7 @@ def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, A
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
-    """Returns eos_token, pad_token and others by tokenizer_config.json, else by special_tokens_map.json."""
+    """Returns eos_token, pad_token and others from tokenizer_config.json, else from special_tokens_map.json."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -197,7 +197,7 @@ def chat_text(messages: Sequence[dict[str, str]]) -> str:
 
 
 def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
-    """Decodes a completion, int [l], up to its first EOS, or whole."""
+    """Decodes a completion, int[l], up to its first EOS, or all of it if `whole`."""
     ended = np.flatnonzero(tokens == tokenizer.eos_id)
     return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
 

@@ -1,6 +1,6 @@
 """python -m igpo_jax.train --config=arithmetic.py [--workdir=DIR] [--config.key=value ...]
 
-One run: supervised stage, IGPO, evaluation, report. The same command continues an interrupted run.
+Runs the supervised stage, IGPO, evaluations and the report. The same command resumes an interrupted run.
 """
 
 import json
@@ -59,7 +59,7 @@ def main(_):
         shortage = explain_shortage(error, MEMORY_KEYS)
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
             print(f"error: {shortage or error}", file=sys.stderr)
-            raise  # ends this process at once: leaving in order would wait for the others
+            raise  # ends this process at once, because an orderly exit would wait for the others
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, meshes over them, and one cache of compiled programs for all processes."""
+"""Eight virtual CPU devices for every test, meshes over them, and one compilation cache for all processes."""
 
 import gc
 import importlib.metadata
@@ -9,7 +9,7 @@ import shutil
 import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling these tiny programs costs far more than running them: LLVM need not try hard.
+# Compiling these tiny programs costs far more than running them, so disable expensive LLVM passes.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
@@ -17,7 +17,7 @@ COMPILED_LIMIT = 2**30  # bytes
 
 
 def kind_of_compiler() -> str:
-    """Compiled programs are valid for one version of jaxlib and one kind of CPU."""
+    """Returns a key for the version of jaxlib and the kind of CPU, for which compiled programs are valid."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     flags = (
         [line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))]
@@ -28,7 +28,7 @@ def kind_of_compiler() -> str:
 
 
 def compiled_programs() -> pathlib.Path:
-    """The folder of compiled programs, kept from one session to the next until it is too large or the compiler changes."""
+    """Returns the compilation cache folder; it is cleared if it is too large or the compiler changed."""
     folder = COMPILED / kind_of_compiler()
     if COMPILED.exists():
         size = sum(file.stat().st_size for file in COMPILED.rglob("*") if file.is_file())
@@ -38,7 +38,7 @@ def compiled_programs() -> pathlib.Path:
     return folder
 
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's own workers and the processes that tests start inherit it
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # inherited by pytest's workers and by processes that tests start
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled_programs())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -53,7 +53,7 @@ def make_test_mesh(shape: tuple[int, int, int]) -> Mesh:
     )
 
 
-# Files that take longest, in this order: pytest-xdist hands out whole files, and a long one at the end would leave cores idle.
+# Slowest files first: pytest-xdist distributes whole files, and a slow one at the end would leave cores idle.
 LONGEST = (
     "end_to_end/test_processes.py end_to_end/test_resume.py end_to_end/test_math_recipe.py compare/test_compare.py "
     "end_to_end/test_evaluate.py end_to_end/test_llada.py end_to_end/test_commands.py faults/test_not_finite.py "
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_forgotten():
-    """Every compiled program holds memory maps, of which Linux gives a process 65,530: all tests together need more."""
+    """Frees compiled programs. Each holds memory maps, and Linux allows 65,530 per process; all tests together need more."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -78,11 +78,11 @@ def programs_are_forgotten():
 
 @pytest.fixture
 def mesh_of():
-    """shape -> a mesh over the first devices."""
+    """Returns a function: shape -> mesh over the first devices."""
     return make_test_mesh
 
 
 @pytest.fixture
 def mesh():
-    """The mesh of one device."""
+    """Mesh of one device."""
     return make_test_mesh((1, 1, 1))

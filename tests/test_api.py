@@ -1,4 +1,4 @@
-"""generate, infill, logits and score, on a converted LLaDA of tiny size."""
+"""generate, infill, logits and score, on a converted tiny LLaDA."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_folder_its_conversion_and_any_mesh_generate_the_same(folder, model, tmp
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_batch_of_mixed_lengths_equals_one_by_one(model, temperature):
-    # After no prompt all masks of the first block look the same, and rounding decides between them.
+    # With an empty prompt all masks of the first block look the same, so rounding would decide between them.
     prompts = [prompt or "no" for prompt in PROMPTS]
     together = model.generate(prompts, temperature=temperature, **LENGTHS)
     alone = [model.generate([prompt], temperature=temperature, **LENGTHS)[0] for prompt in prompts]
@@ -138,7 +138,7 @@ def test_score_of_one_token_is_its_log_probability(model):
 
 
 def test_score_approaches_the_mean_over_all_maskings_within_its_error(model):
-    """Brute force over the 7 maskings of three tokens: k of them with weight 3 / k, k and the tokens uniform."""
+    """Enumerates the 7 maskings of three tokens: weight 3 / k for k masks; k, then the tokens, are uniform."""
     prompt, answer = model.tokenizer.encode("Hello"), model.tokenizer.encode("421")
     exact = 0.0
     for chosen in range(1, 8):
@@ -191,7 +191,7 @@ def test_a_model_that_does_not_divide_over_the_mesh_is_refused(folder, mesh_of):
         igpo_jax.load(folder, mesh=mesh_of((1, 1, 8)))
 
 
-# Each option of docs/method.md section 5 has its effect
+# Effect of each option of docs/method.md section 5
 
 CFG = ModelConfig(vocab_size=6, mask_id=5, eos_id=1, eot_id=2, width=4, layers=1, heads=2, kv_heads=2, mlp_width=4)
 DECODE = DecodeConfig(completion_length=3, block_length=3, steps=3)
@@ -223,7 +223,7 @@ def test_both_options_together():
 
 
 def test_options_reach_the_sampler(model):
-    """A network that wants EOS most, everywhere: seldom where EOS waits for the rest, never where it is ruled out."""
+    """Uses a network that prefers EOS everywhere: EOS is rare if it is written last, absent if it is excluded."""
     params = jax.tree.map(jnp.zeros_like, model.params)
     head = params["head"].at[:, model.config.eos_id].set(8 / 32).at[:, 7].set(7 / 32).at[:, 8].set(7 / 32)
     params |= {"embedding": jnp.ones_like(params["embedding"]), "final_norm": jnp.ones(32), "head": head}
@@ -239,7 +239,7 @@ def test_options_reach_the_sampler(model):
 
 
 def test_what_is_not_asked_for_is_as_the_model_decodes(model):
-    """The lengths, steps and sampler of a run's evaluations; and what is asked for takes their place one by one."""
+    """Defaults are the lengths, steps and sampler of a run's evaluations; each argument overrides one of them."""
     decode = DecodeConfig(completion_length=16, block_length=8, steps=4, temperature=0.7, remasking="random")
     own = dataclasses.replace(model, decode=decode)
     for asked, meant in (

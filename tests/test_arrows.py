@@ -1,4 +1,4 @@
-"""Imports point down: from the commands to runs, from runs to the algorithm, from there to the ground."""
+"""Imports point down: from commands to runs to the algorithm to problems and the runtime."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: both sides agree, a disagreement ends them, and a result is written."""
+"""The benchmarks at tiny sizes: both sides agree, a disagreement ends them, and they write a result."""
 
 import dataclasses
 import importlib.util
@@ -21,7 +21,7 @@ AGAINST_TORCH = [*MODEL, *"--against torch --completion-length 20 --block 4 --st
 
 @pytest.fixture
 def load(monkeypatch):
-    """name -> a fresh module of the folder, as a program of that name sees it."""
+    """Returns a function that imports a benchmark afresh, as if it were run as a program."""
     monkeypatch.syspath_prepend(FOLDER)
 
     def load(name):
@@ -33,7 +33,7 @@ def load(monkeypatch):
 
 
 def run(load, name, arguments, tmp_path, capsys):
-    """The cases of a benchmark; they are what it prints and what it writes."""
+    """Runs a benchmark and returns its cases, after checking that it prints and writes them."""
     path = tmp_path / "new" / f"{name}.json"
     cases = load(name).main([*arguments, "--output", str(path)])
     assert json.loads(path.read_text()) == cases == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -49,7 +49,7 @@ def test_update(load, tmp_path, capsys):
     assert tiled["baseline"] == "tiled" and tiled["gradient_difference"] <= 1e-4 and tiled["losses"][0] != 0
     assert len(set(tiled["losses"])) == tiled["inner_steps"] == 4
     assert all(case["loss_difference"] <= 1e-4 for case in (tiled, *rest))
-    # Beyond the floor: the head's logits once more in every backward pass, of two rows of six positions.
+    # Besides the floor, each backward pass recomputes the head's logits: two rows of six positions.
     more = 4 * 2 * 2 * 6 * 16 * tiled["model"]["vocab_size"]
     assert tiled["compiled_flops"] == pytest.approx(tiled["model_flops"] + more, rel=0.01)
 
@@ -94,11 +94,8 @@ def test_update_notices_another_algorithm_in_torch(load, monkeypatch, of, change
     module, torch_plain = load("update"), importlib.import_module("torch_plain")
     make = torch_plain.make_policy_update
 
-    def with_change(*arguments):
-        *others, objective, adamw = arguments
-        changed = {"objective": objective, "adamw": adamw}
-        changed[of] = dataclasses.replace(changed[of], **change)
-        return make(*others, **changed)
+    def with_change(inputs):
+        return make(inputs._replace(**{of: dataclasses.replace(getattr(inputs, of), **change)}))
 
     monkeypatch.setattr(torch_plain, "make_policy_update", with_change)
     with pytest.raises(AssertionError):
@@ -128,7 +125,7 @@ def test_llada_8b_at_small_size(load, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_all_of_gpu_sh_without_a_gpu(tmp_path):
-    """Every step but the tests; on a GPU the same script takes real shapes."""
+    """Runs every step but the tests; on a GPU the same script uses real shapes."""
     env = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "XLA_FLAGS": QUICK}
     done = subprocess.run(["bash", str(FOLDER / "gpu.sh")], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout

@@ -105,7 +105,7 @@ def test_what_does_not_divide_over_the_devices_is_named(changes, words, tmp_path
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_fewer_problems_than_a_batch_is_found_out_at_once(stage, tmp_path):
-    """When the run is opened, not when the stage begins, possibly hours later."""
+    """Fails when the run is opened, not hours later when the stage begins."""
     key = {"sft": "sft.batch_size", "rl": "rl.prompts"}[stage]
     message = error_of(tiny(sft__heldout=0, **{f"task__{stage}_problems": 7}), tmp_path / "run")
     assert "7 problems" in message and key in message
@@ -119,7 +119,7 @@ def test_more_problems_held_out_than_there_are(tmp_path):
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_the_ends_of_the_ratio_work(ratio, tmp_path):
-    """0 reveals no chunk, 1 reveals every chunk."""
+    """A ratio of 0 reveals no chunk, 1 reveals every chunk."""
     config = tiny(inpainting__ratio_min=ratio, inpainting__ratio_max=ratio, inpainting__chunk_max=2)
     experiment = open_experiment(config, tmp_path / "run")
     config = experiment.config
@@ -144,7 +144,7 @@ def test_the_ends_of_the_ratio_work(ratio, tmp_path):
         done = rollout(experiment.initial_params(), prompts, all_wrong, jax.random.key(0), cfg, experiment.mesh)
     assert done.triggered.tolist() == rows.tolist() and not done.replaced.any()
     assert (done.second.ratio == ratio).all()
-    # Chunks of two cover the trace except for an odd last token, and every token may be shown.
+    # Chunks of two cover the trace except an odd last token, and every token may be shown.
     covered = prompts.trace_length // 2 * 2 * (ratio == 1)
     expected = np.arange(config.sampler.completion_length) < covered[:, None]
     assert np.array_equal(done.second.hint, np.repeat(expected[:, None], config.rl.group_size, axis=1))
@@ -255,7 +255,7 @@ def train(*arguments: str) -> str:
 
 
 def config_file(folder: pathlib.Path, line: str) -> tuple[pathlib.Path, int]:
-    """A copy of tiny.py with one more line; and the number of that line."""
+    """Copies tiny.py with one more line; returns the path and the number of that line."""
     text = TINY.read_text().replace("    return config", f"    {line}\n    return config")
     path = folder / "mistaken.py"
     path.write_text(text)

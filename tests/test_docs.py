@@ -1,4 +1,4 @@
-"""Documentation is true: runnable blocks run, and files, commands and keys that are named exist."""
+"""Documentation is correct: runnable blocks run, and files, commands and keys that it names exist."""
 
 import ast
 import functools
@@ -18,9 +18,9 @@ from run_configs import CONFIGS
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# Files and folders of this repository that are named in running text.
+# Files and folders of this repository, in prose.
 FILE = re.compile(r"(?<![\w./-])(?:igpo_jax|configs|launch|tests|benchmarks|docs)/[\w/.-]*\w")
-# A file's name, or the end of its path, in a docstring, a comment or a document.
+# A file name, or the end of its path, in a docstring, a comment or a document.
 NAME = re.compile(r"(?<![\w./<{*\\-])(?:[\w-]+/)*[\w-]+\.(?:py|md|sh|sbatch)\b(?![\w(/-])")
 FOLDERS = ("igpo_jax", "tests", "benchmarks", "configs", "docs", "launch")
 # Names of files that are not in this repository.
@@ -72,7 +72,7 @@ def test_every_file_that_code_or_a_document_names_exists():
         # Tables in benchmarks/results record the names of the commit that was measured.
         if path.suffix in (".py", ".md") and not path.is_relative_to(ROOT / "benchmarks/results"):
             unknown = set(NAME.findall(path.read_text())) - known
-            if unknown:  # perhaps in its code only; the look at its comments takes longer
+            if unknown:  # possibly in code only; parsing for prose is slower
                 missing += [f"{path.relative_to(ROOT)}: {name}" for name in unknown.intersection(NAME.findall(prose(path)))]
     assert not missing, "\n".join(missing)
 
@@ -96,13 +96,13 @@ def repository_files() -> list[pathlib.Path]:
 
 
 def endings(files: list[pathlib.Path]) -> set[str]:
-    """All names by which files can be cited: their paths in the repository, and the ends of these."""
+    """Returns all names that can cite a file: its path in the repository, and every end of it."""
     parts = [file.relative_to(ROOT).parts for file in files]
     return {"/".join(path[first:]) for path in parts for first in range(len(path))}
 
 
 def prose(path: pathlib.Path) -> str:
-    """A document without files that its own blocks write; comments and docstrings of a module."""
+    """Returns a document without the files that its own blocks write, or the comments and docstrings of a module."""
     text = path.read_text()
     if path.suffix == ".md":
         own = {block.name for block in blocks_of(text) if block.kind == "file"} | {"blocks.py"}
@@ -130,7 +130,7 @@ def test_keys_of_configurations_exist(path):
 
 @functools.cache
 def known_keys() -> set[str]:
-    """The keys of all configurations; their variants only change values."""
+    """Returns the keys of all configurations; variants only change values."""
     found: set[str] = set()
     for path in CONFIGS.glob("*.py"):
         found |= keys(runpy.run_path(str(path))["get_config"]())
@@ -145,7 +145,7 @@ def keys(config: ConfigDict, prefix: str = "") -> set[str]:
 
 
 def headings(document: str) -> set[str]:
-    """Anchors of a document's headings, as GitHub makes them."""
+    """Returns the anchors of a document's headings, as on GitHub."""
     titles = re.findall(r"^#+ (.+)$", without_code(document), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

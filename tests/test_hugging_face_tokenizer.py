@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from igpo_jax.tokenizers import chat_text, encode_chat, load_tokenizer
 from tokenizer_files import BASE, INSTRUCT, write_tokenizer
 
-# Rendered by jinja2 with the template in LLaDA-8B-Instruct's tokenizer_config.json.
+# Rendered by jinja2 from the template in LLaDA-8B-Instruct's tokenizer_config.json.
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "chat_template_cases.json").read_text())
 
 
@@ -87,7 +87,7 @@ def test_special_and_unused_ids_have_no_text(tokenizer, ids):
 def test_a_mask_that_the_file_takes_for_text_cannot_be_written(tmp_path):
     write_tokenizer(tmp_path)
     inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    inner.add_tokens([AddedToken("<[MASK]>", special=False)])  # iLLaDA's
+    inner.add_tokens([AddedToken("<[MASK]>", special=False)])  # named as in iLLaDA
     inner.save(str(tmp_path / "tokenizer.json"))
     mask_id = inner.token_to_id("<[MASK]>")
     tokenizer = load_tokenizer(tmp_path, mask_id)

@@ -1,4 +1,4 @@
-"""Lint rules and type hints, by the tools and settings of pyproject.toml."""
+"""Lint rules and type hints, with the tools and settings of pyproject.toml."""
 
 import pathlib
 import subprocess

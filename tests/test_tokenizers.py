@@ -75,7 +75,7 @@ def test_special_ids_are_distinct_have_names_and_no_text(tokenizer):
 
 
 def test_ids_above_the_vocabulary_have_no_text(tokenizer):
-    """Models may sample them, because their vocabulary is rounded up."""
+    """Models may sample such ids, because their vocabulary is rounded up."""
     ids = tokenizer.encode("cat")
     assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 5]) == "cat"
     assert tokenizer.piece(tokenizer.vocab_size) == "<unused>"
@@ -104,7 +104,7 @@ def test_char_has_one_piece_for_each_character(tmp_path):
     train_sentencepiece(TEXTS, tmp_path / "m", kind="char", vocab_size=200)
     tokenizer = load_tokenizer(tmp_path / "m")
     assert all(len(tokenizer.encode(text)) == len(text) for text in TEXTS)
-    assert tokenizer.vocab_size == len(ALPHABET) + 4  # three specials and the unknown token
+    assert tokenizer.vocab_size == len(ALPHABET) + 4  # three special tokens and the unknown token
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

@@ -42,7 +42,7 @@ def main(_) -> None:
         {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if QUICK.value else {}
     )
     overrides = [f"--config.{key}={value}" for key, value in quick.items()]
-    overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one counts
+    overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one wins
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     name = pathlib.Path(file.partition(":")[0]).stem
     folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
@@ -94,7 +94,7 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
 
 
 def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
-    """Trains one run in its own process, which is in `running` meanwhile.
+    """Trains one run in its own process, which is in `running` until it ends.
 
     Raises:
         RuntimeError: the run failed; names its log.
@@ -124,8 +124,8 @@ def run_folder(folder: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
 
 
 def create_run_folder(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) -> None:
-    """Makes a run's folder, which shares compiled programs with the others. If `source` has a supervised stage, which is
-    bitwise the same for all arms, it is copied."""
+    """Makes a run's folder, which shares compiled programs with the others; copies the supervised stage of `source`, if any,
+    which is bitwise equal for all arms."""
     new = run.with_name(f"{run.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

@@ -10,8 +10,8 @@ from igpo_jax import config as configuration
 Overrides = dict[str, Any]
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
-# The reference code's hints and loss (docs/method.md section 15): the answer leaks, the entropy filter is bypassed. Without
-# `stretch`, which leaves the last 30 positions of a canvas without hints: all of a short one.
+# The reference code's hints and loss (docs/method.md section 15): the answer leaks, the entropy filter is bypassed. `stretch`
+# is left out, because it keeps hints out of the last 30 positions of a canvas, which are all positions of a short one.
 REFERENCE_CODE: Overrides = {
     "inpainting.exclude_answer": False,
     "inpainting.round_up": True,
@@ -22,11 +22,11 @@ FEW: Overrides = {"task.rl_problems": 64}  # problems recur, so that earlier ans
 SMALL_CHUNKS: Overrides = {
     "inpainting.chunk_min": 2,
     "inpainting.chunk_max": 3,
-}  # with one or two chunks, different ratios show the same
+}  # more chunks; with one or two, different ratios show the same hints
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
 HOT: Overrides = {
     "sampler.temperature": 1.0
-}  # the model's own distribution, where the order of sampling and choosing positions matters most
+}  # samples the model's own distribution, for which the order of sampling and choosing positions matters most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +66,13 @@ ARMS = {
 }
 
 # Measures of a claim: final accuracy on all problems, on the hardest third, or minus the mean share of groups that are all wrong
-# before hints
+# before hints.
 ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Claims that better - worse > margin, in percentage points; of several arms in `worse`, the best counts."""
+    """Claim that better - worse > margin, in percentage points; of several arms in `worse`, the best counts."""
 
     text: str
     better: str

@@ -12,7 +12,7 @@ from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
 
-REACHED = 0.5  # the accuracy whose cost in prompts and evaluations is reported
+REACHED = 0.5  # accuracy whose cost in prompts and evaluations is reported
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
 Budget = Literal["prompts", "evaluations"]
 
@@ -22,7 +22,7 @@ class RunNumbers:
     """Results of one run with k evaluations."""
 
     prompts: np.ndarray  # f64[k], sampled until each evaluation
-    evaluations: np.ndarray  # f64[k], rows that went through the network until each evaluation
+    evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
     correct: np.ndarray  # bool[k, problems]
     rollouts: list[dict[str, Any]]  # rows of metrics.jsonl
     result: dict[str, Any]  # result.json
@@ -51,7 +51,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
     """Returns each arm's verdicts, bool[seeds, problems], at equal budgets: for each seed, those of the last evaluation within
-    the total spending of the cheapest arm."""
+    the total budget of the cheapest arm."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
     return {
         arm: np.array(
@@ -63,7 +63,7 @@ def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
     """Returns bool[seeds, problems]: for each seed, the third of the problems that all arms solved least often with the *other*
-    seeds, so that no run chooses the problems that judge it. A single seed is judged by its own."""
+    seeds, so that no run chooses the problems that judge it. A single seed chooses its own."""
     mean = np.mean(list(correct.values()), axis=0)
     seeds, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
@@ -74,7 +74,7 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
-    """Returns mean and 95% interval of [seeds, problems], by a bootstrap over seeds and over problems, which all seeds share.
+    """Returns mean and 95% interval of [seeds, problems], by a bootstrap over seeds and over problems, the same for all seeds.
 
     Args:
         counted: bool[seeds, problems], the values to use; by default all.

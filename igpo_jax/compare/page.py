@@ -1,4 +1,4 @@
-"""comparison.json, comparison.md, comparison.svg and comparison.html.
+"""Writes comparison.json, comparison.md, comparison.svg and comparison.html.
 
 The page is one file that loads nothing and has no script; its figures are SVG, drawn here.
 """
@@ -64,7 +64,7 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
     """Returns the SVG of shares over a budget: the mean over seeds, and the range from the worst to the best.
 
     Args:
-        series: (x, y), [seeds, points] each, by name. Shown up to twice the end of the shortest.
+        series: (x, y), [seeds, points] each, by name; cut at twice the end of the shortest.
     """
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
     most = min(max(ends), 2 * min(ends)) or 1.0  # one expensive arm would squeeze the others

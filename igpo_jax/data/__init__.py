@@ -1,1 +1,1 @@
-"""Data: problems to batches of token arrays."""
+"""Data pipeline: from problems to batches of token arrays."""

@@ -1,14 +1,14 @@
 """Builds token arrays from problems, and batches from arrays with Grain.
 
 Batch i depends only on (data, seed, i), is the same for any number of hosts, and every epoch has its own order. Resuming
-needs nothing but the step number.
+needs only the step number.
 """
 
 import logging
 import math
 import zlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax
 import grain
@@ -38,7 +38,7 @@ class SFTBatch(flax.struct.PyTreeNode):
     completion: np.ndarray  # i32[n, l], padded with EOS
 
 
-Arrays = TypeVar("Arrays", PromptBatch, SFTBatch)
+Arrays = TypeVar("Arrays", bound=Any)  # a bundle with prompts: tokens and prompt_mask
 
 
 def prompt_arrays(
@@ -49,7 +49,7 @@ def prompt_arrays(
     prefix: str = "",  # beginning of every answer, appended to the prompt
     prompt_length: int,
     completion_length: int,
-    exclude_answer: bool,  # cuts chunks only from before a trace's last answer span, without tokens of any span
+    exclude_answer: bool,  # hints end before a trace's last answer span and show no tokens of any span
     overflow: str,  # error | drop, see `_fitting` | cut: keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
     """Returns the problems whose prompts fit, and their arrays, one row each."""
@@ -82,7 +82,7 @@ def _problem_numbers(ids: Sequence[str]) -> np.ndarray:
     owner: dict[int, str] = {}
     for name in ids:
         number = zlib.crc32(name.encode())
-        while number in owner:  # rewards look up their problem by number
+        while number in owner:  # unique, because rewards look up their problem by number
             if owner[number] == name:
                 raise ValueError(f"two problems have the id {name!r}; rename one")
             number = (number + 1) % 2**32

@@ -5,6 +5,7 @@ selects the tokens that a step writes.
 """
 
 import functools
+from typing import Any
 
 import flax
 import jax
@@ -20,8 +21,7 @@ from igpo_jax.runtime.mesh import BATCH, shard_rows
 HINT = -1  # in `unmask_step`: a token given from the start
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
     """Completions in progress."""
 
     prompt: Array  # int32 [b, p], padded on the left
@@ -37,11 +37,11 @@ class DecodeState:
     def abstract(cls, rows: int, prompt_length: int, decode: DecodeConfig, mesh: Mesh) -> "DecodeState":
         """`jax.ShapeDtypeStruct` of every field, with its sharding on `mesh`."""
 
-        def array(shape, dtype):
+        def array(shape, dtype) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(BATCH)))
 
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-        keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype)  # no sharding: they come from the host
+        split = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+        keys: Any = jax.ShapeDtypeStruct(split.shape, split.dtype)  # no sharding: they come from the host
         prompt, prompt_mask = array((rows, prompt_length), jnp.int32), array((rows, prompt_length), jnp.bool_)
         canvas = array((rows, decode.completion_length), jnp.int32)  # shared by several fields until the first block has run
         ended, slot = array((rows,), jnp.bool_), array((rows,), jnp.int32)
@@ -59,8 +59,7 @@ def initial_state(
     return jax.tree.map(shard_rows, state)
 
 
-@flax.struct.dataclass
-class DenoiseCarry:
+class DenoiseCarry(flax.struct.PyTreeNode):
     """Arrays that the steps of a block change."""
 
     tokens: Array  # int32 [b, l]
@@ -72,16 +71,14 @@ class DenoiseCarry:
         return cls(state.tokens, state.unmask_step, jnp.int32(0))
 
 
-@flax.struct.dataclass
-class StepInfo:
+class StepInfo(flax.struct.PyTreeNode):
     """One step's decisions for the block."""
 
     drawn: Array  # int32 [b, k]
     written: Array  # bool [b, k]
 
 
-@flax.struct.dataclass
-class Block:
+class Block(flax.struct.PyTreeNode):
     """One block of completions: the inputs that its steps share, and the step itself."""
 
     params: Params

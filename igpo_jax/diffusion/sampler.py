@@ -47,13 +47,7 @@ def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attemp
 
 
 def sample(
-    params: Params,
-    prompt: Array,
-    prompt_mask: Array,
-    canvas: Array,
-    row_keys: Array,
-    cfg: ModelConfig,
-    decode: DecodeConfig,
+    params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> Sample:
     """Fills the masks of a canvas block by block, from left to right.
 
@@ -103,7 +97,7 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 def canonical_sharding(state: DecodeState) -> DecodeState:
     """Normalizes equivalent shardings, which would otherwise trigger recompilation, to (data, fsdp) by name. Arrays of several
     processes cannot be renamed, so these compile once more."""
-    sharding = state.tokens.sharding
+    sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state
     return jax.device_put(state, NamedSharding(sharding.mesh, P(BATCH)))
@@ -147,8 +141,8 @@ class BlockCarry:
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
-    tokens: jax.Array  # int32 [b, l]
-    unmask_step: jax.Array  # int32 [b, l]
+    tokens: Array  # int32 [b, l]
+    unmask_step: Array  # int32 [b, l]
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
@@ -168,15 +162,16 @@ def denoise_block(
             return BlockCarry(carry.full + 1, carry.partial, after.tokens, after.unmask_step)
 
         def run_cached(carry: DenoiseCarry) -> DenoiseCarry:
+            assert cache is not None
             return block.denoise_step(carry, block.cached_forward(carry.tokens, cache), first)[0]
 
-        def cache_serves(carry: DenoiseCarry) -> jax.Array:
+        def cache_serves(carry: DenoiseCarry) -> Array:
             return (carry.step < every) & (first + carry.step < steps) & block.unfinished(carry.tokens)
 
         after = jax.lax.while_loop(cache_serves, run_cached, after.replace(step=jnp.int32(1)))
         return BlockCarry(carry.full + 1, carry.partial + after.step - 1, after.tokens, after.unmask_step)
 
-    def unfinished(carry: BlockCarry) -> jax.Array:
+    def unfinished(carry: BlockCarry) -> Array:
         return (carry.full < -(-steps // every)) & block.unfinished(carry.tokens)
 
     start = BlockCarry(jnp.int32(0), jnp.int32(0), state.tokens, state.unmask_step)

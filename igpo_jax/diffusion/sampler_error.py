@@ -36,13 +36,7 @@ class ProbeCarry:
 
 
 def sampler_error(
-    params: Params,
-    prompt: Array,
-    prompt_mask: Array,
-    canvas: Array,
-    row_keys: Array,
-    cfg: ModelConfig,
-    decode: DecodeConfig,
+    params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
     """Samples with a cache, and also computes the exact logits of the same canvas in every step.
 
@@ -96,7 +90,7 @@ def block_errors(
         errors = jax.tree.map(lambda sums, new: sums.at[before.step].add(new), carry.errors, found)
         return ProbeCarry(after, cache, errors)
 
-    def unfinished(carry: ProbeCarry) -> jax.Array:
+    def unfinished(carry: ProbeCarry) -> Array:
         return (carry.denoise.step < steps) & block.unfinished(carry.denoise.tokens)
 
     no_cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(block.full_forward, state.tokens)[1])

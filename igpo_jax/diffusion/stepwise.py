@@ -50,7 +50,8 @@ def sample_stepwise(
     """
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
-    watch(Step(HINT, *to_host((state.tokens, state.unmask_step)), 0, nothing, nothing, nothing))
+    tokens, unmask_step = to_host((state.tokens, state.unmask_step))
+    watch(Step(HINT, tokens, unmask_step, 0, nothing, nothing, nothing))
     every, length = refresh_interval(decode), prompt.shape[1] + decode.completion_length
     evaluations, flops = 0, 0
     for block in range(decode.blocks):

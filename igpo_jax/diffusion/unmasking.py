@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from igpo_jax.model.sharding import Array
 from igpo_jax.model.transformer import ModelConfig
 
 REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
@@ -131,13 +132,13 @@ def propose(
     return drawn, jnp.where(ends | (chosen == -jnp.inf), -jnp.inf, mean_logit - log_total)
 
 
-def transfer_count(masks: jax.Array, step: jax.Array, steps: int) -> jax.Array:
+def transfer_count(masks: Array, step: Array, steps: int) -> Array:
     """Number of tokens a row writes in step `step` of `steps` of a block that had `masks` masks; the first steps take the
     remainder."""
     return masks // steps + (step < masks % steps)
 
 
-def most_confident(confidence: jax.Array, masked: jax.Array, count: jax.Array) -> jax.Array:
+def most_confident(confidence: jax.Array, masked: jax.Array, count: Array) -> jax.Array:
     """Selects the `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there
     are fewer. Masked positions with confidence -inf still rank above unmasked ones."""
     lowest = jnp.finfo(confidence.dtype).min
@@ -151,7 +152,7 @@ def rank_descending(values: jax.Array) -> jax.Array:
 
 
 def to_write(
-    confidence: jax.Array, masked: jax.Array, masks_at_entry: jax.Array, step: jax.Array, decode: DecodeConfig
+    confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig
 ) -> jax.Array:
     """Selects the positions of a block that this step writes, bool [b, k].
 

@@ -3,7 +3,7 @@ python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--output=DIR]
 python -m igpo_jax.evaluate --sampler-error --workdir=RUN [--sampler=cache=dual,commit=threshold]
 python -m igpo_jax.evaluate diff DIR DIR
 
-Evaluates a model on benchmarks by a written protocol, or a run on its own test problems. Run the same command again to
+Evaluates a model on benchmarks with a recorded protocol, or a run on its own test problems. Run the same command again to
 resume. diff compares two evaluations problem by problem. --sampler-error compares a cached or parallel sampler with the
 exact one: logits step by step, network evaluations, and accuracy.
 """
@@ -65,7 +65,7 @@ def main(_):
     except Exception as error:
         shortage = explain_shortage(error, "a lower --config.batch_size; the same command then resumes")
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
-            raise  # the other processes may not know of it
+            raise  # ends this process at once; others may not have noticed the error
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         print(card)
@@ -99,7 +99,7 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
 
 
 def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dict[str, Any]]]:
-    """Loads problems and protocol by benchmark; checks all that can be checked without a device.
+    """Loads problems and protocol by benchmark; runs all checks that need no device.
 
     Raises:
         ValueError: names the missing option.
@@ -121,7 +121,7 @@ def open_model(config: ConfigDict) -> DiffusionLM:
     """Loads the model.
 
     Raises:
-        ValueError: it cannot be loaded, or has no tokenizer.
+        ValueError: the model cannot be loaded, or has no tokenizer.
     """
     options = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
     model = igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
@@ -134,7 +134,7 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
     """Makes the evaluation's folder, or checks that it belongs to this evaluation.
 
     Raises:
-        ValueError: it holds another evaluation, or the processes do not share it. Raised on all processes.
+        ValueError: the folder holds another evaluation, or the processes do not share it; raised on all processes.
     """
     folder = pathlib.Path(OUTPUT.value or _default_output(model))
     with raise_on_all_hosts():

@@ -20,6 +20,7 @@ from igpo_jax.diffusion.denoise import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.mesh import batch_size_divisor
@@ -55,7 +56,7 @@ def run_benchmark(
         key = jax.random.key(config.seed)
         for batch_rows, sampled in complete(model.params, requests, key, model.config, decode, batching):
             numbers = flat[batch_rows].tolist()
-            texts = [completion_text(model.tokenizer, row, config.reward.after_eos) for row in sampled.tokens]
+            texts = [completion_text(present(model.tokenizer), row, config.reward.after_eos) for row in sampled.tokens]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)])
             for place, number in enumerate(numbers):
                 reward, outcome = verdicts[place]
@@ -86,10 +87,10 @@ def run_benchmark(
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """A benchmark's prompts, padded to the largest bucket."""
+    """Returns a benchmark's prompts, padded to the largest bucket."""
     return prompt_arrays(
         problems,
-        model.tokenizer,
+        present(model.tokenizer),
         chat=config.chat,
         prefix=config.prefix,
         prompt_length=max(config.prompt_buckets),
@@ -100,12 +101,12 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Verdicts of a benchmark's rows, bool [problems, draws]."""
+    """Returns the verdicts of a benchmark's rows, bool[problems, draws]."""
     return np.array([[c["correct"] for c in row["completions"]] for row in rows])
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Grades answers: (reward, index of the outcome), float64 [n, 2]. The processes share the work."""
+    """Returns (reward, index of the outcome) of each answer, f64[n, 2]; the processes share the work."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -114,7 +115,7 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of an evaluation's file; cuts off the partial last line that a killed process left."""
+    """Reads the rows of an evaluation's file; cuts off a partial last line left by a killed process."""
     rows = read_rows(file)
     if file.is_file():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -124,11 +125,11 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """{benchmark: accuracies, difference with interval, p value of a paired test} of two evaluation folders; None for a
-    benchmark that only one folder has.
+    """Compares two evaluation folders: {benchmark: accuracies, difference with interval, p-value of a paired test}, None for
+    a benchmark that only one folder has.
 
     Raises:
-        ValueError: a folder without a card, no benchmark in common, or protocols that differ; the message names the keys.
+        ValueError: a folder has no card, no benchmark is in both, or protocols differ; the message names the keys.
     """
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
@@ -139,7 +140,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
     names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
     if not names:
         raise ValueError(f"{one} and {other} have no benchmark in common")
-    result = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
+    result: dict[str, Any] = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
     for name in names:
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:
@@ -171,7 +172,7 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
+    """Returns pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
     correct = np.array([[c["correct"] for c in row["completions"]] for row in rows])
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
@@ -191,5 +192,5 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """Probability that k of the draws, without replacement, include a correct one: unbiased for k new draws (Chen et al. 2021)."""
+    """Returns the probability that k of the draws, without replacement, include a correct one: unbiased (Chen et al. 2021)."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

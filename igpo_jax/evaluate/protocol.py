@@ -15,7 +15,7 @@ from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 
-SAMPLED = 2**16  # bytes of each piece of a file that enters `weights_digest`
+SAMPLED = 2**16  # bytes of each sampled piece of a file in `weights_digest`
 
 
 def base_evaluation() -> ConfigDict:
@@ -29,12 +29,12 @@ def base_evaluation() -> ConfigDict:
             "adapters": "",  # a folder in PEFT's format
             "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
             "chat": True,  # put questions as a user's message into the chat template
-            "prefix": "",  # with which each answer begins, part of the prompt
+            "prefix": "",  # beginning of each answer, part of the prompt
             "decode": decode,
             "seed": 0,
             "prompt_buckets": (640,),
             "batch_size": 64,
-            # As in the configuration of a run.
+            # Same as in the configuration of a run.
             "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},
             "mesh": dataclasses.asdict(MeshConfig()),
         }

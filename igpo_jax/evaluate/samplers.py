@@ -29,7 +29,7 @@ def compare_samplers(
     """Runs a benchmark with both samplers, into `folder`/exact and `folder`/fast, and compares.
 
     Returns:
-        accuracy: see `paired`, one is exact and other fast. changed_texts: share of completions whose text differs.
+        accuracy: see `paired`; `one` is exact, `other` fast. changed_texts: share of completions whose text differs.
         logits: see `sampler_error`, None without a cache. exact, fast: evaluations and flops per completion.
     """
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
@@ -41,7 +41,7 @@ def compare_samplers(
         run_benchmark(model, changed, name, problems, folder / which)
     found = _on_a_few(model, config, problems, samplers)
     if jax.process_index() > 0:
-        return found  # process 0 has written the rows, and may be the only one to see them yet
+        return found  # only process 0, which wrote the rows, sees them for certain
     rows = [read_rows(folder / which / f"{name}.jsonl") for which in samplers]
     texts = [[completion["text"] for row in sampled for completion in row["completions"]] for sampled in rows]
     changed_texts = float(np.mean([one != other for one, other in zip(*texts, strict=True)]))
@@ -49,7 +49,7 @@ def compare_samplers(
 
 
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:
-    """The logits' error and the work per completion on the first `PROBED` problems."""
+    """Measures the logits' error and the work per completion on the first `PROBED` problems."""
     divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED], samplers["fast"])
     number = -(-len(prompts.tokens) // divisor) * divisor
     prompts = take_rows(prompts, np.arange(number) % len(prompts.tokens))

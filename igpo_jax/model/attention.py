@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec as P
 
+from igpo_jax.model.sharding import Array
 from igpo_jax.runtime.mesh import BATCH
 
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
@@ -20,7 +21,7 @@ MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
 LARGEST_BLOCK = 1024  # splash: scores of this many positions squared fit the chip's vector memory
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, implementation: str) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, implementation: str) -> jax.Array:
     """softmax(q k^T / sqrt(h)) v, scores and softmax in float32.
 
     Args:
@@ -84,7 +85,7 @@ def _dense_attention_backward(kept, da):
 _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
-def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: jax.Array, interpret: bool = False) -> jax.Array:
+def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, interpret: bool = False) -> jax.Array:
     """`attend` with the TPU kernel: rows split over (data, fsdp) and heads over tensor, under its own shard_map. Padding and
     tokens are two segments that do not attend to each other.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.sharding import Params, partition
+from igpo_jax.model.sharding import Array, Params, partition
 from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_vocabulary
 from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import BATCH, make_mesh
@@ -16,7 +16,7 @@ from igpo_jax.runtime.mesh import BATCH, make_mesh
 HEAD = partition(("embed", "vocab"))  # partition of the head on entry to shard_map
 
 
-def token_log_probs(params: Params, hidden: jax.Array, targets: jax.Array, cfg: ModelConfig) -> jax.Array:
+def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: ModelConfig) -> jax.Array:
     """Log-probabilities of targets, int32 [b, l], as float32 [b, l], on the mesh in use or one device. hidden: [b, l, d], b a
     multiple of data * fsdp."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -64,7 +64,7 @@ def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
     for number, (target, infos) in enumerate(adapter_table(cfg, lora).items()):
         a, b = infos["a"], infos["b"]
         uniform = jax.random.uniform(jax.random.fold_in(key, number), a.shape, minval=-1.0)
-        adapters[target] = {"a": a.stddev * uniform, "b": jnp.zeros(b.shape)}
+        adapters[target] = {"a": (a.stddev or 0.0) * uniform, "b": jnp.zeros(b.shape)}
     return adapters
 
 

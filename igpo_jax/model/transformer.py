@@ -142,7 +142,7 @@ def init(key: jax.Array, cfg: ModelConfig) -> Params:
             return jnp.ones(info.shape, cfg.param_dtype)
         return (info.stddev * jax.random.normal(key, info.shape)).astype(cfg.param_dtype)
 
-    return treedef.unflatten(map(initialize, jax.random.split(key, len(infos)), infos))
+    return jax.tree.unflatten(treedef, map(initialize, jax.random.split(key, len(infos)), infos))
 
 
 def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -245,11 +245,11 @@ def _is_unrolled(cfg: ModelConfig) -> bool:
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
-def _only(x: jax.Array, out_slice: OutSlice | None, axis: int = 1) -> jax.Array:
+def _only(x: Any, out_slice: OutSlice | None, axis: int = 1) -> Any:
     return x if out_slice is None else jax.lax.dynamic_slice_in_dim(x, *out_slice, axis=axis)
 
 
-def embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
     """Looks up tokens, int32 [b, t], in the embedding [v, d]; returns [b, t, d] of `dtype`.
 
     On a mesh, every device looks up its columns for all rows of the axis fsdp, and then exchanges columns for rows, so that
@@ -410,7 +410,7 @@ def _product_backward(operands, gradient):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _rope_table(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def _rope_table(positions: Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """sin and cos of the rotary angles of positions, int32 [t]; float32 [t, 1, h/2]."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
     angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents

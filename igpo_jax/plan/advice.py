@@ -123,5 +123,5 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
         heads = 2 * model.width * model.vocab_size * compute // shards
         saving[f"config.mesh.tensor={shards * 2}: matrices are gathered in halves"] = heads / 2
     saving["twice the devices"] = resident / 2 + fullest.get("arguments_gib", 0.0) * GIB / 2 + temporary / 4
-    best = sorted(saving, key=saving.get, reverse=True)[:3]
+    best = sorted(saving, key=lambda change: saving[change], reverse=True)[:3]
     return [{"change": change, "saves_about_gib": saving[change] / GIB} for change in best]

@@ -238,9 +238,21 @@ class _Inlined:
                 return instruction
 
 
+def _matched(pattern: str, text: str) -> tuple[str, ...]:
+    """Returns the groups of the first match.
+
+    Raises:
+        ValueError: there is no match, since the text has an unknown form.
+    """
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
+    return match.groups()
+
+
 def _index(element: Instruction) -> int:
     """Index of a get-tuple-element."""
-    return int(re.search(r"index=(\d+)", element.attributes)[1])
+    return int(_matched(r"index=(\d+)", element.attributes)[0])
 
 
 def _parse_instruction(line: str) -> Instruction:
@@ -270,7 +282,7 @@ def _between_slices(instruction: Instruction) -> dict:
     if kind is None:
         return {}
     kind = kind[1].lower().replace("_", "-")
-    numbers = re.search(r'_xla_megascale_target="\{([^}]*)\}', instruction.attributes)[1].split(",")
+    numbers = _matched(r'_xla_megascale_target="\{([^}]*)\}', instruction.attributes)[0].split(",")
     ends = [list(map(int, number.split(":"))) for number in numbers]  # such as 1,2 or 1:4
     slices = sum(end[-1] - end[0] + 1 for end in ends)
     share = 2 * (slices - 1) / slices if kind == "all-reduce" else 1
@@ -327,7 +339,7 @@ def _flops(instruction: Instruction, shapes: dict[str, str]) -> float:
     (_, lhs, _), (_, rhs, _) = (_arrays(shapes[operand])[0] for operand in instruction.operands[:2])
     if instruction.opcode != "convolution":
         name = r'"lhs_contracting_dimensions":\[([^\]]*)\]' if library else r"lhs_contracting_dims=\{([^}]*)\}"
-        contracted = re.findall(r"\d+", re.search(name, instruction.attributes)[1])
+        contracted = re.findall(r"\d+", _matched(name, instruction.attributes)[0])
         return 2.0 * math.prod(out) * math.prod(lhs[int(d)] for d in contracted)
     return _convolution_flops(instruction.attributes, lhs, rhs, out)
 
@@ -335,9 +347,10 @@ def _flops(instruction: Instruction, shapes: dict[str, str]) -> float:
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
     """FLOPs of a convolution, without multiplications by padding and by the holes of dilation: the TPU compiler writes batched
     matrix products as convolutions that consist mostly of these."""
-    lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
+    lhs_labels, rhs_labels, out_labels = _matched(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     groups = int((re.search(r"batch_group_count=(\d+)", attributes) or [0, 1])[1])
-    window = dict(re.findall(r"(\w+)=([-\w]+)", (re.search(r"window=\{([^}]*)\}", attributes) or [0, ""])[1]))
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    window = dict(re.findall(r"(\w+)=([-\w]+)", found[1] if found else ""))
     spatial = sorted(label for label in lhs_labels if label.isdigit())
 
     def per_dimension(key: str, default: str) -> list[str]:
@@ -383,7 +396,7 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 def _iota(text: str) -> np.ndarray:
     """Device ids of a notation such as "[4,2]T(1,0)": 0, 1, ... in that shape, then transposed."""
-    shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text.strip()).groups()
+    shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)
     return ids if order is None else ids.transpose([int(n) for n in order.split(",")])

@@ -28,6 +28,7 @@ from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
+from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
 from igpo_jax.stages.sft import heldout_bound, make_sft_update
@@ -73,7 +74,7 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
         return configuration.own_model(config, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
     if not pathlib.Path(path).exists():
         return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B, since {path!r} is not here"
-    return configuration.folder_model(config), path
+    return present(configuration.folder_model(config)), path
 
 
 class Shapes:
@@ -90,23 +91,23 @@ class Shapes:
         self.sft_state = TrainState.abstract(self.sft_optimizer, policy, mesh)
         self.rl_state = TrainState.abstract(self.rl_optimizer, policy, mesh)
         self.base = policy.abstract_base(mesh)
-        frozen = {} if lora is None else {"frozen": self.base}
+        frozen: dict[str, Any] = {} if lora is None else {"frozen": self.base}
         self.sampling_params = policy.abstract_sampling(self.rl_state.params, self.base, mesh)
         if lora is None:
             reference = transformer.abstract(in_compute_dtype(model), mesh)
         else:
-            reference = abstract_attach(self.base, policy.abstract(mesh)) if sft.updates else self.base
+            reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.updates else self.base
         self.reference = reference
         self.sft_resident = {"training state": self.sft_state} | frozen
         self.rl_resident = {"training state": self.rl_state, "reference": reference} | frozen
         self.key = host_shapes(lambda: jax.random.key(0))
 
-    def rows(self, dtype, *shape: int) -> jax.ShapeDtypeStruct:
+    def rows(self, dtype, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(BATCH)))
 
     def sft_batch(self, rows: int) -> SFTBatch:
         prompt = self.rows(jnp.int32, rows, self.prompt_length), self.rows(jnp.bool_, rows, self.prompt_length)
-        return SFTBatch(*prompt, self.rows(jnp.int32, rows, self.length))  # type: ignore[arg-type]
+        return SFTBatch(*prompt, self.rows(jnp.int32, rows, self.length))
 
     def sampling(self, rows: int, decode: DecodeConfig, params: Params) -> tuple:
         """Arguments of `denoise_block` and `block_errors`."""

@@ -65,7 +65,7 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
         return fields
     config = read_run_config(path)
     fields |= vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
-    if config.task.name not in TASKS:  # a user's module is code, which an example does not justify running
+    if config.task.name not in TASKS:  # a user's module is code, which should not run just for an example
         return fields
     try:
         problem = load_task(config.task.name).load(config.task, "test", config.seed)[0]

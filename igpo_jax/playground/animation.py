@@ -1,4 +1,4 @@
-"""Animated GIFs of a canvas that is filled."""
+"""Animated GIFs of a canvas being filled."""
 
 import io
 import re
@@ -18,10 +18,10 @@ def gif(animation: Any) -> bytes:
 
     Args:
         animation: {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text from its frame on, 1..n, on
-            a color #rrggbb; a given one shows it from the start.
+            a color #rrggbb; a given cell shows it from the start.
 
     Raises:
-        ValueError: another structure, or too many frames, cells or characters.
+        ValueError: the structure is invalid, or there are too many frames, cells or characters.
     """
     cells, frames = parse_animation(animation)
     font = ImageFont.load_default(size=15)

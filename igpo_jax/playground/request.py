@@ -9,7 +9,7 @@ from igpo_jax.api import BLANK, Completion, DiffusionLM
 from igpo_jax.diffusion.unmasking import DecodeConfig
 
 LIMITS = {"prompt_tokens": 2048, "completion_length": 1024, "steps": 1024}
-LARGEST_NUMBER = 2**31  # where no other limit applies
+LARGEST_NUMBER = 2**31  # if no other limit applies
 
 DECODING = {name: field.type for name, field in DecodeConfig.__dataclass_fields__.items()}
 KINDS: dict[str, Any] = {"prompt": str, "chat": bool, "hint": str, "template": str, "seed": int} | DECODING
@@ -23,7 +23,7 @@ def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Comple
         request: an object with keys of `KINDS`, all optional except the lengths of a completion.
 
     Raises:
-        ValueError: an unknown key, an invalid value, more than the `LIMITS`, or a setting that the model rejects.
+        ValueError: a key is unknown, or a value is invalid, above its `LIMITS` or rejected by the model.
     """
     if not isinstance(request, dict):
         raise ValueError("the request is not a JSON object")

@@ -1,4 +1,4 @@
-"""The playground's server: /, /info, /generate (a stream of events) and /gif. No route reads a file."""
+"""Server of the playground: /, /info, /generate (a stream of events) and /gif. No route reads a file."""
 
 import asyncio
 import base64
@@ -35,26 +35,26 @@ from igpo_jax.report.style import SHARED
 
 REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
 WAITING = 32  # generations that may wait for the device
-PROGRAMS = 64  # compiled programs that are kept
+PROGRAMS = 64  # compiled programs to keep
 
 log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The client has left."""
+    """Signals that the client has disconnected."""
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A generation."""
+    """Generation for one client."""
 
     events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
-    stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has left
+    stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has disconnected
     future: Future | None = None
 
 
 class JobQueue:
-    """Runs one generation at a time in a thread of its own; the others wait in order and are told their place."""
+    """Runs one generation at a time in its own thread; the others wait in order and are told their position."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1, "denoising")
@@ -67,7 +67,7 @@ class JobQueue:
             work: called in the thread with the job and a function that sends an event.
 
         Raises:
-            HTTPException: 429, too many jobs are waiting.
+            HTTPException: too many jobs are waiting (429).
         """
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
@@ -87,7 +87,7 @@ class JobQueue:
 
 
 async def events(job: Job) -> AsyncIterator[str]:
-    """Yields server-sent events. When the client leaves, the work ends after the current step, or before it begins."""
+    """Yields server-sent events. When the client disconnects, the work stops after the current step, or never starts."""
     try:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
@@ -102,7 +102,7 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
 
     Args:
         begin_with: initial values of the page's fields.
-        host: the name or address at which the server listens.
+        host: name or address that the server listens at.
     """
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
@@ -161,8 +161,8 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
-    """Returns the canvas, null for blanks, or for later steps the new tokens: [position, text, probability, alternatives], the
-    last two empty for tokens after the end of the text, which are not sampled."""
+    """Returns the initial canvas, with None for blanks, or a step's new tokens: [position, text, probability, alternatives],
+    the last two empty for tokens after the end of the text, which are not sampled."""
     assert model.tokenizer is not None  # checked before the server starts
     piece, tokens = model.tokenizer.piece, step.tokens[0]
     if before is None:
@@ -180,7 +180,7 @@ def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[
 
 
 def forget_programs() -> None:
-    """Bounds memory: each new setting compiles a program."""
+    """Bounds memory, because each new setting compiles a program."""
     if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
         jax.clear_caches()
 
@@ -211,7 +211,7 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 
 async def read_json_body(request: Request, most: int) -> Any:
-    """Reads JSON of at most `most` bytes. Its content type makes browsers ask first before other sites' pages may send it."""
+    """Reads JSON of at most `most` bytes; its content type makes browsers ask before other sites' pages may send it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -226,8 +226,8 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Rejects requests that another site's page sends through its visitor's browser: those with another origin, or with a host
-    name that was made to resolve to this machine (DNS rebinding). Addresses cannot be rebound."""
+    """Rejects requests that another site's page sends through its visitor's browser: requests with another origin, or with a
+    host name that was made to resolve to this machine (DNS rebinding). Addresses cannot be rebound."""
 
     def is_ours(headers: dict[str, str]) -> bool:
         name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
@@ -251,7 +251,7 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
 
 
 def read_page() -> tuple[str, str]:
-    """Returns the page and its Content-Security-Policy: only the page's own script runs, and it connects to this server only."""
+    """Returns the page and its Content-Security-Policy: only the page's script runs, and only connects to this server."""
     text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
     script, style = (digest(text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]) for tag in ("script", "style"))
     policy = (

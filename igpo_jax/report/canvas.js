@@ -147,7 +147,7 @@ if (document.getElementById("rollouts")) {
     show();
   }
 
-  // The initial canvas: runs of hint tokens and runs of masks; long runs of masks are shown by their count.
+  // Shows the initial canvas: runs of hint tokens, and runs of masks, the long ones as a count.
   function showInitialCanvas(tokens, hint) {
     const parts = [];
     tokens.forEach((token, i) => {

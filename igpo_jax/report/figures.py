@@ -19,8 +19,8 @@ Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
 
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": "#8e6bbf", "time/update": "#e0a23b"}
-DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # of a panel's series: Plotly's name and CSS's
-MOST_POINTS = 1000  # of a curve: more than a panel shows, and the browser stays fast
+DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # of a panel's series: Plotly's name -> CSS's
+MOST_POINTS = 1000  # of a curve: more than a panel can show, but few enough for a fast browser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
     """Returns the HTML of all sections and the figures for their panels, in order.
 
     Args:
-        browser: HTML to insert after the section on inpainting.
+        browser: HTML inserted after the section on inpainting.
     """
     figures: list[Row] = []
     parts: list[str] = []

@@ -1,7 +1,7 @@
-"""Reports as HTML: results and curves of a run, and its rollouts, which can be searched and replayed step by step; or several
-runs on one page with their differences.
+"""Writes HTML reports: results and curves of a run, and its rollouts, which can be searched and replayed step by step; or
+several runs on one page with their differences.
 
-A page is one file that loads nothing, so that it can be sent to others and opened offline.
+A page is one file that loads nothing, so that it can be shared and opened offline.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from igpo_jax.runtime.statistics import paired, wilson
 Row = dict[str, Any]
 
 MOST_RUNS = len(COLORS)
-MOST_ROLLOUTS = 1000  # of all runs together; a browser's list stays fast
-ROLLOUT_BYTES = 3_000_000  # of the page; Plotly takes 4.6 million, the curves less than one
+MOST_ROLLOUTS = 1000  # of all runs together, so that the browser's list stays fast
+ROLLOUT_BYTES = 3_000_000  # of the page; Plotly takes 4.6 million, the curves less than one million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def report_html(runs: dict[str, Run]) -> str:
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Returns (label, value, remark) of the cards of what was measured."""
+    """Returns (label, value, remark) of each card with a measured result."""
     contents = []
     training = stage_rows(rows, "rl", "reward/first_try")
     evals = evaluations(rows)
@@ -139,7 +139,7 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Returns the shortest ends of the paths that are all different.
+    """Returns the shortest endings of the paths that are all different.
 
     Raises:
         ValueError: a folder is given twice.
@@ -210,7 +210,7 @@ def numbers(run: Run) -> dict[str, str]:
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
-    """Returns [key, value of each run] for each dotted key whose values differ; – if a run lacks the key."""
+    """Returns [key, value of each run] for each dotted key whose values differ; – for a missing key."""
     flat = [_flat(config) for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     texts = {key: [json.dumps(values[key], ensure_ascii=False) if key in values else "–" for values in flat] for key in keys}
@@ -280,8 +280,8 @@ def _table(title: str, note: str, header: list[str], rows: list[list[str]], empt
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
-    """Returns a row of rollouts.jsonl for the page; tokens become indices, and `indices` grows. Rows of earlier versions have no
-    `correct`, `outcome` and `extracted_answer`."""
+    """Returns a row of rollouts.jsonl for the page; tokens become indices into `indices`, which grows. Rows of earlier versions
+    lack `correct`, `outcome` and `extracted_answer`."""
     kept = (
         "step",
         "question",
@@ -319,7 +319,7 @@ def _flat(config: Row, prefix: str = "") -> Row:
 
 
 def _seconds(rows: list[Row]) -> dict[str, float]:
-    """Returns the seconds of each stage that took any."""
+    """Returns the seconds of each stage that ran."""
     timed = {stage: sum(row["time/total"] for row in stage_rows(rows, stage, "time/total")) for stage in ("sft", "rl")}
     return {stage: seconds for stage, seconds in timed.items() if seconds}
 

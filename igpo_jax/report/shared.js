@@ -16,14 +16,14 @@ const shade = (share) => {
   return viridis[low].map((from, i) => Math.round(from + (at - low) * (viridis[low + 1][i] - from)));
 };
 const hex = (parts) => "#" + parts.map((part) => part.toString(16).padStart(2, "0")).join("");
-// Whether white has more contrast than black, by the relative luminance of WCAG 2.2; one of them always has 4.5 to 1.
+// Returns whether white has more contrast than black, by WCAG 2.2's relative luminance; the better one has at least 4.5 to 1.
 const isDark = (parts) => {
   const [r, g, b] = parts.map((part) => part / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179;
 };
 const showScale = () => { element("scale").style.background = "linear-gradient(90deg," + viridis.map(hex).join(",") + ")"; };
 
-// The button plays the slider to its maximum, from the start if it is there already. Returns a function that pauses.
+// Makes the button play the slider to its maximum, from the start if it is already there. Returns a function that pauses.
 const makePlayer = (slider, button, paint) => {
   let timer = null;
   const atEnd = () => Number(slider.value) >= Number(slider.max);

@@ -68,7 +68,7 @@ def heading(kind: str, title: str, facts: Iterable[str] = ()) -> str:
 
 
 def cards(contents: Iterable[tuple[str, str, str]]) -> str:
-    """Returns a list of (label, value, remark)."""
+    """Returns a list of cards as HTML, given (label, value, remark) of each."""
     texts = (map(html.escape, content) for content in contents)
     items = (f"<li><h2>{label}</h2><strong>{value}</strong><span>{remark}</span></li>" for label, value, remark in texts)
     return f'<ul class="cards">{"".join(items)}</ul>'
@@ -85,7 +85,7 @@ def details(title: str, content: Any) -> str:
 
 
 def embed(content: Any) -> str:
-    """Returns JSON that cannot end or otherwise disturb the script element around it; NaN and infinity become null."""
+    """Returns JSON that cannot end or break the script element around it; NaN and infinity become null."""
     text = json.dumps(_without_nan(content), ensure_ascii=False, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -1,7 +1,7 @@
 """python -m igpo_jax.rewrite --problems=FORMAT:PATH,... --tokenizer=PATH --output=DIR [--endpoint=URL --model=M]
 
 Makes concise solutions for supervised training. With --endpoint, a language model behind an OpenAI-compatible API rewrites
-the given solutions; without it, they are only filtered. Kept are solutions within the length limits in which the grader
+the given solutions; without it, they are only filtered. Keeps solutions within the length limits in which the grader
 finds the right answer. Run the same command again to resume after an interruption.
 
 Writes to DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (a source of the format jsonl), card.json
@@ -87,7 +87,7 @@ Judged = tuple[str, str, str]  # outcome, original solution, new solution
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # each request is reported at INFO
-    # A shell without job control has its background commands ignore ^C, and asyncio would leave it so.
+    # A shell without job control makes background commands ignore ^C, and asyncio would not change that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends cleanly on ^C
     try:
@@ -188,7 +188,7 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
     outcomes, texts = [], []
     for record in records:
         reply = replies.get(record.id)
-        text = reply["text"].rpartition("</think>")[2].strip() if reply else ""  # without the model's own thought
+        text = reply["text"].rpartition("</think>")[2].strip() if reply else ""  # without the model's thinking
         if not record.solution:
             outcome = "no solution"
         elif reply is None:
@@ -278,10 +278,10 @@ def messages(record: Record) -> Messages:
 
 
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the given solutions: "unchanged" if one states the right answer, or "shortened" if a model's thought before it is
-    left out, else the reason for rejecting it.
+    """Judges the given solutions: "unchanged" if one states the right answer, or "shortened" if a model's thinking before it
+    is removed, else the reason for rejecting it.
 
-    Where only a last line that `Record.solution` lacks states the answer (#### 72), this line is added.
+    If only a last line missing from `Record.solution` states the answer (#### 72), that line is added.
     """
     originals = [record.solution for record in records]
     texts = [without_thought(record) for record in records]
@@ -301,7 +301,7 @@ def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> l
 
 
 def without_thought(record: Record) -> str:
-    """Returns the solution; in openr1's, where <think> markers are removed, only what follows </think> if that states the
+    """Returns the solution; of openr1's, whose <think> markers were removed, only the text after </think> if it states the
     answer."""
     after = record.response.rpartition("</think>")[2].strip()
     begin = len(record.solution) - len(after)
@@ -373,7 +373,7 @@ def _tokenizer(path: str) -> tuple[Tokenizer, str]:
     """Returns the tokenizer and the sha256 of its file."""
     found = pathlib.Path(path)
     file = next(iter([*found.glob("tokenizer.json"), *found.glob("*.model")]), found) if found.is_dir() else found
-    # Lengths do not depend on the mask token, so any id will do.
+    # Lengths do not depend on the mask token, so any id works.
     tokenizer = load_tokenizer(path, 0 if file.suffix == ".json" else None)
     return tokenizer, hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -384,7 +384,7 @@ def _without_credentials(address: str) -> str:
 
 
 def _bar(total: int, done: int, what: str) -> tqdm:
-    """Returns a progress bar as `runtime.progress` does, which would initialize JAX and occupy an accelerator."""
+    """Returns a progress bar like `runtime.progress`, but without initializing JAX, which would occupy an accelerator."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, initial=done, desc=what, mininterval=interval, disable=done == total)
 

@@ -1,4 +1,4 @@
-"""card.json and card.html of a rewriting: outcomes of the problems, lengths before and after, and cost."""
+"""Writes card.json and card.html of a rewrite: outcomes of the problems, lengths before and after, and cost."""
 
 import html
 import itertools

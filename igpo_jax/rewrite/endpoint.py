@@ -35,7 +35,7 @@ def ask_all(
         conversations: (id, messages).
 
     Returns:
-        The error by id of each conversation without a reply; and why the rest was not sent, "" if all were: after many
+        Errors by id of the conversations without a reply; and the reason for stopping, "" if all were sent: after many
         consecutive failures the endpoint counts as gone.
 
     Raises:
@@ -89,7 +89,7 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
         model=endpoint.model, messages=messages, **endpoint.options
     )
     completion = response.parse()
-    try:  # the library does not check what it parses: it may be an HTML page, or an error with status 200
+    try:  # the library does not check replies: one may be an HTML page, or an error with status 200
         choice, usage = completion.choices[0], completion.usage
         text, reason, refusal = choice.message.content, choice.finish_reason, choice.message.refusal
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)

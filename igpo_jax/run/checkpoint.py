@@ -1,4 +1,4 @@
-"""Checkpoints of one stage: saved asynchronously; the newest and the best are kept; damaged ones are skipped when read."""
+"""Checkpoints of one stage: saves asynchronously, keeps the newest and the best, skips damaged ones on restore."""
 
 import logging
 import pathlib
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A context manager over `<folder>/<step>/`; leaving it waits for an unfinished save.
+    """Context manager for the checkpoints `<folder>/<step>/`; exiting waits for an unfinished save.
 
-    A step holds the training state, the PRNG root key, the data position (both stages read batch i at step i), the fingerprints
-    of configuration and data and, with inpainting.source=own, the solution bank. Sums over the bits of every array are saved
-    and compared when a checkpoint is read, because Orbax does not notice a flipped bit.
+    Each step holds the training state, the PRNG root key, the data position (both stages read batch i at step i), the
+    fingerprints of configuration and data and, with inpainting.source=own, the solution bank. Sums over the bits of every
+    array are saved and compared on restore, because Orbax does not detect flipped bits.
 
     Args:
         keep: number of newest checkpoints to keep.
@@ -68,12 +68,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, error, *_):
-        # After an error other processes may be gone, and closing waits for them.
+        # Closing waits for the other processes, which may be gone after an error.
         if error in (None, Terminated) or jax.process_count() == 1:
             self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Returns the steps of the complete checkpoints, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(
@@ -86,14 +86,14 @@ class Checkpoints:
         accuracy: float | None = None,
         unlogged: Sequence = (),
     ) -> None:
-        """Waits for the previous save, starts this one and returns.
+        """Waits for the previous save, then starts this one asynchronously.
 
         Args:
-            solution_bank: the same on every process; must not change afterwards.
-            unlogged: lists of floats, the numbers since the last line of the log.
+            solution_bank: equal on every process; must not be modified afterwards.
+            unlogged: lists of floats, measured since the last log line.
         """
         if jax.default_backend() == "cpu":
-            # On CPUs the saver reads device memory in place, while the next update already writes to it.
+            # On CPUs the saver reads device memory in place, while the next update already overwrites it.
             state = jax.tree.map(jnp.copy, state)
         saved = {"state": state, "progress": _progress(key, solution_bank)}
         about = {"data_position": step, "unlogged": list(unlogged), "sums": array_sums(saved), **self._identity}
@@ -112,7 +112,7 @@ class Checkpoints:
     def save_and_stop(
         self, step: int, state, key: jax.Array, solution_bank: np.ndarray | None = None, unlogged: Sequence = ()
     ) -> NoReturn:
-        """Saves this step, unless it is saved already, and raises `Terminated`."""
+        """Saves this step if it is not saved yet, then raises `Terminated`."""
         self.wait()
         if step not in self.steps():
             self.save(step, state, key, solution_bank, unlogged=unlogged)
@@ -120,16 +120,16 @@ class Checkpoints:
         raise Terminated(f"stopped by a termination signal after saving {self.folder / str(step)}")
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
-        """(step, state, key, solution bank, unlogged) of the newest readable checkpoint, None without checkpoints.
+        """Returns (step, state, key, solution bank, unlogged) of the newest readable checkpoint, None without checkpoints.
 
-        Newer, unreadable ones are moved to `<folder>-unreadable`, because the run will save those steps again.
+        Newer, unreadable checkpoints are moved to `<folder>-unreadable`, because the run will save those steps again.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
             abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes; None for a run without a bank.
 
         Raises:
-            ValueError: there are checkpoints, and none can be read.
+            ValueError: checkpoints exist, but none is readable.
         """
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
@@ -141,7 +141,7 @@ class Checkpoints:
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
-        """(step, params) of the newest readable checkpoint, None without checkpoints; the optimizer state is not read."""
+        """Returns (step, params) of the newest readable checkpoint, None without checkpoints; skips the optimizer state."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         return found and (found[0], found[1]["state"]["params"])
 
@@ -153,7 +153,7 @@ class Checkpoints:
                 about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
                 if metadata_crc(about) != about.get("crc32", metadata_crc(about)) or "data_position" not in about:
                     raise ValueError("its metadata has changed since it was saved")
-                context = ocp.Context()  # a call uses it up
+                context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial
                 with context:
                     loaded = self._checkpointer.load_checkpointables(step, abstract)

@@ -23,7 +23,7 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def array_sums(tree) -> dict[str, int]:
-    """Path of every array -> sum of its elements, read as unsigned integers, modulo 2^32; independent of the mesh."""
+    """Maps each array's path to the sum of its elements' bits as unsigned integers, modulo 2^32; independent of the mesh."""
     named = jax.tree.leaves_with_path(tree)
     keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for _, leaf in named]
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
@@ -35,14 +35,14 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Whether the cause is this host (out of memory, storage that does not answer) and not the checkpoint."""
+    """Returns whether this host caused the error (out of memory, unresponsive storage), and not the checkpoint."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return True
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics files: opening a folder, Orbax reads the metrics of every step and fails at a damaged one."""
+    """Removes damaged metrics files, because Orbax reads the metrics of all steps on opening and fails at a damaged file."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save

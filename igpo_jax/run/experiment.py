@@ -1,4 +1,4 @@
-"""A run's folder, and what its stages share: configuration, tokenizer, model, mesh, data."""
+"""Opens a run: its folder, and the configuration, tokenizer, model, mesh and data that its stages share."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ from igpo_jax.weights.folders import load_params
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSet:
-    """Problems and their arrays, in the same order; prompts are padded to the largest bucket."""
+    """Problems and their arrays in the same order, with prompts padded to the largest bucket."""
 
     problems: list[Problem]
     prompts: PromptBatch
@@ -46,14 +46,14 @@ class ProblemSet:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
 
     def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
-        """Row numbers int [n] of the problems with these ids, uint32 [n]."""
+        """Returns the row numbers, int[n], of the problems with these ids, u32[n]."""
         order = np.argsort(self.prompts.problem_id)
         return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Shared by the stages of a run. The data of a stage that the run does not have is None."""
+    """State shared by the stages of a run; data of stages that the run does not have is None."""
 
     workdir: pathlib.Path
     config: Config
@@ -63,38 +63,38 @@ class Experiment:
     model: ModelConfig
     mesh: Mesh
     sft_data: SFTBatch | None
-    heldout: SFTBatch | None  # the part of the supervised split that is not trained on; None: sft.heldout is 0
+    heldout: SFTBatch | None  # excluded from supervised training; None if sft.heldout is 0
     rl_data: ProblemSet | None
     test_data: ProblemSet
     pool: RewardPool
 
     def key(self, purpose: int) -> jax.Array:
-        """The PRNG root key of a purpose: 0 initialization, 1 supervised stage, 2 RL stage, 3 adapters."""
+        """Returns the PRNG root key of a purpose: 0 initialization, 1 supervised stage, 2 RL stage, 3 adapters."""
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
-        """Parameters that the first stage starts from: read from the folder `model.path`, or drawn with the run's seed, directly
-        in their shards."""
+        """Returns the parameters before the first stage: loaded from the folder `model.path`, or drawn with the run's seed,
+        directly in their shards."""
         if self.config.model.path:
             return load_params(self.config.model.path, self.model, self.mesh)
         return Policy(self.model).init(self.key(0), self.mesh)
 
     def initial_adapters(self) -> Params:
-        """Adapters whose product is zero."""
+        """Returns adapters whose product is zero."""
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
-        """Text of a completion, up to its first EOS unless reward.after_eos."""
+        """Decodes a completion for grading: up to its first EOS, or all of it with reward.after_eos."""
         return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
-        """Grades rollouts of the RL split, see `rl.rollout.Grade`."""
+        """Starts grading rollouts of the RL split, see `rl.rollout.Grade`."""
         assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading completions, int32 [n, g, l], of which every process takes some problems. All processes must call the
-        returned function, at the same point: it waits for the grades and gathers them over hosts."""
+        """Starts grading completions, i32[n, g, l]; processes share the problems. All processes must call the returned function
+        at the same point: it waits for the grades and gathers them over hosts."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -119,12 +119,12 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """One thread that waits for the grading processes."""
+        """Single thread that waits for the grading processes."""
         return ThreadPoolExecutor(max_workers=1)
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None] = lambda: None) -> np.ndarray:
-        """Decodes and grades the test problems: bool [problems], True where solved. check_preemption: called after every batch, on
-        all processes; may raise."""
+        """Decodes and grades the test problems; returns bool[problems], True if solved. All processes call `check_preemption`,
+        which may raise, after every batch."""
         evaluation, test = self.config.evaluation, self.test_data
         requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
         batching = Batching(self.mesh, evaluation.batch_size, self.config.data.prompt_buckets)
@@ -138,11 +138,11 @@ class Experiment:
 def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     """Validates the configuration and the data; creates the run's folder or checks that it belongs to this run.
 
-    Allocates nothing on a device. Every process of a run calls it, and all raise if one does.
+    Allocates nothing on devices. Every process of a run must call it; all raise if one does.
 
     Raises:
-        ValueError: a configuration or data that cannot be used, a folder with a run of another configuration, or a folder that
-            the processes do not share.
+        ValueError: the configuration or data is invalid, the folder holds a run of another configuration, or the processes do
+            not share the folder.
         OSError: the folder cannot be written.
     """
     if "://" in os.fspath(workdir):
@@ -173,15 +173,15 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
 
 
 def load_run_problems(config: Config) -> dict[str, list[Problem]]:
-    """The problems of the splits that the run uses.
+    """Loads the problems of the splits that the run uses.
 
     Raises:
-        ValueError: data that cannot be used; names file and line.
+        ValueError: the data is invalid; names file and line.
     """
     task = load_task(config.task.name)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
     problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
-    # Evaluations use no solutions, so a long one is no reason to drop a test problem.
+    # Evaluations use no solutions, so a test problem is not dropped for a long solution.
     test = problems["test"][: config.evaluation.problems]
     problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
     return problems
@@ -203,7 +203,7 @@ def _with_data(
     problems: dict[str, list[Problem]],
     data: dict[str, str],
 ) -> Experiment:
-    """The experiment, with its problems as arrays."""
+    """Encodes the problems and returns the experiment."""
     tokenizer = run_tokenizer(workdir, config)
     model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
     check_divisibility(config, model, mesh)
@@ -223,7 +223,7 @@ def _with_data(
     if sft_data is not None and config.sft.heldout:
         sft_data, heldout = _hold_out(sft_data, config.sft.heldout, config.seed)
     rl_data = problem_set("rl") if "rl" in problems else None
-    test_data = problem_set("test", overflow="cut")  # a test keeps all its problems
+    test_data = problem_set("test", overflow="cut")  # keeps all test problems
     for arrays, key, size in (
         (sft_data, "sft.batch_size", config.sft.batch_size),
         (rl_data.prompts if rl_data else None, "rl.prompts", config.rl.prompts),
@@ -235,7 +235,7 @@ def _with_data(
 
 
 def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
-    """(training set, in its order; held-out set of random problems)."""
+    """Splits off random problems: returns (training set in its original order, held-out set)."""
     if problems >= len(arrays.tokens):
         raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
     order = np.random.default_rng(seed).permutation(len(arrays.tokens))
@@ -243,7 +243,7 @@ def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFT
 
 
 def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
-    """The tokenizer of the folder `model.path`, or the one trained when the run was first opened."""
+    """Loads the tokenizer of the folder `model.path`, or the one trained when the run was first opened."""
     from_folder = configuration.folder_model(config)
     if from_folder is None:
         return load_tokenizer(workdir / "tokenizer.model")
@@ -251,10 +251,10 @@ def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
 
 
 def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
-    """The configuration of the run in `workdir`.
+    """Reads the configuration of the run in `workdir`.
 
     Raises:
-        ValueError: the folder has no run, or its config.json cannot be read.
+        ValueError: the folder has no run, or its config.json is unreadable.
     """
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
@@ -277,10 +277,10 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
 
 
 def _check_workdir(workdir: pathlib.Path, requested_json: dict[str, Any]) -> dict[str, Any] | None:
-    """The configuration of the run in the folder, None without one. Opening a run writes config.json last.
+    """Returns the configuration of the run in the folder, None without one. Opening a run writes config.json last.
 
     Raises:
-        ValueError: it cannot be read, or differs from the requested one in a key that affects results.
+        ValueError: config.json is unreadable, or differs from the requested one in a key that affects results.
     """
     if not (workdir / "config.json").is_file():
         return None

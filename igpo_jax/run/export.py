@@ -1,4 +1,4 @@
-"""A run's newest checkpoint as a model folder or as adapters."""
+"""Exports a run's newest checkpoint as a model folder or as adapters."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
     Args:
         target: must not exist.
         dtype: float32 | bfloat16. By default the run's, but float32 for merged adapters, because rounding to bfloat16 loses most
-            of what they learned; with bfloat16 a warning states how much.
+            of the learned change; with bfloat16 a warning states how much.
 
     Raises:
         ValueError: see `restore_run`, or `target` exists.

@@ -1,4 +1,4 @@
-"""metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events of a run.
+"""Logs of a run: metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events.
 
 All share one step counter: the number of optimizer updates since the start of the run, over both stages.
 """
@@ -18,7 +18,7 @@ from igpo_jax.runtime.files import atomic_write, parse_json, renamed
 
 
 class MetricsWriter:
-    """Appends to the logs of a run. Only process 0 writes.
+    """Appends to the logs of a run, on process 0 only.
 
     Opening it at `step` drops rows beyond that step, and all rows of the stage `starting`, so that the logs of a resumed run
     equal those of an uninterrupted one.
@@ -37,7 +37,7 @@ class MetricsWriter:
         self._open_events = functools.partial(
             _event_writer, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
         )
-        self._events: Any = None  # opened at the first event: reopening a finished run adds no file
+        self._events: Any = None  # opened at the first event, so that reopening a finished run adds no file
 
     def __enter__(self):
         return self
@@ -59,13 +59,13 @@ class MetricsWriter:
                 events.add_scalar(name, value, step)
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
-        """rows: all of one step."""
+        """Appends rollouts, all of the same step."""
         self._append("rollouts.jsonl", rows)
         if self._files and rows:
             self._tensorboard().add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
 
     def write_histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """Writes to TensorBoard only; values that are not finite are left out."""
+        """Writes histograms of the finite values, to TensorBoard only."""
         if self._files:
             for name, array in values.items():
                 finite = np.asarray(array, float)[np.isfinite(array)]
@@ -73,7 +73,7 @@ class MetricsWriter:
                     self._tensorboard().add_histogram(name, finite, step, bins=30)
 
     def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
-        """correct: bool [problems]; scalars: for metrics.jsonl, with eval/accuracy."""
+        """Appends verdicts, bool[problems], and their metrics, which include eval/accuracy."""
         verdicts = np.asarray(correct, int).tolist()
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
@@ -90,13 +90,13 @@ class MetricsWriter:
 
 
 def _event_writer(folder: str, purge_step: int | None) -> Any:
-    from tensorboardX import SummaryWriter  # where PyTorch is installed this imports it, which takes seconds
+    from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
 
     return SummaryWriter(folder, purge_step=purge_step)
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """A rollout as Markdown. Texts are indented as code, which no text that a model wrote can end."""
+    """Formats a rollout as Markdown. Texts become indented code blocks, which generated text cannot end."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
     parts |= {"answer read": str(row["extracted_answer"])} if "extracted_answer" in row else {}
@@ -105,14 +105,14 @@ def _as_markdown(row: dict[str, Any]) -> str:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a log, [] without a file. A truncated last line is skipped.
+    """Reads the rows of a log, [] without a file; skips a truncated last line.
 
     Raises:
         ValueError: a line before the last is not a JSON object.
     """
     rows = []
     if pathlib.Path(path).is_file():
-        # The last line may end within a character.
+        # A truncated last line may end within a character.
         lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
             try:
@@ -127,7 +127,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
-    """Whether a metric was logged at this step of the stage. Process 0 reads; all processes get its answer."""
+    """Returns whether a metric was logged at this step of the stage. Process 0 reads; all processes get its answer."""
     found = jax.process_index() == 0 and any(
         (row["step"], row["stage"]) == (step, stage) and name in row for row in read_rows(workdir / "metrics.jsonl")
     )
@@ -135,7 +135,7 @@ def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
-    """Newest value of a metric of the stage, None without one. Process 0 reads; all processes get its answer."""
+    """Returns the newest value of a metric of the stage, None without one. Process 0 reads; all processes get its answer."""
     found = math.nan
     if jax.process_index() == 0:
         values = [row[name] for row in read_rows(workdir / "metrics.jsonl") if row["stage"] == stage and name in row]
@@ -145,7 +145,7 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
 
 
 def device_memory() -> dict[str, float]:
-    """Current and peak memory, GiB, of this process's fullest device; {} where the backend does not report it (CPUs)."""
+    """Returns current and peak memory, GiB, of this process's fullest device; {} if the backend reports none (CPUs)."""
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}
@@ -158,7 +158,7 @@ def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
 
 
 def _drop_unfinished_evaluation(path: pathlib.Path, metrics: pathlib.Path) -> None:
-    """Drops verdicts whose metrics were not written; that evaluation runs again."""
+    """Drops verdicts without metrics, because that evaluation runs again."""
     finished = {(row["step"], row["stage"]) for row in read_rows(metrics) if "eval/accuracy" in row}
     _write_rows(path, [row for row in read_rows(path) if (row["step"], row["stage"]) in finished])
 

@@ -1,4 +1,4 @@
-"""A run's newest checkpoint, for use."""
+"""Loads a run's newest checkpoint for generation, evaluation and export."""
 
 import dataclasses
 import os
@@ -29,10 +29,10 @@ class Restored:
     model: ModelConfig
     tokenizer: Tokenizer
     params: Params  # of the network, without adapters
-    adapters: Params | None  # None: lora.rank is 0
+    adapters: Params | None  # None if lora.rank is 0
 
     def policy(self) -> Params:
-        """The network's parameters, with adapters beside them."""
+        """Returns the network's parameters, with adapters if there are any."""
         if self.adapters is None:
             return self.params
         return Policy(self.model, self.config.lora).assemble(self.adapters, self.params)
@@ -45,7 +45,7 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
         stage: sft | rl; by default the run's last.
 
     Raises:
-        ValueError: there is no run, no checkpoint, or none that can be read.
+        ValueError: there is no run, or no readable checkpoint.
     """
     workdir = pathlib.Path(workdir).absolute()
     config = configuration.parse(read_run_config(workdir))

@@ -26,7 +26,7 @@ def accuracy_with_interval(accuracy: float, problems: int) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Devices, versions, and the commit of the package's repository, None outside of one."""
+    """Returns devices, versions, and the commit of the package's repository (None outside of one)."""
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -47,7 +47,7 @@ def _commit() -> str | None:
 
 
 def decoding(experiment: Experiment) -> dict[str, Any]:
-    """The samplers of rollouts and of evaluations, and the keys in which they differ."""
+    """Returns the samplers of rollouts and of evaluations, and the keys in which they differ."""
     config = experiment.config
     rollout, evaluation = dataclasses.asdict(config.sampler), dataclasses.asdict(config.evaluation.decode)
     differences = [key for key in rollout if rollout[key] != evaluation[key]]
@@ -55,7 +55,7 @@ def decoding(experiment: Experiment) -> dict[str, Any]:
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
-    """The content of result.json, from the run's metrics.jsonl."""
+    """Returns the contents of result.json, computed from the run's metrics.jsonl."""
     rows = read_rows(experiment.workdir / "metrics.jsonl")
     evaluations = {stage: [row for row in rows if row["stage"] == stage and "eval/accuracy" in row] for stage in STAGES}
 
@@ -104,7 +104,7 @@ def _rollout_means(rollouts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
-    """Share of the all-wrong groups in which hints led to a correct answer; None without such groups."""
+    """Returns the share of all-wrong groups in which hints led to a correct answer; None without such groups."""
     tried = [row for row in rollouts if row.get("hint/rescue_rate") is not None]
     groups = [row["groups/all_wrong_before"] for row in tried]
     if not sum(groups):

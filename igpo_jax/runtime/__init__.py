@@ -1,1 +1,1 @@
-"""Runtime: devices, processes, files, signals, statistics; nothing here knows a run."""
+"""Devices, processes, files, signals and statistics; independent of runs."""

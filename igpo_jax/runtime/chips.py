@@ -11,7 +11,7 @@ class Chip:
     memory_gib: float  # usable by programs
     flops: float  # bfloat16, per second
     hbm: float  # bytes per second
-    ici: float  # bytes per second that arrive over all links of a chip
+    ici: float  # bytes per second received over all links of a chip
     dcn: float  # bytes per second, a chip's share of the network between slices
 
 
@@ -27,8 +27,9 @@ CHIPS = {
 
 
 def device_memory_gib(device: jax.Device) -> float:
-    """Returns the memory that programs can use: the backend's limit for a local device (on GPUs the share
-    XLA_PYTHON_CLIENT_MEM_FRACTION), else the figure in `CHIPS`, on CPUs the host's memory; ValueError for other devices."""
+    """Returns the memory that programs can use, GiB: the backend's limit for a local device (on GPUs the share
+    XLA_PYTHON_CLIENT_MEM_FRACTION), else the figure in `CHIPS`, on CPUs the host's memory.
+    Raises ValueError for other devices."""
     statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30

@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 
 
 def initialize() -> None:
-    """Joins the processes that a TPU pod, SLURM, GKE or MPI started; otherwise the run is one process. Call before any use of
-    devices. All processes end if one is silent for IGPO_HEARTBEAT_SECONDS (environment, 100 by default)."""
+    """Joins the processes started by a TPU pod, SLURM, GKE or MPI; without a cluster the run is one process. Call before any
+    use of devices. All processes end if one is silent for IGPO_HEARTBEAT_SECONDS (environment variable, default 100)."""
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
     except ValueError as error:  # jax found no cluster
@@ -26,8 +26,8 @@ def initialize() -> None:
 
 @contextlib.contextmanager
 def raise_on_all_hosts() -> Iterator[None]:
-    """Makes all processes raise if one raises ValueError or OSError in the body, so that none waits for it: the others raise
-    ValueError. The body must not have collectives; its end is a barrier."""
+    """Raises on all processes if one raises ValueError or OSError in the body, so that none waits for it; the others raise
+    ValueError. The body must not contain collectives; its end is a barrier."""
     own = None
     try:
         yield
@@ -42,8 +42,8 @@ def raise_on_all_hosts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Ends this process immediately on an error in the body if a run has several: an orderly exit would wait for the others,
-    which wait for this one or are gone. They notice and end the same way."""
+    """Ends this process immediately if the body fails and the run has several processes: an orderly exit would wait for the
+    others, which wait for this one or are gone. They notice and end the same way."""
     try:
         yield
     except Exception:
@@ -79,7 +79,7 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
 
 
 def check_same(fingerprints: dict[str, str]) -> None:
-    """Raises ValueError on all processes if one has another fingerprint (hexadecimal) than process 0."""
+    """Raises ValueError on all processes if a fingerprint (hexadecimal) differs from that of process 0."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
     found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
     for process, index in np.argwhere((found != found[0]).any(axis=2))[:1]:

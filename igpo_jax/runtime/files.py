@@ -15,12 +15,12 @@ RENAMED = {
     "hint/centre": "hint/ratio_center",
     "update/skipped_in_a_row": "update/consecutive_skips",
 }
-MAX_NESTED = 64  # levels of a JSON value: recursive code needs a stack frame for each
+MAX_NESTED = 64  # levels of a JSON value, because recursive code needs a stack frame per level
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
     """Parses untrusted JSON, with `options` of json.loads.
-    Raises ValueError naming `place` for other encodings than UTF-8, invalid JSON, deep nesting, or thousands of digits."""
+    Raises ValueError naming `place` for encodings other than UTF-8, invalid JSON, deep nesting, or thousands of digits."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
@@ -58,7 +58,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def wrap_read_errors(file: object) -> Iterator[None]:
-    """Re-raises any error of parsing a damaged or foreign file as a ValueError that names it."""
+    """Re-raises any error of parsing a damaged or foreign file as a ValueError naming the file."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -73,7 +73,7 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:
-    """Renames keys of a JSON value at all levels, by default those of earlier versions."""
+    """Renames keys of a JSON value at all levels, by default keys of earlier versions."""
     if isinstance(value, dict):
         return {names.get(key, key): renamed(part, names) for key, part in value.items()}
     return [renamed(part, names) for part in value] if isinstance(value, list) else value

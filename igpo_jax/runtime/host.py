@@ -16,7 +16,7 @@ MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-
 
 def keep_freed_memory() -> None:
     """Keeps freed memory in the process on hosts without accelerators, if the C library is glibc. Otherwise the kernel zeroes
-    the pages of every new array, 40 % of the time of small models. Call before JAX's threads start."""
+    the pages of every new array, which takes 40 % of the time of small models. Call before JAX's threads start."""
     accelerated = [path for pattern in ("accel*", "vfio/*", "nvidia*", "kfd") for path in glob.glob(f"/dev/{pattern}")]
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
         return
@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 
 
 def cache_compiled_programs(workdir: pathlib.Path) -> None:
-    """Caches programs that took a second to compile in the run's folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Caches programs that took a second to compile in the run's folder, unless JAX_COMPILATION_CACHE_DIR is set."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / _kind_of_machine()))
 
@@ -37,7 +37,7 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:
-    """Returns advice if an error is about missing memory, naming the keys that change it, or storage; else None."""
+    """Returns advice for an error of memory, with the keys that reduce its use, or of storage; None for other errors."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     # Tested first, because the checkpoint writer reports a full disk as RESOURCE_EXHAUSTED.
     if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:
@@ -48,7 +48,7 @@ def explain_shortage(error: Exception, memory_keys: str) -> str | None:
 
 
 def _kind_of_machine() -> str:
-    """Returns the device kind, on CPUs with a hash of their features: programs compiled for others may crash."""
+    """Returns the device kind, on CPUs with a hash of their features, because programs compiled for others may crash."""
     kind = jax.devices()[0].device_kind.replace(" ", "-")
     try:
         flags = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))

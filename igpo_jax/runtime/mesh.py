@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -16,7 +16,7 @@ BATCH = ("data", "fsdp")
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over all devices; one axis may be -1 for the remaining devices.
     TPU slices divide the axis data, so that only gradient sums cross the slower network between them.
-    Raises ValueError for several -1, a product other than the number of devices, or data not divisible by the slices."""
+    Raises ValueError for more than one -1, a product other than the number of devices, or data not divisible by the slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -39,17 +39,17 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of TPU slices, whose devices are linked directly; 1 for other devices."""
+    """Returns the number of TPU slices (groups of directly linked devices); 1 for other devices."""
     return len({getattr(device, "slice_index", None) or 0 for device in devices if device.platform == "tpu"}) or 1
 
 
-def batch_size_divisor(mesh: Mesh) -> int:
+def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number that the rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Constrains the leading axis to (data, fsdp) inside jit; the identity without a mesh."""
+    """Constrains the leading axis to (data, fsdp) inside jit; does nothing without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH))
@@ -66,7 +66,7 @@ def join_rows(tree):
 
 
 def shard_batch(tree, mesh: Mesh):
-    """Puts host arrays [n, ...], equal on every process, on devices, sharded over rows."""
+    """Moves host arrays [n, ...], equal on every process, to devices, sharded over rows."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 

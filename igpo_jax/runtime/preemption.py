@@ -1,4 +1,4 @@
-"""SIGTERM: every process of a run stops at the same point, with a checkpoint."""
+"""Handles SIGTERM: every process of a run stops at the same point, with a checkpoint."""
 
 import itertools
 import signal
@@ -10,11 +10,11 @@ from jax.experimental import multihost_utils
 
 
 class Terminated(BaseException):
-    """Raised after SIGTERM once the run is saved. Like KeyboardInterrupt, `except Exception` does not catch it."""
+    """Signals that the run is saved after SIGTERM. Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
 
 def listen() -> Callable[[], bool]:
-    """Handles SIGTERM from now on; returns a function that tells whether to save and stop. Call it equally often on every
+    """Installs a SIGTERM handler; returns a function that returns whether to save and stop. Call it equally often on every
     process: after a signal to any, all return True at the same call, some calls later (jax's preemption service)."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)

@@ -23,7 +23,7 @@ def bootstrap(values: np.ndarray) -> np.ndarray:
 
 
 def wilson(share: float, problems: int) -> list[float]:
-    """Returns Wilson's 95 % interval of a share of so many problems."""
+    """Returns Wilson's 95 % interval of a share measured on this number of problems."""
     z, n = 1.96, problems
     center, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
@@ -47,14 +47,14 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test for so many problems gained and lost."""
+    """Returns the exact two-sided p-value of McNemar's test, given the numbers of problems gained and lost."""
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
     return min(1.0, 2 * tail) if n else 1.0
 
 
 def sign_flip(difference: np.ndarray) -> float:
-    """Returns the two-sided p-value of a permutation test that flips the signs of differences, f[problems]."""
+    """Returns the two-sided p-value of a permutation test that flips the signs of the differences, f[problems]."""
     draw = np.random.default_rng(0)
     signs = draw.integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
     larger = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12

@@ -9,6 +9,7 @@ import numpy as np
 from igpo_jax.data.pipeline import PromptBatch
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.run.experiment import Experiment
+from igpo_jax.runtime.checks import present
 from igpo_jax.tasks import load_task
 
 NO_SOLUTION = -1  # fills rows of the solution bank without a solution
@@ -81,7 +82,7 @@ def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_ba
     task, eos_id = load_task(experiment.config.task.name), experiment.tokenizer.eos_id
     options = {name: experiment.config.task[name] for name in task.REWARD_OPTIONS}
     extract_answer = functools.partial(task.extract_answer, **options)
-    own = solution_bank[experiment.rl_data.rows_of(prompts.problem_id)]
+    own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, eos_id, own)
     length = (trace != eos_id).sum(axis=1, dtype=np.int32)
     if experiment.config.inpainting.exclude_answer:

@@ -22,6 +22,7 @@ from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, device_memory
+from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
@@ -76,7 +77,7 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
     reference, key = _reference(stage, start), experiment.key(2)
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
-    solution_bank = np.full_like(experiment.rl_data.prompts.trace, NO_SOLUTION) if own_hints else None
+    solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
     state = stage.restore(key, solution_bank) or stage.create(start.trained, key, solution_bank)
     if stage.policy.makes_copy() or reference is start.base:
         jax.tree.map(lambda x: x.delete(), start.trained)
@@ -159,7 +160,7 @@ def _reference(stage: Stage, start: PolicyParams) -> Params:
 def _prepare(stage: Stage, reference: Params) -> RLRun:
     experiment, config = stage.experiment, stage.experiment.config
     rl, objective = config.rl, config.objective
-    order = batches(experiment.rl_data.prompts, rl.prompts, config.seed, config.data.prompt_buckets)
+    order = batches(present(experiment.rl_data).prompts, rl.prompts, config.seed, config.data.prompt_buckets)
     update = make_update(stage.optimizer, stage.policy, objective, experiment.mesh, rl.microbatches)
     cfg = RolloutConfig(
         model=experiment.model,
@@ -213,8 +214,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
     prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
     canvas = np.full((number, run.rollout.decode.completion_length), model.mask_id, np.int32)
     keys = completion_keys(key, prompts.problem_id, np.arange(number, dtype=np.uint32), KeyPurpose.PROBE)
-    inputs = shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh)
-    error = sampler_error(policy, *inputs, keys, model, run.rollout.decode)
+    tokens, prompt_mask, canvas = shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh)
+    error = sampler_error(policy, tokens, prompt_mask, canvas, keys, model, run.rollout.decode)
     return {f"sampler/{name}": float(np.float32(error[name])) for name in ("kl", "changed")}
 
 
@@ -261,7 +262,7 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
 def _updated_solution_bank(solution_bank: np.ndarray, parts: list[Rollout], experiment: Experiment) -> np.ndarray:
     """Returns the solution bank after an iteration."""
     for part in parts:
-        rows = experiment.rl_data.rows_of(to_host(part.groups.problem_id))
+        rows = present(experiment.rl_data).rows_of(to_host(part.groups.problem_id))
         solution_bank = update_solution_bank(
             solution_bank, rows, part.first.tokens, part.first.grades.correct, experiment.model.eos_id
         )
@@ -293,7 +294,7 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
     """Rows for rollouts.jsonl: for a few groups, the first and the hinted completion with the highest reward."""
-    by_id = experiment.rl_data.by_id
+    by_id = present(experiment.rl_data).by_id
     tokenizer = experiment.tokenizer
     config = experiment.config
     task = load_task(config.task.name)

@@ -17,6 +17,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, device_memory
+from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.mesh import shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
@@ -68,7 +69,7 @@ def heldout_losses(
         check_preemption: called after every batch, on all processes; may raise.
     """
     config, mesh = experiment.config, experiment.mesh
-    heldout, size = cut_to_bucket(experiment.heldout, config.data.prompt_buckets), config.evaluation.batch_size
+    heldout, size = cut_to_bucket(present(experiment.heldout), config.data.prompt_buckets), config.evaluation.batch_size
     total, length = heldout.completion.shape
     noise = np.random.default_rng(config.seed).random((total, length))
     ranks = noise.argsort(axis=1).argsort(axis=1).astype(np.int32)
@@ -126,7 +127,7 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
     if state.done == stage.total and (not sft.eval_every or stage.is_evaluated(state)):
         return PolicyParams(state.train_state.params, base)  # leaves the log unchanged: the RL stage may have begun
 
-    order = batches(experiment.sft_data, sft.batch_size, config.seed, config.data.prompt_buckets)
+    order = batches(present(experiment.sft_data), sft.batch_size, config.seed, config.data.prompt_buckets)
     update = make_sft_update(stage.optimizer, policy, sft.corruption, sft.microbatches, experiment.mesh)
     run = SFTRun(stage, order, update)
     heldout = functools.partial(heldout_losses, experiment) if experiment.heldout is not None else _no_metrics

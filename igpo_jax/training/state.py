@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax
 import jax
@@ -74,7 +75,8 @@ class TrainState:
             params,
             transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
         )
-        return cls(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)), params, opt_state)
+        step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+        return cls(step, params, opt_state)
 
 
 def make_optimizer(cfg: OptimizerConfig, updates: int, policy: Policy) -> optax.GradientTransformation:

@@ -1,1 +1,1 @@
-"""Weights: Hugging Face folders, model folders, adapters."""
+"""Reading and writing of weights: Hugging Face folders, model folders, adapters."""

@@ -1,7 +1,7 @@
 """Reads and writes weights of LLaDA and iLLaDA (docs/method.md section 3).
 
-A Hugging Face folder has config.json and safetensors files. A model folder is this project's: the same small files, and
-params/ with one Orbax checkpoint per parameter. Parameters are streamed: memory holds one stacked parameter and one layer's
+A Hugging Face folder has config.json and safetensors files. A model folder is this project's format: the same small files,
+and params/ with one Orbax checkpoint per parameter. Parameters are streamed: memory holds one stacked parameter and one layer's
 tensor, sharded over the mesh, and no two processes read the same bytes.
 """
 
@@ -40,7 +40,7 @@ Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
 
 class Layout(NamedTuple):
-    """A parameter, and its tensors in Hugging Face's files: one, or one per layer."""
+    """Layout of a parameter, and of its tensors in Hugging Face's files: one, or one per layer."""
 
     leaf: jax.ShapeDtypeStruct  # shape, dtype and sharding of the parameter
     names: list[str]
@@ -125,7 +125,7 @@ def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
 
 
 def stream_model_folder(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields every parameter of a model folder, as `stream_hugging_face`."""
+    """Yields every parameter of a model folder, like `stream_hugging_face`."""
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
@@ -177,7 +177,7 @@ def peak_memory() -> int:
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
     """Converts a Hugging Face folder to a model folder in `dtype` (float32 | bfloat16; None: as stored), which appears when
-    it is complete. Raises ValueError as `model_config` and `check_tensors`, or if `target` exists."""
+    complete. Raises ValueError like `model_config` and `check_tensors`, or if `target` exists."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
@@ -187,7 +187,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dt
 
 
 def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a model folder back to the original Hugging Face folder; arguments and errors as of `convert`."""
+    """Converts a model folder back to the original Hugging Face folder; arguments and errors as in `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
@@ -198,7 +198,7 @@ def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dty
 
 
 def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
-    """Returns tensor -> file by a folder's index; None without an index."""
+    """Returns tensor -> file from a folder's index; None without an index."""
     index = pathlib.Path(folder) / INDEX
     return read_json(index).get("weight_map") if index.is_file() else None
 
@@ -210,7 +210,7 @@ def write_safetensors(
     cfg: ModelConfig,
     mesh: Mesh,
     dtype: str,
-    weight_map: dict[str, str] | None = None,  # tensor -> file; None: as few files as hold 5 GB each
+    weight_map: dict[str, str] | None = None,  # tensor -> file; None: files of at most 5 GB
 ) -> None:
     """Writes all parameters in Hugging Face's layout, one layer's tensor in memory at a time."""
     layouts, out_dtype = _layouts(values, cfg, mesh), jnp.dtype(dtype)

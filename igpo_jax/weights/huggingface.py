@@ -17,7 +17,7 @@ Path = tuple[str, ...]  # of a parameter in the nested dict
 
 ARCHITECTURES = ("LLaDAModelLM", "ILLaDAForCausalLM")
 
-# Parameter -> tensor of LLaDA, tensor of iLLaDA. Their matrices are [out, in], those of this package [in, out].
+# Parameter -> tensor of LLaDA, tensor of iLLaDA. Their matrices are [out, in]; this package's are [in, out].
 TENSORS: dict[Path, tuple[str, str]] = {
     ("embedding",): ("model.transformer.wte", "model.embed_tokens"),
     ("blocks", "attention_norm"): ("model.transformer.blocks.{}.attn_norm", "model.layers.{}.input_layernorm"),
@@ -80,10 +80,11 @@ ILLADA_FIXED = {
 
 INDEX = "model.safetensors.index.json"
 MAX_SIZE = 2**31 - 1  # XLA indexes an axis with 32 bits
-MAX_LAYERS = 10_000  # each has tensors, whose names are listed
+MAX_LAYERS = 10_000  # bounds the list of tensor names
 
-# Release -> file -> sum, of revisions 0f2787f2d87eac5eed8a087d5ecd24277e6255b2 (Base), 08b83a6feb34df1a6011b80c3c00c7563e963b07
-# (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only of files known with certainty.
+# Release -> file -> hash, for revisions 0f2787f2d87eac5eed8a087d5ecd24277e6255b2 (Base),
+# 08b83a6feb34df1a6011b80c3c00c7563e963b07 (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only files whose
+# hashes are certain.
 SHA256 = read_json(pathlib.Path(__file__).with_name("checksums.json"))
 
 
@@ -104,8 +105,8 @@ def _architecture(values: dict[str, Any]) -> int:
 def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
     """Returns the network of a Hugging Face config.json.
 
-    `mask_id` is used if `values` has no mask_token_id, as iLLaDA's; `numerics` are param_dtype, compute_dtype, remat and
-    eot_id. Raises ValueError if a key is missing, or asks for a computation that is not LLaDA's.
+    `mask_id` is used if `values` has no mask_token_id, as in iLLaDA; `numerics` are param_dtype, compute_dtype, remat and
+    eot_id. Raises ValueError if a key is missing, or selects a computation other than LLaDA's.
     """
     architecture = _architecture(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
@@ -215,7 +216,7 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
 
 
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
-    """Calls `model_config` for a Hugging Face or model folder; a mask id missing in config.json is from tokenizer.json."""
+    """Calls `model_config` for a Hugging Face or model folder; a mask id missing in config.json is read from tokenizer.json."""
     try:
         return model_config(read_model_json(folder), mask_id=_mask_id(pathlib.Path(folder) / "tokenizer.json"), **numerics)
     except ValueError as error:

@@ -36,7 +36,7 @@ def _tensor_name(target: str, layer: int, part: str) -> str:
 
 
 def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "") -> None:
-    """Writes adapters, {target: {"a": f32[n, in, r], "b": f32[n, r, out]}}, as PEFT does.
+    """Writes adapters, {target: {"a": f32[n, in, r], "b": f32[n, r, out]}}, in PEFT's format.
 
     Args:
         folder: created if needed.
@@ -74,7 +74,7 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
 
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
-    """Reads adapters that PEFT or `export_peft` wrote, as host arrays f32; ignores dropout, a setting of training.
+    """Reads adapters that PEFT or `export_peft` wrote, as host arrays, f32; ignores dropout, which affects training only.
     Raises ValueError for an unsupported setting, or a tensor that is missing, unexpected or mis-shaped."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)

@@ -21,7 +21,7 @@ MAX_FILE_BYTES = 5 * 10**9  # unless an original file layout is known
 
 
 class Stored(NamedTuple):
-    """A tensor in bytes [begin, end) of a file."""
+    """Location of a tensor: bytes [begin, end) of a file."""
 
     file: pathlib.Path
     dtype: np.dtype
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     """Locates every tensor of a Hugging Face folder by the files' headers.
-    Raises ValueError if a file or tensor is missing, cut short, doubled, of a wrong size, or disagrees with the index."""
+    Raises ValueError if a file or tensor is missing, truncated, duplicated, of a wrong size, or disagrees with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
     weight_map: dict[str, str] | None = None

@@ -1,8 +1,8 @@
-"""Starts commands of igpo_jax that say what they are about to do; for faults.py.
+"""Runs igpo_jax commands that announce what they are about to do; used by faults.py.
 
-A request is a line of JSON on the standard input: argv, cwd, and log, a file for what the command prints. Lines on the
-standard output: its process id; what it begins, one of `MOMENTS` each; and, with "ended", its exit status. Processes are forked
-from this one, which has imported everything and started no thread: that is most of the time that a short run takes.
+A request is one JSON line on standard input: argv, cwd, and log (the file that receives the command's output). Standard output
+gets the command's process id, one line per event (see `MOMENTS`), and "ended" with the exit status. Commands are forked from
+this process, which has imported everything and started no thread: imports would dominate the time of a short run.
 """
 
 import functools
@@ -13,7 +13,7 @@ import runpy
 import sys
 
 IMPORTED = ("cli", "run.experiment", "run.results", "stages.rl", "stages.sft", "report.page", "evaluate.samplers")
-# What begins when a function is called; {} is the folder of the checkpoints.
+# Event announced when the function is called; {} is the checkpoint folder.
 MOMENTS = {
     "igpo_jax.run.experiment:Experiment.verdicts": "evaluation",
     "igpo_jax.run.checkpoint:Checkpoints.save": "{} checkpoint",
@@ -23,7 +23,7 @@ MOMENTS = {
     "igpo_jax.run.results:write_result": "end",
     "igpo_jax.evaluate.benchmark:denoise": "batch of igpo_jax.evaluate",
 }
-# The same of what the function returns.
+# Same, for the function returned by this function.
 MAKERS = {"igpo_jax.stages.sft:make_sft_update": "SFT update", "igpo_jax.stages.rl:make_update": "RL update"}
 
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def announce(fd: int) -> None:
-    """From now on the functions of `MOMENTS` and `MAKERS` write a line to this file when they are called."""
+    """Wraps the functions of `MOMENTS` and `MAKERS`, so that each call writes a line to `fd`."""
 
     def announcing(function, moment: str):
         @functools.wraps(function)

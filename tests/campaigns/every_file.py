@@ -1,9 +1,9 @@
 """python tests/campaigns/every_file.py --data=DIR [--output=FILE]
 
-Every file of a folder of problems through everything: what is kept of it (`data.inspect`), a run with all stages from
-scratch on the mathematical ones (`gsm8k.py:smoke`), and an evaluation of that run on all of them. The model learns nothing
-worth having; what counts is that each file is read whole and each step works. DIR holds the files named below; if its
-README.md has a table of their numbers of records, they are compared.
+Runs every problem file of DIR through the whole pipeline: `inspect_data` (records kept), a run with all stages from scratch on
+the mathematical files (`gsm8k.py:smoke`), and an evaluation of that run on all files. The model learns almost nothing; the
+campaign checks that each file is read completely and that each step works. DIR holds the files listed below; if its
+README.md has a table of record counts, they are compared.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run = pathlib.Path(scratch, "run")
         flags = ["--config=gsm8k.py:smoke", f"--config.task.rl={sources(TRAIN)}", f"--config.task.test={sources(TEST)}"]
-        told = command("data.inspect", *flags, "--config.sft.updates=0", "--config.evaluation.problems=100000")
+        told = command("inspect_data", *flags, "--config.sft.updates=0", "--config.evaluation.problems=100000")
         kept = {pathlib.Path(path).name: [int(n) for n in numbers] for path, *numbers in COUNT.findall(told)}
         trained = command("train", *flags, f"--workdir={run}", "--config.evaluation.problems=16")
         graded = []
@@ -76,7 +76,7 @@ COUNT = re.compile(r"^  \w+:(\S+): (\d+) of (\d+) rows", re.MULTILINE)
 
 
 def expected_rows(readme: pathlib.Path, names) -> dict[str, int]:
-    """From a table with rows "| file | records | ..."; nothing where there is none."""
+    """Returns {file: record count} from a table with rows "| file | records | ..."; empty without a table."""
     text = readme.read_text("utf-8") if readme.is_file() else ""
     return {name: int(n) for name, n in re.findall(r"^\| (\S+\.jsonl) \| (\d+) \|", text, re.MULTILINE) if name in names}
 

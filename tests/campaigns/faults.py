@@ -1,10 +1,10 @@
-"""Kills runs at random moments, again and again, lets them go on, and compares what they end with with a run that nobody
-disturbed: parameters and optimiser, logs, rollouts, verdicts, result and evaluation, bit for bit.
+"""Kills runs at random moments, resumes them, and compares the result with an undisturbed run, bit for bit: parameters,
+optimizer, logs, rollouts, verdicts, result and evaluation.
 
     python tests/campaigns/faults.py --kills=100 --output=benchmarks/results/faults.log
 
-A run is killed some ten times, by SIGKILL or SIGTERM, a random while after it has begun something (announced.py): a kill in
-every line of the output. tests/faults has the same with fewer kills.
+A run is killed about ten times, by SIGKILL or SIGTERM, at a random delay after an announced event (announced.py). Prints
+one line per kill. tests/faults runs the same code with fewer kills.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from igpo_jax.run.results import environment
 
 HERE = pathlib.Path(__file__).parent
 TINY = HERE.parent / "end_to_end" / "tiny.py"
-# Rewards by chance: the tiny model is right too rarely to find solutions of its own.
+# Random rewards: the tiny model is right too rarely to find its own solutions.
 CHANCE = """import zlib
 
 
@@ -53,7 +53,7 @@ SHORT = (
     "--config.rl.rollout_chunks=2",
     "--config.reward.workers=1",
 )
-# Two runs: as configured, and one with everything that is remembered from one iteration to the next.
+# One run as configured, and one with all state that is carried between iterations.
 VARIANTS = {
     "plain": SHORT,
     "remembering": (
@@ -72,8 +72,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """signal is sent `delay` seconds after a process has begun something for the `occurrence`-th time; 0: after it was
-    started itself."""
+    """A signal sent `delay` seconds after the `occurrence`-th event `moment`; occurrence 0: after the process started."""
 
     command: str  # train | evaluate
     moment: str
@@ -82,8 +81,8 @@ class Kill:
     signal: signal.Signals
 
 
-# (command, moment, most occurrences, most seconds) in the order in which a run comes by. A checkpoint is written beside what
-# follows; a run is killed in every phase before the next one's moments.
+# (command, event, most occurrences, most seconds), in the order of a run. Checkpoints are written while the run continues.
+# The kills of one phase precede the events of the next.
 PHASES = (
     (
         ("train", "start", 0, 3.0),
@@ -106,7 +105,7 @@ KILLS_OF_PHASE = (4, 5, 1, 2)
 
 
 def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
-    """The kills of one run after the other. Moments take turns, so that all come up equally often."""
+    """Yields the kills of one run after another. Cycles through the events, so that all are equally frequent."""
     draw = random.Random(seed)
     turns = [itertools.cycle(draw.sample(phase, len(phase))) for phase in PHASES]
     while True:
@@ -120,7 +119,7 @@ def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
 
 
 class Runs:
-    """A context manager that runs commands one after the other, with one compilation cache for all. folder: of everything."""
+    """Context manager that runs commands one at a time, with a shared compilation cache. folder: parent of all run folders."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -129,7 +128,7 @@ class Runs:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Compiling costs more than running here; and one device.
+            # Compiling costs more than running here. One device.
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot be forked
             "PYTHONPATH": str(HERE.parents[1]),
@@ -145,7 +144,7 @@ class Runs:
         self._starter.communicate()
 
     def run(self, command: str, workdir: pathlib.Path, variant: str, kill: Kill | None = None) -> tuple[int, str, bool]:
-        """Exit status, the last that was begun, and whether the signal was sent."""
+        """Returns the exit status, the last announced event, and whether the signal was sent."""
         flags = [f"--config={TINY}", *VARIANTS[variant]] if command == "train" else []
         argv = [f"igpo_jax.{command}", f"--workdir={workdir}", *flags]
         request = {"argv": argv, "log": str(_log(workdir)), "cwd": str(self.folder)}
@@ -154,7 +153,7 @@ class Runs:
         while True:
             if kill and not sent and seen == kill.occurrence:
                 time.sleep(kill.delay)
-                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                with contextlib.suppress(ProcessLookupError):  # the process has already ended
                     os.kill(process, kill.signal)
                 sent = True
             line = self._starter.stdout.readline().strip()
@@ -163,19 +162,20 @@ class Runs:
             last, seen = line, seen + (kill is not None and line == kill.moment)
 
     def finish(self, command: str, workdir: pathlib.Path, variant: str) -> None:
-        """
+        """Runs a command to its end.
+
         Raises:
-            RuntimeError: it fails; with what it printed.
+            RuntimeError: the command fails; includes its output.
         """
         code, last, _ = self.run(command, workdir, variant)
         if code:
             raise RuntimeError(f"{command}, {last}: ended with {code}:\n{_log(workdir).read_text()[-3000:]}")
 
     def disturb(self, kill: Kill, workdir: pathlib.Path, variant: str) -> str | None:
-        """What came of it; None where the process had ended before.
+        """Runs a command and kills it. Returns a description, or None if the process ended before the signal.
 
         Raises:
-            RuntimeError: it ended otherwise than a killed process does; with what it printed.
+            RuntimeError: the exit status is not that of a killed or completed process; includes the output.
         """
         code, last, sent = self.run(kill.command, workdir, variant, kill)
         if code == -kill.signal:
@@ -193,7 +193,7 @@ def _log(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-    """What differs between two finished runs, beside times."""
+    """Returns the differences between two finished runs, times excluded."""
     found = []
     for stage in ("sft", "rl"):
         folders = [max((run / "checkpoints" / stage).iterdir(), key=lambda path: int(path.name)) for run in (one, other)]
@@ -227,12 +227,12 @@ def _untimed(rows: list[dict]) -> list[dict]:
 
 
 def _without_times(values: dict) -> dict:
-    """Also without the model of an evaluation's card: the digest of its files, which have random names, and their folder."""
+    """Drops times, and the `model` of an evaluation card: its folder, and a digest over files with random names."""
     return {name: value for name, value in values.items() if name not in ("wall_seconds", "seconds", "date", "model")}
 
 
 def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str, report: Callable[[Kill, str], None]) -> None:
-    """A run from start to end, with those kills; report is told of each that came about."""
+    """Trains and evaluates one run with these kills; calls `report` for each kill that took effect."""
     for command in ("train", "evaluate"):
         for kill in kills:
             if kill.command == command:
@@ -243,7 +243,7 @@ def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns how many runs ended otherwise than the undisturbed one."""
+    """Returns the number of runs whose result differs from the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="at least so many")
     parser.add_argument("--seed", type=int, default=0)

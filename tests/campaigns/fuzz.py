@@ -1,12 +1,12 @@
-"""Hostile input for everything that reads what others wrote, for longer than the tests have: coverage-guided, and configurations.
+"""Fuzzes everything that reads external input, longer than the tests do: coverage-guided parsers, and random configurations.
 
     pip install atheris
     python tests/campaigns/fuzz.py [--minutes=10] [--targets=model,...] [--configs=10000] [--output=benchmarks/results/fuzz.log]
 
-Parsers, their valid files, mutations and what is asked of them are those of tests/helpers. Each target runs in a process of its
-own under libFuzzer (atheris), which keeps inputs that reach new code of igpo_jax, with a limit on memory and on the time of
-one input. Prints for each target executions, coverage and findings; exit status 1 where there is a finding, whose input is
-kept in the folder that is named. Neither GPU nor network is needed.
+Parsers, valid files, mutations and checks come from tests/helpers. Each target runs in its own process under libFuzzer
+(atheris), which keeps inputs that reach new code of igpo_jax, with limits on memory and on the time per input. Prints
+executions, coverage and findings of each target; exit status 1 if there is a finding. The printed folder keeps its input.
+Needs neither GPU nor network.
 """
 
 import argparse
@@ -37,12 +37,12 @@ TARGETS = {
     "endpoints": ("replies", "endpoint"),
     "texts": ("answers", "templates"),
 }
-MOST_BYTES, MOST_MIB, MOST_SECONDS = 100_000, 4096, 60  # of an input; of the process; of one input, on a busy machine
+MOST_BYTES, MOST_MIB, MOST_SECONDS = 100_000, 4096, 60  # per input; per process; per input, on a busy machine
 PACKAGES = ("igpo_jax", "atheris", "jax", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "array_record", "openai", "ml_collections")
 
 
 def run_target(target: str, minutes: float, folder: pathlib.Path) -> None:
-    """In a process of its own, which libFuzzer ends. Findings are appended to findings.jsonl, each place and kind once."""
+    """Fuzzes one target; libFuzzer ends the process. Appends findings to findings.jsonl, one per place and kind."""
     import atheris
 
     with atheris.instrument_imports(include=["igpo_jax"]):
@@ -88,7 +88,7 @@ def run_target(target: str, minutes: float, folder: pathlib.Path) -> None:
 
 
 def fuzz(target: str, minutes: float, folder: pathlib.Path) -> dict:
-    """Runs a target; what it did."""
+    """Runs a target in a process and returns its statistics and findings."""
     folder.mkdir()
     command = [sys.executable, str(HERE), f"--run={target}", f"--minutes={minutes}", f"--folder={folder}"]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1", "RUST_BACKTRACE": "0"}
@@ -99,7 +99,7 @@ def fuzz(target: str, minutes: float, folder: pathlib.Path) -> dict:
     executions, coverage, corpus = (int(found[-1]) if found else 0 for found in numbers)
     file = folder / "findings.jsonl"
     findings = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    if code:  # a crash of native code, too much memory or time
+    if code:  # a crash of native code, or a memory or time limit
         findings.append({"parser": target, "finding": f"exit status {code}", "input": str(folder), "at": text.splitlines()[-3:]})
     begun = int(next(iter(re.findall(r"INITED cov: (\d+)", text)), 0))
     return {
@@ -109,7 +109,7 @@ def fuzz(target: str, minutes: float, folder: pathlib.Path) -> dict:
 
 
 def configurations(number: int) -> dict:
-    """Generated configurations that build, are refused by the name of a key, or do neither."""
+    """Counts random configurations that build, that are rejected by naming a key, and that do neither (findings)."""
     from configurations import Finding, build, generated
 
     begin, built, messages, findings = time.monotonic(), 0, collections.Counter(), []

@@ -1,11 +1,11 @@
-"""How answers are graded: agreement with public cases, answers that are made to hang, wrong answers, speed, fuzz.
+"""Measures answer grading: agreement with public cases, answers built to hang, wrong answers, speed, fuzz.
 
     python tests/campaigns/grading.py --cases=grader_cases_public.jsonl --hangs=grader_hangs.jsonl \
         --math=math_train7500.jsonl --gsm8k=gsm8k_train.jsonl [--fuzz=10000] [--parts=speed] [--output=FILE]
 
-One JSON line per part, then a summary; exit status 1 where a part misses what `TARGETS` says. Parts cases and mutations
-together write results/grader_disagreements.md, every verdict that is not the expected one, each with its reason from
-grader_reasons.json, which people write; one without a reason is a failure. Data: shared, not in this repository.
+Prints one JSON line per part, then a summary; exit status 1 if a part misses its entry in `TARGETS`. Parts cases and mutations
+together write results/grader_disagreements.md: every unexpected verdict with its reason from the hand-written
+grader_reasons.json; a verdict without a reason is a failure. The data files are not in this repository.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "helpers"))  # whose answer_texts.py the workers of part cases import
+sys.path.insert(0, str(HERE.parent / "helpers"))  # workers of part `cases` import answer_texts.py
 REASONS, TABLE = HERE / "grader_reasons.json", HERE.parents[1] / "benchmarks" / "results" / "grader_disagreements.md"
 REWARD = "igpo_jax.tasks.math:reward"
 DEADLINE = 5.0  # seconds for one answer, as in a run
-SLACK = 1.0  # for ending the worker, on a busy machine
+SLACK = 1.0  # to end the worker, on a busy machine
 PARTS = ("cases", "hangs", "mutations", "speed", "fuzz")
 TARGETS = {
     "cases": "agrees at least as often as math-verify alone, every disagreement has a reason",
@@ -55,9 +55,9 @@ def problem(gold: str) -> Problem:
 
 
 def cases(rows: list[dict], reasons: dict[str, str]) -> tuple[dict, list[tuple]]:
-    """Agreement with the labels of public test tables and model outputs.
+    """Measures agreement with the labels of public test tables and model outputs.
 
-    form of a row: text, both strings are whole texts; bare, both are answers; gold_bare, the second is a completion.
+    `form` of a row: "text", both strings are whole texts; "bare", both are answers; "gold_bare", the second is a completion.
     """
     rows = [row for row in rows if row["tier"] != "suspect"]
     pairs = []
@@ -88,7 +88,7 @@ def cases(rows: list[dict], reasons: dict[str, str]) -> tuple[dict, list[tuple]]
 
 
 def hangs(rows: list[dict]) -> dict:
-    """Each alone in a pool of one worker, then an ordinary answer that needs math-verify."""
+    """Grades each answer alone in a pool of one worker, then an ordinary answer that needs math-verify."""
     pool = RewardPool(REWARD, {"answer": "box"}, 1, DEADLINE)
     ordinary = (problem("x^2+1"), boxed("1+x^2"))
     pool([ordinary])
@@ -114,7 +114,7 @@ def hangs(rows: list[dict]) -> dict:
 
 
 def plain(text: str) -> Fraction | None:
-    """The value of an integer, a decimal or a fraction; read here on purpose without the package's own arithmetic."""
+    """Parses an integer, a decimal or a fraction; deliberately independent of the package's own arithmetic."""
     text = re.sub(r"\\[!,]|[\s$]|\\(?=\$)", "", text)
     text = re.sub(r"\{,\}", ",", text)
     slash = re.fullmatch(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}", text) or re.fullmatch(r"(-?)(\d+)/(\d+)", text)
@@ -126,7 +126,7 @@ def plain(text: str) -> Fraction | None:
 
 
 def mutated(answers: dict[str, str], number: int) -> list[tuple[str, str, str]]:
-    """(name, gold, wrong answer): a digit changed, a sign put in front or taken away, the answer of another problem."""
+    """Returns (name, gold, wrong answer): a changed digit, an added or removed sign, or the answer of another problem."""
     draw, found = random.Random(0), []
     with_digits = [name for name, answer in answers.items() if re.search(r"\d", answer)]
     share = number // 3
@@ -172,12 +172,12 @@ def mutations(rows: list[dict], number: int, reasons: dict[str, str]) -> tuple[d
 
 
 def speed(golds: list[str], batches: int, size: int) -> dict:
-    """Answers a second of one worker and of two, in turn, over answers that neither has seen."""
+    """Measures answers per second with one and with two workers, alternating, on answers new to both."""
     draw = random.Random(1)
     draw.shuffle(golds)
     pools = {workers: RewardPool(REWARD, {"answer": "box"}, workers, DEADLINE) for workers in (1, 2)}
     rates, right = {1: [], 2: []}, []
-    for batch in range(-1, batches):  # the first one warms up
+    for batch in range(-1, batches):  # the first batch warms up
         some = golds[(batch + 1) * size : (batch + 2) * size]
         answers = [
             (problem(gold), f"We add them up, so the answer is {boxed(gold if i % 2 else some[i - 1])}.")
@@ -200,7 +200,7 @@ def speed(golds: list[str], batches: int, size: int) -> dict:
 
 
 def fuzz(number: int) -> dict:
-    """Random and hostile completions under the three rules in turn, and wrong numbers written in many ways."""
+    """Grades random and hostile completions under all three rules, and wrong numbers in many notations."""
     from grading_strings import collected, other_numbers, same_numbers, texts
 
     draw = random.Random(2)
@@ -213,7 +213,7 @@ def fuzz(number: int) -> dict:
         answers = [(problem(draw.choice(golds)), text) for text in strings[i::3]]
         for (_, text), verdict in zip(answers, pool(answers), strict=True):
             outcomes[verdict.outcome] += 1
-            if verdict.outcome == "error":  # being late is a verdict, too, if it comes in time
+            if verdict.outcome == "error":  # a timeout within the deadline is a valid verdict
                 troubles.append([rule, verdict.reason[:80], text[:80]])
         pool.close()
     seconds = time.monotonic() - begin
@@ -235,7 +235,7 @@ def fuzz(number: int) -> dict:
 
 def table(listed: list[tuple], reasons: dict[str, str], results: dict[str, dict]) -> str:
     def cell(text: str) -> str:
-        """A short snippet: the sources are other people's."""
+        """Returns a short snippet; the full texts belong to their sources."""
         text = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
         return f"`{text[:57]}...`" if len(text) > 60 else f"`{text}`"
 

@@ -1,11 +1,11 @@
-"""Hypothesis strategies for answers: any text that might break a grader, and numbers in many ways to write them."""
+"""Hypothesis strategies for answers: texts that might break a grader, and numbers in many notations."""
 
 from fractions import Fraction
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-# Divided by spaces; what has a space in it comes after.
+# Separated by spaces; pieces that contain a space follow.
 PIECES = (
     r"\frac \frac{ \dfrac12 \frac{1}{0} { } }} {{ \boxed{ \boxed \fbox{ \left( \right) \left \text{ \mathrm{ \sqrt "
     r"\sqrt[3]{ ^{ _{ ^ _ % \% \text{kg} ° ^\circ $ $$ \$ #### <answer> </answer> <|eot_id|> <| \\ & \begin{pmatrix} "
@@ -41,12 +41,12 @@ STYLES = (
     "%s", "%s", "$%s$", "{%s}", r"\left(%s\right)", "(%s)", "x = %s", r"\displaystyle %s", " %s ", "%s.",
     r"%s \text{ cm}", "%s units", r"%s^\circ", r"\boxed{%s}", r"\(%s\)", r"%s\text{ apples}", r"%s\,",
 )  # fmt: skip
-BARE_STYLES = (r"\text{%s}", r"\mathbf{%s}", r"\textbf{%s}", r"\mathrm{%s}", r"\$%s")  # of digits and signs only
+BARE_STYLES = (r"\text{%s}", r"\mathbf{%s}", r"\textbf{%s}", r"\mathrm{%s}", r"\$%s")  # for digits and signs only
 
 
 @st.composite
 def written(draw, value: Fraction) -> str:
-    """A number in one of the ways to write it exactly; percent and rounding are left out."""
+    """Draws an exact notation of a number; no percent sign, no rounding."""
     n, d, k = value.numerator, value.denominator, draw(st.integers(2, 9))
     sign, size = "-" if n < 0 else "", abs(n)
     ways = [f"{n * k}/{d * k}", f"\\frac{{{n * k}}}{{{d * k}}}"]
@@ -71,15 +71,15 @@ def written(draw, value: Fraction) -> str:
 
 @st.composite
 def same_numbers(draw) -> tuple[str, str]:
-    """One value, written twice."""
+    """Draws two notations of one value."""
     value = draw(values)
     return draw(written(value)), draw(written(value))
 
 
 @st.composite
 def other_numbers(draw) -> tuple[str, str]:
-    """Two values that are not the same, written in any way, and near to each other as wrong answers are. Never a
-    decimal that is a fraction to six places, which counts as right."""
+    """Draws notations of two different values, close to each other as wrong answers are. Excludes a decimal that equals a
+    fraction to six places, which counts as right."""
     value = draw(values)
     n, d = value.numerator, value.denominator
     digits = str(abs(n))
@@ -93,7 +93,7 @@ def other_numbers(draw) -> tuple[str, str]:
 
 
 def collected(strategy, number: int, number_of_seed: int = 0) -> list:
-    """Examples of a strategy, the same at every call; hypothesis may find fewer where there are not so many."""
+    """Returns up to `number` examples of a strategy, the same at every call; fewer if hypothesis finds no more."""
     found = []
 
     @seed(number_of_seed)

@@ -1,16 +1,16 @@
-"""Whether hints give the answer away: 10,000 canvases from GSM8K and MATH, made as a run makes them.
+"""Measures whether hints reveal the answer: 10,000 canvases from GSM8K and MATH, made as in a run.
 
     python tests/campaigns/hints.py --gsm8k=gsm8k_train.jsonl --math=math_train7500.jsonl [--output=FILE]
 
-What may not be shown (igpo_jax/tasks/sources.py): of GSM8K the template's line with the answer and, in the solution,
-the last occurrence of the gold number; of MATH that line and the content of the solution's last box. Found here again
-from the traces, and compared with the tokenizer's offsets, not with the arrays that hide them:
+The following must stay hidden (igpo_jax/tasks/sources.py). GSM8K: the template's answer line, and the last occurrence of the
+gold number in the solution. MATH: the template's answer line, and the content of the solution's last box. This script
+finds the spans in the trace text and compares them with the tokenizer's offsets, not with the arrays that hide them:
 
-    leaks       canvases with a token that touches such a span; 0, or the exit status is 1
-    residual    canvases where the text of a hint has the answer all the same, as it also stands elsewhere in the trace
+    leaks       canvases with a token that overlaps such a span; exit status 1 unless 0
+    residual    canvases whose hint text contains the answer anyway, because the trace also has it elsewhere
 
-Both again under REF, the released code's switches, where leaks must show: else this script would find none anywhere.
-One JSON line per data set and switch, then a table.
+Both are measured again under REF, the released code's switches, which must leak: otherwise this script could not detect a
+leak. Prints one JSON line per data set and switch, then a table.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 LENGTH = 256
-MASK = -1  # no token has this id
+MASK = -1  # not a token id
 PAPER = InpaintingConfig()
 REFERENCE_CODE = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 
 
 def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
-    """What must be hidden of a trace, from its text alone: the template's line, and the place in the solution."""
+    """Returns the spans of a trace that must be hidden, from its text: the template's line, the answer in the solution."""
     text = problem.trace
     line = text.rindex("\\boxed{")
     spans = [(line, text.index("\n", line))]
@@ -57,7 +57,7 @@ def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
         for end in range(begin, len(solution)):
             depth += {"{": 1, "}": -1}.get(solution[end], 0) if solution[end - 1] != "\\" else 0
             if depth == 0:
-                content = solution[begin:end]  # without the spaces around it
+                content = solution[begin:end]  # without surrounding spaces
                 return [*spans, (begin + len(content) - len(content.lstrip()), begin + len(content.rstrip()))]
     return spans
 
@@ -68,7 +68,7 @@ def value(text: str) -> Fraction:
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """places: of the trace's tokens that are shown. hints: texts of neighbouring ones."""
+    """places: trace positions of the shown tokens. hints: texts of contiguous shown tokens."""
 
     problem: Problem
     places: np.ndarray
@@ -83,8 +83,8 @@ def canvases(
     group: int,
     cfg: InpaintingConfig,
 ) -> list[Canvas]:
-    """Hints for `group` completions of each problem, and where in the trace they come from: the second call, with the
-    same draws, writes places instead of tokens."""
+    """Makes `group` canvases per problem, and finds the trace position of each hint: a second call with the same draws writes
+    positions instead of tokens."""
     blank = np.full((len(problems) * group, arrays.trace.shape[1]), MASK, np.int32)
     places = np.broadcast_to(np.arange(blank.shape[1], dtype=np.int32), arrays.trace.shape)
     made = [
@@ -102,13 +102,13 @@ def canvases(
 
 
 def touches(canvas: Canvas, offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> bool:
-    """Whether a token that is shown has a character of a span."""
+    """Returns whether a shown token overlaps a span."""
     shown = [offsets[place] for place in canvas.places]
     return any(begin < last and end > first for begin, end in shown for first, last in spans)
 
 
 def says(hints: list[str], answer: str) -> bool:
-    """Whether a hint has the answer as a number, or else as a text without regard to spaces."""
+    """Returns whether a hint contains the answer as a number, or otherwise as a text, ignoring spaces."""
     bare = answer.replace(" ", "").replace("$", "").replace("\\!", "")
     if re.fullmatch(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", bare):
         wanted = abs(value(bare.lstrip("-")))
@@ -117,7 +117,7 @@ def says(hints: list[str], answer: str) -> bool:
 
 
 def count(kind: str, made: list[Canvas], tokenizer: Tokenizer) -> dict:
-    """Leaks and residual matches; an answer is short where it has one character that is no sign or dollar."""
+    """Counts leaks and residual matches; an answer is short if it has one character besides signs and dollars."""
     leaks, residual, of = 0, {True: 0, False: 0}, {True: 0, False: 0}
     encoded = {}
     for canvas in made:
@@ -144,7 +144,7 @@ def count(kind: str, made: list[Canvas], tokenizer: Tokenizer) -> dict:
 
 
 def exposed(kind: str, problems: list[Problem], arrays: PromptBatch, tokenizer: Tokenizer) -> int:
-    """Tokens of all problems that are hintable though they touch a span: what no number of draws could prove."""
+    """Counts hintable tokens that overlap a span, over all problems: a proof that no number of draws could give."""
     found = 0
     for problem, hintable in zip(problems, arrays.hintable, strict=True):
         offsets, spans = tokenizer.encode_with_offsets(problem.trace)[1], answer_spans(kind, problem)
@@ -154,7 +154,7 @@ def exposed(kind: str, problems: list[Problem], arrays: PromptBatch, tokenizer: 
 
 
 def load(kind: str, path: str) -> list[Problem]:
-    """With the defaults of the task math; those without a solution have nothing to hint."""
+    """Loads problems with the defaults of the task math; skips those without a solution, which have nothing to hint."""
     task = ConfigDict(math.defaults(rl=f"{kind}:{path}"))
     return [problem for problem in math.load(task, "rl", 0) if problem.trace]
 

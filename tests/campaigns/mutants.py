@@ -1,9 +1,9 @@
-"""Do the tests notice? Small errors, one at a time, in diffusion/, rl/ and the grading of answers:
+"""Mutation tests: makes small errors, one at a time, in diffusion/, rl/ and the grading of answers; the tests must fail.
 
     python tests/campaigns/mutants.py [--jobs=2] [--output=benchmarks/results/mutants.md] [NUMBER ...]
 
-Every mutant replaces one piece of text in a copy of the project and runs the tests of its part until one fails. What no test
-notices is printed at the end, and is to be explained in EQUIVALENT or answered with a test.
+Every mutant replaces one piece of text in a copy of the project and runs the tests of its part until one fails. Mutants that
+no test detects are printed at the end; explain each in EQUIVALENT or add a test.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SECONDS = 900  # for the tests of a mutant; one that hangs is noticed, too
+SECONDS = 900  # for the tests of a mutant; a hang counts as detected
 
 SAMPLER = "tests/diffusion/test_unmasking.py tests/diffusion/test_sampler.py tests/diffusion/test_fast_samplers.py tests/rl/test_rollout.py"
 HINTS = "tests/rl/test_hints.py tests/rl/test_hint_policies.py tests/rl/test_rollout.py"
@@ -32,7 +32,7 @@ GRADING = "tests/grading/test_exact.py tests/grading/test_answers.py tests/tasks
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    file: str  # in igpo_jax/
+    file: str  # relative to igpo_jax/
     before: str
     after: str
     tests: str
@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant("tasks/math.py", "spans[spans.index((first, last))] = (text.rfind(\"\\n\", 0, first) + 1,", "spans[spans.index((first, last))] = (first,", GRADING),
 )  # fmt: skip
 
-# What no test can notice, and why: {text before: reason}.
+# Mutants that no test can detect, and why: {text before: reason}.
 EQUIVALENT: dict[str, str] = {}
 
 
@@ -124,10 +124,10 @@ def copy_of_project(folder: pathlib.Path) -> pathlib.Path:
 
 
 def run_mutant(mutant: Mutant, compiled: str) -> tuple[str, float]:
-    """What happened: the test that noticed, or an empty text; and seconds. compiled: the folder of all mutants' programs.
+    """Returns the test that failed ("" if none did) and the seconds. compiled: compilation cache shared by all mutants.
 
     Raises:
-        ValueError: the text to be replaced is not there once.
+        ValueError: the text to replace does not occur exactly once.
     """
     with tempfile.TemporaryDirectory() as temporary:
         project = copy_of_project(pathlib.Path(temporary) / "project")

@@ -1,4 +1,4 @@
-"""Mutants match the code: each replaces one place, and the tests that are to notice it exist."""
+"""Each mutant replaces exactly one place in the code, and its tests exist."""
 
 import pathlib
 import sys

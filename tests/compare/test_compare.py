@@ -15,14 +15,14 @@ from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_ar
 from igpo_jax.runtime.files import atomic_write
 from processes import QUICK
 
-PROBLEMS, EVERY = 30, 2  # evaluations come every two rollouts
+PROBLEMS, EVERY = 30, 2  # one evaluation every two rollouts
 
 
 def write_run(folder, rows, chance, seed, prompts=8, wrong=0.5, iterations=6):
-    """A finished run, made up: `rows` through the network in every rollout, and chances (first, last) of solving a problem."""
+    """Writes a synthetic finished run: `rows` forward rows per rollout, and solve probabilities `chance` (first, last)."""
     draw = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    hard = np.linspace(1, 0, PROBLEMS)  # the last are the hardest
+    hard = np.linspace(1, 0, PROBLEMS)  # the last problems are the hardest
     rollouts, evaluations = [], []
     for step in range(iterations + 1):
         if step:
@@ -58,7 +58,7 @@ def test_arms_are_compared_at_what_the_cheapest_had_spent(folder):
     assert runs["igpo"][0].evaluations.tolist() == [0, 400, 800, 1200] and runs["dapo"][0].prompts.tolist() == [0, 32, 64, 96]
     by_evaluations, by_prompts = (numbers.at_budget(runs, budget) for budget in ("evaluations", "prompts"))
     for seed in SEEDS:
-        # 600 rows are GRPO's end, and three rollouts of IGPO, whose last evaluation was after two; 48 prompts are DAPO's third.
+        # GRPO ends at 600 rows: IGPO has made 3 rollouts, its last evaluation followed the second. 48 prompts: DAPO's third.
         assert (by_evaluations["grpo"][seed] == runs["grpo"][seed].correct[3]).all()
         assert (by_evaluations["igpo"][seed] == runs["igpo"][seed].correct[1]).all()
         assert (by_evaluations["dapo"][seed] == runs["dapo"][seed].correct[2]).all()
@@ -69,7 +69,7 @@ def test_arms_are_compared_at_what_the_cheapest_had_spent(folder):
 def test_the_hardest_third_is_chosen_by_the_other_seeds():
     correct = np.zeros((3, 9), bool)
     correct[:, :6] = True
-    correct[0] = ~correct[0]  # the first seed alone finds the others hard, and has no say in its own
+    correct[0] = ~correct[0]  # only the first seed finds the others hard, and its vote does not count for itself
     hard = numbers.hardest_third({"one": correct})
     assert hard.sum(axis=1).tolist() == [3, 3, 3]
     assert hard[0].tolist() == [False] * 6 + [True] * 3
@@ -77,7 +77,7 @@ def test_the_hardest_third_is_chosen_by_the_other_seeds():
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Seeds and problems both have an effect of their own. Three seeds are too few for the full 95 %."""
+    """Simulates effects of seeds and of problems. Three seeds are too few for the full 95 % coverage."""
     draw, held = np.random.default_rng(0), []
     for _ in range(60):
         values = draw.normal(0, 0.05, (8, 1)) + draw.normal(0, 0.3, (1, 80)) + draw.normal(0, 0.3, (8, 80))
@@ -171,7 +171,7 @@ def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
 
 @pytest.mark.slow
 def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
-    """A run that fails is named, what is finished is kept, and the supervised stage is the same for all arms."""
+    """Names a failed run, keeps finished runs, and shares the supervised stage among all arms."""
     sizes = {"sft.updates": 4, "rl.iterations": 2, "evaluation.problems": 4, "evaluation.batch_size": 4, "rl.eval_every": 1}
     sizes |= {"task.sft_problems": 200, "task.rl_problems": 40, "task.test_problems": 4, "sft.batch_size": 8, "rl.prompts": 2}
     flags = [f"--config.{key}={value}" for key, value in sizes.items()]
@@ -184,7 +184,7 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     begun.terminate()
     assert "run the same command to resume" in begun.communicate(timeout=120)[1] and begun.returncode == 1
     (runs / "igpo").mkdir()
-    (runs / "igpo" / "config.json").write_text("{}")  # another run's
+    (runs / "igpo" / "config.json").write_text("{}")  # belongs to another run
     done = subprocess.run(command, capture_output=True, text=True, env=one_device)
     assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
     kept = (runs / "grpo" / "result.json").stat().st_mtime_ns

@@ -13,7 +13,7 @@ LENGTH = 16
 
 
 class PairTokenizer:
-    """Two characters per token, one at the end of an odd text, so that tokens straddle the borders of answer spans."""
+    """Tokenizer with two characters per token (one at the end of an odd text), so that tokens straddle answer spans."""
 
     vocab_size, pad_id, eos_id, mask_id = 1 << 30, PAD, EOS, MASK
 
@@ -82,7 +82,7 @@ def test_a_row_whole():
 
 
 def test_no_token_that_touches_an_answer_span_is_hintable():
-    # st ep " o" ne "\n#" ## "# " 72: the fifth token straddles the beginning of the span.
+    # st ep " o" ne "\n#" ## "# " 72: the fifth token straddles the start of the span.
     _, batch = arrays([problem()])
     assert batch.hintable[0].tolist() == [True] * 4 + [False] * 12
     assert batch.trace_length.tolist() == [4]
@@ -114,7 +114,7 @@ def test_without_exclusion_the_whole_trace_is_hintable():
 
 
 def test_problems_with_one_checksum_get_different_numbers_and_one_id_is_an_error():
-    """The last two words have the same CRC-32."""
+    """The last two ids have the same CRC-32."""
     ids = ["other", "plumless", "buckeroo"]
     _, batch = arrays([problem(id) for id in ids])
     first = zlib.crc32(b"plumless")
@@ -226,7 +226,7 @@ def test_a_late_batch_needs_none_of_the_earlier_ones():
 
 @pytest.mark.parametrize("count, batch_size", [(12, 4), (10, 4), (7, 1), (5, 5)])
 def test_no_epoch_shows_a_problem_twice_and_every_epoch_has_a_new_order(count, batch_size):
-    # A problem twice in one batch would be the same rollout twice, because its noise is derived from the problem.
+    # Noise is derived from the problem, so a problem twice in one batch would give the same rollout twice.
     data, epochs, per_epoch = split(count), 4, count // batch_size
     stream = batches(data, batch_size, 3, (LONG,))
     orders = np.stack([stream[i].problem_id for i in range(epochs * per_epoch)]).reshape(epochs, -1)

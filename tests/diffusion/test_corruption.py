@@ -26,15 +26,15 @@ ROWS = 30_000
 
 
 def row_loss_of_pattern(pattern, length):
-    """An arbitrary 'sum of cross-entropies over the masked tokens' of each mask pattern, as a table."""
+    """Returns an arbitrary loss per mask pattern, from a table: a stand-in for the cross-entropy summed over masked tokens."""
     table = np.random.default_rng(0).uniform(0.5, 3.0, (2,) * length)
     return table[tuple(np.asarray(pattern, int).T)] * np.asarray(pattern).sum(-1)
 
 
 def exact_bound(length, lowest):
-    """E over the level p ~ U[lowest, 1) and independent masks of (1/p) sum over masked tokens, by enumeration.
+    """Expectation over the level p ~ U[lowest, 1) and independent masks of (1/p) sum over masked tokens, by enumeration.
 
-    A pattern with k masked tokens has density p^k (1-p)^(length-k); times 1/p this is integrated numerically.
+    A pattern with k masked tokens has density p^k (1-p)^(length-k); this times 1/p is integrated numerically.
     """
     p = lowest + (1 - lowest) * (np.arange(200_000) + 0.5) / 200_000
     total = 0.0
@@ -68,7 +68,7 @@ def test_count_masks_between_one_and_all_tokens_evenly():
     number = np.asarray(masked.sum(axis=1))
     np.testing.assert_array_equal(np.bincount(number, minlength=9), [0] + [10] * 8)
     np.testing.assert_allclose(weight, 8 / number, rtol=1e-6)
-    # Which tokens: every position about equally often (4.5 of 8 masked on average).
+    # Every position is masked about equally often (4.5 of 8 on average).
     often = np.asarray(mask_count(jax.random.key(3), ROWS, 8).masked.mean(axis=0))
     np.testing.assert_allclose(often, 4.5 / 8, atol=0.015)
 

@@ -1,4 +1,4 @@
-"""Samplers that do less: keys and values that are reused, several tokens in a step."""
+"""Faster samplers: cached keys and values, several tokens per step."""
 
 import dataclasses
 import itertools
@@ -35,7 +35,7 @@ def test_a_cache_that_is_made_anew_in_every_step_is_exact(params, cache, cfg_sca
 
 
 def by_hand(params, tokens, begin, end, cache, prompt_mask):
-    """Hidden states of tokens[begin:end] of one row: its layers one by one, with the keys and values of all other positions."""
+    """Hidden states of tokens[begin:end] of one row, layer by layer, with the cached keys and values of all other positions."""
     x, blocks = params["embedding"][tokens][None, begin:end], params["blocks"]
     sin, cos = transformer._rope_table(jnp.arange(len(tokens)), CFG)
     for number in range(CFG.layers):
@@ -90,8 +90,8 @@ def test_cached_rows_keep_hints_ignore_padding_neighbours_and_mesh(params, cache
 
 
 def test_windows_are_a_few_sizes_and_cost_what_they_compute():
-    """Eight blocks: the windows of cache=prefix are halved."""
-    cfg = dataclasses.replace(CFG, layers=8)  # a loop, in which the last layer is like the others
+    """Uses eight blocks, so that the windows of cache=prefix are halved."""
+    cfg = dataclasses.replace(CFG, layers=8)  # a loop, in which all layers, the last included, have the same cost
     setting = DecodeConfig(completion_length=64, block_length=8, steps=64, cache="prefix")
     assert window_sizes(setting) == [8, 16, 32, 64]
     position, head = forward_flops(cfg, 1, 0, 80), 2 * 8 * CFG.width * CFG.vocab_size
@@ -103,13 +103,14 @@ def test_windows_are_a_few_sizes_and_cost_what_they_compute():
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_counted_flops_are_those_of_the_compiled_block(cache, params):
-    """One block, in which every step but the first is a window's."""
+    """Uses one block; every step but the first computes only its window."""
     setting = DecodeConfig(completion_length=8, block_length=8, steps=8, cache=cache)
     rows = sampler.initial_state(*batch_of(hints=False), CFG, setting)
     compiled = sampler.denoise_block.lower(params, rows, np.int32(0), CFG, setting).compile()
     full, partial = (8, 0) if cache == "none" else (1, 7)
     counted = 8 * sampler.block_flops(full, partial, 0, 13, CFG, setting)
-    window = 0 if cache == "none" else 8 * sampler.block_flops(0, 1, 0, 13, CFG, setting)  # the inner loop counts from one
+    # The inner loop starts at 1; program_cost assumes 0 and counts one window more.
+    window = 0 if cache == "none" else 8 * sampler.block_flops(0, 1, 0, 13, CFG, setting)
     assert program_cost(compiled.as_text()).flops == pytest.approx(counted + window, rel=0.02)
 
 

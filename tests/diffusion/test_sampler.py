@@ -28,7 +28,7 @@ LLADA_FIXTURE = pathlib.Path(__file__).parent.parent / "model" / "fixtures" / "l
 
 
 def constant_network(logits, cfg):
-    """Parameters under which every position has these logits, whatever the input."""
+    """Returns parameters that give these logits at every position, for any input."""
     params = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: init(jax.random.key(0), cfg)))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     head = jnp.tile(jnp.asarray(logits, jnp.float32) / cfg.width, (cfg.width, 1))
@@ -69,13 +69,13 @@ def test_draws_have_the_tempered_softmax_and_confidences_the_plain_one():
     drawn, confidence = propose(jnp.tile(logits, (1, number, 1)), gumbel, None, CFG, setting)
     np.testing.assert_allclose(confidence, jax.nn.log_softmax(logits)[drawn], rtol=1e-5)
     counts = np.bincount(np.asarray(drawn)[0], minlength=4)
-    # 3 degrees of freedom: 21.1 is exceeded once in 10 000 times.
+    # 3 degrees of freedom: 21.1 is exceeded with probability 1e-4.
     assert chi_square(counts, jax.nn.softmax(logits / 0.7)) < 21.1
     assert chi_square(counts, jax.nn.softmax(logits)) > 21.1, "the temperature must show"
 
 
 def test_eos_flags():
-    """Three positions that prefer EOS, EoT and another token."""
+    """Tests three positions that prefer EOS, EoT and another token."""
     eot, other = 7, 9
     cfg = dataclasses.replace(CFG, eot_id=eot)
     logits = jnp.zeros((1, 3, CFG.vocab_size)).at[0, [0, 1, 2], [EOS, eot, other]].set(5.0).at[0, :, 4].set(1.0)
@@ -88,7 +88,7 @@ def test_eos_flags():
     drawn, confidence = proposed(confidence_eos_eot_inf=True)
     np.testing.assert_array_equal(drawn, [[EOS, eot, other]])
     np.testing.assert_array_equal(confidence == -jnp.inf, [[True, True, False]])
-    # Last among the masked, but before what is not.
+    # They rank last among masked positions, but before positions that are not masked.
     masked = jnp.array([[True, True, False]])
     np.testing.assert_array_equal(most_confident(confidence, masked, jnp.array([1])), [[True, False, False]])
     np.testing.assert_array_equal(most_confident(confidence, masked, jnp.array([3])), masked)
@@ -118,12 +118,12 @@ def test_impossible_decode_configs_are_refused(change, message):
         dataclasses.replace(DECODE, **change)
 
 
-# Against the released sampler
+# Comparison with the released sampler
 
 
 @pytest.mark.parametrize("name", ["one_uneven_b8_s12_g32", "batch3_leftpad_b8_s16", "batch3_leftpad_cfg0.5_b8_s8"])
 def test_canvas_after_every_step_equals_that_of_the_released_sampler(name, mesh):
-    """tests/model/test_parity.py does the other cases."""
+    """Covers one case; tests/model/test_parity.py covers the others."""
     recorded = np.load(LLADA_FIXTURE / "generate.npz")
     cases = json.loads((LLADA_FIXTURE / "generate.json").read_text())["cases"]
     [kwargs] = (case["kwargs"] for case in cases if case["name"] == name)
@@ -140,7 +140,7 @@ def test_canvas_after_every_step_equals_that_of_the_released_sampler(name, mesh)
         np.testing.assert_array_equal(np.where(done.unmask_step < step, done.tokens, cfg.mask_id), expected, str(step))
 
 
-# Hints, masks, what was written when
+# Hints, masks, unmask steps
 
 
 def test_hints_are_kept_and_the_schedule_is_recorded(params):
@@ -184,13 +184,13 @@ def test_equal_confidences_are_written_from_the_left():
 
 
 def test_a_row_ends_at_its_first_block_of_eos_and_the_others_go_on():
-    """Against the same draws by a sampler to which EOS means nothing."""
+    """Compares with a sampler that ignores EOS and makes the same draws."""
     letter, setting = 7, DecodeConfig(completion_length=8, block_length=2, steps=8, temperature=1.0)
     logits = np.full(CFG.vocab_size, -30.0)
     logits[[EOS, letter]] = 0.3, 0.0
     network = constant_network(logits, CFG)
     prompt, prompt_mask, canvas, keys = batch_of(rows=32, hints=False)
-    canvas[::4, 6] = 9  # hints in the last block stay, whether the row has ended or not
+    canvas[::4, 6] = 9  # hints in the last block stay, even in ended rows
     done = decode(network, (prompt, prompt_mask, canvas, keys), setting)
     endless = decode(network, (prompt, prompt_mask, canvas, keys), setting, dataclasses.replace(CFG, eos_id=23))
 
@@ -216,7 +216,7 @@ def test_decoding_stops_when_every_row_has_ended():
 
 
 def test_rows_that_have_ended_leave_the_batch_and_nothing_changes(monkeypatch):
-    """Halves, quarters and eighths of the batch, against the whole batch to the end."""
+    """Compares halves, quarters and eighths of the batch with the full batch run to the end."""
     letter, setting = 7, DecodeConfig(completion_length=12, block_length=2, steps=12, temperature=1.0)
     logits = np.full(CFG.vocab_size, -30.0)
     logits[[EOS, letter]] = 0.3, 0.0
@@ -280,12 +280,12 @@ def test_the_mesh_changes_nothing(params, shape, mesh_of):
     with jax.set_mesh(mesh):
         rows = shard_batch(batch[:3], mesh)
         sharded = decode(jax.device_put(params, shardings(CFG, mesh)), (*rows, batch[3]))
-    # The seed leaves no draw so close to a tie (1e-4 in the logits) that another summation order could turn it.
+    # With this seed no draw is so close to a tie (1e-4 in the logits) that another summation order changes it.
     np.testing.assert_array_equal(sharded.tokens, plain.tokens)
     np.testing.assert_array_equal(sharded.unmask_step, plain.unmask_step)
 
 
-# Knobs
+# Options
 
 
 @pytest.mark.parametrize("change", [
@@ -327,7 +327,7 @@ def test_guidance_masks_prompt_and_hints_in_the_unconditional_input(params):
 
 @pytest.mark.parametrize("remasking", ["random", "low_confidence"])
 def test_completions_have_the_exact_distribution_of_the_chain(remasking):
-    """Three letters, two positions, two steps: every path enumerated."""
+    """Enumerates every path over three letters, two positions, two steps."""
     mask, letters, temperature, rows = 0, (1, 2, 3), 2.0, 8000
     cfg = dataclasses.replace(CFG, vocab_size=4, mask_id=mask, eos_id=3, width=16, mlp_width=16)
     params = jax.jit(init, static_argnums=1)(jax.random.key(2), cfg)
@@ -341,7 +341,7 @@ def test_completions_have_the_exact_distribution_of_the_chain(remasking):
         return unembed(params, hidden, cfg)[0].at[:, mask].set(-jnp.inf)
 
     def distributions(*canvas):
-        """[2, 4]: of the draw, and of the clean prediction, whose probability is the confidence."""
+        """Returns [2, 4]: the draw's distribution, and the clean one, which gives the confidence."""
         logits = np.asarray(logits_of(jnp.array(canvas)))
         return np.asarray(jax.nn.softmax(logits / temperature)), np.asarray(jax.nn.softmax(logits))
 
@@ -369,8 +369,8 @@ def test_completions_have_the_exact_distribution_of_the_chain(remasking):
     tokens = sample(params, prompt.repeat(rows, 0), np.ones((rows, 2), bool), canvas, keys, cfg, setting).tokens
     counts = np.zeros((4, 4))
     np.add.at(counts, tuple(np.asarray(tokens).T), 1)
-    # 8 degrees of freedom: 31.8 is exceeded once in 10 000 times.
+    # 8 degrees of freedom: 31.8 is exceeded with probability 1e-4.
     assert counts[0].sum() == counts[:, 0].sum() == 0
     assert chi_square(counts[1:, 1:], exact[1:, 1:]) < 31.8
-    one_shot = np.outer(draw[0], draw[1])  # both positions at once, as if there were no second step
+    one_shot = np.outer(draw[0], draw[1])  # the distribution if both positions were drawn in one step
     assert chi_square(counts[1:, 1:], one_shot[1:, 1:]) > 100

@@ -52,7 +52,7 @@ def test_the_error_is_made_between_refreshes_only(cache, params):
 
 
 def test_what_is_measured_is_the_sampler_itself(params):
-    """The canvases that are met are those of `sample`."""
+    """The measured canvases equal those of `sample`."""
     rows = initial_state(*batch(), CFG, CACHED)
     for block in range(2):
         rows, _ = block_errors(params, rows, np.int32(block), CFG, CACHED)

@@ -1,4 +1,4 @@
-"""Watching changes nothing: step by step the sampler writes what it writes in compiled blocks."""
+"""Stepwise decoding, for display, writes the same tokens as compiled blocks."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LENGTHS = {"completion_length": 16, "block_length": 8, "steps": 8}
 
 
 def watched(call, *arguments, **options):
-    """The completions, and the steps that they were made in."""
+    """Returns the completions and the reported steps."""
     steps = []
     return call(*arguments, watch=steps.append, **options), steps
 
@@ -63,7 +63,7 @@ def test_every_step_shows_what_it_has_written_and_what_it_thought(model):
 
 
 def test_a_row_of_end_of_text_ends_as_in_compiled_blocks(model):
-    """EOS in the first block: the rest is EOS, too, and no further step runs."""
+    """After a first block of EOS, fills the rest with EOS and runs no further step."""
     hint = [model.config.eos_id] * 8
     done, steps = watched(model.generate, ["Hello"], hint=hint, **LENGTHS)
     assert (done[0].tokens == model.config.eos_id).all() and len(steps) == 1

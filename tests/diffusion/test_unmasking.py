@@ -24,7 +24,7 @@ def written(confidence, masked, step=0, steps=6, **change):
     return to_write(confidence, masked, masked.sum(axis=1), jnp.int32(step), decode)[0].astype(int).tolist()
 
 
-# Worked by hand: probabilities of six positions, of which the last is not masked.
+# Worked by hand: probabilities of six positions; the last is not masked.
 PROBABILITIES, MASKED = (0.95, 0.3, 0.91, 0.2, 0.85, 0.99), (1, 1, 1, 1, 1, 0)
 
 
@@ -52,7 +52,7 @@ def test_a_factor_writes_as_many_as_are_likely_together():
 
 
 def test_what_is_due_is_written_so_that_the_steps_suffice():
-    """Five masks and two steps left: three are due, the likely ones among them."""
+    """Five masks and two steps are left: three tokens are due, the likely ones among them."""
     rule = dict(commit="threshold", threshold=0.9, steps=6, step=4)
     assert written(log(*PROBABILITIES), MASKED, fallback="leftmost", **rule) == [1, 1, 1, 0, 0, 0]
     assert written(log(*PROBABILITIES), MASKED, fallback="most_confident", **rule) == [1, 0, 1, 0, 1, 0]
@@ -81,7 +81,7 @@ def test_every_rule_writes_masks_only_and_ends_in_time(data):
 
 
 def test_position_first_judges_positions_and_not_draws():
-    """A flat position and a sharp one; what is drawn does not change which is surer, and has the tempered distribution."""
+    """The draw changes neither the ranking of a flat and a sharp position nor the tempered distribution."""
     number, logits = 20_000, jnp.array([[0.0, 0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 3.0, 0.0, 0.0]])
     gumbel = gumbel_noise(jax.random.split(jax.random.key(0), (number, 2)), 6)
     many = jnp.broadcast_to(logits, (number, 2, 6))
@@ -95,7 +95,7 @@ def test_position_first_judges_positions_and_not_draws():
 
 
 def test_entropy_prefers_the_narrow_distribution_not_the_likeliest_token():
-    """One likely token and five others, or two tokens that share everything."""
+    """Compares one likely token among six with two equally likely tokens."""
     peaked, two = log(0.55, 0.09, 0.09, 0.09, 0.09, 0.09)[0], jnp.log(jnp.array([0.5, 0.5, 1e-9, 1e-9, 1e-9, 1e-9]))
     logits = jnp.stack([peaked, two])[None]
     _, confidence = propose(logits, None, None, CFG, dataclasses.replace(DECODE, remasking="entropy"))
@@ -114,7 +114,7 @@ def test_positions_that_would_end_the_text_come_last_where_asked(remasking):
 
 
 def test_a_drawn_end_comes_last_whatever_was_likelier():
-    """Position first: the likeliest token is no end, but the draw is; and the leftmost fallback passes it over."""
+    """Position first: the likeliest token is not EOS, but the draw is; the leftmost fallback skips it."""
     logits, gumbel = jnp.zeros((1, 2, 6)).at[0, :, 4].set(2.0), jnp.zeros((1, 2, 6)).at[0, 0, CFG.eos_id].set(9.0)
     decode = dataclasses.replace(DECODE, remasking="position_first", confidence_eos_eot_inf=True)
     drawn, confidence = propose(logits, gumbel, None, CFG, decode)

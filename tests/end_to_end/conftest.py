@@ -1,4 +1,4 @@
-"""Runs of the tiny configuration in processes of their own, with one device each."""
+"""Fixtures that run the tiny configuration in separate processes with one device each."""
 
 import fcntl
 import os
@@ -13,22 +13,22 @@ import commands
 from run_log import rows_so_far
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
-LIMIT = 300  # seconds a process may take
+LIMIT = 300  # seconds per process
 
 
 class Command:
-    """Starts `python -m igpo_jax.<module>` from outside of the repository."""
+    """Runs `python -m igpo_jax.<module>` outside the repository."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
         self._env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            # Compiling costs more than running here; and one device, not the eight of tests/conftest.py.
+            # Compiling costs more than running here. One device instead of the eight of tests/conftest.py.
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         }
 
     def on_devices(self, number: int) -> "Command":
-        """The same with emulated devices."""
+        """Returns the same command with `number` emulated devices."""
         other = Command(self._folder)
         other._env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={number}"
         return other
@@ -40,7 +40,7 @@ class Command:
         return self("train", f"--config={TINY}", f"--workdir={workdir}", *overrides)
 
     def train_until_killed(self, workdir: pathlib.Path, stage: str, step: int, *overrides: str) -> None:
-        """SIGKILL as soon as the log has a line of this stage at this step or beyond."""
+        """Sends SIGKILL once the log has a row of this stage at this step or later."""
         flags = (f"--config={TINY}", f"--workdir={workdir}", *overrides)
         log = workdir.parent / "killed.log"
         process = commands.start("train", *flags, stdout=log, cwd=self._folder, env=self._env)
@@ -62,7 +62,7 @@ def command(tmp_path_factory) -> Command:
 
 @pytest.fixture(scope="session")
 def finished(command, tmp_path_factory) -> pathlib.Path:
-    """The folder of an uninterrupted run, the same for all of pytest's workers; tests that write copy it first."""
+    """Folder of an uninterrupted run, shared by all pytest workers; tests that write must copy it."""
     shared = tmp_path_factory.getbasetemp()
     shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "finished"
     with shared.with_suffix(".lock").open("w") as lock:

@@ -1,4 +1,4 @@
-"""A run that starts from a folder of LLaDA and trains adapters; give --config.model.path."""
+"""Configuration that starts from a LLaDA folder and trains adapters; requires --config.model.path."""
 
 from igpo_jax.config import base_config
 from igpo_jax.tasks import arithmetic

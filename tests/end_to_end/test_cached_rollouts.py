@@ -1,4 +1,4 @@
-"""Runs whose rollouts reuse keys and values: what is measured of their error, and what follows from it."""
+"""Rollouts with cached keys and values: the measured error and the fallback to exact sampling."""
 
 import json
 import pathlib
@@ -11,13 +11,13 @@ from igpo_jax.run.metrics import read_rows
 from run_log import untimed
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-# Keys and values of a first layer are those of its tokens, so that a cache errs only from the second on.
+# Keys and values of the first layer depend only on the token at their position, so a cache errs from the second layer on.
 LAYERS = "--config.model.layers=2"
 CACHED = (LAYERS, "--config.sampler.cache=dual", "--config.rl.probe_every=2")
 
 
 def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """A run's folder as it is before its RL stage; whose configuration is not decided yet."""
+    """Copies a run as it was before its RL stage, without its configuration."""
     shutil.copytree(finished / "checkpoints/sft", folder / "checkpoints/sft")
     shutil.copy(finished / "tokenizer.model", folder)
     rows = [row for row in read_rows(finished / "metrics.jsonl") if row["stage"] == "sft"]
@@ -27,7 +27,7 @@ def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> path
 
 @pytest.fixture(scope="module")
 def finished(command, tmp_path_factory) -> pathlib.Path:
-    """The folder of an exact run of two layers."""
+    """Folder of an exact run with two layers."""
     workdir = tmp_path_factory.mktemp("exact") / "run"
     process = command.train(workdir, LAYERS)
     assert process.returncode == 0, process.stderr
@@ -36,7 +36,7 @@ def finished(command, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def fallen_back(command, finished, tmp_path_factory) -> pathlib.Path:
-    """A run whose error is above the limit at once."""
+    """Run whose first measured error exceeds the limit."""
     workdir = after_supervised_stage(finished, tmp_path_factory.mktemp("limit") / "run")
     process = command.train(workdir, *CACHED, "--config.rl.probe_limit=1e-9")
     assert process.returncode == 0, process.stderr
@@ -54,7 +54,7 @@ def test_the_error_is_logged_when_it_is_due(fallen_back):
 
 
 def test_above_the_limit_rollouts_are_exact(fallen_back, finished):
-    """They are those of a run without a cache, bit by bit."""
+    """Rollouts equal those of a run without a cache, bit for bit."""
     assert [row["sampler/exact"] for row in iterations(fallen_back)] == [1] * 6
     added = {"sampler/kl", "sampler/changed", "sampler/exact"}
     found = [{name: value for name, value in row.items() if name not in added} for row in iterations(fallen_back)]

@@ -1,4 +1,4 @@
-"""The two commands, as a user starts them."""
+"""The commands train and evaluate, as a user starts them."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from igpo_jax.tokenizers import load_tokenizer
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 GSM8K_SAMPLE = pathlib.Path(__file__).parents[1] / "tasks" / "gsm8k_sample.jsonl"
-UPDATES, ITERATIONS, INNER_STEPS = 200, 6, 2  # of tiny.py
+UPDATES, ITERATIONS, INNER_STEPS = 200, 6, 2  # as in tiny.py
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(command, finished, t
     assert again.returncode == 0, again.stderr
     after = contents(workdir)
     assert before.keys() == after.keys()
-    assert {name for name in before if before[name] != after[name]} <= {"report.html"}  # it names its folder
+    assert {name for name in before if before[name] != after[name]} <= {"report.html"}  # contains the folder's name
     assert "SFT:" not in again.stderr and "RL:" not in again.stderr  # nothing was trained
 
 
@@ -113,14 +113,14 @@ def test_without_hints_and_with_other_nested_keys(command, finished, tmp_path):
         assert row["reward/first_try"] == row["reward/final"]
     assert {row["try"] for row in read_rows(workdir / "rollouts.jsonl")} == {"first"}
     assert result(workdir)["inpainting"] is False and result(workdir)["rl_start"]["rescue_rate"] is None
-    # Until hints make a difference, the two runs are one.
+    # The runs are equal until hints make a difference.
     assert any("hint/tokens" in row for row in hinted)
     assert rows[0]["reward/first_try"] == hinted[0]["reward/first_try"]
     assert result(workdir)["before_rl"] == result(finished)["before_rl"]
 
 
 def test_a_config_may_be_called_like_a_module_of_the_standard_library(command, tmp_path):
-    """./configs/math.py is found by its bare name, the run's folder is runs/math, and `import math` is not that file."""
+    """Finds ./configs/math.py by its bare name, names the run's folder runs/math, and leaves `import math` alone."""
     (tmp_path / "configs").mkdir()
     inspect = """
 import atexit, json, math, pathlib, sys
@@ -144,7 +144,7 @@ def report():
 
 @pytest.fixture(scope="module")
 def gsm8k_files(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """40 and 8 problems in GSM8K's format, from the sample with other names for its things."""
+    """Writes 40 and 8 problems in GSM8K's format: the sample with other nouns."""
     folder = tmp_path_factory.mktemp("gsm8k")
     sample = [json.loads(line) for line in GSM8K_SAMPLE.read_text("utf-8").splitlines()]
     things = ("pencils", "crayons", "rulers", "brushes", "notebooks", "stamps", "ribbons", "candles")
@@ -190,7 +190,7 @@ def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_fi
 
 
 def runs_of(hint: list[bool], tokens: list[str]) -> list[str]:
-    """The text of every unbroken stretch of hints."""
+    """Returns the text of every contiguous run of hints."""
     stretches, open_before = [], False
     for is_hint, token in zip(hint, tokens, strict=True):
         if is_hint:
@@ -206,7 +206,7 @@ def test_a_run_keeps_its_compiled_programs_and_finds_them_again(command, tmp_pat
 
     own = type(command)(tmp_path)
     del own._env["JAX_COMPILATION_CACHE_DIR"]
-    own._env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # all programs, however long they took
+    own._env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # cache all programs, however quickly they compile
     flags = ("--config.sft.updates=20", "--config.sft.eval_every=0", "--config.rl.iterations=0")
     assert own.train(tmp_path / "run", *flags).returncode == 0
     first = kept()

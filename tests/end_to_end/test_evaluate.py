@@ -1,4 +1,4 @@
-"""Evaluations as a user makes them: the same rows again, however they were made, and comparisons that refuse to mislead."""
+"""Evaluations as a user runs them: reproducible rows, resumption, and comparisons that refuse mismatched evaluations."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from igpo_jax.evaluate.protocol import benchmark_protocol, run_evaluation, weigh
 from igpo_jax.run.metrics import read_rows
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
-UPDATES, ITERATIONS = 200, 6  # of tiny.py
+UPDATES, ITERATIONS = 200, 6  # as in tiny.py
 CONFIG = """
 from igpo_jax.evaluate.protocol import base_evaluation, benchmark
 from igpo_jax.tasks import arithmetic
@@ -77,7 +77,7 @@ def test_an_interrupted_evaluation_goes_on(command, config, finished, expected, 
     (folder / "card.json").unlink()
     (folder / "drawn.jsonl").unlink()
     lines = expected[1]["sums"].splitlines(keepends=True)
-    (folder / "sums.jsonl").write_text("".join(lines[:9]) + lines[9][:30])  # killed amid a line
+    (folder / "sums.jsonl").write_text("".join(lines[:9]) + lines[9][:30])  # killed in the middle of a line
     assert evaluated(command, config, finished, folder) == expected[1]
 
 
@@ -106,7 +106,7 @@ def test_two_evaluations_are_compared_problem_by_problem(command, config, finish
     done = command("evaluate", "diff", str(before), str(expected[0]))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"sums", "drawn"} and found["drawn"] is None  # which only one of them has
+    assert set(found) == {"sums", "drawn"} and found["drawn"] is None  # only one evaluation has it
     accuracies = [json.loads((folder / "card.json").read_text())["benchmarks"]["sums"]["pass@1"] for folder in (before, expected[0])]
     assert [found["sums"][key] for key in ("one", "other")] == accuracies
     assert found["sums"]["difference"] == pytest.approx(accuracies[1] - accuracies[0]) and 0 < found["sums"]["p_value"] <= 1
@@ -122,7 +122,7 @@ def test_a_run_hands_its_grader_and_its_numbers_to_its_evaluation(tmp_path):
     protocol = benchmark_protocol(found, "arithmetic", [])
     assert protocol["reward"] == {"function": "mine:f", "deadline_seconds": 3.0, "after_eos": True}
     assert protocol["dtype"] == "bfloat16" and protocol["decode"]["temperature"] == 0.0
-    assert protocol["task"] == {"name": "arithmetic"}  # not how its teacher is
+    assert protocol["task"] == {"name": "arithmetic"}  # without the keys of supervised data
 
 
 def test_the_digest_of_weights_is_of_what_is_in_them_not_of_where_they_are(finished, tmp_path):
@@ -155,7 +155,7 @@ def test_protocols_that_differ_are_not_compared(command, config, finished, expec
 def test_mistakes_are_told_in_one_line(arguments, message, command, config, finished, tmp_path):
     given = [argument.format(tmp=tmp_path, config=config, run=finished) for argument in arguments]
     done = command("evaluate", *given)
-    if message is None:  # the folder of a run has a place for its evaluations
+    if message is None:  # a run's folder has a default place for its evaluations
         assert done.returncode == 0 and (finished / "evaluations" / f"rl-{ITERATIONS}" / "card.json").is_file()
         shutil.rmtree(finished / "evaluations")
         return

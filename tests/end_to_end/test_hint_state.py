@@ -1,5 +1,5 @@
-"""What a run remembers beside its parameters (own solutions, the centre of the ratios, verdicts of evaluations), and how
-far it has read its prompts: the same after it was killed as without."""
+"""State of a run besides its parameters (solution bank, hint ratio center, evaluation verdicts) and its position in the prompts
+are the same after a kill as without one."""
 
 import pathlib
 import sys
@@ -15,7 +15,7 @@ from igpo_jax.run.metrics import MetricsWriter, read_rows
 from igpo_jax.stages.hint_state import NO_SOLUTION
 from run_log import untimed
 
-# Rewards by chance: the tiny model is right too rarely to find solutions of its own.
+# Random rewards: the tiny model is right too rarely to find its own solutions.
 CHANCE = """import zlib
 
 
@@ -36,8 +36,8 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def chance(command):
-    """A command whose runs find the reward."""
-    folder = command._folder  # where they are started, which is where Python looks for modules
+    """Command whose runs can import the reward."""
+    folder = command._folder  # the commands' working directory, in which Python looks for modules
     (folder / "chance.py").write_text(CHANCE)
     return command
 
@@ -55,7 +55,7 @@ def iterations(workdir: pathlib.Path) -> list[dict]:
 
 
 def saved_memory(workdir: pathlib.Path) -> tuple[int, np.ndarray]:
-    """(iteration, memory) of the newest checkpoint."""
+    """Returns (iteration, memory) of the newest checkpoint."""
     experiment = open_experiment(read_run_config(workdir), workdir)
     empty = np.zeros_like(experiment.rl_data.prompts.trace)
     with Checkpoints(workdir / "checkpoints/rl", keep=2, reading=True) as checkpoints:
@@ -96,7 +96,7 @@ def test_a_damaged_newest_checkpoint_takes_its_memory_with_it(chance, undisturbe
 
 
 def test_the_run_has_something_to_remember(undisturbed):
-    """So that the comparisons above see it."""
+    """Guards the comparisons above: the state must change during the run."""
     rows = iterations(undisturbed)
     centres = [row["hint/ratio_center"] for row in rows]
     assert len(rows) == 6 and len(set(centres)) > 2
@@ -141,7 +141,7 @@ def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(un
         known = np.concatenate([order[number * MOST + batch].problem_id for batch in range(taken)])
         names = {experiment.rl_data.by_id[i].id for i in known.tolist()}
         assert {of["problem_id"] for of in shown if of["step"] == row["step"]} <= names
-        # Completions times steps; a second try adds to it.
+        # Completions times steps; a second attempt adds to it.
         least = row["sampler/prompts"] * GROUP * config.sampler.steps
         assert row["sampler/rows"] >= least * (1 if "hint/ratio" in row else 0.5)
         assert 1 / GROUP <= row["groups/distinct"] <= 1

@@ -1,4 +1,4 @@
-"""A folder of LLaDA through all commands: convert, generate, train with adapters, evaluate, export."""
+"""A LLaDA folder through all commands: convert, generate, train with adapters, evaluate, export."""
 
 import json
 import pathlib
@@ -87,7 +87,7 @@ def test_adapters_are_all_that_is_trained_and_stored(command, llada, run, tmp_pa
     size = {stage: sum(f.stat().st_size for f in (run / "checkpoints" / stage / step).rglob("*") if f.is_file())
             for stage, step in (("sft", "4"), ("rl", "2"))}  # fmt: skip
     adapters = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 192)) * 4  # layers, rank, widths, float32
-    assert all(bytes_ < 5 * adapters for bytes_ in size.values()), size  # with two moments; the base has 690 kB
+    assert all(bytes_ < 5 * adapters for bytes_ in size.values()), size  # includes both moments; the base has 690 kB
     for target in ("one", "two"):
         done = command("convert", f"--source={run}", f"--target={tmp_path / target}", "--format=huggingface")
         assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def test_evaluate_and_generate_work_on_the_run(command, run):
 
 @pytest.mark.slow
 def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_path):
-    """Cut back to the last update of the supervised stage, and to the first iteration of RL."""
+    """Resumes from the last checkpoint but one of the supervised stage, and from the first iteration of RL."""
     for cut in (("sft", "4"), ("rl", "2")):
         workdir = tmp_path / cut[0]
         shutil.copytree(run, workdir)
@@ -126,7 +126,7 @@ def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_p
 
 @pytest.mark.slow
 def test_adapters_become_peft_files(command, llada, tmp_path):
-    """Both stages train one set of adapters, which belong to the original model."""
+    """Both stages train the same adapters, which apply to the original model."""
     rates = [f"--config.{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate=0.1", "warmup_steps=0")]
     done = train(command, llada, tmp_path / "run", *rates)
     assert done.returncode == 0, done.stderr
@@ -156,7 +156,7 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     assert done.returncode == 0, done.stderr
     [row, *_] = read_rows(finished / "rollouts.jsonl")
     prompt = f"--prompt={row['question']}"
-    # A run's folder knows how its evaluations decode; that of an exported model must be told.
+    # A run's folder stores its evaluation's sampler settings; an exported model needs flags.
     own, told = (finished,), (tmp_path / "hf", *SHORT, "--steps=8")
     texts = [command("generate", f"--model={model}", prompt, *flags).stdout for model, *flags in (own, told)]
     assert texts[0] == texts[1] and texts[0].strip()

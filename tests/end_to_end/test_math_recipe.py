@@ -1,4 +1,4 @@
-"""The recipe for mathematics at small size: a folder of LLaDA, files in the formats that people have, every stage, kills."""
+"""The math recipe at small size: a LLaDA folder, public data formats, every stage, kills."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SHORT = ("completion_length=128", "steps=8")
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """The same word problems as MetaMathQA's array, and as OpenR1's rows in a Parquet and in an ArrayRecord file."""
+    """Writes the same word problems as a MetaMathQA array, an OpenR1 Parquet file and an OpenR1 ArrayRecord file."""
     word_problems(folder / "gsm8k.jsonl", PROBLEMS)
     rows = [json.loads(line) for line in (folder / "gsm8k.jsonl").read_text().splitlines()]
     metamath, openr1 = [], []
@@ -45,7 +45,7 @@ def write_data(folder: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
-    """A folder with model and data, and the flags that name them."""
+    """Folder with model and data, and the flags that name them."""
     folder = tmp_path_factory.mktemp("recipe")
     shutil.copytree(WEIGHTS, folder / "llada")
     write_tokenizer(folder / "llada")
@@ -62,7 +62,7 @@ def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
 
 
 def kill_at(stage: str, step: int, workdir: pathlib.Path, processes: int, flags: list[str]) -> None:
-    """SIGKILL to every process as soon as the log has a row of this stage at this step."""
+    """Sends SIGKILL to every process once the log has a row of this stage at this step or later."""
     started = start(processes, DEVICES // processes, *[flags] * processes, folder=workdir.parent, config="math.py:smoke")
     deadline = time.monotonic() + LIMIT
     try:

@@ -1,4 +1,4 @@
-"""`python -m igpo_jax.plan`, as a user would call it."""
+"""`python -m igpo_jax.plan` as a user calls it."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def test_mistakes_are_told_in_one_line(command, arguments, message):
 def test_every_program_compiles_for_a_tpu_from_the_command_line(command):
     done = command("plan", f"--config={TINY}", "--topology=v5e:2x2", "--json")
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)  # nothing else is printed
+    result = json.loads(done.stdout)  # stdout has only the JSON
     assert result["fits"] is True and result["memory_gib"] == 15.75 and result["devices"] == 4
     assert [record["name"] for record in result["programs"]] == PROGRAMS
     for record in result["programs"]:

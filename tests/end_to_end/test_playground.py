@@ -1,4 +1,4 @@
-"""python -m igpo_jax.playground: what it begins with, and how it ends."""
+"""python -m igpo_jax.playground: startup and shutdown."""
 
 import json
 import signal

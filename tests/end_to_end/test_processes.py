@@ -1,4 +1,4 @@
-"""A run of several processes: as SLURM starts them, on this machine."""
+"""A run of several processes on this machine, started as by SLURM."""
 
 import pathlib
 import signal
@@ -31,7 +31,7 @@ def test_what_all_processes_find_ends_all_in_one_line_each(tmp_path):
 
 
 def test_hosts_with_another_configuration_or_other_data_are_refused_by_all(tmp_path):
-    """Problems are drawn here, so that another seed is both; the configuration is compared first."""
+    """Problems depend on the seed, so configuration and data both differ; the configuration is compared first."""
     flags = [[f"--workdir={tmp_path / 'run'}", *SHORT, f"--config.seed={rank}"] for rank in range(2)]
     codes, printed = ends(start(2, 1, *flags, folder=tmp_path), tmp_path)
     assert codes == [1, 1], printed
@@ -45,7 +45,7 @@ LONG = (
     "--config.rl.eval_every=0",
     "--config.rl.show_every=100",
 )
-LONG += ("--config.rl.checkpoint_every=1000",)  # so that only the signal makes a checkpoint between start and end
+LONG += ("--config.rl.checkpoint_every=1000",)  # only the signal makes a checkpoint between start and end
 
 
 def start_and_wait_for_rollouts(processes: int, arguments: list[str], workdir: pathlib.Path) -> list[subprocess.Popen]:
@@ -85,9 +85,9 @@ def test_a_killed_process_ends_the_other_and_the_run_continues(tmp_path, killed)
     started[killed].kill()
     begin = time.monotonic()
     codes, printed = ends(started, tmp_path)
-    assert time.monotonic() - begin < 2 * HEARTBEAT  # it is heard of no more, and one more round to tell the other
+    assert time.monotonic() - begin < 2 * HEARTBEAT  # one interval to miss the heartbeat, one to tell the other process
     assert codes[killed] == -signal.SIGKILL and codes[1 - killed] != 0
-    # Said by us, where a collective breaks first, or by jax, where the heartbeat does.
+    # Reported by us if a collective fails first, or by jax if the heartbeat does.
     assert "continues the run from its newest checkpoint" in printed[1 - killed] or "heartbeat" in printed[1 - killed]
     assert not (workdir / "result.json").exists()
 

@@ -1,4 +1,4 @@
-"""A killed run that is started again ends as if nothing had happened."""
+"""A killed run that is restarted ends with the results of an undisturbed run."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ from run_log import untimed
 
 
 def final_params(workdir: pathlib.Path, stage: str, mesh):
-    """(step, leaves) of the newest checkpoint."""
+    """Returns (step, leaves) of the newest checkpoint."""
     model = configuration.model_config(
         configuration.parse(read_run_config(workdir)), load_tokenizer(workdir / "tokenizer.model")
     )
@@ -46,7 +46,7 @@ def assert_same_run(resumed: pathlib.Path, uninterrupted: pathlib.Path, mesh) ->
 
 
 def corrupt(checkpoint: pathlib.Path) -> None:
-    """Garbage in every file, nothing missing: as a disk would leave it that lost its blocks."""
+    """Overwrites every file with garbage, like a disk that lost its blocks."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     assert files
     for path in files:
@@ -58,10 +58,10 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def test_the_comparison_sees_a_single_update(finished, mesh):
-    """The parameters of the two stages differ, so equal ones mean something."""
+    """The parameters of the two stages differ, so the comparisons are meaningful."""
     supervised, reinforced = (final_params(finished, stage, mesh)[1] for stage in ("sft", "rl"))
     assert not any(np.array_equal(a, b) for a, b in zip(supervised, reinforced, strict=True))
-    assert any(row.get("reward/final", 0) > 0 for row in untimed(finished))  # the RL stage had something to learn from
+    assert any(row.get("reward/final", 0) > 0 for row in untimed(finished))  # the RL stage had rewards to learn from
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_corrupt_newest_rl_checkpoint_is_passed_over(command, finished, tmp_pa
     again = command.train(workdir)
     assert again.returncode == 0, again.stderr
     assert f"{newest} cannot be read" in again.stderr
-    assert (workdir / "checkpoints/rl-unreadable/6").is_dir()  # nobody's to delete
+    assert (workdir / "checkpoints/rl-unreadable/6").is_dir()  # kept for inspection
     assert_same_run(workdir, finished, mesh)
 
 
@@ -155,7 +155,7 @@ def test_a_run_continues_on_another_mesh_with_the_same_data(before, after, comma
     assert again.returncode == 0, again.stderr
     assert f"{after[0]} x cpu" in again.stdout
     assert [row["step"] for row in untimed(workdir)] == [row["step"] for row in untimed(finished)]
-    # What is shown of a rollout are problems of that iteration's batch.
+    # The shown completions belong to problems of that iteration's batch.
     experiment = open_experiment(read_run_config(workdir), workdir)
     config, prompts = experiment.config, experiment.rl_data.prompts
     order = batches(prompts, config.rl.prompts, config.seed, config.data.prompt_buckets)

@@ -1,4 +1,4 @@
-"""A whole run in seconds: short sums of coins, a model of one layer."""
+"""A complete run in seconds: short sums of coins, a model with one layer."""
 
 from igpo_jax.config import base_config
 from igpo_jax.tasks import arithmetic

@@ -1,4 +1,4 @@
-"""Commands as the end-to-end tests start them."""
+"""Fixtures that start commands as the end-to-end tests do."""
 
 import importlib.util
 import pathlib

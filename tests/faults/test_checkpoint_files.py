@@ -1,4 +1,4 @@
-"""Damage to any one file of a checkpoint is noticed, and an older checkpoint read, or does not matter."""
+"""Damage to any one checkpoint file either is detected, so that an older checkpoint is read, or is harmless."""
 
 import logging
 import pathlib
@@ -23,7 +23,7 @@ def state_at(step: int) -> dict:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> pathlib.Path:
-    """A folder with the steps 1 and 2."""
+    """Checkpoint folder with steps 1 and 2."""
     folder = tmp_path_factory.mktemp("saved") / "sft"
     with Checkpoints(folder, keep=3, identity={"fingerprint": "abc"}) as checkpoints:
         for step in (1, 2):
@@ -33,7 +33,7 @@ def saved(tmp_path_factory) -> pathlib.Path:
 
 
 def restored(folder: pathlib.Path):
-    """The step that is read; it is whole."""
+    """Restores the newest readable step, asserts that it is complete, and returns it."""
     sharding = jnp.zeros(1).sharding
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_at(0))
     with Checkpoints(folder, keep=3) as checkpoints:
@@ -76,7 +76,7 @@ def test_damage_to_any_one_file_is_noticed_or_harmless(damage, saved, tmp_path, 
 
 
 def test_a_flipped_bit_among_the_numbers_is_noticed(saved, tmp_path, caplog):
-    """Orbax alone does not notice most of these."""
+    """Orbax alone does not detect most of these flips."""
     largest = max((path for path in (saved / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     for number, place in enumerate(np.linspace(2000, largest.stat().st_size - 2000, 8, dtype=int)):
         folder = shutil.copytree(saved, tmp_path / str(number) / "sft")

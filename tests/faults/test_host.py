@@ -1,4 +1,4 @@
-"""Storage, memory and helpers that are not there any more; a clock that jumps."""
+"""Full or read-only disks, exhausted memory, dead helper processes, and a clock that jumps."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ INTACT = "What was complete before is intact; once it can be written, the same c
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """(a file system of 400 KiB of its own, a function that mounts it again with other options)."""
+    """(file system of 400 KiB, function that remounts it with other options); skipped without root."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -52,7 +52,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(command, 
     process = command("train", *flags)
     assert process.returncode == 0, process.stderr
     assert [row["step"] for row in read_rows(folder / "run/metrics.jsonl") if "sft/loss" in row] == list(range(4, 41, 4))
-    # Where nothing can be written, nothing is begun.
+    # On a read-only disk the run does not start.
     assert mount("remount", "ro")
     message = last_line(command("train", *flags))
     assert re.match(r"error: \[Errno 30\] Read-only file system: '.*/run/data.json.partial'", message), message
@@ -150,7 +150,7 @@ def test_a_grader_that_is_killed_at_work_costs_no_answer_its_reward(pool):
 
 def test_a_clock_that_jumps_changes_neither_durations_nor_verdicts(pool, monkeypatch):
     jumps = iter(range(10**9))
-    monkeypatch.setattr(time, "time", lambda: 1e9 + (-1) ** next(jumps) * 86_400)  # a day ahead, a day back
+    monkeypatch.setattr(time, "time", lambda: 1e9 + (-1) ** next(jumps) * 86_400)  # a day ahead, a day behind
     watch = Stopwatch()
     with watch.measure("time/x"):
         verdicts = pool([(PROBLEM, str(number)) for number in range(40)])

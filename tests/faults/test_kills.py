@@ -1,4 +1,4 @@
-"""A part of tests/campaigns/faults.py: kills at random moments, from the start of a run to the end of its evaluation."""
+"""Short tests/campaigns/faults.py: kills at random moments, from the start of training to the end of evaluation."""
 
 import importlib
 import itertools
@@ -33,7 +33,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(
             faults.disturbed(runs, kills, workdir, "remembering", lambda kill, what: happened.append(what))
         assert len(happened) >= 8
         assert faults.differences(tmp_path / "run", tmp_path / "undisturbed") == []
-        # It would see a difference.
+        # The comparison detects a change.
         log = tmp_path / "run/metrics.jsonl"
         log.write_text(log.read_text().replace('"sft/loss": 0', '"sft/loss": 1', 1).replace('"sft/loss": 2', '"sft/loss": 3', 1))
         assert "metrics.jsonl" in faults.differences(tmp_path / "run", tmp_path / "undisturbed")

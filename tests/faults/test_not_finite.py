@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: a few updates are skipped, many in a row end the run with a diagnosis."""
+"""Losses and gradients that are not finite: a few updates are skipped; many consecutive ones end the run with a diagnosis."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=16, layers=1, heads=
 
 @pytest.fixture(params=[(1, 1, 1), (2, 2, 2)], ids=str)
 def update(request, mesh_of):
-    """(a fresh state, the compiled update of it from a loss and gradients)."""
+    """(fresh state, compiled update from a loss and gradients)."""
     mesh = mesh_of(request.param)
     params = jax.jit(init, static_argnums=1, out_shardings=shardings(CFG, mesh))(jax.random.key(0), CFG)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=3), 10, Policy(CFG))
@@ -69,7 +69,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 
 
 SHORT = ("--config.sft.updates=60", "--config.sft.eval_every=0", "--config.rl.iterations=3", "--config.rl.eval_every=0")
-# As a configuration, which is run in the process that trains: these updates' gradients become what they are told.
+# A configuration, executed in the training process, that replaces the gradients of these updates.
 SPOILED = """
 import jax, jax.numpy as jnp
 import {module} as module
@@ -113,7 +113,7 @@ def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_pat
     assert [(row["update/skipped"], row["update/consecutive_skips"]) for row in rows] == [(2, 0), (1, 0), (15, 15)]
     assert all(row["sft/loss"] > 0 for row in rows) and rows[-1]["sft/grad_norm"] is None
     assert {name: array.shape[0] for name, array in np.load(batch).items()} == {"tokens": 64, "prompt_mask": 64, "completion": 64}
-    # The same command comes to the same end, and with a higher limit it goes on.
+    # The same command ends the same way; with a higher limit the run continues.
     assert last_line(command("train", f"--config={config}", f"--workdir={workdir}", *SHORT)) == last_line(process)
     more = ("--config.skip_limit=16", "--config.rl.iterations=3")
     process = command("train", f"--config={config}", f"--workdir={workdir}", *SHORT, *more)

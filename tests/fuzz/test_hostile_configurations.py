@@ -1,4 +1,4 @@
-"""Any configuration builds, or the error names the wrong key. tests/campaigns/fuzz.py --configs tries more of them."""
+"""Any configuration builds or raises an error that names a key; tests/campaigns/fuzz.py --configs runs more of them."""
 
 import runpy
 

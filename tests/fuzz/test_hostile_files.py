@@ -1,4 +1,4 @@
-"""Hostile files end in one error: no crash, no hang, no code in them is run. tests/campaigns/fuzz.py tries more."""
+"""Hostile files raise one error: no crash, no hang, no code execution. tests/campaigns/fuzz.py runs more of them."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ from parsers import PARSERS, TEXT, Attack
 from tokenizer_files import write_tokenizer
 
 EXAMPLES = 300  # per parser
-SLOW = ("comparison", "endpoint", "evaluations", "report")  # not only parsers
+SLOW = ("comparison", "endpoint", "evaluations", "report")  # these do more than parse
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_blank_is_not_as_long_as_it_says(template, attack_of):
 
 
 class _Bomb:
-    """Fails the test when it is unpickled."""
+    """Fails the test when unpickled."""
 
     def __reduce__(self):
         return pytest.fail, ("a pickle was opened",)
@@ -112,7 +112,7 @@ def test_weights_that_are_a_pickle_are_not_opened(tmp_path, attack_of):
 
 
 def test_a_chat_template_of_a_tokenizer_is_not_rendered(tmp_path):
-    """Jinja templates are programs; LLaDA's is written out in tokenizers.py."""
+    """Ignores the template, since Jinja templates are programs; tokenizers.py implements LLaDA's."""
     write_tokenizer(tmp_path)
     conversation = [{"role": "user", "content": TEXT}]
     before = encode_chat(load_tokenizer(tmp_path, 323), conversation)
@@ -124,7 +124,7 @@ def test_a_chat_template_of_a_tokenizer_is_not_rendered(tmp_path):
 
 
 def test_long_solutions_are_read_in_linear_time(tmp_path):
-    """A million spaces, boxes or marks: backtracking regular expressions took hours."""
+    """Reads a million spaces, boxes or marks, for which backtracking regular expressions took hours."""
     for filler in (" ", "\n", "\\boxed ", "####", "#### \n", "<<", "{"):
         response = "It is 2" + filler * (10**6 // len(filler)) + "x\nThe answer is: 2"
         row = {"type": "MATH_AnsAug", "query": "1 + 1?", "response": response}

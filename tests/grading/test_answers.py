@@ -1,4 +1,7 @@
-"""Extraction and equality of answers, and the reference code's rules. math-verify runs in the main thread, as in a worker."""
+"""Extraction and equality of answers, and the reference code's rules.
+
+math-verify runs in the main thread, as in a worker.
+"""
 
 import time
 
@@ -29,7 +32,7 @@ def test_boxes_are_balanced_and_in_order(text, found):
     box("5") * 2500, r"\boxed{" * 2500 + "5" + "}" * 2500, r"\boxed{" * 2500, "{" * 9999 + "}" * 9999,
 ])  # fmt: skip
 def test_many_boxes_are_no_trouble(text):
-    """Evaluation extracts answers in its own process, so extraction must not recurse and must be linear in the braces."""
+    """Extraction is linear in the braces and does not recurse: evaluation calls it in its own process."""
     begin = time.monotonic()
     extract(text, "any")
     assert time.monotonic() - begin < 2
@@ -88,7 +91,7 @@ OTHER = [
     ("5", "5!"),
     (r"\approx 8.24 \text{ mph}", r"-\approx 8.24 \text{ mph}"), (r"\approx 8.24", "-8.24"), ("5", r"\(-5e0\)"),
     ("19104/125", "19 104/125"),
-    # math-verify would search these for a number, since it cannot read them.
+    # math-verify cannot parse these and would search them for a number.
     ("5", "6 | 5"), ("5", "6 & 5"), ("5", "wrong: 6 ... 5 /"), ("5", "6 5 a/"), ("5", "{6 5"), ("5", "5} 6"),
     ("5", "6/ 5 /"),
     # A word, a style or a space changes the value.
@@ -125,7 +128,7 @@ NUMBER = st.one_of(
 
 @given(NUMBER, NUMBER)
 def test_numbers_are_the_same_where_their_values_are(one, other):
-    """Integers, decimals and fractions are equal exactly when their values are."""
+    """Integers, decimals and fractions are equal exactly if their values are."""
     from igpo_jax.grading.exact import evaluate
 
     values = evaluate(one).value, evaluate(other).value
@@ -182,7 +185,7 @@ def test_the_released_rules_take_any_text(text):
 
 
 def test_an_answer_that_takes_too_long_has_no_verdict_and_does_not_spoil_the_next(monkeypatch):
-    """After its time limit math-verify returns an empty result, as for a text that it cannot read."""
+    """On a timeout math-verify returns an empty result, as for a text that it cannot parse."""
     monkeypatch.setattr(answers, "MATH_VERIFY_SECONDS", 0)
     with pytest.raises(TimeoutError):
         equal("x^2+17y", "not read")

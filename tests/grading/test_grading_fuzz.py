@@ -1,6 +1,6 @@
 """No answer breaks or delays the grader, and no notation makes a wrong number right.
 
-Strings are drawn by tests/campaigns/grading_strings.py; tests/campaigns/grading.py --fuzz=10000 grades more of them.
+tests/campaigns/grading_strings.py draws the strings; tests/campaigns/grading.py --fuzz=10000 grades more of them.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ def test_extraction_is_quick_and_finds_text_or_none(text):
 
 @pytest.mark.parametrize("rule, gold", [("box", r"\frac{1}{2}"), ("number", "5"), ("any", "x+1")])
 def test_hostile_strings_get_a_verdict(rule, gold):
-    """Every answer is graded or timed out; no worker crashes or raises."""
+    """Every answer is graded or times out; no worker crashes or raises."""
     texts = strings.collected(strings.texts, EXAMPLES // 3)
     for text, verdict in zip(texts, graded([(gold, text) for text in texts], rule), strict=True):
         assert verdict.outcome in ("ok", "timeout") and (verdict.outcome == "ok" or verdict.reward == 0), (text[:200], verdict)

@@ -1,4 +1,4 @@
-"""Gradients of adapters follow from those of the full matrices."""
+"""Checks gradients of adapters against those of the full matrices."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +9,12 @@ from igpo_jax.model.lora import LoraConfig
 def assert_chain_rule(
     found: dict, full: dict, adapters: dict, lora: LoraConfig, *, least: float, rtol: float, atol: float
 ) -> None:
-    """W = base + s A B, so dA = s dW B^T and dB = s A^T dW.
+    """Asserts the chain rule: W = base + s A B, so dA = s dW B^T and dB = s A^T dW.
 
     Args:
-        found: gradients of `adapters`. full: gradients of the merged matrices. least: expected gradients are larger somewhere.
+        found: gradients of `adapters`.
+        full: gradients of the merged matrices.
+        least: some expected gradient exceeds this.
     """
     for name, adapter in adapters.items():
         expected = {

@@ -1,4 +1,4 @@
-"""Compares whole texts, for test tables whose golds are not bare answers. Runs do not: they extract the answer first."""
+"""Compares whole texts, for test tables whose golds are not bare answers. Runs extract the answer first instead."""
 
 import math_verify
 
@@ -6,7 +6,7 @@ from igpo_jax.grading import answers
 
 
 def equal_texts(gold: str, text: str) -> bool:
-    """Whether two texts state the same answer. Unless each has exactly one box, math-verify finds the two answers."""
+    """Returns whether two texts state the same answer. Unless each has exactly one box, math-verify finds the answers."""
     gold, text = (answers.SPECIAL.sub(" ", part[-answers.TAIL_CHARS :]) for part in (gold, text))
     boxed = answers.boxes(gold), answers.boxes(text)
     if len(boxed[0]) == len(boxed[1]) == 1:
@@ -26,5 +26,5 @@ def parse(text: str) -> list:
 
 
 def reward(problem, text: str) -> float:
-    """`equal_texts` as a reward function."""
+    """Grades with `equal_texts`."""
     return float(equal_texts(problem.answer, text))

@@ -1,7 +1,7 @@
 """python tests/helpers/arrows.py
 
-Prints every import of igpo_jax that runs from a lower floor to a higher one, and every cycle between rooms (folders, and modules
-beside them). Exits with 1 if there is one. Rooms on the same floor may import each other as long as no cycle results.
+Prints every import of igpo_jax from a lower floor to a higher one, and every cycle between rooms (folders, and top-level
+modules). Exits with 1 if there is one. Rooms on the same floor may import each other unless they form a cycle.
 """
 
 import ast
@@ -23,7 +23,7 @@ FLOORS = (
     "config",
     "run",
     "stages",
-    # what a person starts
+    # commands and the Python API
     "api cli",
     "report",
     "compare evaluate plan rewrite playground train generate convert inspect_data doctor",
@@ -36,7 +36,7 @@ def room_of(file: pathlib.Path) -> str:
 
 
 def imported_rooms(file: pathlib.Path) -> set[str]:
-    """The rooms that a module imports from, imports inside functions included."""
+    """Returns the rooms that a module imports from, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -51,7 +51,7 @@ def upward_imports_and_cycles() -> list[str]:
     found, graph = [], {room: set() for room in FLOOR}
     for file in sorted(PACKAGE.rglob("*.py")):
         room = room_of(file)
-        if room == "__init__":  # the package offers the Python API by name
+        if room == "__init__":  # it exports the Python API
             continue
         for other in imported_rooms(file) - {room}:
             graph[room].add(other)

@@ -1,4 +1,4 @@
-"""Runs `python -m igpo_jax.NAME` as a process of its own, forked from one that has imported everything.
+"""Runs `python -m igpo_jax.NAME` in a process forked from one that has imported everything.
 
 Importing JAX, Orbax and the rest takes 3 to 5 seconds of CPU time; a fork takes milliseconds. The server is this file run as a
 program: it imports the package's modules except the commands, starts no thread (a process with threads cannot be forked), and
@@ -22,15 +22,15 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Libraries and the interpreter read these when they are loaded, so that a fork cannot change them.
+# Variables read when libraries or the interpreter load: a fork cannot change them.
 READ_AT_START = ("JAX_", "PYTHON", "LD_")
 CHANGEABLE = "JAX_COORDINATOR_PORT"  # read by jax.distributed.initialize
 
 
 class Process:
-    """A running command; the part of subprocess.Popen's interface that tests use.
+    """A running command, with the part of subprocess.Popen's interface that tests use.
 
-    pid: its process id. exit_status: a file that its parent writes at its end. returncode: None while it runs.
+    pid: process id. exit_status: file that its parent writes when it ends. returncode: None while it runs.
     """
 
     def __init__(self, pid: int, exit_status: pathlib.Path):
@@ -89,7 +89,7 @@ def _read_at_start(environment) -> dict[str, str]:
 class _Server:
     def __init__(self):
         self._folder, self._started = tempfile.mkdtemp(), 0
-        # OpenBLAS starts a thread for every core when numpy is imported.
+        # Importing numpy makes OpenBLAS start a thread per core.
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, __file__], env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -113,9 +113,9 @@ _server = functools.cache(_Server)
 
 
 def _import_package() -> None:
-    """Imports all modules except those that run as programs: these define their flags when they start."""
+    """Imports all modules except the commands, which define their flags when they start."""
     sys.path[0] = str(ROOT)
-    sys.modules["torch"] = None  # tensorboardX would import it where it is installed; nothing here uses it
+    sys.modules["torch"] = None  # tensorboardX would import it if installed; unused here
     import igpo_jax
 
     for module in pkgutil.walk_packages(igpo_jax.__path__, "igpo_jax."):
@@ -130,7 +130,7 @@ def _serve() -> None:
     gc.freeze()
     for line in sys.stdin:
         if os.fork():
-            with contextlib.suppress(ChildProcessError):  # there is none
+            with contextlib.suppress(ChildProcessError):  # no child is left
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             continue
@@ -144,13 +144,13 @@ def _serve() -> None:
         written.write_text(str(code))
         written.rename(request["status"])
         os._exit(0)
-    with contextlib.suppress(ChildProcessError):  # so that their CPU time counts as this process's
+    with contextlib.suppress(ChildProcessError):  # counts their CPU time as this process's
         while True:
             os.wait()
 
 
 def _run(request: dict) -> None:
-    """Becomes the command."""
+    """Turns this process into the command."""
     writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     for fd, path, flags in ((0, os.devnull, os.O_RDONLY), (1, request["stdout"], writing)):
         os.dup2(os.open(path, flags), fd)

@@ -1,5 +1,5 @@
 """Random configurations: those of configs/ with a few keys set to extreme, invalid or wrongly typed values. Each must build from
-shapes alone, or raise one ValueError that names a key."""
+shapes alone or raise one ValueError that names a key."""
 
 import pathlib
 import random
@@ -35,12 +35,12 @@ MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def starts() -> list[tuple[str, str]]:
-    """(file, variant) of every configuration in configs/."""
+    """Returns (file, variant) of every configuration in configs/."""
     return [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 
 
 def generated(number: int) -> tuple[ConfigDict, dict[str, Any]]:
-    """A random configuration, and the keys that were set with their values."""
+    """Returns a random configuration, and the changed keys with their values."""
     draw = random.Random(number)
     name, variant = draw.choice(starts())
     get_config = runpy.run_path(str(CONFIGS / name))["get_config"]
@@ -82,8 +82,8 @@ def _value(old: Any, draw: random.Random) -> Any:
 
 
 def build(values: ConfigDict) -> str:
-    """Validates a configuration and builds its network, training state and program arguments from shapes; a task that generates
-    its problems generates a few.
+    """Validates a configuration and builds its network, training state and program arguments from shapes. Tasks that generate
+    problems generate a few.
 
     Returns:
         "" if it builds, else the message that names a key.
@@ -103,7 +103,7 @@ def build(values: ConfigDict) -> str:
                 assert len(task.load(few, split, config.seed)) == 4
     except ValueError as error:
         message = str(error)
-        keys = [*_keys(values), *values]  # a section may have become something else
+        keys = [*_keys(values), *values]  # a section may have been replaced by a value
         named = [key for key in keys if all(part in message for part in {key.split(".")[0], key.split(".")[-1]})]
         if "\n" in message or not named:
             raise Finding(f"names no key: {message[:300]!r}") from error

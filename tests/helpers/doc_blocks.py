@@ -1,9 +1,9 @@
 """Runnable blocks of the documentation.
 
-Marked is a block by a comment in the line before it: `<!-- run -->` (python or bash), `<!-- file: NAME -->` (it is written to
-that file first), `<!-- output -->` (what the block before it prints), `<!-- example output -->` (the same, but what a trained
-model writes differs with a machine's rounding). All blocks of a document run in one empty folder, its python blocks as one program.
-`python tests/helpers/doc_blocks.py DOCUMENT ...` writes the outputs anew.
+A comment in the line before a block marks it: `<!-- run -->` (python or bash), `<!-- file: NAME -->` (written to that file
+first), `<!-- output -->` (output of the preceding block), `<!-- example output -->` (the same, but generated text varies with a
+machine's rounding). All blocks of a document run in one empty folder, its python blocks as one program.
+`python tests/helpers/doc_blocks.py DOCUMENT ...` updates the outputs.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """kind: run | output | example output | file; name: of a file; text: what stands between the fences, at `span`."""
+    """kind: run | output | example output | file. name: file name. text: content between the fences, at `span`."""
 
     kind: str
     name: str | None
@@ -32,7 +32,7 @@ class Block:
 
 
 def blocks_of(document: str) -> list[Block]:
-    """The marked blocks of a Markdown text."""
+    """Returns the marked blocks of a Markdown text."""
     return [
         Block(match[1].partition(":")[0], match["name"], match["language"], match["text"], match.span("text"))
         for match in BLOCK.finditer(document)
@@ -40,10 +40,10 @@ def blocks_of(document: str) -> list[Block]:
 
 
 def run_blocks(document: str, folder: pathlib.Path) -> dict[int, str]:
-    """Runs the blocks of a document in `folder`; what each printed, by its place in `blocks_of`.
+    """Runs the blocks of a document in `folder`. Returns {index in `blocks_of`: output}.
 
     Raises:
-        AssertionError: one of them fails; the message ends with what it printed.
+        AssertionError: a block fails; the message ends with its output.
     """
     blocks, printed = blocks_of(document), {}
     for block in blocks:
@@ -62,7 +62,7 @@ def run_blocks(document: str, folder: pathlib.Path) -> dict[int, str]:
 
 
 def assert_outputs(document: str, printed: dict[int, str]) -> None:
-    """That every output block is what the block before it printed, and an example of it has as many lines."""
+    """Asserts that output blocks match the output of the preceding block, example outputs in their number of lines."""
     for place, block in enumerate(blocks_of(document)):
         if block.kind == "output":
             assert printed[place - 1] == block.text
@@ -71,7 +71,7 @@ def assert_outputs(document: str, printed: dict[int, str]) -> None:
 
 
 def with_outputs(document: str, printed: dict[int, str]) -> str:
-    """The document with its output blocks as they were printed."""
+    """Returns the document with updated output blocks."""
     for place, block in reversed(list(enumerate(blocks_of(document)))):
         if block.kind.endswith("output"):
             document = document[: block.span[0]] + printed[place - 1] + document[block.span[1] :]

@@ -1,8 +1,8 @@
 """python tests/helpers/llada_parity.py FOLDER
 
-Compares this project with what the released LLaDA computed from the same weights (docs/method.md section 3). FOLDER holds
+Compares this project with outputs of the released LLaDA for the same weights (docs/method.md section 3). FOLDER holds
 config.json, model.safetensors, bf16_sharded/, forward.npz, loss.npz, pretrain_grads.safetensors, generate.json and
-generate.npz; of any sizes, and what it lacks is reported as absent. Prints a line per check; the exit code is 0 if no
+generate.npz, of any sizes; missing files are reported as absent. Prints one line per check; the exit code is 0 if no
 check failed.
 """
 
@@ -35,8 +35,8 @@ from igpo_jax.weights.huggingface import folder_model_config
 ACTIVATIONS = 2e-4  # absolute, float32
 LOSS = 1e-5
 GRADIENT = 1e-3  # norm of the difference over norm, per tensor
-# Mean difference over standard deviation: two bf16 computations that round differently. PyTorch's own differs from its
-# float32 by 0.016 of it.
+# Mean difference over standard deviation, between two bf16 computations with different rounding. PyTorch's bf16 differs
+# from its float32 by 0.016.
 BF16 = 0.05
 INTERNALS = (
     "attn_norm", "q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "attn_out", "ff_norm", "ff_proj", "up_proj",
@@ -45,7 +45,7 @@ INTERNALS = (
 
 
 class Absent(Exception):
-    """What a check needs is not in the folder."""
+    """The folder lacks data that a check needs."""
 
 
 class Outcome(NamedTuple):
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One run of the released sampler. gumbel [steps, b, t, v] and uniform [steps, b, t]: its noise, where it had some."""
+    """One run of the released sampler. Its noise, if recorded: gumbel [steps, b, t, v] and uniform [steps, b, t]."""
 
     name: str
     decode: DecodeConfig
@@ -67,10 +67,10 @@ class Case(NamedTuple):
 
 
 class Fixture:
-    """The folder's recorded numbers, its network and its parameters.
+    """Recorded arrays of a folder, its network and its parameters.
 
     Raises:
-        ValueError: it is not laid out like a fixture, or its network is not one that we can load.
+        ValueError: the folder is not laid out like a fixture, or its network is not supported.
     """
 
     def __init__(self, folder):
@@ -88,12 +88,12 @@ class Fixture:
                 self.arrays[name] = dict(np.load(recorded[name])) if name in recorded else {}
             path = self.folder / "generate.json"
             self.generate = json.loads(path.read_text()) if path.is_file() else {}
-        except Exception as error:  # whatever a damaged file makes the readers raise
+        except Exception as error:  # readers raise many kinds of errors on damaged files
             raise ValueError(f"{folder} has a damaged file: {error}") from None
         self.cfg = folder_model_config(self.folder)
 
     def __call__(self, name: str) -> np.ndarray:
-        """A recorded array, `file/name`; integers as int32."""
+        """Returns the recorded array `file/name`; int64 becomes int32."""
         file, key = name.split("/", 1)
         if key not in self.arrays[f"{file}.npz"]:
             raise Absent(name)
@@ -101,7 +101,7 @@ class Fixture:
         return value.astype(np.int32) if value.dtype == np.int64 else value
 
     def part(self, name: str) -> pathlib.Path:
-        """A file or folder of the fixture."""
+        """Returns the path of a file or folder of the fixture; raises Absent if it does not exist."""
         if not (self.folder / name).exists():
             raise Absent(name)
         return self.folder / name
@@ -116,7 +116,7 @@ class Fixture:
 
     @functools.cached_property
     def sampler_cfg(self):
-        """With the ids that the recorded sampler used; they need not be those of config.json."""
+        """Model configuration with the recorded sampler's token ids, which may differ from those of config.json."""
         return dataclasses.replace(
             self.cfg,
             mask_id=self.generate.get("mask_id", self.cfg.mask_id),
@@ -126,7 +126,7 @@ class Fixture:
 
     @functools.cached_property
     def cases(self) -> tuple[list[Case], list[str]]:
-        """The cases, and the names of those that are not recorded whole."""
+        """Returns the cases, and the names of those that are incompletely recorded."""
         found, absent = [], []
         for entry in self.generate.get("cases", []):
             try:
@@ -158,7 +158,7 @@ class Fixture:
 
 
 def safetensors(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:
-    """(file, tensor) -> dtype, shape, bytes; read here without the project's reader."""
+    """Returns {(file, tensor): (dtype, shape, bytes)}, independently of the project's reader."""
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         raw = path.read_bytes()
@@ -172,7 +172,7 @@ def safetensors(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:
 
 
 def round_trip(fixture: Fixture, name: str) -> Outcome:
-    """To our folder and back: the same tensors, byte for byte, in the same files, and the same configuration."""
+    """Converts to this project's folder and back: same tensors, byte for byte, same files, same configuration."""
     with tempfile.TemporaryDirectory() as scratch:
         source, ours, back = (
             pathlib.Path(scratch, "source"),
@@ -181,7 +181,7 @@ def round_trip(fixture: Fixture, name: str) -> Outcome:
         )
         source.mkdir()
         for path in (*fixture.part(name).glob("model*.safetensors*"), fixture.part(name) / "config.json"):
-            shutil.copy(path, source)  # and not what else the fixture has
+            shutil.copy(path, source)  # without the other files of the fixture
         if len([*source.iterdir()]) == 1:
             raise Absent("model.safetensors")
         convert(source, ours, fixture.mesh)
@@ -221,7 +221,7 @@ def logits_of(params, tokens, attention_mask, cfg):
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def internals(params, tokens, cfg):
-    """What the first block computes on its way, by the functions that it is made of; `out` by the block itself."""
+    """Returns intermediate values of the first block, computed with its functions; `out` comes from the block itself."""
     layer = jax.tree.map(lambda w: w[0], params["blocks"])
     x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
     rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
@@ -245,7 +245,7 @@ def internals(params, tokens, cfg):
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def hidden_of(params, tokens, cfg):
-    """[layers + 1, b, t, d]: the embeddings, after every block but the last, and after the final norm."""
+    """Returns [layers + 1, b, t, d]: the embeddings, the output of every block but the last, and that of the final norm."""
     x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
     rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
     states = [x]
@@ -283,7 +283,7 @@ def logits(fixture: Fixture, prefix: str = "") -> Outcome:
         attention_mask = np.broadcast_to(bias, (len(tokens), *bias.shape[1:]))
         compared = attention_mask.any(axis=2)
     elif f"{prefix}mask" in fixture.arrays["forward.npz"]:
-        attention_mask = compared = fixture(f"forward/{prefix}mask").astype(bool)  # what a pad itself sees means nothing
+        attention_mask = compared = fixture(f"forward/{prefix}mask").astype(bool)  # outputs at padding are meaningless
     ours = np.asarray(logits_of(fixture.params, tokens, attention_mask, fixture.cfg))
     return difference(ours[compared], expected[compared])
 
@@ -304,7 +304,7 @@ def bf16(fixture: Fixture, name: str) -> Outcome:
 
 
 def pretrain_loss_of(params, fixture: Fixture):
-    """Over whole rows: the project's loss with an empty prompt."""
+    """Returns the project's loss with an empty prompt, over whole rows."""
     tokens, noisy, p = (fixture(f"loss/{name}") for name in ("ids", "noisy", "p_mask"))
     corruption = Corruption(noisy == fixture.cfg.mask_id, 1 / p[:, 0])
     return sft_loss(params, tokens[:, :0], np.ones((len(tokens), 0), bool), tokens, corruption, fixture.cfg)
@@ -315,7 +315,7 @@ def pretrain_loss(fixture: Fixture) -> Outcome:
 
 
 def sft_loss_check(fixture: Fixture) -> Outcome:
-    """Rows one by one, since their prompts differ in length."""
+    """Computes the loss row by row, since prompt lengths differ."""
     names = ("ids", "sft_noisy", "p_mask", "sft_prompt_lengths", "sft_loss")
     tokens, noisy, p, prompt_lengths, expected = (fixture(f"loss/{name}") for name in names)
     losses, loss = [], jax.jit(sft_loss, static_argnames="cfg")
@@ -327,7 +327,7 @@ def sft_loss_check(fixture: Fixture) -> Outcome:
 
 
 def token_losses(fixture: Fixture) -> Outcome:
-    """CE / p of every masked token, times p."""
+    """Compares CE / p of every masked token, times p."""
     names = ("ids", "noisy", "p_mask", "pretrain_token_loss")
     tokens, noisy, p, expected = (fixture(f"loss/{name}") for name in names)
     masked = noisy == fixture.cfg.mask_id
@@ -337,7 +337,7 @@ def token_losses(fixture: Fixture) -> Outcome:
 
 
 def gradients(fixture: Fixture) -> Outcome:
-    """Laid out like weights, the recorded gradients are loaded like weights, names and shapes included."""
+    """Loads the recorded gradients like weights, names and shapes included, and compares."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(fixture.part("pretrain_grads.safetensors"), pathlib.Path(scratch, "model.safetensors"))
         shutil.copy(fixture.part("config.json"), scratch)
@@ -345,11 +345,11 @@ def gradients(fixture: Fixture) -> Outcome:
     ours = jax.jit(jax.grad(lambda params: pretrain_loss_of(params, fixture)))(fixture.params)
     relative = {}
     for (path, have), want in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
-        stacked = path[0].key == "blocks"  # a tensor per layer
+        stacked = path[0].key == "blocks"  # a leading axis for layers
         for layer, (a, b) in enumerate(zip(have, want, strict=True) if stacked else [(have, want)]):
             name = path[-1].key + (f" of block {layer}" if stacked else "")
             relative[name] = float(jnp.linalg.norm(a - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30))
-    where = list(relative)[np.argmax([*relative.values()])]  # the first NaN, if there is one
+    where = list(relative)[np.argmax([*relative.values()])]  # the first NaN, if any
     text = f"worst relative difference {relative[where]:.1e} (limit {GRADIENT:.0e}), of {where}"
     return Outcome(text, relative[where] <= GRADIENT)
 
@@ -359,7 +359,7 @@ def gradients(fixture: Fixture) -> Outcome:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode", "may_write_mask"))
 def reference_step(params, x, attention_mask, given, within, count, gumbel, uniform, cfg, decode, may_write_mask):
-    """One step of the released sampler (docs/method.md section 5) over whole rows [b, t]; `within` [t]: up to the block's end."""
+    """Makes one step of the released sampler (docs/method.md section 5) on rows [b, t]; `within` [t]: up to the block's end."""
     logits = logits_of(params, x, attention_mask, cfg)
     if decode.cfg_scale > 0:
         nothing = logits_of(params, jnp.where(given, cfg.mask_id, x), attention_mask, cfg)
@@ -373,10 +373,10 @@ def reference_step(params, x, attention_mask, given, within, count, gumbel, unif
 
 
 def reference_trace(params, case: Case, cfg, may_write_mask: bool = True) -> np.ndarray:
-    """int32 [steps + 1, b, t]: the canvas of the released sampler after every step, from this project's pieces.
+    """Returns int32 [steps + 1, b, t]: the released sampler's canvas after every step, from this project's functions.
 
-    A compatibility mode: unlike our `sample` it may write MASK, masks of the prompt compete with the block's, rows go
-    on after a block of EOS, and the confidence flag spares EOS at temperatures above 0.
+    Compatibility mode: unlike `sample`, it may write MASK, masks of the prompt compete with the block's, rows continue after a
+    block of EOS, and the confidence flag spares EOS at temperatures above 0.
     """
     decode, (rows, prompt_length) = case.decode, case.prompt.shape
     x = np.concatenate([case.prompt, np.full((rows, decode.completion_length), cfg.mask_id, np.int32)], axis=1)
@@ -409,7 +409,7 @@ def released_sampler(fixture: Fixture) -> Outcome:
 
 
 def our_trace(params, case: Case, cfg) -> np.ndarray:
-    """The same of `sample`, made from when it wrote each token."""
+    """Returns the same for `sample`, from the step that wrote each token."""
     rows, length = len(case.prompt), case.decode.completion_length
     keys, canvas = jax.random.split(jax.random.key(0), rows), np.full((rows, length), cfg.mask_id, np.int32)
     done = sample(params, case.prompt, case.attention_mask, canvas, keys, cfg, case.decode)
@@ -418,7 +418,7 @@ def our_trace(params, case: Case, cfg) -> np.ndarray:
 
 
 def reason_to_differ(fixture: Fixture, case: Case, ours: np.ndarray) -> str | None:
-    """Which of its deliberate differences from the released sampler keeps `sample` from this trace; None: no one."""
+    """Returns the deliberate difference from the released sampler that explains the trace of `sample`, or None."""
     cfg, prompt_length = fixture.sampler_cfg, case.prompt.shape[1]
     blocks = case.out[:, prompt_length:].reshape(len(case.prompt), -1, case.decode.block_length)
     if np.any(case.prompt == cfg.mask_id):
@@ -432,7 +432,7 @@ def reason_to_differ(fixture: Fixture, case: Case, ours: np.ndarray) -> str | No
 
 
 def own_sampler(fixture: Fixture) -> Outcome:
-    """Where no noise was recorded, `sample` does the same, except for what `reason_to_differ` knows."""
+    """Checks `sample` on cases without noise; only differences with a `reason_to_differ` are allowed."""
     cases = [case for case in fixture.cases[0] if case.gumbel is None and case.uniform is None]
     differ, reasons = [], []
     for case in cases:
@@ -468,7 +468,7 @@ CHECKS = {
 
 
 def check(fixture: Fixture, name: str) -> Outcome | Absent:
-    """Any error is a failure of the check; bars and warnings are not shown."""
+    """Runs a check without progress bars and warnings; any error is a failure of the check."""
     try:
         with jax.default_matmul_precision("highest"), contextlib.redirect_stderr(io.StringIO()):
             return CHECKS[name](fixture)

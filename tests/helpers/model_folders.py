@@ -1,4 +1,4 @@
-"""Hugging Face folders of random weights, and their comparison."""
+"""Writes and compares Hugging Face folders of random weights."""
 
 import json
 
@@ -14,7 +14,7 @@ PLAIN = ModelConfig(vocab_size=32, mask_id=30, eos_id=29, width=16, layers=3, he
 
 
 def write_folder(folder, mesh, cfg=PLAIN, values=None, dtype="bfloat16", weight_map=None, seed=0):
-    """Writes a folder and returns its parameters on the host. It does not depend on how conversion stacks parameters."""
+    """Writes a folder, independently of the conversion's stacking, and returns its parameters on the host."""
     folder.mkdir(parents=True)
     values = values or llada_config(cfg, 64)
     (folder / "config.json").write_text(json.dumps(values))

@@ -1,4 +1,4 @@
-"""Hostile versions of a file: bytes are flipped, cut, doubled and put in; values of its JSON become others."""
+"""Hostile versions of a file: flipped, cut, duplicated and inserted bytes; changed JSON values."""
 
 import json
 import random
@@ -8,7 +8,7 @@ RAW = {
     f'"{DEEP}"': "[" * 20_000 + "]" * 20_000,
     f'"{DIGITS}"': "9" * 20_000,
     f'"{HUGE}"': "1e999",
-}  # what json.dumps does not write
+}  # not produced by json.dumps
 VALUES = [
     None, True, False, 0, 1, -1, 2, 7, 2**31, 2**60, -(2**63), 10**400, 0.5, 1e300, float("nan"), float("inf"),
     "", "x", "8", "a\nb", "\x1b[2J", "\x00", "\ud800", "\u2028", "\ufeff", "../x", "{question}", "\u0663", "9" * 5000, "\\boxed{",
@@ -24,7 +24,7 @@ PIECES = [
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """The file with one to three changes."""
+    """Returns the content with one to three changes."""
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         change = draw.choice((_in_json, _in_json, _in_json, _in_bytes))
         content = change(content, draw)
@@ -48,7 +48,7 @@ def _in_bytes(content: bytes, draw: random.Random) -> bytes:
 
 
 def _in_json(content: bytes, draw: random.Random) -> bytes:
-    """Of a JSON file, of a line of JSON lines, or of the header of a safetensors file; else in its bytes."""
+    """Changes a value of a JSON file, of a JSON line or of a safetensors header; falls back to a change of bytes."""
     length = int.from_bytes(content[:8], "little")
     if 2 <= length <= len(content) - 8:
         header = _in_json(content[8 : 8 + length], draw) if content[8:9] == b"{" else content[8 : 8 + length]
@@ -73,7 +73,7 @@ def _in_json(content: bytes, draw: random.Random) -> bytes:
 
 
 def _changed(value, draw: random.Random):
-    """One value somewhere in it is another, is gone, or is there twice."""
+    """Changes, removes or duplicates one random value."""
     parent, key, place = None, None, value
     while isinstance(place, dict | list) and place and (parent is None or draw.random() < 0.8):
         keys = list(place) if isinstance(place, dict) else range(len(place))

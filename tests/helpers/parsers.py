@@ -1,5 +1,5 @@
-"""Everything that reads what others wrote, each with files that it can read, and what is asked of it when they are hostile:
-it returns, or raises one ValueError of one line that names the file, in little time and memory."""
+"""Everything that reads external input, each with valid files. On hostile files it must return or raise one single-line
+ValueError that names the file, within limits on time and memory."""
 
 import contextlib
 import dataclasses
@@ -49,14 +49,14 @@ from igpo_jax.weights.peft import export_peft, import_peft
 from igpo_jax.weights.safetensors_files import stored_tensors
 from tokenizer_files import write_tokenizer
 
-SECONDS, MEMORY = 5.0, 500 * 2**20  # of the processor for one input; bytes beyond what the process has held before
+SECONDS, MEMORY = 5.0, 500 * 2**20  # CPU seconds per input; bytes above the previous peak
 TEXT = "What is 2 + 2? \\boxed{4} ünïcode 答え 🎉"
 
 
 @dataclasses.dataclass(frozen=True)
 class Parser:
-    """write makes the files in a folder; read parses them; mutable: names of those that are made hostile, all by default.
-    total: it has to return whatever it gets."""
+    """write: makes the files in a folder. read: parses them. mutable: names of the files to mutate (default: all).
+    total: every input must be accepted."""
 
     name: str
     write: Callable[[pathlib.Path], None]
@@ -66,27 +66,27 @@ class Parser:
 
 
 class Finding(AssertionError):
-    """Something else than a result or one clear ValueError."""
+    """Any outcome other than a result or one clear ValueError."""
 
 
 class Attack:
-    """A parser and a folder of its files, one of which is replaced at a time."""
+    """A parser and a folder of its files; replaces one file at a time."""
 
     def __init__(self, parser: Parser):
         self.parser = parser
         self._own = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self.folder = pathlib.Path(self._own.name)
         parser.write(self.folder)
-        parser.read(self.folder)  # what is valid is read
+        parser.read(self.folder)  # valid files must be accepted
         files = {str(path.relative_to(self.folder)): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
         names = parser.mutable or tuple(files)
         self.valid = {name: files[name].read_bytes() for name in names}
 
     def __call__(self, name: str, content: bytes) -> bool:
-        """Whether the parser takes it.
+        """Returns whether the parser accepts the file with this content.
 
         Raises:
-            Finding: it does neither take nor refuse it.
+            Finding: the parser neither accepts nor rejects it properly.
         """
         file = self.folder / name
         file.write_bytes(content)
@@ -205,7 +205,7 @@ def _write_problems(folder: pathlib.Path) -> None:
 
 
 class _Characters:
-    """A tokenizer of one token for each character."""
+    """Tokenizer with one token per character."""
 
     vocab_size, pad_id, eos_id, mask_id, eot_id = 0x110000, 0, 0, 1, None
 
@@ -233,7 +233,7 @@ def _read_problems(name: str):
             load_sources(f"{kind}:{folder / name}", FIELDS)
             problems = math.load(base_config(**math.defaults(test=f"{kind}:{folder / name}")).task, "test", 0)
         problems_fingerprint(problems)
-        with contextlib.suppress(ValueError):  # that they do not fit
+        with contextlib.suppress(ValueError):  # raised if they do not fit
             lengths = {"prompt_length": 10**4, "completion_length": 10**4}
             prompt_arrays(problems[:4], _Characters(), **lengths, exclude_answer=True, overflow="drop")
 
@@ -266,7 +266,7 @@ def _write_run(folder: pathlib.Path) -> None:
 
 def _read_run_config(folder: pathlib.Path) -> None:
     config = read_run_config(folder)
-    with contextlib.suppress(ValueError):  # which names keys, see configurations.py
+    with contextlib.suppress(ValueError):  # names a key; see configurations.py
         configuration.parse(config)
 
 
@@ -286,7 +286,7 @@ def _write_evaluations(folder: pathlib.Path) -> None:
         (folder / name / "math500.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-# What comes from a rewriting endpoint
+# Replies of a rewriting endpoint
 
 RECORD = Record("p0", "1 + 1?", "2", "It is \\boxed{2}.", ((13, 14),), "It is \\boxed{2}.")
 REPLY = {
@@ -322,7 +322,7 @@ def _read_replies(folder: pathlib.Path) -> None:
 
 
 def _read_completion(folder: pathlib.Path) -> None:
-    """As the body of the endpoint's answer."""
+    """Serves the file as the body of the endpoint's reply."""
     replies, body = [], (folder / "completion.json").read_bytes()
 
     async def answer(transport, request):
@@ -337,7 +337,7 @@ def _read_completion(folder: pathlib.Path) -> None:
     _judge(read_replies(file))
 
 
-# Text of models and users
+# Text from models and users
 
 
 def _read_answer(folder: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs of one or several processes: as SLURM starts them, on this machine; what they need, and a browser."""
+"""Starts runs with one or several processes on this machine, as SLURM does; writes their data, and finds a browser."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import socket
 import commands
 
 TINY = pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny.py"
-DEVICES = 4  # of all processes of a run together
-LIMIT = 600  # seconds a process may take
+DEVICES = 4  # total over all processes of a run
+LIMIT = 600  # seconds per process
 HEARTBEAT = 10  # seconds
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 def start(
     processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path, config: str = str(TINY)
 ) -> list[commands.Process]:
-    """`python -m igpo_jax.train` as `srun` starts it; every process with `devices` emulated devices."""
+    """Starts `python -m igpo_jax.train` as `srun` does, with `devices` emulated devices per process."""
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -58,7 +58,7 @@ def start(
 
 
 def ends(processes: list[commands.Process], folder: pathlib.Path) -> tuple[list[int], list[str]]:
-    """Exit statuses and what was printed."""
+    """Waits for all processes; returns exit statuses and outputs."""
     try:
         codes = [process.wait(LIMIT) for process in processes]
     finally:
@@ -69,7 +69,7 @@ def ends(processes: list[commands.Process], folder: pathlib.Path) -> tuple[list[
 
 
 def word_problems(file: pathlib.Path, number: int) -> None:
-    """In GSM8K's format."""
+    """Writes word problems in GSM8K's format."""
     names, things = ("Mara", "Tom", "Ada", "Kofi", "Lin", "Omar"), ("apples", "books", "pens", "cups", "shells", "stamps")
     rows = []
     for i in range(number):

@@ -1,4 +1,4 @@
-"""Rewards of one's own, as a user would write them, and badly."""
+"""User-written reward functions that misbehave."""
 
 import os
 import time
@@ -9,7 +9,7 @@ def length(problem, text):
 
 
 def moody(problem, text, scale=1.0):
-    """Obeys the text."""
+    """Does what the text says."""
     match text:
         case "sleep":
             time.sleep(1000)

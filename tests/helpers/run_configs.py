@@ -1,4 +1,4 @@
-"""Configurations of small runs, and the checks of a run that must not open."""
+"""Configurations of small runs, and checks of runs that must not open."""
 
 import pathlib
 import runpy
@@ -17,7 +17,7 @@ GSM8K_SAMPLE = TESTS / "tasks" / "gsm8k_sample.jsonl"
 
 
 def tiny(**changes) -> ConfigDict:
-    """The configuration of tiny.py with some keys changed; `__` in a name is a dot."""
+    """Returns the configuration of tiny.py with some keys changed; `__` in a name means a dot."""
     return config_of(TINY, **changes)
 
 
@@ -55,7 +55,7 @@ def live_bytes() -> int:
 
 
 def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """Asserts that this run does not open, allocates nothing and writes no config.json; returns the message."""
+    """Asserts that the run does not open, allocates nothing and writes no config.json; returns the message."""
     before = live_bytes()
     with pytest.raises(ValueError) as raised:
         open_experiment(config, workdir)

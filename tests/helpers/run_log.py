@@ -1,4 +1,4 @@
-"""What the tests read from a run's log."""
+"""Reads a run's log."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ from igpo_jax.run.metrics import read_rows
 
 
 def rows_so_far(workdir: pathlib.Path) -> list[dict]:
-    """Of metrics.jsonl, while another process may be writing it."""
+    """Returns the rows of metrics.jsonl, which another process may be writing."""
     try:
         return read_rows(workdir / "metrics.jsonl")
     except (ValueError, OSError):
@@ -14,6 +14,6 @@ def rows_so_far(workdir: pathlib.Path) -> list[dict]:
 
 
 def untimed(workdir: pathlib.Path) -> list[dict]:
-    """Of metrics.jsonl, what must not depend on how fast the run was."""
+    """Returns the rows of metrics.jsonl without columns that depend on speed."""
     rows = read_rows(workdir / "metrics.jsonl")
     return [{name: value for name, value in row.items() if not name.startswith(("time/", "speed/"))} for row in rows]

@@ -1,4 +1,4 @@
-"""A small model and batches for tests of the samplers."""
+"""A small model and batches for sampler tests."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ DECODE = DecodeConfig(completion_length=8, block_length=4, steps=4, temperature=
 
 
 def batch_of(rows=8, prompt_length=5, length=8, hints=True):
-    """Random prompts with some padding, and a canvas with some hints."""
+    """Returns random prompts with some padding, and a canvas with some hints."""
     draw = np.random.default_rng(1)
     prompt = draw.integers(3, CFG.vocab_size, (rows, prompt_length), dtype=np.int32)
     prompt_mask = np.arange(prompt_length) >= draw.integers(0, 3, rows)[:, None]

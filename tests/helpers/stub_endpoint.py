@@ -1,4 +1,4 @@
-"""A stand-in for an OpenAI-compatible endpoint: python stub_endpoint.py PORT LOG DIE_AFTER.
+"""Stand-in for an OpenAI-compatible endpoint: python stub_endpoint.py PORT LOG DIE_AFTER.
 
 Each question names the behavior to show: "#id [behavior] text". Logs a line "asked id" before each answer and "answered id"
 after it. Dies after DIE_AFTER answers (0: never).

@@ -1,4 +1,4 @@
-"""A LLaDA of tiny size with a tokenizer, as a Hugging Face folder."""
+"""A tiny LLaDA with a tokenizer, as a Hugging Face folder."""
 
 import pathlib
 import shutil
@@ -15,7 +15,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def write_tiny_llada(folder: pathlib.Path, layers: int) -> pathlib.Path:
-    """Writes a network whose logits are far apart, and its tokenizer; returns their folder."""
+    """Writes a network with well separated logits, and its tokenizer; returns their folder."""
     tokens, model = folder / "tokens", folder / "hf"
     tokens.mkdir()
     ids = write_tokenizer(tokens)

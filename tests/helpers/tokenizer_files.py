@@ -1,11 +1,11 @@
-"""A small tokenizer.json in the style of LLaDA's: NFC, its split pattern, bytes, BPE, and the same special tokens (docs/method.md section 4)."""
+"""A small tokenizer.json like LLaDA's: NFC, split pattern, byte-level BPE, special tokens (docs/method.md section 4)."""
 
 import json
 import pathlib
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-# As LLaDA's tokenizer.json has it: one digit a piece.
+# As in LLaDA's tokenizer.json: one digit per piece.
 PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 BASE = ("<|startoftext|>", "<|endoftext|>", "[CLS]", "<|mdm_mask|>")
 INSTRUCT = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -31,7 +31,7 @@ def write_tokenizer(folder: pathlib.Path, instruct: bool = True, vocab_size: int
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": BASE[0], "eos_token": BASE[1], "pad_token": BASE[1], "cls_token": BASE[2], "mask_token": None}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    if (folder / "config.json").is_file():  # of the model that it is for
+    if (folder / "config.json").is_file():  # the model's config.json
         values = json.loads((folder / "config.json").read_text())
         values["eos_token_id"] = tokenizer.token_to_id(BASE[1])
         (folder / "config.json").write_text(json.dumps(values))

@@ -10,7 +10,7 @@ PREFIX = "model.transformer."
 
 
 def random_weights(config, seed):
-    """Embedding rows of very different size, norm scales that are not 1."""
+    """Returns random weights; embedding rows differ much in size, and norm scales are not 1."""
     draw = torch.Generator().manual_seed(seed)
     d, f, head_size = config["d_model"], config["mlp_hidden_size"], config["d_model"] // config["n_heads"]
     kv = config["n_kv_heads"] * head_size
@@ -36,7 +36,7 @@ def rms_norm(x, weight, epsilon):
 
 
 def rotate(x, theta):
-    """x [b, heads, t, size]; the first half of a head is paired with the second."""
+    """Applies rotary embeddings to x [b, heads, t, size]; the first half of a head is paired with the second."""
     size, length = x.shape[-1], x.shape[-2]
     inverse = 1.0 / theta ** (torch.arange(0, size, 2).float() / size)
     angles = torch.outer(torch.arange(length).float(), inverse)
@@ -46,9 +46,11 @@ def rotate(x, theta):
 
 
 def run(weights, config, ids, mask=None, bias=None):
-    """Logits [b, t, v], the states of hidden_states, and the internals of block 0.
+    """Returns logits [b, t, v], the hidden states, and the internals of block 0.
 
-    Args: mask: [b, t], 0 where a key is padding. bias: bool [1 or b, 1, t, t], True where a query may attend to a key.
+    Args:
+        mask: [b, t], 0 at padding keys.
+        bias: bool [1 or b, 1, t, t], True if a query may attend to a key.
     """
     heads, kv_heads, epsilon = config["n_heads"], config["n_kv_heads"], config["rms_norm_eps"]
     b, t = ids.shape
@@ -89,7 +91,7 @@ def run(weights, config, ids, mask=None, bias=None):
 
 
 def losses(weights, config, ids, noisy, p, prompt_lengths=None):
-    """The loss, and CE / p of every masked token; over whole rows, or over answers of their own lengths."""
+    """Returns the loss, and CE / p of every masked token; over whole rows, or over answers of different lengths."""
     masked = noisy == config["mask_token_id"]
     logits = run(weights, config, noisy)[0]
     by_token = F.cross_entropy(logits[masked], ids[masked], reduction="none") / p[masked]
@@ -103,7 +105,7 @@ def losses(weights, config, ids, noisy, p, prompt_lengths=None):
 def generate(weights, config, prompt, eos_id, eot_id, attention_mask=None, steps=128, gen_length=128, block_length=128,
              temperature=0.0, cfg_scale=0.0, remasking="low_confidence", logits_eos_inf=False,
              confidence_eos_eot_inf=False, seed=0):  # fmt: skip
-    """LLaDA's sampler: the canvas after every step [steps + 1, b, t], and the noise it drew."""
+    """Runs LLaDA's sampler; returns the canvas after every step [steps + 1, b, t], and its noise."""
     mask_id, draw = config["mask_token_id"], torch.Generator().manual_seed(seed)
     rows, prompt_length = prompt.shape
     x = torch.cat([prompt, torch.full((rows, gen_length), mask_id)], dim=1)
@@ -128,7 +130,7 @@ def generate(weights, config, prompt, eos_id, eot_id, attention_mask=None, steps
                 noise.setdefault("uniform_noise_f64", []).append(u)
                 noisy = logits.double().exp() / (-u.log()) ** temperature
             x0 = noisy.argmax(-1)
-            if confidence_eos_eot_inf:  # at temperature 0 the two are one tensor
+            if confidence_eos_eot_inf:  # at temperature 0 `noisy` and `logits` are one tensor
                 noisy[..., eos_id] = logits[..., eot_id] = -torch.inf
             if remasking == "random":
                 confidence = torch.rand(x0.shape, generator=draw)

@@ -1,6 +1,6 @@
-"""The launchers: what they would run, and what they do when a host is preempted, a signal comes or a training fails.
+"""The launchers: the commands that they run, and their reactions to preempted hosts, signals and failing trainings.
 
-gcloud, srun and scontrol are stand-ins that run things here; the training is a stand-in, too.
+gcloud, srun and scontrol are stand-ins that run commands on this machine; so is the training.
 """
 
 import os
@@ -30,13 +30,13 @@ def bash(script, *arguments, cwd=ROOT, **env):
 
 
 def printed(done) -> list[list[str]]:
-    """The commands that a dry run printed, as words."""
+    """Returns the commands of a dry run, split into words."""
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
 def loaded_library(name: str) -> str | None:
-    """Where this process has it from; None where that cannot be known."""
+    """Returns the path from which this process loaded a library; None if unknown."""
     maps = pathlib.Path("/proc/self/maps")
     found = re.findall(rf"/\S+/{re.escape(name)}", maps.read_text()) if maps.exists() else []
     return found[0] if found else None
@@ -59,7 +59,7 @@ def test_shellcheck():
 
 def test_local_says_what_it_would_run():
     command = [".venv/bin/python", "-m", "igpo_jax.train"]
-    mine = {"LD_PRELOAD": LIBM or "mine"}  # and no other is chosen
+    mine = {"LD_PRELOAD": LIBM or "mine"}  # the launcher must not replace it
     assert printed(bash("launch/local.sh", "--dry-run", **mine)) == [["exec", *command, "--config=arithmetic.py"]]
     given = ["--config=gsm8k.py:smoke", "--workdir=a b"]
     assert printed(bash("launch/local.sh", *given, IGPO_DRY_RUN="1", **mine)) == [["exec", *command, *given]]
@@ -160,9 +160,9 @@ def test_a_flag_that_is_0_is_off():
     assert "--spot" not in create
 
 
-# What they do. The stand-in for the training obeys $FOLDER/plan, a word for each start:
+# Execution. The stand-in for the training obeys $FOLDER/plan, one word per start:
 # complete | stop (until SIGTERM, then 0 without a result) | preempted (it vanishes, and the TPU with it) | fail |
-# lost (it ends as it does when another host is gone, and the TPU is found to be preempted)
+# lost (exits as if another host was lost; the TPU turns out to be preempted)
 
 TRAIN = r"""#!/usr/bin/env bash
 mkdir -p "$FOLDER/run"
@@ -201,7 +201,7 @@ SCONTROL = '#!/usr/bin/env bash\necho "$@" >> "$FOLDER/scontrol"\n'
 
 @pytest.fixture
 def stage(tmp_path):
-    """A repository of the launchers and stand-ins."""
+    """Repository with the launchers and stand-ins."""
 
     class Stage:
         folder = tmp_path
@@ -320,7 +320,7 @@ def test_a_stopped_tpu_is_started_and_never_deleted(stage):
 
 
 def end_session(stage, signal_name="KILL") -> None:
-    """To all that the host's part has started."""
+    """Signals every process that the host's script started."""
     pid = (stage.folder / "home/igpo_jax/run.pid").read_text().strip()
     pattern = ["-f", "on_tpu.sh --config"] if signal_name == "TERM" else []
     subprocess.run(["pkill", f"-{signal_name}", "-s", pid, *pattern], check=True)
@@ -331,7 +331,7 @@ def test_a_training_that_runs_is_followed_not_started_twice(stage):
     command = ["bash", "launch/tpu_vm.sh", *TPU, "--", *workdir_flags(stage)]
     first = subprocess.Popen(command, cwd=stage.repository, env=os.environ | stage.env, stdout=subprocess.DEVNULL)
     wait_for(stage.folder / "waiting")
-    first.kill()  # the laptop is closed
+    first.kill()  # simulates a closed laptop
     first.wait()
     second = subprocess.Popen(
         command, cwd=stage.repository, env=os.environ | stage.env, stderr=subprocess.PIPE, text=True
@@ -367,7 +367,7 @@ def test_slurm_queues_again_what_a_signal_has_stopped(stage, word, status, reque
     process = submit(stage, word)
     if word == "stop":
         wait_for(stage.folder / "waiting")
-        process.send_signal(signal.SIGTERM)  # SLURM signals the batch script, as --signal=B: asks
+        process.send_signal(signal.SIGTERM)  # SLURM signals the batch script, because of --signal=B:
     assert process.wait(LIMIT) == status
     assert stage.lines("scontrol") == ["requeue 7"] * requeued
     assert stage.lines("installed") == ["cuda,report"]
@@ -386,14 +386,14 @@ def test_slurm_queues_again_what_does_not_save_in_time(stage):
 
 def submit(stage, word: str, **env: str) -> subprocess.Popen:
     stage.plan(word)
-    spooled = shutil.copy(stage.repository / "launch/slurm.sbatch", stage.folder / "slurm_script")  # as sbatch does
+    spooled = shutil.copy(stage.repository / "launch/slurm.sbatch", stage.folder / "slurm_script")  # sbatch copies the script
     job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(stage.repository)}
     command = ["bash", spooled, "--", *workdir_flags(stage)]
     return subprocess.Popen(command, cwd=stage.folder, env=os.environ | stage.env | job | env)
 
 
 def test_a_failed_installation_is_tried_again(tmp_path):
-    """With a Python whose pip fails: an error each time, and no mark that it is done."""
+    """Uses a Python whose pip fails: an error every time, and no completion marker."""
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     (tmp_path / "setup.py").touch()
     python = tmp_path / "python"
@@ -409,7 +409,7 @@ def test_a_failed_installation_is_tried_again(tmp_path):
 
 
 def test_tpu_flags_are_known_to_the_tpu_compiler():
-    """A flag that a new libtpu no longer has would end a run at its start."""
+    """A flag that a new libtpu dropped would end a run at its start."""
     pytest.importorskip("libtpu")
     text = (ROOT / "launch/on_tpu.sh").read_text()
     (flags,) = (line.partition('"')[2].rstrip('"') for line in text.splitlines() if line.startswith("flags="))

@@ -1,6 +1,6 @@
-"""Against a PyTorch reference (torch_reference.py), which is first compared with the released LLaDA itself.
+"""Comparison with a PyTorch reference (torch_reference.py), which is first compared with the released LLaDA.
 
-Six query heads, two key/value heads, tied or not, three layers: what the recorded fixture does not have.
+Covers cases that the recorded fixture lacks: six query heads, two key/value heads, tied heads, three layers.
 """
 
 import json
@@ -22,7 +22,7 @@ import torch_reference as reference
 
 COPY = pathlib.Path(__file__).parent / "fixtures" / "llada_tiny"
 EOS, EOT, MASK = 61, 17, 190
-# As released, but for the sizes.
+# As released, except for the sizes.
 CONFIG = json.loads((COPY / "config.json").read_text()) | dict(
     d_model=48, n_heads=6, n_kv_heads=2, n_layers=3, mlp_hidden_size=80, vocab_size=200, embedding_size=200,
     max_sequence_length=160, mask_token_id=MASK, eos_token_id=EOS, pad_token_id=EOS, rope_theta=10000.0,
@@ -37,7 +37,7 @@ ILLADA_NAMES = {
 
 
 def write_folder(folder, config, weights, files=1):
-    """A Hugging Face folder; in several files, neighbours lie in different ones."""
+    """Writes a Hugging Face folder; with several files, consecutive tensors go to different ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     if files == 1:
@@ -52,7 +52,7 @@ def write_folder(folder, config, weights, files=1):
 
 
 def tokens_of(rows, length, seed=0):
-    """No MASK, EOS or EoT."""
+    """Returns random tokens without MASK, EOS and EoT."""
     ids = torch.randint(0, MASK, (rows, length), generator=torch.Generator().manual_seed(seed))
     return torch.where((ids == EOS) | (ids == EOT), 3, ids)
 
@@ -65,7 +65,7 @@ def logits_of(folder, ids, mesh):
 
 
 def test_the_reference_equals_the_released_llada():
-    """Else what follows would mean little."""
+    """Validates the reference for the tests below."""
     from safetensors.torch import load_file
 
     config, weights = json.loads((COPY / "config.json").read_text()), {}
@@ -97,7 +97,7 @@ def test_the_reference_equals_the_released_llada():
     settings, arrays = json.loads((COPY / "generate.json").read_text()), np.load(COPY / "generate.npz")
     for case in settings["cases"]:
         name, kwargs = case["name"], case["kwargs"]
-        if kwargs.get("temperature", 0) > 0 or kwargs.get("remasking") == "random":  # its noise was another's
+        if kwargs.get("temperature", 0) > 0 or kwargs.get("remasking") == "random":  # depends on the recorded noise
             continue
         if case["has_attention_mask"]:
             kwargs["attention_mask"] = torch.from_numpy(arrays[f"{name}/attention_mask"])
@@ -122,7 +122,7 @@ def test_logits_loss_and_gradients_with_grouped_heads(tmp_path, mesh, tied):
 
     expected, _ = reference.losses(weights, config, ids, noisy, p)
     expected.backward()
-    # Gradients take the way of weights: their names are looked up by the same loader.
+    # Gradients are loaded like weights, which looks up their names.
     write_folder(tmp_path / "gradients", config, {name: weight.grad for name, weight in weights.items()})
     tokens, corruption = ids.numpy(), Corruption(noisy.numpy() == MASK, 1 / p[:, 0].numpy())
     with jax.default_matmul_precision("highest"):
@@ -137,7 +137,7 @@ def test_logits_loss_and_gradients_with_grouped_heads(tmp_path, mesh, tied):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_of_illada(tmp_path, mesh, tied):
-    """Another configuration and other names for the same network; the mask id is in the tokenizer only."""
+    """The same network with another configuration and other names; the mask id is in the tokenizer only."""
     config = CONFIG | {"weight_tying": tied}
     weights = reference.random_weights(config, seed=3)
 
@@ -161,7 +161,7 @@ def test_logits_of_illada(tmp_path, mesh, tied):
     np.testing.assert_allclose(logits, reference.run(weights, config, ids)[0], atol=2e-4)
 
 
-# The parity tool on a fixture of other sizes
+# llada_parity.py on a fixture of other sizes
 
 B5S15 = dict(steps=15, gen_length=15, block_length=5)
 CASES = {
@@ -183,7 +183,7 @@ CASES = {
 
 
 def write_fixture(folder, config, seed):
-    """The fixture that tests/model/fixtures/README.md lists, computed by the reference."""
+    """Writes the files that tests/model/fixtures/README.md lists, computed by the reference."""
     weights = {name: weight.bfloat16().float() for name, weight in reference.random_weights(config, seed).items()}
     write_folder(folder, config, weights)
     halves = {name: weight.bfloat16() for name, weight in weights.items()}

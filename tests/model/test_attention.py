@@ -1,4 +1,4 @@
-"""The attention back ends against each other; splash runs its kernel's code interpreted."""
+"""The attention back ends against each other; the splash kernel runs in interpreter mode."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def inputs(rows=4, length=2 * LANES, heads=4, kv_heads=2, dtype=jnp.float32):
     q, weight = (jax.random.normal(key, (rows, length, heads, H), dtype) for key in keys[:2])
     k, v = (jax.random.normal(key, (rows, length, kv_heads, H), dtype) for key in keys[2:])
     attention_mask = np.arange(length) >= np.array([0, 1, LANES, LANES + 7])[:rows, None]  # padding on the left
-    return (q, k, v), attention_mask, weight * attention_mask[..., None, None]  # nobody reads what comes out at padding
+    return (q, k, v), attention_mask, weight * attention_mask[..., None, None]  # outputs at padding are unused
 
 
 def value_and_gradients(attention, arguments, attention_mask, weight):
@@ -50,13 +50,13 @@ def xla(q, k, v, attention_mask):
 
 
 def differentiated(q, k, v, attention_mask):
-    """jax's attention, by jax's own differentiation."""
+    """Runs jax's attention with automatic differentiation."""
     mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask))
 
 
 def some_to_some(attention_mask):
-    """Which position may look at which, others in every row: itself and some more, padding at none."""
+    """Returns which positions each may attend to, different in every row: itself and others, never padding."""
     sees = np.random.default_rng(0).random((*attention_mask.shape, attention_mask.shape[-1])) < 0.3
     return (sees | np.eye(attention_mask.shape[-1], dtype=bool)) & attention_mask[:, None] & attention_mask[..., None]
 
@@ -73,7 +73,7 @@ def test_own_gradients_are_those_of_differentiation(heads, kv_heads, valid_axes)
 @pytest.mark.parametrize("peak, shift", [(1, 0), (8, 0), (1, 10), (8, 10)])
 @pytest.mark.parametrize("valid_axes", [2, 3])
 def test_own_gradients_in_bfloat16_are_as_near_to_float32_as_those_of_differentiation(valid_axes, peak, shift):
-    """Also where attention is peaked, and where keys and values have much in common, which gradients must not contain."""
+    """Includes peaked attention, and a large common part of keys and values, which gradients must not contain."""
     (q, k, v), attention_mask, weight = inputs(length=24)
     sees = attention_mask if valid_axes == 2 else some_to_some(attention_mask)
     low = tuple(x.astype(jnp.bfloat16) for x in (q * peak, k + shift, v + shift))
@@ -157,7 +157,7 @@ def test_what_splash_cannot_do_is_said(length, head, valid_axes, message):
 
 @pytest.mark.parametrize("valid_axes", [2, 3])
 def test_cudnn_takes_what_it_is_given(valid_axes, monkeypatch):
-    """Traced without a GPU: shapes and types are what jax's binding of the library accepts, forward and backward."""
+    """Traces forward and backward without a GPU, to check the shapes and dtypes that jax's cuDNN binding accepts."""
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000, raising=False)

@@ -20,7 +20,7 @@ MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
 
 
 def sharded_scores(mesh, chunk):
-    """`token_scores` as a function of whole arrays."""
+    """Returns `token_scores` as a function of unsharded arrays."""
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH)))
     def scores(hidden, head, targets):
@@ -48,7 +48,7 @@ def test_scores_survive_huge_logits(mesh):
     np.testing.assert_allclose(entropy, math.log(2), rtol=1e-5)
 
 
-# Positions per chunk change memory, not values. 32 positions: some chunks divide them, some do not, some hold all.
+# The chunk size changes memory use, not values. Chunks may divide the 32 positions, not divide them, or hold all.
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunk=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_chunking_of_positions_changes_nothing(chunk, seed, mesh):

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, the gradients of the full parametrisation, merging, PEFT's files."""
+"""Adapters: no effect at first, gradients consistent with full matrices, merging, PEFT files."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def adapters():
-    """Of which B is not zero."""
+    """Returns adapters whose B is not zero."""
     fresh = lora_module.init(jax.random.key(1), CFG, LORA)
     keys = iter(jax.random.split(jax.random.key(2), len(fresh)))
     return {name: {"a": of["a"], "b": 0.3 * jax.random.normal(next(keys), of["b"].shape)} for name, of in fresh.items()}
@@ -67,7 +67,7 @@ def test_merged_into_bfloat16_equals_attached_within_its_rounding(base, adapters
     for name, of in adapters.items():
         assert merged["blocks"][name].dtype == jnp.bfloat16
         exact = half["blocks"][name].astype(jnp.float32) + 1.5 * jnp.einsum("lir,lro->lio", of["a"], of["b"])
-        # Half a unit in the last of bfloat16's 8 places.
+        # Half a unit in the last of bfloat16's 8 significant bits.
         np.testing.assert_allclose(merged["blocks"][name].astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
     cfg = dataclasses.replace(CFG, compute_dtype="bfloat16")
     attached = forward(attach(half, adapters, LORA), *batch, cfg).astype(jnp.float32)
@@ -75,7 +75,7 @@ def test_merged_into_bfloat16_equals_attached_within_its_rounding(base, adapters
 
 
 def test_a_small_adapter_is_not_lost_beside_a_product_in_bfloat16():
-    """Early in training its part is below the spacing of bfloat16 numbers around the product."""
+    """Early in training the adapter's part is below the spacing of bfloat16 numbers around the product."""
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.normal(size=(1, 64, 256)), jnp.bfloat16)
     w = jnp.asarray(draw.normal(size=(256, 256)) / 16, jnp.bfloat16)
@@ -84,7 +84,7 @@ def test_a_small_adapter_is_not_lost_beside_a_product_in_bfloat16():
     with_adapter = transformer._linear(x, {"up": w, "adapters": {"up": {"a": a, "b": b}}}, "up").astype(jnp.float32)
     exact_change = (x.astype(jnp.float32) @ a.astype(jnp.float32)) @ b.astype(jnp.float32)
     exact = x.astype(jnp.float32) @ w.astype(jnp.float32) + exact_change
-    # As good as one rounding of the exact sum; rounding the product first would add as much error again.
+    # The error equals one rounding of the exact sum; rounding the product first would double its variance.
     rounded_once = exact.astype(jnp.bfloat16).astype(jnp.float32)
     error, least = (float(jnp.sqrt(jnp.mean((y - exact) ** 2))) for y in (with_adapter, rounded_once))
     assert error < 1.05 * least
@@ -133,7 +133,7 @@ def test_impossible_configurations_are_refused(change, message):
         dataclasses.replace(LORA, **change)
 
 
-# PEFT's files
+# PEFT files
 
 
 def test_peft_files_round_trip(adapters, tmp_path):
@@ -146,7 +146,7 @@ def test_peft_files_round_trip(adapters, tmp_path):
 
 
 def test_peft_tensors_mean_what_peft_means_by_them(base, adapters, tmp_path):
-    """y = W x + alpha / r * B A x, with W, A and B as torch.nn.Linear keeps them."""
+    """Checks y = W x + alpha / r * B A x, with W, A and B in torch.nn.Linear's layout."""
     export_peft(adapters, LORA, tmp_path)
     tensors = safetensors.numpy.load_file(tmp_path / ADAPTER_FILE)
     name = "base_model.model.model.transformer.blocks.1.ff_out.lora_{}.weight"
@@ -166,7 +166,7 @@ def test_target_modules_match_the_blocks_and_not_the_head(adapters, tmp_path):
         path[-1]
         for path, of_parameter in names.items()
         for name in of_parameter
-        if re.fullmatch(pattern, name.removesuffix(".weight"))  # PEFT matches a text as a whole
+        if re.fullmatch(pattern, name.removesuffix(".weight"))  # PEFT uses full matches
     }
     assert matched == set(ALL_LINEAR)
 

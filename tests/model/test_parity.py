@@ -1,4 +1,4 @@
-"""The checks of tests/helpers/llada_parity.py on the small copy of the fixture, and that they would notice a difference."""
+"""Runs tests/helpers/llada_parity.py on the small copy of the fixture, and checks that it detects differences."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ SHA256 = {
 
 
 def restore(folder: pathlib.Path) -> None:
-    """The two float32 files that the copy keeps in another form, byte for byte those of the original."""
+    """Restores the two float32 files that the copy stores in another form, byte for byte."""
     shutil.copytree(COPY, folder)
     packed = folder / "pretrain_grads.safetensors.gz"
     (folder / "pretrain_grads.safetensors").write_bytes(gzip.decompress(packed.read_bytes()))
@@ -48,7 +48,7 @@ def fixture(tmp_path_factory):
 @pytest.mark.parametrize("name", CHECKS)
 def test_equals_the_released_llada(fixture, name):
     outcome = check(fixture, name)
-    if name == "logits, long input":  # left out of the copy
+    if name == "logits, long input":  # not in the copy
         assert isinstance(outcome, Absent)
     else:
         assert not isinstance(outcome, Absent) and outcome.ok, str(outcome)
@@ -108,7 +108,7 @@ def test_a_damaged_tensor_is_noticed(fixture, tmp_path):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A folder with little in it, and few checks."""
+    """A folder with few files, and few checks."""
     shutil.copytree(COPY / "bf16_sharded", tmp_path / "bf16_sharded")
     shutil.copy(COPY / "config.json", tmp_path)
     recorded = np.load(COPY / "forward.npz")

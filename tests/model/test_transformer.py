@@ -30,14 +30,14 @@ def all_valid(tokens):
 def test_left_padding_does_not_change_valid_positions():
     params, tokens = init(jax.random.key(1), CFG), tokens_of()
     plain = forward(params, tokens, all_valid(tokens), CFG)
-    for filler in (0, 7):  # what lies under the padding is irrelevant
+    for filler in (0, 7):  # tokens under the padding are irrelevant
         padded = jnp.pad(tokens, ((0, 0), (5, 0)), constant_values=filler)
         attention_mask = jnp.pad(all_valid(tokens), ((0, 0), (5, 0)))
         np.testing.assert_allclose(forward(params, padded, attention_mask, CFG)[:, 5:], plain, atol=2e-5)
 
 
 def test_every_position_sees_every_valid_position():
-    params, tokens = init(jax.random.key(1), CFG), jnp.arange(3, 13)[None]  # distinct, so that a row is a position
+    params, tokens = init(jax.random.key(1), CFG), jnp.arange(3, 13)[None]  # distinct: a row per position
     attention_mask = all_valid(tokens).at[0, 2].set(False)
 
     @jax.jit
@@ -47,7 +47,7 @@ def test_every_position_sees_every_valid_position():
 
     seen = np.abs(jax.jacobian(outputs)(jnp.zeros((10, CFG.width)))).sum(-1) > 1e-7
     expected = np.ones((10, 10), bool)
-    expected[:, 2] = np.arange(10) == 2  # only its own residual stream
+    expected[:, 2] = np.arange(10) == 2  # only through its own residual stream
     np.testing.assert_array_equal(seen, expected)
 
 
@@ -84,7 +84,7 @@ def test_init_abstract_and_shardings_agree(tied_head, param_dtype, mesh_of):
     for have, want in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         assert (have.shape, have.dtype) == (want.shape, want.dtype)
         assert have.sharding.is_equivalent_to(want.sharding, have.ndim)
-    # A matrix lies over fsdp and tensor: a quarter of it on a device.
+    # Matrices are sharded over fsdp and tensor: a quarter per device.
     query = params["blocks"]["query"]
     assert query.addressable_shards[0].data.size * 4 == query.size
 
@@ -143,12 +143,12 @@ def test_bfloat16_compute_stays_near_float32_and_gives_float32_logits():
 
 @pytest.mark.parametrize("case", ["", "leftpad_"])
 def test_logits_equal_those_of_the_released_llada(case, mesh):
-    """test_parity.py does more of this."""
+    """Covers the logits; test_parity.py covers more."""
     recorded, cfg = np.load(FIXTURE / "forward.npz"), folder_model_config(FIXTURE / "bf16_sharded")
     params, tokens = load_params(FIXTURE / "bf16_sharded", cfg, mesh), recorded["input_ids"].astype(np.int32)
     attention_mask = recorded["leftpad_mask"].astype(bool) if case else np.ones(tokens.shape, bool)
     logits = unembed(params, forward(params, tokens, attention_mask, cfg), cfg)
-    # Rows of padding see nothing that matters; the fixture has finite nonsense there.
+    # Padding rows are meaningless; the fixture has arbitrary finite values there.
     np.testing.assert_allclose(logits[attention_mask], recorded[f"{case}logits"][attention_mask], atol=2e-4)
 
 
@@ -172,5 +172,5 @@ def test_embedding_lookup_exchanges_rows_and_never_the_table(shape, rows, mesh_o
     expected = jax.grad(lambda table: jnp.sum(table[tokens] ** 3))(table)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
     part = table.nbytes / (shape[1] * shape[2])
-    over_rows = 2 * part if shape[0] > 1 else 0  # with several copies of the parameters, gradients are summed
+    over_rows = 2 * part if shape[0] > 1 else 0  # gradients are summed over replicas of the parameters
     assert 0 < received < over_rows + 0.2 * table.nbytes

@@ -1,4 +1,4 @@
-"""FLOPs and collective bytes of compiled programs against what can be worked out by hand."""
+"""FLOPs and collective bytes of compiled programs, compared with hand calculations."""
 
 import functools
 
@@ -30,7 +30,7 @@ def test_products_in_nested_loops_count_as_often_as_they_run():
 
 
 def test_a_loop_that_may_end_early_counts_in_full():
-    """As the sampler's: a counter below a limit, and something that the compiler cannot know."""
+    """Like the sampler's loop: a counter below a limit, and a data-dependent condition."""
 
     def run(x, w):
         def more(carry):
@@ -61,7 +61,7 @@ def test_batched_products_and_gradients():
 
 
 COLLECTIVES = {
-    # What one of 8 devices receives of a part of 64 floats, in parts.
+    # Elements that one of 8 devices receives, relative to its shard of 64 floats.
     "all-gather": (lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P(), 7),
     "all-reduce": (lambda x: jax.lax.psum(x, "fsdp"), P(), 2 * 7 / 8),
     "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "fsdp", tiled=True), P("fsdp"), 7 / 8),
@@ -79,7 +79,7 @@ def test_what_a_collective_brings_to_a_device(kind, mesh_of):
     def once(x):
         return function(x)
 
-    def run(x):  # three times, each with something else
+    def run(x):  # three rounds with different inputs
         return jax.lax.map(once, jnp.stack([x, x + 1, x * x]))
 
     x = jax.ShapeDtypeStruct((8 * 64,), np.float32, sharding=NamedSharding(mesh, P("fsdp")))
@@ -120,7 +120,7 @@ def test_who_takes_part_in_all_ways_to_write_it(text, groups):
 
 
 def test_what_comes_from_other_slices_over_the_hosts_network():
-    """The TPU compiler's way to write it; of four slices, an all-reduce brings 2 * 3/4 of the array."""
+    """Uses the TPU compiler's form; with four slices, an all-reduce receives 2 * 3/4 of the array."""
     text = """HloModule m, num_partitions=2
 
 ENTRY %main (p: f32[8,128]) -> f32[8,128] {
@@ -140,9 +140,9 @@ frontend_attributes={_xla_megascale_target="{1:4}x{0:1}",_xla_megascale_transfer
 @pytest.mark.parametrize("window, lhs, rhs, out, multiplications", [
     ("", (4, 8), (8, 16), (4, 16), 4 * 8 * 16),  # bf_io->bf: a plain product
     ("window={size=3}, ", (4, 10, 8), (3, 8, 16), (4, 8, 16), 4 * 8 * 3 * 8 * 16),
-    # The holes of padding: of 3 kernel positions at the two ends one falls outside.
+    # Padding adds holes: at each end, one of 3 kernel positions falls outside.
     ("window={size=3 pad=1_1}, ", (4, 10, 8), (3, 8, 16), (4, 10, 16), 4 * (10 * 3 - 2) * 8 * 16),
-    # Of dilation: every second position of the stretched input is a hole.
+    # Dilation adds holes: every second position of the stretched input.
     ("window={size=2 lhs_dilate=2}, ", (4, 5, 8), (2, 8, 16), (4, 8, 16), 4 * 8 * 8 * 16),
 ])  # fmt: skip
 def test_convolutions_count_what_is_multiplied(window, lhs, rhs, out, multiplications):
@@ -152,7 +152,7 @@ def test_convolutions_count_what_is_multiplied(window, lhs, rhs, out, multiplica
 
 
 def test_products_that_a_gpus_library_computes():
-    """As XLA writes them for NVIDIA's cuBLAS, with a workspace as a second result."""
+    """Uses XLA's form for NVIDIA's cuBLAS, with a workspace as a second result."""
     text = """HloModule m
 
 ENTRY %main (a: bf16[16,32], b: bf16[32,64]) -> bf16[16,64] {
@@ -168,7 +168,7 @@ backend_config={"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"
 
 
 def test_copies_beside_the_computation_move_what_arrives():
-    """Into the chip's own memory (S(1)): read once from HBM; of a slice, only that; a copy within HBM is read and written."""
+    """A copy to on-chip memory (S(1)) reads HBM once, a slice only its part; a copy within HBM reads and writes."""
     text = """HloModule m
 
 ENTRY %main (p: f32[4,1024]) -> f32[4,1024] {

@@ -1,4 +1,4 @@
-"""The memory that `plan` says a run needs, against what a run really has."""
+"""Compares the memory that `plan` predicts with the memory that a run holds."""
 
 import dataclasses
 import gc
@@ -34,7 +34,7 @@ NUMERICS = {
     [(name, shape) for name in NUMERICS for shape in [(1, 1, 1), (2, 2, 2)] if shape != (1, 1, 1) or "stage" not in name],
 )
 def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypatch):
-    """Arguments and residents, against the arrays that live on a device when an iteration calls each program."""
+    """Compares arguments and resident arrays with the live arrays of a device at each program's call."""
     values = {"sft__updates": 0, "rl__iterations": 1, "rl__prompts": 8, "rl__rollout_chunks": 2}
     values |= {"model__width": 128, "model__mlp_width": 256} | NUMERICS[numerics]
     assert_planned(config_of(TINY, **values), mesh_of(shape), tmp_path, monkeypatch)
@@ -62,12 +62,12 @@ def assert_planned(config, mesh, workdir, monkeypatch) -> None:
         if program.name in live:
             record = planning.measure(program, mesh)
             planned = (record["arguments_gib"] + sum(record["resident_gib"].values())) * 2**30
-            # Keys and batches are small; a copy of the parameters too many or too few is not.
+            # Tolerates keys and batches, which are small, but not a missing or extra copy of the parameters.
             assert abs(planned - live[program.name]) < 0.2 * parameters, (program.name, planned, live, parameters)
 
 
 def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
-    """{program: the most bytes on the first device when it is called}; the run takes all its stages."""
+    """Returns {program: peak bytes on the first device at its calls}, over all stages of the run."""
     first, live = experiment.mesh.devices.flat[0], {}
 
     def on_first() -> int:
@@ -89,7 +89,7 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
     monkeypatch.setattr(stage, "make_update", lambda *args: watched("update", make_update(*args)))
     monkeypatch.setattr(decoding, "sample", watched("evaluate", decoding.sample))
     monkeypatch.setattr(sft_module, "heldout_bound", watched("heldout", sft_module.heldout_bound))
-    monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # on CPUs it copies what it saves
+    monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # on CPUs, saving makes copies
     folders = [experiment.workdir / name for name in ("sft", "rl")]
     with jax.set_mesh(experiment.mesh), Checkpoints(folders[0], keep=1) as sft, Checkpoints(folders[1], keep=1) as rl:
         start = sft_module.run_sft(experiment, sft, lambda: False)

@@ -1,4 +1,4 @@
-"""What `plan` says of a run, against arithmetic."""
+"""Compares the numbers of `plan` with hand calculations."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"
 @pytest.mark.parametrize("remat, passes", [("none", 3), ("full", 4)])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
-    """One forward pass, a backward pass of two and, with remat, a second forward pass; not one per completion."""
+    """Counts one forward pass, a backward pass worth two and, with remat, a second forward pass; not one per completion."""
     wide = {"model__width": 64, "model__heads": 4, "model__kv_heads": 2, "model__mlp_width": 192, "model__layers": 3}
     config = parsed(model__remat=remat, model__head_chunk=4096, rl__group_size=8, **wide)
     mesh = mesh_of(shape)
@@ -33,8 +33,8 @@ def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     row = forward_flops(model, config.data.prompt_buckets[-1] + length, length)
     prompts_per_device = config.rl.prompts / mesh.devices.size
     have = result["programs"][0]["flops"] / prompts_per_device
-    # The head's logits are computed again in its backward pass, also without remat; nobody needs the last layer's
-    # gradient of prompts. Both are small.
+    # The backward pass recomputes the head's logits, even without remat, and skips the last layer's unused gradients of
+    # prompts. Both effects are small.
     assert 0.85 * passes * row < have < 1.3 * passes * row < config.rl.group_size * row
 
 
@@ -54,7 +54,7 @@ def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
     model, _ = planning.planned_model(config)
     decode, rows = config.sampler, config.rl.prompts * config.rl.group_size
     length = config.data.prompt_buckets[-1] + decode.completion_length
-    # Eight steps of a block: one is whole, seven are windows, and the inner loop counts from one.
+    # A block has eight steps: one full forward pass and seven windows. program_cost counts one window more.
     most = rows * block_flops(1, 8, 0, length, model, decode)
     assert records["sample"]["flops"] == pytest.approx(most, rel=0.05)
     assert records["probe"]["used"] and records["probe"]["peak_gib"] > 0

@@ -1,4 +1,4 @@
-"""Plans for TPUs that are not here: compiled by the TPU compiler, which runs on CPUs."""
+"""Plans for absent TPUs: the TPU compiler runs on CPUs."""
 
 import importlib.util
 
@@ -40,7 +40,7 @@ def test_slices_are_parts_of_the_data_axis():
 @needs_tpu_compiler
 @pytest.mark.parametrize("attention", ["xla", "splash"])
 def test_attention_is_lowered_for_tpus(attention):
-    """Forward in the sampler, backward in the update, as a kernel or not."""
+    """Compiles the forward pass of the sampler and the backward pass of the update, with and without a kernel."""
     wide = {"model__width": 256, "model__heads": 2, "model__kv_heads": 2, "model__compute_dtype": "bfloat16"}
     lengths = {"data__prompt_buckets": (128 - 16,), "rl__group_size": 2}
     config = parsed(model__attention=attention, **wide, **lengths)
@@ -72,8 +72,8 @@ def test_kernels_run_where_they_can():
 @needs_tpu_compiler
 @pytest.mark.slow
 def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
-    """configs/math.py, adapters, on v5e:2x4: what BUILD.md says, and FLOPs within 1.3 of two forward passes (one of
-    them recomputed) and a backward pass that needs no gradients of frozen matrices."""
+    """Checks configs/math.py with adapters on v5e:2x4 against BUILD.md. FLOPs are within 1.3 of two forward passes (one of them
+    recomputed) and a backward pass without gradients of frozen matrices."""
     config = parsed(CONFIGS / "math.py")
     mesh = make_mesh(**vars(config.mesh), devices=topology_devices("v5e:2x4", 1))
     result = advice.plan(config, mesh, ["sample", "update"])

@@ -1,4 +1,4 @@
-"""A model of tiny size with a tokenizer, for the playground's server."""
+"""A tiny model with a tokenizer, for the playground's server."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, against a server in this process whose steps wait until a test lets them go."""
+"""The page in a headless Chromium, with a server in this process whose steps block until a test releases them."""
 
 import io
 import threading
@@ -28,11 +28,11 @@ MALICIOUS = "</script><script>document.title = 'owned'</script><img src=x onerro
 
 
 class Gate:
-    """Steps pass one by one where they are let go, and freely once it is open."""
+    """Blocks each step until it is released; `open` releases all."""
 
     def __init__(self):
         self._steps, self._open = threading.Semaphore(0), False
-        self.passed = []  # steps of each generation, in the order in which they began
+        self.passed = []  # number of steps of each generation, in the order of their start
 
     def let_go(self, steps: int) -> None:
         self._steps.release(steps)
@@ -85,7 +85,7 @@ def gate(monkeypatch):
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the page as a visitor of its own; at the end nobody may have met an error, or been sent to another server."""
+    """Opens the page as a new visitor; at the end, asserts that no page had an error or requested another server."""
     contexts, wrong = [], []
 
     def visit(viewport=DESKTOP, address=address):
@@ -144,7 +144,7 @@ def test_a_template_is_filled_step_by_step_and_its_fixed_tokens_stay(visit, gate
 
     slider = page.get_by_role("slider")
     slider.focus()
-    page.keyboard.press("Home")  # back to the canvas as it was given
+    page.keyboard.press("Home")  # back to the initial canvas
     assert tokens(page) == canvas
     page.keyboard.press("ArrowRight")
     assert tokens(page).count("▁") == 3 and page.locator("#panels .token.fresh").count() == 1
@@ -175,7 +175,7 @@ def test_two_settings_stand_side_by_side_with_the_same_seed(visit, gate):
     ask(page, prompt="Hello", seed="5")
     expect(page.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
     left, right = (page.locator("#panels .canvas").nth(i).locator(".token").all_text_contents() for i in (0, 1))
-    assert left == right and "▁" not in left  # two equal settings
+    assert left == right and "▁" not in left  # both panels have equal settings
     boxes = [page.locator("#panels .panel").nth(i).bounding_box() for i in (0, 1)]
     assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
     assert page.locator("#panels .how").first.text_content().count("seed=5") == 1
@@ -245,10 +245,10 @@ def test_whoever_leaves_is_not_worked_for(visit, gate, leave):
     else:
         page.get_by_role("button", name="Stop").click()
         shows(page, "Stopped after 2 steps")
-    next_one.wait_for_timeout(500)  # the server is told that the connection is gone
+    next_one.wait_for_timeout(500)  # until the server notices the closed connection
     gate.open()
     shows(next_one, "Done in")
-    assert gate.passed == [3, 16]  # the step that it was in, and no more
+    assert gate.passed == [3, 16]  # only the step in progress finished
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -286,7 +286,7 @@ def test_everything_can_be_done_with_the_keyboard(visit, gate):
     assert any("gif" in name for name in reached) and any("export" in name for name in reached)
 
 
-# Of what is pressed, written in or read: pairs of which neither holds the other and that share more than a pixel.
+# Returns pairs of controls and texts that overlap by more than a pixel, unless one contains the other.
 OVERLAPS = """() => {
   const nodes = [...document.querySelectorAll("button, input, select, textarea, h1, h2, summary, output, p, legend, li")]
     .filter((node) => node.getClientRects().length);
@@ -301,8 +301,8 @@ OVERLAPS = """() => {
   return wrong;
 }"""
 
-# Texts whose contrast with what is behind them is under 4.5 to 1 (WCAG 2.2, 1.4.3), or that are smaller than 12 pixels. Blanks
-# and what is disabled are no text to read.
+# Returns texts smaller than 12 pixels, or with a contrast to their background below 4.5 to 1 (WCAG 2.2, 1.4.3). Ignores
+# blanks and disabled controls.
 FAINT = """() => {
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (color) => {

@@ -1,4 +1,4 @@
-"""What is refused before anything waits for the device, and animations."""
+"""Requests that are rejected before they queue for the device, and animations."""
 
 import io
 

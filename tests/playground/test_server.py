@@ -1,4 +1,4 @@
-"""The routes, without a browser: queue, limits, and who is let in."""
+"""The routes, without a browser: queue, limits and access."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ def told(text: str) -> list[dict]:
 
 
 def filled(events: list[dict]) -> list[str]:
-    """What the canvas is after all steps."""
+    """Returns the canvas after all steps."""
     [canvas] = [event["canvas"] for event in events if event["type"] == "start"]
     for event in events:
         for position, text, _, _ in event.get("written", ()):
@@ -56,12 +56,12 @@ def test_the_stream_has_a_step_each_and_ends_in_what_generate_says(client, model
         for position, text, probability, alternatives in event["written"]:
             assert expected.unmask_step[position] == event["step"]
             assert 0 <= probability <= 1 and len(alternatives) == 5
-            named = [share for piece, share in alternatives if piece == text]  # bytes of a character look alike
+            named = [share for piece, share in alternatives if piece == text]  # tokens that are parts of a character look alike
             assert not named or probability in named
 
 
 def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(model):
-    """A network that wants nothing but EOS: the second block is not denoised."""
+    """Uses a network that always predicts EOS: the second block is not denoised."""
     params = jax.tree.map(jnp.zeros_like, model.params)
     params |= {"embedding": jnp.ones_like(params["embedding"]), "final_norm": jnp.ones(32)}
     params["head"] = params["head"].at[:, model.config.eos_id].set(1.0)
@@ -150,7 +150,7 @@ def test_a_failing_model_is_an_event_and_the_next_request_is_served(client, monk
     assert told(client.post("/generate", json=ASKED).text)[-1]["type"] == "done"
 
 
-# Many at once
+# Concurrent requests
 
 
 @contextlib.asynccontextmanager
@@ -192,7 +192,7 @@ def test_too_many_are_turned_away(app, monkeypatch):
 
 
 def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
-    """Three in line: the first leaves while it is worked for, the second while it waits; the third comes next."""
+    """Queues three jobs: the first leaves while it runs, the second while it waits; the third runs next."""
     jobs, log, begun = server.JobQueue(), [], threading.Event()
 
     def work(name, job, send):

@@ -85,7 +85,7 @@ def write_run(folder, rows, rollouts=(), verdicts=(), name="arithmetic", **overr
 
 @pytest.fixture
 def run(tmp_path):
-    """Writes a run's folder and its report; returns the report's text."""
+    """Returns a function that writes a run's folder and its report and returns the report's text."""
 
     def write(rows, rollouts=(), name="arithmetic"):
         path = write_report(write_run(tmp_path, rows, rollouts, name=name))
@@ -97,7 +97,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def two_runs(tmp_path):
-    """Folders of two runs that were judged on the same four problems, and differ in two keys."""
+    """Folders of two runs with two different keys, evaluated on the same four problems."""
     rollouts = [rollout_row(6), rollout_row(6, "hinted", rescued=True)]
     verdicts = [[1, 0, 0, 0], [1, 1, 1, 0]]
     options = [{"seed": 0}, {"seed": 1, "rl.iterations": 7}]
@@ -123,7 +123,7 @@ def test_a_whole_run_has_every_section(run):
     (rows,) = data["rollouts"]["runs"].values()
     assert [row["hinted"] for row in rows] == [False, True]
     for figure in data["figures"]:
-        go.Figure(figure)  # raises on a property that plotly does not know
+        go.Figure(figure)  # raises on unknown properties
 
 
 def test_without_rl_there_is_only_what_was_measured(run):

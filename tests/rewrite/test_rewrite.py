@@ -1,4 +1,4 @@
-"""Rewriting against a stand-in for an endpoint that misbehaves in every known way."""
+"""Rewriting with a stand-in endpoint that misbehaves in every known way."""
 
 import json
 import os
@@ -29,7 +29,7 @@ OUTCOMES = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """One token for each character."""
+    """Path of a tokenizer with one token per character."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     train_sentencepiece(["".join(map(chr, range(32, 127)))], path, kind="char", vocab_size=200)
     return path
@@ -37,7 +37,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path):
-    """die_after, port -> (process of the stand-in, its port)."""
+    """Function: (die_after, port) -> (process of the stand-in, its port)."""
     processes = []
 
     def begin(die_after=0, port=0):
@@ -95,7 +95,7 @@ def asked_of(tmp_path):
 
 
 def card_of(done, tmp_path):
-    """The card, whose counts add up."""
+    """Returns the card after checking that its counts add up."""
     assert done.returncode == 0, done.stderr
     card = json.loads(done.stdout)
     assert card == json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))
@@ -139,7 +139,7 @@ def test_every_kind_of_reply_gets_its_verdict_and_only_right_ones_are_kept(tmp_p
     assert all("s3cret" not in path.read_text("utf-8") for path in (tmp_path / "out").iterdir())
 
     before = asked_of(tmp_path)
-    again = card_of(run(tmp_path, tokenizer, port, requests=2), tmp_path)  # what got no reply, and nothing else
+    again = card_of(run(tmp_path, tokenizer, port, requests=2), tmp_path)  # requests only what got no reply
     assert {behaviors[int(id[1:])] for id in asked_of(tmp_path)[len(before) :]} == {"fails", "page", "hangs"}
     assert again["outcomes"] == card["outcomes"]
 
@@ -158,7 +158,7 @@ def test_after_kill_9_no_request_whose_reply_is_written_is_repeated(tmp_path, to
     written = {json.loads(line)["id"] for line in replies.read_text("utf-8").split("\n")[:-1]}
     assert 20 < len(written) < 120 and not (tmp_path / "out" / "kept.jsonl").exists()
     with replies.open("a") as file:
-        file.write('{"id": "p119", "text": "half a li')  # as if the machine had failed, too
+        file.write('{"id": "p119", "text": "half a li')  # as after a crash of the machine
     before = len(asked_of(tmp_path))
     card = card_of(run(tmp_path, tokenizer, port), tmp_path)
     assert not written & set(asked_of(tmp_path)[before:])

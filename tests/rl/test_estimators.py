@@ -1,4 +1,4 @@
-"""Estimators against exact likelihoods: tiny completions, whose orders and masks can all be listed."""
+"""Estimators compared with exact likelihoods, on completions so short that all orders and masks can be enumerated."""
 
 import functools
 import itertools
@@ -23,7 +23,7 @@ RANDOM = [("elbo", 1), ("elbo", 2), ("elbo", 4), ("quadrature", 2), ("quadrature
 
 @functools.cache
 def make_params(seed=0):
-    """Far from uniform, so that the order matters."""
+    """Returns parameters far from uniform predictions, so that the order matters."""
     params = jax.jit(init, static_argnums=1)(jax.random.key(seed), CFG)
     return jax.tree.map(lambda x: 4 * x, params)
 
@@ -34,8 +34,7 @@ COMPLETION = np.array([6, 3, 7, 4], np.int32)
 
 @functools.cache
 def table(seed=0):
-    """log p(token i | what is not masked), float64 [2 ** LENGTH, LENGTH]: bit i of the row's number says that token i is
-    masked."""
+    """Returns log p(token i | unmasked tokens), float64 [2 ** LENGTH, LENGTH]; bit i of the row number masks token i."""
     masked = (np.arange(2**LENGTH)[:, None] >> np.arange(LENGTH)) & 1 == 1
     tokens = np.concatenate([np.tile(PROMPT, (len(masked), 1)), np.where(masked, MASK, COMPLETION)], axis=1)
     hidden = jax.jit(forward, static_argnums=3)(make_params(seed), tokens, np.ones(tokens.shape, bool), CFG)
@@ -44,7 +43,7 @@ def table(seed=0):
 
 
 def orders(of_masks):
-    """For every order of writing: log p of each token when its turn comes, [LENGTH!, LENGTH]."""
+    """Returns log p of each token at its turn, for every order of writing, [LENGTH!, LENGTH]."""
     found = []
     for order in itertools.permutations(range(LENGTH)):
         left, terms = set(range(LENGTH)), np.zeros(LENGTH)
@@ -56,13 +55,13 @@ def orders(of_masks):
 
 
 def exact(of_masks):
-    """(lower bound, log-likelihood of the model that writes one token at a time in a random order)."""
+    """Returns (lower bound, log-likelihood) of the model that writes one token at a time in a random order."""
     sums = orders(of_masks).sum(axis=1)
     return sums.mean(), np.log(np.mean(np.exp(sums)))
 
 
 def estimates(objective, of_masks):
-    """The sum of the scores for many draws of the views, [ROWS * GROUP], and the scores, [ROWS * GROUP, LENGTH]."""
+    """Returns summed scores [ROWS * GROUP] over many draws of the views, and scores [ROWS * GROUP, LENGTH]."""
     shape = (ROWS, GROUP, LENGTH)
     batch = GroupBatch(
         prompt=np.tile(PROMPT, (ROWS, 1)),
@@ -105,7 +104,7 @@ def test_spread_numbers_have_less_variance_than_random_ones(seed):
 
 
 def test_pairs_take_away_what_differs_between_tokens():
-    """Log-probabilities that do not depend on what has been written."""
+    """Uses log-probabilities that do not depend on the tokens already written."""
     variance = variances(np.tile([-0.1, -1.0, -3.0, -0.5], (2**LENGTH, 1)))
     for samples in (2, 4):
         assert variance["coupled", samples] < variance["quadrature", samples] < 1.1 * variance["elbo", samples]
@@ -113,7 +112,7 @@ def test_pairs_take_away_what_differs_between_tokens():
 
 
 def test_spread_numbers_take_away_what_differs_between_levels():
-    """Log-probabilities that depend on how much has been written, and on nothing else."""
+    """Uses log-probabilities that depend only on the number of masked tokens."""
     masks = np.array([bin(number).count("1") for number in range(2**LENGTH)])
     variance = variances(np.tile(-(masks[:, None] ** 2) / 4.0, (1, LENGTH)))
     assert variance["quadrature", LENGTH] < 1e-9
@@ -121,7 +120,7 @@ def test_spread_numbers_take_away_what_differs_between_levels():
 
 
 def every_view():
-    """All sets of masked tokens with the probability that a random order comes by, weighted as elbo does: [1, k, 1, LENGTH]."""
+    """Returns all sets of masked tokens, weighted as by elbo with the probability of a random order, [1, k, 1, LENGTH]."""
     number = np.arange(1, 2**LENGTH)
     masked = (number[:, None] >> np.arange(LENGTH)) & 1 == 1
     size = masked.sum(axis=1)
@@ -131,8 +130,8 @@ def every_view():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_bounds_hold_from_both_sides(seed):
-    """The expectations inside of the bounds are sums over all views here. The power of a true upper bound is the number of
-    tokens."""
+    """Computes the expectations inside the bounds as sums over all views. A true upper bound needs a power equal to the number
+    of tokens."""
     of_masks = table(seed)
     lower, log_p = exact(of_masks)
     number, weight = every_view()
@@ -150,9 +149,9 @@ def test_bounds_hold_from_both_sides(seed):
 
 
 def test_a_small_power_lacks_a_constant():
-    """Two tokens that are certain in one order and impossible in the other: p = 1/2; the power of 1 says 1/4."""
+    """Two tokens, each certain in one order and impossible in the other: p = 1/2, but a power of 1 gives 1/4."""
     certain, impossible = 0.0, -30.0
-    # masks: both, then the first only, then the second only
+    # masks: both tokens, only the first, only the second
     log_probs = np.array([[certain, impossible], [impossible, 0], [0, certain]], np.float32)[None, :, None]
     weight = np.array([[0.5, 0.5], [0.5, 0], [0, 0.5]], np.float32)[None, :, None]
 
@@ -177,11 +176,11 @@ def test_the_upper_bound_is_for_negative_advantages_and_has_finite_gradients():
     assert np.isfinite(gradient).all() and (np.asarray(gradient)[weight == 0] == 0).all()
 
 
-# The sampler's own order
+# Trace estimator
 
 
 def trace_batch(decode, canvas, rows=8):
-    """Completions of one prompt, sampled, as a batch; and the scores under `trace` with one view for every step."""
+    """Samples completions of one prompt; returns them as a batch, and their scores under `trace` with one view per step."""
     params = make_params()
     prompt, prompt_mask = np.tile(PROMPT, (rows, 1)), np.ones((rows, P_LENGTH), bool)
     number = np.arange(rows, dtype=np.uint32)
@@ -195,7 +194,7 @@ def trace_batch(decode, canvas, rows=8):
 
 
 def replayed(batch, row):
-    """Log-probabilities, step by step: the canvas before each step goes through the network."""
+    """Returns log-probabilities by replaying the sampler: one forward pass on the canvas before each step."""
     tokens, unmask_step = batch.completions[row, 0], batch.unmask_step[row, 0]
     logprobs = np.zeros(len(tokens))
     for step in np.unique(unmask_step[unmask_step != HINT]):

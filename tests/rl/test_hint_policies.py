@@ -1,4 +1,4 @@
-"""What a second try starts from, how much of it is shown, whose solution it is; and iterations of several batches."""
+"""Canvases of second attempts: hint policies, share shown, source of the solution; and iterations of several batches."""
 
 import dataclasses
 import hashlib
@@ -65,7 +65,7 @@ def params():
 
 
 def run(params, mesh, table=TABLE, batch=None, seed=7, **changes):
-    """A rollout whose rewards are those of a table {problem id: (first try, second try)}."""
+    """Runs a rollout with rewards from a table {problem id: (first attempt, second attempt)}."""
     seen = set()
 
     def grade(problem_id, completions):
@@ -88,7 +88,7 @@ def assert_same(one, other):
 
 
 def test_the_default_rollout_is_what_it_was(params, mesh):
-    """The checksum is from before there were policies."""
+    """Compares with a checksum recorded before policies were added."""
     digest = hashlib.sha256()
     for seed in range(3):
         result = run(params, mesh, seed=seed)
@@ -99,7 +99,7 @@ def test_the_default_rollout_is_what_it_was(params, mesh):
 
 
 def test_without_hints_a_second_try_is_another_sample(params, mesh):
-    """From a blank canvas, with the second try's keys; right ones are swapped in as always."""
+    """Starts from a blank canvas with the second attempt's keys; replaces wrong completions as always."""
     result = run(params, mesh, inpainting=InpaintingConfig(policy="none"))
     assert not result.second.hint.any() and (result.second.ratio == 0).all()
     batch = take_rows(prompts(), result.triggered)
@@ -113,7 +113,7 @@ def test_without_hints_a_second_try_is_another_sample(params, mesh):
     np.testing.assert_array_equal(result.second.tokens.reshape(-1, LENGTH), expected.tokens)
     assert result.replaced.tolist() == [[False, False, True, True], [False] * 4, [False] * 4, [False, False, False, True]]
     assert result.metrics["hint/tokens"] == result.metrics["hint/ratio"] == 0
-    # As the paper's baseline has it: both ratios 0.
+    # Equals the paper's baseline: both ratios 0.
     assert_same(result.groups, run(params, mesh, inpainting=dataclasses.replace(HINTS, ratio_min=0.0, ratio_max=0.0)).groups)
 
 
@@ -195,7 +195,7 @@ def experiment(tmp_path_factory):
 
 
 def memory_of(experiment, texts: dict[int, str]) -> np.ndarray:
-    """{row of the problem: completion}"""
+    """Returns the solution bank with these completions, {row of the problem: completion}."""
     solution_bank = np.full_like(experiment.rl_data.prompts.trace, NO_SOLUTION)
     for row, text in texts.items():
         tokens = experiment.tokenizer.encode(text)
@@ -204,7 +204,7 @@ def memory_of(experiment, texts: dict[int, str]) -> np.ndarray:
 
 
 OWN = {3: "# 43 63=63", 7: "~ ab cd=??", 8: "# 12=12", 9: "63=63", 10: ""}
-SHOWN = {3: "# 43 ", 7: "~ ab cd", 8: "# ", 9: "", 10: ""}  # before the answer's text; three quarters without an answer
+SHOWN = {3: "# 43 ", 7: "~ ab cd", 8: "# ", 9: "", 10: ""}  # before the answer; without an answer, three quarters
 
 
 def test_own_solutions_are_shown_up_to_the_answer(experiment):
@@ -244,7 +244,7 @@ def test_no_hint_of_an_own_solution_shows_its_answer(policy, experiment):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Several batches in an iteration
+# Several batches per iteration
 
 
 @settings(deadline=None)
@@ -262,7 +262,7 @@ def test_mixed_groups_are_kept_in_order_and_the_last_batch_fills_up(batches, n, 
 
 
 def three_batches(params, mesh):
-    """Each with one group that is mixed: from the start in the second, which has shorter prompts, or after hints."""
+    """Returns three rollouts, each with one mixed group, before or after hints; the second has shorter prompts."""
     tables = (
         {100: (WRONG, ONE), 101: (ALL, ALL), 102: (WRONG, WRONG), 103: (WRONG, WRONG)},
         {200: (ALL, ALL), 201: (ALL, ALL), 202: (ONE, ALL), 203: (ALL, ALL)},
@@ -279,7 +279,7 @@ def test_several_batches_become_one(params, mesh):
     assert np.argwhere(mixed_groups(parts)).tolist() == [[0, 0], [1, 2], [2, 2]]
     merged = merge(parts, mesh, CFG)
     groups = jax.tree.map(np.asarray, merged.groups)
-    # The three mixed groups, and the first other one of the last batch.
+    # The three mixed groups, and the first other group of the last batch.
     assert groups.problem_id.tolist() == [100, 202, 300, 302]
     places = [(0, 0), (1, 2), (2, 0), (2, 2)]
     for row, (part, group) in enumerate(places):
@@ -289,7 +289,7 @@ def test_several_batches_become_one(params, mesh):
         assert_same(take_rows(merged.first, row), take_rows(parts[part].first, group))
         assert_same(merged.replaced[row], parts[part].replaced[group])
     assert not groups.prompt_mask[1, :2].any() and groups.prompt_mask[[0, 2, 3]].all()
-    # The second tries of those that are left, beside their groups.
+    # Second attempts of the kept groups keep their places.
     assert merged.triggered.tolist() == [0, 2, 3]
     for row, (part, again) in enumerate([(0, 0), (2, 0), (2, 2)]):
         assert_same(take_rows(merged.second, row), take_rows(parts[part].second, again))

@@ -37,7 +37,7 @@ def chunks_of(pieces):
 
 
 def place(pieces, revealed, trace_length, length, stretch):
-    """Canvas positions that got a hint, and the trace positions that they came from."""
+    """Returns the canvas positions of the hints, and the trace positions of their tokens."""
     chunks, revealed = chunks_of(pieces), jnp.array([revealed])
     where = destinations(chunks, revealed, jnp.array([trace_length]), length, stretch)
     canvas, trace = jnp.full((1, length), -1), jnp.arange(length)[None]
@@ -51,11 +51,11 @@ def spans(*pairs):
     return [position for start, end in pairs for position in range(start, end)]
 
 
-# The released code, by its own random numbers (docs/method.md section 6)
+# The released code, with its own random numbers (docs/method.md section 6)
 
 
 def released_draws(seed, trace_length, ratio):
-    """Chunks and which of them the released code reveals: one randint a chunk, then one sample."""
+    """Returns chunks, hidden and revealed, as the released code draws them: one randint per chunk, then one sample."""
     source, pieces, start = random.Random(seed), [], 0
     while start < trace_length:
         size = min(source.randint(5, 10), trace_length - start)
@@ -90,13 +90,13 @@ def test_placement_of_the_released_code_for_a_long_trace():
     pieces, masked, revealed = released_draws(3, 300 - 74, 0.6)  # cut to 256 - 30 tokens
     written, read = place(pieces, revealed, 300, 256, stretch=True)
     assert (len(pieces), len(masked), len(written), written[-1]) == (29, 11, 138, 225)
-    assert written == read  # nothing to stretch
+    assert written == read  # no stretching
 
 
 @pytest.mark.parametrize("pieces, trace_length, written", [
     ([(10, 16), (40, 45), (150, 158)], 160, spans((14, 20), (53, 58), (158, 166))),  # 226 / 160 = 1.4125
-    ([(3, 9), (120, 127)], 140, spans((4, 10), (110, 117))),  # 1.5, and the gap of 166 is cut to 100
-    ([(120, 127)], 140, spans((180, 187))),  # what precedes the first chunk is no gap
+    ([(3, 9), (120, 127)], 140, spans((4, 10), (110, 117))),  # ratio 1.5; the gap of 166 is cut to 100
+    ([(120, 127)], 140, spans((180, 187))),  # the space before the first chunk is no gap
 ])  # fmt: skip
 def test_stretched_gaps(pieces, trace_length, written):
     assert place(pieces, [True] * len(pieces), trace_length, 256, stretch=True)[0] == written
@@ -172,7 +172,7 @@ def test_chosen_chunks_exist_and_are_uniform():
     assert np.sum((pairs - rows / 6) ** 2 / (rows / 6)) < 25.7  # chi-square with 5 degrees of freedom, p = 1e-4
 
 
-# The whole step
+# The complete step
 
 LENGTH, PROBLEMS, GROUP = 60, 3, 16
 TRACE_LENGTH = np.array([60, 43, 7], np.int32)
@@ -200,7 +200,7 @@ def test_a_problem_is_cut_once_but_ratio_and_choice_are_drawn_per_completion():
     _, _, is_hint, ratio = run_inpaint()
     edges = np.diff(np.pad(is_hint, ((0, 0), (0, 0), (1, 1))).astype(int), axis=2) != 0
     for problem in (0, 1):
-        # Edges of all 16 completions together still lie at least a chunk apart.
+        # Edges over all 16 completions are at least a chunk apart.
         places = np.flatnonzero(edges[problem].any(axis=0))
         assert len(places) > 4 and np.diff(places).min() >= 5
         assert len(np.unique(is_hint[problem], axis=0)) > GROUP / 2
@@ -320,7 +320,7 @@ def test_the_centre_moves_towards_one_half_correct(hint_ratio_center, correct, s
     assert moved == pytest.approx(np.clip(hint_ratio_center + step * (0.5 - correct), 0, 1), abs=1e-6)
     assert (moved - hint_ratio_center) * (0.5 - correct) >= 0
     assert next_hint_ratio_center(hint_ratio_center, 0.5, cfg) == hint_ratio_center, "one half stays"
-    # As it comes back from the log, and from another process, which is told a float32.
+    # The value survives JSON, and float32, in which it is sent to other processes.
     assert json.loads(json.dumps(moved)) == moved == float(np.float32(moved))
 
 
@@ -357,7 +357,7 @@ def test_other_ratios_are_no_other_program():
         np.testing.assert_array_equal(one, other)
 
 
-# What may be shown of an own completion
+# Parts of an own completion that may be shown
 
 
 @pytest.mark.parametrize("text, answer, shown", [

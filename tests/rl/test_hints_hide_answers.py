@@ -1,4 +1,4 @@
-"""No token of an answer is ever a hint: real records, real tokenizer, the arrays of a run, hundreds of draws."""
+"""No token of an answer is ever a hint: real records, a real tokenizer, a run's arrays, hundreds of draws."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 ROOT = pathlib.Path(__file__).parents[2]
 LENGTH, GROUP = 96, 40
 LONG = "We add one to it again and again. " * 30
-# problem, solution with the answer in its last box
+# problem, solution, answer (in the solution's last box)
 MATH = {
     "several times": ("What is 1+2?", "First 3, then $3$ and 3 again: 1+2=3. So \\boxed{3} it is, and 3 = 3.", "3"),
     "at the beginning": ("Which one?", "\\boxed{x+1} is right, for it is the only one that there is of them.", "x+1"),
@@ -43,7 +43,7 @@ hints = load_hints()
 
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def world(request, tmp_path_factory):
-    """kind -> problems, and a tokenizer whose tokens reach over the borders of answers."""
+    """{kind: problems}, and a tokenizer whose tokens cross the borders of answers."""
     folder = tmp_path_factory.mktemp("hints")
     rows = [{"problem": p, "solution": s, "answer": a, "id": name} for name, (p, s, a) in MATH.items()]
     (folder / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -55,7 +55,7 @@ def world(request, tmp_path_factory):
 
 
 def made(world, kind, cfg):
-    """The canvases, the problems and the arrays."""
+    """Returns canvases, problems and arrays."""
     problems, tokenizer = world[0][kind], world[1]
     problems, arrays = prompt_arrays(
         problems, tokenizer, prompt_length=640, completion_length=LENGTH, exclude_answer=cfg.exclude_answer,
@@ -70,7 +70,7 @@ def test_no_token_of_an_answer_is_shown(world, kind):
     result = hints.count(kind, canvases, world[1])
     assert result["canvases"] == GROUP * len(problems) and result["leaks"] == 0 and result["hint_tokens"] > 5
     assert hints.exposed(kind, problems, arrays, world[1]) == 0
-    for canvas in canvases:  # nor by the spans of the problem itself
+    for canvas in canvases:  # nor do they touch the problem's own spans
         offsets = world[1].encode_with_offsets(canvas.problem.trace)[1]
         assert not hints.touches(canvas, offsets, list(canvas.problem.answer_spans)), canvas.problem.id
 
@@ -97,7 +97,7 @@ def test_the_cases_are_as_nasty_as_they_say(world):
     offsets = tokenizer.encode_with_offsets(long.trace)[1]
     after = long.trace.index("31") + 2
     assert any(offsets[place][0] > after for place in shown[long.id]), "hints go on behind the answer in the solution"
-    for name in ("no box", "empty box"):  # nobody knows where their answer is: the template's tag is all that may show
+    for name in ("no box", "empty box"):  # unknown answer position: only the template's tag may show
         problem = next(p for p in problems if p.id == name)
         first = problem.trace.index(MATH[name][1])
         last = first + len(MATH[name][1])
@@ -106,7 +106,7 @@ def test_the_cases_are_as_nasty_as_they_say(world):
 
 
 def test_an_answer_that_begins_the_trace_leaves_no_hints(world, tmp_path):
-    """Without the template's tags in front: chunks are cut from what precedes the last answer."""
+    """Uses no template tags, so nothing precedes the last answer, from which chunks could be cut."""
     row = {"problem": "Which one?", "solution": "\\boxed{x+1} is right, as we know it.", "answer": "x+1"}
     (tmp_path / "one.jsonl").write_text(json.dumps(row))
     task = ConfigDict(math.defaults(rl=f"math:{tmp_path / 'one.jsonl'}", demonstration="{solution}"))

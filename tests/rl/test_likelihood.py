@@ -37,7 +37,7 @@ def make_batch():
 
 
 def tiled_log_probs(params, batch, seen):
-    """The plain way: every completion is a row of its own; log-softmax over the vocabulary. seen: int32 [n, g, l]."""
+    """Returns log-probabilities and entropies with one row per completion. seen: int32 [n, g, l]."""
     tokens = np.concatenate([np.repeat(batch.prompt, G, 0), seen.reshape(N * G, LENGTH)], axis=1)
     prompt_mask = np.concatenate([np.repeat(batch.prompt_mask, G, 0), np.ones((N * G, LENGTH), bool)], axis=1)
     hidden = jax.jit(forward, static_argnums=3)(params, tokens, prompt_mask, CFG)[:, P_LENGTH:]
@@ -54,7 +54,7 @@ def on_mesh(mesh, params, batch):
 
 
 def test_mean_field_equals_a_row_per_completion(mesh):
-    """Sharing one forward pass among the completions is exact."""
+    """Sharing one forward pass among completions is exact."""
     old, reference, batch = make_params(0), make_params(1), make_batch()
     logprobs = compute_logprobs(old, reference, batch, jax.random.key(0), CFG, ObjectiveConfig(), mesh)
     seen = np.full(batch.completions.shape, MASK)
@@ -85,7 +85,7 @@ def test_masked_scores_see_what_is_not_masked(mesh):
         np.testing.assert_array_equal(logprobs.views.scored[step], masked)
         np.testing.assert_allclose(logprobs.old[step], np.where(masked, log_probs, 0), atol=2e-5)
         np.testing.assert_allclose(logprobs.entropy[step], np.where(masked, entropy, 0), atol=2e-5)
-    np.testing.assert_allclose(logprobs.old, logprobs.reference, atol=1e-6)  # the same sums, perhaps in another order
+    np.testing.assert_allclose(logprobs.old, logprobs.reference, atol=1e-6)  # the same sums, possibly in another order
 
 
 @pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("masked", 1), ("coupled", 2)])
@@ -109,7 +109,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
 
 
 def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
-    """The embedding lies over tensor by its first axis, the head that `token_scores` reads by its second."""
+    """The embedding is sharded over tensor by its first axis, the head that `token_scores` reads by its second."""
     cfg, batch = dataclasses.replace(CFG, tied_head=True), make_batch()
     params = {name: value for name, value in make_params(0).items() if name != "head"}
 
@@ -143,7 +143,7 @@ def test_masks_belong_to_the_completion_not_to_its_place_in_the_batch(estimator,
 
 
 def masks_of(batch, inner_steps):
-    """Of the estimator masked, [e, n, g, l]."""
+    """Returns the masks of the estimator `masked`, [e, n, g, l]."""
     return views_of(jax.random.key(0), batch, ObjectiveConfig("masked", inner_steps=inner_steps)).scored
 
 
@@ -210,7 +210,7 @@ def test_the_loss_mask_keeps_generated_tokens_and_uncertain_hints(estimator, mes
     for scored, loss_mask, entropy in zip(logprobs.views.scored, logprobs.loss_mask, logprobs.entropy, strict=True):
         counts = batch.loss_mask & scored
         np.testing.assert_array_equal(loss_mask & ~batch.hint, counts & ~batch.hint)
-        # Hints after the first EOS are no candidates: they would use up the budget.
+        # Hints after the first EOS would use up the budget, so they are no candidates.
         for row in np.ndindex(N, G):
             candidates = np.flatnonzero((counts & batch.hint)[row])
             number = max(1, len(candidates) // 2) if len(candidates) else 0

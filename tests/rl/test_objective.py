@@ -32,7 +32,7 @@ def make_params(seed):
 
 
 def moved(params, distance):
-    """A policy near `params`: ratios on both sides of the clip range."""
+    """Returns a policy near `params`, with ratios on both sides of the clip range."""
     other = make_params(9)
     return jax.tree.map(lambda a, b: a + distance * (b - a), params, other)
 
@@ -90,7 +90,7 @@ def test_advantages_may_be_divided_by_the_standard_deviation():
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_estimates_of_the_kl_divergence(kind):
-    """Over samples of the new policy; k2 is biased, a little where the two are near."""
+    """Averages over samples of the new policy; k2 has a bias, small for close policies."""
     draw = np.random.default_rng(0)
     new = np.log(draw.dirichlet(np.ones(6)))
     reference = new + draw.normal(0, 0.05, 6)
@@ -102,7 +102,7 @@ def test_estimates_of_the_kl_divergence(kind):
 
 
 def test_wd1_pulls_up_what_is_better_and_pushes_down_what_is_worse():
-    """arXiv 2507.08838: minus the sum over the group of (softmax(A) - softmax(-A)) log pi, which has no ratio."""
+    """Checks minus the sum over the group of (softmax(A) - softmax(-A)) log pi, without ratio (arXiv 2507.08838)."""
     new, old, reference, advantage, loss_mask = random_terms()
     cfg = ObjectiveConfig(loss="wd1", kl_coefficient=0.0)
     weights = np.exp(advantage) / np.exp(advantage).sum() - np.exp(-advantage) / np.exp(-advantage).sum()
@@ -135,7 +135,7 @@ def test_hints_of_better_completions_are_supervised():
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_loss_and_gradient_before_the_first_update(ratio):
-    """The vector of docs/method.md section 10 without the released reduction: three filtered tokens in the first row."""
+    """Uses the vector of docs/method.md section 10, default reduction: three filtered tokens in the first row."""
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
     loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio)
@@ -157,7 +157,7 @@ def test_loss_and_gradient_before_the_first_update(ratio):
     "ratio, filtered, kept", [("sequence", -1 / 12, -1 / 12), ("token", 0.0, -1 / 6)], ids=["sequence", "token"]
 )
 def test_the_released_reduction(ratio, filtered, kept):
-    """The vector of docs/method.md section 10: loss -1/6; through the sequence ratio, filtered tokens have a gradient."""
+    """Checks the vector of docs/method.md section 10: loss -1/6; the sequence ratio passes gradient to filtered tokens."""
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
     loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio, reference_code=True)
@@ -171,7 +171,7 @@ def test_the_released_reduction(ratio, filtered, kept):
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 @pytest.mark.parametrize("kl_coefficient", [0.0, 0.5])
 def test_filtered_tokens_get_no_gradient_at_all(ratio, kl_coefficient):
-    """In the released code they do, through the mean of the sequence ratio."""
+    """In the released code they get one through the mean of the sequence ratio."""
     new, old, reference, advantage, loss_mask = random_terms()
     cfg = ObjectiveConfig(ratio=ratio, kl_coefficient=kl_coefficient)
 
@@ -187,7 +187,7 @@ def test_filtered_tokens_get_no_gradient_at_all(ratio, kl_coefficient):
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_policy_terms_equal_a_loop(ratio):
     new, old, reference, advantage, loss_mask = random_terms(seed=1)
-    new = old + 6 * (new - old)  # far enough that some ratios are clipped
+    new = old + 6 * (new - old)  # far enough to clip some ratios
     cfg = ObjectiveConfig(ratio=ratio, clip_low=0.1, clip_high=0.25, kl_coefficient=0.3)
     rows, statistics = policy_terms(new, old, reference, advantage, loss_mask, cfg)
     clipped = 0
@@ -290,7 +290,7 @@ def test_impossible_configs_are_refused(change, message):
         ObjectiveConfig(**change)
 
 
-# The whole objective
+# The complete objective
 
 
 EVERY_ESTIMATOR = [
@@ -308,9 +308,8 @@ EVERY_ESTIMATOR = [
 @pytest.mark.parametrize("how, parts", [(dict(), 1), (dict(ratio="token", kl="k2"), 4)], ids=["sequence", "token"])
 @pytest.mark.parametrize("estimator", EVERY_ESTIMATOR, ids=lambda values: "-".join(map(str, values.values())))
 def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, parts, mesh):
-    """With rows of equal weight, so the loss is minus the mean advantage: zero where groups are centred. However the rows are
-    divided for scoring."""
-    # Two inner steps: the second one of `masked` masks everything, so that every row has tokens in the loss.
+    """Equal row weights make the loss minus the mean advantage: 0 for centered groups, for any division of the rows."""
+    # In the second inner step `masked` masks everything, so that every row has tokens in the loss.
     objective, params = ObjectiveConfig(**estimator, **how, inner_steps=2), make_params(0)
 
     def run(batch):
@@ -365,7 +364,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code,
 
 
 def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
-    """mean_field tiles nothing; views with a row per completion send each of them through the network."""
+    """mean_field tiles nothing; views with one row per completion send each completion through the network."""
     batch, objective = make_batch(), ObjectiveConfig(kl_coefficient=0.2)
     shared = first(scores_of(make_params(0), make_params(1), batch, objective, mesh))
     rows = (N, 1, G)

@@ -1,4 +1,4 @@
-"""Trigger, second try and swap, with a grader that is under the test's control."""
+"""Trigger, second attempt and replacement, with a scripted grader."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def prompts() -> PromptBatch:
 
 
 class Grader:
-    """Hands out the rewards of a table {problem id: (first try, second try)} and remembers what it saw."""
+    """Grades by a table {problem id: (first attempt, second attempt)} and records its calls."""
 
     def __init__(self, table):
         self.table, self.calls = table, []
@@ -80,7 +80,7 @@ def test_at_most_lambda_g_correct_completions_replace_the_last_wrong_ones(params
     assert result.replaced.tolist() == [[False, False, True, True], [False] * 4, [False] * 4, [False, False, False, True]]
     completions = np.asarray(result.groups.completions)
     assert (completions[~result.replaced] == result.first.tokens[~result.replaced]).all()
-    np.testing.assert_array_equal(completions[3, 3], result.second.tokens[2, 2])  # the one that was right
+    np.testing.assert_array_equal(completions[3, 3], result.second.tokens[2, 2])  # the correct one
     swapped = {tuple(row) for row in completions[0, 2:].tolist()}
     assert swapped <= {tuple(row) for row in result.second.tokens[0].tolist()}
 
@@ -111,7 +111,7 @@ def test_hint_tokens_come_from_the_solution_and_are_marked_in_the_batch(params, 
 
 
 def test_partial_credit_is_not_being_right(params, mesh):
-    """A group that earned something but is all wrong gets hints, and only right ones are swapped in."""
+    """A group with partial rewards but no correct completion gets hints; only correct completions replace others."""
     table = TABLE | {100: ((0.1, 0.0, 0.5, 0.1), (0.1, 1, 0.5, 0.5)), 101: ((0.1, 0, 1, 0), ALL)}
     result, _ = run(params, mesh, table=table)
     assert result.triggered.tolist() == [0, 2, 3]
@@ -146,8 +146,8 @@ def test_completions_hints_and_swaps_do_not_depend_on_the_place_in_the_batch(par
 
 
 def test_slices_of_short_prompts_first_change_nothing(params, mesh):
-    """Prompts of 1 to 5 tokens, padded to 3 or to 5, one or all at a time. By length they come in an order that is another one
-    than its inverse."""
+    """Pads prompts of 1 to 5 tokens to several lengths, one or more at a time. Sorting them by length is a permutation that is
+    not its own inverse."""
     batch = prompts()
     batch = batch.replace(prompt_mask=np.arange(5) >= np.array([[2], [4], [3], [0]]))
     expected, grader = run(params, mesh, batch=batch)
@@ -182,8 +182,8 @@ def test_up_to_the_first_eos_inclusive():
 
 @pytest.mark.parametrize(
     "rows, most, group_size, divisor, size",
-    [(1, 16, 1, 1, 4), (5, 16, 1, 1, 8), (9, 16, 1, 1, 16), (1, 16, 1, 8, 8), (3, 6, 1, 1, 3)]  # of a rollout at once
-    + [(1, 16, 2, 8, 4), (17, 16, 1, 1, 20), (32, 16, 1, 1, 32), (1, 2, 8, 16, 2)],  # rows count, and slices
+    [(1, 16, 1, 1, 4), (5, 16, 1, 1, 8), (9, 16, 1, 1, 16), (1, 16, 1, 8, 8), (3, 6, 1, 1, 3)]  # groups of one
+    + [(1, 16, 2, 8, 4), (17, 16, 1, 1, 20), (32, 16, 1, 1, 32), (1, 2, 8, 16, 2)],  # several rows per group, several chunks
 )
 def test_second_tries_have_few_sizes(rows, most, group_size, divisor, size):
     padded = _pad_rows(np.arange(rows) + 20, most, group_size, divisor)

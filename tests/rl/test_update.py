@@ -19,7 +19,7 @@ from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
-# No other test uses this vocabulary: none has compiled these programs before.
+# Unique vocabulary size, so that no other test has compiled these programs.
 CFG = ModelConfig(vocab_size=32, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=16)
 DECODE = DecodeConfig(completion_length=6, block_length=3, steps=4, temperature=1.0)
 N, G, P_LENGTH, LENGTH = 8, 2, 5, 6
@@ -39,7 +39,7 @@ def make_batch(seed=0):
 
 
 def start(mesh, **optimizer):
-    """(initial parameters, state, optimiser)."""
+    """Returns (initial parameters, state, optimizer)."""
     params = jax.jit(init, static_argnums=1, out_shardings=shardings(CFG, mesh))(jax.random.key(0), CFG)
     made = make_optimizer(OptimizerConfig(**(dict(learning_rate=1e-2, warmup_steps=0) | optimizer)), 100, Policy(CFG))
     return params, create_state(params, made, Policy(CFG), mesh), made
@@ -131,7 +131,7 @@ def test_each_inner_step_uses_its_own_masks(mesh):
 
 
 def test_norm_scales_do_not_decay(mesh):
-    """With no gradient, decay alone moves the parameters."""
+    """Without a gradient, only decay changes the parameters."""
     params, state, optimizer = start(mesh, weight_decay=0.1)
     objective, batch = ObjectiveConfig(kl_coefficient=0.0), make_batch().replace(advantages=np.zeros((N, G), np.float32))
     logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh)
@@ -163,7 +163,7 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 
 
 def start_adapters(mesh):
-    """(frozen parameters in bfloat16, adapters, state, optimiser)."""
+    """Returns (frozen parameters in bfloat16, adapters, state, optimizer)."""
     cfg = dataclasses.replace(CFG, param_dtype="bfloat16")
     frozen = jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(0), cfg)
     placed = lora_module.shardings(CFG, LORA, mesh)
@@ -181,7 +181,7 @@ def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
         batch = shard_batch(make_batch(), mesh)
         policy = Policy(CFG, LORA).assemble(state.params, frozen)
         logprobs = compute_logprobs(policy, frozen, batch, jax.random.key(0), CFG, objective, mesh)
-        np.testing.assert_array_equal(logprobs.old, logprobs.reference)  # adapters off is the reference
+        np.testing.assert_array_equal(logprobs.old, logprobs.reference)  # B is zero at first
         update = make_update(optimizer, Policy(CFG, LORA), objective, mesh)
         state, statistics = update(state, batch, logprobs, jnp.int32(0), frozen)
         assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
@@ -198,7 +198,7 @@ def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
 
 
 def test_gradients_of_adapters_follow_from_those_of_the_full_parametrisation(mesh):
-    """Gradients of the objective, with a ratio that is not 1."""
+    """Uses gradients of the objective at a ratio other than 1."""
     objective = ObjectiveConfig(kl_coefficient=0.5, clip_low=0.9, clip_high=9.0)
     _, adapters, _, _ = start_adapters(mesh)
     frozen = jax.jit(init, static_argnums=1)(jax.random.key(0), CFG)

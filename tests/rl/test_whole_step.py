@@ -1,4 +1,4 @@
-"""One IGPO step, rollout to update, on meshes of eight devices: the same as on one, and each holds its share."""
+"""One IGPO step, from rollout to update: meshes of eight devices give the results of one, and each device holds its share."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def prompts() -> PromptBatch:
 
 
 def grade(problem_id: np.ndarray, completions: np.ndarray):
-    """A rare outcome, so that some groups are all wrong; from the tokens alone."""
+    """Grades by the tokens alone; correct completions are rare, so that some groups are all wrong."""
     right = (completions.sum(axis=-1) + problem_id[:, None]) % 5 == 0
     return lambda: Grades(right.astype(np.float32), right, np.zeros_like(right), np.zeros_like(right))
 
@@ -53,7 +53,7 @@ def created(mesh, seed: int):
 
 @functools.cache
 def whole_step(mesh: Mesh, temperature: float, adapters: bool):
-    """(rollout, loss, norm of the gradients, parameters after a plain SGD step, parameters before it), host arrays."""
+    """Returns (rollout, loss, gradient norm, parameters after a plain SGD step, parameters before it) as host arrays."""
     key, lora = jax.random.key(3), LORA if adapters else None
     cfg = RolloutConfig(
         MODEL,
@@ -120,11 +120,11 @@ def assert_same(step, expected_step) -> None:
 
     assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6) and grad_norm > 0.01
     assert grad_norm == pytest.approx(expected_norm, rel=1e-5)
-    # A plain step of size 1 goes the gradient's way exactly.
+    # Plain SGD with learning rate 1: the change is minus the gradient.
     gradients = jax.tree.map(np.subtract, before, expected_after)
     assert norm(gradients) == pytest.approx(expected_norm, rel=1e-4)
     difference = norm(jax.tree.map(np.subtract, after, expected_after))
-    assert difference <= 1e-5 * norm(gradients) + 1e-7 * norm(after)  # the latter: parameters are float32 numbers
+    assert difference <= 1e-5 * norm(gradients) + 1e-7 * norm(after)  # second term: parameters are float32
 
 
 def bytes_of_first_device(tree) -> int:
@@ -134,7 +134,7 @@ def bytes_of_first_device(tree) -> int:
 @pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.parametrize("lora", [None, LORA], ids=["all parameters", "adapters"])
 def test_each_device_holds_its_share(shape, lora, mesh_of):
-    """Of parameters and of both moments; norm scales and counters lie everywhere."""
+    """Parameters and both moments are sharded; norm scales and counters are replicated."""
     mesh = mesh_of(shape)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10, Policy(MODEL, lora))
     params = created(mesh, 0)

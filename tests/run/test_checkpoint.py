@@ -1,4 +1,4 @@
-"""Reading checkpoints does not disturb a save by another process."""
+"""Reading checkpoints does not disturb another process that saves."""
 
 import jax
 import jax.numpy as jnp

@@ -13,7 +13,7 @@ from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
 @pytest.fixture
 def gsm8k_file(tmp_path) -> pathlib.Path:
-    """A file of twenty problems."""
+    """File with twenty problems."""
     path = tmp_path / "train.jsonl"
     path.write_text(GSM8K_SAMPLE.read_text("utf-8") * 4, "utf-8")
     return path
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k
 
     with caplog.at_level(logging.WARNING):
         experiment = open_experiment(gsm8k(gsm8k_file, data__overflow="drop"), tmp_path / "run")
-    # RL cuts a long solution; a demonstration must fit whole.
+    # RL cuts a long solution; a demonstration must fit completely.
     kept = {"rl": len(experiment.rl_data.problems), "sft": len(experiment.sft_data.tokens)}
     assert kept == {"rl": 20 if "prompt" in words[0] else 21, "sft": 20}
     warnings = [record.getMessage() for record in caplog.records if "do not fit" in record.getMessage()]

@@ -108,7 +108,7 @@ def test_rollouts_and_histograms_go_to_tensorboard(tmp_path):
 
 
 def events_of(file):
-    """Events of a TensorBoard file, whose records are: length (8 bytes), its checksum (4), event, its checksum (4)."""
+    """Reads a TensorBoard file. A record is: length (8 bytes), its checksum (4), event, its checksum (4)."""
     content, events = file.read_bytes(), []
     while content:
         size = int.from_bytes(content[:8], "little")

@@ -1,4 +1,4 @@
-"""Folders of runs from version 0.1.0, whose keys had other names (runtime/files.RENAMED), are read with the current names."""
+"""Run folders of version 0.1.0, whose keys had other names (runtime/files.RENAMED), are read with the current names."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from igpo_jax.runtime.files import RENAMED, renamed
 from run_configs import tiny
 
 OLD_CONFIG = pathlib.Path(__file__).with_name("config_0.1.0.json")  # config.json of configs/math.py:ref
-OLD_FINGERPRINT = "616a442f128061c9"  # by version 0.1.0; a key that is added changes it
+OLD_FINGERPRINT = "616a442f128061c9"  # from version 0.1.0; adding a key changes it
 
 
 def old_names(value):

@@ -1,4 +1,4 @@
-"""Real processes join by the variables that schedulers set."""
+"""Real processes join through the variables that schedulers set."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def run(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[dict
     foreign = ("SLURM_", "TPU_", "OMPI_", "MEGASCALE_", "XLA_FLAGS", "KUBERNETES_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_PORT": str(free_port())}
-    # Set by GKE too: no TPU virtual machine can be asked.
+    # GKE sets it too; there is no TPU virtual machine to query.
     env |= {"TPU_SKIP_MDS_QUERY": "1"} if tpu else {}
     command = [sys.executable, "-c", JOIN.format(tpu=tpu)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

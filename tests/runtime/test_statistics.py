@@ -76,7 +76,7 @@ def test_the_bootstrap_covers_as_often_as_it_says():
         chances = draw.beta(1, 1, 200)
         low, high = accuracy_interval(draw.uniform(size=(200, 4)) < chances[:, None])
         held += low <= 0.5 <= high
-    assert held >= 52  # of 60; 57 expected, fewer than 52 once in 300 times
+    assert held >= 52  # of 60; 57 are expected, and fewer than 52 have probability 1/300
 
 
 def planted(problems, points, draws=1, seed=0):

@@ -1,4 +1,4 @@
-"""What rollouts.jsonl says of a completion: which answer was read, and how it was judged."""
+"""Rows of rollouts.jsonl: the extracted answer and the verdict of a completion."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from igpo_jax.tasks.problem import Problem
 
 EOS = 3
 PIECES = ["1", "=", "12", "<eos>"]
-# Of two groups with two completions; the second is late in one group, and right in the other.
+# Two groups of two completions; the second is late in one group and correct in the other.
 TOKENS = np.array([[[0, 1, 2, EOS], [0, 0, 0, 0]], [[0, 0, EOS, EOS], [0, 1, 2, EOS]]])
 GRADES = Grades(
     rewards=np.array([[0.0, 0.25], [0.0, 1.0]], np.float32),

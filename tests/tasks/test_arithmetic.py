@@ -20,7 +20,7 @@ def test_splits_have_their_sizes_and_the_test_split_is_held_out():
 
 @pytest.mark.parametrize("split, most", [("test", 3600), ("rl", 3550), ("sft", 4150)])
 def test_more_problems_than_there_are_questions_is_an_error_and_no_endless_search(split, most):
-    """Two slots: 100 starts, 36 pairs of coins; the supervised stage also has 600 problems of one coin."""
+    """With two slots there are 100 starts and 36 pairs of coins; the supervised stage also has 600 problems of one coin."""
     assert len(arithmetic.load(task(**{f"{split}_problems": most}), split, seed=0)) == most
     with pytest.raises(ValueError, match=f"task.{split}_problems={most + 1}, but task.slots=2 makes only {most} different"):
         arithmetic.load(task(**{f"{split}_problems": most + 1}), split, seed=0)

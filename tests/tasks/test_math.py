@@ -1,4 +1,4 @@
-"""Prompts, demonstrations, and the spans that give the answer away."""
+"""Prompts, demonstrations, and the spans that reveal the answer."""
 
 import json
 import pathlib

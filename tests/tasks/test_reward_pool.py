@@ -1,4 +1,4 @@
-"""Whatever an answer does to its worker, the others are graded as ever."""
+"""Answers that break their worker do not affect the grading of others."""
 
 import os
 import pathlib
@@ -55,7 +55,7 @@ def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
         assert verdict.reward == (float(text) if text.isdigit() else 0.0)
     assert "not this one" in verdicts[texts.index("raise")].reason
     assert "no verdict in 1 s" in verdicts[texts.index("sleep")].reason
-    assert [v.reward for v in graded(one, "7", "8")] == [7.0, 8.0]  # the pool goes on
+    assert [v.reward for v in graded(one, "7", "8")] == [7.0, 8.0]  # the pool still works
 
 
 def test_an_empty_list_starts_nothing(pool):
@@ -72,7 +72,7 @@ def test_a_function_that_is_not_there_is_one_clear_error(function, message, pool
 
 
 def test_workers_know_no_jax_and_end_with_their_parent(tmp_path):
-    """Importing it would cost each of them seconds and memory."""
+    """Importing jax would cost each worker seconds and memory."""
     code = (
         "import sys; from igpo_jax.tasks.reward_pool import RewardPool; from igpo_jax.tasks.problem import Problem\n"
         "pool = RewardPool('igpo_jax.tasks.math:reward', {'answer': 'box'}, 2, 5.0)\n"
@@ -120,7 +120,7 @@ def test_answers_that_are_made_to_hang_cost_at_most_their_deadline(pool):
 
 @pytest.mark.slow
 def test_ordinary_answers_are_graded_at_five_hundred_a_second(pool):
-    """The time budget of the issue, with two workers on two cores; measured in tests/campaigns/grading.py."""
+    """Uses two workers on two cores; tests/campaigns/grading.py measures the speed."""
     one = pool("igpo_jax.tasks.math:reward", {"answer": "any"}, deadline_seconds=5.0)
     golds = ["72", r"\frac{3}{4}", "x+1", "(1,2)", r"2\sqrt{3}", "1250", "A", "0.5"]
     answers = [

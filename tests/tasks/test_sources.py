@@ -1,4 +1,4 @@
-"""Problems from files of every format, and the spans that give their answers away."""
+"""Problems from files of every format, and the spans that reveal their answers."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_math_and_its_last_box(tmp_path):
     ]
     records, _ = records_of("math", rows, tmp_path)
     assert shown(records[0]) == [r"\frac{1}{2}"]
-    assert records[1].spans == ((0, len(rows[1]["solution"])),)  # no answer in the box: all is hidden
+    assert records[1].spans == ((0, len(rows[1]["solution"])),)  # the box has no answer: hide everything
     assert (records[2].answer, records[2].solution, records[2].spans) == ("5", "", ())
 
 
@@ -83,7 +83,7 @@ def test_metamath_keeps_two_types_and_one_of_each_question(tmp_path):
         ("How many?", "6", "It is 2*3 = 6.", ["6"]),
         ("What?", "7", "So $x=\\boxed{7}$.", ["7"]),
     ]
-    assert records[0].response.endswith("#### 6\nThe answer is: 6")  # shown by the reference code
+    assert records[0].response.endswith("#### 6\nThe answer is: 6")  # the reference code shows it
     assert count.dropped == {"of a question that came before": 1, "of the type GSM_Rephrased": 1, "without an answer": 1}
     assert "2 of 5 rows" in str(count)
 

@@ -1,4 +1,4 @@
-"""Word problems: every solution is checked by working it out from the text."""
+"""Word problems: every solution is verified by computing it from the text."""
 
 import re
 import runpy
@@ -109,7 +109,7 @@ def test_problems_of_the_configuration_fit_and_hints_never_show_the_answer(varia
     assert all(len(piece.strip()) == 1 for piece in pieces if re.search("[0-9]", piece)), "a digit is a token"
     for row, problem in enumerate(problems):
         _, offsets = tokenizer.encode_with_offsets(problem.trace)
-        # No choice of chunks shows more than this.
+        # No choice of chunks shows more.
         may_show = rows.hintable[row] & (np.arange(rows.trace.shape[1]) < rows.trace_length[row])
         shown = {place for token in np.flatnonzero(may_show) for place in range(*offsets[token])}
         line, result = problem.trace.index("#"), problem.trace.rindex(f"= {problem.answer}") + len("= ")
@@ -129,7 +129,7 @@ def test_only_the_last_line_of_its_form_states_an_answer(text, answer):
 
 @pytest.fixture
 def small_world(monkeypatch):
-    """Leaves one man, one woman, one choice of each word, and two values of each number."""
+    """Restricts the task to one man, one woman, one choice of each word, and two values of each number."""
     family = words.FAMILIES[0]._replace(words={key: choices[:1] for key, choices in words.FAMILIES[0].words.items()})
     changed = {"FAMILIES": (family,), "WOMEN": ("Anna",), "MEN": ("Ben",), "RANGES": dict.fromkeys(words.RANGES, (7, 8))}
     for name, value in changed.items():

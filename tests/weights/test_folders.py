@@ -312,7 +312,7 @@ def test_a_damaged_model_folder_is_refused(damage, message, tmp_path, mesh):
 
 
 def is_refused(folder, params, mesh):
-    """Whether a damaged folder gives an error of one line; otherwise its weights must be right."""
+    """Returns whether loading a damaged folder raises a single-line error; otherwise asserts that its weights are right."""
     try:
         loaded = load_params(folder, folder_model_config(folder, param_dtype="bfloat16"), mesh)
     except ValueError as error:
@@ -343,7 +343,7 @@ def test_model_folders_with_missing_or_shortened_files_give_an_error_or_the_righ
 
 
 def test_two_hundred_random_corruptions_give_an_error_or_the_right_weights(tmp_path, mesh):
-    """Truncation, flipped bytes of headers, index and configuration, deleted keys, swapped shapes."""
+    """Damages files by truncation, flipped bytes of headers, index and configuration, deleted keys and swapped shapes."""
     good = tmp_path / "good"
     values = llada_config(PLAIN, 64)
     params = write_folder(good, mesh, weight_map=in_three_files(values, PLAIN))
