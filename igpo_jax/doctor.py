@@ -81,7 +81,7 @@ class Finding:
 
 
 def _noted(name: str, text: str, todo: str) -> Finding:
-    """Returns a note with a remedy, or ok without one."""
+    """Returns a result with the status note if there is a remedy, otherwise ok."""
     return Finding("note" if todo else "ok", name, text, todo)
 
 

@@ -32,7 +32,7 @@ def equal(one: str, other: str) -> bool:
 
 
 def normalize(text: str) -> str:
-    """Applies the reference code's replacements, whose order matters. Raises ValueError for text after more than one unit."""
+    """Applies the reference code's replacements, whose order matters. Raises ValueError if the text has more than one `\\text{ ` unit."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")

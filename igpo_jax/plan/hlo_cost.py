@@ -24,7 +24,7 @@ PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # users of a fusion's parame
 @dataclasses.dataclass
 class Cost:
     """flops: of matrix products. bytes: read from and written to HBM. received: bytes from other devices, by (kind of
-    collective, from other slices)."""
+    collective, whether they come from another slice)."""
 
     flops: float = 0.0
     bytes: float = 0.0

@@ -62,7 +62,7 @@ class Program:
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the network of a run, even before its tokenizer is trained or its weights are present, and its shape's source.
+    """Returns a run's network, and a text that says where its shape is from. Needs neither tokenizer nor weights.
 
     Raises:
         ValueError: the model's folder exists and cannot be used.
@@ -242,7 +242,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Leaves with a sharding, which are on devices already; leaves out host arrays and configurations."""
+    """Returns the leaves of a tree that have a sharding: arrays on devices. Host arrays and configurations are omitted."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 

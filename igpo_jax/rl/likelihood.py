@@ -213,7 +213,7 @@ def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> Array:
-    """int32 [steps, samples] in 1..length, evenly spaced per step."""
+    """Returns how many tokens each sample masks, int32 [steps, samples] in 1..length, evenly spaced within a step."""
     place = (jnp.arange(samples) + jax.random.uniform(key, (steps, 1))) / samples
     return 1 + jnp.minimum(jnp.floor(length * place).astype(jnp.int32), length - 1)
 

@@ -176,7 +176,8 @@ def group_weights(advantages: Array) -> jax.Array:
 
 def kl_estimate(new: Array, reference: Array, kind: str) -> jax.Array:
     """Estimates KL(new || reference) from one sample, with the log-ratio d = log reference - log new: k1 = -d, unbiased; k2 =
-    d^2 / 2; k3 = e^d - d - 1, unbiased and never negative (Schulman 2020)."""
+    d^2 / 2; k3 = e^d - d - 1, unbiased and never negative (Schulman 2020). All are 0 before the run's first
+    update, when new, old and reference policy are the same network with the same views (docs/method.md section 10)."""
     to_reference = jnp.clip(reference - new, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k1":
         return -to_reference

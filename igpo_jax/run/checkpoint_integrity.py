@@ -1,4 +1,4 @@
-"""Detection of damaged checkpoints: sums over array bits, a CRC of the metadata."""
+"""Detects damaged checkpoints by checksums of the arrays' bits and a CRC of the metadata."""
 
 import json
 import logging

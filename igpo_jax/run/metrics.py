@@ -135,7 +135,7 @@ def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
-    """Returns the newest value of a metric of the stage, None without one. Process 0 reads; all processes get its answer."""
+    """Returns the newest value of a metric of the stage, or None if it was never logged. Process 0 reads the log for all processes."""
     found = math.nan
     if jax.process_index() == 0:
         values = [row[name] for row in read_rows(workdir / "metrics.jsonl") if row["stage"] == stage and name in row]

@@ -15,8 +15,9 @@ BATCH = ("data", "fsdp")
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over all devices; one axis may be -1 for the remaining devices.
-    TPU slices divide the axis data, so that only gradient sums cross the slower network between them.
-    Raises ValueError for more than one -1, a product other than the number of devices, or data not divisible by the slices."""
+    The axis `data` is split across TPU slices, so that only gradient sums cross the slower network between them.
+    Raises ValueError if two axes are -1, if the sizes do not multiply to the number of devices, or if `data` is not a multiple of
+    the number of slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

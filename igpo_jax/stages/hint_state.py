@@ -23,8 +23,8 @@ def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
     """Returns the center of the hint ratios after an iteration in which the share `correct` of second attempts was correct.
 
-    It rises below one half, where a group's expected gradient, share * (1 - share), is largest (paper, Appendix K). It is
-    rounded to float32, so that all processes read the same number from the log.
+    The center rises if `correct` is below one half and falls if it is above, because a group's expected gradient,
+    share * (1 - share), is largest at one half (paper, Appendix K). It is rounded to float32, so that all processes read the same number from the log.
     """
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 

@@ -293,7 +293,7 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Rows for rollouts.jsonl: for a few groups, the first and the hinted completion with the highest reward."""
+    """Rows for rollouts.jsonl: for a few groups, the best first attempt and the best hinted one, by reward."""
     by_id = present(experiment.rl_data).by_id
     tokenizer = experiment.tokenizer
     config = experiment.config

@@ -90,9 +90,9 @@ class Stage:
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
 
     def check_preemption(self, state: IterationState) -> None:
-        """After a termination signal, saves the state and raises Terminated; unfinished work is redone.
+        """After a termination signal, saves the state and raises Terminated; the resumed run redoes unfinished work.
 
-        Call it equally often on every process.
+        Every process must call this the same number of times.
         """
         if self.preempted():
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)

@@ -1,4 +1,4 @@
-"""Code shared by puzzles: the test split is a JSON Lines file or drawn, the other splits are drawn."""
+"""Code shared by puzzles: the test split is read from a JSON Lines file or generated, the other splits are generated."""
 
 import random
 from collections.abc import Callable

@@ -44,7 +44,7 @@ def test_what_they_start_from_builds(file, variant):
         ({"sampler.fallback": "most_confident"}, ["sampler.fallback='most_confident'", "sampler.commit"]),
         (
             {"inpainting.policy": "none", "inpainting.chunk_max": 12},
-            ["inpainting.policy='none'", "inpainting.chunk_max=12", "leave out what is not used"],
+            ["inpainting.policy='none'", "inpainting.chunk_max=12", "leave out unused keys"],
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
