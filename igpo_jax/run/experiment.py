@@ -167,8 +167,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             atomic_write(workdir / "data.json", json.dumps(data, indent=2))
-            if written != requested_json:
-                atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
+            atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
     return experiment
 
 
