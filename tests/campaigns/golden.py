@@ -1,8 +1,8 @@
 """Golden values: records what one checkout of this repository computes in small runs, and compares it with another checkout.
 
-    python tests/campaigns/golden.py record --repository=DIR --output=DIR [--only=NAME,...]   runs the scenarios with the code in DIR
-    python tests/campaigns/golden.py compare OLD NEW [--tolerance=0]                          compares two outputs of record
-    python tests/campaigns/golden.py continue --repository=DIR --runs=DIR [--tolerance=0]     continues copies of stopped runs with that code
+    python tests/campaigns/golden.py record --repository=DIR --output=DIR [--only=NAME,...]  runs the scenarios with the code in DIR
+    python tests/campaigns/golden.py compare OLD NEW [--tolerance=0]  compares two outputs of record
+    python tests/campaigns/golden.py continue --repository=DIR --runs=DIR [--tolerance=0]  continues copies of stopped runs with that code
 
 compare and continue exit with 1 if a token, verdict, reward or text differs, or another float by more than the tolerance,
 relative to max(1, |x|). Artefacts are flat rows {"a.b": value} without times, and the arrays of the newest checkpoints.
@@ -30,7 +30,7 @@ import numpy as np
 
 from igpo_jax.runtime.files import RENAMED
 
-# RENAMED is applied to old artefacts, and to the flags that new code gets: whole dotted names, or whole parts of them.
+# RENAMED is applied to artefacts of both sides, and to the flags that new code gets: whole dotted names, or whole parts of them.
 VARYING = re.compile(
     r"(time|speed|memory)/|(wall_seconds|seconds|date|device|platform|python|versions|commit|fingerprint)($|\.)"
     r"|model\.(weights|origin\.path)$|.*compile_seconds$"
@@ -243,7 +243,8 @@ def compare(old: pathlib.Path, new: pathlib.Path, tolerance: float) -> bool:
     agree = True
     for name in sorted({file.name for folder in (old, new) for file in folder.iterdir()} - {"hashes.json"}):
         (old_hash, before), (new_hash, after), found = read(old / name), read(new / name), []
-        before = [{renamed(key): value for key, value in row.items()} for row in before]
+        # Of both: a continued run keeps its config.json, with the old names.
+        before, after = ([{renamed(key): value for key, value in row.items()} for row in rows] for rows in (before, after))
         for number, (a, b) in enumerate(itertools.zip_longest(before, after, fillvalue={})):
             for key in dict.fromkeys([*a, *b]):
                 one, other = a.get(key, "missing"), b.get(key, "missing")
