@@ -57,13 +57,13 @@ def complete(
     decode: DecodeConfig,
     batching: Batching,
     attempt: int = 0,
-    sampler: Callable[..., Sample] = sample,
+    sampler: Callable[..., Sample] | None = None,
 ) -> Iterator[tuple[np.ndarray, Sample]]:
     """Samples batch by batch. Run it under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
 
     Args:
         attempt: see `completion_keys`.
-        sampler: `sample`, or a function with its first seven arguments.
+        sampler: a function with the first seven arguments of `sample`, which is the default.
 
     Yields:
         Indices of a batch's rows in `requests`, int [m], and their `Sample` on the host, in the same order. Its counts include
@@ -75,6 +75,6 @@ def complete(
         rows = order[begin : begin + batching.size]
         filled = np.pad(rows, (0, batching.size - len(rows)), mode="edge") if batching.fill else rows
         batch = cut_to_bucket(take_rows(requests, filled), batching.buckets)
-        done = sampler(params, *batch.placed(key, attempt, batching.mesh), model, decode)
+        done = (sampler or sample)(params, *batch.placed(key, attempt, batching.mesh), model, decode)
         tokens, unmask_step = to_host((done.tokens, done.unmask_step))
         yield rows, dataclasses.replace(done, tokens=tokens[: len(rows)], unmask_step=unmask_step[: len(rows)])

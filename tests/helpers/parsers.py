@@ -36,7 +36,7 @@ from igpo_jax.model.transformer import ModelConfig, init
 from igpo_jax.report.page import write_report
 from igpo_jax.rewrite.__main__ import judge_replies, read_replies
 from igpo_jax.rewrite.card import make_card
-from igpo_jax.rewrite.endpoint import ask_all
+from igpo_jax.rewrite.endpoint import Endpoint, ask_all
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import arithmetic, countdown, math, sudoku, words
@@ -310,9 +310,8 @@ def _judge(replies: list[dict]) -> None:
     by_id = {reply["id"]: reply for reply in replies}
     outcomes = judge_replies([RECORD], by_id, "box", lambda answers: [_Verdict() for _ in answers])
     card = make_card(
-        outcomes={outcomes[0][0]: 1}, kept=0, lengths=[], replies=[by_id[id] for id in by_id if id == RECORD.id], unanswered={},
-        dropped=None,
-    )  # fmt: skip
+        outcomes={outcomes[0][0]: 1}, kept=[], replies=[by_id[id] for id in by_id if id == RECORD.id], unanswered={}
+    )
     json.dumps([card, outcomes], ensure_ascii=False).encode()
 
 
@@ -329,8 +328,8 @@ def _read_completion(folder: pathlib.Path) -> None:
         return httpx.Response(200, headers={"Content-Type": "application/json"}, content=body, request=request)
 
     with mock.patch.object(httpx.AsyncHTTPTransport, "handle_async_request", answer):
-        options = {"address": "http://localhost/v1", "model": "m", "key": "k", "requests": 1, "timeout": 5.0, "retries": 0}
-        unanswered, gone = ask_all([("p0", [{"role": "user", "content": "x"}])], replies.append, **options)
+        endpoint = Endpoint(address="http://localhost/v1", model="m", key="k", timeout=5.0, retries=0)
+        unanswered, gone = ask_all([("p0", [{"role": "user", "content": "x"}])], replies.append, endpoint, requests=1)
     assert not gone and len(replies) + len(unanswered) == 1
     assert all("\n" not in reason and len(reason) < 300 for reason in unanswered.values())
     file = io.BytesIO("".join(json.dumps(reply) + "\n" for reply in replies).encode())

@@ -413,7 +413,7 @@ def test_tpu_flags_are_known_to_the_tpu_compiler():
     pytest.importorskip("libtpu")
     text = (ROOT / "launch/on_tpu.sh").read_text()
     (flags,) = (line.partition('"')[2].rstrip('"') for line in text.splitlines() if line.startswith("flags="))
-    code = "from igpo_jax.runtime.chips import topology_devices; print(len(topology_devices('v5e:2x2', 1)))"
+    code = "from igpo_jax.plan.devices import topology_devices; print(len(topology_devices('v5e:2x2', 1)))"
     for extra, expected in (("", 0), (" --xla_tpu_no_such_flag=1", 1)):
         env = os.environ | {"LIBTPU_INIT_ARGS": flags + extra, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=LIMIT)
