@@ -19,9 +19,9 @@ MOMENTS = {
     "igpo_jax.run.checkpoint:Checkpoints.save": "{} checkpoint",
     "igpo_jax.run.metrics:MetricsWriter.write": "line of the log",
     "igpo_jax.stages.rl:rollout": "rollout",
-    "igpo_jax.stages.rl:score": "between rollout and update",
+    "igpo_jax.stages.rl:compute_logprobs": "between rollout and update",
     "igpo_jax.run.results:write_result": "end",
-    "igpo_jax.evaluate.benchmark:denoise": "batch of igpo_jax.evaluate",
+    "igpo_jax.evaluate.benchmark:_verdicts": "batch of igpo_jax.evaluate",
 }
 # Same, for the function returned by this function.
 MAKERS = {"igpo_jax.stages.sft:make_sft_update": "SFT update", "igpo_jax.stages.rl:make_update": "RL update"}

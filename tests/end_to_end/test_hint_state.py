@@ -58,7 +58,7 @@ def saved_memory(workdir: pathlib.Path) -> tuple[int, np.ndarray]:
     """Returns (iteration, memory) of the newest checkpoint."""
     experiment = open_experiment(read_run_config(workdir), workdir)
     empty = np.zeros_like(experiment.rl_data.prompts.trace)
-    with Checkpoints(workdir / "checkpoints/rl", keep=2, reading=True) as checkpoints:
+    with Checkpoints(workdir / "checkpoints/rl", keep=2, read_only=True) as checkpoints:
         step, loaded = checkpoints._newest_readable({"progress": {"key": jax.random.key(0), "memory": empty}})
     return step, loaded["progress"]["memory"]
 
@@ -151,7 +151,7 @@ def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(un
 def test_by_default_there_is_one_batch_and_no_memory(finished):
     rows = iterations(finished)
     assert {row["sampler/prompts"] for row in rows} == {8} and not any("hint/ratio_center" in row for row in rows)
-    with Checkpoints(finished / "checkpoints/rl", keep=2, reading=True) as checkpoints:
+    with Checkpoints(finished / "checkpoints/rl", keep=2, read_only=True) as checkpoints:
         _, loaded = checkpoints._newest_readable({"progress": None})
     assert set(loaded["progress"]) == {"key"}
 

@@ -104,7 +104,7 @@ def test_every_stage_on_one_and_on_two_processes_with_kills(recipe):
 
 def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
     folder, flags = recipe
-    done = command("data.inspect", "--config=math.py:smoke", *flags, "--samples=2")
+    done = command("inspect_data", "--config=math.py:smoke", *flags, "--samples=2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert f"  metamath:{folder / 'MetaMathQA.json'}: {PROBLEMS} of {2 * PROBLEMS + 6} rows" in done.stdout
@@ -117,6 +117,6 @@ def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
 
 
 def test_inspect_without_the_model_is_one_line(command, tmp_path):
-    done = command("data.inspect", "--config=math.py", "--config.model.path=nowhere")
+    done = command("inspect_data", "--config=math.py", "--config.model.path=nowhere")
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert os.linesep not in done.stderr.strip().splitlines()[-1]

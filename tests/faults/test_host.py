@@ -71,7 +71,7 @@ def test_a_model_that_does_not_fit_is_one_error_that_says_what_to_do(command, ti
     message = last_line(process)
     assert message.startswith("error: out of memory: ")
     assert "--config.sft.microbatches" in message and "--config.rl.rollout_chunks" in message
-    assert message.endswith("`python -m igpo_jax.plan --config=...` says which program needs how much")
+    assert message.endswith("`python -m igpo_jax.plan --config=...` lists the memory of each program")
     assert "Traceback" not in process.stderr
 
 
