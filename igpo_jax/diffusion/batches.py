@@ -75,6 +75,7 @@ def complete(
         rows = order[begin : begin + batching.size]
         filled = np.pad(rows, (0, batching.size - len(rows)), mode="edge") if batching.fill else rows
         batch = cut_to_bucket(take_rows(requests, filled), batching.buckets)
-        done = (sampler or sample)(params, *batch.placed(key, attempt, batching.mesh), model, decode)
+        run: Callable[..., Sample] = sampler or sample
+        done = run(params, *batch.placed(key, attempt, batching.mesh), model, decode)
         tokens, unmask_step = to_host((done.tokens, done.unmask_step))
         yield rows, dataclasses.replace(done, tokens=tokens[: len(rows)], unmask_step=unmask_step[: len(rows)])
