@@ -1,11 +1,9 @@
 """The configuration of a run: one tree of frozen dataclasses with the names of the command line.
 
 A config file defines `get_config()`, which starts from `base_config()` and sets keys. `parse` turns the result into a `Config`
-and checks every value before anything is allocated: single keys by the check beside their field, combinations here.
-"""
+and checks every value before anything is allocated: single keys by the check beside their field, combinations here."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -20,7 +18,7 @@ from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, req
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.checks import ascending_lengths, at_least, checked, one_of, positive, problem_of
+from igpo_jax.runtime.checks import ascending_lengths, at_least, check_fields, checked, one_of, positive, require
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
@@ -30,7 +28,7 @@ from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Tokenizer trained on the first stage's problems; a folder `model.path` has its own."""
+    """Section `tokenizer`: a tokenizer trained on the problems of the first stage; a folder `model.path` has its own."""
 
     kind: str = checked("char", one_of("char", "unigram", "bpe"))
     vocab_size: int = checked(512, at_least(1))
@@ -39,7 +37,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Section `model`: a folder or a shape, and the numerics. `model_config` adds the vocabulary."""
+    """Section `model`: a folder or the shape of a network, and its numerics. `model_config` adds the vocabulary."""
 
     path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
     width: int = 64
@@ -64,20 +62,20 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(DecodeConfig):
-    """Decoding of test problems, and their number."""
+    """Section `evaluation`: the number of test problems, and the decoding settings for them."""
 
     problems: int = checked(500, at_least(1))  # the first ones of the test split
     batch_size: int = checked(128, at_least(1))
 
     @property
     def decode(self) -> DecodeConfig:
-        """Sampler settings only, so that equal samplers share compiled programs."""
+        """Only the sampler settings, so that equal samplers share compiled programs."""
         return DecodeConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DecodeConfig)})
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
-    """The supervised stage."""
+    """Section `sft`: the stage of supervised fine-tuning."""
 
     updates: int = checked(1000, at_least(0))  # 0: no supervised stage
     batch_size: int = checked(64, at_least(1))
@@ -91,7 +89,7 @@ class SFTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RLConfig:
-    """The RL stage; each iteration is one rollout and objective.inner_steps updates."""
+    """Section `rl`: the stage of reinforcement learning. Each iteration is one rollout and objective.inner_steps updates."""
 
     iterations: int = checked(100, at_least(0))  # 0: no RL stage
     prompts: int = checked(16, at_least(1))  # N, per rollout
@@ -112,7 +110,7 @@ class RLConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """Grading of completions, in separate processes."""
+    """Section `reward`: grading of completions, in separate processes."""
 
     # "package.module:name" of a function (problem, text) -> float; "": the task's
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
@@ -125,7 +123,7 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices per mesh axis, see `runtime.mesh.make_mesh`."""
+    """Section `mesh`: number of devices along each axis, see `runtime.mesh.make_mesh`."""
 
     data: int = 1
     fsdp: int = -1  # -1: the rest
@@ -155,47 +153,36 @@ class Config:
 
 
 NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section lora if `Config.lora` is None
-
-
-def _defaults(task: dict[str, Any]) -> Config:
-    """Returns every key with its default; `lora` is a dict."""
-    return Config(task=task, lora=NO_ADAPTERS)
+# Keys of the section model
+NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
+SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
+# Keys that affect where and in how many parts a run computes, but not the result; a run may resume with other values.
+RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
+RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
+RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def base_config(**task) -> ConfigDict:
-    """Returns all keys with their defaults; setting an unknown key is an error.
-
-    Args:
-        task: the section `task`, see the task's `defaults`.
-    """
-    return ConfigDict(dataclasses.asdict(_defaults(task))).lock()
+    """Returns all keys with their defaults, given the section `task` (see the task's `defaults`); setting an unknown key is an
+    error."""
+    return ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
 
 
 def parse(values: ConfigDict) -> Config:
-    """Returns the typed form of a configuration.
-
-    Raises:
-        ValueError: a value is invalid; the message names the key.
-    """
+    """Returns the typed form of a configuration; raises ValueError naming the key of an invalid value."""
     task = values.get("task", {}).get("name", "")
-    if not isinstance(task, str):
-        raise ValueError(f"task.name={task!r} is no text")
-    config = _build(_defaults(load_task(task).defaults()), values.to_dict(), "")
-    adapters: Any = config.lora
-    lora = _construct(LoraConfig, adapters, "lora") if adapters["rank"] else None
+    require(isinstance(task, str), f"task.name={task!r} is no text")
+    config = _build(Config(task=load_task(task).defaults(), lora=NO_ADAPTERS), values.to_dict(), "")
+    lora = _construct(LoraConfig, config.lora, "lora") if config.lora["rank"] else None
     config = dataclasses.replace(config, task=values.task, lora=lora)
     _check(config)
     return config
 
 
 def _build(default: Any, value: Any, name: str) -> Any:
-    """Returns `value` in the structure of `default`: dataclasses for its dataclasses, after a check of keys and types.
-
-    ConfigDict itself accepts None and bool for any type, and any elements of a tuple.
-
-    Args:
-        name: dotted key; "" for the whole configuration.
-    """
+    """Converts the dicts in `value` to the dataclasses at the same places of `default`. Checks all keys and types, because
+    ConfigDict accepts None and bool for any type, and any elements of a tuple. `name` is the dotted key of `value`, "" for the
+    whole configuration."""
     fields = {field.name: field for field in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else {}
     defaults = {key: getattr(default, key) for key in fields} if fields else default
     if isinstance(defaults, dict) and isinstance(value, dict):
@@ -203,10 +190,12 @@ def _build(default: Any, value: Any, name: str) -> Any:
         for key in defaults.keys() ^ value.keys():
             raise ValueError(f"{prefix}{key} is missing" if key in defaults else f"{prefix}{key}: there is no such key")
         parts = {key: _build(defaults[key], value[key], f"{prefix}{key}") for key in defaults}
-        for key, field in fields.items():
-            if problem := problem_of(field, parts[key]):
-                raise ValueError(f"{prefix}{key}={parts[key]!r}{problem}")
-        return _construct(type(default), parts, name) if fields else parts
+        if not fields:
+            return parts
+        section = _construct(type(default), parts, name)
+        if not hasattr(section, "__post_init__"):  # which checks the fields itself
+            check_fields(section, prefix)
+        return section
     several = isinstance(defaults, tuple | list) and isinstance(value, tuple | list)
     for part, kind in [(part, type(defaults[0])) for part in value] if several else [(value, type(defaults))]:
         number = kind is float and type(part) is int
@@ -221,99 +210,73 @@ def _construct(cls: type, values: dict[str, Any], name: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"config.{name.partition('.')[0]}: {error}") from None
-
-
-NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
-SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
-
-
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+        raise ValueError(f"config.{name}.{str(error).removeprefix(f'{name}.')}") from None
 
 
 def _check(config: Config) -> None:
-    """Checks across keys and sections."""
+    """Raises ValueError for values that are invalid together, in one section or across sections."""
     sft, rl, hints = config.sft, config.rl, config.inpainting
     for rows, size, parts, number in (
         ("sft.batch_size", sft.batch_size, "sft.microbatches", sft.microbatches),
         ("rl.prompts", rl.prompts, "rl.microbatches", rl.microbatches),
         ("rl.prompts", rl.prompts, "rl.rollout_chunks", rl.rollout_chunks),
     ):
-        _require(size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
-    _require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
+        require(size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
+    require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
     for split, used in (("sft", sft.updates), ("rl", rl.iterations), ("test", True)):
         size = config.task.get(f"{split}_problems", 1)
-        _require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
+        require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
     _check_model(config)
     hides_answers = hints.exclude_answer and hints.policy != "none" and hints.source == "solution"
-    _require(
-        not (hides_answers and "{response}" in config.task.get("demonstration", "")),
-        "task.demonstration has {response}, whose answers are not known to stand anywhere, and inpainting.exclude_answer=True "
-        "hides answers; use {solution} and {answer}",
-    )
-    for name, decode in (("sampler", config.sampler), ("evaluation", config.evaluation)):
-        _check_unused(name, decode)
-    _require(
-        not rl.probe_limit or (rl.probe_every > 0 and config.sampler.cache != "none"),
-        "rl.probe_limit needs a cache whose error is measured: sampler.cache and rl.probe_every",
-    )
+    unknown = "task.demonstration has {response}, whose answers are not known to stand anywhere"
+    conflict = unknown + ", and inpainting.exclude_answer=True hides answers; use {solution} and {answer}"
+    require(not hides_answers or "{response}" not in config.task.get("demonstration", ""), conflict)
+    for section, decode in (("sampler", config.sampler), ("evaluation", config.evaluation)):
+        for key, used, needs in (
+            ("refresh", decode.cache != "none", "cache"),
+            ("threshold", decode.commit == "threshold", "commit='threshold'"),
+            ("factor", decode.commit == "factor", "commit='factor'"),
+            ("fallback", decode.commit != "schedule", "commit"),
+        ):
+            value = getattr(decode, key)
+            unused = f"{section}.{key}={value!r} does nothing without {section}.{needs}; leave it out"
+            require(used or value == getattr(DecodeConfig, key), unused)
+    unmeasured = "rl.probe_limit needs a cache whose error is measured: sampler.cache and rl.probe_every"
+    require(not rl.probe_limit or (rl.probe_every > 0 and config.sampler.cache != "none"), unmeasured)
     length, evaluated = config.sampler.completion_length, config.evaluation.completion_length
-    _require(
-        length == evaluated,
-        f"sampler.completion_length={length} and evaluation.completion_length={evaluated} differ; prompts and completions of "
-        "a run have one length",
-    )
+    lengths = f"sampler.completion_length={length} and evaluation.completion_length={evaluated}"
+    require(length == evaluated, f"{lengths} differ; prompts and completions of a run have one length")
 
 
 def _check_model(config: Config) -> None:
-    """Checks of the sections model, tokenizer and lora together."""
+    """Raises ValueError for values of the sections model, tokenizer and lora that are invalid together."""
     model, adapted = config.model, config.lora is not None
     if model.path:
         # The folder decides the shape, so a key that differs would have no effect.
         for name, section, keys in (("model", model, SHAPE_KEYS), ("tokenizer", config.tokenizer, ("kind", "vocab_size"))):
             for key in keys:
                 value = getattr(section, key)
-                _require(
-                    value == getattr(type(section), key),
-                    f"{name}.{key}={value!r} and model.path={model.path!r} are both given; the folder decides {name}.{key}",
-                )
-    _require(not adapted or model.path, f"lora.rank={config.lora and config.lora.rank} needs a model to adapt: model.path")
-    _require(
-        adapted or model.param_dtype == "float32",
-        "model.param_dtype=bfloat16 and lora.rank=0: bfloat16 cannot hold the small steps of training; train adapters "
-        "(lora.rank) or keep float32 parameters (model.compute_dtype may be bfloat16)",
-    )
+                both = f"{name}.{key}={value!r} and model.path={model.path!r} are both given"
+                require(value == getattr(type(section), key), f"{both}; the folder decides {name}.{key}")
+    require(not adapted or model.path, f"lora.rank={config.lora and config.lora.rank} needs a model to adapt: model.path")
+    imprecise = "model.param_dtype=bfloat16 and lora.rank=0: bfloat16 cannot hold the small steps of training"
+    advice = "train adapters (lora.rank) or keep float32 parameters (model.compute_dtype may be bfloat16)"
+    require(adapted or model.param_dtype == "float32", f"{imprecise}; {advice}")
     try:
         own_model(config, vocab_size=1, mask_id=0, eos_id=0)
     except ValueError as error:
         raise ValueError(f"model.{error}") from None
 
 
-def _check_unused(section: str, decode: DecodeConfig) -> None:
-    """Raises ValueError for a key that has no effect in this sampler and is not at its default."""
-    for key, used, needs in (
-        ("refresh", decode.cache != "none", "cache"),
-        ("threshold", decode.commit == "threshold", "commit='threshold'"),
-        ("factor", decode.commit == "factor", "commit='factor'"),
-        ("fallback", decode.commit != "schedule", "commit"),
-    ):
-        value = getattr(decode, key)
-        if not used and value != getattr(DecodeConfig, key):
-            raise ValueError(f"{section}.{key}={value!r} does nothing without {section}.{needs}; leave it out")
-
-
 def folder_model(config: Config) -> ModelConfig | None:
-    """Returns the network of the folder `model.path`, None without one. `with_tokenizer` sets its end of turn."""
-    if not config.model.path:
-        return None
-    return folder_model_config(config.model.path, **{key: getattr(config.model, key) for key in NUMERICS})
+    """Returns the network of the folder `model.path`, None without a folder. `with_tokenizer` sets its end-of-turn token."""
+    numerics = {key: getattr(config.model, key) for key in NUMERICS}
+    return folder_model_config(config.model.path, **numerics) if config.model.path else None
 
 
 def model_config(config: Config, tokenizer) -> ModelConfig:
-    """Returns the network of the run. Rounds up the vocabulary of a trained tokenizer, so that a tensor axis of 2, 4 or 8
-    divides the head."""
+    """Returns the network of the run. Rounds up the vocabulary of a trained tokenizer to a multiple of 8, so that 2, 4 or 8
+    devices can share the output head."""
     from_folder = folder_model(config)
     if from_folder is not None:
         return with_tokenizer(from_folder, tokenizer, config.model.path)
@@ -322,31 +285,23 @@ def model_config(config: Config, tokenizer) -> ModelConfig:
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
-    """Returns the network of a folder, with the end of turn of the folder's tokenizer.
-
-    Raises:
-        ValueError: network and tokenizer do not match.
-    """
-    if tokenizer.eos_id != model.eos_id:
-        raise ValueError(
-            f"{folder}: eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}; the one "
-            "ends a row, the other pads it"
-        )
-    if tokenizer.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
-        )
+    """Returns the network of a folder, with the end-of-turn token of the folder's tokenizer. Raises ValueError if the network
+    and the tokenizer do not match."""
+    ends = f"eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}"
+    require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
+    sizes = f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
+    require(tokenizer.vocab_size <= model.vocab_size, f"{folder}: {sizes}")
     return dataclasses.replace(model, eot_id=tokenizer.eot_id)
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
-    """Returns the network with the shape of the section `model`; vocabulary: vocab_size, mask_id and eos_id."""
+    """Returns the network with the shape of the section `model`, and with vocab_size, mask_id and eos_id from `vocabulary`."""
     keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
     return ModelConfig(**keys)
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """Inverts `to_json`; keys missing in files of earlier versions get their defaults."""
+    """Returns the configuration that `to_json` stored; keys missing in files of earlier versions get their defaults."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
@@ -354,32 +309,23 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """Returns the configuration as config.json reads back: tuples become lists."""
+    """Returns the content of config.json for a configuration: tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
-
-
-# Keys that affect where and in how many parts a run computes, but not the result; a run may resume with other values.
-RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
-RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
-RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def fingerprint(config: ConfigDict) -> str:
     """Returns a hash of all keys that affect results, i.e. all but `RESUMABLE_KEYS`."""
     values = to_json(config)
     for key in RESUMABLE_KEYS:
-        *sections, name = key.split(".")
-        del functools.reduce(lambda part, section: part[section], sections, values)[name]
+        section, _, name = key.rpartition(".")
+        del (values[section] if section else values)[name]
     values = renamed(values, {new: old for old, new in RENAMED.items()})  # runs of earlier versions keep their fingerprint
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that all sizes split over devices divide evenly, and that the attention runs on these devices.
-
-    Raises:
-        ValueError: names the config keys that conflict.
-    """
+    """Checks that all sizes split over devices divide evenly, and that the attention runs on these devices. Raises ValueError
+    naming the conflicting keys of the configuration."""
     sft, rl = config.sft, config.rl
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
     if sft.updates:
@@ -391,8 +337,8 @@ def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
     require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
     check_model_divides(model, mesh, config.lora)
     platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
-    if platform not in possible:
-        raise ValueError(f"model.attention={model.attention!r} runs on {' and '.join(possible)}, not on {platform}")
+    platforms = " and ".join(possible)
+    require(platform in possible, f"model.attention={model.attention!r} runs on {platforms}, not on {platform}")
     if model.attention == "splash":
         length = config.sampler.completion_length
         parts = [(f"a prompt bucket + {length}", size + length) for size in config.data.prompt_buckets]

@@ -59,15 +59,10 @@ def complete(
     attempt: int = 0,
     sampler: Callable[..., Sample] | None = None,
 ) -> Iterator[tuple[np.ndarray, Sample]]:
-    """Samples batch by batch. Run it under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
+    """Samples batch by batch under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
 
-    Args:
-        attempt: see `completion_keys`.
-        sampler: a function with the first seven arguments of `sample`, which is the default.
-
-    Yields:
-        Indices of a batch's rows in `requests`, int [m], and their `Sample` on the host, in the same order. Its counts include
-        repeated rows.
+    Yields for each batch the indices of its rows in `requests`, int [m], and their `Sample` on the host, in the same order;
+    counts of work include repeated rows. attempt: see `completion_keys`. sampler: has the arguments of `sample`, the default.
     """
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)

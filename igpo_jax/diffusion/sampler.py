@@ -34,13 +34,8 @@ class Sample:
 
 @jax.jit
 def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attempt: int) -> jax.Array:
-    """Returns one key per row from (problem, completion index, attempt), independent of the row's place in the batch.
-
-    Args:
-        key: the iteration's key.
-        problem_id, completion: uint32 [b].
-        attempt: distinguishes uses of the same key, such as the first attempt and the one with hints.
-    """
+    """Returns one PRNG key per row, [b], derived from the iteration's key, the problem and the completion index, uint32 [b], so
+    that it does not depend on the row's place in the batch. `attempt` separates several uses of the iteration's key."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     by_problem = fold(jax.random.fold_in(key, attempt), problem_id)
     return jax.vmap(jax.random.fold_in)(by_problem, completion)
@@ -53,17 +48,13 @@ def sample(
 
     Each step draws a token for every masked position of the active block, writes some of them (`to_write`; by default the
     likeliest) and leaves the others masked. MASK is never drawn. A row whose block is all EOS has ended: its remaining masks
-    become EOS.
-
-    A block is one compiled program. Between blocks the host reads the number of rows that have not ended, and moves them into a
-    smaller batch if one of a few sizes holds them. Tokens do not depend on this, unless rounding decides near ties.
+    become EOS. A block is one compiled program. Between blocks the host reads the number of rows that have not ended, and moves
+    them into a smaller batch if one of a few sizes holds them. Tokens do not depend on this, unless rounding decides near ties.
 
     Args:
-        params: parameters of the network.
         prompt, prompt_mask: int32 and bool [b, p], padded on the left.
-        canvas: int32 [b, l]: MASK, or a hint token.
+        canvas: int32 [b, l], MASK or a hint token.
         row_keys: PRNG keys [b], see `completion_keys`. Noise depends on (row key, position, step).
-        cfg, decode: static.
     """
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     sizes, length = _batch_sizes(len(canvas)), prompt.shape[1] + decode.completion_length
@@ -71,7 +62,7 @@ def sample(
     for block in range(decode.blocks):
         size = len(state.tokens)
         state, counts = denoise_block(params, state, np.int32(block), cfg, decode)
-        state, full, partial, live = canonical_sharding(state), int(counts.full), int(counts.partial), int(counts.live)
+        state, (full, partial, live) = canonical_sharding(state), map(int, counts)
         evaluations += full + partial
         rows_evaluated += (full + partial) * size
         flops += size * block_flops(full, partial, block, length, cfg, decode)
@@ -126,18 +117,9 @@ def _put_back(tokens: jax.Array, unmask_step: jax.Array, state: DecodeState) -> 
 
 
 @flax.struct.dataclass
-class BlockCounts:
-    """Counts of one block, int32 [] each."""
-
-    full: jax.Array  # evaluations of whole rows
-    partial: jax.Array  # evaluations of windows
-    live: jax.Array  # rows that have not ended
-
-
-@flax.struct.dataclass
 class BlockCarry:
-    """Arrays that a full evaluation and its cached steps change. Loop bodies increment the counters themselves, so that
-    plan/hlo_cost.py can read the number of rounds."""
+    """Values that a full evaluation and its cached steps change. Loop bodies increment the counters, so that plan/hlo_cost.py
+    can read the number of iterations from the compiled program."""
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
@@ -148,8 +130,9 @@ class BlockCarry:
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def denoise_block(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
-) -> tuple[DecodeState, BlockCounts]:
-    """Runs the steps of block `number`, int32 [], until its last mask is written."""
+) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Runs the steps of block `number`, int32 [], until its last mask is written. Returns the state and counts, int32 [] each:
+    evaluations of whole rows, evaluations of windows, and rows that have not ended."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
 
@@ -177,7 +160,7 @@ def denoise_block(
     start = BlockCarry(jnp.int32(0), jnp.int32(0), state.tokens, state.unmask_step)
     carry = jax.lax.while_loop(unfinished, run_full, start)
     state = block.finish(carry.tokens, carry.unmask_step)
-    return state, BlockCounts(carry.full, carry.partial, jnp.sum(~state.ended))
+    return state, (carry.full, carry.partial, jnp.sum(~state.ended))
 
 
 def refresh_interval(decode: DecodeConfig) -> int:

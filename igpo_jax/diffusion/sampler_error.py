@@ -38,10 +38,8 @@ class ProbeCarry:
 def sampler_error(
     params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
-    """Samples with a cache, and also computes the exact logits of the same canvas in every step.
-
-    Args:
-        as for `sampler.sample`; decode has a cache.
+    """Samples with a cache like `sampler.sample`, with the same arguments, and computes exact logits of each step's canvas,
+    too.
 
     Returns:
         kl: mean over masked positions and steps, nats. kl_by_step: the same for each step of a block, None if no row reached

@@ -43,11 +43,8 @@ def sample_stepwise(
     decode: DecodeConfig,
     watch: Callable[[Step], None],
 ) -> Sample:
-    """Samples like `sampler.sample`, with the same arguments.
-
-    Args:
-        watch: called before the first step and after every step; may raise to stop sampling.
-    """
+    """Samples like `sampler.sample`, with the same arguments. `watch` is called before the first step and after every step; it
+    may raise to stop sampling."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
     tokens, unmask_step = to_host((state.tokens, state.unmask_step))
@@ -85,15 +82,12 @@ def advance(
     cfg: ModelConfig,
     decode: DecodeConfig,
 ) -> tuple[DecodeState, KVCache | None, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Runs one step of one block.
+    """Runs one step of one block. Returns the state, the cache, and probability, likeliest and likelihood as in `Step`.
 
     Args:
-        masks_at_entry: int32 [b], masks of the block before its first step. cache: from an earlier step; None evaluates whole
-            rows.
+        masks_at_entry: int32 [b], masks of the block before its first step.
+        cache: from an earlier step; None evaluates whole rows.
         number, step: int32 [], indices of the block and of its step.
-
-    Returns:
-        The state after the step, the cache, and probability, likeliest and likelihood as in `Step`.
     """
     block = Block.begin(params, state, number, cfg, decode).replace(masks_at_entry=masks_at_entry)
     if cache is None:

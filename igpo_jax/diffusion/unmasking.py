@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from igpo_jax.model.sharding import Array
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.checks import at_least, check_fields, checked, not_negative, one_of, positive, require
 
 REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
 COMMITS = ("schedule", "threshold", "factor")
 CACHES = ("none", "prefix", "dual")
-CHOICES = {"remasking": REMASKINGS, "commit": COMMITS, "fallback": ("leftmost", "most_confident"), "cache": CACHES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,54 +24,39 @@ class DecodeConfig:
     completion_length: int
     block_length: int
     steps: int  # denoising steps for the whole completion, at most
-    temperature: float = 0.0
-    cfg_scale: float = 0.0  # scale of classifier-free guidance; 0: none
+    temperature: float = checked(0.0, not_negative)
+    cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0: none
     # Positions written first: low_confidence (probable drawn token), position_first (probable likeliest token, whichever is
     # drawn), entropy (low entropy) or random.
-    remasking: str = "low_confidence"
+    remasking: str = checked("low_confidence", one_of(*REMASKINGS))
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
     # Tokens written per step: schedule (the same number in every step), threshold (all with a probability above `threshold`) or
     # factor (the n likeliest while (n + 1) (1 - probability) < `factor`). If these are too few to finish within `steps`,
     # `fallback` adds the leftmost or the most_confident.
-    commit: str = "schedule"
-    threshold: float = 0.9
-    factor: float = 1.0
-    fallback: str = "leftmost"
+    commit: str = checked("schedule", one_of(*COMMITS))
+    threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
+    factor: float = checked(1.0, positive)
+    fallback: str = checked("leftmost", one_of("leftmost", "most_confident"))
     # Keys and values reused from the last full evaluation: none, prefix (positions left of the block) or dual (positions
     # outside of it). Full evaluations run at the start of a block and every `refresh` steps; 0: only at the start.
-    cache: str = "none"
-    refresh: int = 0
+    cache: str = checked("none", one_of(*CACHES))
+    refresh: int = checked(0, at_least(0))
 
     def __post_init__(self):
-        if self.completion_length < 1 or self.block_length < 1:
-            raise ValueError(
-                f"completion_length={self.completion_length} and block_length={self.block_length} must be at least 1"
-            )
-        if self.completion_length % self.block_length:
-            raise ValueError(
-                f"completion_length={self.completion_length} is not a multiple of block_length={self.block_length}"
-            )
-        if self.steps < 1 or self.steps % self.blocks:
-            raise ValueError(
-                f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = "
-                f"{self.blocks}"
-            )
-        for name, values in CHOICES.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
-        if self.commit != "schedule" and self.remasking not in ("low_confidence", "position_first"):
-            raise ValueError(
-                f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not use; use low_confidence "
-                "or position_first"
-            )
-        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):  # rejects NaN too
-            raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
-        if not (0 < self.threshold <= 1 and 0 < self.factor < math.inf and self.refresh >= 0):
-            raise ValueError(
-                f"threshold={self.threshold} must lie in (0, 1], factor={self.factor} be positive, refresh={self.refresh} "
-                "not negative"
-            )
+        check_fields(self)
+        length, block = self.completion_length, self.block_length
+        require(length >= 1 and block >= 1, f"completion_length={length} and block_length={block} must be at least 1")
+        require(length % block == 0, f"completion_length={length} is not a multiple of block_length={block}")
+        require(
+            self.steps >= 1 and self.steps % self.blocks == 0,
+            f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = {self.blocks}",
+        )
+        require(
+            self.commit == "schedule" or self.remasking in ("low_confidence", "position_first"),
+            f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not use; use low_confidence or "
+            "position_first",
+        )
 
     @property
     def blocks(self) -> int:
@@ -96,7 +81,7 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token for every position, and computes its confidence.
+    """Draws a token for every position, int32 [b, k], and computes its confidence, float32 [b, k].
 
     The token is drawn from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference code's
     exp(logits) / (-log u)^T, but does not overflow. The confidence is the log-probability, under the clean logits, of the drawn
@@ -106,9 +91,6 @@ def propose(
         logits: float32 [b, k, v], after guidance.
         gumbel: float32 [b, k, v]; None at temperature 0.
         uniform: float32 [b, k], the confidences of random remasking; None otherwise.
-
-    Returns:
-        Tokens int32 [b, k] and confidences float32 [b, k].
     """
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
@@ -133,8 +115,7 @@ def propose(
 
 
 def transfer_count(masks: Array, step: Array, steps: int) -> Array:
-    """Number of tokens a row writes in step `step` of `steps` of a block that had `masks` masks; the first steps take the
-    remainder."""
+    """Number of tokens that step `step` of `steps` writes in a block that had `masks` masks; early steps take the remainder."""
     return masks // steps + (step < masks % steps)
 
 
@@ -151,9 +132,7 @@ def rank_descending(values: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
 
 
-def to_write(
-    confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig
-) -> jax.Array:
+def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig) -> jax.Array:
     """Selects the positions of a block that this step writes, bool [b, k].
 
     The parallel rules are Fast-dLLM's (arXiv 2505.22618). If they write too few, the leftmost masks are added, or the most

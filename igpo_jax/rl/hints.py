@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from igpo_jax.model.sharding import Array
+from igpo_jax.runtime.checks import check_fields, checked, not_negative, one_of, require, within
 
 FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: longest stretched gap between chunks
 MAX_STRETCH = 1.5  # REF: largest factor by which gaps are stretched
-POLICIES, SOURCES = ("chunks", "prefix", "none"), ("solution", "own")
 CHUNK_KEYS = ("chunk_min", "chunk_max", "round_up", "stretch")
 UNUSED_KEYS = {  # by policy
     "chunks": (),
@@ -33,16 +33,16 @@ class InpaintingConfig:
     enabled: bool = True
     # Hints of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
     # beginning, at most up to the first token that may not be shown. none: no hints, a baseline with equally many samples.
-    policy: str = "chunks"
+    policy: str = checked("chunks", one_of(*UNUSED_KEYS))
     # Source of hints. own: the newest correct first attempt at the same problem; without one there is no second attempt.
-    source: str = "solution"
+    source: str = checked("solution", one_of("solution", "own"))
     # Rate at which all ratios adapt until half of the second attempts are correct, see `next_hint_ratio_center`; 0: fixed.
-    curriculum: float = 0.0
+    curriculum: float = checked(0.0, not_negative)
     chunk_min: int = 5
     chunk_max: int = 10
     ratio_min: float = 0.2  # eta ~ U[ratio_min, ratio_max)
     ratio_max: float = 0.6
-    replace_fraction: float = 0.5  # lambda: at most this share of a group is replaced
+    replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
     exclude_answer: bool = True  # REF: False, which also always reveals the last chunk
     round_up: bool = False  # False: reveals floor(ratio * N) chunks, at least one. REF: True, N - floor(N * (1 - ratio))
     stretch: bool = False  # False: hints keep their positions in the trace. REF: True, they are spread over the canvas
@@ -51,27 +51,15 @@ class InpaintingConfig:
     by_completion: bool = False
 
     def __post_init__(self):
-        def require(condition: bool, message: str):
-            if not condition:
-                raise ValueError(message)
-
-        for key, known in (("policy", POLICIES), ("source", SOURCES)):
-            value = getattr(self, key)
-            require(value in known, f"inpainting.{key}={value!r} is none of {', '.join(known)}")
+        check_fields(self, "inpainting.")
         default = {field.name: field.default for field in dataclasses.fields(self)}
         idle = [name for name in UNUSED_KEYS[self.policy] if getattr(self, name) != default[name]]
         named = ", ".join(f"inpainting.{name}={getattr(self, name)!r}" for name in idle)
         require(not idle, f"inpainting.policy={self.policy!r} does not use {named}; leave out unused keys")
-        require(0 <= self.curriculum < math.inf, f"inpainting.curriculum={self.curriculum} must not be negative, nor infinite")
-        require(
-            1 <= self.chunk_min <= self.chunk_max,
-            f"inpainting.chunk_min={self.chunk_min} and inpainting.chunk_max={self.chunk_max} must be ordered and at least 1",
-        )
-        require(
-            0 <= self.ratio_min <= self.ratio_max <= 1,
-            f"inpainting.ratio_min={self.ratio_min} and inpainting.ratio_max={self.ratio_max} must be ordered within [0, 1]",
-        )
-        require(0 <= self.replace_fraction <= 1, f"inpainting.replace_fraction={self.replace_fraction} must be within [0, 1]")
+        chunks = f"inpainting.chunk_min={self.chunk_min} and inpainting.chunk_max={self.chunk_max}"
+        require(1 <= self.chunk_min <= self.chunk_max, f"{chunks} must be ordered and at least 1")
+        ratios = f"inpainting.ratio_min={self.ratio_min} and inpainting.ratio_max={self.ratio_max}"
+        require(0 <= self.ratio_min <= self.ratio_max <= 1, f"{ratios} must be ordered within [0, 1]")
 
 
 @flax.struct.dataclass
@@ -83,15 +71,8 @@ class Chunks:
 
 
 def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, chunk_max: int) -> Chunks:
-    """Cuts traces into chunks of random size; a tail shorter than `chunk_min` belongs to no chunk.
-
-    Args:
-        keys: [b]; rows with the same key and length are cut alike.
-        trace_length: int32 [b], at most `max_length`.
-
-    Returns:
-        `max_length // chunk_min` chunks per row.
-    """
+    """Cuts traces of length int32 [b], at most `max_length`, into chunks of random size, `max_length // chunk_min` per row; a
+    tail shorter than `chunk_min` belongs to no chunk. Rows with the same PRNG key and length are cut alike."""
     count = max(1, max_length // chunk_min)
     draw = functools.partial(jax.random.randint, shape=(count,), minval=chunk_min, maxval=chunk_max + 1)
     size = jax.vmap(draw)(keys)
@@ -123,10 +104,10 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 
 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
-    """Returns each chunk's first position on the canvas, int32 [b, c]; meaningful for revealed chunks only.
+    """Returns the first canvas position of each chunk, int32 [b, c]; positions of chunks that are not revealed have no meaning.
 
-    By default this is its position in the trace. REF (`stretch`): gaps between revealed chunks grow by up to half, within
-    limits.
+    By default this is its position in the trace. With `stretch`, as in the released code, gaps between revealed chunks grow by
+    up to half.
     """
     if not stretch:
         return chunks.start
@@ -144,14 +125,10 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 def overwrite(
     canvas: Array, trace: Array, hintable: Array, chunks: Chunks, revealed: Array, destination: Array
 ) -> tuple[Array, Array]:
-    """Writes the revealed chunks onto the canvas; drops parts outside of it and tokens that may not be shown.
+    """Writes the revealed chunks, bool [b, c], at their destinations, int32 [b, c], onto the canvas, int32 [b, l]; drops parts
+    outside of it and tokens that may not be shown. Returns the canvas and the mask of hints, bool [b, l].
 
-    Args:
-        canvas, trace: int32 [b, l]. hintable: bool [b, l], tokens of the trace that may be shown.
-        revealed: bool [b, c]. destination: int32 [b, c].
-
-    Returns:
-        The canvas, and the positions of hints, bool [b, l].
+    trace: int32 [b, l]. hintable: bool [b, l], tokens of the trace that may be shown.
     """
     position = jnp.arange(canvas.shape[1])
     offset = position - destination[..., None]  # [b, c, l]

@@ -1,17 +1,13 @@
-"""Log-probabilities of completions under a masked diffusion policy: estimators with one interface.
+"""Estimators of the log-likelihood of completions under a masked diffusion policy (docs/method.md section 9).
 
-An exact likelihood needs one forward pass per token, for every order. An estimator chooses a few *views* of each completion
+The exact likelihood needs one forward pass per token, for every order. An estimator chooses a few *views* of each completion
 (network inputs with some tokens masked) and weights. A token's score is the weighted sum of its log-probabilities in the views
-that mask it; the scores add up to an estimate of log pi(completion | prompt). docs/method.md section 9 lists the estimators
-with their sources.
-
-The lower bound is E_order sum log p(token | tokens written before it) for a model that writes tokens one by one in a random
-order. sum_i 1/beta log E_order p(token_i | written)^beta is an upper bound for beta >= the number of tokens (Hoelder's
-inequality). SPG (arXiv 2510.09541) uses smaller beta for negative advantages, where the bound lacks a constant.
+that mask it; the scores add up to an estimate of log pi(completion | prompt).
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import flax
@@ -25,6 +21,7 @@ from igpo_jax.model.logprobs import token_scores
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, forward
 from igpo_jax.rl.keys import KeyPurpose
+from igpo_jax.runtime.checks import at_least, check_fields, checked, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
 NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
@@ -36,34 +33,19 @@ PROMPT_SHARE = 0.15  # prompt_masked: probability that a prompt token is masked
 class LikelihoodConfig:
     """Keys of the section `objective` that determine views and scores."""
 
-    estimator: str = "mean_field"  # a key of `ESTIMATORS`
+    estimator: str = checked("mean_field", lambda value: one_of(*ESTIMATORS)(value))
     samples: int = 1  # K, views per completion: elbo, quadrature, coupled (even), trace
     # SPG: weight of the upper bound in the score of a completion with a negative advantage, and its power (beta of the bound).
-    upper_weight: float = 0.0
-    upper_power: float = 1.0
-    inner_steps: int = 4  # mu: updates per rollout
+    upper_weight: float = checked(0.0, within(0, 1))
+    upper_power: float = checked(1.0, lambda value: "" if 1 <= value < math.inf else " must be at least 1 and finite")
+    inner_steps: int = checked(4, at_least(1))  # mu: updates per rollout
 
     def __post_init__(self):
-        def require(condition: bool, message: str):
-            if not condition:
-                raise ValueError(message)
-
-        known, several = ", ".join(ESTIMATORS), self.estimator not in ("mean_field", "prompt_masked", "masked")
-        require(self.estimator in ESTIMATORS, f"objective.estimator={self.estimator!r} is none of {known}")
-        require(self.inner_steps >= 1, f"objective.inner_steps={self.inner_steps} must be at least 1")
-        require(
-            0 <= self.upper_weight <= 1 and 1 <= self.upper_power < float("inf"),
-            "objective.upper_weight must be within [0, 1], upper_power be at least 1",
-        )
-        require(
-            self.samples == 1 or (several and self.samples > 1),
-            f"objective.samples={self.samples} and objective.estimator={self.estimator!r}: mean_field, prompt_masked and "
-            "masked take one",
-        )
-        require(
-            self.estimator != "coupled" or self.samples % 2 == 0,
-            f"objective.samples={self.samples} and objective.estimator='coupled': masks come in pairs",
-        )
+        check_fields(self, "objective.")
+        several = self.estimator not in ("mean_field", "prompt_masked", "masked")
+        given = f"objective.samples={self.samples} and objective.estimator={self.estimator!r}"
+        require(self.samples == 1 or (several and self.samples > 1), f"{given}: mean_field, prompt_masked and masked take one")
+        require(self.estimator != "coupled" or self.samples % 2 == 0, f"{given}: masks come in pairs")
         require(
             not self.upper_weight or (several and self.estimator != "trace" and self.samples > 1),
             f"objective.upper_weight={self.upper_weight} needs objective.estimator elbo, quadrature or coupled, and more than "
@@ -124,12 +106,8 @@ class Views:
 
 
 def views_of(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Makes the views of every inner step. Random views depend on (key, problem, completion, inner step), so that the old,
-    reference and new policy see the same.
-
-    Args:
-        key: the iteration's key.
-    """
+    """Makes the views of every inner step. Random views depend on (the iteration's key, problem, completion, inner step), so
+    that the old, reference and new policy see the same."""
     return ESTIMATORS[cfg.estimator](key, batch, cfg)
 
 
@@ -153,11 +131,8 @@ def _shared_views(prompt_masked: Array, batch: GroupBatch) -> Views:
 
 
 def row_views(draw: Callable, key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Draws views for every completion independently.
-
-    Args:
-        draw: (key, steps, samples, length) -> masked (bool) and weight (float32) of one completion, [steps, samples, length].
-    """
+    """Draws views for every completion independently. `draw` maps (key, steps, samples, length) to the masks, bool, and the
+    weights, float32, of one completion, [steps, samples, length] each."""
     n, g, length = batch.completions.shape
     shape = cfg.inner_steps, cfg.samples, length
     completion = jnp.tile(jnp.arange(g, dtype=jnp.uint32), n)
@@ -260,11 +235,11 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Scores of all tokens, float32 [n, g, l]: weighted sums over views. Rows with a negative advantage mix in the upper
-    bound's terms (SPG, see above), because lowering a lower bound need not lower the likelihood.
+    """Scores of all tokens, float32 [n, g, l]: sums over views of weight times log-probability, float32 [n, k, g, l] each.
 
-    Args:
-        log_probs, weight: float32 [n, k, g, l]. advantages: float32 [n, g].
+    Rows with a negative advantage, float32 [n, g], mix in the terms of SPG's upper bound (arXiv 2510.09541), because lowering a
+    lower bound need not lower the likelihood: sum_i 1/beta log E p(token_i | written tokens)^beta, beta = cfg.upper_power. It
+    is a bound for beta >= the number of tokens (Hoelder's inequality); for smaller beta it lacks a constant.
     """
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:

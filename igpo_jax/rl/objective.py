@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import flax
@@ -15,6 +14,7 @@ from igpo_jax.model.logprobs import HEAD
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix
 from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, hidden_states, view_scores, views_of
+from igpo_jax.runtime.checks import checked, not_negative, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, join_rows, split_rows
 
 MAX_LOG_RATIO = 20.0  # keeps exp finite; the number of clipped log-ratios is logged
@@ -26,17 +26,19 @@ class ObjectiveConfig(LikelihoodConfig):
 
     # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): the log-likelihood weighted by softmax(A) - softmax(-A)
     # over the group, without a ratio.
-    loss: str = "clipped"
-    ratio: str = "sequence"  # sequence | token
-    clip_low: float = 0.2  # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.2  # DAPO (arXiv 2503.14476): 0.28
-    kl: str = "k3"  # k1 | k2 | k3, estimators of the KL to the reference from one sample
-    kl_coefficient: float = 0.01  # beta
-    entropy_keep: float = 0.2  # tau: share of hint tokens that is trained on; 0: none
-    hint_supervision: float = 0.0  # weight of -log pi of the hints of completions with a positive advantage
+    loss: str = checked("clipped", one_of("clipped", "wd1"))
+    ratio: str = checked("sequence", one_of("sequence", "token"))
+    # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_low: float = checked(0.2, lambda value: "" if 0 <= value < 1 else " must be within [0, 1)")
+    clip_high: float = checked(0.2, not_negative)  # DAPO (arXiv 2503.14476): 0.28
+    kl: str = checked("k3", one_of("k1", "k2", "k3"))  # estimator of the KL to the reference from one sample
+    kl_coefficient: float = checked(0.01, not_negative)  # beta
+    entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that is trained on; 0: none
+    # Weight of -log pi of the hints of completions with a positive advantage.
+    hint_supervision: float = checked(0.0, not_negative)
     # Mean over a completion's tokens (completion), or their sum divided by the length of the canvas (canvas; Dr. GRPO, arXiv
     # 2503.20783), so that a token has the same weight in short and long completions.
-    normalization: str = "completion"
+    normalization: str = checked("completion", one_of("completion", "canvas"))
     normalize_advantages: bool = False  # divide by the group's standard deviation
     # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. True, as in the
     # reference code: tokens after EOS count, filtered hints count in the sequence ratio, completions are weighted by length.
@@ -44,25 +46,6 @@ class ObjectiveConfig(LikelihoodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-
-        def require(condition: bool, message: str):
-            if not condition:
-                raise ValueError(message)
-
-        for name, values in (
-            ("loss", ("clipped", "wd1")),
-            ("ratio", ("sequence", "token")),
-            ("kl", ("k1", "k2", "k3")),
-            ("normalization", ("completion", "canvas")),
-        ):
-            value = getattr(self, name)
-            require(value in values, f"objective.{name}={value!r} is none of {', '.join(values)}")
-        require(0 <= self.entropy_keep <= 1, f"objective.entropy_keep={self.entropy_keep} must be within [0, 1]")
-        require(
-            0 <= self.clip_low < 1 and self.clip_high >= 0 and 0 <= self.kl_coefficient < math.inf,  # rejects NaN too
-            "objective.clip_low must be within [0, 1), clip_high and kl_coefficient must not be negative",
-        )
-        require(0 <= self.hint_supervision < math.inf, "objective.hint_supervision must not be negative")
         require(
             self.loss == "clipped" or self.ratio == "sequence",
             f"objective.loss={self.loss!r} has no ratio; objective.ratio={self.ratio!r} would do nothing",
@@ -72,10 +55,10 @@ class ObjectiveConfig(LikelihoodConfig):
             "objective.normalization='canvas' is for sums over tokens, objective.ratio='token', without "
             "objective.normalize_advantages",
         )
+        switches = self.loss, self.kl, self.normalization, self.hint_supervision
+        works = self.estimator in ("mean_field", "masked") and switches == ("clipped", "k3", "completion", 0)
         require(
-            not self.reference_code
-            or (self.estimator in ("mean_field", "masked"), self.loss, self.kl, self.normalization, self.hint_supervision)
-            == (True, "clipped", "k3", "completion", 0),
+            works or not self.reference_code,
             "objective.reference_code=True has estimators mean_field and masked, the clipped loss, k3, the mean over a "
             "completion and no hint_supervision",
         )
@@ -121,10 +104,8 @@ def compute_logprobs(
 ) -> LogProbs:
     """Computes scores under the old and the reference policy, and the loss mask after the entropy filter.
 
-    Args:
-        params: the policy that sampled the rollout. reference: the policy of the KL term.
-        key: the iteration's key.
-        microbatches: number of parts of the batch, computed one after the other to save memory.
+    params: the policy that sampled the rollout. reference: the policy of the KL term. key: the iteration's key. microbatches:
+    number of parts of the batch, computed one after the other to save memory.
     """
     per_row = P(BATCH)
 
@@ -152,15 +133,8 @@ def compute_logprobs(
 
 
 def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
-    """Keeps the hint tokens of every row with the highest entropy: max(1, floor(keep * h)) of h candidates (docs/method.md
-    section 11), none for keep = 0.
-
-    Args:
-        entropy: float32 [..., l]. candidates: bool [..., l].
-
-    Returns:
-        bool [..., l], a subset of the candidates; empty if there are none.
-    """
+    """Keeps the candidates, bool [..., l], of every row with the highest entropy, float32 [..., l]: max(1, floor(keep * h)) of
+    h candidates, none for keep = 0 (docs/method.md section 11)."""
     number = candidates.sum(axis=-1, keepdims=True)
     kept = jnp.maximum(int(keep > 0), jnp.floor(keep * number + 1e-6).astype(jnp.int32))
     order = jnp.argsort(jnp.argsort(-jnp.where(candidates, entropy, -jnp.inf), axis=-1, stable=True), axis=-1)

@@ -2,8 +2,8 @@
 
     first attempt -> grades -> all-wrong groups: hints -> second attempt -> grades -> swap -> GroupBatch
 
-An iteration may sample several batches of prompts, see `merge`. Sampling runs on the mesh. Decisions that depend on its
-outcome are made on the host from arrays that every process has in full, so all processes take the same branch.
+Sampling runs on the mesh. Decisions that depend on its outcome are made on the host from arrays that every process has in full,
+so all processes take the same branch.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from igpo_jax.data.pipeline import PromptBatch, cut_to_bucket, take_rows
-from igpo_jax.diffusion.sampler import HINT, completion_keys, sample
+from igpo_jax.data.pipeline import PromptBatch, take_rows
+from igpo_jax.diffusion.batches import Batching, Requests, complete
+from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
@@ -123,7 +124,7 @@ def rollout(
 
     Args:
         prompts: host arrays, the same on every process; n is a multiple of data * fsdp and of cfg.prompts_at_once. With
-            inpainting.source="own", traces are own solutions, and problems with an empty trace get no second attempt.
+            inpainting.source="own", traces are solutions of this policy, and problems without one get no second attempt.
         key: key of the iteration's batch; key, problem and completion index determine all random draws.
         check_preemption: called after every chunk, on all processes; may raise.
     """
@@ -182,34 +183,26 @@ def _sample_attempt(
 ) -> tuple[Attempt, SampleStats]:
     """Samples G completions of each prompt. A chunk is graded while the next one is sampled."""
     clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
-    chunks, grading, order = [], [], np.argsort(prompts.prompt_mask.sum(axis=1), kind="stable")
-    for begin in range(0, len(order), cfg.prompts_at_once):
-        part, canvas = take_rows((prompts, start.canvas), order[begin : begin + cfg.prompts_at_once])
-        with clock.measure("sampling"):
-            tokens, unmask_step, work = _sample(context, cut_to_bucket(part, cfg.prompt_buckets), canvas, purpose)
-        chunks.append((tokens, unmask_step))
-        stats += work
-        grading.append(context.grade(part.problem_id, tokens))
-        context.check_preemption()
+    n, g, length = start.canvas.shape
+    row = take_rows(prompts, np.repeat(np.arange(n), g))
+    draw, canvas = np.tile(np.arange(g, dtype=np.uint32), n), start.canvas.reshape(n * g, length)
+    requests = Requests(row.tokens, row.prompt_mask, canvas, row.problem_id, draw)
+    batching = Batching(context.mesh, cfg.prompts_at_once * g, cfg.prompt_buckets, fill=False)
+    chunks, grading = [], []
+    with clock.measure("sampling"):
+        for rows, done in complete(context.params, requests, context.key, cfg.model, cfg.decode, batching, purpose):
+            group = rows[::g] // g
+            tokens, unmask_step = (np.asarray(x).reshape(-1, g, length) for x in (done.tokens, done.unmask_step))
+            chunks.append((group, tokens, unmask_step))
+            stats += SampleStats(len(rows), done.rows_evaluated, done.flops)
+            grading.append(context.grade(prompts.problem_id[group], tokens))
+            context.check_preemption()
     with clock.measure("grading"):
-        grades = _concatenate([wait() for wait in grading])
-    tokens, unmask_step, grades = take_rows((*_concatenate(chunks), grades), np.argsort(order))
+        grades = concatenate([wait() for wait in grading])
+    order, tokens, unmask_step = concatenate(chunks)
+    tokens, unmask_step, grades = take_rows((tokens, unmask_step, grades), np.argsort(order))
     stats += SampleStats(sampling_seconds=clock.seconds["sampling"], grading_seconds=clock.seconds["grading"])
     return Attempt(tokens, unmask_step, grades, start.ratio), stats
-
-
-def _sample(
-    context: RolloutContext, prompts: PromptBatch, canvas: np.ndarray, purpose: KeyPurpose
-) -> tuple[np.ndarray, np.ndarray, SampleStats]:
-    """Samples one chunk; returns tokens and unmask_step, int32 [n, g, l], and the work."""
-    n, g, _ = canvas.shape
-    problem, completion = np.repeat(prompts.problem_id, g), np.tile(np.arange(g, dtype=np.uint32), n)
-    keys = completion_keys(context.key, problem, completion, purpose)
-    rows = np.repeat(prompts.tokens, g, axis=0), np.repeat(prompts.prompt_mask, g, axis=0), canvas.reshape(n * g, -1)
-    prompt, prompt_mask, start = shard_batch(rows, context.mesh)
-    done = sample(context.params, prompt, prompt_mask, start, keys, context.cfg.model, context.cfg.decode)
-    tokens, unmask_step = (x.reshape(canvas.shape) for x in to_host((done.tokens, done.unmask_step)))
-    return tokens, unmask_step, SampleStats(n * g, done.rows_evaluated, done.flops)
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
@@ -298,73 +291,5 @@ def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
 # Several batches of prompts in an iteration (DAPO's dynamic sampling, arXiv 2503.14476)
 
 
-def key_of_batch(key: jax.Array, number: int) -> jax.Array:
-    """Key for the rollout of an iteration's batch `number`; the first batch uses the iteration's key itself."""
-    return jax.random.fold_in(jax.random.fold_in(key, KeyPurpose.MORE_PROMPTS), number) if number else key
-
-
-def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Mask of an iteration's groups that are neither all correct nor all wrong, bool [batches, n]."""
-    correct = [part.final.grades.correct for part in parts]
-    return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
-
-
-def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses as many groups as one batch has: the first mixed ones, and if these are too few, others of the last batch.
-
-    Args:
-        mixed: bool [batches, n].
-
-    Returns:
-        int [n], ascending indices into the concatenated batches.
-    """
-    batches, n = mixed.shape
-    taken = np.flatnonzero(mixed)[:n]
-    others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
-    return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
-
-
-def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Reduces an iteration's batches to the groups that `chosen_groups` chooses; metrics cover all sampled groups."""
-    if len(parts) == 1:
-        return parts[0]
-    sampled = _joined(parts)
-    chosen = chosen_groups(mixed_groups(parts))
-    kept = np.flatnonzero(np.isin(sampled.triggered, chosen))
-    groups, first, replaced, final = take_rows((sampled.groups, sampled.first, sampled.replaced, sampled.final), chosen)
-    return Rollout(
-        groups=shard_batch(groups, mesh),
-        first=first,
-        second=take_rows(sampled.second, kept) if kept.size else None,
-        triggered=np.searchsorted(chosen, sampled.triggered[kept]),
-        replaced=replaced,
-        final=final,
-        stats=sampled.stats,
-        metrics=rollout_metrics(sampled, cfg.model.eos_id),
-    )
-
-
-def _joined(parts: Sequence[Rollout]) -> Rollout:
-    """Concatenates the groups of several rollouts on the host."""
-    n, width = len(parts[0].replaced), max(part.groups.prompt.shape[1] for part in parts)
-    second = [part.second for part in parts if part.second is not None]
-    return Rollout(
-        groups=_concatenate([_widened(to_host(part.groups), width) for part in parts]),
-        first=_concatenate([part.first for part in parts]),
-        second=_concatenate(second) if second else None,
-        triggered=np.concatenate([number * n + part.triggered for number, part in enumerate(parts)]),
-        replaced=np.concatenate([part.replaced for part in parts]),
-        final=_concatenate([part.final for part in parts]),
-        stats=sum((part.stats for part in parts), SampleStats()),
-    )
-
-
-def _concatenate(trees: Sequence):
+def concatenate(trees: Sequence):
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
-
-
-def _widened(groups: GroupBatch, width: int) -> GroupBatch:
-    """Pads prompts on the left to `width`."""
-    padding = ((0, 0), (width - groups.prompt.shape[1], 0))
-    prompt, prompt_mask = (np.pad(x, padding) for x in (groups.prompt, groups.prompt_mask))
-    return dataclasses.replace(groups, prompt=prompt, prompt_mask=prompt_mask)

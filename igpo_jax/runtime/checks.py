@@ -10,13 +10,27 @@ Check = Callable[[Any], str]  # value -> the rest of the error message after "ke
 
 
 def checked(default: Any, check: Check) -> Any:
-    """Returns a dataclass field with a check, which `problem_of` applies."""
+    """Returns a dataclass field with a check, which `check_fields` applies."""
     return dataclasses.field(default=default, metadata={"check": check})
 
 
-def problem_of(field: dataclasses.Field, value: Any) -> str:
-    """Returns the message of the field's check, "" without a check or for a valid value."""
-    return field.metadata["check"](value) if "check" in field.metadata else ""
+def check_fields(config: Any, section: str = "") -> None:
+    """Raises ValueError for the first field whose value fails its check; `section`, with a dot, precedes the field's name."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if problem := field.metadata.get("check", lambda _: "")(value):
+            raise ValueError(f"{section}{field.name}={value!r}{problem}")
+
+
+def require(condition: object, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def within(least: float, most: float) -> Check:
+    """Returns a check of a closed range, which rejects NaN."""
+    return lambda value: "" if least <= value <= most else f" must be within [{least}, {most}]"
 
 
 def at_least(least: float, because: str = "") -> Check:
@@ -27,6 +41,11 @@ def at_least(least: float, because: str = "") -> Check:
 
 def one_of(*known: str) -> Check:
     return lambda value: "" if value in known else f" is none of {', '.join(known)}"
+
+
+def not_negative(value: float) -> str:
+    """Checks that a value is at least 0 and finite; rejects NaN."""
+    return "" if 0 <= value < math.inf else " must not be negative or infinite"
 
 
 def positive(value: float) -> str:

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from igpo_jax.runtime.checks import require
+
 
 def initialize() -> None:
     """Joins the processes started by a TPU pod, SLURM, GKE or MPI; without a cluster the run is one process. Call before any
@@ -36,8 +38,7 @@ def raise_on_all_hosts() -> Iterator[None]:
     failed = all_gather_hosts(own is not None)
     if own is not None:
         raise own
-    if failed.any():
-        raise ValueError(f"process {failed.argmax()} has found an error, see what it prints")
+    require(not failed.any(), f"process {failed.argmax()} has found an error, see what it prints")
 
 
 @contextlib.contextmanager
@@ -50,12 +51,8 @@ def ending_at_once() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         traceback.print_exc()
-        print(
-            f"error: process {jax.process_index()} cannot go on, see above, or another process has ended, see its output; "
-            "the same command continues the run from its newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        failure = f"error: process {jax.process_index()} cannot go on, see above, or another process has ended, see its output"
+        print(f"{failure}; the same command continues the run from its newest checkpoint", file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -66,12 +63,12 @@ def all_gather_hosts(value) -> np.ndarray:
 
 
 def own_rows(number: int) -> np.ndarray:
-    """Returns the indices of the rows that this process works on."""
+    """Returns the indices of the rows, out of `number`, that this process works on."""
     return np.arange(jax.process_index(), number, jax.process_count())
 
 
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Fills `values`, zeros [n, ...], with work(rows) for each process's `own_rows`; returns the result on all processes."""
+    """Fills `values`, zeros [n, ...]: each process sets its `own_rows` to work(rows). Returns the result on all processes."""
     rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
@@ -96,8 +93,7 @@ def check_shared(folder: pathlib.Path) -> None:
         if jax.process_index() == 0:
             marker.touch()
     with raise_on_all_hosts():
-        if not marker.exists():
-            unseen = f"process {jax.process_index()} does not see what process 0 writes into {folder}"
-            raise ValueError(f"{unseen}; a run on several hosts needs a --workdir that all of them share")
+        unseen = f"process {jax.process_index()} does not see what process 0 writes into {folder}"
+        require(marker.exists(), f"{unseen}; a run on several hosts needs a --workdir that all of them share")
     if jax.process_index() == 0:
         marker.unlink()

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from igpo_jax.runtime.checks import require
+
 # Keys of configurations and records in files of version 0.1.0 -> their current names.
 RENAMED = {
     "released": "reference_code",
@@ -19,8 +21,8 @@ MAX_NESTED = 64  # levels of a JSON value, because recursive code needs a stack 
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
-    """Parses untrusted JSON, with `options` of json.loads.
-    Raises ValueError naming `place` for encodings other than UTF-8, invalid JSON, deep nesting, or thousands of digits."""
+    """Parses untrusted JSON with these options of json.loads. Raises ValueError naming `place` for encodings other than UTF-8,
+    invalid JSON, deep nesting, or numbers of thousands of digits."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
@@ -43,12 +45,10 @@ def _depth(value: Any) -> int:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; raises ValueError if the file is missing or not one, see `parse_json`."""
-    if not file.is_file():
-        raise ValueError(f"{file} is missing")
+    """Reads a file with a JSON object; raises ValueError if the file is missing or has other content, see `parse_json`."""
+    require(file.is_file(), f"{file} is missing")
     values = parse_json(file.read_bytes(), file)
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is not a JSON object")
+    require(isinstance(values, dict), f"{file} is not a JSON object")
     return values
 
 
@@ -80,7 +80,7 @@ def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns the dotted keys that differ or that only one dict has."""
+    """Returns the dotted keys of two nested dicts whose values differ or that only one of them has."""
     keys = []
     for key in one | other:
         a, b = one.get(key), other.get(key)
@@ -92,12 +92,11 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
 
 
 def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str) -> None:
-    """Writes `identity` to `file` in a new folder, or compares it with the file's.
-    Raises ValueError with the keys that differ if the folder belongs to another identity."""
+    """Writes the settings `identity` of an output folder to `file` in a new folder; in an existing one, compares them with the
+    file. Raises ValueError naming the keys that differ."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))
         return
     differing = ", ".join(differing_keys(renamed(read_json(file)), identity))
-    if differing:
-        raise ValueError(f"{file.parent} holds another {kind} (differing: {differing}); give another --output")
+    require(not differing, f"{file.parent} holds another {kind} (differing: {differing}); give another --output")

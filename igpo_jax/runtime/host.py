@@ -1,5 +1,6 @@
 """Host setup of a process, and advice when memory or storage runs out."""
 
+import contextlib
 import ctypes
 import errno
 import glob
@@ -12,12 +13,14 @@ import jax
 # (parameter, value) of glibc's mallopt: one pool for all threads, never returned to the kernel. Threads contend for the pool,
 # so launch/local.sh prefers tcmalloc, which has no such parameters.
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
 
 
 def keep_freed_memory() -> None:
     """Keeps freed memory in the process on hosts without accelerators, if the C library is glibc. Otherwise the kernel zeroes
     the pages of every new array, which takes 40 % of the time of small models. Call before JAX's threads start."""
-    accelerated = [path for pattern in ("accel*", "vfio/*", "nvidia*", "kfd") for path in glob.glob(f"/dev/{pattern}")]
+    accelerated = any(glob.glob(f"/dev/{pattern}") for pattern in ("accel*", "vfio/*", "nvidia*", "kfd"))
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -27,13 +30,15 @@ def keep_freed_memory() -> None:
 
 
 def cache_compiled_programs(workdir: pathlib.Path) -> None:
-    """Caches programs that took a second to compile in the run's folder, unless JAX_COMPILATION_CACHE_DIR is set."""
+    """Caches programs that took a second to compile in the run's folder, unless JAX_COMPILATION_CACHE_DIR is set. Each kind of
+    device has its own cache, and each kind of CPU, because a program compiled for another one may crash."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / _kind_of_machine()))
-
-
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
+        kind = jax.devices()[0].device_kind.replace(" ", "-")
+        if kind == "cpu":
+            with contextlib.suppress(OSError, StopIteration):
+                features = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))
+                kind = f"cpu-{zlib.crc32(features.encode()):08x}"
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / kind))
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:
@@ -45,13 +50,3 @@ def explain_shortage(error: Exception, memory_keys: str) -> str | None:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason or "Out of memory" in reason:
         return f"out of memory: {reason}. What was saved before is intact. {LESS_MEMORY.format(keys=memory_keys)}"
     return None
-
-
-def _kind_of_machine() -> str:
-    """Returns the device kind, on CPUs with a hash of their features, because programs compiled for others may crash."""
-    kind = jax.devices()[0].device_kind.replace(" ", "-")
-    try:
-        flags = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return kind
-    return f"{kind}-{zlib.crc32(flags.encode()):08x}" if kind == "cpu" else kind

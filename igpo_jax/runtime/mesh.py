@@ -1,5 +1,6 @@
 """The device mesh, axes (data, fsdp, tensor), and arrays sharded over it; rows of a batch are sharded over (data, fsdp)."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,28 +10,26 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from igpo_jax.runtime.checks import require
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh over all devices; one axis may be -1 for the remaining devices.
-    The axis `data` is split across TPU slices, so that only gradient sums cross the slower network between them.
-    Raises ValueError if two axes are -1, if the sizes do not multiply to the number of devices, or if `data` is not a multiple of
-    the number of slices."""
+    """Returns a mesh over all devices; one axis may be -1 for the remaining devices. TPU slices divide the axis `data`, so that
+    only gradient sums cross the slower network between them. Raises ValueError if two axes are -1, if the sizes do not multiply
+    to the number of devices, or if `data` is not a multiple of the number of slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ValueError(f"{named}: sizes are positive, and at most one may be -1 (the rest)")
+    valid = sizes.count(-1) <= 1 and all(size > 0 or size == -1 for size in sizes)
+    require(valid, f"{named}: sizes are positive, and at most one may be -1 (the rest)")
     if -1 in sizes:
-        known = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = number // known
-    if int(np.prod(sizes)) != number:
-        raise ValueError(f"{named} does not multiply to the {number} devices present")
+        sizes[sizes.index(-1)] = number // -math.prod(sizes)
+    require(math.prod(sizes) == number, f"{named} does not multiply to the {number} devices present")
     slices = slice_count(devices)
-    if sizes[0] % slices:
-        raise ValueError(f"{named}: the devices are {slices} slices; mesh.data must be a multiple of {slices}")
+    require(sizes[0] % slices == 0, f"{named}: the devices are {slices} slices; mesh.data must be a multiple of {slices}")
     if slices > 1:
         within = (sizes[0] // slices, sizes[1], sizes[2])
         placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
@@ -45,15 +44,13 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
 
 
 def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
-    """Returns the number that the rows of a batch must be a multiple of."""
+    """Returns the number of parts into which the rows of a batch are sharded."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Constrains the leading axis to (data, fsdp) inside jit; does nothing without a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH))
+    """Constrains the leading axis of an array to be sharded over (data, fsdp) inside jit; does nothing without a mesh."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(BATCH))
 
 
 def split_rows(tree, parts: int):
@@ -62,7 +59,7 @@ def split_rows(tree, parts: int):
 
 
 def join_rows(tree):
-    """Inverts `split_rows`."""
+    """Inverts `split_rows`, [parts, n / parts, ...] -> [n, ...]."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 

@@ -10,11 +10,11 @@ from jax.experimental import multihost_utils
 
 
 class Terminated(BaseException):
-    """Signals that the run is saved after SIGTERM. Like KeyboardInterrupt, it is not caught by `except Exception`."""
+    """Raised when a run that received SIGTERM is saved. Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
 
 def listen() -> Callable[[], bool]:
-    """Installs a SIGTERM handler; returns a function that returns whether to save and stop. Call it equally often on every
+    """Installs a SIGTERM handler; returns a function that tells whether to save and stop. Call it equally often on every
     process: after a signal to any, all return True at the same call, some calls later (jax's preemption service)."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)

@@ -10,16 +10,15 @@ RESAMPLES = 10_000  # of bootstrap and permutation tests
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
     """Returns the 95 % interval of the mean of bool[problems, draws]: Wilson's for one draw, else a bootstrap over problems."""
-    if correct.shape[1] == 1:
-        return wilson(float(correct.mean()), len(correct))
-    means = bootstrap(correct.mean(axis=1))
-    return np.quantile(means, [0.025, 0.975]).tolist()
+    several = correct.shape[1] > 1
+    return bootstrap_interval(correct.mean(axis=1)) if several else wilson(float(correct.mean()), len(correct))
 
 
-def bootstrap(values: np.ndarray) -> np.ndarray:
-    """Returns the means of `RESAMPLES` resamples, f64[RESAMPLES]; deterministic."""
+def bootstrap_interval(values: np.ndarray) -> list[float]:
+    """Returns the 95 % interval of the mean of float[n] by a bootstrap of `RESAMPLES` resamples with a fixed seed."""
     draw, n = np.random.default_rng(0), len(values)
-    return np.array([values[draw.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
+    means = np.array([values[draw.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
+    return np.quantile(means, [0.025, 0.975]).tolist()
 
 
 def wilson(share: float, problems: int) -> list[float]:
@@ -31,19 +30,13 @@ def wilson(share: float, problems: int) -> list[float]:
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two evaluations, bool[problems, draws] each, problem by problem."""
+    """Compares two evaluations of the same problems, bool[problems, draws] each, problem by problem."""
     difference = other.mean(axis=1) - one.mean(axis=1)
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    return {
-        "one": float(one.mean()),
-        "other": float(other.mean()),
-        "difference": float(difference.mean()),
-        "interval95": np.quantile(bootstrap(difference), [0.025, 0.975]).tolist(),
-        "p_value": mcnemar(gained, lost) if one.shape[1] == 1 else sign_flip(difference),
-        "problems": len(difference),
-        "better": gained,
-        "worse": lost,
-    }
+    means = {"one": float(one.mean()), "other": float(other.mean()), "difference": float(difference.mean())}
+    p_value = mcnemar(gained, lost) if one.shape[1] == 1 else sign_flip(difference)
+    counts = {"problems": len(difference), "better": gained, "worse": lost}
+    return {**means, "interval95": bootstrap_interval(difference), "p_value": p_value, **counts}
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -55,7 +48,6 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def sign_flip(difference: np.ndarray) -> float:
     """Returns the two-sided p-value of a permutation test that flips the signs of the differences, f[problems]."""
-    draw = np.random.default_rng(0)
-    signs = draw.integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
+    signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
     larger = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12
     return float((larger.sum() + 1) / (RESAMPLES + 1))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Sums seconds by name. Measured code must fetch its results, or only its dispatch is measured."""
+    """Sums the seconds of measured code by name. The code must fetch its results, or only their dispatch is measured."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

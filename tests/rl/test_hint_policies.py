@@ -14,17 +14,10 @@ from igpo_jax.data.pipeline import PromptBatch, take_rows
 from igpo_jax.diffusion.sampler import completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import ModelConfig, init
+from igpo_jax.rl.dynamic_sampling import chosen_groups, key_of_batch, merge, mixed_groups
 from igpo_jax.rl.hints import InpaintingConfig, inpaint, ratio_range
 from igpo_jax.rl.keys import KeyPurpose
-from igpo_jax.rl.rollout import (
-    RolloutConfig,
-    chosen_groups,
-    distinct_share,
-    key_of_batch,
-    merge,
-    mixed_groups,
-    rollout,
-)
+from igpo_jax.rl.rollout import RolloutConfig, distinct_share, rollout
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_solution_bank, with_own_solutions
 from igpo_jax.tasks.grades import Grades

@@ -1,0 +1,83 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples batches of prompts until enough groups are neither all
+correct nor all wrong."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from igpo_jax.data.pipeline import take_rows
+from igpo_jax.rl.keys import KeyPurpose
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.rollout import Rollout, RolloutConfig, SampleStats, concatenate, rollout_metrics
+from igpo_jax.runtime.mesh import shard_batch, to_host
+
+
+def key_of_batch(key: jax.Array, number: int) -> jax.Array:
+    """Key for the rollout of an iteration's batch `number`; the first batch uses the iteration's key itself."""
+    return jax.random.fold_in(jax.random.fold_in(key, KeyPurpose.MORE_PROMPTS), number) if number else key
+
+
+def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
+    """Mask of an iteration's groups that are neither all correct nor all wrong, bool [batches, n]."""
+    correct = [part.final.grades.correct for part in parts]
+    return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
+
+
+def chosen_groups(mixed: np.ndarray) -> np.ndarray:
+    """Chooses as many groups as one batch has: the first mixed ones, and if these are too few, others of the last batch.
+
+    Args:
+        mixed: bool [batches, n].
+
+    Returns:
+        int [n], ascending indices into the concatenated batches.
+    """
+    batches, n = mixed.shape
+    taken = np.flatnonzero(mixed)[:n]
+    others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
+    return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
+
+
+def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
+    """Reduces an iteration's batches to the groups that `chosen_groups` chooses; metrics cover all sampled groups."""
+    if len(parts) == 1:
+        return parts[0]
+    sampled = _joined(parts)
+    chosen = chosen_groups(mixed_groups(parts))
+    kept = np.flatnonzero(np.isin(sampled.triggered, chosen))
+    groups, first, replaced, final = take_rows((sampled.groups, sampled.first, sampled.replaced, sampled.final), chosen)
+    return Rollout(
+        groups=shard_batch(groups, mesh),
+        first=first,
+        second=take_rows(sampled.second, kept) if kept.size else None,
+        triggered=np.searchsorted(chosen, sampled.triggered[kept]),
+        replaced=replaced,
+        final=final,
+        stats=sampled.stats,
+        metrics=rollout_metrics(sampled, cfg.model.eos_id),
+    )
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    """Concatenates the groups of several rollouts on the host."""
+    n, width = len(parts[0].replaced), max(part.groups.prompt.shape[1] for part in parts)
+    second = [part.second for part in parts if part.second is not None]
+    return Rollout(
+        groups=concatenate([_widened(to_host(part.groups), width) for part in parts]),
+        first=concatenate([part.first for part in parts]),
+        second=concatenate(second) if second else None,
+        triggered=np.concatenate([number * n + part.triggered for number, part in enumerate(parts)]),
+        replaced=np.concatenate([part.replaced for part in parts]),
+        final=concatenate([part.final for part in parts]),
+        stats=sum((part.stats for part in parts), SampleStats()),
+    )
+
+
+def _widened(groups: GroupBatch, width: int) -> GroupBatch:
+    """Pads prompts on the left to `width`."""
+    padding = ((0, 0), (width - groups.prompt.shape[1], 0))
+    prompt, prompt_mask = (np.pad(x, padding) for x in (groups.prompt, groups.prompt_mask))
+    return dataclasses.replace(groups, prompt=prompt, prompt_mask=prompt_mask)
