@@ -30,7 +30,6 @@ class Tokenizer(Protocol):
     # Ids, without those that mark the beginning or end of a text; and (begin, end) of each piece in characters.
     def encode(self, text: str) -> list[int]: ...
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
-
     # Text without special and unused ids; one id for display; the id of a special token.
     def decode(self, ids: Iterable[int]) -> str: ...
     def piece(self, id: int) -> str: ...
@@ -68,8 +67,7 @@ class SentencePieceTokenizer:
         mapping = self._processor.encode_as_offset_mapping(text)
         offsets, end = [], len(text)
         for begin, stop in reversed(mapping["offsets"]):
-            # SentencePiece gives all bytes of a character but the last the width 0.
-            end = stop if stop > begin else end
+            end = stop if stop > begin else end  # SentencePiece gives all bytes of a character but the last the width 0
             offsets.append((begin, end))
         return mapping["ids"], offsets[::-1]
 
@@ -87,8 +85,7 @@ class HuggingFaceTokenizer:
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
         values = read_json(path)
-        for token in added_tokens(path, values):
-            # iLLaDA's file does not mark its mask as special; text must not encode to it.
+        for token in added_tokens(path, values):  # iLLaDA's file does not mark its mask as special; text must not encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
@@ -146,7 +143,7 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """Loads a tokenizer.json or *.model file, or a folder's only one; models of `train_sentencepiece` have their own `mask_id`.
+    """Loads a tokenizer.json or *.model file, or the only such file of a folder. A *.model file with <mask> needs no `mask_id`.
     Raises ValueError if there is no such file, several, or an unusable one."""
     path = pathlib.Path(path)
     if path.is_dir():
@@ -176,7 +173,7 @@ def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, A
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
-    """Returns eos_token, pad_token and others from tokenizer_config.json, else from special_tokens_map.json."""
+    """Returns the special tokens eos_token, pad_token etc. from tokenizer_config.json, else from special_tokens_map.json."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -185,9 +182,6 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
                 if isinstance(value, str):
                     named[key] = value
     return named
-
-
-# Chat
 
 
 def chat_text(messages: Sequence[dict[str, str]]) -> str:
@@ -203,15 +197,13 @@ def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = Fals
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns the ids of `chat_text`; a marker spelled in a message stays text.
+    """Returns the token ids of `chat_text`, in which a marker spelled in a message is ordinary text.
     Raises ValueError if the vocabulary lacks a marker, or a message lacks role or content."""
     markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
     missing = [marker for marker, id in markers.items() if id is None]
     if missing:
-        raise ValueError(
-            f"the vocabulary has no {', '.join(missing)}: this is the tokenizer of a base model, which knows no chat "
-            "template; give raw prompts (chat=False)"
-        )
+        lacking = f"the vocabulary has no {', '.join(missing)}: this is the tokenizer of a base model"
+        raise ValueError(f"{lacking}, which knows no chat template; give raw prompts (chat=False)")
     start, header, end_header, end_of_turn = (id for id in markers.values() if id is not None)
     ids = [start]
     for role, content in _turns(messages):
@@ -229,16 +221,10 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
-    """Trains a SentencePiece model and writes it atomically; deterministic.
-
-    Text is not normalized and gets no dummy prefix, so decoding inverts encoding. Characters outside of the training
-    alphabet are spelled in bytes; with kind `char` they become the unknown token. Raises ValueError if the vocabulary is
-    too small for the alphabet, a text too long, or there is no text.
-
-    Args:
-        kind: char | unigram | bpe.
-        vocab_size: upper bound of the number of pieces.
-    """
+    """Trains a SentencePiece model deterministically and writes it atomically. Text is not normalized and gets no dummy prefix,
+    so decoding inverts encoding. Characters outside of the training alphabet are spelled in bytes; with kind `char` they become
+    the unknown token. Raises ValueError if the vocabulary is too small for the alphabet, a text is too long, or there is none.
+    kind: char | unigram | bpe. vocab_size: upper bound of the number of pieces."""
     texts = list(texts)
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")
@@ -251,28 +237,10 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
         raise ValueError(f"tokenizer.vocab_size={vocab_size} is too small for these texts; kind {kind} needs {least}")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        byte_fallback=kind != "char",
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        user_defined_symbols=["\n"],
-        control_symbols=["<mask>"],
-        pad_id=PAD,
-        pad_piece="<pad>",
-        eos_id=EOS,
-        eos_piece="<eos>",
-        unk_id=UNKNOWN,
-        bos_id=-1,
-        num_threads=1,
-        max_sentence_length=MAX_TEXT_BYTES,
-        minloglevel=2,
-    )
+        sentence_iterator=iter(texts), model_writer=model, model_type=kind, vocab_size=vocab_size, hard_vocab_limit=False,
+        character_coverage=1.0, byte_fallback=kind != "char", normalization_rule_name="identity", add_dummy_prefix=False,
+        remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True,
+        user_defined_symbols=["\n"], control_symbols=["<mask>"], pad_id=PAD, pad_piece="<pad>", eos_id=EOS, eos_piece="<eos>",
+        unk_id=UNKNOWN, bos_id=-1, num_threads=1, max_sentence_length=MAX_TEXT_BYTES, minloglevel=2,
+    )  # fmt: skip
     atomic_write(pathlib.Path(path), model.getvalue())

@@ -1,10 +1,5 @@
-"""Bidirectional attention behind one function, with three back ends.
-
-xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is jax's TPU kernel; it never stores the matrix of scores. All give
-the same results at positions that are not padding.
-"""
-
-import functools
+"""Bidirectional attention behind one function, with three back ends that agree at positions that are not padding: xla runs
+everywhere, cudnn is NVIDIA's fused kernel, and splash is jax's TPU kernel, which never stores the matrix of scores."""
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +17,12 @@ LARGEST_BLOCK = 1024  # splash: scores of this many positions squared fit the ch
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, implementation: str) -> jax.Array:
-    """softmax(q k^T / sqrt(h)) v, scores and softmax in float32.
+    """Returns softmax(q k^T / sqrt(h)) v as [b, t, n, h] in q's dtype, meaningless at padding; scores and softmax are float32.
 
     Args:
-        q: [b, t, n, h]. k, v: [b, t, k, h], n a multiple of k.
-        attention_mask: bool [b, t], True for positions that may be attended to; or, not with splash, [b, t, t], True if the
-            query (first t) may attend to the key (second t).
-        implementation: xla | cudnn | splash.
-
-    Returns:
-        [b, t, n, h] in q's dtype, meaningless at padding.
-    """
+        q: [b, t, n, h]. k, v: [b, t, k, h], n a multiple of k. implementation: xla | cudnn | splash.
+        attention_mask: bool [b, t], True for positions that may be attended to; or, except with splash, [b, t, t], True if the
+            query (first t) may attend to the key (second t)."""
     if implementation == "splash":
         return splash_attention(q, k, v, attention_mask)
     (b, t, n, h), kv_heads = q.shape, k.shape[2]
@@ -51,12 +41,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Attention of q [b, t, n, h] to k and v [b, s, n, h] with mask bool [b, 1, 1 or t, s]; returns [b, t, n, h].
-
     The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), from stored probabilities; those of a query that may
-    attend to nothing are meaningless. Automatic differentiation would store and transpose more [t, s] matrices, and a small
-    model's gradients on a CPU would take a fifth longer. The primal is jax's, which moves fewer bytes on TPUs than the products
-    below.
-    """
+    attend to nothing are meaningless. Automatic differentiation would store and transpose more [t, s] matrices, and take a
+    fifth longer for a small model on a CPU. Without gradients, jax's own attention runs: it moves fewer bytes on TPUs."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
@@ -86,15 +73,9 @@ _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, interpret: bool = False) -> jax.Array:
-    """`attend` with the TPU kernel: rows split over (data, fsdp) and heads over tensor, under its own shard_map. Padding and
-    tokens are two segments that do not attend to each other.
-
-    Args:
-        interpret: runs the kernel's code on any platform, slowly.
-
-    Raises:
-        ValueError: `attention_mask` has three axes, or t or h is no multiple of `LANES`.
-    """
+    """Computes `attend` with the TPU kernel: rows are split over (data, fsdp) and heads over tensor, by a shard_map of its own.
+    Padding and tokens are two segments that do not attend to each other. `interpret` runs the kernel on any platform, slowly.
+    Raises ValueError if `attention_mask` has three axes, or if t or h is no multiple of `LANES`."""
     if attention_mask.ndim != 2:
         raise ValueError(f"attention=splash takes which positions are padding, [b, t], not a mask {attention_mask.shape}")
     t, h = q.shape[1], q.shape[-1]
@@ -103,13 +84,9 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: A
     block = max(size for size in range(LANES, min(t, LARGEST_BLOCK) + 1, LANES) if t % size == 0)
 
     def local(q, k, v, attention_mask):
-        kernel = splash.make_splash_mha(
-            splash_mask.MultiHeadMask([splash_mask.FullMask((t, t))] * q.shape[2]),
-            block_sizes=splash.BlockSizes(*[block] * 8),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
-        )
+        mask = splash_mask.MultiHeadMask([splash_mask.FullMask((t, t))] * q.shape[2])
+        sizes = splash.BlockSizes(*[block] * 8)
+        kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
         segment = attention_mask.astype(jnp.int32)
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in ((q.astype(jnp.float32) * h**-0.5).astype(q.dtype), k, v))
         a = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment, segment))
@@ -119,5 +96,5 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: A
         return local(q, k, v, attention_mask)
     heads = P(BATCH, None, "tensor")
     # check_vma: pallas calls do not declare the axes over which their results vary.
-    sharded = functools.partial(jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
-    return sharded(local)(q, k, v, attention_mask)
+    sharded = jax.shard_map(local, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
+    return sharded(q, k, v, attention_mask)

@@ -17,8 +17,8 @@ HEAD = partition(("embed", "vocab"))  # partition of the head on entry to shard_
 
 
 def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: ModelConfig) -> jax.Array:
-    """Log-probabilities of targets, int32 [b, l], as float32 [b, l], on the mesh in use or one device. hidden: [b, l, d], b a
-    multiple of data * fsdp."""
+    """Returns log-probabilities of targets, int32 [b, l], as float32 [b, l], computed on the mesh in use or on one device.
+    hidden: [b, l, d], b a multiple of data * fsdp."""
     mesh = jax.sharding.get_abstract_mesh()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh.empty else mesh
 
@@ -30,19 +30,10 @@ def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: Mode
 
 
 def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every completion token and entropy of its distribution. Runs inside `shard_map`.
-
-    The vocabulary is split over the mesh axis tensor; logits exist for `chunk` positions at a time, and the backward pass
-    recomputes them.
-
-    Args:
-        hidden: [n, r, l, d]. head: [d / size of fsdp, v / size of tensor], see `HEAD`. completions: int32 [n, g, l], g a
-            multiple of r.
-        chunk: positions per scan step; 0: all.
-
-    Returns:
-        float32 [n, g, l] and float32 [n, g, l].
-    """
+    """Returns the log-probability of every completion token and the entropy of its distribution, float32 [n, g, l] both.
+    Runs inside `shard_map`, with the vocabulary split over the mesh axis tensor. Logits exist for `chunk` positions at a time
+    (0: all), and the backward pass recomputes them. hidden: [n, r, l, d]. head: [d / size of fsdp, v / size of tensor], see
+    `HEAD`. completions: int32 [n, g, l], g a multiple of r."""
     head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
     n, r, length, width = hidden.shape
     per_state = completions.shape[1] // r
@@ -79,9 +70,9 @@ ASSUMED_GIB = 16  # memory of a CPU, or of a device that `CHIPS` does not list
 
 
 def with_head_chunk(model: ModelConfig, mesh) -> ModelConfig:
-    """Replaces head_chunk=0 by the positions whose logits, exponentials and gradients in float32 take a sixteenth of a device's
-    memory, rounded down to a power of two from 128 to 16384. The memory is the published one or `ASSUMED_GIB`, so that all
-    hosts get the same number."""
+    """Replaces head_chunk=0 by the number of positions whose float32 logits, exponentials and gradients take a sixteenth of a
+    device's memory, rounded down to a power of two from 128 to 16384. Memory is the published size of the device kind, or
+    `ASSUMED_GIB`, so that all hosts get the same number."""
     if model.head_chunk:
         return model
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)

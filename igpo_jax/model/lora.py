@@ -1,9 +1,8 @@
 """Low-rank adapters (LoRA) as a second pytree beside frozen parameters.
 
 An adapter adds (alpha / rank) A B to a matrix W. A [in, rank] is random and B [rank, out] zero at first, so that training
-starts at the base. There is no dropout: with it the policy ratio would differ from 1 before the first update (docs/method.md
-sections 10 and 12).
-"""
+starts at the base. There is no dropout: with dropout the policy ratio would differ from 1 before the first update
+(docs/method.md sections 10 and 12)."""
 
 import dataclasses
 import functools
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from igpo_jax.model import transformer
-from igpo_jax.model.sharding import ParameterInfo, Params
+from igpo_jax.model.sharding import ParameterInfo, Params, adapter_axes
 from igpo_jax.model.transformer import ModelConfig
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
@@ -42,24 +41,20 @@ class LoraConfig:
 
 
 def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, ParameterInfo]]:
-    """Nested dict of `ParameterInfo`, same structure as the adapters: {target: {"a": [n, in, r], "b": [n, r, out]}}."""
+    """Returns the `ParameterInfo` of all adapters, {target: {"a": [n, in, r], "b": [n, r, out]}}, in the same nesting."""
     blocks = transformer.parameter_table(cfg)["blocks"]
     table = {}
     for target in lora.targets:
-        layers, rows, columns = blocks[target].shape
-
-        def info(part, shape, stddev, axes=blocks[target].axes[1:]):
-            return ParameterInfo(shape, ("layers", *transformer.adapter_axes(part, *axes)), stddev)
-
+        (layers, rows, columns), axes = blocks[target].shape, blocks[target].axes[1:]
         table[target] = {
-            "a": info("a", (layers, rows, lora.rank), 1 / math.sqrt(rows)),
-            "b": info("b", (layers, lora.rank, columns), 0.0),
+            "a": ParameterInfo((layers, rows, lora.rank), ("layers", *adapter_axes("a", *axes)), 1 / math.sqrt(rows)),
+            "b": ParameterInfo((layers, lora.rank, columns), ("layers", *adapter_axes("b", *axes)), 0.0),
         }
     return table
 
 
 def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
-    """Initial adapters, float32: A uniform in [-1/sqrt(in), 1/sqrt(in)), as in PEFT, and B zero."""
+    """Returns initial float32 adapters: A is uniform in [-1/sqrt(in), 1/sqrt(in)), as in PEFT, and B is zero."""
     adapters = {}
     for number, (target, infos) in enumerate(adapter_table(cfg, lora).items()):
         a, b = infos["a"], infos["b"]
@@ -74,18 +69,18 @@ def abstract(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
 
 
 def shardings(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """`NamedSharding` of every adapter."""
+    """`NamedSharding` of every adapter on `mesh`."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract(cfg, lora, mesh))
 
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Parameters for `transformer.forward`: the base, not copied, with scaled adapters beside its matrices. Differentiable."""
+    """Returns parameters for `transformer.forward`: the base, not copied, with scaled adapters beside it. Differentiable."""
     scaled = {target: {"a": adapter["a"], "b": adapter["b"] * lora.scale} for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | {"adapters": scaled}}
 
 
 def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Returns W + scale * A B in the base's dtype. In bfloat16 most of a small change is lost, see `merge_matrix`."""
+    """Adds scale * A B to the adapted matrices of the base, in its dtype; bfloat16 loses most of a small change."""
     blocks = {target: merge_matrix(base["blocks"][target], adapter, lora)[0] for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | blocks}
 
@@ -93,8 +88,8 @@ def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Returns W + scale * A B of one target, summed in float32 layer by layer, and the share of the change that rounding to
-    `dtype` (by default w's) loses: the error's norm over the change's. Changes below half the spacing of bfloat16 numbers
-    disappear. w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}."""
+    `dtype` (by default w's) loses: the norm of the error over the norm of the change. Changes below half the spacing of
+    bfloat16 numbers disappear. w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}."""
 
     def merged(layer):
         w, a, b = layer
@@ -118,8 +113,8 @@ def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None
         ("the vocabulary", model.vocab_size, "mesh.tensor", tensor),
     ]
     if lora is not None:
-        widths = {"model.width": model.width, "the width of keys": model.kv_heads * model.head_size}
-        widths["model.mlp_width"] = model.mlp_width
+        keys = model.kv_heads * model.head_size
+        widths = {"model.width": model.width, "the width of keys": keys, "model.mlp_width": model.mlp_width}
         checks += [(name, size, "mesh.fsdp * mesh.tensor", fsdp * tensor) for name, size in widths.items()]
     require_multiples(checks)
 

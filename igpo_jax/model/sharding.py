@@ -12,48 +12,39 @@ from jax.sharding import PartitionSpec as P
 Params = dict[str, Any]
 Array = jax.Array | np.ndarray  # structs hold host arrays outside of compiled programs, device arrays inside
 
-# Logical axis -> mesh axes. A missing axis is an error, not silently replicated.
+# Logical axis -> mesh axes. A missing axis is an error, not silently replicated. The long axis of an adapter (lora.py) takes
+# both mesh axes, because its other axis is short.
 SHARDING_RULES = {
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "norm": None,
-    "rank": None,
-    # Adapters (lora.py): their other axis is short, so these take both mesh axes.
-    "adapter of embed": ("fsdp", "tensor"),
-    "adapter of heads": ("tensor", "fsdp"),
-    "adapter of mlp": ("tensor", "fsdp"),
-}
-
+    "layers": None, "vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "norm": None, "rank": None,
+    "adapter of embed": ("fsdp", "tensor"), "adapter of heads": ("tensor", "fsdp"), "adapter of mlp": ("tensor", "fsdp"),
+}  # fmt: skip
 # Exceptions while a layer is computed: rows are split over fsdp then, so weights must not be.
 RULES_IN_USE = SHARDING_RULES | {
-    "embed": None,
-    "adapter of embed": None,
-    "adapter of heads": "tensor",
-    "adapter of mlp": "tensor",
-}
+    "embed": None, "adapter of embed": None, "adapter of heads": "tensor", "adapter of mlp": "tensor"
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
+    """Shape, logical axes and initialization of a parameter. Not a pytree, so `jax.tree` functions take it as a leaf."""
+
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     stddev: float | None  # None: ones (norm scales)
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every entry of a table. Raises KeyError for a logical axis that `SHARDING_RULES` lacks."""
+    """`jax.ShapeDtypeStruct` of every `ParameterInfo` in a nested dict.
+    Raises KeyError for a logical axis that `SHARDING_RULES` lacks."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
 
-    return jax.tree.map(place, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
+    return jax.tree.map(place, table)
 
 
 def partition(axes: tuple[str, ...], rules=SHARDING_RULES) -> P:
-    """PartitionSpec of an array with these logical axes."""
+    """Returns the `PartitionSpec` of an array with these logical axes."""
     return P(*(rules[axis] for axis in axes))
 
 
@@ -63,22 +54,18 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Gathers a weight with these logical axes inside jit, by `RULES_IN_USE`. The partitioner alone would exchange activations,
-    which are larger. Cast before, to send fewer bytes. Gradients are reduced and scattered in one step."""
+    """Gathers a weight with these logical axes inside jit, by `RULES_IN_USE`. XLA's partitioner alone would exchange the larger
+    activations. Cast the weight before, to send fewer bytes. Gradients are reduced and scattered in one step."""
     return constrain(w, partition(axes, RULES_IN_USE))
-
-
-def _gathered_forward(w, axes):
-    return gathered(w, axes), None
 
 
 def _gathered_backward(axes, _, gradient):
     return (constrain(gradient, partition(axes)),)
 
 
-gathered.defvjp(_gathered_forward, _gathered_backward)
+gathered.defvjp(lambda w, axes: (gathered(w, axes), None), _gathered_backward)
 
 
 def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:
-    """Logical axes of part "a" or "b" of the adapter of a matrix with these axes."""
+    """Returns the logical axes of matrix "a" or "b" of the adapter to a weight with axes `row_axis` and `column_axis`."""
     return (f"adapter of {row_axis}", "rank") if part == "a" else ("rank", f"adapter of {column_axis}")

@@ -1,10 +1,8 @@
 """LLaDA's bidirectional transformer as pure functions over stacked layers.
 
 Letters in shapes: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
-
 The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers; `init`,
-`abstract` and `shardings` are derived from it.
-"""
+`abstract` and `shardings` are derived from it."""
 
 import dataclasses
 import functools
@@ -19,19 +17,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.attention import PLATFORMS, attend
-from igpo_jax.model.sharding import (
-    Array,
-    ParameterInfo,
-    Params,
-    abstract_table,
-    adapter_axes,
-    constrain,
-    gathered,
-    partition,
-)
+from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain, gathered, partition
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
-OutSlice = tuple[Any, int]  # first position, int or int32 [], and number of positions
+OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number of positions; None: all positions
 Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 FEW_LAYERS = 4  # see `_is_unrolled`
 KEY_VALUES = P(BATCH, None, "tensor")  # partition of one layer's keys or values
@@ -88,7 +77,7 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of whole rows, after the rotary embedding; those of one layer have no leading axis."""
+    """Attention keys and values of whole rows, after the rotary embedding. For a single layer, arrays lack the first axis."""
 
     k: jax.Array  # [layers, b, t, k, h]
     v: jax.Array  # [layers, b, t, k, h]
@@ -96,7 +85,7 @@ class KVCache:
 
 @flax.struct.dataclass
 class Window:
-    """A window of rows, with cached keys and values for positions outside of it."""
+    """A window of consecutive positions in all rows of a batch, with cached keys and values for the other positions."""
 
     cache: KVCache
     start: Array  # int32 [], the window's first position in the row
@@ -104,9 +93,8 @@ class Window:
 
 
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
-    """Nested dict of `ParameterInfo`, same structure as the parameters (docs/method.md section 3; `x @ w` layout)."""
-    layers, width, q_width, kv_width = cfg.layers, cfg.width, cfg.width, cfg.kv_heads * cfg.head_size
-    scale = 1 / math.sqrt(width)
+    """Returns the `ParameterInfo` of all parameters, nested like them (docs/method.md section 3). Matrices are [in, out]."""
+    layers, width, kv_width, scale = cfg.layers, cfg.width, cfg.kv_heads * cfg.head_size, 1 / math.sqrt(cfg.width)
     # Residual branches start small, so that the stream's variance does not grow with depth.
     out_scale = 1 / math.sqrt(2 * layers)
 
@@ -114,13 +102,13 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
         return ParameterInfo((layers, rows, columns), ("layers", *axes), stddev)
 
     table = {
-        "embedding": ParameterInfo((cfg.vocab_size, width), ("vocab", "embed"), 1.0 if not cfg.tied_head else scale),
+        "embedding": ParameterInfo((cfg.vocab_size, width), ("vocab", "embed"), scale if cfg.tied_head else 1.0),
         "blocks": {
             "attention_norm": ParameterInfo((layers, width), ("layers", "norm"), None),
-            "query": matrix(width, q_width, ("embed", "heads"), scale),
+            "query": matrix(width, width, ("embed", "heads"), scale),
             "key": matrix(width, kv_width, ("embed", "heads"), scale),
             "value": matrix(width, kv_width, ("embed", "heads"), scale),
-            "attention_out": matrix(q_width, width, ("heads", "embed"), scale * out_scale),
+            "attention_out": matrix(width, width, ("heads", "embed"), scale * out_scale),
             "mlp_norm": ParameterInfo((layers, width), ("layers", "norm"), None),
             "gate": matrix(width, cfg.mlp_width, ("embed", "mlp"), scale),
             "up": matrix(width, cfg.mlp_width, ("embed", "mlp"), scale),
@@ -134,8 +122,8 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def init(key: jax.Array, cfg: ModelConfig) -> Params:
-    """Random parameters. Run it under `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
-    infos, treedef = jax.tree.flatten(parameter_table(cfg), is_leaf=lambda x: isinstance(x, ParameterInfo))
+    """Returns random parameters. Run it under `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
+    infos, treedef = jax.tree.flatten(parameter_table(cfg))
 
     def initialize(key, info):
         if info.stddev is None:
@@ -151,14 +139,13 @@ def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """`NamedSharding` of every parameter."""
+    """`NamedSharding` of every parameter on `mesh`."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract(cfg, mesh))
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
     """AdamW's weight-decay mask: True for matrices, False for norm scales, which are also 2-D when stacked."""
-    table = parameter_table(cfg)
-    return jax.tree.map(lambda info: info.stddev is not None, table, is_leaf=lambda x: isinstance(x, ParameterInfo))
+    return jax.tree.map(lambda info: info.stddev is not None, parameter_table(cfg))
 
 
 def forward(
@@ -166,29 +153,25 @@ def forward(
     tokens: Array,
     attention_mask: Array,
     cfg: ModelConfig,
-    out_slice: OutSlice | None = None,
+    out_slice: OutSlice = None,
     window: Window | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm, [b, t, d] in the compute dtype; `unembed` turns them into logits.
-
-    There is no causal mask, and the logits of position i predict token i (docs/method.md section 3).
+    """Returns hidden states after the final norm, [b, t, d] in the compute dtype; `unembed` turns them into logits. There is no
+    causal mask, and the logits of position i predict token i (docs/method.md section 3).
 
     Args:
-        params: see `parameter_table`.
         tokens: int32 [b, t].
         attention_mask: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
             the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]: True if
             the query (first t) may attend to the key (second t).
-        cfg: static.
-        out_slice: the positions whose hidden states are returned, all by default.
-        window: `tokens` are a window of the rows that `window.cache` holds; `attention_mask` covers whole rows, `out_slice`
-            counts from the window's start, and hidden states before `window.fresh_from` are meaningless.
-    """
+        out_slice: the positions whose hidden states are returned.
+        window: if given, `tokens` are a window of the rows that `window.cache` holds; `attention_mask` covers whole rows,
+            `out_slice` counts from the window's start, and hidden states before `window.fresh_from` are meaningless."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
 
 def prefill(
-    params: Params, tokens: Array, attention_mask: Array, cfg: ModelConfig, out_slice: OutSlice | None = None
+    params: Params, tokens: Array, attention_mask: Array, cfg: ModelConfig, out_slice: OutSlice = None
 ) -> tuple[jax.Array, KVCache]:
     """Runs `forward` over whole rows; also returns the keys and values of all positions."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, return_cache=True)
@@ -199,7 +182,7 @@ def _run_layers(
     tokens: Array,
     attention_mask: Array,
     cfg: ModelConfig,
-    out_slice: OutSlice | None,
+    out_slice: OutSlice,
     window: Window | None = None,
     return_cache: bool = False,
 ) -> tuple[jax.Array, Any]:
@@ -207,8 +190,7 @@ def _run_layers(
     if window is not None:
         positions = window.start + positions
         cfg = dataclasses.replace(cfg, attention="xla")  # the kernels need whole rows, and a window has few scores
-    rope = _rope_table(positions, cfg)
-    unrolled = _is_unrolled(cfg)
+    rope, unrolled = _rope_table(positions, cfg), _is_unrolled(cfg)
 
     def step(x, layer, out_slice=None):
         weights, cached = layer
@@ -219,10 +201,8 @@ def _run_layers(
     def with_remat(step):
         if cfg.remat == "none":
             return step
-        policy = {
-            "full": jax.checkpoint_policies.nothing_saveable,
-            "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        }[cfg.remat]
+        policies = jax.checkpoint_policies
+        policy = {"full": policies.nothing_saveable, "dots": policies.dots_with_no_batch_dims_saveable}[cfg.remat]
         return jax.checkpoint(step, policy=policy, prevent_cse=unrolled)
 
     x = embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype))
@@ -241,20 +221,18 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """Returns whether layers are unrolled, so that the last computes `out_slice` only; this saves 1/4 of an update on a CPU."""
+    """Returns whether layers are unrolled: the last layer then computes only `out_slice`, saving 1/4 of an update on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
-def _only(x: Any, out_slice: OutSlice | None, axis: int = 1) -> Any:
+def _only(x: Any, out_slice: OutSlice, axis: int = 1) -> Any:
     return x if out_slice is None else jax.lax.dynamic_slice_in_dim(x, *out_slice, axis=axis)
 
 
 def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
     """Looks up tokens, int32 [b, t], in the embedding [v, d]; returns [b, t, d] of `dtype`.
-
     On a mesh, every device looks up its columns for all rows of the axis fsdp, and then exchanges columns for rows, so that
-    only activations are sent. The partitioner alone would gather the whole table on every device.
-    """
+    only activations are sent. XLA's partitioner alone would gather the whole table on every device."""
 
     def local(table, tokens):
         tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
@@ -273,26 +251,23 @@ def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Logits in float32, [..., v], of hidden states [..., d]: operands in the compute dtype, float32 accumulation."""
+    """Returns logits, float32 [..., v], of hidden states [..., d]; operands have the compute dtype, and sums are float32."""
     return project_to_vocabulary(hidden, gathered(head_matrix(params, cfg).astype(hidden.dtype), ("embed", "vocab")))
 
 
 def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
-    """The head [d, v]; the transposed embedding if the two are tied."""
+    """Returns the head, the matrix [d, v] that makes logits; it is the transposed embedding if the two are tied."""
     return params["embedding"].T if cfg.tied_head else params["head"]
 
 
 def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    """Logits, float32 [..., v], of hidden [..., d] and head [d, v]."""
+    """Multiplies hidden states [..., d] by the head [d, v]; returns float32 logits [..., v]."""
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int | None = None) -> int:
-    """FLOPs of the matrix products in one forward pass of one row and the head, two per multiplication.
-
-    Args:
-        positions: computed positions. logits: positions with logits. attended: keys per query; by default `positions`.
-    """
+    """Returns FLOPs of the matrix products in a forward pass of one row, with the head; a multiply-add counts as two.
+    positions: computed positions. logits: positions with logits. attended: keys per query; by default `positions`."""
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
     others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
     others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the weighted sum of values
@@ -302,22 +277,16 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """RMSNorm with float32 statistics, cast back before the scale is applied, as in LLaDA (docs/method.md section 3)."""
+    """Applies RMSNorm with float32 statistics and casts back before scaling, as in LLaDA (docs/method.md section 3)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
 def _block(
-    x: jax.Array,
-    layer: Params,
-    attention_mask: Array,
-    rope: Rope,
-    cfg: ModelConfig,
-    out_slice: OutSlice | None = None,
-    window: Window | None = None,
+    x: jax.Array, layer: Params, attention_mask: Array, rope: Rope, cfg: ModelConfig, out_slice: OutSlice, window: Window | None
 ) -> tuple[jax.Array, KVCache]:
-    """Runs one layer at the positions `out_slice`; also returns its keys and values at all positions of x."""
+    """Runs one layer; returns its output at the positions `out_slice`, and its keys and values at all positions of x."""
     layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
         h = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
@@ -330,13 +299,7 @@ def _block(
 
 
 def _attention(
-    h: jax.Array,
-    layer: Params,
-    attention_mask: Array,
-    rope: Rope,
-    cfg: ModelConfig,
-    out_slice: OutSlice | None = None,
-    window: Window | None = None,
+    h: jax.Array, layer: Params, attention_mask: Array, rope: Rope, cfg: ModelConfig, out_slice: OutSlice, window: Window | None
 ) -> tuple[jax.Array, KVCache]:
     def heads(x, name, number):
         return _linear(x, layer, name).reshape(*x.shape[:2], number, cfg.head_size)
@@ -352,7 +315,7 @@ def _attention(
 
 
 def _insert(kv: KVCache, window: Window) -> KVCache:
-    """Inserts the window's keys and values from `fresh_from` on into one layer's cached ones, [b, t, k, h]."""
+    """Overwrites one layer's cached keys and values, [b, t, k, h], by the window's keys and values from `fresh_from` on."""
     fresh = (window.start + jnp.arange(kv.k.shape[1]) >= window.fresh_from)[None, :, None, None]
 
     def insert(new, old):
@@ -364,41 +327,33 @@ def _insert(kv: KVCache, window: Window) -> KVCache:
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
-    """Casts and gathers one layer's weights and adapters."""
+    """Casts one layer's weights and adapters to `dtype`, and gathers them over the mesh."""
     table = parameter_table(cfg)["blocks"]
 
     def ready(path, w):
         target, *part = (key.key for key in path if key.key != "adapters")
         axes = table[target].axes[1:]
-        if part:
-            axes = adapter_axes(*part, *axes)
-        return gathered(w.astype(dtype), axes)
+        return gathered(w.astype(dtype), adapter_axes(*part, *axes) if part else axes)
 
     return jax.tree.map_with_path(ready, layer)
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    """Computes x [b, t, i] @ w [i, o], plus the layer's adapter of that name if it has one (lora.py). Merges rows and positions
-    first, because XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
+    """Multiplies x [b, t, i] by the layer's matrix `name`, [i, o], with its adapter (lora.py) if it has one. Merges rows and
+    positions first, because XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     adapter = layer.get("adapters", {}).get(name)
     if adapter is None:
         y = rows @ layer[name]
-    else:
-        # Rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it.
-        y = _product(rows, layer[name]) + _product(rows @ adapter["a"], adapter["b"])
-        y = y.astype(x.dtype)
+    else:  # rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it
+        y = (_product(rows, layer[name]) + _product(rows @ adapter["a"], adapter["b"])).astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Product of x [m, i] and w [i, o] in float32; its gradients have x's dtype, like those of x @ w."""
+    """Multiplies x [m, i] by w [i, o] in float32; gradients have x's dtype, like those of x @ w."""
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)
-
-
-def _product_forward(x, w):
-    return _product(x, w), (x, w)
 
 
 def _product_backward(operands, gradient):
@@ -407,17 +362,17 @@ def _product_backward(operands, gradient):
     return gradient @ w.T, x.T @ gradient
 
 
-_product.defvjp(_product_forward, _product_backward)
+_product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
 
 
-def _rope_table(positions: Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """sin and cos of the rotary angles of positions, int32 [t]; float32 [t, 1, h/2]."""
+def _rope_table(positions: Array, cfg: ModelConfig) -> Rope:
+    """Returns sin and cos of the rotary angles, float32 [t, 1, h/2], for positions int32 [t]."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
     angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
     return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
 
 
 def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Half-split rotary embedding: pairs the first half of a head with its second half; computes in float32, casts back."""
+    """Applies the rotary embedding in float32 and casts back; pairs entries of a head's first half with its second half."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -2,8 +2,7 @@
 
 A Hugging Face folder has config.json and safetensors files. A model folder is this project's format: the same small files,
 and params/ with one Orbax checkpoint per parameter. Parameters are streamed: memory holds one stacked parameter and one layer's
-tensor, sharded over the mesh, and no two processes read the same bytes.
-"""
+tensor, sharded over the mesh, and no two processes read the same bytes."""
 
 import contextlib
 import functools
@@ -35,12 +34,11 @@ from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_
 from igpo_jax.weights.safetensors_files import Stored, fill_files, stored_tensors, write_headers
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
-
 Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
 
 class Layout(NamedTuple):
-    """Layout of a parameter, and of its tensors in Hugging Face's files: one, or one per layer."""
+    """Layout of a parameter, and of its tensors in Hugging Face's files: one tensor, or one per layer."""
 
     leaf: jax.ShapeDtypeStruct  # shape, dtype and sharding of the parameter
     names: list[str]
@@ -66,7 +64,7 @@ def _turn(tensor: jax.Array, transposed: bool, dtype: np.dtype) -> jax.Array:
 
 
 def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Stored]:
-    """Returns `stored_tensors`; raises ValueError if names or shapes are not the network's, or dtypes differ."""
+    """Returns `stored_tensors` of a folder. Raises ValueError if names or shapes do not match config.json, or dtypes differ."""
     stored = stored_tensors(folder)
     wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
@@ -86,7 +84,7 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
     """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes, none twice.
-    In the parameter's own sharding it would be read in thousands of pieces, and Orbax would read all of it on all hosts."""
+    With the parameter's own sharding, Orbax would read thousands of pieces, and the whole tensor on every host."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
     sharding = NamedSharding(mesh, P(next(divides, None)))
@@ -103,29 +101,27 @@ def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
     for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh).items():
         turn = functools.partial(_turn, transposed=transposed, dtype=out_dtype)
-        if path[0] != "blocks":
+        if path[0] == "blocks":
+
+            def insert(stack, tensor, layer, turn=turn):
+                return jax.lax.dynamic_update_index_in_dim(stack, turn(tensor), layer, 0)
+
+            # Layers are written in place, so that the stacked parameter never exists twice; .at[].set() would copy it on CPUs.
+            insert_layer = jax.jit(insert, donate_argnums=0, out_shardings=leaf.sharding)
+            value = jax.jit(functools.partial(jnp.zeros, leaf.shape, out_dtype), out_shardings=leaf.sharding)()
+            for layer, name in enumerate(names):
+                value = insert_layer(value, _read_tensor(stored[name], name, mesh), np.int32(layer))
+                jax.block_until_ready(value)  # else tensors of many layers would queue in memory
+        else:
             value = _read_tensor(stored[names[0]], names[0], mesh)
             if transposed or value.dtype != out_dtype or not value.sharding.is_equivalent_to(leaf.sharding, value.ndim):
                 value = jax.jit(turn, out_shardings=leaf.sharding)(value)
-            yield path, value
-            del value
-            continue
-
-        def insert(stack, tensor, layer, turn=turn):
-            return jax.lax.dynamic_update_index_in_dim(stack, turn(tensor), layer, 0)  # .at[].set() copies the stack on CPUs
-
-        # Layers are written in place, so that the stacked parameter never exists twice.
-        insert_layer = jax.jit(insert, donate_argnums=0, out_shardings=leaf.sharding)
-        stack = jax.jit(functools.partial(jnp.zeros, leaf.shape, out_dtype), out_shardings=leaf.sharding)()
-        for layer, name in enumerate(names):
-            stack = insert_layer(stack, _read_tensor(stored[name], name, mesh), np.int32(layer))
-            jax.block_until_ready(stack)  # else tensors of many layers would queue in memory
-        yield path, stack
-        del stack  # frees it before the next one is allocated
+        yield path, value
+        del value  # frees it before the next one is allocated
 
 
 def stream_model_folder(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields every parameter of a model folder, like `stream_hugging_face`."""
+    """Yields every parameter of a model folder, sharded, in `dtype` (None: as stored)."""
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
@@ -158,7 +154,7 @@ def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> Para
 
 
 def _with_progress(stream: Stream, cfg: ModelConfig, mesh: Mesh, description: str) -> Stream:
-    """Shows a bar that counts parameters, with remaining time and peak memory."""
+    """Passes a stream on, and shows a progress bar of its parameters with the remaining time and peak memory."""
     total = sum(math.prod(leaf.shape) for leaf in _leaves(cfg, mesh).values())
     with progress(total, 0, description, unit=" parameters", unit_scale=True) as bar:
         for path, value in stream:
@@ -176,8 +172,8 @@ def peak_memory() -> int:
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a Hugging Face folder to a model folder in `dtype` (float32 | bfloat16; None: as stored), which appears when
-    complete. Raises ValueError like `model_config` and `check_tensors`, or if `target` exists."""
+    """Converts a Hugging Face folder to a model folder in `dtype` (float32 | bfloat16; None: as stored). `target` appears when
+    it is complete. Raises ValueError like `model_config` and `check_tensors`, or if `target` exists."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
@@ -206,13 +202,14 @@ def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
 def write_safetensors(
     folder: pathlib.Path,
     stream: Stream,
-    values: dict[str, Any],  # of config.json, whose architecture decides the tensors' names
+    values: dict[str, Any],
     cfg: ModelConfig,
     mesh: Mesh,
     dtype: str,
-    weight_map: dict[str, str] | None = None,  # tensor -> file; None: files of at most 5 GB
+    weight_map: dict[str, str] | None = None,
 ) -> None:
-    """Writes all parameters in Hugging Face's layout, one layer's tensor in memory at a time."""
+    """Writes all parameters in Hugging Face's layout, one layer's tensor in memory at a time. values: contents of config.json,
+    which name the architecture and so decide the tensors' names. weight_map: tensor -> file; None: files of at most 5 GB."""
     layouts, out_dtype = _layouts(values, cfg, mesh), jnp.dtype(dtype)
     shapes = {name: layout.shape for layout in layouts.values() for name in layout.names}
     size = {name: math.prod(shape) * out_dtype.itemsize for name, shape in shapes.items()}
@@ -243,7 +240,7 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies all files but the weights on process 0: configuration, tokenizer, modeling code, license."""
+    """Copies all files but the weights (configuration, tokenizer, modeling code, license), on process 0 only."""
     for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
         if file.is_file() and file.suffix not in WEIGHT_FILES:
             shutil.copyfile(file, target / file.name)

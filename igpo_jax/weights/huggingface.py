@@ -1,7 +1,5 @@
 """Reads Hugging Face folders of LLaDA and iLLaDA: config.json, tensor names, checksums (docs/method.md section 3).
-
-Sources: LLaDA's released configuration and modeling code, and iLLaDA's modeling code.
-"""
+Sources: LLaDA's released configuration and modeling code, and iLLaDA's modeling code."""
 
 import hashlib
 import os
@@ -14,7 +12,6 @@ from igpo_jax.runtime.files import read_json
 from igpo_jax.tokenizers import added_tokens
 
 Path = tuple[str, ...]  # of a parameter in the nested dict
-
 ARCHITECTURES = ("LLaDAModelLM", "ILLaDAForCausalLM")
 
 # Parameter -> tensor of LLaDA, tensor of iLLaDA. Their matrices are [out, in]; this package's are [in, out].
@@ -35,53 +32,28 @@ TENSORS: dict[Path, tuple[str, str]] = {
 
 # Field of `ModelConfig` -> key of LLaDA's config.json, key of iLLaDA's.
 SIZES = {
-    "width": ("d_model", "hidden_size"),
-    "layers": ("n_layers", "num_hidden_layers"),
-    "heads": ("n_heads", "num_attention_heads"),
-    "kv_heads": ("n_kv_heads", "num_key_value_heads"),
+    "width": ("d_model", "hidden_size"), "layers": ("n_layers", "num_hidden_layers"),
+    "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
     "mlp_width": ("mlp_hidden_size", "intermediate_size"),
-}
-
+}  # fmt: skip
 # Keys of config.json that change the computation -> supported values.
 LLADA_FIXED = {
-    "activation_type": ("silu",),
-    "alibi": (False,),
-    "attention_dropout": (0,),
-    "attention_layer_norm": (False,),
-    "bias_for_layer_norm": (False, None),
-    "block_group_size": (1,),
-    "block_type": ("llama",),
-    "embedding_dropout": (0,),
-    "include_bias": (False,),
-    "include_qkv_bias": (False, None),
-    "input_emb_norm": (False,),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "multi_query_attention": (None, False),
-    "quantization_config": (None,),
-    "residual_dropout": (0,),
-    "rope": (True,),
-    "rope_full_precision": (True,),
-    "rope_scaling": (None,),
+    "activation_type": ("silu",), "alibi": (False,), "attention_dropout": (0,), "attention_layer_norm": (False,),
+    "bias_for_layer_norm": (False, None), "block_group_size": (1,), "block_type": ("llama",), "embedding_dropout": (0,),
+    "include_bias": (False,), "include_qkv_bias": (False, None), "input_emb_norm": (False,), "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,), "multi_query_attention": (None, False), "quantization_config": (None,),
+    "residual_dropout": (0,), "rope": (True,), "rope_full_precision": (True,), "rope_scaling": (None,),
     "scale_logits": (False,),
-}
+}  # fmt: skip
 ILLADA_FIXED = {
-    "attention_bias": (False,),
-    "attention_dropout": (0,),
-    "embd_pdrop": (0,),
-    "hidden_act": ("silu",),
-    "layer_norm_eps": (None,),
-    "mlp_bias": (False,),
-    "quantization_config": (None,),
-    "resid_pdrop": (0,),
-    "rope_scaling": (None, {}, {"rope_type": "default"}, {"type": "default"}),
-    "sliding_window": (None,),
-}
+    "attention_bias": (False,), "attention_dropout": (0,), "embd_pdrop": (0,), "hidden_act": ("silu",),
+    "layer_norm_eps": (None,), "mlp_bias": (False,), "quantization_config": (None,), "resid_pdrop": (0,),
+    "rope_scaling": (None, {}, {"rope_type": "default"}, {"type": "default"}), "sliding_window": (None,),
+}  # fmt: skip
 
 INDEX = "model.safetensors.index.json"
 MAX_SIZE = 2**31 - 1  # XLA indexes an axis with 32 bits
 MAX_LAYERS = 10_000  # bounds the list of tensor names
-
 # Release -> file -> hash, for revisions 0f2787f2d87eac5eed8a087d5ecd24277e6255b2 (Base),
 # 08b83a6feb34df1a6011b80c3c00c7563e963b07 (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only files whose
 # hashes are certain.
@@ -103,11 +75,9 @@ def _architecture(values: dict[str, Any]) -> int:
 
 
 def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
-    """Returns the network of a Hugging Face config.json.
-
-    `mask_id` is used if `values` has no mask_token_id, as in iLLaDA; `numerics` are param_dtype, compute_dtype, remat and
-    eot_id. Raises ValueError if a key is missing, or selects a computation other than LLaDA's.
-    """
+    """Returns the network that a Hugging Face config.json describes. `mask_id` is used if the file has no mask_token_id, as in
+    iLLaDA; `numerics` are param_dtype, compute_dtype, remat and eot_id.
+    Raises ValueError if a key is missing, or selects a computation other than LLaDA's."""
     architecture = _architecture(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
     if ARCHITECTURES[architecture] == "LLaDAModelLM":
@@ -131,16 +101,8 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     for key, value in (("mask_token_id", mask_id), ("eos_token_id", eos_id)):
         if value >= vocab_size:
             raise ValueError(f"config.json: {key}={value} is not below vocab_size={vocab_size}")
-    return ModelConfig(
-        vocab_size=vocab_size,
-        mask_id=mask_id,
-        eos_id=eos_id,
-        rope_theta=_positive(values, "rope_theta"),
-        norm_epsilon=_positive(values, "rms_norm_eps"),
-        tied_head=tied,
-        **sizes,
-        **numerics,
-    )
+    sizes |= {"rope_theta": _positive(values, "rope_theta"), "norm_epsilon": _positive(values, "rms_norm_eps")}
+    return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +115,7 @@ def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
         values["mlp_hidden_size"] = ratio * width
     embeddings, vocab_size = values.get("embedding_size"), values.get("vocab_size")
     if embeddings not in (None, vocab_size):
-        raise ValueError(f"config.json: embedding_size={embeddings} differs from vocab_size={vocab_size}")
+        raise ValueError(f"config.json: embedding_size={embeddings!r} differs from vocab_size={vocab_size!r}")
     return values
 
 
@@ -181,42 +143,29 @@ def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
     return fixed | {
         "architectures": ["LLaDAModelLM"],
         "auto_map": {
-            "AutoConfig": "configuration_llada.LLaDAConfig",
-            "AutoModel": "modeling_llada.LLaDAModelLM",
+            "AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM",
             "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
         },
         "model_type": "llada",
-        "d_model": cfg.width,
-        "n_layers": cfg.layers,
-        "n_heads": cfg.heads,
-        "n_kv_heads": cfg.kv_heads,
-        "mlp_hidden_size": cfg.mlp_width,
-        "vocab_size": cfg.vocab_size,
-        "embedding_size": cfg.vocab_size,
-        "max_sequence_length": max_length,
-        "mask_token_id": cfg.mask_id,
-        "eos_token_id": cfg.eos_id,
-        "pad_token_id": cfg.eos_id,
-        "rope_theta": cfg.rope_theta,
-        "rms_norm_eps": cfg.norm_epsilon,
-        "weight_tying": cfg.tied_head,
-    }
+        **{key: getattr(cfg, field) for field, (key, _) in SIZES.items()},
+        "vocab_size": cfg.vocab_size, "embedding_size": cfg.vocab_size, "max_sequence_length": max_length,
+        "mask_token_id": cfg.mask_id, "eos_token_id": cfg.eos_id, "pad_token_id": cfg.eos_id,
+        "rope_theta": cfg.rope_theta, "rms_norm_eps": cfg.norm_epsilon, "weight_tying": cfg.tied_head,
+    }  # fmt: skip
 
 
 def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[str]]:
-    """Returns the names of each parameter's tensors: one, or one per layer."""
+    """Returns the names of every parameter's tensors: one tensor, or one per layer."""
     architecture = _architecture(values)
-    templates = {path: f"{names[architecture]}.weight" for path, names in TENSORS.items()}
-    if cfg.tied_head:
-        templates.pop(("head",))
     return {
-        path: [template.format(layer) for layer in range(cfg.layers)] if path[0] == "blocks" else [template]
-        for path, template in templates.items()
+        path: [f"{names[architecture]}.weight".format(layer) for layer in range(cfg.layers if path[0] == "blocks" else 1)]
+        for path, names in TENSORS.items()
+        if path != ("head",) or not cfg.tied_head
     }
 
 
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
-    """Calls `model_config` for a Hugging Face or model folder; a mask id missing in config.json is read from tokenizer.json."""
+    """Returns the network of a Hugging Face or model folder; a mask id missing in config.json is read from tokenizer.json."""
     try:
         return model_config(read_model_json(folder), mask_id=_mask_id(pathlib.Path(folder) / "tokenizer.json"), **numerics)
     except ValueError as error:
@@ -229,7 +178,7 @@ def _mask_id(tokenizer: pathlib.Path) -> int | None:
 
 
 def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
-    """Compares a folder's files with the sums of a known release; returns the names of the compared files.
+    """Compares a folder's files with the SHA-256 sums of a known release; returns the names of the compared files.
     Raises ValueError for an unknown release, or a file that differs or is missing."""
     if release not in SHA256:
         raise ValueError(f"no sums are known of {release!r}; there are those of {', '.join(SHA256)}")

@@ -20,15 +20,9 @@ ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
 # Settings that change the computation -> supported values.
 FIXED = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layers_to_transform": (None,),
-}
+    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False, None), "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []), "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "layers_to_transform": (None,),
+}  # fmt: skip
 
 
 def _tensor_name(target: str, layer: int, part: str) -> str:
@@ -36,12 +30,8 @@ def _tensor_name(target: str, layer: int, part: str) -> str:
 
 
 def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "") -> None:
-    """Writes adapters, {target: {"a": f32[n, in, r], "b": f32[n, r, out]}}, in PEFT's format.
-
-    Args:
-        folder: created if needed.
-        base_model: name or path of the base model, for PEFT's AutoPeftModel.
-    """
+    """Writes adapters, {target: {"a": f32[n, in, r], "b": f32[n, r, out]}}, in PEFT's format; creates `folder` if needed.
+    base_model: name or path of the base model, for PEFT's AutoPeftModel."""
     folder = pathlib.Path(folder)
     modules = "|".join(TENSORS["blocks", target][0].rpartition(".")[2] for target in adapters)
     tensors = {
@@ -51,30 +41,20 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
         for layer, matrix in enumerate(np.asarray(stack, np.float32))
     }
     config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base_model,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model,
+        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none",
         # A regular expression, because ff_out in a list would also match the language model's head.
         "target_modules": rf".*\.blocks\.\d+\.({modules})",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_rslora": False,
-        "use_dora": False,
-    }
+        "fan_in_fan_out": False, "inference_mode": True, "modules_to_save": None,
+        "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "use_dora": False,
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     atomic_write(folder / ADAPTER_CONFIG, json.dumps(config, indent=2))
 
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
-    """Reads adapters that PEFT or `export_peft` wrote, as host arrays, f32; ignores dropout, which affects training only.
+    """Reads adapters that PEFT or `export_peft` wrote, as float32 host arrays; ignores dropout, which affects training only.
     Raises ValueError for an unsupported setting, or a tensor that is missing, unexpected or mis-shaped."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
@@ -83,11 +63,9 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
             raise ValueError(f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is")
     rank: Any = config.get("r")
     alpha: Any = config.get("lora_alpha")
-    numbers = type(rank) is int and type(alpha) in (int, float)
-    if not numbers or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
-        raise ValueError(
-            f"{folder / ADAPTER_CONFIG}: r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive"
-        )
+    if type(rank) is not int or type(alpha) not in (int, float) or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
+        wanted = f"r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive"
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: {wanted}")
     if config.get("use_rslora"):
         alpha = alpha * math.sqrt(rank)  # rsLoRA divides alpha by the root of the rank
     tensors = _read_tensors(folder / ADAPTER_FILE)
@@ -95,9 +73,8 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
     if not targets:
         raise ValueError(f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
     lora = LoraConfig(rank, float(alpha), targets)
-    adapters: Params = {}
+    adapters: Params = {target: {} for target in targets}
     for target, infos in adapter_table(cfg, lora).items():
-        adapters[target] = {}
         for part, info in infos.items():
             shape, layers = info.shape[:0:-1], []
             for layer in range(cfg.layers):

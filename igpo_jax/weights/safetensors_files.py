@@ -1,7 +1,5 @@
 """Reads headers of safetensors files strictly, and writes such files in place: 8 bytes of length, a JSON header, then data.
-
-Orbax reads the values (folders.py) and trusts the headers, so they are checked here.
-"""
+Orbax reads the values (folders.py) and trusts the headers, so they are checked here."""
 
 import json
 import math
@@ -48,7 +46,6 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
         raise ValueError(f"{folder / file} is missing" + (f"; {INDEX} names it" if weight_map else ""))
     for file in sorted(present - expected):
         raise ValueError(f"{folder / file} is not named by {INDEX if weight_map else 'anything; there is no ' + INDEX}")
-
     tensors: dict[str, Stored] = {}
     for file in sorted(expected):
         for name, stored in _read_header(folder / file).items():
@@ -83,7 +80,7 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         fail("the header is not a JSON object")
     header.pop("__metadata__", None)
     tensors: dict[str, Stored] = {}
-    data = 8 + length
+    end = data = 8 + length
     for name, entry in header.items():
         if not name.isprintable():
             fail(f"{name!r} is no name of a tensor")
@@ -99,7 +96,6 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
             fail(f"tensor {name}: {entry['dtype']} {shape} does not fill bytes {offsets[0]} to {offsets[1]}")
         tensors[name] = Stored(file, dtype, tuple(shape), data + offsets[0], data + offsets[1])
-    end = data
     for name, stored in sorted(tensors.items(), key=lambda item: item[1].begin):
         if stored.begin != end:
             fail(f"tensor {name} begins at byte {stored.begin}, the one before it ends at {end}")
@@ -110,7 +106,7 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
 
 
 def fill_files(size: dict[str, int]) -> dict[str, str]:
-    """Distributes tensors, given their bytes, in order over files of at most `MAX_FILE_BYTES`; returns tensor -> file."""
+    """Distributes tensors in order over files of at most `MAX_FILE_BYTES`. size: tensor -> bytes. Returns tensor -> file."""
     numbers: dict[str, int] = {}
     number, filled = 1, 0
     for name, bytes_ in size.items():
@@ -125,19 +121,18 @@ def fill_files(size: dict[str, int]) -> dict[str, str]:
 def write_headers(
     folder: pathlib.Path, weight_map: dict[str, str], shapes: dict[str, tuple[int, ...]], dtype: np.dtype
 ) -> dict[str, tuple[pathlib.Path, int]]:
-    """Creates every file at full size with its header; returns (file, first byte) of each tensor."""
+    """Creates every safetensors file at full size with its header; returns (file, first byte) of each tensor."""
     place = {}
     for file in sorted(set(weight_map.values())):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {}
         end = 0
         for name in sorted(name for name in shapes if weight_map[name] == file):
             begin, end = end, end + math.prod(shapes[name]) * dtype.itemsize
             header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shapes[name], "data_offsets": [begin, end]}
-        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)  # aligns the data for programs that map the file into memory
         with (folder / file).open("wb") as opened:
             opened.write(len(encoded).to_bytes(8, "little") + encoded)
             opened.truncate(8 + len(encoded) + end)
-        del header["__metadata__"]
         place |= {name: (folder / file, 8 + len(encoded) + entry["data_offsets"][0]) for name, entry in header.items()}
     return place

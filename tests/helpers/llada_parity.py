@@ -235,11 +235,11 @@ def internals(params, tokens, cfg):
     for name, ours in (("q", "query"), ("k", "key"), ("v", "value")):
         found[f"{name}_proj"] = linear(h, name=ours)
     found["q_rope"], found["k_rope"] = rotated(found["q_proj"]), rotated(found["k_proj"])
-    found["attn_out"] = transformer._attention(h, layer, attention_mask, rope, cfg)[0]
+    found["attn_out"] = transformer._attention(h, layer, attention_mask, rope, cfg, None, None)[0]
     h = found["ff_norm"] = rms_norm(x + found["attn_out"], layer["mlp_norm"], cfg.norm_epsilon)
     found["ff_proj"], found["up_proj"] = linear(h, name="gate"), linear(h, name="up")
     found["ff_out"] = linear(jax.nn.silu(found["ff_proj"]) * found["up_proj"], name="down")
-    found["out"] = transformer._block(x, layer, attention_mask=attention_mask, rope=rope, cfg=cfg)[0]
+    found["out"] = transformer._block(x, layer, attention_mask, rope, cfg, None, None)[0]
     return found
 
 
@@ -251,7 +251,7 @@ def hidden_of(params, tokens, cfg):
     states = [x]
     for layer in range(cfg.layers - 1):
         weights = jax.tree.map(lambda w, layer=layer: w[layer], params["blocks"])
-        states.append(transformer._block(states[-1], weights, attention_mask=attention_mask, rope=rope, cfg=cfg)[0])
+        states.append(transformer._block(states[-1], weights, attention_mask, rope, cfg, None, None)[0])
     return jnp.stack([*states, forward(params, tokens, attention_mask, cfg)])
 
 

@@ -230,6 +230,7 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(damage, message, tmp_
     ({"rope_theta": -1}, "rope_theta must be a positive number"),
     ({"rms_norm_eps": None}, "rms_norm_eps must be a positive number"),
     ({"embedding_size": 64}, "embedding_size=64 differs from vocab_size=32"),
+    ({"embedding_size": 64, "vocab_size": "a\nb"}, r"embedding_size=64 differs from vocab_size='a\\nb'"),
     ({"mask_token_id": 32}, "mask_token_id=32 is not below vocab_size=32"),
     ({"mask_token_id": None}, "no mask_token_id"),
     ({"eos_token_id": 99}, "eos_token_id=99 is not below"),
