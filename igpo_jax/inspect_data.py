@@ -1,9 +1,8 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
-Prints the data that a run would read: for each file, the number of problems kept and the reasons for dropping others;
-lengths in tokens; the number of problems that fit; and a few problems as the model sees them, with the parts of the
-solution that no hint shows in [[double brackets]]. Reads no weights.
-"""
+Prints the data that a run would read: for each file, the number of problems kept and the reasons for dropping others; lengths
+in tokens; the number of problems that fit; and a few problems as the model sees them, with the parts of the solution that no
+hint shows in [[double brackets]]. Reads no weights."""
 
 import pathlib
 import sys
@@ -14,9 +13,8 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from igpo_jax import config as configuration
 from igpo_jax.cli import parse_flags
-from igpo_jax.config import Config
+from igpo_jax.config import Config, parse
 from igpo_jax.data.pipeline import encode_question
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
@@ -25,25 +23,20 @@ from igpo_jax.tokenizers import Tokenizer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
 SAMPLES = flags.DEFINE_integer("samples", 5, "How many problems of each split are shown.", lower_bound=0)
-
 BARS = 12  # of a histogram
 WIDTH = 40  # characters of its longest bar
 
 
 def main(_):
     try:
-        for line in inspect(configuration.parse(CONFIG.value), SAMPLES.value):
+        for line in inspect(parse(CONFIG.value), SAMPLES.value):
             print(line, flush=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
 
 def inspect(config: Config, samples: int) -> Iterator[str]:
-    """Yields the lines of the report.
-
-    Raises:
-        ValueError: the data is invalid.
-    """
+    """Yields the lines of the report. Raises ValueError if the data is invalid."""
     task = load_task(config.task.name)
     problems = load_run_problems(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +49,10 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
                 yield from (f"  {count}" for count in task.load_counted(config.task, split)[1])
             yield from _lengths(split, rows, tokenizer, config)
             yield ""
-    yield from _shared_questions(problems)
+    tested = {problem.question for problem in problems["test"]}
+    for split in sorted(problems.keys() - {"test"}):
+        shared = len(tested & {problem.question for problem in problems[split]})
+        yield f"questions of the test split that are in {split}, too: {shared} of {len(tested)}"
     for split, rows in problems.items():
         for number in np.sort(np.random.default_rng(config.seed).permutation(len(rows))[:samples]):
             yield from _sample(split, rows[number])
@@ -68,7 +64,7 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
     fits = prompts <= longest
     yield from _histogram("prompt tokens", prompts, longest)
     if split != "test":
-        solutions = [problem.demonstration if split == "sft" else problem.trace for problem in problems]
+        solutions = (problem.demonstration if split == "sft" else problem.trace for problem in problems)
         tokens = np.array([len(tokenizer.encode(solution)) for solution in solutions])
         yield from _histogram("solution tokens", tokens, length)
         if split == "sft":
@@ -92,33 +88,17 @@ def _histogram(name: str, lengths: np.ndarray, limit: int) -> Iterator[str]:
         yield f"    {label:>14} {count:>7} {'#' * round(WIDTH * count / counts.max())}".rstrip()
 
 
-def _shared_questions(problems: dict[str, list[Problem]]) -> Iterator[str]:
-    tested = {problem.question for problem in problems["test"]}
-    for split in sorted(problems.keys() - {"test"}):
-        shared = len(tested & {problem.question for problem in problems[split]})
-        yield f"questions of the test split that are in {split}, too: {shared} of {len(tested)}"
-
-
 def _sample(split: str, problem: Problem) -> Iterator[str]:
-    yield f"\n--- {split}: {problem.id}"
-    yield problem.question
-    text = problem.demonstration if split == "sft" else problem.trace
+    yield f"\n--- {split}: {problem.id}\n{problem.question}"
+    title, text = ("demonstration", problem.demonstration) if split == "sft" else ("solution", problem.trace)
     if text:
-        yield f"--- {'demonstration' if split == 'sft' else 'solution'}"
-        yield _bracketed(text, problem.answer_spans) if text == problem.trace else text
+        spans = sorted(problem.answer_spans, reverse=True) if text == problem.trace else []
+        for begin, end in spans:
+            text = f"{text[:begin]}[[{text[begin:end]}]]{text[end:]}"
+        yield f"--- {title}\n{text}"
     yield f"--- answer: {problem.answer}"
 
 
-def _bracketed(text: str, spans: tuple[tuple[int, int], ...]) -> str:
-    for begin, end in sorted(spans, reverse=True):
-        text = f"{text[:begin]}[[{text[begin:end]}]]{text[end:]}"
-    return text
-
-
-def run() -> None:
+if __name__ == "__main__":
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)
-
-
-if __name__ == "__main__":
-    run()

@@ -1,8 +1,7 @@
 """Builds token arrays from problems, and batches from arrays with Grain.
 
-Batch i depends only on (data, seed, i), is the same for any number of hosts, and every epoch has its own order. Resuming
-needs only the step number.
-"""
+Batch i depends only on (data, seed, i) and is the same for any number of hosts; every epoch has its own order. Resuming needs
+only the step number."""
 
 import logging
 import math
@@ -20,6 +19,8 @@ from igpo_jax.tokenizers import Tokenizer, encode_chat
 
 log = logging.getLogger(__name__)
 
+Arrays = TypeVar("Arrays", bound=Any)  # a bundle with prompts: tokens and prompt_mask
+
 
 class PromptBatch(flax.struct.PyTreeNode):
     """Prompts, and the traces that hints are cut from."""
@@ -28,7 +29,7 @@ class PromptBatch(flax.struct.PyTreeNode):
     tokens: np.ndarray  # i32[n, p], padded on the left
     prompt_mask: np.ndarray  # bool[n, p], False on padding
     trace: np.ndarray  # i32[n, l], padded with EOS
-    trace_length: np.ndarray  # i32[n], tokens that chunks are cut from
+    trace_length: np.ndarray  # i32[n], number of leading tokens that hints are cut from
     hintable: np.ndarray  # bool[n, l], False on tokens that touch an answer span
 
 
@@ -36,9 +37,6 @@ class SFTBatch(flax.struct.PyTreeNode):
     tokens: np.ndarray  # i32[n, p], padded on the left
     prompt_mask: np.ndarray  # bool[n, p], False on padding
     completion: np.ndarray  # i32[n, l], padded with EOS
-
-
-Arrays = TypeVar("Arrays", bound=Any)  # a bundle with prompts: tokens and prompt_mask
 
 
 def prompt_arrays(
@@ -72,21 +70,20 @@ def prompt_arrays(
         last_answer = max((first for first, _ in spans), default=math.inf)
         trace_length[row] = sum(end <= last_answer for _, end in offsets)
     kept = [problems[i] for i in keep]
-    numbers = _problem_numbers([problem.id for problem in kept])
-    return kept, PromptBatch(numbers, tokens, prompt_mask, trace, trace_length, hintable)
+    return kept, PromptBatch(_problem_numbers(kept), tokens, prompt_mask, trace, trace_length, hintable)
 
 
-def _problem_numbers(ids: Sequence[str]) -> np.ndarray:
+def _problem_numbers(problems: Sequence[Problem]) -> np.ndarray:
     """Returns a distinct number for each problem, u32[n]: the CRC-32 of its id, or the next free number.
     Raises ValueError if two problems have the same id."""
     owner: dict[int, str] = {}
-    for name in ids:
-        number = zlib.crc32(name.encode())
+    for problem in problems:
+        number = zlib.crc32(problem.id.encode())
         while number in owner:  # unique, because rewards look up their problem by number
-            if owner[number] == name:
-                raise ValueError(f"two problems have the id {name!r}; rename one")
+            if owner[number] == problem.id:
+                raise ValueError(f"two problems have the id {problem.id!r}; rename one")
             number = (number + 1) % 2**32
-        owner[number] = name
+        owner[number] = problem.id
     return np.array(list(owner), np.uint32)
 
 
@@ -99,7 +96,7 @@ def sft_arrays(
     completion_length: int,
     overflow: str,
 ) -> SFTBatch:
-    """Returns arrays of the problems whose prompt and demonstration fit, one row each; see `prompt_arrays`."""
+    """Returns arrays of the problems whose prompt and demonstration fit, one row each; arguments as in `prompt_arrays`."""
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
@@ -110,11 +107,9 @@ def sft_arrays(
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:
-    """Returns an endless random-access sequence whose item i is the batch of step i, cut to the smallest bucket that fits.
-
-    Rows that do not fill an epoch's last batch are left out of that epoch, so no batch holds a problem twice. Raises
-    ValueError if there are fewer rows than `batch_size`.
-    """
+    """Returns an endless random-access sequence whose item i is the batch of step i, see `cut_to_bucket`.
+    Rows that do not fill an epoch's last batch are left out of that epoch, so no batch holds a problem twice.
+    Raises ValueError if there are fewer rows than `batch_size`."""
     rows = len(arrays.tokens)
     if rows < batch_size:
         raise ValueError(f"{rows} problems do not fill a batch of {batch_size}")
@@ -128,7 +123,7 @@ def take_rows(arrays, index: np.ndarray):
 
 
 def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
-    """Cuts prompts to the smallest of `buckets` that holds the longest of them."""
+    """Cuts the padding of prompts to the smallest length of `buckets` that holds the longest prompt."""
     longest = arrays.prompt_mask.sum(axis=1).max()
     length = next(size for size in buckets if size >= longest)
     return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])
@@ -138,11 +133,12 @@ def _fitting(
     problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
 ) -> list[int]:
     """Returns indices of the problems that fit, given (prompt, completion) lengths in tokens, and logs the others.
-    Raises ValueError if none fits, or overflow is "error" and one does not, and names the keys to change."""
-    keep = [i for i, (p, c) in enumerate(lengths) if p <= prompt_length and c <= completion_length]
-    if len(keep) == len(problems):
+    Raises ValueError if none fits, or if one does not and overflow is "error"; the message names the keys to change."""
+    fits = [p <= prompt_length and c <= completion_length for p, c in lengths]
+    keep = [index for index, fit in enumerate(fits) if fit]
+    if all(fits):
         return keep
-    first = min(set(range(len(problems))) - set(keep))
+    first = fits.index(False)
     message = (
         f"{len(problems) - len(keep)} of {len(problems)} problems do not fit; the first is {problems[first].id!r} with "
         f"{lengths[first][0]} prompt tokens (at most {prompt_length}, data.prompt_buckets) and {lengths[first][1]} "
@@ -157,15 +153,13 @@ def _fitting(
 
 
 def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[int]:
-    if chat:
-        return encode_chat(tokenizer, [{"role": "user", "content": problem.question}])
-    return tokenizer.encode(problem.question)
+    message = {"role": "user", "content": problem.question}
+    return encode_chat(tokenizer, [message]) if chat else tokenizer.encode(problem.question)
 
 
 def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads token lists on the left: tokens i32[n, length], and a mask bool[n, length], False on padding."""
     tokens, prompt_mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
-        if ids:
-            tokens[row, -len(ids) :], prompt_mask[row, -len(ids) :] = ids, True
+        tokens[row, length - len(ids) :], prompt_mask[row, length - len(ids) :] = ids, True
     return tokens, prompt_mask

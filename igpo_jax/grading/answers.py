@@ -1,11 +1,11 @@
 """Finds the final answer of a completion, and decides whether two answers are equal.
 
 `equal` decides in this order: plain numbers by exact value, equal normalized texts, and math-verify for everything else.
-math-verify may be slow and its time limits fail silently in threads, so graders run in processes (tasks/reward_pool.py).
-"""
+math-verify may be slow and its time limits fail silently in threads, so graders run in processes (tasks/reward_pool.py)."""
 
 import functools
 import logging
+import math
 import re
 import time
 from fractions import Fraction
@@ -22,9 +22,42 @@ SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
 AFTER_HASHES = re.compile(r"####\s*([^#\n]+)")
 NUMBER = re.compile(r"(?:(?<![\d)])[-−])?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:/\d+)?")  # 9-5 holds 9 and 5, not -5
 UNITS = re.compile(r"\\(?:text|mathrm|textrm|mbox|textbf)\s*\{([^{}]*)\}(?:\s*\^\s*(?:\{?\d\}?|\\circ))?")
-
-
-# Finding the answer
+NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?'?(?:\s*\(\s*\w+(?:\s*,\s*\w+)*\s*\))?")
+FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac)")  # "sin x = 5" does not state x
+RELATION = re.compile(r"\\(?:neq?|neg|not|leq?|geq?|lt|gt)(?![a-zA-Z])|[<>≠≤≥]")
+CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([aApP])\.?\s*[mM]\.?)?\s*\}?")
+# Words that change the value of a number next to them, and so are not its unit.
+SCALES = set(
+    "one two three four five six seven eight nine ten hundred thousand million billion trillion dozen gross half halve third "
+    "quarter fourth fifth sixth seventh eighth ninth tenth twelfth sixteenth hundredth thousandth millionth billionth pi or "
+    "and minus negative plus not over squared cubed factorial inverse mod modulo remainder alpha beta gamma delta theta lambda "
+    "sigma phi omega log ln sin cos tan exp sqrt wrong except".split()
+)
+JOINING = {"or", "and"}
+SHORT_UNITS = set(
+    "mm cm dm km in ft yd mi mg kg lb lbs oz ml dl cl pt qt gal hr hrs min mins sec secs ms mph kph rpm hz khz am pm rad deg "
+    "usd gb mb kb sq cu pts mol kj kw kwh pa kpa th st nd rd of an".split()
+)
+UNIT_WORDS = re.compile(
+    r"(?<=[\d}])\s*(?:[a-zA-Z]{2,}\.?|\b[a-zA-Z]{1,4}\s*\^\s*\{?[23]\}?)(?:[\s/]+(?:[a-zA-Z]{2,}\.?))*(?:\s*\^\s*\{?[23]\}?)?$"
+)
+STYLED = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|boldsymbol|bm)\s*\{([^{}a-zA-Z\\]*|[eixyz])\}"
+)
+MIXED = re.compile(r"(?<![\w.,])(\d{1,99})\s+(\d{1,99})/(\d{1,99})(?![\w.,])")  # 5 1/2
+SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\s\d{3})+(?![\d.,])")  # 5 000
+# Expressions that math-verify could take seconds to evaluate
+WILD = (
+    r"\d{400,}",  # first: on so many digits in a row the other patterns take seconds
+    r"\^\s*\{?\s*[-+]?\d{5,}",  # 2^{1000000000}
+    r"\d\s*\^\s*\{[^{}]*\^",  # towers
+    r"(?<!\d)\d{4,}\s*!|!\s*!\s*!",
+    r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}",
+    r"\\(?:sum|prod|int)",
+    r"\\sqrt\s*\[\s*\d{4,}",
+    r"(?:[(\[{]\s*){30}",
+    r"(?:\\[dt]?frac\s*\{[^{}]*\}\s*\{\s*){8}",
+)
 
 
 def boxes(text: str) -> list[str]:
@@ -33,27 +66,23 @@ def boxes(text: str) -> list[str]:
 
 
 def box_spans(text: str) -> list[tuple[int, int]]:
-    """Returns the character spans of the contents that `boxes` returns."""
+    """Returns the (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...}, in order."""
     found: list[tuple[int, int]] = []
-    end = 0
-    closing = _closing_braces(text)
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*(\{)?", text):
+    closing, end = _closing_braces(text), 0
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{?", text):
         if match.start() < end:
             continue
-        if not match[1]:  # \boxed 5
-            bare = BARE.match(text, match.end())
-            if bare and text[match.end() - 1].isspace():
-                found.append((match.end(), bare.end()))
-            continue
-        close = closing.get(match.end() - 1)
-        if close is not None:
-            found.append((match.end(), close))
-            end = close
+        bare = BARE.match(text, match.end()) if text[match.end() - 1].isspace() else None  # \boxed 5
+        if bare:
+            found.append((match.end(), bare.end()))
+        elif match.end() - 1 in closing:
+            end = closing[match.end() - 1]
+            found.append((match.end(), end))
     return found
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Maps each closed opening brace to its closing one, in a single pass: completions may hold thousands of open boxes."""
+    """Maps each opening brace to the one that closes it, in one pass, because completions may hold thousands of open boxes."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for place in re.finditer(r"\\[{}\\]|[{}]", text):  # the first alternative skips escaped braces
@@ -65,11 +94,9 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """Returns the final answer of a completion, or None, by a rule.
-
+    """Returns the final answer of a completion by one of three rules, or None.
     box: the last closed \\boxed{...}. number (GSM8K): the number after the last ####, else in the last box, else in <answer>,
-    else the last one. any: the last box, else <answer>, else the number after the last ####, else the last number.
-    """
+    else the last one. any: the last box, else <answer>, else the number after the last ####, else the last number."""
     text = SPECIAL.sub(" ", text[-TAIL_CHARS:])
     boxed = boxes(text)
     box = _unwrapped(boxed[-1]) if boxed else None
@@ -95,9 +122,6 @@ def _unwrapped(content: str) -> str:
             break
         content = inner[-1]
     return content
-
-
-# Comparing answers
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -126,7 +150,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _as_numbers(wanted: str, found: str) -> bool | None:
-    """Compares exact values; None if either is not a plain number. 50% equals both 50 and 0.5."""
+    """Compares two answers by exact value; None if either is not a plain number. 50% equals both 50 and 0.5."""
     (number, percent), (other, other_percent) = _number(wanted), _number(found)
     if number is None or other is None:
         return None
@@ -135,10 +159,6 @@ def _as_numbers(wanted: str, found: str) -> bool | None:
     if percent != other_percent:
         return number.value == other.value / 100 if other_percent else number.value / 100 == other.value
     return _rounds_to(number, other) or _rounds_to(other, number)
-
-
-NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?'?(?:\s*\(\s*\w+(?:\s*,\s*\w+)*\s*\))?")
-FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac)")  # "sin x = 5" does not state x
 
 
 def _number(text: str) -> tuple[Number | None, bool]:
@@ -155,7 +175,7 @@ def _number(text: str) -> tuple[Number | None, bool]:
 
 
 def _rounds_to(decimal: Number, exact: Number) -> bool:
-    """Returns whether a decimal of six or more places rounds or truncates an infinite one: 0.0833333 and 1/12."""
+    """Returns whether a decimal of six or more places rounds or truncates an infinite one, such as 0.0833333 for 1/12."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
@@ -168,39 +188,12 @@ def _rounds_to(decimal: Number, exact: Number) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Divides out all factors 2 and 5, the factors of powers of ten."""
-    for prime in (2, 5):
-        while number % prime == 0:
-            number //= prime
-    return number
-
-
-# Words that change the value of a number next to them, and so are not its unit.
-SCALES = set(
-    "one two three four five six seven eight nine ten hundred thousand million billion trillion dozen gross half halve "
-    "third quarter fourth fifth sixth seventh eighth ninth tenth twelfth sixteenth hundredth thousandth millionth "
-    "billionth pi or and minus negative plus not over squared cubed factorial inverse mod modulo remainder alpha beta "
-    "gamma delta theta lambda sigma phi omega log ln sin cos tan exp sqrt wrong except".split()
-)
-JOINING = {"or", "and"}
-SHORT_UNITS = set(
-    "mm cm dm km in ft yd mi mg kg lb lbs oz ml dl cl pt qt gal hr hrs min mins sec secs ms mph kph rpm hz khz am pm "
-    "rad deg usd gb mb kb sq cu pts mol kj kw kwh pa kpa th st nd rd of an".split()
-)
-UNIT_WORDS = re.compile(
-    r"(?<=[\d}])\s*(?:[a-zA-Z]{2,}\.?|\b[a-zA-Z]{1,4}\s*\^\s*\{?[23]\}?)"
-    r"(?:[\s/]+(?:[a-zA-Z]{2,}\.?))*(?:\s*\^\s*\{?[23]\}?)?$"
-)
-STYLED = re.compile(
-    r"\\(?:text(?:rm|bf|it|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|boldsymbol|bm)\s*"
-    r"\{([^{}a-zA-Z\\]*|[eixyz])\}"
-)
-MIXED = re.compile(r"(?<![\w.,])(\d{1,99})\s+(\d{1,99})/(\d{1,99})(?![\w.,])")  # 5 1/2
-SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\s\d{3})+(?![\d.,])")  # 5 000
+    """Divides a positive number by all its factors 2 and 5, the prime factors of ten."""
+    return number // math.gcd(number, 10 ** number.bit_length())
 
 
 def _unstyled(text: str) -> str:
-    """Unwraps signs, digits and variables in \\text{-} or \\mathbf{7}, and \\(...\\): math-verify would drop a sign there."""
+    """Unwraps \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a sign there."""
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     for _ in range(3):
         text = STYLED.sub(r"\1", text)
@@ -256,10 +249,6 @@ def _condensed(text: str) -> str:
     return re.sub(r"(?<!\\)\s+", "", text)
 
 
-RELATION = re.compile(r"\\(?:neq?|neg|not|leq?|geq?|lt|gt)(?![a-zA-Z])|[<>≠≤≥]")
-CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:\\text\s*\{)?\s*(?:([aApP])\.?\s*[mM]\.?)?\s*\}?")
-
-
 def _seconds(clock: re.Match) -> int:
     hours, minutes, seconds, half = clock.groups()
     hours = int(hours) % 12 + 12 * (half in "pP") if half else int(hours)
@@ -267,7 +256,7 @@ def _seconds(clock: re.Match) -> int:
 
 
 def _contradict(wanted: str, found: str) -> bool:
-    """Returns whether answers differ in ways that math-verify ignores: number word, relation, base, or sign before brackets."""
+    """Returns whether two answers differ in a number word, relation, base or sign before brackets; math-verify ignores them."""
     if (_scales(UNITS.findall(wanted)) ^ _scales(UNITS.findall(found))) - JOINING:
         return True
     for number, other in ((wanted, found), (found, wanted)):
@@ -281,26 +270,12 @@ def _contradict(wanted: str, found: str) -> bool:
     return re.match(r"-\s*\(.*,", wanted) is None and re.match(r"-\s*\(.*,", found) is not None
 
 
-WILD = (
-    r"\d{400,}",  # first: on so many digits in a row the other patterns take seconds
-    r"\^\s*\{?\s*[-+]?\d{5,}",  # 2^{1000000000}
-    r"\d\s*\^\s*\{[^{}]*\^",  # towers
-    r"(?<!\d)\d{4,}\s*!|!\s*!\s*!",
-    r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}",
-    r"\\(?:sum|prod|int)",
-    r"\\sqrt\s*\[\s*\d{4,}",
-    r"(?:[(\[{]\s*){30}",
-    r"(?:\\[dt]?frac\s*\{[^{}]*\}\s*\{\s*){8}",
-)
-
-
 def _is_costly(text: str) -> bool:
-    """Returns whether math-verify could take seconds to evaluate a text."""
     return any(re.search(pattern, text) for pattern in WILD)
 
 
 def _same_parsed(wanted: list, found: list) -> bool:
-    """Compares two results of math-verify's parser: plain numbers by `_as_numbers`, all else by math-verify."""
+    """Compares two results of math-verify's parser: plain numbers by exact value, everything else by math-verify."""
     import math_verify
 
     if len(wanted) > 1 and len(found) > 1:
@@ -328,7 +303,7 @@ def _braced(text: str) -> str:
 
 
 def _in_time(function, *arguments, **options) -> Any:
-    """Calls math-verify; raises TimeoutError past its time limit, when its result is empty and no verdict."""
+    """Calls a function of math-verify; raises TimeoutError at its time limit, because its empty result is then no verdict."""
     begin = time.monotonic()
     result = function(*arguments, **options)
     if not result and time.monotonic() - begin >= MATH_VERIFY_SECONDS:

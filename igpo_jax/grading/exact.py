@@ -3,14 +3,15 @@
 expression = term (("+" | "-") term)*
 term       = factor (("*" | "/") factor)*        adjacent factors are multiplied if either is in brackets
 factor     = ("+" | "-") factor | atom ("^" factor)?
-atom       = number | mixed number | "(" expression ")" | "\\frac" part part | "\\sqrt" part
-"""
+atom       = number | mixed number | "(" expression ")" | "\\frac" part part | "\\sqrt" part"""
 
 import dataclasses
 import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+
+from igpo_jax.runtime.checks import require
 
 MAX_BITS = 4096  # in a numerator or denominator, so that towers of powers have no value
 MAX_DEPTH = 60  # of nested brackets
@@ -32,19 +33,15 @@ class Number:
 
 
 def evaluate(text: str) -> Number | None:
-    """Returns the exact value of an arithmetic expression in plain text or LaTeX; None for other texts, or without a value."""
-    if len(text) > MAX_CHARS:
-        return None
+    """Returns the exact value of an arithmetic expression in plain text or LaTeX; None if it is not one or has no value."""
     try:
+        require(len(text) <= MAX_CHARS, "the text is too long")
         parser = _Parser(_tokens(text))
         value = parser.expression()
-        return Number(value, tuple(parser.literals)) if parser.at_end() else None
-    except (_NoValue, ZeroDivisionError):
+        require(parser.peek() is None, "the expression does not end here")
+    except (ValueError, ZeroDivisionError):
         return None
-
-
-class _NoValue(Exception):
-    pass
+    return Number(value, tuple(parser.literals))
 
 
 def _tokens(text: str) -> list[str]:
@@ -55,15 +52,15 @@ def _tokens(text: str) -> list[str]:
     while text[end:].strip():
         match = TOKEN.match(text, end)
         if not match:
-            raise _NoValue
+            raise ValueError("this is no token of an expression")
         token, end = match[match.lastgroup or 0], match.end()
-        if token.isdigit() and len(token) > 1 and FRACTIONS.intersection(tokens[-1:]):
-            if len(token) > 2:
-                raise _NoValue
+        several = token.isdigit() and len(token) > 1
+        if several and FRACTIONS.intersection(tokens[-1:]):
+            require(len(token) == 2, "LaTeX reads \\frac123 as 1/2 and 3")
             tokens += token  # LaTeX reads \frac12 digit by digit: one half
-        elif token.isdigit() and len(token) > 1 and FRACTIONS.intersection(tokens[-2:-1]) and tokens[-1].isdigit():
-            raise _NoValue
         else:
+            after_numerator = several and FRACTIONS.intersection(tokens[-2:-1]) and tokens[-1].isdigit()
+            require(not after_numerator, "LaTeX reads \\frac1 23 as 1/2 and 3")
             tokens.append(token)
     return tokens
 
@@ -73,56 +70,50 @@ class _Parser:
         self._tokens, self._place, self._depth = tokens, 0, 0
         self.literals: list[str] = []
 
-    def at_end(self) -> bool:
-        return self._place == len(self._tokens)
-
     def expression(self) -> Fraction:
         value = self._term()
-        while (sign := self._peek()) in ("+", "-", "−", "–"):
+        while (sign := self.peek()) in ("+", "-", "−", "–"):
             self._place += 1
             term = self._term()
             value = _bounded(value + term if sign == "+" else value - term)
         return value
 
-    def _peek(self) -> str | None:
-        return None if self.at_end() else self._tokens[self._place]
+    def peek(self) -> str | None:
+        """Returns the next token, None at the end."""
+        return self._tokens[self._place] if self._place < len(self._tokens) else None
 
     def _take(self) -> str:
-        if self.at_end():
-            raise _NoValue
+        require(self._place < len(self._tokens), "the expression is cut off")
         self._place += 1
         return self._tokens[self._place - 1]
 
     def _term(self) -> Fraction:
         value = self._factor()
-        while (token := self._peek()) is not None:
+        while (token := self.peek()) is not None:
             if token in TIMES or token in OVER:
                 self._place += 1
                 factor = self._factor()
                 value = _bounded(value * factor if token in TIMES else value / factor)
-            elif token in "([" or self._tokens[self._place - 1] in ")]":
-                if token in "+-−–)]}^":
-                    break
+            elif (token in "([" or self._tokens[self._place - 1] in ")]") and token not in "+-−–)]}^":
                 value = _bounded(value * self._factor())
             else:
                 break
         return value
 
     def _factor(self) -> Fraction:
-        if self._peek() in ("+", "-", "−", "–"):
+        if self.peek() in ("+", "-", "−", "–"):
             negative = self._take() != "+"
             value = self._deeper(self._factor)
             return -value if negative else value
         value = self._atom()
-        if self._peek() == "^":
+        if self.peek() == "^":
             self._place += 1
             return _power(value, self._deeper(self._factor))
         return value
 
     def _deeper(self, rule: Callable[[], Fraction]) -> Fraction:
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise _NoValue
+        require(self._depth <= MAX_DEPTH, "the brackets are nested too deeply")
         value = rule()
         self._depth -= 1
         return value
@@ -132,35 +123,32 @@ class _Parser:
         if token in OPENING:
             begin = self._place
             value = self._deeper(self.expression)
-            if self._take() != OPENING[token] or (token != "{" and "," in "".join(self._tokens[begin : self._place])):
-                raise _NoValue  # (1,234) is a pair
+            require(self._take() == OPENING[token], "the brackets do not match")
+            require(token == "{" or "," not in "".join(self._tokens[begin : self._place]), "(1,234) is a pair")
             return value
         if token in FRACTIONS:
             numerator = self._deeper(self._atom)
             return _bounded(numerator / self._deeper(self._atom))
         if token == "\\sqrt":
             return _root(self._deeper(self._atom))
-        if not (token[0].isdigit() or token[0] == "."):
-            raise _NoValue
+        require(token[0].isdigit() or token[0] == ".", "a number is missing")
         value = _literal(token)
         self.literals.append(token)
-        if self._peek() in FRACTIONS and "." not in token:  # a mixed number
+        if self.peek() in FRACTIONS and "." not in token:  # a mixed number
             value += self._deeper(self._atom)
         return value
 
 
 def _literal(token: str) -> Fraction:
-    mantissa, _, exponent = token.replace("E", "e").partition("e")
-    if "," in mantissa and not THOUSANDS.fullmatch(mantissa):
-        raise _NoValue
-    if abs(int(exponent or 0)) > 400:
-        raise _NoValue
-    return Fraction(mantissa.replace(",", "").rstrip(".")) * Fraction(10) ** int(exponent or 0)
+    mantissa, _, digits = token.lower().partition("e")
+    require("," not in mantissa or THOUSANDS.fullmatch(mantissa), "the commas do not separate thousands")
+    exponent = int(digits or 0)
+    require(abs(exponent) <= 400, "the power of ten is too large")
+    return Fraction(mantissa.replace(",", "").rstrip(".")) * Fraction(10) ** exponent
 
 
 def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise _NoValue
+    require(max(value.numerator.bit_length(), value.denominator.bit_length()) <= MAX_BITS, "the number has too many digits")
     return value
 
 
@@ -168,16 +156,14 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator == 2:
         base, exponent = _root(base), exponent * 2
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if exponent.denominator != 1 or abs(exponent) * bits > MAX_BITS or (base == 0 and exponent <= 0):
-        raise _NoValue
+    require(exponent.denominator == 1 and abs(exponent) * bits <= MAX_BITS, "the power is irrational or too large")
+    require(base != 0 or exponent > 0, "this power of 0 has no value")
     return base ** int(exponent)
 
 
 def _root(value: Fraction) -> Fraction:
-    """Returns the square root if it is rational, else raises `_NoValue`."""
-    if value < 0:
-        raise _NoValue
+    """Returns the square root; raises ValueError if it is not rational."""
+    require(value >= 0, "the root of a negative number is not real")
     root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
-    if root * root != value:
-        raise _NoValue
+    require(root * root == value, "the root is irrational")
     return root

@@ -1,7 +1,6 @@
 """Rewards of the reference code (docs/method.md section 8): the first box, a textual normalizer, a format reward.
 
-Faults of the reference code are kept for comparison: 5.0 does not equal 5, nor 1,000 equal 1000.
-"""
+Faults of the reference code are kept for comparison: 5.0 does not equal 5, nor 1,000 equal 1000."""
 
 import re
 
@@ -9,8 +8,12 @@ from igpo_jax.grading.answers import boxes
 
 
 def correct(gold: str, text: str) -> bool:
-    """Returns whether the first \\boxed{...} of a completion equals the answer after normalization."""
-    return equal(first_box(text), gold)
+    """Compares the first \\boxed{...} of a completion with the answer: both normalized, or as they are if this fails."""
+    answer = first_box(text)
+    try:
+        return normalize(answer) == normalize(gold)
+    except (ValueError, IndexError):
+        return answer == gold
 
 
 def first_box(text: str) -> str:
@@ -23,16 +26,8 @@ def first_box(text: str) -> str:
     return inner[-1] if inner else found[0]
 
 
-def equal(one: str, other: str) -> bool:
-    """Compares two answers after normalization, or as they are if a normalization fails."""
-    try:
-        return normalize(one) == normalize(other)
-    except (ValueError, IndexError):
-        return one == other
-
-
 def normalize(text: str) -> str:
-    """Applies the reference code's replacements, whose order matters. Raises ValueError if the text has more than one `\\text{ ` unit."""
+    """Normalizes an answer like the reference code, in its order. Raises ValueError if there is more than one `\\text{ `."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
@@ -44,8 +39,7 @@ def normalize(text: str) -> str:
     sides = text.split("=")
     if len(sides) == 2 and len(sides[0]) <= 2:
         text = sides[1]
-    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
-    text = _braced_fractions(text)
+    text = _braced_fractions(re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", ""))
     if text == "0.5":
         return "\\frac{1}{2}"
     slash = re.fullmatch(r"(-?\d+)/(-?\d+)", text)
@@ -58,16 +52,14 @@ def _braced_fractions(text: str) -> str:
     """Adds the missing braces of \\frac12 and \\frac1{72}."""
     head, *parts = text.split("\\frac")
     for part in parts:
-        if part[:1] == "{" or len(part) < 2:
-            head += "\\frac" + part
-        elif part[1] == "{":
-            head += f"\\frac{{{part[0]}}}{part[1:]}"
-        else:
-            head += f"\\frac{{{part[0]}}}{{{part[1]}}}{part[2:]}"
+        if part[:1] != "{" and len(part) > 1:
+            denominator = part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}"
+            part = f"{{{part[0]}}}{denominator}"
+        head += f"\\frac{part}"
     return head
 
 
 def format_reward(text: str) -> float:
-    """Returns 0 to 0.75: 0.125 for each tag of the paper's format that occurs exactly once, 0.25 for a box."""
+    """Returns a reward of 0 to 0.75: 0.125 for each tag of the paper's format that occurs exactly once, 0.25 for a box."""
     tags = ("<reasoning>\n", "</reasoning>", "<answer>\n", "</answer>")
     return 0.125 * sum(text.count(tag) == 1 for tag in tags) + 0.25 * ("\\boxed{" in text)

@@ -1,13 +1,12 @@
-"""Tasks: problems, their worked solutions (traces) and rewards.
-
-A task is a module with
+"""Tasks: problems, their worked solutions (traces) and rewards. A task is a module with
 
     defaults(**values) -> dict                     the section `task` of a configuration
     load(task, split, seed) -> list[Problem]       split: sft, rl or test
     reward(problem, text, **options) -> float      1.0 if the completion `text` is right, else less
     extract_answer(text, **options) -> str | None  the answer in a completion
     REWARD_OPTIONS                                 keys of the section passed to the last two as `options`
-"""
+
+A drawn test split ignores the seed, so that runs with different seeds are comparable, and shares no question with others."""
 
 import importlib
 import types

@@ -5,12 +5,10 @@
     ~ qx tb hh=??    scribbles, which leave the answer open
 
 The supervised stage imitates a teacher who works out every short problem but scribbles on most long ones. The model can then
-solve long problems but rarely does, so almost all of its answers get no reward.
-"""
+solve long problems but rarely does, so almost all of its answers get no reward."""
 
 import itertools
 import re
-from collections.abc import Container
 
 import numpy as np
 
@@ -34,20 +32,27 @@ def defaults(**values) -> dict:
 
 def load(task, split: str, seed: int) -> list[Problem]:
     """Returns the problems of one split, drawn with (seed, split): all lengths for sft, long ones for rl and test.
-    The test split shares no question with the others and ignores the seed, so that runs with different seeds are comparable.
     Raises ValueError if a setting is out of range, or there are fewer different questions than problems."""
-    if not 2 <= task.slots <= MAX_SLOTS:
-        raise ValueError(f"task.slots={task.slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
+    slots, size, is_sft = task.slots, task[f"{split}_problems"], split == "sft"
+    if not 2 <= slots <= MAX_SLOTS:
+        raise ValueError(f"task.slots={slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
     if not 0 <= task.worked_share <= 1:
         raise ValueError(f"task.worked_share={task.worked_share} must be in [0, 1]")
-    longest = 100 * len(COINS) ** task.slots
-    _require(task, "test", longest)
-    if split == "test":
-        return _draw_distinct(task, split, np.random.default_rng(0))
-    shorter = sum(100 * len(COINS) ** additions for additions in range(task.slots // 2, task.slots))
-    _require(task, split, longest - task.test_problems + (shorter if split == "sft" else 0))
-    held_out = {problem.question for problem in load(task, "test", seed)}
-    return _draw_distinct(task, split, np.random.default_rng([seed, {"sft": 1, "rl": 2}[split]]), held_out)
+    held_out = set() if split == "test" else {problem.question for problem in load(task, "test", seed)}
+    lengths = range(slots // 2 if is_sft else slots, slots + 1)  # numbers of additions
+    distinct = sum(100 * len(COINS) ** additions for additions in lengths) - len(held_out)
+    if size > distinct:
+        raise ValueError(
+            f"task.{split}_problems={size}, but task.slots={slots} makes only {distinct} different questions for it"
+        )
+    draw = np.random.default_rng(0 if split == "test" else [seed, {"sft": 1, "rl": 2}[split]])
+    problems: dict[str, Problem] = {}
+    while len(problems) < size:
+        additions = int(draw.integers(lengths.start, lengths.stop)) if is_sft else slots
+        problem = _problem(draw, additions, slots, task.worked_share if is_sft else 1.0)
+        if problem.question not in held_out:
+            problems[problem.question] = problem
+    return list(problems.values())
 
 
 def extract_answer(text: str) -> str | None:
@@ -60,41 +65,13 @@ def reward(problem: Problem, text: str) -> float:
     return float(extract_answer(text) == problem.answer)
 
 
-def _require(task, split: str, distinct: int) -> None:
-    size = task[f"{split}_problems"]
-    if size > distinct:
-        raise ValueError(
-            f"task.{split}_problems={size}, but task.slots={task.slots} makes only {distinct} different questions for it"
-        )
-
-
-def _draw_distinct(task, split: str, draw: np.random.Generator, held_out: Container[str] = ()) -> list[Problem]:
-    problems: dict[str, Problem] = {}  # by question
-    worked_share = task.worked_share if split == "sft" else 1.0
-    while len(problems) < task[f"{split}_problems"]:
-        additions = int(draw.integers(task.slots // 2, task.slots + 1)) if split == "sft" else task.slots
-        problem = _problem(draw, additions, task.slots, worked_share)
-        if problem.question not in held_out:
-            problems[problem.question] = problem
-    return list(problems.values())
-
-
 def _problem(draw: np.random.Generator, additions: int, slots: int, worked_share: float) -> Problem:
     start, terms = int(draw.integers(100)), [COINS[coin] for coin in draw.integers(len(COINS), size=additions)]
-    totals = [total % 100 for total in itertools.accumulate(terms, initial=start)][1:]
+    totals = [f"{total % 100:02d}" for total in itertools.accumulate(terms, initial=start)][1:]
     question = f"{start:02d}" + "".join(f"+{term:02d}" for term in terms) + "..." * (slots - additions) + "="
-    trace = "#" + "".join(f" {total:02d}" for total in totals) + f"={totals[-1]:02d}"
-    return Problem(
-        id=question,
-        question=question,
-        answer=f"{totals[-1]:02d}",
-        trace=trace,
-        # The last running total also states the answer.
-        answer_spans=((len(trace) - len(" 00=00"), len(trace)),),
-        demonstration=_scribbles(draw, additions) if additions == slots and draw.random() >= worked_share else trace,
-    )
-
-
-def _scribbles(draw: np.random.Generator, additions: int) -> str:
-    words = "".join(f" {LETTERS[first]}{LETTERS[second]}" for first, second in draw.integers(len(LETTERS), size=(additions, 2)))
-    return f"~{words}=??"
+    trace = demonstration = f"# {' '.join(totals)}={totals[-1]}"
+    if additions == slots and draw.random() >= worked_share:
+        letters = draw.integers(len(LETTERS), size=(additions, 2))
+        demonstration = f"~ {' '.join(LETTERS[first] + LETTERS[second] for first, second in letters)}=??"
+    last = len(trace) - len(" 00=00")  # the last running total also states the answer
+    return Problem(question, question, totals[-1], trace, ((last, len(trace)),), demonstration)

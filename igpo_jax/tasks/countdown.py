@@ -1,8 +1,7 @@
-"""Countdown: combine three numbers, each once, with + - * / to reach a target. Prompt and rewards follow d1.
+"""Countdown: combine three numbers, each once, with + - * / to reach a target. Prompt and rewards follow d1 (arXiv 2504.12216).
 
-The test split is a JSON Lines file (numbers, target) or drawn. A trace computes the target step by step; its last line is the
-expression, the answer.
-"""
+The test split is a JSON Lines file (numbers, target) or drawn. A trace computes the target step by step and ends with the
+answer, the whole expression."""
 
 import functools
 import random
@@ -35,9 +34,8 @@ def reward(problem: Problem, text: str) -> float:
         return 0.0
     numbers, target = problem.answer.split(" -> ")
     found = evaluate(expression.replace("x", "*").split("=")[0])
-    if found is None or sorted(found.literals) != sorted(numbers.split()):
-        return PARTIAL
-    return 1.0 if found.value == int(target) else PARTIAL
+    right = found is not None and sorted(found.literals) == sorted(numbers.split()) and found.value == int(target)
+    return 1.0 if right else PARTIAL
 
 
 def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
@@ -65,16 +63,10 @@ def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:
 
 
 def _problem(name: str, numbers: list[int], target: int, expression: str, steps: str) -> Problem:
-    listed = ", ".join(map(str, numbers))
+    question = PROMPT.replace("{numbers}", ", ".join(map(str, numbers))).replace("{target}", str(target))
+    answer = f"{' '.join(map(str, numbers))} -> {target}"
     trace = f"{steps}\\boxed{{{expression}}}" if expression else ""
-    return Problem(
-        id=name,
-        question=PROMPT.replace("{numbers}", listed).replace("{target}", str(target)),
-        answer=f"{' '.join(map(str, numbers))} -> {target}",
-        trace=trace,
-        answer_spans=((len(steps), len(trace)),) if trace else (),
-        demonstration=trace,
-    )
+    return Problem(name, question, answer, trace, ((len(steps), len(trace)),) if trace else (), demonstration=trace)
 
 
 load = functools.partial(load_puzzles, read=_read, drawn=_drawn)

@@ -6,9 +6,7 @@ import numpy as np
 
 @flax.struct.dataclass
 class Grades:
-    """Grades of groups of completions."""
-
-    rewards: np.ndarray  # f32[n, g]
+    rewards: np.ndarray  # f32[n, g] of n groups of g completions
     correct: np.ndarray  # bool[n, g], decides whether a group is all wrong and which second attempts may be swapped in
     late: np.ndarray  # bool[n, g], no verdict in time; counts as wrong
     broken: np.ndarray  # bool[n, g], the reward function failed; counts as wrong

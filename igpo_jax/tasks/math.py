@@ -1,9 +1,7 @@
 """Mathematical problems with worked solutions, from any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1, ...
 
 The configuration holds templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that gives
-the answer away: the template's answer line, and in the solution the content of the last box or the last occurrence of the
-number.
-"""
+the answer away: the template's answer line, and the last box or last occurrence of the number in the solution."""
 
 import re
 
@@ -22,7 +20,6 @@ BOXED_DEMONSTRATION = "<reasoning>\n{solution}\n</reasoning>\n<answer>\n\\boxed{
 RELEASED_DEMONSTRATION = "<reasoning>\n{response}"
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 PLAIN_DEMONSTRATION = "{solution}\n#### {answer}"
-
 REWARD_OPTIONS = ("answer", "reference_code")
 
 
@@ -30,9 +27,7 @@ def defaults(**values) -> dict:
     """Returns the section `task` of a configuration, updated with `values`."""
     return {
         "name": "math",
-        "sft": "",  # sources, "format:path,..."; empty: those of rl
-        "rl": "",
-        "test": "",
+        **dict.fromkeys(("sft", "rl", "test"), ""),  # sources, "format:path,..."; by default sft uses those of rl
         "prompt": BOXED_PROMPT,  # template with {question}
         "demonstration": BOXED_DEMONSTRATION,  # template with {solution} and {answer}, or {response}, the file's own text
         "answer": "box",  # rule of `grading.answers.extract`
@@ -74,15 +69,9 @@ def reward(problem: Problem, text: str, answer: str = "box", reference_code: boo
 
 
 def _problem(record: Record, task) -> Problem:
-    trace, spans = demonstration(record, task.demonstration)
-    return Problem(
-        id=record.id,
-        question=task.prompt.replace("{question}", record.question),
-        answer=record.answer,
-        trace=trace if record.solution else "",
-        answer_spans=spans if record.solution else (),
-        demonstration=trace,
-    )
+    question, (text, spans) = task.prompt.replace("{question}", record.question), demonstration(record, task.demonstration)
+    trace, spans = (text, spans) if record.solution else ("", ())
+    return Problem(record.id, question, record.answer, trace, spans, demonstration=text)
 
 
 def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:

@@ -12,6 +12,8 @@ from igpo_jax.runtime.files import parse_json
 
 log = logging.getLogger(__name__)
 
+DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}  # of tasks that draw their problems
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -21,10 +23,6 @@ class Problem:
     trace: str  # the whole solution, with the answer
     answer_spans: tuple[tuple[int, int], ...]  # characters of `trace` that give the answer away, never shown as hints
     demonstration: str  # the target of supervised training; the trace, unless the task has a careless teacher
-
-
-# Default split sizes of tasks that draw their problems.
-DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}
 
 
 def problems_fingerprint(rows: Iterable[Any]) -> str:

@@ -22,11 +22,9 @@ def load_puzzles(
 ) -> list[Problem]:
     """Returns the problems of one split, drawn with (seed, split) or read from the file of the test split."""
     if split == "test" and task.test:
-        rows = read_jsonl(task.test, task.max_malformed_lines)
-        return [read(f"{task.test}, line {number}", number, row) for number, row in rows]
-    held_out: set[str] = set()
-    if split != "test":
-        held_out = {problem.id for problem in load_puzzles(task, "test", seed, read, drawn)}
+        lines = read_jsonl(task.test, task.max_malformed_lines)
+        return [read(f"{task.test}, line {number}", number, row) for number, row in lines]
+    held_out = set() if split == "test" else {problem.id for problem in load_puzzles(task, "test", seed, read, drawn)}
     draw = random.Random(f"{split} {0 if split == 'test' else seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < task[f"{split}_problems"]:

@@ -1,15 +1,13 @@
 """Computes rewards in worker processes: an answer that takes too long or crashes its worker loses only its own reward.
 
 Threads do not work: math-verify's time limits silently fail in them, and every score becomes 0. Multiprocessing's pools do not
-work either: they cannot replace one stuck worker, and starting them would import jax again.
-"""
+work either: they cannot replace one stuck worker, and starting them would import jax again."""
 
 import atexit
 import collections
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,8 +18,6 @@ from typing import Any
 
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
-
-log = logging.getLogger(__name__)
 
 OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # answers sent to a worker at a time, at most
@@ -37,23 +33,17 @@ class Verdict:
 
 def reward_pool(task, reward) -> "RewardPool":
     """Makes the pool for a configuration's sections `task` and `reward`."""
-    if reward.function:
-        return RewardPool(reward.function, {}, reward.workers, reward.deadline_seconds)
     module = load_task(task.name)
-    options = {name: task[name] for name in module.REWARD_OPTIONS}
-    return RewardPool(f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
+    options = {} if reward.function else {name: task[name] for name in module.REWARD_OPTIONS}
+    return RewardPool(reward.function or f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
 
 
 class RewardPool:
     """Calls one function, (problem, text, **options) -> float, in worker processes, which start when first needed and live
-    until `close` or the end of this process."""
+    until `close` or the end of this process. `function` is "package.module:name", importable from this process. A worker that
+    needs more than `deadline_seconds` for one answer is killed and replaced."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
-        """
-        Args:
-            function: "package.module:name", importable from this process.
-            deadline_seconds: limit for one answer; after it, the worker is killed and replaced.
-        """
         self._command = [function, json.dumps(options)]
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
@@ -61,11 +51,7 @@ class RewardPool:
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Returns a verdict for every answer, in order.
-
-        Raises:
-            ValueError: the function cannot be imported.
-        """
+        """Returns a verdict for every answer, in order. Raises ValueError if the function cannot be imported."""
         verdicts: dict[int, Verdict] = {}
         waiting, died = collections.deque(range(len(answers))), set[int]()
         size = max(1, min(JOBS, len(answers) // (2 * self._number)))
@@ -78,34 +64,28 @@ class RewardPool:
                     self._died_importing = 0
                     jobs = [waiting.popleft() for _ in range(min(size, len(waiting)))]
                     worker.hand(jobs, [answers[job] for job in jobs])
-            wait([worker.connection for worker in self._workers], self._patience())
+            since = min((worker.since for worker in self._workers if worker.jobs), default=time.monotonic())
+            patience = since + self._deadline - time.monotonic()  # seconds until the first worker is late
+            wait([worker.connection for worker in self._workers], max(0.0, min(0.5, patience)))
             for worker in list(self._workers):
                 for job, result in worker.results():
                     if isinstance(result, float):
                         verdicts[job] = Verdict(result, "ok")
                     else:  # None: the function raised TimeoutError
                         verdicts[job] = Verdict(0.0, "timeout" if result is None else "error", result or "TimeoutError")
-                if worker.overdue(self._deadline) or not worker.alive():
+                is_late = worker.jobs and time.monotonic() - worker.since > self._deadline
+                if is_late or not worker.alive():
                     self._replace(worker, verdicts, waiting, died)
         return [verdicts[job] for job in range(len(answers))]
 
-    def _patience(self) -> float:
-        """Seconds to wait: until the first worker is overdue, at most 0.5."""
-        since = [worker.since for worker in self._workers if worker.jobs]
-        return max(0.0, min(0.5, min(since, default=time.monotonic()) + self._deadline - time.monotonic()))
-
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker. Its current job fails if it is late or two workers have died of it; a single one may have been killed
-        from outside. The other jobs are queued again.
-
-        Raises:
-            ValueError: more processes died before they imported the function than there are workers.
-        """
+        """Kills a worker and queues its jobs again. Its current job fails instead if it is late or two workers have died of it;
+        a single worker may have been killed from outside. Raises ValueError if more processes died before they imported the
+        function than there are workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
-            outcome = "timeout" if worker.alive() else "error"
-            reason = f"no verdict in {self._deadline:g} s" if outcome == "timeout" else "two processes died of it"
-            verdicts[jobs.pop(0)] = Verdict(0.0, outcome, reason)
+            late = Verdict(0.0, "timeout", f"no verdict in {self._deadline:g} s")
+            verdicts[jobs.pop(0)] = late if worker.alive() else Verdict(0.0, "error", "two processes died of it")
         died.update(jobs[:1])
         waiting.extendleft(reversed(jobs))
         worker.kill()
@@ -126,7 +106,9 @@ class _Worker:
     def __init__(self, command: list[str]):
         self.connection, theirs = Pipe()
         full = [sys.executable, "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
-        self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment())
+        # Workers import from this process's sys.path, including added entries such as the current folder.
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
         theirs.close()
         self._function, self.imported = command[0], False
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
@@ -145,26 +127,19 @@ class _Worker:
         return self.imported
 
     def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it died, see `alive`
             self.connection.send(answers)
-        except OSError:  # it died, see `alive`
-            pass
         self.jobs.extend(jobs)
         self.since = time.monotonic()
 
     def results(self) -> list[tuple[int, Any]]:
         found = []
-        try:
+        with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
             while self.jobs and self.connection.poll(0):
                 found.append((self.jobs[0], self.connection.recv()))
                 self.jobs.popleft()
                 self.since = time.monotonic()
-        except (EOFError, OSError):
-            pass
         return found
-
-    def overdue(self, deadline: float) -> bool:
-        return bool(self.jobs) and time.monotonic() - self.since > deadline
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -177,9 +152,3 @@ class _Worker:
 
 def unusable(function: str, trouble: str) -> ValueError:
     return ValueError(f"the reward function {function!r} cannot be used: {trouble}")
-
-
-def _environment() -> dict[str, str]:
-    """Environment in which workers import from this process's sys.path, including added entries such as the current folder."""
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return os.environ | {"PYTHONPATH": path}

@@ -1,5 +1,6 @@
 """Worker process of reward_pool.py: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -24,19 +25,16 @@ def main(fd: str, name: str, options: str) -> None:
         return
     connection.send(None)
     keywords = json.loads(options)
-    while True:
-        try:
-            jobs = connection.recv()
-        except EOFError:
-            return
-        for problem, text in jobs:
-            try:
-                result = float(reward(problem, text, **keywords))
-            except TimeoutError:  # the function's own limit counts like the pool's
-                result = None
-            except Exception as error:  # the answer gets no reward and is counted
-                result = f"{type(error).__name__}: {error}"[:500]
-            connection.send(result)
+    with contextlib.suppress(EOFError):  # the pool closed the connection
+        while True:
+            for problem, text in connection.recv():
+                try:
+                    result = float(reward(problem, text, **keywords))
+                except TimeoutError:  # the function's own limit counts like the pool's
+                    result = None
+                except Exception as error:  # the answer gets no reward and is counted
+                    result = f"{type(error).__name__}: {error}"[:500]
+                connection.send(result)
 
 
 if __name__ == "__main__":

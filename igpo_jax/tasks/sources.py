@@ -1,8 +1,7 @@
 """Reads mathematical problems: GSM8K, MATH, AMC, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
 A source is "format:path"; commas separate several. The file's extension determines its kind: JSON Lines, a JSON array, Parquet
-(needs the extra "data"), or ArrayRecord with one JSON object per record.
-"""
+(needs the extra "data"), or ArrayRecord with one JSON object per record."""
 
 import collections
 import dataclasses
@@ -20,15 +19,16 @@ from igpo_jax.tasks.problem import read_jsonl
 log = logging.getLogger(__name__)
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
+WRITTEN = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # a number in any notation
+STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 
 Span = tuple[int, int]
+Rows = Iterator[tuple[dict[str, Any], str]]  # (row, its place for messages)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One problem of a file."""
-
     id: str
     question: str
     answer: str
@@ -54,11 +54,9 @@ class SourceCounts:
 
 
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
-    """Returns the records of all sources "format:path,format:path", in order, and counts for each source.
-
-    `fields` names id, question, answer and solution in files of the format jsonl; `max_malformed` lines of each file may be
-    skipped. Raises ValueError for an unknown format, or an unusable file (with file and line).
-    """
+    """Returns the records of all sources "format:path,format:path", in order, and counts for each source. `fields` names id,
+    question, answer and solution in files of the format jsonl; `max_malformed` lines of each file may be skipped.
+    Raises ValueError for an unknown format, or an unusable file (with file and line)."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
@@ -100,12 +98,6 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             raise ValueError(f"{count}: no problem to use")
         counts.append(count)
     return list(records.values()), counts
-
-
-# Files
-
-
-Rows = Iterator[tuple[dict[str, Any], str]]  # (row, its place for messages)
 
 
 def _rows(path: str, max_malformed: int) -> Rows:
@@ -162,16 +154,11 @@ def _array_record(file: pathlib.Path) -> Rows:
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    value = row[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+    value = str(row[name]) if type(row[name]) in (int, float) else row[name]
     if not isinstance(value, str):
         raise TypeError(f"the field {name!r} is {type(value).__name__}, not text")
     value.encode("utf-8")  # raises for an escaped lone surrogate
     return value.strip()
-
-
-WRITTEN = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
@@ -190,17 +177,13 @@ def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
 
 def _last_box(solution: str) -> tuple[Span, ...]:
     """Returns the span of the content of the last box, without surrounding spaces; () without a box or content."""
-    for begin, end in box_spans(solution)[-1:]:
-        content = solution[begin:end]
-        begin, end = begin + len(content) - len(content.lstrip()), begin + len(content.rstrip())
-        if begin < end:
-            return ((begin, end),)
-    return ()
+    contents = (STRIPPED.search(solution, *span) for span in box_spans(solution)[-1:])
+    return tuple(content.span() for content in contents if content)
 
 
-def _all(solution: str) -> tuple[Span, ...]:
-    """Returns the span of the whole solution, for solutions in which the answer is not found."""
-    return ((0, len(solution)),)
+def _spans(solution: str, answer: str = "") -> tuple[Span, ...]:
+    """Returns the span of the last box, else of the last occurrence of the answer, else of the whole solution."""
+    return _last_box(solution) or _last_occurrence(solution, answer) or ((0, len(solution)),)
 
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
@@ -211,16 +194,15 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
     if not separator:
         raise TypeError("the answer has no #### line")
     solution, answer = ANNOTATION.sub("", solution).strip(), answer.strip()
-    spans = _last_occurrence(solution, answer)
-    return Record(_id(row), question, answer, solution, spans, ANNOTATION.sub("", response))
+    response = ANNOTATION.sub("", response)
+    return Record(_id(row), question, answer, solution, _last_occurrence(solution, answer), response)
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads the fields problem, answer, and solution, which AMC lacks. The solution states the answer in its last box."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
-    spans = (_last_box(solution) or _all(solution)) if solution else ()
-    return Record(_id(row), question, answer, solution, spans, solution)
+    return Record(_id(row), question, answer, solution, _spans(solution) if solution else (), solution)
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
@@ -239,7 +221,7 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     solution = solution if marks < 0 else solution[:marks].rstrip()
     spans = _last_box(solution) or _last_occurrence(solution, answer)
     if not spans and kind.startswith("MATH"):  # the solution may write the answer in another notation
-        spans = _all(solution)
+        spans = ((0, len(solution)),)
     return Record(_id(row), question, answer, solution, spans, response)
 
 
@@ -254,16 +236,14 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
         raise Dropped("without a correct trace")
     response = min(right, key=len).strip()
     solution = re.sub(r"</?think>", "", response).strip()
-    return Record(_id(row, "uuid"), question, answer, solution, _last_box(solution) or _all(solution), response)
+    return Record(_id(row, "uuid"), question, answer, solution, _spans(solution), response)
 
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads the fields named in task.fields. The solution states the answer in its last box, else at its last occurrence."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
-    spans = _last_box(solution) or _last_occurrence(solution, answer)
-    if solution and not spans:
-        spans = _all(solution)
+    spans = _spans(solution, answer) if solution else ()
     return Record(_id(row, fields["id"]), question, answer, solution, spans, solution)
 
 
@@ -271,7 +251,6 @@ def _id(row: dict[str, Any], name: str = "id") -> str:
     return "" if row.get(name) is None else _text(row, name)
 
 
-Format = Callable[[dict[str, Any], dict[str, str]], Record]
-FORMATS: dict[str, Format] = dict(
+FORMATS: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = dict(
     gsm8k=_gsm8k, math=_math, amc=_math, minerva=_math, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
 )

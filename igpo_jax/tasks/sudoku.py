@@ -1,8 +1,7 @@
-"""4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards follow d1, but accept any valid grid.
+"""4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards follow d1 (arXiv 2504.12216), but accept any valid grid.
 
-The test split is a JSON Lines file (puzzle, solution) or drawn. A trace fills one cell per line; its end is the completed grid,
-the answer.
-"""
+The test split is a JSON Lines file (puzzle, solution) or drawn. A trace fills one cell per line and ends with the answer, the
+completed grid."""
 
 import functools
 import itertools
@@ -15,9 +14,8 @@ from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
 PROMPT = (
     "Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, "
-    "top-to-bottom, where '0' represents empty cells. Each row, each column and each 2x2 box must hold the digits 1 to 4 "
-    "once. Reason step by step, then give the completed grid as a 16-character string between <answer> and </answer>.\n\n"
-    "{puzzle}"
+    "top-to-bottom, where '0' represents empty cells. Each row, each column and each 2x2 box must hold the digits 1 to 4 once. "
+    "Reason step by step, then give the completed grid as a 16-character string between <answer> and </answer>.\n\n{puzzle}"
 )
 UNITS = [
     *([4 * r + c for c in range(4)] for r in range(4)),
@@ -43,8 +41,7 @@ def reward(problem: Problem, text: str) -> float:
         return 1.0
     grid = digits[:16].ljust(16, "0")
     empty = [cell for cell in range(16) if puzzle[cell] == "0"]
-    share = sum(grid[cell] == solution[cell] for cell in empty) / max(len(empty), 1)
-    return min(share, 0.99)
+    return min(0.99, sum(grid[cell] == solution[cell] for cell in empty) / max(len(empty), 1))
 
 
 def right(grid: str, puzzle: str) -> bool:
@@ -79,15 +76,9 @@ def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Prob
     cells = [cell for cell in range(16) if puzzle[cell] == "0"]
     draw.shuffle(cells)
     steps = "".join(f"row {cell // 4 + 1}, column {cell % 4 + 1}: {solution[cell]}\n" for cell in cells)
-    answer = f"<answer>\n{solution}\n</answer>"
-    return Problem(
-        id=name,
-        question=PROMPT.replace("{puzzle}", puzzle),
-        answer=f"{puzzle} -> {solution}",
-        trace=steps + answer,
-        answer_spans=((len(steps), len(steps) + len(answer)),),
-        demonstration=steps + answer,
-    )
+    trace = f"{steps}<answer>\n{solution}\n</answer>"
+    question, answer = PROMPT.replace("{puzzle}", puzzle), f"{puzzle} -> {solution}"
+    return Problem(name, question, answer, trace, ((len(steps), len(trace)),), demonstration=trace)
 
 
 load = functools.partial(load_puzzles, read=_read, drawn=_drawn)

@@ -8,8 +8,7 @@
     #### 18
 
 Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter problem
-but few of the longest, and leaves the answers of the others open, "#### ?".
-"""
+but few of the longest, and leaves the answers of the others open, "#### ?"."""
 
 import operator
 import pathlib
@@ -39,16 +38,11 @@ HER = {"she": "she", "She": "She", "her": "her", "Her": "Her", "sibling": "broth
 HIS = {"she": "he", "She": "He", "her": "his", "Her": "His", "sibling": "sister"}
 
 
-class Part(NamedTuple):
-    text: str  # of the question
-    steps: list[tuple[str, str, str, str]]  # operand, sign, operand, sentence of the solution
-
-
 class Family(NamedTuple):
     words: dict[str, list[str]]  # choices for the words in braces
-    openings: list[Part]
-    events: list[Part]
-    endings: list[Part]
+    openings: list[list[str]]  # text of the question, sentences of the solution with their equations
+    events: list[list[str]]
+    endings: list[list[str]]
     asides: list[str]  # sentences with a number that is not needed
 
 
@@ -58,23 +52,18 @@ class FilledPart(NamedTuple):
     total: int  # amount after this part
 
 
-def _part(text: str, *lines: str) -> Part:
-    steps = [(*EQUATION.findall(line)[0], EQUATION.sub("{equation}", line)) for line in lines]
-    return Part(text, steps)
-
-
 def _families() -> list[Family]:
     families: list[Family] = []
     for line in pathlib.Path(__file__).with_name("word_stories.txt").read_text(encoding="utf-8").splitlines():
         kind, _, text = line.partition(": ")
+        parts = text.split(" | ")
         if kind.startswith("family "):
-            families.append(Family({}, [], [], [], []))
-        elif kind.startswith("word "):
-            families[-1].words[kind.removeprefix("word ")] = text.split()
-        elif kind == "aside":
-            families[-1].asides.append(text)
+            words = dict(part.split(" = ") for part in parts)
+            families.append(Family({name: choices.split() for name, choices in words.items()}, [], [], [], []))
+        elif kind == "asides":
+            families[-1].asides.extend(parts)
         elif kind in ("opening", "event", "ending"):
-            getattr(families[-1], f"{kind}s").append(_part(*text.split(" | ")))
+            getattr(families[-1], f"{kind}s").append(parts)
     return families
 
 
@@ -93,7 +82,6 @@ def defaults(**values) -> dict:
 
 def load(task, split: str, seed: int) -> list[Problem]:
     """Returns the problems of one split, drawn with (seed, split): 2 to `steps` steps for sft, `steps` for rl and test.
-    The test split shares no question with the others and ignores the seed, so that runs with different seeds are comparable.
     Raises ValueError if a setting is out of range, or there are fewer different questions than problems."""
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:
@@ -108,16 +96,13 @@ def load(task, split: str, seed: int) -> list[Problem]:
         equations = draw.randint(2, steps) if split == "sft" else steps
         is_worked = split != "sft" or equations < steps or draw.random() < worked_share
         problem = _problem(draw, equations, distractors, is_worked)
+        repeats += 1
         if problem.question not in held_out and problem.question not in problems:
             problems[problem.question] = problem
             repeats = 0
-            continue
-        repeats += 1
         if repeats == MAX_REPEATS:
-            raise ValueError(
-                f"task.{split}_problems={size}, but with task.steps={steps} there are hardly more than {len(problems)} "
-                "different questions for it"
-            )
+            supply = f"hardly more than {len(problems)} different questions"
+            raise ValueError(f"task.{split}_problems={size}, but with task.steps={steps} there are {supply} for it")
     return list(problems.values())
 
 
@@ -133,49 +118,39 @@ def reward(problem: Problem, text: str) -> float:
 
 def _problem(draw: random.Random, equations: int, distractors: float, is_worked: bool) -> Problem:
     family = draw.choice(FAMILIES)
-    # A woman and a man, so that pronouns are unambiguous.
-    (name, friend), pronouns = (draw.choice(WOMEN), draw.choice(MEN)), HER
-    if draw.random() < 0.5:
-        (name, friend), pronouns = (friend, name), HIS
-    words = {key: draw.choice(choices) for key, choices in family.words.items()}
-    words |= pronouns | {"name": name, "friend": friend}
+    woman, man = draw.choice(WOMEN), draw.choice(MEN)  # one of each, so that pronouns are unambiguous
+    people = HIS | {"name": man, "friend": woman} if draw.random() < 0.5 else HER | {"name": woman, "friend": man}
+    words = {key: draw.choice(choices) for key, choices in family.words.items()} | people
     story = None
     while story is None:
         story = _story(draw, family, words, equations)
     sentences = [part.sentence for part in story]
     solution = ONE.sub(r"1 \1", "\n".join(line for part in story for line in part.lines))
-    used = set(map(int, re.findall("[0-9]+", f"{sentences} {solution}")))
-    unused = [number for number in ASIDE if number not in used]
+    unused = sorted(set(ASIDE) - set(map(int, re.findall("[0-9]+", f"{sentences} {solution}"))))
     if draw.random() < distractors and unused:
         aside = {"aside": draw.choice(unused)}
         sentences.insert(draw.randrange(1, len(sentences)), draw.choice(family.asides).format_map(words | aside))
     question, answer = ONE.sub(r"1 \1", " ".join(sentences)), str(story[-1].total)
     trace = f"{solution}\n#### {answer}"
     result = solution.rindex("= ") + len("= ")  # the last equation also states the answer
-    return Problem(
-        id=question,
-        question=question,
-        answer=answer,
-        trace=trace,
-        answer_spans=((result, result + len(answer)), (len(solution) + 1, len(trace))),
-        demonstration=trace if is_worked else OPEN,
-    )
+    spans = ((result, result + len(answer)), (len(solution) + 1, len(trace)))
+    return Problem(question, question, answer, trace, spans, demonstration=trace if is_worked else OPEN)
 
 
 def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
-    """Draws an opening, events and an ending with `equations` equations in total; None if no numbers fit the ending."""
+    """Draws an opening, events and an ending with `equations` equations in total; returns None if no numbers fit them."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
-    left = equations - len(opening.steps) - len(ending.steps)
+    left = equations - len(opening[1:]) - len(ending[1:])
     first = _fill(draw, opening, 0, words) if left >= 1 else None
     if first is None:
         return None
     story = [first]
     while left:
         event = draw.choice(family.events)
-        filled = _fill(draw, event, story[-1].total, words) if len(event.steps) <= left else None
+        filled = _fill(draw, event, story[-1].total, words) if len(event[1:]) <= left else None
         if filled:
             story.append(filled)
-            left -= len(event.steps)
+            left -= len(event[1:])
     for _ in range(ENDING_TRIES):
         filled = _fill(draw, ending, story[-1].total, words)
         if filled:
@@ -183,15 +158,17 @@ def _story(draw: random.Random, family: Family, words: dict[str, str], equations
     return None
 
 
-def _fill(draw: random.Random, part: Part, total: int, words: dict[str, str]) -> FilledPart | None:
-    """Draws a part's numbers; None unless all results are whole and between 1 and `MAX_NUMBER`."""
+def _fill(draw: random.Random, part: list[str], total: int, words: dict[str, str]) -> FilledPart | None:
+    """Draws a part's numbers; returns None unless all results are whole and between 1 and `MAX_NUMBER`."""
+    text, *sentences = part
     values = {"2": 2, "3": 3, "total": total}
-    values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in part.text}
+    values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in text}
     total, lines = values.get("start", total), []
-    for left, sign, right, line in part.steps:
+    for sentence in sentences:
+        left, sign, right = EQUATION.findall(sentence)[0]
         a, b = values[left], values[right]
         total = values["part"] = OPERATIONS[sign](a, b)
         if not 1 <= total <= MAX_NUMBER or (sign == "/" and a % b):
             return None
-        lines.append(line.format(**words, equation=f"{a} {sign} {b} = {total}"))
-    return FilledPart(part.text.format(**words, **values), lines, total)
+        lines.append(EQUATION.sub(f"{a} {sign} {b} = {total}", sentence).format(**words))
+    return FilledPart(text.format(**words, **values), lines, total)
