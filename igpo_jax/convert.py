@@ -1,8 +1,7 @@
 """python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
 
 Converts a Hugging Face folder of LLaDA or iLLaDA to a model folder (the default), a model folder or a run to a Hugging
-Face folder (with adapters merged), or the adapters of a run to PEFT's format.
-"""
+Face folder (with adapters merged), or the adapters of a run to PEFT's format."""
 
 import pathlib
 import sys
@@ -21,6 +20,7 @@ TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not e
 FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "The target's format.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the target's parameters; by default the source's.")
 VERIFY = flags.DEFINE_string("verify", None, "First compare the source's files with the checksums of this release.")
+WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export, ("run", "huggingface"): export_run}
 
 
 def main(_):
@@ -33,17 +33,12 @@ def main(_):
             print(f"{source}: as published: {', '.join(check_sha256(source, VERIFY.value))}")
         mesh = make_mesh()
         with jax.set_mesh(mesh):
-            match kind, FORMAT.value:
-                case "huggingface", "model":
-                    convert(source, target, mesh, DTYPE.value)
-                case "model", "huggingface":
-                    export(source, target, mesh, DTYPE.value)
-                case "run", "huggingface":
-                    export_run(source, target, mesh, DTYPE.value)
-                case "run", "peft":
-                    export_adapters(source, target, mesh)
-                case _:
-                    raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
+            if (kind, FORMAT.value) == ("run", "peft"):
+                export_adapters(source, target, mesh)
+            elif (kind, FORMAT.value) in WRITERS:
+                WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value)
+            else:
+                raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
     except ValueError as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:

@@ -1,7 +1,6 @@
 """python -m igpo_jax.train --config=arithmetic.py [--workdir=DIR] [--config.key=value ...]
 
-Runs the supervised stage, IGPO, evaluations and the report. The same command resumes an interrupted run.
-"""
+Runs the supervised stage, IGPO, evaluations and the report. The same command resumes an interrupted run."""
 
 import json
 import pathlib
@@ -36,8 +35,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     distributed.initialize()
+    flag: Any = flags.FLAGS["config"]
+    name, _, variant = flag.config_filename.partition(":")
+    default = pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant))))
     try:
-        experiment = open_experiment(CONFIG.value, WORKDIR.value or _default_workdir())
+        experiment = open_experiment(CONFIG.value, WORKDIR.value or str(default))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     cache_compiled_programs(experiment.workdir)
@@ -78,12 +80,6 @@ def train(experiment: Experiment) -> None:
         if config.rl.iterations:
             with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
                 run_rl(experiment, start, saved, preempted)
-
-
-def _default_workdir() -> str:
-    flag: Any = flags.FLAGS["config"]
-    name, _, variant = flag.config_filename.partition(":")
-    return str(pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant)))))
 
 
 def run() -> None:

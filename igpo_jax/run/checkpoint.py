@@ -1,30 +1,25 @@
-"""Checkpoints of one stage: saves asynchronously, keeps the newest and the best, skips damaged ones on restore."""
+"""Saves the checkpoints of a stage asynchronously, keeps the newest and the best, and skips damaged ones on restore."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from igpo_jax.run.checkpoint_integrity import (
-    array_sums,
-    first_line,
-    is_about_this_machine,
-    metadata_crc,
-    remove_unreadable_metrics,
-)
+from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
 from igpo_jax.runtime.preemption import Terminated
 
 log = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """Context manager for the checkpoints `<folder>/<step>/`; exiting waits for an unfinished save.
 
     Each step holds the training state, the PRNG root key, the data position (both stages read batch i at step i), the
@@ -35,17 +30,10 @@ class Checkpoints:
         keep: number of newest checkpoints to keep.
         identity: fingerprints saved with each checkpoint.
         best: also keep the checkpoint with the highest accuracy.
-        read_only: leave unfinished saves alone; another process may be writing them.
-    """
+        read_only: leave unfinished saves alone; another process may be writing them."""
 
     def __init__(
-        self,
-        folder: pathlib.Path,
-        *,
-        keep: int,
-        identity: Mapping[str, Any] = {},
-        best: bool = False,
-        read_only: bool = False,
+        self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, read_only: bool = False
     ):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
@@ -56,16 +44,12 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).absolute()
         with raise_on_all_hosts():
             if jax.process_index() == 0:
-                remove_unreadable_metrics(self.folder)
+                integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
+        preserved = policies.AnyPreservationPolicy(keepers)
         self._checkpointer = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=policies.AnyPreservationPolicy(keepers),
-            cleanup_tmp_directories=not read_only,
+            self.folder, preservation_policy=preserved, cleanup_tmp_directories=not read_only
         )
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, error, *_):
         # Closing waits for the other processes, which may be gone after an error.
@@ -90,53 +74,37 @@ class Checkpoints:
 
         Args:
             solution_bank: equal on every process; must not be modified afterwards.
-            unlogged: lists of floats, measured since the last log line.
-        """
+            unlogged: lists of floats, measured since the last log line."""
         if jax.default_backend() == "cpu":
             # On CPUs the saver reads device memory in place, while the next update already overwrites it.
             state = jax.tree.map(jnp.copy, state)
         saved = {"state": state, "progress": _progress(key, solution_bank)}
-        about = {"data_position": step, "unlogged": list(unlogged), "sums": array_sums(saved), **self._identity}
+        about = {"data_position": step, "unlogged": list(unlogged), "sums": integrity.array_sums(saved), **self._identity}
+        metadata = {**about, "crc32": integrity.metadata_crc(about)}
+        metrics = None if accuracy is None else {"accuracy": accuracy}
         self._checkpointer.save_checkpointables_async(
-            step,
-            saved,
-            force=True,
-            overwrite=True,
-            metrics=None if accuracy is None else {"accuracy": accuracy},
-            custom_metadata={**about, "crc32": metadata_crc(about)},
+            step, saved, force=True, overwrite=True, metrics=metrics, custom_metadata=metadata
         )
 
     def wait(self) -> None:
         self._checkpointer.wait()
 
-    def save_and_stop(
-        self, step: int, state, key: jax.Array, solution_bank: np.ndarray | None = None, unlogged: Sequence = ()
-    ) -> NoReturn:
-        """Saves this step if it is not saved yet, then raises `Terminated`."""
-        self.wait()
-        if step not in self.steps():
-            self.save(step, state, key, solution_bank, unlogged=unlogged)
-            self.wait()
-        raise Terminated(f"stopped by a termination signal after saving {self.folder / str(step)}")
-
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
         """Returns (step, state, key, solution bank, unlogged) of the newest readable checkpoint, None without checkpoints.
 
-        Newer, unreadable checkpoints are moved to `<folder>-unreadable`, because the run will save those steps again.
+        Newer, unreadable checkpoints are moved to `<folder>-unreadable`, because the run will save those steps again. Raises
+        ValueError if checkpoints exist but none is readable.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
-            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes; None for a run without a bank.
-
-        Raises:
-            ValueError: checkpoints exist, but none is readable.
-        """
+            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes; None for a run without a bank."""
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None
         step, loaded, about = found
-        if step != self.steps()[-1]:
-            self._move_away([newer for newer in self.steps() if newer > step])
+        newer = [other for other in self.steps() if other > step]
+        if newer:
+            self._move_away(newer)
         progress = loaded["progress"]
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
@@ -151,28 +119,27 @@ class Checkpoints:
             loaded, reason = None, "another process cannot read it"
             try:
                 about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
-                if metadata_crc(about) != about.get("crc32", metadata_crc(about)) or "data_position" not in about:
+                crc = integrity.metadata_crc(about)
+                if crc != about.get("crc32", crc) or "data_position" not in about:
                     raise ValueError("its metadata has changed since it was saved")
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial
                 with context:
                     loaded = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # a damaged file can make the reader raise anything
-                if is_about_this_machine(error):
+                if integrity.is_about_this_machine(error):
                     raise
-                reason = first_line(error)
+                reason = integrity.describe(error)
             if all_gather_hosts(loaded is not None).all():
-                saved_sums = about.get("sums", {})
-                changed = [name for name, value in array_sums(loaded).items() if saved_sums.get(name, value) != value]
+                saved, sums = about.get("sums", {}), integrity.array_sums(loaded)
+                changed = [name for name, value in sums.items() if saved.get(name, value) != value]
                 if not changed:
                     return step, loaded, about
                 reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
             log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), reason)
-        if steps:
-            raise ValueError(
-                f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over"
-            )
-        return None
+        if not steps:
+            return None
+        raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over")
 
     def _move_away(self, steps: list[int]) -> None:
         aside = self.folder.with_name(f"{self.folder.name}-unreadable")

@@ -11,9 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
+
+
+def leaf_names(tree) -> list[str]:
+    """Returns the dotted names of a tree's leaves, such as blocks.query."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 @jax.jit
@@ -23,11 +29,10 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def array_sums(tree) -> dict[str, int]:
-    """Maps each array's path to the sum of its elements' bits as unsigned integers, modulo 2^32; independent of the mesh."""
-    named = jax.tree.leaves_with_path(tree)
-    keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for _, leaf in named]
-    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
-    return dict(zip(names, map(int, to_host(_bit_sums(keys))), strict=True))
+    """Maps each array's name to the sum, modulo 2^32, of its elements' bits as unsigned integers; equal for every mesh."""
+    leaves = jax.tree.leaves(tree)
+    keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves]
+    return dict(zip(leaf_names(tree), map(int, to_host(_bit_sums(keys))), strict=True))
 
 
 def metadata_crc(about: Mapping[str, Any]) -> int:
@@ -35,10 +40,9 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Returns whether this host caused the error (out of memory, unresponsive storage), and not the checkpoint."""
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return True
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    """Returns whether the host caused a reading error (out of memory, unresponsive storage), rather than the checkpoint."""
+    storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return storage or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
@@ -49,9 +53,9 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
         try:
             json.loads(path.read_bytes())
         except (ValueError, FileNotFoundError) as error:
-            log.warning("%s cannot be read (%s); removed", path, first_line(error))
+            log.warning("%s cannot be read (%s); removed", path, describe(error))
             shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+def describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"[:200]

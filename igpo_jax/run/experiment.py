@@ -33,10 +33,12 @@ from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, trai
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
+Splits = dict[str, list[Problem]]  # sft | rl | test -> problems
+
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSet:
-    """Problems and their arrays in the same order, with prompts padded to the largest bucket."""
+    """Problems and their prompts in the same order; prompts are padded to the largest bucket."""
 
     problems: list[Problem]
     prompts: PromptBatch
@@ -53,7 +55,7 @@ class ProblemSet:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """State shared by the stages of a run; data of stages that the run does not have is None."""
+    """Configuration, model and data shared by the stages of a run; data of stages that the run does not have is None."""
 
     workdir: pathlib.Path
     config: Config
@@ -73,28 +75,32 @@ class Experiment:
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
-        """Returns the parameters before the first stage: loaded from the folder `model.path`, or drawn with the run's seed,
-        directly in their shards."""
+        """Returns sharded parameters for the first stage: loaded from the folder `model.path`, or drawn with the run's seed."""
         if self.config.model.path:
             return load_params(self.config.model.path, self.model, self.mesh)
         return Policy(self.model).init(self.key(0), self.mesh)
 
     def initial_adapters(self) -> Params:
-        """Returns adapters whose product is zero."""
+        """Returns LoRA adapters whose product is zero, so that they do not change the network."""
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
         """Decodes a completion for grading: up to its first EOS, or all of it with reward.after_eos."""
         return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
+    def extract_answer(self, text: str) -> str | None:
+        """Returns the answer that the run's task finds in a completion's text, None without one."""
+        task = load_task(self.config.task.name)
+        return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
+
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading rollouts of the RL split, see `rl.rollout.Grade`."""
+        """Starts grading completions of RL problems; returns a function that waits for the grades, see `rl.rollout.Grade`."""
         assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading completions, i32[n, g, l]; processes share the problems. All processes must call the returned function
-        at the same point: it waits for the grades and gathers them over hosts."""
+        """Starts grading completions, i32[n, g, l]; every process grades some of the problems. All processes must call the
+        returned function at the same point; that call waits for the grades and gathers them over hosts."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -119,10 +125,10 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """Single thread that waits for the grading processes."""
+        """Thread that waits for the grading processes."""
         return ThreadPoolExecutor(max_workers=1)
 
-    def verdicts(self, params: Params, check_preemption: Callable[[], None] = lambda: None) -> np.ndarray:
+    def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> np.ndarray:
         """Decodes and grades the test problems; returns bool[problems], True if solved. All processes call `check_preemption`,
         which may raise, after every batch."""
         evaluation, test = self.config.evaluation, self.test_data
@@ -137,25 +143,23 @@ class Experiment:
 
 def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     """Validates the configuration and the data; creates the run's folder or checks that it belongs to this run.
+    Allocates nothing on devices. Every process of a run must call this function; all raise if one does.
 
-    Allocates nothing on devices. Every process of a run must call it; all raise if one does.
-
-    Raises:
-        ValueError: the configuration or data is invalid, the folder holds a run of another configuration, or the processes do
-            not share the folder.
-        OSError: the folder cannot be written.
-    """
+    Raises ValueError if the configuration or data is invalid, the folder holds a run of another configuration, or the
+    processes do not share the folder; OSError if the folder cannot be written."""
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir, requested_json = pathlib.Path(workdir).absolute(), configuration.to_json(requested)
     with raise_on_all_hosts():
         config = configuration.parse(requested)
         mesh = make_mesh(**vars(config.mesh))
-        written = _check_workdir(workdir, requested_json)
+        is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
+        if not is_new:
+            _check_configuration(workdir, requested_json)
         problems = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data)
-        if jax.process_index() == 0 and written is None:
+        if jax.process_index() == 0 and is_new:
             workdir.mkdir(parents=True, exist_ok=True)
             if not config.model.path:
                 train_tokenizer(problems, workdir, config)
@@ -171,12 +175,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
     return experiment
 
 
-def load_run_problems(config: Config) -> dict[str, list[Problem]]:
-    """Loads the problems of the splits that the run uses.
-
-    Raises:
-        ValueError: the data is invalid; names file and line.
-    """
+def load_run_problems(config: Config) -> Splits:
+    """Loads the problems of the splits that the run uses; raises ValueError naming file and line if the data is invalid."""
     task = load_task(config.task.name)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
     problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
@@ -186,47 +186,35 @@ def load_run_problems(config: Config) -> dict[str, list[Problem]]:
     return problems
 
 
-def train_tokenizer(problems: dict[str, list[Problem]], workdir: pathlib.Path, config: Config) -> None:
-    """Trains tokenizer.model on the problems of the first stage."""
+def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
+    """Trains a tokenizer on the problems of the first stage and writes it to `workdir`/tokenizer.model."""
     first_stage = problems["sft" if "sft" in problems else "rl"]
     texts = (text for p in first_stage for text in (p.question, p.demonstration, p.trace))
-    kind, vocab_size = config.tokenizer.kind, config.tokenizer.vocab_size
-    train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=vocab_size)
+    kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
+    train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=size)
 
 
 def _with_data(
-    workdir: pathlib.Path,
-    config: Config,
-    fingerprint: str,
-    mesh: Mesh,
-    problems: dict[str, list[Problem]],
-    data: dict[str, str],
+    workdir: pathlib.Path, config: Config, fingerprint: str, mesh: Mesh, problems: Splits, data: dict[str, str]
 ) -> Experiment:
     """Encodes the problems and returns the experiment."""
     tokenizer = run_tokenizer(workdir, config)
     model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
     check_divisibility(config, model, mesh)
-    fit: dict[str, Any] = {
-        "chat": config.tokenizer.chat,
-        "prompt_length": config.data.prompt_buckets[-1],
-        "completion_length": config.sampler.completion_length,
-        "overflow": config.data.overflow,
-    }
-
-    def problem_set(split: str, **options) -> ProblemSet:
-        exclude = config.inpainting.exclude_answer
-        return ProblemSet(*prompt_arrays(problems[split], tokenizer, **fit | options, exclude_answer=exclude))
-
-    sft_data = sft_arrays(problems["sft"], tokenizer, **fit) if "sft" in problems else None
-    heldout = None
-    if sft_data is not None and config.sft.heldout:
-        sft_data, heldout = _hold_out(sft_data, config.sft.heldout, config.seed)
-    rl_data = problem_set("rl") if "rl" in problems else None
-    test_data = problem_set("test", overflow="cut")  # keeps all test problems
-    for arrays, key, size in (
-        (sft_data, "sft.batch_size", config.sft.batch_size),
-        (rl_data.prompts if rl_data else None, "rl.prompts", config.rl.prompts),
-    ):
+    fit: dict[str, Any] = {"chat": config.tokenizer.chat, "prompt_length": config.data.prompt_buckets[-1]}
+    fit |= {"completion_length": config.sampler.completion_length, "overflow": config.data.overflow}
+    exclude = config.inpainting.exclude_answer
+    sft_data = heldout = rl_data = None
+    if "sft" in problems:
+        sft_data = sft_arrays(problems["sft"], tokenizer, **fit)
+        if config.sft.heldout:
+            sft_data, heldout = _hold_out(sft_data, config.sft.heldout, config.seed)
+    if "rl" in problems:
+        rl_data = ProblemSet(*prompt_arrays(problems["rl"], tokenizer, **fit, exclude_answer=exclude))
+    # Long test prompts are cut, which keeps all test problems.
+    test_data = ProblemSet(*prompt_arrays(problems["test"], tokenizer, **fit | {"overflow": "cut"}, exclude_answer=exclude))
+    prompts = rl_data.prompts if rl_data else None
+    for arrays, key, size in (sft_data, "sft.batch_size", config.sft.batch_size), (prompts, "rl.prompts", config.rl.prompts):
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     pool = reward_pool(config.task, config.reward)
@@ -234,7 +222,7 @@ def _with_data(
 
 
 def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
-    """Splits off random problems: returns (training set in its original order, held-out set)."""
+    """Returns (training set in its original order, held-out set of `problems` random problems)."""
     if problems >= len(arrays.tokens):
         raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
     order = np.random.default_rng(seed).permutation(len(arrays.tokens))
@@ -243,18 +231,12 @@ def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFT
 
 def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of the folder `model.path`, or the one trained when the run was first opened."""
-    from_folder = configuration.folder_model(config)
-    if from_folder is None:
-        return load_tokenizer(workdir / "tokenizer.model")
-    return load_tokenizer(config.model.path, from_folder.mask_id)
+    model = configuration.folder_model(config)
+    return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(workdir / "tokenizer.model")
 
 
 def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
-    """Reads the configuration of the run in `workdir`.
-
-    Raises:
-        ValueError: the folder has no run, or its config.json is unreadable.
-    """
+    """Reads the configuration of the run in `workdir`; raises ValueError without a run or a readable config.json."""
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
@@ -275,14 +257,9 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
         )
 
 
-def _check_workdir(workdir: pathlib.Path, requested_json: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the configuration of the run in the folder, None without one. Opening a run writes config.json last.
-
-    Raises:
-        ValueError: config.json is unreadable, or differs from the requested one in a key that affects results.
-    """
-    if not (workdir / "config.json").is_file():
-        return None
+def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:
+    """Raises ValueError if the folder's config.json is unreadable, or differs from the requested one in a key that affects
+    results."""
     try:
         written = configuration.to_json(read_run_config(workdir))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -293,4 +270,3 @@ def _check_workdir(workdir: pathlib.Path, requested_json: dict[str, Any]) -> dic
             f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "
             "--workdir, or the same configuration to continue that run"
         )
-    return written

@@ -21,15 +21,11 @@ log = logging.getLogger(__name__)
 
 def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
     """Writes a run's newest checkpoint as a Hugging Face folder; adapters are merged into their matrices.
+    Raises ValueError if `target` exists, and in the cases of `restore_run`.
 
     Args:
-        target: must not exist.
-        dtype: float32 | bfloat16. By default the run's, but float32 for merged adapters, because rounding to bfloat16 loses most
-            of the learned change; with bfloat16 a warning states how much.
-
-    Raises:
-        ValueError: see `restore_run`, or `target` exists.
-    """
+        dtype: float32 | bfloat16. By default the run's, but float32 for merged adapters, because rounding to bfloat16 loses
+            most of the learned change; with bfloat16 a warning states how much."""
     run = restore_run(workdir, mesh)
     config, base, adapters = run.config, run.config.model.path, run.adapters or {}
     dtype = dtype or ("float32" if adapters else run.model.param_dtype)
@@ -47,26 +43,20 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
     values = read_model_json(base) if base else llada_config(run.model, length)
     weight_map = stored_weight_map(base) if base else None
     with new_folder(target) as folder:
-        if jax.process_index() == 0:
-            if base:
-                copy_small_files(base, folder)
-            else:
-                atomic_write(folder / "config.json", json.dumps(values, indent=2))
-                atomic_write(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
+        if base:
+            copy_small_files(base, folder)
+        elif jax.process_index() == 0:
+            atomic_write(folder / "config.json", json.dumps(values, indent=2))
+            atomic_write(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
         write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
 
 
 def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
-    """Writes the adapters of a run's newest checkpoint in PEFT's format.
-
-    Raises:
-        ValueError: the run has no adapters.
-    """
+    """Writes the adapters of a run's newest checkpoint in PEFT's format; raises ValueError if the run has no adapters."""
     run = restore_run(workdir, mesh)
     if run.adapters is None or run.config.lora is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
-    base = run.config.model.path
     with new_folder(target) as folder:
         adapters = to_host(run.adapters)
         if jax.process_index() == 0:
-            export_peft(adapters, run.config.lora, folder, base)
+            export_peft(adapters, run.config.lora, folder, run.config.model.path)

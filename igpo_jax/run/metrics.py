@@ -1,8 +1,7 @@
-"""Logs of a run: metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events.
+"""Logs of a run: metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events. All share one step counter: the
+number of optimizer updates since the start of the run, over both stages."""
 
-All share one step counter: the number of optimizer updates since the start of the run, over both stages.
-"""
-
+import contextlib
 import functools
 import json
 import math
@@ -17,60 +16,60 @@ from igpo_jax.runtime.distributed import all_gather_hosts
 from igpo_jax.runtime.files import atomic_write, parse_json, renamed
 
 
-class MetricsWriter:
-    """Appends to the logs of a run, on process 0 only.
-
-    Opening it at `step` drops rows beyond that step, and all rows of the stage `starting`, so that the logs of a resumed run
-    equal those of an uninterrupted one.
-    """
+class MetricsWriter(contextlib.AbstractContextManager):
+    """Appends to the logs of a run, on process 0 only. Opening the logs at `step` drops rows beyond that step, all rows of the
+    stage `starting`, and evaluations without metrics (they run again), so that the logs of a resumed run equal those of an
+    uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
+        self._workdir, self._step = workdir, step
         self._files: dict[str, TextIO] = {}
         if jax.process_index():
             return
+        evaluated = set()
         for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
-            path = workdir / name
-            _rewind(path, step, starting)
-            if name == "evaluations.jsonl":
-                _drop_unfinished_evaluation(path, workdir / "metrics.jsonl")
-            self._files[name] = path.open("a", encoding="utf-8")
-        self._open_events = functools.partial(
-            _event_writer, str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
-        self._events: Any = None  # opened at the first event, so that reopening a finished run adds no file
+            rows = [row for row in read_rows(workdir / name) if row["step"] <= step]
+            rows = [row for row in rows if starting is None or row.get("stage") != starting]
+            if name == "metrics.jsonl":
+                evaluated = {(row["step"], row["stage"]) for row in rows if "eval/accuracy" in row}
+            elif name == "evaluations.jsonl":
+                rows = [row for row in rows if (row["step"], row["stage"]) in evaluated]
+            atomic_write(workdir / name, _lines(rows))
+            self._files[name] = (workdir / name).open("a", encoding="utf-8")
 
-    def __enter__(self):
-        return self
+    @functools.cached_property
+    def _events(self) -> Any:
+        """TensorBoard's writer, opened at the first event, so that reopening a finished run adds no file."""
+        from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
+
+        return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1 if self._step else None)
 
     def __exit__(self, *_):
-        if self._files:
-            for file in self._files.values():
-                file.close()
-            if self._events is not None:
-                self._events.close()
+        for file in self._files.values():
+            file.close()
+        if "_events" in vars(self):
+            self._events.close()
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         scalars = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self._append("metrics.jsonl", [{"step": step, "stage": stage, **finite}])
         if self._files:
-            events = self._tensorboard()
             for name, value in scalars.items():
-                events.add_scalar(name, value, step)
+                self._events.add_scalar(name, value, step)
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rollouts, all of the same step."""
+        """Appends rows of rollouts, all of the same step."""
         self._append("rollouts.jsonl", rows)
         if self._files and rows:
-            self._tensorboard().add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
+            self._events.add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
 
     def write_histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
         """Writes histograms of the finite values, to TensorBoard only."""
-        if self._files:
-            for name, array in values.items():
-                finite = np.asarray(array, float)[np.isfinite(array)]
-                if finite.size:
-                    self._tensorboard().add_histogram(name, finite, step, bins=30)
+        for name, array in values.items():
+            finite = np.asarray(array, float)[np.isfinite(array)]
+            if self._files and finite.size:
+                self._events.add_histogram(name, finite, step, bins=30)
 
     def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
         """Appends verdicts, bool[problems], and their metrics, which include eval/accuracy."""
@@ -78,69 +77,57 @@ class MetricsWriter:
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
 
-    def _tensorboard(self) -> Any:
-        if self._events is None:
-            self._events = self._open_events()
-        return self._events
-
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
-            self._files[name].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self._files[name].write(_lines(rows))
             self._files[name].flush()
 
 
-def _event_writer(folder: str, purge_step: int | None) -> Any:
-    from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
-
-    return SummaryWriter(folder, purge_step=purge_step)
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
     """Formats a rollout as Markdown. Texts become indented code blocks, which generated text cannot end."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
-    parts |= {"answer read": str(row["extracted_answer"])} if "extracted_answer" in row else {}
+    if "extracted_answer" in row:
+        parts["answer read"] = str(row["extracted_answer"])
     blocks = (f"{name}:\n\n" + "\n".join(f"    {line}" for line in text.splitlines()) for name, text in parts.items())
     return f"**{row['try']} try, {verdict}, reward {row['reward']:g}**\n\n" + "\n\n".join(blocks)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads the rows of a log, [] without a file; skips a truncated last line.
-
-    Raises:
-        ValueError: a line before the last is not a JSON object.
-    """
+    Raises ValueError if a line before the last is not a JSON object."""
+    if not pathlib.Path(path).is_file():
+        return []
     rows = []
-    if pathlib.Path(path).is_file():
-        # A truncated last line may end within a character.
-        lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                row = parse_json(line, path)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(renamed(row))
-            elif any(lines[number:]):
-                raise ValueError(f"{path}:{number} is no JSON object; repair or remove this line")
+    lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")  # the last line may end within a character
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line, path)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(renamed(row))
+        elif any(lines[number:]):
+            raise ValueError(f"{path}:{number} is no JSON object; repair or remove this line")
     return rows
 
 
 def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
-    """Returns whether a metric was logged at this step of the stage. Process 0 reads; all processes get its answer."""
-    found = jax.process_index() == 0 and any(
-        (row["step"], row["stage"]) == (step, stage) and name in row for row in read_rows(workdir / "metrics.jsonl")
-    )
+    """Returns whether a metric was logged at this step of the stage. Process 0 reads the log for all processes."""
+    rows = read_rows(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
+    found = any((row["step"], row["stage"]) == (step, stage) and name in row for row in rows)
     return bool(all_gather_hosts(found)[0])
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
-    """Returns the newest value of a metric of the stage, or None if it was never logged. Process 0 reads the log for all processes."""
-    found = math.nan
-    if jax.process_index() == 0:
-        values = [row[name] for row in read_rows(workdir / "metrics.jsonl") if row["stage"] == stage and name in row]
-        found = values[-1] if values else math.nan
-    value = float(all_gather_hosts(np.float64(found))[0])
+    """Returns a stage's newest value of a metric, None if it was never logged. Process 0 reads the log for all processes."""
+    rows = read_rows(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
+    values = [math.nan, *(row[name] for row in rows if row["stage"] == stage and name in row)]
+    value = float(all_gather_hosts(np.float64(values[-1]))[0])
     return None if math.isnan(value) else value
 
 
@@ -149,19 +136,3 @@ def device_memory() -> dict[str, float]:
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}
-
-
-def _rewind(path: pathlib.Path, step: int, starting: str | None) -> None:
-    """Drops rows beyond the step and, unless `starting` is None, all rows of that stage."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    _write_rows(path, [row for row in rows if starting is None or row.get("stage") != starting])
-
-
-def _drop_unfinished_evaluation(path: pathlib.Path, metrics: pathlib.Path) -> None:
-    """Drops verdicts without metrics, because that evaluation runs again."""
-    finished = {(row["step"], row["stage"]) for row in read_rows(metrics) if "eval/accuracy" in row}
-    _write_rows(path, [row for row in read_rows(path) if (row["step"], row["stage"]) in finished])
-
-
-def _write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

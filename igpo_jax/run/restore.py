@@ -21,7 +21,7 @@ from igpo_jax.weights.folders import load_params
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """The newest checkpoint of a run."""
+    """Configuration, tokenizer and parameters of a run's newest checkpoint."""
 
     step: int
     stage: str
@@ -33,20 +33,13 @@ class Restored:
 
     def policy(self) -> Params:
         """Returns the network's parameters, with adapters if there are any."""
-        if self.adapters is None:
-            return self.params
-        return Policy(self.model, self.config.lora).assemble(self.adapters, self.params)
+        policy = Policy(self.model, self.config.lora)
+        return self.params if self.adapters is None else policy.assemble(self.adapters, self.params)
 
 
 def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
-    """Reads the newest checkpoint of a run. The run's data is not needed.
-
-    Args:
-        stage: sft | rl; by default the run's last.
-
-    Raises:
-        ValueError: there is no run, or no readable checkpoint.
-    """
+    """Reads the newest checkpoint of a run's stage: sft, rl, or by default the last one. The run's data is not needed.
+    Raises ValueError without a run or a readable checkpoint."""
     workdir = pathlib.Path(workdir).absolute()
     config = configuration.parse(read_run_config(workdir))
     tokenizer = run_tokenizer(workdir, config)
@@ -59,12 +52,10 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     folder = workdir / "checkpoints" / stage
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
-    shapes = Policy(model, config.lora).abstract(mesh)
     with Checkpoints(folder, keep=config.checkpoints_kept, read_only=True) as checkpoints:
-        restored = checkpoints.restore_params(shapes)
+        restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
     if restored is None:
         raise ValueError(f"{folder} is empty")
     step, trained = restored
-    if config.lora is None:
-        return Restored(step, stage, config, model, tokenizer, trained, None)
-    return Restored(step, stage, config, model, tokenizer, load_params(config.model.path, model, mesh), trained)
+    params = (trained, None) if config.lora is None else (load_params(config.model.path, model, mesh), trained)
+    return Restored(step, stage, config, model, tokenizer, *params)

@@ -16,17 +16,12 @@ from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.statistics import wilson
 
-STAGES = ("sft", "rl")
 EDGE_ROLLOUTS = 4  # rollouts averaged for the start and for the end of the RL stage
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
-def accuracy_with_interval(accuracy: float, problems: int) -> dict[str, Any]:
-    return {"accuracy": accuracy, "interval95": wilson(accuracy, problems), "problems": problems}
-
-
 def environment() -> dict[str, Any]:
-    """Returns devices, versions, and the commit of the package's repository (None outside of one)."""
+    """Returns the devices, the package versions, and the commit of the repository that holds this package, None without one."""
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -38,12 +33,11 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    here = pathlib.Path(__file__).parent
+    command, here = ["git", "describe", "--always", "--dirty"], pathlib.Path(__file__).parent
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
     except OSError:  # no git on this host
         return None
-    return done.stdout.strip() or None
 
 
 def decoding(experiment: Experiment) -> dict[str, Any]:
@@ -55,15 +49,15 @@ def decoding(experiment: Experiment) -> dict[str, Any]:
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
-    """Returns the contents of result.json, computed from the run's metrics.jsonl."""
+    """Returns the contents of result.json, computed from the run's metrics.jsonl and configuration."""
     rows = read_rows(experiment.workdir / "metrics.jsonl")
-    evaluations = {stage: [row for row in rows if row["stage"] == stage and "eval/accuracy" in row] for stage in STAGES}
 
     def accuracy(stage: str, index: int) -> dict[str, Any] | None:
-        if not evaluations[stage]:
+        evaluations = [row for row in rows if row["stage"] == stage and "eval/accuracy" in row]
+        if not evaluations:
             return None
-        row = evaluations[stage][index]
-        return accuracy_with_interval(row["eval/accuracy"], int(row["eval/problems"]))
+        share, problems = evaluations[index]["eval/accuracy"], int(evaluations[index]["eval/problems"])
+        return {"accuracy": share, "interval95": wilson(share, problems), "problems": problems}
 
     result = {
         "task": experiment.config.task.name,
@@ -83,10 +77,8 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     if rollouts:
         result["rl_start"] = _rollout_means(rollouts[:EDGE_ROLLOUTS])
         result["rl_end"] = _rollout_means(rollouts[-EDGE_ROLLOUTS:])
-    result["wall_seconds"] = {
-        stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in STAGES
-    }
-    return result | {"decode": decoding(experiment)} | environment()
+    seconds = {stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in ("sft", "rl")}
+    return result | {"wall_seconds": seconds, "decode": decoding(experiment)} | environment()
 
 
 def _rollout_means(rollouts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,9 +99,7 @@ def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
     """Returns the share of all-wrong groups in which hints led to a correct answer; None without such groups."""
     tried = [row for row in rollouts if row.get("hint/rescue_rate") is not None]
     groups = [row["groups/all_wrong_before"] for row in tried]
-    if not sum(groups):
-        return None
-    return float(np.average([row["hint/rescue_rate"] for row in tried], weights=groups))
+    return float(np.average([row["hint/rescue_rate"] for row in tried], weights=groups)) if sum(groups) else None
 
 
 def write_result(experiment: Experiment) -> pathlib.Path:

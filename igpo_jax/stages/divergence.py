@@ -9,8 +9,8 @@ import numpy as np
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.checkpoint_integrity import leaf_names
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.training.state import TrainState
 
 
 class Diverged(ArithmeticError):
@@ -18,30 +18,22 @@ class Diverged(ArithmeticError):
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """Returns the number of consecutive skipped updates after n further updates (bool [n]), given the number before them."""
+    """Returns the number of skipped updates in a row up to the newest, given n updates, bool [n], and the number before."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 
 
 def stop_diverged(
-    step: int,
-    stage: str,
-    consecutive_skips: int,
-    last_update: dict[str, Any],
-    state: TrainState,
-    batch: Any,
-    checkpoints: Checkpoints,
+    step: int, stage: str, skips: int, last_update: dict[str, Any], params: Params, batch: Any, checkpoints: Checkpoints
 ) -> None:
     """Saves the batch of the last skipped update in the run's folder and raises Diverged with a diagnosis.
 
     Args:
+        skips: number of consecutive skipped updates.
         last_update: loss, grad_norm and finite_gradients of that update on the host, see `apply_gradients`.
-        state: state after the update, with unchanged parameters.
-        batch: pytree of arrays.
-    """
-    names = leaf_names(state.params)
-    gradient = next((name for name, finite in zip(names, last_update["finite_gradients"], strict=True) if not finite), None)
-    parameter = first_not_finite(state.params)
+        params: trained parameters, which the update left unchanged.
+        batch: pytree of arrays."""
+    parameter, gradient = first_not_finite(params), _first_bad(params, last_update["finite_gradients"])
     if parameter:
         cause = f"the parameter {parameter} itself is not"
     elif gradient is None:
@@ -55,14 +47,14 @@ def stop_diverged(
     if jax.process_index() == 0:
         np.savez(file, **arrays)
     raise Diverged(
-        f"update {step} is number {consecutive_skips} in a row that was skipped, with loss {last_update['loss']:g} and gradient norm "
-        f"{last_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. Try a "
-        f"smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
+        f"update {step} is number {skips} in a row that was skipped, with loss {last_update['loss']:g} and gradient "
+        f"norm {last_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. "
+        f"Try a smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
     )
 
 
 def check_parameters(params: Params, step: int, checkpoints: Checkpoints) -> None:
-    """Raises Diverged if a parameter is not finite; call it before saving."""
+    """Raises Diverged if a parameter is not finite; must be called before saving."""
     name = first_not_finite(params)
     if name:
         raise Diverged(
@@ -77,14 +69,12 @@ def _good_checkpoint(checkpoints: Checkpoints) -> str:
     return f"the checkpoint {checkpoints.folder / str(steps[-1])} is good" if steps else "no checkpoint had been saved"
 
 
-def leaf_names(tree: Any) -> list[str]:
-    """Dotted names of the leaves, such as blocks.query."""
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
-
-
 def first_not_finite(params: Params) -> str | None:
-    """Name of the first leaf with a non-finite value, or None."""
-    finite = to_host(_finite_leaves(params))
+    """Returns the name of the first parameter with a non-finite value, or None."""
+    return _first_bad(params, to_host(_finite_leaves(params)))
+
+
+def _first_bad(params: Params, finite) -> str | None:
     return next((name for name, good in zip(leaf_names(params), finite, strict=True) if not good), None)
 
 

@@ -1,22 +1,38 @@
 """Hint state over training: the ratio curriculum and the bank of the model's own solutions."""
 
 import bisect
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from igpo_jax.data.pipeline import PromptBatch
 from igpo_jax.rl.hints import InpaintingConfig
+from igpo_jax.rl.rollout import Rollout
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.runtime.checks import present
-from igpo_jax.tasks import load_task
+from igpo_jax.runtime.mesh import to_host
+from igpo_jax.stages.stage import IterationState
 
 NO_SOLUTION = -1  # fills rows of the solution bank without a solution
 
 
+def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
+    """Returns the state with its solution bank and its center of hint ratios updated by an iteration's rollouts.
+    The center changes only if there were second attempts."""
+    bank, center = state.solution_bank, state.hint_ratio_center
+    if bank is not None:
+        for sampled in rollouts:
+            rows, first = present(experiment.rl_data).rows_of(to_host(sampled.groups.problem_id)), sampled.first
+            bank = update_solution_bank(bank, rows, first.tokens, first.grades.correct, experiment.model.eos_id)
+    correct = [sampled.second.grades.correct for sampled in rollouts if sampled.second is not None]
+    if center is not None and correct:
+        center = next_hint_ratio_center(center, float(np.concatenate(correct).mean()), experiment.config.inpainting)
+    return dataclasses.replace(state, solution_bank=bank, hint_ratio_center=center)
+
+
 def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
-    """Midpoint of the configured ratio range."""
+    """Returns the midpoint of the configured range of hint ratios."""
     return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
 
 
@@ -24,23 +40,19 @@ def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: Inpain
     """Returns the center of the hint ratios after an iteration in which the share `correct` of second attempts was correct.
 
     The center rises if `correct` is below one half and falls if it is above, because a group's expected gradient,
-    share * (1 - share), is largest at one half (paper, Appendix K). It is rounded to float32, so that all processes read the same number from the log.
-    """
+    share * (1 - share), is largest at one half (paper, Appendix K). The center is rounded to float32, so that all processes
+    read the same number from the log."""
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
-
-
-# The model's own solutions
 
 
 def update_solution_bank(
     solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
 ) -> np.ndarray:
-    """Returns a copy of the bank with the last correct completion of each problem that has one, cut at its first EOS.
+    """Returns a copy of the solution bank that holds, cut at EOS, the last correct completion of each problem that has one.
 
     Args:
         solution_bank: int32 [problems, l], padded with EOS; `NO_SOLUTION` if a problem has none yet.
-        rows: int [n], the problems' rows in the bank. tokens: int32 [n, g, l]. correct: bool [n, g].
-    """
+        rows: int [n], the problems' rows in the bank. tokens: int32 [n, g, l]. correct: bool [n, g]."""
     last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
     chosen, found = tokens[np.arange(len(tokens)), last], correct.any(axis=1)
     chosen = np.where(np.cumsum(chosen == eos_id, axis=1) > 0, eos_id, chosen)
@@ -52,16 +64,10 @@ def update_solution_bank(
 def hintable_prefix_length(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> int:
-    """Returns the number of leading tokens of a completion that hints may show. Completions do not mark their answer.
+    """Returns the number of leading tokens of a completion (up to its first EOS) that hints may show.
 
-    Everything from the first occurrence of the extracted answer's text is hidden. Without an extracted answer, or if its
-    text does not occur, the last quarter is hidden. The last token is always hidden.
-
-    Args:
-        tokens: a completion's tokens before its first EOS.
-        decode: converts tokens to text.
-        extract_answer: finds the answer in a text, see `igpo_jax.tasks`.
-    """
+    Completions do not mark their answer, so everything from the first occurrence of the extracted answer's text is hidden.
+    Without an extracted answer, or if its text does not occur, the last quarter is hidden. The last token is always hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     place = text.find(answer) if answer else -1
@@ -75,19 +81,13 @@ def hintable_prefix_length(
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Returns prompts of the RL split whose traces are the model's own solutions, hintable up to the answer.
-
-    Problems without an own solution get an empty trace. See `update_solution_bank`.
-    """
-    task, eos_id = load_task(experiment.config.task.name), experiment.tokenizer.eos_id
-    options = {name: experiment.config.task[name] for name in task.REWARD_OPTIONS}
-    extract_answer = functools.partial(task.extract_answer, **options)
+    """Returns prompts of the RL split whose traces are the model's own solutions; hints may only show tokens before the answer.
+    Problems without an own solution get an empty trace, see `update_solution_bank`."""
+    tokenizer, extract = experiment.tokenizer, experiment.extract_answer
     own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
-    trace = np.where(own == NO_SOLUTION, eos_id, own)
-    length = (trace != eos_id).sum(axis=1, dtype=np.int32)
+    trace = np.where(own == NO_SOLUTION, tokenizer.eos_id, own)
+    length = (trace != tokenizer.eos_id).sum(axis=1, dtype=np.int32)
     if experiment.config.inpainting.exclude_answer:
         completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
-        length = np.array(
-            [hintable_prefix_length(tokens, experiment.tokenizer.decode, extract_answer) for tokens in completions], np.int32
-        )
+        length = np.array([hintable_prefix_length(tokens, tokenizer.decode, extract) for tokens in completions], np.int32)
     return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])

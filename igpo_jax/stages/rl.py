@@ -1,6 +1,7 @@
 """The RL stage: sample, score, update, log."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ from igpo_jax.diffusion.sampler import completion_keys
 from igpo_jax.diffusion.sampler_error import PROBED, sampler_error
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.model.sharding import Params
-from igpo_jax.rl.hints import InpaintingConfig
+from igpo_jax.rl.dynamic_sampling import key_of_batch, merge, mixed_groups
 from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.objective import compute_logprobs
-from igpo_jax.rl.rollout import Rollout, RolloutConfig, key_of_batch, merge, mixed_groups, rollout, up_to_first_eos
+from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout, up_to_first_eos
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
@@ -27,28 +28,21 @@ from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import count_skipped
-from igpo_jax.stages.hint_state import (
-    NO_SOLUTION,
-    initial_hint_ratio_center,
-    next_hint_ratio_center,
-    update_solution_bank,
-    with_own_solutions,
-)
+from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_hint_state, with_own_solutions
 from igpo_jax.stages.stage import IterationState, Stage, is_due
-from igpo_jax.tasks import load_task
 from igpo_jax.training.policy import Policy, PolicyParams, cast_params
-from igpo_jax.training.state import TrainState, is_skipped
+from igpo_jax.training.state import is_skipped
 
 ROLLOUTS_SHOWN = 2  # groups per logged step whose completions are kept for the report
 
 
 class RLRun(NamedTuple):
-    """Constant parts of the RL stage."""
+    """Parts of the RL stage that stay the same in all iterations."""
 
     stage: Stage
-    reference: Params
+    reference: Params  # of the KL term
     order: grain.MapDataset[PromptBatch]
-    update: Callable
+    update: Callable  # see `make_update`
     rollout: RolloutConfig  # with the configured sampler, which an iteration may replace by the exact one
 
 
@@ -63,33 +57,30 @@ class Iteration(NamedTuple):
 
 def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> Params:
     """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns the trained parameters.
+    Raises Terminated, after saving a checkpoint, if preempted() returns True, and Diverged if `skip_limit` consecutive updates
+    were not finite or a parameter is not.
 
     Args:
         start: initial policy and reference of the KL term. Its buffers are freed unless the reference uses them; with float32
             parameters and bfloat16 computation, the reference is a bfloat16 copy.
-        preempted: called before every iteration, and after every chunk of a rollout and batch of an evaluation.
-
-    Raises:
-        Terminated: preempted() returned True; a checkpoint has been saved.
-        Diverged: `skip_limit` consecutive updates were not finite, or a parameter is not.
-    """
+        preempted: called before every iteration, and after every chunk of a rollout and batch of an evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
     reference, key = _reference(stage, start), experiment.key(2)
+    order = batches(present(experiment.rl_data).prompts, rl.prompts, config.seed, config.data.prompt_buckets)
+    update = make_update(stage.optimizer, stage.policy, config.objective, experiment.mesh, rl.microbatches)
+    run = RLRun(stage, reference, order, update, _rollout_config(experiment))
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
     solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
     state = stage.restore(key, solution_bank) or stage.create(start.trained, key, solution_bank)
     if stage.policy.makes_copy() or reference is start.base:
         jax.tree.map(lambda x: x.delete(), start.trained)
-    run = _prepare(stage, reference)
-    first = "rl" if state.done == 0 else None
-    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=first)
+    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=None if state.done else "rl")
     with log, progress(rl.iterations, state.done, "RL") as bar:
         state = _with_counters(stage, state)
         while True:
-            accuracy = None
-            if is_due(state.done, rl.iterations, rl.eval_every) and not state.evaluated:
-                accuracy = stage.evaluate(state, log)
+            evaluates = is_due(state.done, rl.iterations, rl.eval_every) and not state.evaluated
+            accuracy = stage.evaluate(state, log) if evaluates else None
             stage.checkpoint_if_due(state, rl.checkpoint_every, accuracy)
             if state.done == rl.iterations:
                 break
@@ -110,8 +101,7 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
 def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, Iteration]:
     """Samples groups, computes their log-probabilities and updates the policy. Donates the training state of `state`."""
     stage, config = run.stage, run.stage.experiment.config
-    model, mesh, objective = stage.experiment.model, stage.experiment.mesh, config.objective
-    watch = Stopwatch()
+    model, mesh, objective, watch = stage.experiment.model, stage.experiment.mesh, config.objective, Stopwatch()
     with watch.measure("time/total"):
         key = jax.random.fold_in(state.key, state.done)
         policy = stage.sampling_params(state)
@@ -119,34 +109,35 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
         sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, policy, key, watch)
         parts = _sample_batches(run, state, policy, key, cfg)
         sampled = merge(parts, mesh, cfg)
+        groups = sampled.groups
 
         with watch.measure("time/score"):
-            logprobs = compute_logprobs(
-                policy, run.reference, sampled.groups, key, model, objective, mesh, config.rl.microbatches
-            )
+            logprobs = compute_logprobs(policy, run.reference, groups, key, model, objective, mesh, config.rl.microbatches)
             seen = (logprobs.views.weight > 0).any(axis=2)
-            entropy = float(jnp.mean(logprobs.entropy, where=sampled.groups.loss_mask & seen))
+            entropy = float(jnp.mean(logprobs.entropy, where=groups.loss_mask & seen))
         del policy  # updates need its memory
 
         with watch.measure("time/update"):
             train_state, updates = state.train_state, []
             for inner_step in range(objective.inner_steps):
-                train_state, statistics = run.update(train_state, sampled.groups, logprobs, np.int32(inner_step), stage.base)
+                train_state, statistics = run.update(train_state, groups, logprobs, np.int32(inner_step), stage.base)
                 updates.append(statistics)
             updates = to_host(updates)
     last_update = {"loss": updates[-1]["policy/loss"], "grad_norm": updates[-1]["policy/grad_norm"]}
     last_update["finite_gradients"] = updates[-1]["finite_gradients"]
-    update_metrics, consecutive_skips = _summarize(updates, state.consecutive_skips)
-    following = _next_state(stage, state, train_state, parts)
-    following = dataclasses.replace(following, consecutive_skips=consecutive_skips, sampler_kl=sampler_kl)
+    means, skips = _summarize(updates, state.consecutive_skips)
+    consecutive_skips = int(skips["update/consecutive_skips"])
+    state = dataclasses.replace(update_hint_state(stage.experiment, state, parts), done=state.done + 1, train_state=train_state)
+    state = dataclasses.replace(state, evaluated=False, sampler_kl=sampler_kl, consecutive_skips=consecutive_skips)
 
     metrics = sampled.metrics | sampler_metrics
-    if following.hint_ratio_center is not None:
-        metrics["hint/ratio_center"] = following.hint_ratio_center
-    metrics |= update_metrics.pop("means") | watch.seconds | device_memory() | {"policy/entropy": entropy} | update_metrics
-    metrics["speed/tokens_per_second"] = sum(map(_sampled_tokens, parts)) / metrics["time/rollout"]
-    batch = {"groups": sampled.groups, "old": logprobs.old, "reference": logprobs.reference}
-    return following, Iteration(sampled, metrics, batch, last_update)
+    if state.hint_ratio_center is not None:
+        metrics["hint/ratio_center"] = state.hint_ratio_center
+    metrics |= means | watch.seconds | device_memory() | {"policy/entropy": entropy} | skips
+    tokens = sum(attempt.tokens.size for part in parts for attempt in (part.first, part.second) if attempt is not None)
+    metrics["speed/tokens_per_second"] = tokens / metrics["time/rollout"]
+    batch = {"groups": groups, "old": logprobs.old, "reference": logprobs.reference}
+    return state, Iteration(sampled, metrics, batch, last_update)
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
@@ -157,28 +148,23 @@ def _reference(stage: Stage, start: PolicyParams) -> Params:
     return stage.policy.assemble(*start) if experiment.config.sft.updates else start.base
 
 
-def _prepare(stage: Stage, reference: Params) -> RLRun:
-    experiment, config = stage.experiment, stage.experiment.config
-    rl, objective = config.rl, config.objective
-    order = batches(present(experiment.rl_data).prompts, rl.prompts, config.seed, config.data.prompt_buckets)
-    update = make_update(stage.optimizer, stage.policy, objective, experiment.mesh, rl.microbatches)
-    cfg = RolloutConfig(
+def _rollout_config(experiment: Experiment) -> RolloutConfig:
+    config = experiment.config
+    return RolloutConfig(
         model=experiment.model,
         decode=config.sampler,
         inpainting=config.inpainting,
-        group_size=rl.group_size,
-        prompts_at_once=rl.prompts // rl.rollout_chunks,
+        group_size=config.rl.group_size,
+        prompts_at_once=config.rl.prompts // config.rl.rollout_chunks,
         prompt_buckets=config.data.prompt_buckets,
-        normalize_advantages=objective.normalize_advantages,
-        after_eos=objective.reference_code,
+        normalize_advantages=config.objective.normalize_advantages,
+        after_eos=config.objective.reference_code,
     )
-    return RLRun(stage, reference, order, update, cfg)
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Fills in the fields that the log holds: those of `Stage.with_counters` and those of the RL stage."""
-    state = stage.with_counters(state)
-    hints, center = stage.experiment.config.inpainting, None
+    """Sets the fields of the state that are read from the log: those of `Stage.with_counters` and those of the RL stage."""
+    state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
         center = stage.last_logged("hint/ratio_center") if state.done else None
@@ -189,10 +175,8 @@ def _with_counters(stage: Stage, state: IterationState) -> IterationState:
 def _choose_sampler(
     run: RLRun, state: IterationState, policy: Params, key: jax.Array, watch: Stopwatch
 ) -> tuple[float | None, RolloutConfig, dict[str, float]]:
-    """Returns the last measured error of the cached sampler, the configuration of this rollout, and metrics.
-
-    If the error exceeds `rl.probe_limit`, the exact sampler replaces the cached one.
-    """
+    """Returns (last measured error of the cached sampler, configuration of this rollout, metrics).
+    If the error exceeds `rl.probe_limit`, the exact sampler replaces the cached one."""
     rl, fast = run.stage.experiment.config.rl, run.rollout.decode
     cfg = dataclasses.replace(run.rollout, hint_ratio_center=state.hint_ratio_center)
     if fast.cache == "none":
@@ -220,12 +204,9 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples an iteration's rollouts: one, or up to `rl.dynamic_batches` until enough groups are mixed."""
+    """Samples one rollout, or up to `rl.dynamic_batches` until enough groups are neither all correct nor all wrong."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
-
-    def check_preemption() -> None:
-        run.stage.check_preemption(state)
-
+    check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []
     while len(parts) < rl.dynamic_batches and (not parts or mixed_groups(parts).sum() < rl.prompts):
         prompts = run.order[state.done * rl.dynamic_batches + len(parts)]
@@ -236,55 +217,17 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
     return parts
 
 
-def _next_state(stage: Stage, state: IterationState, train_state: TrainState, parts: list[Rollout]) -> IterationState:
-    """Returns the state after an iteration, with an updated solution bank and hint ratio."""
-    bank, center = state.solution_bank, state.hint_ratio_center
-    if bank is not None:
-        bank = _updated_solution_bank(bank, parts, stage.experiment)
-    if center is not None:
-        center = _next_hint_ratio_center(center, parts, stage.experiment.config.inpainting)
-    return dataclasses.replace(
-        state, done=state.done + 1, train_state=train_state, solution_bank=bank, hint_ratio_center=center, evaluated=False
-    )
-
-
-def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, Any], int]:
-    """Returns means over an iteration's inner updates without the skipped ones, counts of skips, and consecutive skips."""
+def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns means over an iteration's inner updates without the skipped ones, and the counts of skipped updates."""
     skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
-    consecutive_skips = count_skipped(skipped, skips_before)
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
     names = [name for name in used[0] if name != "finite_gradients"]
     means = {name: float(np.mean([statistics[name] for statistics in used])) for name in names}
-    counts = {"update/skipped": skipped.sum(), "update/consecutive_skips": consecutive_skips}
-    return {"means": means} | counts, consecutive_skips
-
-
-def _updated_solution_bank(solution_bank: np.ndarray, parts: list[Rollout], experiment: Experiment) -> np.ndarray:
-    """Returns the solution bank after an iteration."""
-    for part in parts:
-        rows = present(experiment.rl_data).rows_of(to_host(part.groups.problem_id))
-        solution_bank = update_solution_bank(
-            solution_bank, rows, part.first.tokens, part.first.grades.correct, experiment.model.eos_id
-        )
-    return solution_bank
-
-
-def _next_hint_ratio_center(hint_ratio_center: float, parts: list[Rollout], hints: InpaintingConfig) -> float:
-    """Returns the center of the hint ratios after an iteration; it moves only if there were second attempts."""
-    correct = [part.second.grades.correct for part in parts if part.second is not None]
-    return (
-        next_hint_ratio_center(hint_ratio_center, float(np.concatenate(correct).mean()), hints)
-        if correct
-        else hint_ratio_center
-    )
-
-
-def _sampled_tokens(sampled: Rollout) -> int:
-    return sampled.first.tokens.size + (0 if sampled.second is None else sampled.second.tokens.size)
+    return means, {"update/skipped": skipped.sum(), "update/consecutive_skips": count_skipped(skipped, skips_before)}
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
-    """Arrays for TensorBoard's histograms, [n, g] each: first attempts, and the advantages of the trained completions."""
+    """Returns arrays [n, g] for histograms: rewards and lengths of first attempts, advantages of the trained completions."""
     return {
         "rollout/rewards": sampled.first.grades.rewards,
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
@@ -293,20 +236,16 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Rows for rollouts.jsonl: for a few groups, the best first attempt and the best hinted one, by reward."""
+    """Returns rows of rollouts.jsonl for a few groups: the first attempt and the hinted attempt with the highest reward."""
     by_id = present(experiment.rl_data).by_id
-    tokenizer = experiment.tokenizer
-    config = experiment.config
-    task = load_task(config.task.name)
-    options = {name: config.task[name] for name in task.REWARD_OPTIONS}
 
-    def row(attempt, name: str, group: int, position: int, completion: int, rescued: bool) -> dict:
-        problem = by_id[int(problem_ids[group])]
-        tokens = attempt.tokens[position, completion]
+    def row(attempt, name: str, group: int, position: int) -> dict:
+        place = position, int(attempt.grades.rewards[position].argmax())
+        problem, tokens = by_id[int(problem_ids[group])], attempt.tokens[place]
         text = experiment.graded_text(tokens)
-        grades = {field: values[position, completion] for field, values in vars(attempt.grades).items()}
+        grades = {field: values[place] for field, values in vars(attempt.grades).items()}
         # The answer that a user's reward function reads is unknown.
-        extracted = {} if config.reward.function else {"extracted_answer": task.extract_answer(text, **options)}
+        extracted = {} if experiment.config.reward.function else {"extracted_answer": experiment.extract_answer(text)}
         return {
             "step": step,
             "try": name,
@@ -314,26 +253,21 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "question": problem.question,
             "answer": problem.answer,
             "trace": problem.trace,
-            "tokens": [tokenizer.piece(i) for i in tokens],
-            "unmask_step": attempt.unmask_step[position, completion].tolist(),
-            "hint": attempt.hint[position, completion].tolist(),
+            "tokens": [experiment.tokenizer.piece(i) for i in tokens],
+            "unmask_step": attempt.unmask_step[place].tolist(),
+            "hint": attempt.hint[place].tolist(),
             "end": next((i for i, token in enumerate(tokens.tolist()) if token == experiment.model.eos_id), None),
             "reward": float(grades["rewards"]),
             "correct": bool(grades["correct"]),
             "outcome": "timeout" if grades["late"] else "error" if grades["broken"] else "ok",
             "text": text,
             **extracted,
-            "rescued": rescued,
+            "rescued": name == "hinted" and bool(grades["correct"]),
         }
 
-    problem_ids = to_host(sampled.groups.problem_id)
-    rows = []
-    triggered = sampled.triggered.tolist()
+    problem_ids, triggered, rows = to_host(sampled.groups.problem_id), sampled.triggered.tolist(), []
     for group in (triggered + [g for g in range(len(problem_ids)) if g not in triggered])[:ROLLOUTS_SHOWN]:
-        rows.append(row(sampled.first, "first", group, group, int(sampled.first.grades.rewards[group].argmax()), False))
+        rows.append(row(sampled.first, "first", group, group))
         if sampled.second is not None and group in triggered:
-            position = triggered.index(group)
-            best = int(sampled.second.grades.rewards[position].argmax())
-            rescued = bool(sampled.second.grades.correct[position, best])
-            rows.append(row(sampled.second, "hinted", group, position, best, rescued))
+            rows.append(row(sampled.second, "hinted", group, triggered.index(group)))
     return rows

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
@@ -33,10 +33,8 @@ def make_sft_update(
     optimizer: optax.GradientTransformation, policy: Policy, corruption: str, microbatches: int, mesh: Mesh
 ) -> Callable:
     """Returns the compiled update (state, batch, key, base_params) -> (state, statistics), which donates the state.
-
-    key: root key of the stage; the update folds its number into it. base_params: frozen parameters under the adapters in the
-    state, None without adapters. `apply_gradients` describes updates with a non-finite loss or gradient.
-    """
+    key: root key of the stage, into which an update folds its number. base_params: frozen parameters under the adapters in the
+    state, None without adapters. `apply_gradients` describes updates with a non-finite loss or gradient."""
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
         rows, length = batch.completion.shape
@@ -58,20 +56,16 @@ def make_sft_update(
 heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
-def heldout_losses(
-    experiment: Experiment, params: Params, check_preemption: Callable[[], None] = lambda: None
-) -> dict[str, float]:
-    """Returns the loss per masked token of the held-out problems at each mask share of `HELDOUT_LEVELS`, and their mean.
-
-    Masks depend only on the seed, so evaluations and runs are comparable.
-
-    Args:
-        check_preemption: called after every batch, on all processes; may raise.
-    """
+def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
+    """Returns the loss per masked token of the held-out problems at each mask share of `HELDOUT_LEVELS`, and the mean of these
+    losses; {} without held-out problems. Masks depend only on the seed, so evaluations and runs are comparable.
+    All processes call `check_preemption`, which may raise, after every batch."""
     config, mesh = experiment.config, experiment.mesh
-    heldout, size = cut_to_bucket(present(experiment.heldout), config.data.prompt_buckets), config.evaluation.batch_size
-    total, length = heldout.completion.shape
-    noise = np.random.default_rng(config.seed).random((total, length))
+    if experiment.heldout is None:
+        return {}
+    heldout, size = cut_to_bucket(experiment.heldout, config.data.prompt_buckets), config.evaluation.batch_size
+    total = len(heldout.completion)
+    noise = np.random.default_rng(config.seed).random(heldout.completion.shape)
     ranks = noise.argsort(axis=1).argsort(axis=1).astype(np.int32)
     found = np.zeros((len(HELDOUT_LEVELS), total))
     for begin in range(0, total, size):
@@ -82,42 +76,18 @@ def heldout_losses(
             found[level, rows] = to_host(heldout_bound(params, *jax.tree.leaves(batch), corruption, experiment.model))
         check_preemption()
     losses = found.mean(axis=1)
-    at = {heldout_metric(share): loss for share, loss in zip(HELDOUT_LEVELS, losses, strict=True)}
-    return {"heldout/loss": losses.mean(), **at}
-
-
-class SFTRun(NamedTuple):
-    """Constant parts of the supervised stage."""
-
-    stage: Stage
-    order: grain.MapDataset[SFTBatch]
-    update: Callable
-
-
-class Interval(NamedTuple):
-    """Updates between two lines of the log."""
-
-    updates: int
-    metrics: dict[str, float]
-    batch: SFTBatch  # of the last update
-    last_update: dict[str, Any]  # its loss, grad_norm and finite_gradients
+    by_share = {heldout_metric(share): loss for share, loss in zip(HELDOUT_LEVELS, losses, strict=True)}
+    return {"heldout/loss": losses.mean(), **by_share}
 
 
 def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> PolicyParams:
-    """Trains from the newest checkpoint, or from the start, to the end of the stage.
+    """Trains from the newest checkpoint, or from the start, to the end of the stage; returns the trained parameters, or the
+    initial ones if the run has no supervised stage. Raises Terminated and Diverged, see `run_rl`.
 
     Args:
-        preempted: called before every update and after every batch of an evaluation.
-
-    Returns:
-        The trained parameters; the initial ones if the run has no supervised stage.
-
-    Raises:
-        Terminated: preempted() returned True; a checkpoint has been saved.
-        Diverged: `skip_limit` consecutive updates were not finite, or a parameter is not.
-    """
-    config = experiment.config
-    sft, policy = config.sft, Policy(experiment.model, config.lora)
+        preempted: called before every update and after every batch of an evaluation."""
+    config, sft = experiment.config, experiment.config.sft
+    policy = Policy(experiment.model, config.lora)
     base = experiment.initial_params() if config.lora else None
     initial = experiment.initial_adapters if config.lora else experiment.initial_params
     if sft.updates == 0:
@@ -129,8 +99,7 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
 
     order = batches(present(experiment.sft_data), sft.batch_size, config.seed, config.data.prompt_buckets)
     update = make_sft_update(stage.optimizer, policy, sft.corruption, sft.microbatches, experiment.mesh)
-    run = SFTRun(stage, order, update)
-    heldout = functools.partial(heldout_losses, experiment) if experiment.heldout is not None else _no_metrics
+    heldout = functools.partial(heldout_losses, experiment)
     with MetricsWriter(experiment.workdir, state.done) as log, progress(stage.total, state.done, "SFT") as bar:
         state = stage.with_counters(state)
         while True:
@@ -139,26 +108,28 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
                 stage.evaluate(state, log, heldout)
             if state.done == stage.total:
                 break
-            state, interval = run_updates(run, state)
-            bar.update(interval.updates)
-            bar.set_postfix(loss=f"{interval.metrics['sft/loss']:.3f}")
-            log.write(state.done, "sft", interval.metrics)
-            stage.stop_if_diverged(state, interval.last_update, interval.batch)
+            state, metrics, batch, last_update = run_updates(stage, order, update, state)
+            bar.update(state.done - bar.n)
+            bar.set_postfix(loss=f"{metrics['sft/loss']:.3f}")
+            log.write(state.done, "sft", metrics)
+            stage.stop_if_diverged(state, last_update, batch)
     checkpoints.wait()
     return PolicyParams(state.train_state.params, base)
 
 
-def run_updates(run: SFTRun, state: IterationState) -> tuple[IterationState, Interval]:
-    """Runs updates until the next log line, checkpoint or evaluation."""
-    stage, sft, begin = run.stage, run.stage.experiment.config.sft, state.done
-    until = min(_next_multiple(begin, n) for n in (LOG_EVERY, sft.checkpoint_every, sft.eval_every) if n)
-    until = min(until, stage.total)
-    watch = Stopwatch()
+def run_updates(
+    stage: Stage, order: grain.MapDataset[SFTBatch], update: Callable, state: IterationState
+) -> tuple[IterationState, dict[str, float], SFTBatch, dict[str, Any]]:
+    """Runs updates until the next log line, checkpoint or evaluation.
+    Returns (new state, metrics, batch of the last update, loss, grad_norm and finite_gradients of the last update)."""
+    sft, begin, watch = stage.experiment.config.sft, state.done, Stopwatch()
+    due = [(begin // every + 1) * every for every in (LOG_EVERY, sft.checkpoint_every, sft.eval_every) if every]
+    until = min(stage.total, *due)
     with watch.measure("time/total"):
         for number in range(begin, until):
             stage.check_preemption(state)
-            batch = shard_batch(run.order[number], stage.experiment.mesh)
-            train_state, statistics = run.update(state.train_state, batch, state.key, stage.base)
+            batch = shard_batch(order[number], stage.experiment.mesh)
+            train_state, statistics = update(state.train_state, batch, state.key, stage.base)
             unlogged = [*state.unlogged, [statistics["sft/loss"], statistics["sft/grad_norm"]]]
             state = dataclasses.replace(state, done=number + 1, train_state=train_state, unlogged=unlogged)
         statistics, unlogged = to_host((statistics, state.unlogged))
@@ -177,12 +148,4 @@ def run_updates(run: SFTRun, state: IterationState) -> tuple[IterationState, Int
         "speed/tokens_per_second": (batch.tokens.size + batch.completion.size) / seconds_per_update,
     }  # fmt: skip
     last_update = {"loss": losses[-1], "grad_norm": norms[-1], "finite_gradients": statistics["finite_gradients"]}
-    return state, Interval(until - begin, metrics, batch, last_update)
-
-
-def _no_metrics(params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
-    return {}
-
-
-def _next_multiple(done: int, every: int) -> int:
-    return (done // every + 1) * every
+    return state, metrics, batch, last_update

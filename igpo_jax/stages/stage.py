@@ -14,6 +14,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, is_logged, last_logged
 from igpo_jax.runtime.mesh import to_host
+from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import check_parameters, stop_diverged
 from igpo_jax.training.policy import Policy
@@ -22,7 +23,7 @@ from igpo_jax.training.state import TrainState, create_state, make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """State of a stage between two iterations. Checkpoints hold the first five fields; the others are read from the log."""
+    """State of a stage between two iterations. Checkpoints hold the first five fields, the log holds the others."""
 
     done: int  # iterations of the RL stage, updates of the supervised stage
     train_state: TrainState
@@ -48,7 +49,7 @@ class Stage:
 
     @property
     def total(self) -> int:
-        """Number of iterations."""
+        """Number of the stage's iterations; an iteration of the supervised stage is one update."""
         config = self.experiment.config
         return config.sft.updates if self.name == "sft" else config.rl.iterations
 
@@ -60,12 +61,12 @@ class Stage:
         return make_optimizer(config.rl.optimizer, self.total * config.objective.inner_steps, self.policy)
 
     def step_of(self, done: int) -> int:
-        """Optimizer updates since the start of the run, after `done` iterations of this stage."""
+        """Returns the number of optimizer updates since the start of the run, after `done` iterations of this stage."""
         config = self.experiment.config
         return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
-        """Returns the state of the newest checkpoint, None without checkpoints. The arguments give the shapes to read."""
+        """Returns the state of the newest checkpoint, None without checkpoints; the arguments only give the shapes to read."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         return None if restored is None else IterationState(*restored)
@@ -76,9 +77,9 @@ class Stage:
         return IterationState(0, train_state, key, solution_bank)
 
     def with_counters(self, state: IterationState) -> IterationState:
-        """Fills in the fields that the log holds. Call it after `MetricsWriter` has dropped later rows."""
-        skips = self.last_logged("update/consecutive_skips")
-        return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=int(skips or 0))
+        """Sets the fields that the log holds. Call this method after `MetricsWriter` has dropped later rows."""
+        skips = int(self.last_logged("update/consecutive_skips") or 0)
+        return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 
     def is_evaluated(self, state: IterationState) -> bool:
         return is_logged(self.experiment.workdir, self.step_of(state.done), self.name, "eval/accuracy")
@@ -90,30 +91,27 @@ class Stage:
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
 
     def check_preemption(self, state: IterationState) -> None:
-        """After a termination signal, saves the state and raises Terminated; the resumed run redoes unfinished work.
-
-        Every process must call this the same number of times.
-        """
+        """After a termination signal, saves the state and raises Terminated; the resumed run repeats unfinished work.
+        Every process must call this method the same number of times."""
         if self.preempted():
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
             unlogged = np.array(to_host(state.unlogged), float).tolist()
-            self.checkpoints.save_and_stop(state.done, state.train_state, state.key, state.solution_bank, unlogged)
+            self.checkpoints.wait()
+            if state.done not in self.checkpoints.steps():
+                self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, unlogged=unlogged)
+                self.checkpoints.wait()
+            raise Terminated(f"stopped by a termination signal after saving {self.checkpoints.folder / str(state.done)}")
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
-        """Saves the first (RL), last and every `every`-th state, and every state with an accuracy, for the best checkpoint."""
+        """Saves the first state (RL stage only), the last, every `every`-th, and all with an accuracy, to keep the best."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Logs and returns the accuracy on the test problems.
-
-        Args:
-            heldout: (parameters, check_preemption) -> further metrics.
-        """
-        check_preemption = functools.partial(self.check_preemption, state)
-        watch = Stopwatch()
+        """Logs and returns the accuracy on the test problems; `heldout` maps (parameters, check_preemption) to more metrics."""
+        check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
             params = self.sampling_params(state)
             metrics = heldout(params, check_preemption)
@@ -126,11 +124,10 @@ class Stage:
     def stop_if_diverged(self, state: IterationState, last_update: dict[str, Any], batch: Any) -> None:
         """Raises Diverged after `skip_limit` consecutive skipped updates; see `stop_diverged`."""
         if state.consecutive_skips >= self.experiment.config.skip_limit:
-            step = self.step_of(state.done)
-            skips, train_state = state.consecutive_skips, state.train_state
-            stop_diverged(step, self.name, skips, last_update, train_state, batch, self.checkpoints)
+            step, params = self.step_of(state.done), state.train_state.params
+            stop_diverged(step, self.name, state.consecutive_skips, last_update, params, batch, self.checkpoints)
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Returns whether an action is due after `done` iterations: at the start, at the end, every `every`-th time (0: never)."""
+    """Returns whether an action is due: before the first iteration, after the last, and every `every` iterations unless 0."""
     return done in (0, total) or (every > 0 and done % every == 0)

@@ -11,10 +11,11 @@ from igpo_jax.model import transformer
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.checks import present
 
 
 class PolicyParams(NamedTuple):
-    """trained: all parameters, or adapters; base: the frozen parameters under the adapters, None without adapters."""
+    """Trained parameters (all parameters, or adapters), and the frozen ones under the adapters (None without adapters)."""
 
     trained: Params
     base: Params | None
@@ -22,44 +23,38 @@ class PolicyParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A network whose parameters are all trained (lora is None), or frozen beside trained adapters."""
+    """A network and its trained parameters: all of its own (lora is None), or adapters beside its frozen parameters."""
 
     model: ModelConfig
     lora: LoraConfig | None = None
 
     def abstract(self, mesh: Mesh) -> Params:
-        """`jax.ShapeDtypeStruct` of the trained parameters, with shardings."""
-        if self.lora is None:
-            return transformer.abstract(self.model, mesh)
-        return adapters.abstract(self.model, self.lora, mesh)
+        """Returns a `jax.ShapeDtypeStruct` with sharding for each trained parameter."""
+        return transformer.abstract(self.model, mesh) if self.lora is None else adapters.abstract(self.model, self.lora, mesh)
 
     def abstract_base(self, mesh: Mesh) -> Params | None:
-        """`jax.ShapeDtypeStruct` of the frozen parameters, None without adapters."""
+        """Returns a `jax.ShapeDtypeStruct` for each frozen parameter, None without adapters."""
         return None if self.lora is None else transformer.abstract(self.model, mesh)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
-        """Random parameters, or adapters whose product is zero, created sharded."""
+        """Returns random parameters, or adapters whose product is zero, created sharded."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
         if self.lora is None:
             return jax.jit(transformer.init, static_argnums=1, out_shardings=shardings)(key, self.model)
         return jax.jit(adapters.init, static_argnums=(1, 2), out_shardings=shardings)(key, self.model, self.lora)
 
     def assemble(self, trained: Params, base: Params | None) -> Params:
-        """The network's parameters for `transformer.forward`. Differentiable with respect to `trained`."""
-        if self.lora is None:
-            return trained
-        assert base is not None
-        return adapters.attach(base, trained, self.lora)
+        """Returns the network's parameters for `transformer.forward`; differentiable with respect to `trained`."""
+        return trained if self.lora is None else adapters.attach(present(base), trained, self.lora)
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """The network's parameters for sampling and log-probabilities, in the compute dtype if there are no adapters."""
+        """Returns the network's parameters for sampling and log-probabilities, in the compute dtype without adapters."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Shapes of the output of `for_sampling` for abstract parameters."""
+        """Returns the shapes of `for_sampling`'s result, given the shapes of its arguments."""
         if self.lora is not None:
-            assert base is not None
-            return abstract_attach(base, trained)
+            return abstract_attach(present(base), trained)
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
 
     def makes_copy(self) -> bool:
@@ -67,12 +62,12 @@ class Policy:
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype
 
     def decay_mask(self) -> Params | None:
-        """Mask of the trained leaves that weight decay applies to; None: all. Norm scales do not decay."""
+        """Returns a mask of the parameters that weight decay applies to: all but norm scales; None means all."""
         return transformer.weight_decay_mask(self.model) if self.lora is None else None
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Shapes of the output of `lora.attach`. Its scaled adapters are new arrays, which the compiler counts as temporary."""
+    """Returns the output shapes of `lora.attach`, whose scaled adapters the compiler counts as temporary arrays."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 
@@ -83,12 +78,8 @@ def in_compute_dtype(model: ModelConfig) -> ModelConfig:
 
 def cast_params(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
     """Casts parameters to the compute dtype, with the same shardings; returns `params` itself if they have that dtype.
-
-    Results do not change, because every weight is cast before use, but half the bytes are read and exchanged.
-    """
-    if model.compute_dtype == model.param_dtype:
-        return params
-    return make_cast(model, mesh)(params)
+    Results do not change, because every weight is cast before use, but half the bytes are read and exchanged."""
+    return params if model.compute_dtype == model.param_dtype else make_cast(model, mesh)(params)
 
 
 def make_cast(model: ModelConfig, mesh: Mesh):

@@ -17,7 +17,7 @@ from igpo_jax.training.policy import Policy
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping by global norm, a linear warm-up, then the schedule."""
+    """Settings of AdamW with clipping by global norm and, before the learning-rate schedule, a linear warm-up."""
 
     learning_rate: float
     warmup_steps: int = 50
@@ -40,7 +40,7 @@ class OptimizerConfig:
             raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
 
     def learning_rate_at(self, updates: int) -> optax.Schedule:
-        """Learning-rate schedule of a stage of `updates` updates."""
+        """Returns the learning-rate schedule of a stage of `updates` updates."""
         warmup = optax.linear_schedule(self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps)
         decay = max(updates - self.warmup_steps, 1)
         if self.schedule == "cosine":
@@ -54,7 +54,7 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """Arrays that updates change."""
+    """Arrays that an update changes: step number, trained parameters and optimizer state."""
 
     step: jax.Array  # i32[], updates of this stage so far, including skipped ones
     params: Params  # trained, float32: all parameters, or adapters
@@ -62,7 +62,7 @@ class TrainState:
 
     @classmethod
     def abstract(cls, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> "TrainState":
-        """`jax.ShapeDtypeStruct` of the state: moments are sharded like their parameters, scalars replicated."""
+        """Returns the state as `jax.ShapeDtypeStruct`: moments are sharded like their parameters, scalars replicated."""
         params = policy.abstract(mesh)
 
         def placed(leaf, sharding):
@@ -81,21 +81,13 @@ class TrainState:
 
 def make_optimizer(cfg: OptimizerConfig, updates: int, policy: Policy) -> optax.GradientTransformation:
     """Returns the optimizer of a stage of `updates` updates."""
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.max_grad_norm),
-        optax.adamw(
-            cfg.learning_rate_at(updates),
-            b1=cfg.b1,
-            b2=cfg.b2,
-            weight_decay=cfg.weight_decay,
-            mask=policy.decay_mask(),
-            mu_dtype=cfg.first_moment_dtype,
-        ),
-    )
+    rate, mask = cfg.learning_rate_at(updates), policy.decay_mask()
+    adamw = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=mask, mu_dtype=cfg.first_moment_dtype)
+    return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adamw)
 
 
 def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """`NamedSharding` of every array of the state."""
+    """Returns the `NamedSharding` of every array of the training state."""
     return jax.tree.map(lambda leaf: leaf.sharding, TrainState.abstract(optimizer, policy, mesh))
 
 
@@ -112,10 +104,7 @@ def apply_gradients(
     state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """Applies one update. If the loss or the gradient norm is not finite, only the update's number and the schedule advance.
-
-    Returns:
-        The state, the norm before clipping, and bool [leaves], True if the norm of that leaf's gradient is finite.
-    """
+    Returns the state, the norm before clipping, and bool [leaves], True if the norm of that parameter's gradient is finite."""
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -140,8 +129,7 @@ def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: in
 
     Args:
         value_and_grad: (params, part of the batch) -> ((loss, statistics), gradients), each a mean over the part.
-        batch: pytree of arrays with the same leading size, a multiple of `microbatches`.
-    """
+        batch: pytree of arrays with the same leading size, a multiple of `microbatches`."""
     if microbatches == 1:
         return value_and_grad(params, batch)
     parts = split_rows(batch, microbatches)

@@ -1,10 +1,12 @@
 """Rows of rollouts.jsonl: the extracted answer and the verdict of a completion."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from igpo_jax.run.experiment import Experiment
 from igpo_jax.stages.rl import _shown
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem
@@ -23,12 +25,14 @@ GRADES = Grades(
 
 def rows(function=""):
     problem = Problem("p", "6+6=", "12", "1=12", (), "1=12")
+    config = SimpleNamespace(task=_Section(name="arithmetic"), reward=SimpleNamespace(function=function))
     experiment = SimpleNamespace(
         rl_data=SimpleNamespace(by_id={7: problem, 8: problem}),
         tokenizer=SimpleNamespace(piece=PIECES.__getitem__),
-        config=SimpleNamespace(task=_Section(name="arithmetic"), reward=SimpleNamespace(function=function)),
+        config=config,
         model=SimpleNamespace(eos_id=EOS),
         graded_text=lambda tokens: "".join(PIECES[i] for i in tokens if i != EOS),
+        extract_answer=functools.partial(Experiment.extract_answer, SimpleNamespace(config=config)),
     )
     first = SimpleNamespace(
         tokens=TOKENS, unmask_step=np.zeros(TOKENS.shape, int), hint=np.zeros(TOKENS.shape, bool), grades=GRADES
