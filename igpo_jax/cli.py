@@ -15,53 +15,38 @@ from igpo_jax.runtime.host import keep_freed_memory
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses flags with absl; an error in the command line or the config file ends the process with one line."""
+    """Parses flags with absl; ends the process with a line for an error in the command line or the config file."""
     keep_freed_memory()
     try:
-        arguments, path = _with_resolved_config(arguments)
+        resolved, path = list(arguments), None
+        for i, argument in enumerate(arguments):
+            if argument.startswith("--config="):
+                path = resolve_config_path(argument.removeprefix("--config="))
+                resolved[i] = f"--config={path}"
+            elif i and arguments[i - 1] == "--config":
+                resolved[i] = path = resolve_config_path(argument)
         if path is not None:
-            _check_overrides(arguments, _load_config(path))
-        return flags.FLAGS(arguments)
+            _check_overrides(resolved, _load_config(path))
+        return flags.FLAGS(resolved)
     except (ValueError, flags.Error) as error:
         sys.exit(f"error: {error}")
 
 
 def resolve_config_path(argument: str) -> str:
-    """Resolves `math.py` or `math.py:variant` to a path: as given if it exists or has a folder, else in ./configs or the
-    repository's configs/.
-
-    Raises:
-        ValueError: there is no such file; the message lists the existing ones.
-    """
+    """Resolves `math.py` or `math.py:variant` to a path: as given if it exists or names a folder, else in ./configs or the
+    repository's configs/. Raises ValueError with a list of the existing files if there is no such file."""
     name, colon, variant = argument.partition(":")
     folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
-    candidates = [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else [])
-    for path in candidates:
+    for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):
         if path.is_file():
             return f"{path}{colon}{variant}"
     known = sorted({path.name for folder in folders for path in folder.glob("*.py")})
     raise ValueError(f"no config file {name!r} here, nor in configs/; there are: {', '.join(known)}")
 
 
-def _with_resolved_config(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Returns the arguments with the value of --config resolved, and that value."""
-    resolved, path = [], None
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            path = resolve_config_path(argument.removeprefix("--config="))
-            argument = f"--config={path}"
-        elif i and arguments[i - 1] == "--config":
-            argument = path = resolve_config_path(argument)
-        resolved.append(argument)
-    return resolved, path
-
-
 def _load_config(argument: str) -> ConfigDict:
-    """Calls get_config() of `file.py` or `file.py:variant`.
-
-    Raises:
-        ValueError: the call fails or returns something else; the message names the line and, for a wrong key, the nearest key.
-    """
+    """Returns the result of get_config() in `file.py` or `file.py:variant`. Raises ValueError if the call fails or does not
+    return a configuration; the message names the line and, for a wrong key, the nearest key."""
     path, colon, variant = argument.partition(":")
     try:
         config = runpy.run_path(path)["get_config"](*([variant] if colon else []))
@@ -71,18 +56,18 @@ def _load_config(argument: str) -> ConfigDict:
         cause: BaseException = error
         while cause.args and isinstance(cause.args[0], Exception):
             cause = cause.args[0]
-        reason = (str(cause.args[0]) if cause.args else "").splitlines()
+        told = (str(cause.args[0]) if cause.args else "").splitlines()
         # ml_collections lists all keys of the section and ends with the nearest one.
-        reason = [part.partition(" and cannot be added")[0] for part in (reason[:1] + reason[1:][-1:])]
+        reason = "; ".join(part.partition(" and cannot be added")[0] for part in (told[:1] + told[1:][-1:]))
         where = path if line is None else f"{path}, line {line}"
-        raise ValueError(f"{where}: {type(cause).__name__}: {'; '.join(reason)}") from None
+        raise ValueError(f"{where}: {type(cause).__name__}: {reason}") from None
     if not isinstance(config, ConfigDict):
         raise ValueError(f"{path}: get_config() returns {type(config).__name__}, not a configuration; start from base_config()")
     return config
 
 
 def _check_overrides(arguments: list[str], config: ConfigDict) -> None:
-    """Raises ValueError for --config.KEY with an unknown key."""
+    """Raises ValueError for an argument --config.KEY with an unknown key."""
     known = list(_dotted_keys(config))
     for argument in arguments:
         override = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)

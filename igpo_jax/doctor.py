@@ -1,8 +1,7 @@
 """python -m igpo_jax.doctor
 
 Checks this host's packages, memory, disk and devices, and trains a tiny model on it. Prints a line per finding (ok, note or
-problem) and a remedy; exits with 1 if there is a problem. It checks this host alone and joins no cluster.
-"""
+problem) and a remedy; exits with 1 if there is a problem. It checks this host alone and joins no cluster."""
 
 import collections
 import contextlib
@@ -32,12 +31,8 @@ MIN_OPEN_FILES = 4096
 DEVICE_TIMEOUT = 120.0  # seconds
 
 # extra -> its purpose; cuda and tpu are checked as plug-ins.
-EXTRAS = {
-    "report": "report.html",
-    "data": "Parquet files, and endpoints of igpo_jax.rewrite",
-    "playground": "igpo_jax.playground",
-    "test": "the tests",
-}
+EXTRAS = {"report": "report.html", "data": "Parquet files, and endpoints of igpo_jax.rewrite"}
+EXTRAS |= {"playground": "igpo_jax.playground", "test": "the tests"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +48,14 @@ class PlugIn:
 
 PLUG_INS = {
     "cuda": PlugIn(
-        "NVIDIA GPU",
-        ("jax-cuda13-plugin", "jax-cuda12-plugin"),
-        ("/dev/nvidia[0-9]*",),
-        'pip install -e ".[cuda,report]"',
+        "NVIDIA GPU", ("jax-cuda13-plugin", "jax-cuda12-plugin"), ("/dev/nvidia[0-9]*",), 'pip install -e ".[cuda,report]"',
         "compare the driver in nvidia-smi with BUILD.md; jax, jaxlib and the plug-in need one version",
     ),
     "tpu": PlugIn(
-        "TPU",
-        ("libtpu",),
-        ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
-        'if this is a TPU host: pip install -e ".[tpu,report]"',
+        "TPU", ("libtpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), 'if this is a TPU host: pip install -e ".[tpu,report]"',
         "end other processes that hold the chips (sudo lsof /dev/accel* /dev/vfio/*); all hosts of a pod have to start together",
     ),
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +70,7 @@ class Finding:
 
 
 def _noted(name: str, text: str, todo: str) -> Finding:
-    """Returns a result with the status note if there is a remedy, otherwise ok."""
+    """Returns a finding of level `note` if there is a remedy, otherwise of level `ok`."""
     return Finding("note" if todo else "ok", name, text, todo)
 
 
@@ -100,13 +89,13 @@ def main(_) -> None:
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yields the findings of a check; an exception in it becomes a problem."""
+    """Yields the findings of a check; turns an exception in the check into a problem."""
     try:
         yield from check()
     except Exception as error:  # a broken installation can raise anything
         traceback.print_exc()
-        reason = (str(error).splitlines() or [""])[0]
-        yield Finding("problem", check.__name__.replace("_", " "), f"{type(error).__name__}: {reason}", "see the error above")
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        yield Finding("problem", check.__name__.replace("_", " "), reason, "see the error above")
 
 
 def versions() -> Iterator[Finding]:
@@ -150,7 +139,7 @@ def _wrong(requirement: Requirement) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """Checks optional packages, and one that must not be installed."""
+    """Checks optional packages, and that gmpy2 is not installed."""
     offered = importlib.metadata.metadata("igpo_jax").get_all("Provides-Extra") or []
     for extra in (name for name in EXTRAS if name in offered):
         unmet, purpose = ", ".join(_unmet(extra)), f"for {EXTRAS[extra]}"
@@ -185,22 +174,16 @@ def host() -> Iterator[Finding]:
 
 def host_memory() -> tuple[int, int]:
     """Returns total and free bytes of the host, or of the container's limit if that is lower."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = _available() or total
+    total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):  # systems other than Linux have no such file
+        if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
+            free = int(found[1]) * 1024
     limits = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
     for limit, used in ((pathlib.Path("/sys/fs/cgroup", name) for name in names) for names in limits):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             allowed = int(limit.read_text())
             total, free = min(total, allowed), min(free, allowed - int(used.read_text()))
     return total, max(free, 0)
-
-
-def _available() -> int:
-    """Returns the bytes that Linux could allocate; 0 on other systems."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
-            return int(found[1]) * 1024
-    return 0
 
 
 def devices() -> Iterator[Finding]:
@@ -223,7 +206,7 @@ def devices() -> Iterator[Finding]:
 
 
 def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
-    """Compares the device files with the installed plug-in, and starts it."""
+    """Compares the device files with the installed plug-in, and starts the plug-in."""
     import jax
 
     files = sorted(path for pattern in plug_in.devices for path in glob.glob(pattern))
@@ -278,10 +261,10 @@ def tiny_run() -> Iterator[Finding]:
             with Checkpoints(folder / "checkpoints" / "rl", keep=1, best=True) as saved:
                 trained = run_rl(experiment, start, saved, lambda: False)
         read = restore_run(folder, experiment.mesh).params
-        same = jax.tree.map(lambda one, other: np.array_equal(one, other), trained, read)
+        same = jax.tree.all(jax.tree.map(np.array_equal, trained, read))
         broken, hints = (last_logged(folder, "rl", name) for name in ("grading/broken", "hint/tokens"))
     seconds = f"{time.monotonic() - begin:.0f} s"
-    if not all(jax.tree.leaves(same)):
+    if not same:
         yield Finding("problem", "tiny run", "the checkpoint read back differs from the saved parameters", "check the disk")
     elif broken or not hints:
         text = f"{broken or 0:.0f} answers could not be graded, {hints or 0:.1f} hint tokens in a completion"
@@ -291,21 +274,17 @@ def tiny_run() -> Iterator[Finding]:
 
 
 def _tiny_config(rows: int):
-    """Returns the configuration of a run of seconds, with one row per device in its batches."""
+    """Returns the configuration of a run that takes seconds, with one row per device in each batch."""
     from igpo_jax.config import base_config
     from igpo_jax.tasks import arithmetic
 
     config = base_config(**arithmetic.defaults(slots=4, sft_problems=64 * rows, rl_problems=2 * rows, test_problems=8))
-    config.model.update({"width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 32})
-    config.data.prompt_buckets = (15,)
-    for decode in (config.sampler, config.evaluation):
-        decode.update({"completion_length": 16, "block_length": 8, "steps": 8})
-    config.evaluation.update({"problems": 8, "batch_size": rows})
-    config.sft.update({"updates": 1, "batch_size": rows})
-    config.rl.update({"iterations": 1, "prompts": rows, "group_size": 2})
-    config.inpainting.update({"chunk_min": 2, "chunk_max": 3})
-    config.objective.inner_steps = 1
-    config.mesh.update({"data": -1, "fsdp": 1})
+    config.update({"model": {"width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 32}})
+    decode = {"completion_length": 16, "block_length": 8, "steps": 8}
+    config.update({"sampler": decode, "evaluation": decode | {"problems": 8, "batch_size": rows}})
+    config.update({"data": {"prompt_buckets": (15,)}, "sft": {"updates": 1, "batch_size": rows}})
+    config.update({"rl": {"iterations": 1, "prompts": rows, "group_size": 2}, "inpainting": {"chunk_min": 2, "chunk_max": 3}})
+    config.update({"objective": {"inner_steps": 1}, "mesh": {"data": -1, "fsdp": 1}})
     return config
 
 
@@ -319,7 +298,7 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def _ended_after(seconds: float, name: str, text: str):
-    """Ends the process with a problem if the body takes longer: JAX waits for a device forever and cannot be interrupted."""
+    """Prints a problem and ends the process if the body takes longer, because JAX waits for devices without a time limit."""
 
     def end() -> None:
         todo = "is another process using them? All hosts of a TPU pod have to start together"
@@ -335,11 +314,7 @@ def _ended_after(seconds: float, name: str, text: str):
         timer.cancel()
 
 
-def run() -> None:
+if __name__ == "__main__":
     from absl import app
 
     app.run(main)
-
-
-if __name__ == "__main__":
-    run()

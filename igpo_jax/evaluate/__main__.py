@@ -5,8 +5,7 @@ python -m igpo_jax.evaluate diff DIR DIR
 
 Evaluates a model on benchmarks with a recorded protocol, or a run on its own test problems. Run the same command again to
 resume. diff compares two evaluations problem by problem. --sampler-error compares a cached or parallel sampler with the
-exact one: logits step by step, network evaluations, and accuracy.
-"""
+exact one: logits step by step, network evaluations, and accuracy."""
 
 import json
 import pathlib
@@ -72,11 +71,8 @@ def main(_):
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:
-    """Returns the configuration with the changes from --sampler.
-
-    Raises:
-        ValueError: an unknown key, an invalid value, or an exact sampler.
-    """
+    """Returns the configuration with the changes from --sampler. Raises ValueError for an unknown key, an invalid value, or an
+    exact sampler."""
     if not SAMPLER_ERROR.value:
         if SAMPLER.value:
             raise ValueError("--sampler goes with --sampler-error")
@@ -90,39 +86,29 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
             config.decode[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError):
             raise ValueError(f"--sampler={entry}: {value!r} is not a valid {kind.__name__}") from None
-    for name in config.benchmarks:
-        if decode_config(config, name) == exact_sampler(decode_config(config, name)):
-            raise ValueError(
-                "the sampler is exact, so there is nothing to compare; give cache or commit (config.decode, --sampler)"
-            )
+    if any(decode == exact_sampler(decode) for decode in (decode_config(config, name) for name in config.benchmarks)):
+        raise ValueError(
+            "the sampler is exact, so there is nothing to compare; give cache or commit (config.decode, --sampler)"
+        )
     return config
 
 
 def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dict[str, Any]]]:
-    """Loads problems and protocol by benchmark; runs all checks that need no device.
-
-    Raises:
-        ValueError: names the missing option.
-    """
+    """Returns the problems and the protocol of each benchmark, after all checks that need no device. Raises ValueError with the
+    name of a missing option."""
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
     names = BENCHMARKS.value or ready  # math needs a file, other tasks generate their problems
     if not names or set(names) - set(config.benchmarks):
-        raise ValueError(
-            f"--benchmarks={','.join(BENCHMARKS.value)}: there are {', '.join(config.benchmarks)}; give their files as "
-            "--config.benchmarks.NAME.task.test=FORMAT:PATH"
-        )
+        known = f"--benchmarks={','.join(BENCHMARKS.value)}: there are {', '.join(config.benchmarks)}"
+        raise ValueError(f"{known}; give their files as --config.benchmarks.NAME.task.test=FORMAT:PATH")
     problems = {name: load_benchmark(config, name) for name in names}
     return problems, {name: benchmark_protocol(config, name, loaded) for name, loaded in problems.items()}
 
 
 def open_model(config: ConfigDict) -> DiffusionLM:
-    """Loads the model.
-
-    Raises:
-        ValueError: the model cannot be loaded, or has no tokenizer.
-    """
+    """Loads the model; raises ValueError if the model cannot be loaded or has no tokenizer."""
     options = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
     model = igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
     if model.tokenizer is None:
@@ -131,12 +117,15 @@ def open_model(config: ConfigDict) -> DiffusionLM:
 
 
 def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
-    """Makes the evaluation's folder, or checks that it belongs to this evaluation.
-
-    Raises:
-        ValueError: the folder holds another evaluation, or the processes do not share it; raised on all processes.
-    """
-    folder = pathlib.Path(OUTPUT.value or _default_output(model))
+    """Makes the evaluation's folder, by default inside the evaluated run. Raises ValueError on all processes if the folder
+    holds another evaluation or if the processes do not share it."""
+    if OUTPUT.value:
+        folder = pathlib.Path(OUTPUT.value)
+    elif "step" in model.origin:
+        name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
+        folder = pathlib.Path(str(model.origin["path"]), "evaluations", name)
+    else:
+        raise ValueError("--output=DIR is missing: the folder to write")
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
@@ -151,25 +140,13 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     begin, device = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
     numbers = {name: measure(model, config, name, loaded, folder) for name, loaded in problems.items()}
-    card = {
-        "benchmarks": numbers,
-        "model": {"origin": model.origin, "weights": json.loads((folder / "protocol.json").read_text())["weights"]},
-        "protocol": protocol,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - begin, 1),
-        **device,
-    }
-    text = json.dumps(card, indent=2, ensure_ascii=False)
+    weights = json.loads((folder / "protocol.json").read_text())["weights"]
+    card: dict[str, Any] = {"benchmarks": numbers, "model": {"origin": model.origin, "weights": weights}, "protocol": protocol}
+    card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
+    text = json.dumps(card | device, indent=2, ensure_ascii=False)
     if jax.process_index() == 0:
         atomic_write(folder / "card.json", text)
     return text
-
-
-def _default_output(model: DiffusionLM) -> pathlib.Path:
-    if "step" not in model.origin:
-        raise ValueError("--output=DIR is missing: the folder to write")
-    name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
-    return pathlib.Path(str(model.origin["path"]), "evaluations", name)
 
 
 def diff(arguments: list[str]) -> None:

@@ -1,7 +1,5 @@
-"""Completes and grades benchmarks, one row per problem, in an evaluation's folder: protocol.json, one JSON Lines file per
-benchmark, and at the end card.json. Evaluations resume; the same checkpoint and protocol give the same rows for any batch size
-and mesh.
-"""
+"""Completes and grades benchmarks. An evaluation's folder holds protocol.json, a JSON Lines file per benchmark with a row per
+problem, and at the end card.json. Evaluations resume; batch size and mesh do not change the rows."""
 
 import json
 import math
@@ -35,11 +33,9 @@ from igpo_jax.tokenizers import completion_text
 def run_benchmark(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Completes and grades the problems that `<folder>/<name>.jsonl` lacks, and returns the `summary` of all.
-
-    A row: id, question, answer, and for every draw its text as graded, the extracted answer, reward, whether it is correct,
-    the outcome of grading, and the number of denoising steps that wrote it.
-    """
+    """Completes and grades the problems that `<folder>/<name>.jsonl` lacks, and returns the `summary` of all. A row has the id,
+    question and answer of a problem and, for every draw, the graded text, the extracted answer, the reward, whether the text is
+    correct, the outcome of grading, and the number of denoising steps that wrote the text."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
@@ -58,29 +54,18 @@ def run_benchmark(
             numbers = flat[batch_rows].tolist()
             texts = [completion_text(present(model.tokenizer), row, config.reward.after_eos) for row in sampled.tokens]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)])
-            for place, number in enumerate(numbers):
-                reward, outcome = verdicts[place]
-                waiting.append(
-                    {
-                        "draw": number % draws,
-                        "text": texts[place],
-                        "extracted_answer": task.extract_answer(texts[place], **options),
-                        "reward": float(reward),
-                        "correct": bool(reward >= 1),
-                        "outcome": OUTCOMES[int(outcome)],
-                        "steps": len(set(sampled.unmask_step[place].tolist()) - {HINT}),
-                    }
-                )
+            for number, text, (reward, outcome), steps in zip(numbers, texts, verdicts, sampled.unmask_step, strict=True):
+                completion = {"draw": number % draws, "text": text, "extracted_answer": task.extract_answer(text, **options)}
+                completion |= {"reward": float(reward), "correct": bool(reward >= 1), "outcome": OUTCOMES[int(outcome)]}
+                waiting.append(completion | {"steps": len(set(steps.tolist()) - {HINT})})
             rows = []
             while len(waiting) >= draws:
-                problem = problems[done]
-                rows.append(
-                    {"id": problem.id, "question": problem.question, "answer": problem.answer, "completions": waiting[:draws]}
-                )
+                row = {field: getattr(problems[done], field) for field in ("id", "question", "answer")}
+                rows.append(row | {"completions": waiting[:draws]})
                 waiting, done = waiting[draws:], done + 1
             if jax.process_index() == 0:
                 with file.open("a", encoding="utf-8") as opened:
-                    opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                    opened.write(_as_lines(rows))
             bar.update(len(numbers))
     pool.close()
     return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
@@ -88,16 +73,9 @@ def run_benchmark(
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
     """Returns a benchmark's prompts, padded to the largest bucket."""
-    return prompt_arrays(
-        problems,
-        present(model.tokenizer),
-        chat=config.chat,
-        prefix=config.prefix,
-        prompt_length=max(config.prompt_buckets),
-        completion_length=decode.completion_length,
-        exclude_answer=False,
-        overflow="cut",
-    )[1]
+    lengths: dict[str, Any] = {"prompt_length": max(config.prompt_buckets), "completion_length": decode.completion_length}
+    options: dict[str, Any] = {"chat": config.chat, "prefix": config.prefix, "exclude_answer": False, "overflow": "cut"}
+    return prompt_arrays(problems, present(model.tokenizer), **lengths, **options)[1]
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -106,7 +84,7 @@ def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Returns (reward, index of the outcome) of each answer, f64[n, 2]; the processes share the work."""
+    """Returns (reward, index of the outcome in OUTCOMES) of each answer, f64[n, 2]; the processes share the work."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -115,22 +93,21 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the rows of an evaluation's file; cuts off a partial last line left by a killed process."""
+    """Reads the rows of an evaluation's file, and cuts off a partial last line that a killed process has left."""
     rows = read_rows(file)
-    if file.is_file():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if text != file.read_text("utf-8", errors="replace"):
-            atomic_write(file, text)
+    if file.is_file() and _as_lines(rows) != file.read_text("utf-8", errors="replace"):
+        atomic_write(file, _as_lines(rows))
     return rows
 
 
-def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Compares two evaluation folders: {benchmark: accuracies, difference with interval, p-value of a paired test}, None for
-    a benchmark that only one folder has.
+def _as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    Raises:
-        ValueError: a folder has no card, no benchmark is in both, or protocols differ; the message names the keys.
-    """
+
+def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Compares two evaluation folders. Returns accuracies, difference with interval, and p-value of a paired test by benchmark,
+    None for a benchmark that only one folder has. Raises ValueError if a folder has no card, if no benchmark is in both, or if
+    protocols differ; the message then names the keys."""
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 
@@ -144,14 +121,13 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
     for name in names:
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:
-            values = [[_at(card["protocol"][name], key) for card in cards] for key in differing]
-            told = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in zip(differing, values, strict=True))
+            values = ((key, *(_at(card["protocol"][name], key) for card in cards)) for key in differing)
+            told = "; ".join(f"{key}: {a!r} and {b!r}" for key, a, b in values)
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
         rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
         if not rows[0]:
-            raise ValueError(
-                f"{one} has no rows of benchmark {name}; a comparison of samplers (--sampler-error) is no evaluation"
-            )
+            reason = "a comparison of samplers (--sampler-error) is no evaluation"
+            raise ValueError(f"{one} has no rows of benchmark {name}; {reason}")
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
         result[name] = paired(*map(correct_of, rows))
@@ -173,11 +149,10 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
-    correct = np.array([[c["correct"] for c in row["completions"]] for row in rows])
+    correct = correct_of(rows)
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
-    result = {"problems": problems, "draws": draws, "pass@1": float(correct.mean())}
-    result["interval95"] = accuracy_interval(correct)
+    result = {"problems": problems, "draws": draws, "pass@1": float(correct.mean()), "interval95": accuracy_interval(correct)}
     if draws > 1:
         result[f"avg@{draws}"] = result["pass@1"]
         for k in sorted({2**i for i in range(1, draws.bit_length())} | {draws}):
@@ -192,5 +167,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """Returns the probability that k of the draws, without replacement, include a correct one: unbiased (Chen et al. 2021)."""
+    """Returns the unbiased estimate of pass@k (Chen et al. 2021): the probability that k of the draws, without replacement,
+    include a correct one."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

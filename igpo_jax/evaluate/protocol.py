@@ -1,4 +1,4 @@
-"""Configuration of an evaluation, and its protocol: the part that decides the verdicts."""
+"""Configuration of an evaluation, and its protocol, which holds the settings that decide the verdicts."""
 
 import dataclasses
 import hashlib
@@ -22,40 +22,33 @@ def base_evaluation() -> ConfigDict:
     """Returns all keys of an evaluation's configuration with their defaults."""
     decode = dataclasses.asdict(DecodeConfig(completion_length=256, block_length=32, steps=128))
     del decode["temperature"]  # each benchmark has its own
-    config = ConfigDict(
-        {
-            "model": "",  # a run's or a model's folder
-            "stage": "",  # sft | rl, for a run; by default the last
-            "adapters": "",  # a folder in PEFT's format
-            "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
-            "chat": True,  # put questions as a user's message into the chat template
-            "prefix": "",  # beginning of each answer, part of the prompt
-            "decode": decode,
-            "seed": 0,
-            "prompt_buckets": (640,),
-            "batch_size": 64,
-            # Same as in the configuration of a run.
-            "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},
-            "mesh": dataclasses.asdict(MeshConfig()),
-        }
-    )
-    config.benchmarks = ConfigDict()
-    return config
+    values = {
+        "model": "",  # a run's or a model's folder
+        "stage": "",  # sft | rl, for a run; by default the last
+        "adapters": "",  # a folder in PEFT's format
+        "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
+        "chat": True,  # put questions as a user's message into the chat template
+        "prefix": "",  # beginning of each answer, part of the prompt
+        "decode": decode,
+        "seed": 0,
+        "prompt_buckets": (640,),
+        "batch_size": 64,
+        # Same as in the configuration of a run.
+        "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},
+        "mesh": dataclasses.asdict(MeshConfig()),
+        "benchmarks": {},
+    }
+    return ConfigDict(values)
 
 
 def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
-    """Returns the configuration of one benchmark.
-
-    Args:
-        task: its section `task`.
-        draws: completions per problem.
-        problems: use only the first ones; 0 uses all.
-    """
+    """Returns the configuration of one benchmark: the section `task` of a run's configuration, the number of completions per
+    problem, and the number of problems, counted from the first; 0 uses all."""
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
-    """Returns the configuration of a run's own evaluation, with the decoding of a section: evaluation | sampler."""
+    """Returns the configuration of a run's own evaluation, with the decoding of `section`: evaluation | sampler."""
     run, config = read_run_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
@@ -76,41 +69,29 @@ def decode_config(config: ConfigDict, name: str) -> DecodeConfig:
 def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem]) -> dict[str, Any]:
     """Returns all settings that decide a benchmark's verdicts, except the model."""
     part = config.benchmarks[name].to_dict()
-    task = load_task(part["task"]["name"])
-    deciding = ("name", "prompt", *task.REWARD_OPTIONS)  # `data` identifies the problems
-    return {
-        "task": {key: part["task"][key] for key in deciding if key in part["task"]},
-        "reward": {key: config.reward[key] for key in ("function", "deadline_seconds", "after_eos")},
-        "dtype": config.dtype or default_dtype(),
-        "draws": part["draws"],
-        "problems": len(problems),
-        "data": problems_fingerprint((p.id, p.question, p.answer) for p in problems),
-        "decode": config.decode.to_dict() | {"temperature": part["temperature"]},
-        "chat": config.chat,
-        "prefix": config.prefix,
-        "prompt_length": max(config.prompt_buckets),
-        "seed": config.seed,
-    }
+    task = part["task"]
+    deciding = ("name", "prompt", *load_task(task["name"]).REWARD_OPTIONS)  # `data` identifies the problems
+    protocol: dict[str, Any] = {"task": {key: task[key] for key in deciding if key in task}}
+    protocol["reward"] = {key: config.reward[key] for key in ("function", "deadline_seconds", "after_eos")}
+    protocol |= {"dtype": config.dtype or default_dtype(), "draws": part["draws"], "problems": len(problems)}
+    protocol["data"] = problems_fingerprint((p.id, p.question, p.answer) for p in problems)
+    protocol["decode"] = config.decode.to_dict() | {"temperature": part["temperature"]}
+    prompts = {"chat": config.chat, "prefix": config.prefix, "prompt_length": max(config.prompt_buckets)}
+    return protocol | prompts | {"seed": config.seed}
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems.
-
-    Raises:
-        ValueError: names the benchmark whose file cannot be used.
-    """
+    """Loads a benchmark's problems; raises ValueError with the benchmark's name if its file cannot be used."""
     part = config.benchmarks[name]
     try:
         problems = load_task(part.task.name).load(part.task, "test", 0)
     except ValueError as error:
         raise ValueError(f"benchmark {name}: {error}") from None
-    problems = problems[: part.problems or None]
-    return [dataclasses.replace(p, trace="", answer_spans=()) for p in problems]
+    return [dataclasses.replace(p, trace="", answer_spans=()) for p in problems[: part.problems or None]]
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the model's files: names, sizes and samples of their contents. Equal for copies, different after
-    training."""
+    """Returns a hash of names, sizes and sampled contents of a model's files: equal for copies, different after training."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]
@@ -120,9 +101,7 @@ def weights_digest(origin: dict) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as opened:
-            for place in range(0, size, max(SAMPLED, size // 16)):
+            for place in (*range(0, size, max(SAMPLED, size // 16)), max(0, size - SAMPLED)):
                 opened.seek(place)
                 digest.update(opened.read(SAMPLED))
-            opened.seek(max(0, size - SAMPLED))
-            digest.update(opened.read(SAMPLED))
     return digest.hexdigest()[:16]

@@ -26,12 +26,11 @@ PROBED = 64  # problems on which logits and work are compared
 def compare_samplers(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Runs a benchmark with both samplers, into `folder`/exact and `folder`/fast, and compares.
+    """Runs a benchmark with the exact and the fast sampler, into `folder`/exact and `folder`/fast, and compares them.
 
     Returns:
-        accuracy: see `paired`; `one` is exact, `other` fast. changed_texts: share of completions whose text differs.
-        logits: see `sampler_error`, None without a cache. exact, fast: evaluations and flops per completion.
-    """
+        accuracy: result of `paired`; `one` is exact, `other` fast. changed_texts: share of completions whose text differs.
+        logits: result of `sampler_error`, None without a cache. exact, fast: network evaluations and FLOPs per completion."""
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
         if jax.process_index() == 0:

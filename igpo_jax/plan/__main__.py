@@ -1,11 +1,11 @@
 """python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
 
 Checks whether a run fits before a chip is rented: compiles its programs for a TPU topology on this machine (extra "tpu"), or
-for the devices that are present, and prints memory, FLOPs, communication and estimated times. Reads no data and no weights.
-"""
+for the devices that are present, and prints memory, FLOPs, communication and estimated times. Reads no data and no weights."""
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -31,16 +31,14 @@ def main(_):
             raise ValueError(f"--slices={SLICES.value} needs a --topology, of which there are so many")
         devices = topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else None
         mesh = make_mesh(**vars(config.mesh), devices=devices)
-        result = plan(config, mesh, PROGRAMS.value, _progress)
+        result = plan(
+            config, mesh, PROGRAMS.value, lambda record: print(f"compiled {record['name']}", file=sys.stderr, flush=True)
+        )
         if REMAT.value:
             result["remat"] = remat_choice(config, mesh)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2) if JSON.value else as_text(result))
-
-
-def _progress(record: dict) -> None:
-    print(f"compiled {record['name']}", file=sys.stderr, flush=True)
 
 
 COLUMNS = ("program", "arguments", "resident", "temporary", "peak", "of memory", "TFLOP", "HBM GB", "received GB")
@@ -80,45 +78,44 @@ def setting(result: dict) -> str:
 
 
 def program_table(result: dict) -> list[str]:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    """Returns the lines of a Markdown table with a row per program."""
+    rows = []
     for record in result["programs"]:
-        cells = [record["name"] + ("" if record["used"] else " (not in this run)")]
-        resident = sum(record["resident_gib"].values())
-        if "error" in record:
-            cells += ["", f"{resident:.2f}", "", f"{record['peak_gib']:.2f}", "does not compile: too large"]
-            cells += [""] * (len(COLUMNS) - len(cells))
-        else:
-            share = f"{record['communication_share']:.0%}" if "communication_share" in record else ""
-            seconds = f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else ""
-            cells += [f"{record['arguments_gib']:.2f}", f"{resident:.2f}", f"{record['temporary_gib']:.2f}"]
-            cells += [f"{record['peak_gib']:.2f}", f"{record['peak_gib'] / result['memory_gib']:.0%}"]
-            if "cost_error" in record:
-                cells += [record["cost_error"], "", "", "", ""]
-            else:
-                cells += [f"{record['flops'] / 1e12:.2f}", f"{record['bytes'] / 1e9:.1f}"]
-                cells += [f"{sum(record['received_bytes'].values()) / 1e9:.2f}", seconds, share]
-            cells += [f"{record['compile_seconds']:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        name = record["name"] + ("" if record["used"] else " (not in this run)")
+        share = "does not compile: too large" if "error" in record else f"{record['peak_gib'] / result['memory_gib']:.0%}"
+        cells = [name, cell(record, "arguments_gib"), f"{sum(record['resident_gib'].values()):.2f}"]
+        cells += [cell(record, "temporary_gib"), cell(record, "peak_gib"), share]
+        cells += [record.get("cost_error") or cell(record, "flops", unit=1e12), cell(record, "bytes", ".1f", 1e9)]
+        cells.append(f"{sum(record['received_bytes'].values()) / 1e9:.2f}" if "received_bytes" in record else "")
+        cells += [cell(record, "estimated_seconds"), cell(record, "communication_share", ".0%")]
+        rows.append([*cells, cell(record, "compile_seconds", ".0f")])
+    return table(COLUMNS, rows)
 
 
 def remat_table(result: dict) -> list[str]:
-    lines = ["| model.remat | peak | of memory | TFLOP | est. s |", "|---|---|---|---|---|"]
+    """Returns the lines of a Markdown table with a row per value of model.remat, and the value to take."""
+    rows = []
     for remat, record in result["remat"]["programs"].items():
-        cells = [remat, f"{record['peak_gib']:.2f}", f"{record['peak_gib'] / result['memory_gib']:.0%}"]
-        cells.append(f"{record['flops'] / 1e12:.2f}" if "flops" in record else record.get("error", ""))
-        cells.append(f"{record['estimated_seconds']:.2f}" if "estimated_seconds" in record else "")
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [remat, cell(record, "peak_gib"), f"{record['peak_gib'] / result['memory_gib']:.0%}"]
+        cells.append(cell(record, "flops", unit=1e12) or record.get("error", ""))
+        rows.append([*cells, cell(record, "estimated_seconds")])
     choice = result["remat"]["choice"]
-    return [
-        *lines,
-        "",
-        "None of them fits." if choice is None else f"--config.model.remat={choice} recomputes no more than it must to fit.",
-    ]
+    told = "None of them fits." if choice is None else f"--config.model.remat={choice} recomputes no more than it must to fit."
+    return [*table(("model.remat", "peak", "of memory", "TFLOP", "est. s"), rows), "", told]
+
+
+def cell(record: dict, key: str, form: str = ".2f", unit: float = 1.0) -> str:
+    """Returns a number of a record as text, "" if the record lacks it."""
+    return format(record[key] / unit, form) if key in record else ""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
 
 
 def received(record: dict) -> str:
-    """GB that a device receives through collectives, by kind."""
+    """Lists the GB that a device receives through collectives, by kind."""
     kinds = sorted(record.get("received_bytes", {}).items())
     return ", ".join(f"{kind} {n / 1e9:.2f}" for kind, n in kinds if n >= 5e6) or "nothing"
 
@@ -129,10 +126,6 @@ def verdict(result: dict) -> str:
     return f"**{'fits' if fits else 'does not fit'}**: at most {result['peak_gib']:.2f} GiB, {gap}."
 
 
-def run() -> None:
+if __name__ == "__main__":
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)
-
-
-if __name__ == "__main__":
-    run()

@@ -20,51 +20,30 @@ MOST = 0.9  # usable share of the memory: the compiler does not count fragmentat
 
 
 def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
-    """Compiles the programs of a run and judges whether they fit.
-
-    Args:
-        only: names of programs; all by default.
-        report: called with every record as soon as it is measured.
-
-    Raises:
-        ValueError: an unknown name in `only`, or sizes that do not divide over the mesh.
-    """
+    """Compiles the programs of a run, or those named in `only`, and judges whether they fit. Calls `report` with each program's
+    record when it is ready. Raises ValueError for an unknown name in `only`, or if the mesh does not divide a size."""
     model, shape_from = planned_model(config)
     model = with_head_chunk(model, mesh)
     check_divisibility(config, model, mesh)
     device = mesh.devices.flat[0]
-    memory = device_memory_gib(device)
+    memory, records = device_memory_gib(device), []
     wanted = programs(config, model, mesh)
-    unknown = set(only) - {program.name for program in wanted}
-    if unknown:
+    if set(only) - {program.name for program in wanted}:
         raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in wanted)}")
-    records = []
     for program in wanted:
         if not only or program.name in only:
             records.append(measure(program, mesh))
             report(records[-1])
     peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
-    return {
-        "device": device.device_kind,
-        "devices": mesh.devices.size,
-        "slices": slice_count(list(mesh.devices.flat)),
-        "mesh": dict(mesh.shape),
-        "model": shape_from,
-        "memory_gib": memory,
-        "peak_gib": peak,
-        "fits": peak <= MOST * memory,
-        "programs": records,
-        "advice": advice(config, model, mesh, records),
-    }
+    result: dict[str, Any] = {"device": device.device_kind, "devices": mesh.devices.size}
+    result |= {"slices": slice_count(list(mesh.devices.flat)), "mesh": dict(mesh.shape), "model": shape_from}
+    result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
+    return result | {"programs": records, "advice": advice(config, model, mesh, records)}
 
 
 def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """Compiles the last stage's update with each model.remat, and chooses the one with the shortest estimated time among those
-    that fit (None: none fits).
-
-    Returns:
-        choice, and programs: a record of `measure` by value of model.remat.
-    """
+    """Compiles the last stage's update with each value of model.remat. Returns `programs`, a record of `measure` for each, and
+    `choice`, the value with the shortest estimated time among those that fit (None: none fits)."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
@@ -79,13 +58,12 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
 
 
 def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Three configuration changes that save most memory in the program with the highest peak, estimated from shapes."""
+    """Returns the three configuration changes that save most memory in the program with the highest peak, judged by shapes."""
     used = [record for record in records if record["used"]]
     if not used:
         return []
     fullest = max(used, key=lambda record: record["peak_gib"])
-    name = fullest["name"]
-    rl, sft, lora = config.rl, config.sft, config.lora
+    name, rl, sft, lora = fullest["name"], config.rl, config.sft, config.lora
     shards, rows = mesh.shape["tensor"], batch_size_divisor(mesh)
     length = config.data.prompt_buckets[-1] + config.sampler.completion_length
     parameters = shard_bytes(transformer.abstract(dataclasses.replace(model, param_dtype="bfloat16"), mesh)) // 2
@@ -93,12 +71,12 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
     resident = sum(fullest["resident_gib"].values()) * GIB
     temporary = fullest.get("temporary_gib", fullest["peak_gib"] - resident / GIB) * GIB
     compute = 2 if model.compute_dtype == "bfloat16" else 4
-    stage, section, optimizer = ("sft", sft, config.sft.optimizer) if name == "sft" else ("rl", rl, config.rl.optimizer)
+    stage, section = ("sft", sft) if name == "sft" else ("rl", rl)
     saving: dict[str, float] = {}
     if lora is None and config.model.path:
         kept = 4 * parameters + 4 * trained + 2 * trained  # a bfloat16 base replaces master weights and two moments
         saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
-    if optimizer.first_moment_dtype == "float32":
+    if section.optimizer.first_moment_dtype == "float32":
         saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
     if name == "evaluate" and config.evaluation.batch_size % (2 * rows) == 0:
         saving[f"config.evaluation.batch_size={config.evaluation.batch_size // 2}"] = temporary / 2

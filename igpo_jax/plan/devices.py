@@ -11,19 +11,16 @@ from igpo_jax.runtime.chips import device_memory_gib
 
 
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Devices of a TPU topology, such as "v5e:4x4", to compile for; they cannot run programs.
-
-    Raises:
-        ValueError: there is no such topology, or the TPU compiler is not installed.
-    """
+    """Returns the devices of a TPU topology, such as "v5e:4x4", for which programs can be compiled but not run.
+    Raises ValueError if there is no such topology, or if the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
-    # Without these, the compiler's library waits for a TPU machine's metadata server.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched, so none need be free
+    # Without these, the compiler's library waits for a TPU machine's metadata server, and loads in one process at a time,
+    # although it uses no chip here.
+    variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+    variables |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for variable, value in variables.items():
+        os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     several = {"num_slices": slices} if slices > 1 else {}
     try:

@@ -1,14 +1,15 @@
 """Cost of one execution of a compiled program on one device, read from its HLO text.
 
 XLA's own cost analysis counts the body of a loop once; here a body counts as often as it runs (at most, if a loop may end
-early). The cost covers matrix products, HBM traffic at the borders of fusions, and bytes received through collectives.
-"""
+early). The cost covers matrix products, HBM traffic at the borders of fusions, and bytes received through collectives."""
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,227 +24,162 @@ PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # users of a fusion's parame
 
 @dataclasses.dataclass
 class Cost:
-    """flops: of matrix products. bytes: read from and written to HBM. received: bytes from other devices, by (kind of
-    collective, whether they come from another slice)."""
-
-    flops: float = 0.0
-    bytes: float = 0.0
+    flops: float = 0.0  # of matrix products
+    bytes: float = 0.0  # read from and written to HBM
+    # Bytes from other devices, by (kind of collective, whether they come from another slice).
     received: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, other: "Cost", times: int = 1) -> None:
         self.flops += times * other.flops
         self.bytes += times * other.bytes
-        for key, value in other.received.items():
-            self.received[key] += times * value
+        self.received.update({key: times * value for key, value in other.received.items()})
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # hashable by identity
 class Instruction:
     name: str
     shape: str  # as written, with layouts; tuples in parentheses
     opcode: str
-    operands: list[str]
+    operands: "list[Instruction]"
     attributes: str
     root: bool
 
 
 def program_cost(text: str) -> Cost:
-    """Cost of one run of a module on one device.
-
-    Args:
-        text: `compiled.as_text()`.
-
-    Raises:
-        ValueError: a loop's number of rounds cannot be read from its condition.
-    """
-    return _Program(text).cost()
+    """Returns the cost of one run of a compiled program on one device, given `compiled.as_text()`. Raises ValueError if the
+    number of rounds of a loop cannot be read from its condition."""
+    program = _Program(text)
+    return program.cost(program.entry)
 
 
 class _Program:
     def __init__(self, text: str):
         self._computations: dict[str, list[Instruction]] = {}
-        current = None
+        current, known = None, {}
         for line in text.splitlines():
-            header = re.match(r"(ENTRY )?%?([^\s(]+) \(.*\{$", line)
-            if header:
-                current = self._computations[header[2]] = []
+            if header := re.match(r"(ENTRY )?%?([^\s(]+) \(.*\{$", line):
+                current, known = [], {}
+                self._computations[header[2]] = current
                 if header[1]:
-                    self._entry = header[2]
+                    self.entry = header[2]
             elif line == "}":  # a kernel's metadata may hold line breaks
                 current = None
             elif current is not None and " = " in line:
-                current.append(_parse_instruction(line))
+                instruction = _parse_instruction(line, known)
+                known[instruction.name] = instruction
+                current.append(instruction)
+        # A parameter inside a fusion -> the fusion's operand; a fusion -> its root inside.
+        self._same: dict[Instruction, Instruction] = {}
+        instructions = itertools.chain.from_iterable(self._computations.values())
+        for fusion in (i for i in instructions if i.opcode == "fusion"):
+            for inner in self._fused(fusion):
+                if inner.opcode == "parameter":
+                    self._same[inner] = fusion.operands[int(inner.attributes)]
+                if inner.root:
+                    self._same[fusion] = inner
 
-    def cost(self) -> Cost:
-        return self._computation_cost(self._entry)
+    def _fused(self, fusion: Instruction) -> list[Instruction]:
+        (callee,) = _called(fusion, "calls")
+        return self._computations[callee]
 
-    def _computation_cost(self, name: str) -> Cost:
-        total, collectives = Cost(), {}
-        instructions = self._computations[name]
-        shapes = {i.name: i.shape for i in instructions}
+    def _with_fused(self, instructions: list[Instruction]) -> Iterator[Instruction]:
+        """Yields instructions, each fusion followed by the instructions inside it, at all levels."""
         for instruction in instructions:
+            yield instruction
+            if instruction.opcode == "fusion":
+                yield from self._with_fused(self._fused(instruction))
+
+    def cost(self, computation: str) -> Cost:
+        total, collectives = Cost(), {}
+        for instruction in self._computations[computation]:
             opcode = instruction.opcode
             if opcode == "while":
                 trips = self._trips(instruction)
-                total.add(self._computation_cost(_called(instruction, "body")[0]), trips)
-                total.add(self._computation_cost(_called(instruction, "condition")[0]), trips)
+                for part in ("body", "condition"):
+                    total.add(self.cost(_called(instruction, part)[0]), trips)
             elif opcode == "conditional":
-                branches = [self._computation_cost(branch) for branch in _branches(instruction)]
-                total.add(max(branches, key=lambda cost: cost.flops))
+                total.add(max(map(self.cost, _branches(instruction)), key=lambda cost: cost.flops))
             elif opcode in ("call", "async-start"):
                 for callee in _called(instruction, "to_apply") + _called(instruction, "calls"):
-                    total.add(self._computation_cost(callee))
+                    total.add(self.cost(callee))
             elif opcode == "fusion":
-                (callee,) = _called(instruction, "calls")
-                total.flops += self._products(callee)
-                total.bytes += self._fusion_bytes(instruction, callee, shapes)
-                collectives |= self._collectives(callee)
+                total.bytes += self._fusion_bytes(instruction)
+                # The TPU compiler spreads one collective over several fusions, to overlap it with computation; the clones share
+                # a channel and are one entry here.
+                for inner in self._with_fused(self._fused(instruction)):
+                    total.flops += _flops(inner)
+                    collectives |= _collective(inner)
             else:
-                total.flops += _flops(instruction, shapes)
-                if opcode not in FREE:
-                    total.bytes += _border_bytes(instruction, shapes)
-                collectives |= self._collective(instruction, shapes)
+                total.flops += _flops(instruction)
+                total.bytes += 0 if opcode in FREE else _border_bytes(instruction)
+                collectives |= _collective(instruction)
         for (kind, far, *_), received in collectives.items():
             total.received[kind, far] += received
         return total
 
-    def _products(self, name: str) -> float:
-        """FLOPs inside a fusion, including nested fusions."""
-        instructions = self._computations[name]
-        shapes = {i.name: i.shape for i in instructions}
-        nested = [callee for i in instructions if i.opcode == "fusion" for callee in _called(i, "calls")]
-        return sum(_flops(i, shapes) for i in instructions) + sum(map(self._products, nested))
-
-    def _collectives(self, name: str) -> dict:
-        """Collectives inside a fusion, as in `_collective`. The TPU compiler spreads one collective over several fusions, to
-        overlap it with computation; the clones share a channel and are one entry here."""
-        instructions = self._computations[name]
-        shapes = {i.name: i.shape for i in instructions}
-        found = {}
-        for instruction in instructions:
-            found |= self._collective(instruction, shapes)
-            if instruction.opcode == "fusion":
-                found |= self._collectives(_called(instruction, "calls")[0])
-        return found
-
-    def _collective(self, instruction: Instruction, shapes: dict[str, str]) -> dict:
-        """{(kind, from other slices, channel, shape): bytes received by one device}, at most one entry."""
-        if instruction.opcode == "recv":
-            return _between_slices(instruction)
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            return {}
-        given = sum(_bytes(shapes[name], everywhere=True) for name in instruction.operands)
-        size = len(_groups(instruction)[0])
-        # An all-gather receives the shares of all other devices; an all-reduce is a reduce-scatter and an all-gather.
-        received = {
-            "all-gather": (size - 1) * given,
-            "all-reduce": 2 * (size - 1) / size * given,
-            "reduce-scatter": (size - 1) / size * given,
-            "all-to-all": (size - 1) / size * given,
-            "collective-permute": given,
-        }[kind]
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-        unique = (channel[1], re.sub(r"\{.*?\}", "", instruction.shape)) if channel else (instruction.name,)
-        return {(kind, False, *unique): received} if size > 1 else {}
-
-    def _fusion_bytes(self, fusion: Instruction, name: str, shapes: dict[str, str]) -> float:
-        """Bytes that a fusion reads and writes. If it slices an array or updates it in place, only that part counts."""
-        instructions = self._computations[name]
-        inner = {i.name: i for i in instructions}
+    def _fusion_bytes(self, fusion: Instruction) -> float:
+        """Returns the bytes that a fusion reads and writes; of an array that it slices or updates in place, only that part."""
+        instructions = self._fused(fusion)
         users = collections.defaultdict(list)
         for instruction in instructions:
             for operand in instruction.operands:
                 users[operand].append(instruction)
 
         def read(parameter: Instruction) -> float:
-            by = users[parameter.name]
+            by = users[parameter]
             if all(user.opcode in PASSED_ON for user in by):
                 return 0
             if all(user.opcode in ("dynamic-slice", "gather") for user in by):
                 return sum(_bytes(user.shape, everywhere=True) for user in by)
-            if all(user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name for user in by):
+            if all(user.opcode == "dynamic-update-slice" and user.operands[0] is parameter for user in by):
                 return 0
             return _bytes(parameter.shape, everywhere=True)
 
         def written(value: Instruction) -> float:
             if value.opcode == "tuple":
-                return sum(written(inner[element]) for element in value.operands)
+                return sum(map(written, value.operands))
             if value.opcode == "dynamic-update-slice":
-                return _bytes(inner[value.operands[1]].shape, everywhere=True)
+                return _bytes(value.operands[1].shape, everywhere=True)
             return 0 if value.opcode in ("parameter", "custom-call", *COLLECTIVES) else _bytes(value.shape)
 
-        parameters = {int(i.attributes): i for i in instructions if i.opcode == "parameter"}
-        operands = enumerate(fusion.operands)
-        reads = sum(read(parameters[number]) for number, operand in operands if _bytes(shapes[operand]))
-        return reads + written(next(i for i in instructions if i.root))
+        parameters = [i for i in instructions if i.opcode == "parameter"]
+        return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + written(self._same[fusion])
 
     def _trips(self, loop: Instruction) -> int:
-        """Number of rounds of a loop whose counter starts at 0: known to the compiler, or (limit in the condition) / (step in
-        the body)."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-        if known:
+        """Returns the number of rounds of a loop whose counter starts at 0: the compiler's, or else the limit in the condition
+        divided by the step in the body."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
-        condition, body = (self._inlined(_called(loop, which)[0]) for which in ("condition", "body"))
-        following = body.resolve(next(i.name for i in self._computations[_called(loop, "body")[0]] if i.root))
-        for compare in condition.instructions.values():
+        condition, body = (self._computations[_called(loop, part)[0]] for part in ("condition", "body"))
+        following = self._resolve(next(i for i in body if i.root))
+        for compare in self._with_fused(condition):
             if compare.opcode == "compare" and "direction=LT" in compare.attributes:
-                counter, limit = map(condition.resolve, compare.operands)
+                counter, limit = map(self._resolve, compare.operands)
                 if limit.opcode == "constant" and counter.opcode == "get-tuple-element":
-                    increment = body.resolve(following.operands[_index(counter)])
-                    steps = [i for i in map(body.resolve, increment.operands) if i.opcode == "constant"]
+                    increment = self._resolve(following.operands[_index(counter)])
+                    steps = [i for i in map(self._resolve, increment.operands) if i.opcode == "constant"]
                     if increment.opcode == "add" and steps:
                         return -(-int(limit.attributes) // int(steps[0].attributes))
         raise ValueError(f"cannot tell how often the loop {loop.name} runs")
 
-    def _inlined(self, name: str) -> "_Inlined":
-        """Returns a computation with its fusions inlined."""
-        found = _Inlined({}, {})
-        for instruction in self._computations[name]:
-            found.instructions[instruction.name] = instruction
-            if instruction.opcode == "fusion":
-                (callee,) = _called(instruction, "calls")
-                inner = self._inlined(callee)
-                found.instructions |= inner.instructions
-                found.same |= inner.same
-                for i in self._computations[callee]:
-                    if i.opcode == "parameter":
-                        found.same[i.name] = instruction.operands[int(i.attributes)]
-                    if i.root:
-                        found.same[instruction.name] = i.name
-        return found
-
-
-@dataclasses.dataclass
-class _Inlined:
-    """Instructions by name, and aliases (name -> name)."""
-
-    instructions: dict[str, Instruction]
-    same: dict[str, str]
-
-    def resolve(self, name: str) -> Instruction:
-        """Returns the instruction that computes the value of `name`."""
+    def _resolve(self, instruction: Instruction) -> Instruction:
+        """Returns the instruction that computes the value of another, behind copies, fusions and elements of tuples."""
         while True:
-            instruction = self.instructions[name]
-            if name in self.same:
-                name = self.same[name]
+            if instruction in self._same:
+                instruction = self._same[instruction]
             elif instruction.opcode in ("copy", "bitcast"):
-                name = instruction.operands[0]
+                instruction = instruction.operands[0]
             elif instruction.opcode == "get-tuple-element":
-                of = self.resolve(instruction.operands[0])
-                if of.opcode != "tuple":
+                source = self._resolve(instruction.operands[0])
+                if source.opcode != "tuple":
                     return instruction
-                name = of.operands[_index(instruction)]
+                instruction = source.operands[_index(instruction)]
             else:
                 return instruction
 
 
 def _matched(pattern: str, text: str) -> tuple[str, ...]:
-    """Returns the groups of the first match.
-
-    Raises:
-        ValueError: there is no match, since the text has an unknown form.
-    """
+    """Returns the groups of the first match; raises ValueError without a match, since the text then has an unknown form."""
     match = re.search(pattern, text)
     if match is None:
         raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
@@ -251,11 +187,12 @@ def _matched(pattern: str, text: str) -> tuple[str, ...]:
 
 
 def _index(element: Instruction) -> int:
-    """Index of a get-tuple-element."""
+    """Returns the index of a get-tuple-element."""
     return int(_matched(r"index=(\d+)", element.attributes)[0])
 
 
-def _parse_instruction(line: str) -> Instruction:
+def _parse_instruction(line: str, known: dict[str, Instruction]) -> Instruction:
+    """Parses a line of a computation, given the computation's earlier instructions by name."""
     left, _, right = line.partition(" = ")
     shape, rest = (_until_closed(right) if right.startswith("(") else right.split(" ", 1)) if right else ("", "")
     opcode, _, rest = rest.strip().partition("(")
@@ -263,7 +200,8 @@ def _parse_instruction(line: str) -> Instruction:
     name = left.split()[-1].removeprefix("%")
     if opcode in ("parameter", "constant"):
         return Instruction(name, shape, opcode, [], inside[1:-1], "ROOT" in left)
-    return Instruction(name, shape, opcode, re.findall(r"%([^\s,()]+)", inside), attributes, "ROOT" in left)
+    operands = [known[operand] for operand in re.findall(r"%([^\s,()]+)", inside) if operand in known]
+    return Instruction(name, shape, opcode, operands, attributes, "ROOT" in left)
 
 
 def _until_closed(text: str) -> tuple[str, str]:
@@ -276,8 +214,25 @@ def _until_closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
+def _collective(instruction: Instruction) -> dict:
+    """Returns {(kind, from other slices, channel, shape): bytes received by one device}, {} for other instructions."""
+    if instruction.opcode == "recv":
+        return _between_slices(instruction)
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return {}
+    given = sum(_bytes(operand.shape, everywhere=True) for operand in instruction.operands)
+    size = len(_groups(instruction)[0])
+    # An all-gather receives the shares of all other devices; an all-reduce is a reduce-scatter and an all-gather.
+    received = {"all-gather": (size - 1) * given, "all-reduce": 2 * (size - 1) / size * given, "collective-permute": given}
+    received = received.get(kind, (size - 1) / size * given)  # reduce-scatter, all-to-all
+    channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+    unique = (channel[1], re.sub(r"\{.*?\}", "", instruction.shape)) if channel else (instruction.name,)
+    return {(kind, False, *unique): received} if size > 1 else {}
+
+
 def _between_slices(instruction: Instruction) -> dict:
-    """Like `_collective`, for arrays that the TPU compiler hands to the hosts, which exchange them over their network."""
+    """Returns an entry like `_collective` for an array that the hosts of TPU slices exchange over their network."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if kind is None:
         return {}
@@ -286,8 +241,7 @@ def _between_slices(instruction: Instruction) -> dict:
     ends = [list(map(int, number.split(":"))) for number in numbers]  # such as 1,2 or 1:4
     slices = sum(end[-1] - end[0] + 1 for end in ends)
     share = 2 * (slices - 1) / slices if kind == "all-reduce" else 1
-    dtype, dims, _ = _arrays(instruction.shape)[0]
-    return {(kind, True, instruction.name): share * math.prod(dims) * BITS[dtype] / 8}
+    return {(kind, True, instruction.name): share * _arrays(instruction.shape)[0][1]}
 
 
 def _called(instruction: Instruction, attribute: str) -> list[str]:
@@ -295,58 +249,57 @@ def _called(instruction: Instruction, attribute: str) -> list[str]:
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-    if listed:
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes):
         return re.findall(r"%([^\s,]+)", listed[1])
     return _called(instruction, "true_computation") + _called(instruction, "false_computation")
 
 
-def _arrays(shape: str) -> list[tuple[str, list[int], bool]]:
-    """Lists (type, dimensions, is in HBM) of every array in a shape."""
+def _arrays(shape: str) -> list[tuple[list[int], float, bool]]:
+    """Returns (dimensions, bytes, is in HBM) of every array in a shape."""
     found = []
-    for dtype, dims, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?", shape):
+    for dtype, listed, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?", shape):
         if dtype in BITS:
-            found.append((dtype, [int(d) for d in dims.split(",") if d], not re.search(r"S\([1-9]\)", layout)))
+            dims = [int(d) for d in listed.split(",") if d]
+            found.append((dims, math.prod(dims) * BITS[dtype] / 8, not re.search(r"S\([1-9]\)", layout)))
     return found
 
 
 def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Bytes of a shape's arrays in HBM, or of all its arrays if `everywhere`."""
-    return sum(math.prod(dims) * BITS[dtype] / 8 for dtype, dims, hbm in _arrays(shape) if hbm or everywhere)
+    """Returns the bytes of a shape's arrays in HBM, or of all its arrays if `everywhere`."""
+    return sum(size for _, size, in_hbm in _arrays(shape) if in_hbm or everywhere)
 
 
-def _border_bytes(instruction: Instruction, shapes: dict[str, str]) -> float:
+def _border_bytes(instruction: Instruction) -> float:
+    """Returns the bytes that an instruction outside of fusions reads from and writes to HBM."""
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _bytes(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * _bytes(shapes[instruction.operands[1]])
+        return 2 * _bytes(instruction.operands[1].shape)
     if instruction.opcode in ("copy-start", "slice-start"):  # their results also list the source, as an alias
-        source, arrays = _arrays(shapes[instruction.operands[0]])[0], _arrays(instruction.shape)
-        dtype, dims, in_hbm = arrays[0 if instruction.opcode == "copy-start" else 1]
-        return math.prod(dims) * BITS[dtype] / 8 * (in_hbm + source[2])
-    return _bytes(instruction.shape) + sum(_bytes(shapes[operand]) for operand in instruction.operands)
+        _, size, in_hbm = _arrays(instruction.shape)[0 if instruction.opcode == "copy-start" else 1]
+        return size * (in_hbm + _arrays(instruction.operands[0].shape)[0][2])
+    return _bytes(instruction.shape) + sum(_bytes(operand.shape) for operand in instruction.operands)
 
 
-def _flops(instruction: Instruction, shapes: dict[str, str]) -> float:
-    """FLOPs of a matrix product, two per multiplication, or a kernel's own estimate; splash has none and counts 0."""
+def _flops(instruction: Instruction) -> float:
+    """Returns the FLOPs of a matrix product, two per multiplication, or those that a kernel reports; splash reports none."""
     library = 'custom_call_target="__cublas$' in instruction.attributes
     if instruction.opcode == "custom-call" and not library:
         estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
         return float(json.loads(estimate[1])["flops"]) if estimate else 0.0
     if instruction.opcode not in ("dot", "convolution", "custom-call"):
         return 0.0
-    (_, out, _) = _arrays(instruction.shape)[0]
-    (_, lhs, _), (_, rhs, _) = (_arrays(shapes[operand])[0] for operand in instruction.operands[:2])
-    if instruction.opcode != "convolution":
-        name = r'"lhs_contracting_dimensions":\[([^\]]*)\]' if library else r"lhs_contracting_dims=\{([^}]*)\}"
-        contracted = re.findall(r"\d+", _matched(name, instruction.attributes)[0])
-        return 2.0 * math.prod(out) * math.prod(lhs[int(d)] for d in contracted)
-    return _convolution_flops(instruction.attributes, lhs, rhs, out)
+    out, lhs, rhs = (_arrays(i.shape)[0][0] for i in (instruction, *instruction.operands[:2]))
+    if instruction.opcode == "convolution":
+        return _convolution_flops(instruction.attributes, lhs, rhs, out)
+    name = r'"lhs_contracting_dimensions":\[([^\]]*)\]' if library else r"lhs_contracting_dims=\{([^}]*)\}"
+    contracted = re.findall(r"\d+", _matched(name, instruction.attributes)[0])
+    return 2.0 * math.prod(out) * math.prod(lhs[int(d)] for d in contracted)
 
 
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
-    """FLOPs of a convolution, without multiplications by padding and by the holes of dilation: the TPU compiler writes batched
-    matrix products as convolutions that consist mostly of these."""
+    """Returns the FLOPs of a convolution, without multiplications by padding and by the holes of dilation: the TPU compiler
+    writes batched matrix products as convolutions that consist mostly of these."""
     lhs_labels, rhs_labels, out_labels = _matched(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     groups = int((re.search(r"batch_group_count=(\d+)", attributes) or [0, 1])[1])
     found = re.search(r"window=\{([^}]*)\}", attributes)
@@ -370,24 +323,17 @@ def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: lis
 
 
 def _groups(instruction: Instruction) -> list[list[int]]:
-    """Groups of devices that communicate with each other, read from any of HLO's notations."""
+    """Returns the groups of devices that communicate with each other, read from any of HLO's notations."""
     attributes = instruction.attributes
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
-    if pairs:
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [list(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs[1])]
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", attributes)
-    if listed:
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
         return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes)
-    if tiled:
+    if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
         return _iota(tiled[2]).reshape([int(n) for n in tiled[1].split(",")]).tolist()
-    of_mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? *device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes)
-    if of_mesh:
+    if of_mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? *device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", of_mesh[1])}
-        ids = np.arange(math.prod(axes.values()))
-        if of_mesh[2]:
-            ids = _iota(of_mesh[2])
-        ids = ids.reshape(tuple(axes.values()))
+        ids = (_iota(of_mesh[2]) if of_mesh[2] else np.arange(math.prod(axes.values()))).reshape(tuple(axes.values()))
         chosen = [list(axes).index(name) for name in re.findall(r"'(\w+)'", of_mesh[3])]
         others = [d for d in range(len(axes)) if d not in chosen]
         return ids.transpose(others + chosen).reshape(-1, math.prod(ids.shape[d] for d in chosen)).tolist()
@@ -395,7 +341,7 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Device ids of a notation such as "[4,2]T(1,0)": 0, 1, ... in that shape, then transposed."""
+    """Returns the device ids of a notation such as "[4,2]T(1,0)": 0, 1, ... in that shape, then transposed."""
     shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

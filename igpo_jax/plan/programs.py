@@ -37,70 +37,57 @@ from igpo_jax.training.state import TrainState, make_optimizer
 
 GIB = 2**30
 LLADA_8B = ModelConfig(
-    vocab_size=126464,
-    mask_id=126336,
-    eos_id=126081,
-    eot_id=126348,
-    width=4096,
-    layers=32,
-    heads=32,
-    kv_heads=32,
-    mlp_width=12288,
-)
+    vocab_size=126464, mask_id=126336, eos_id=126081, eot_id=126348,
+    width=4096, layers=32, heads=32, kv_heads=32, mlp_width=12288,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program of a run."""
-
     name: str
     function: Any  # jitted
-    arguments: tuple  # of a call in the run; arrays are shapes with shardings
-    resident: dict[str, Any]  # name -> shapes of arrays held during the call; `measure` leaves out those that are arguments
-    used: bool  # the run calls it
+    arguments: tuple  # of a call in the run; shapes with shardings represent the arrays
+    resident: dict[str, Any]  # name -> shapes of arrays in memory during the call; `measure` does not count arguments twice
+    used: bool  # whether the run calls the program
     per_iteration: int = 0  # calls in an RL iteration without second attempts and with one batch of prompts
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns a run's network, and a text that says where its shape is from. Needs neither tokenizer nor weights.
-
-    Raises:
-        ValueError: the model's folder exists and cannot be used.
-    """
-    path, values = config.model.path, config.model
-    numerics = {key: getattr(values, key) for key in configuration.NUMERICS}
+    """Returns the configuration of a run's network, and a text that names the source of its shape. Reads neither tokenizer nor
+    weights. Raises ValueError if the model's folder exists and cannot be used."""
+    path = config.model.path
     if not path:
         size = -(-config.tokenizer.vocab_size // 8) * 8
         return configuration.own_model(config, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
     if not pathlib.Path(path).exists():
-        return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B, since {path!r} is not here"
+        numerics = {key: getattr(config.model, key) for key in configuration.NUMERICS}
+        return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B (assumed: folder {path!r} not found)"
     return present(configuration.folder_model(config)), path
 
 
 class Shapes:
-    """Arrays of a run as shapes with shardings. Programs share these objects: the same object is the same array."""
+    """Shapes and shardings of a run's arrays. Programs that use the same array share the same object."""
 
     def __init__(self, config: Config, model: ModelConfig, mesh: Mesh):
-        rl, sft, lora = config.rl, config.sft, config.lora
+        rl, sft = config.rl, config.sft
         self.config, self.model, self.mesh = config, model, mesh
-        self.policy = policy = Policy(model, lora)
+        self.policy = policy = Policy(model, config.lora)
         self.prompt_length, self.length = config.data.prompt_buckets[-1], config.sampler.completion_length
-        self.sft_optimizer = make_optimizer(config.sft.optimizer, max(sft.updates, 1), policy)
-        updates = max(rl.iterations, 1) * config.objective.inner_steps
-        self.rl_optimizer = make_optimizer(config.rl.optimizer, updates, policy)
+        self.sft_optimizer = make_optimizer(sft.optimizer, max(sft.updates, 1), policy)
+        self.rl_optimizer = make_optimizer(rl.optimizer, max(rl.iterations, 1) * config.objective.inner_steps, policy)
         self.sft_state = TrainState.abstract(self.sft_optimizer, policy, mesh)
         self.rl_state = TrainState.abstract(self.rl_optimizer, policy, mesh)
         self.base = policy.abstract_base(mesh)
-        frozen: dict[str, Any] = {} if lora is None else {"frozen": self.base}
         self.sampling_params = policy.abstract_sampling(self.rl_state.params, self.base, mesh)
-        if lora is None:
-            reference = transformer.abstract(in_compute_dtype(model), mesh)
+        frozen: dict[str, Any] = {} if config.lora is None else {"frozen": self.base}
+        if config.lora is None:
+            self.reference: Any = transformer.abstract(in_compute_dtype(model), mesh)
         else:
-            reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.updates else self.base
-        self.reference = reference
+            self.reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.updates else self.base
         self.sft_resident = {"training state": self.sft_state} | frozen
-        self.rl_resident = {"training state": self.rl_state, "reference": reference} | frozen
-        self.key = host_shapes(lambda: jax.random.key(0))
+        self.rl_resident = {"training state": self.rl_state, "reference": self.reference} | frozen
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self.key = host(key.dtype, *key.shape)
 
     def rows(self, dtype, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(BATCH)))
@@ -110,45 +97,39 @@ class Shapes:
         return SFTBatch(*prompt, self.rows(jnp.int32, rows, self.length))
 
     def sampling(self, rows: int, decode: DecodeConfig, params: Params) -> tuple:
-        """Arguments of `denoise_block` and `block_errors`."""
+        """Returns the arguments of `denoise_block` and `block_errors`."""
         state = DecodeState.abstract(rows, self.prompt_length, decode, self.mesh)
         return params, state, host(jnp.int32), self.model, decode
-
-    def evaluated(self) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state of the last stage, and the arrays that devices hold during an evaluation."""
-        if self.config.rl.iterations:
-            return self.rl_state, self.rl_resident
-        return self.sft_state, self.sft_resident
 
 
 def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
     """Returns the long-running programs of a run, with its shapes and shardings."""
-    shapes = Shapes(config, model, mesh)
-    evaluates = config.rl.iterations > 0 or (config.sft.updates > 0 and config.sft.eval_every > 0)
-    state, resident = shapes.evaluated()
+    shapes, has_rl = Shapes(config, model, mesh), config.rl.iterations > 0
+    evaluates = has_rl or (config.sft.updates > 0 and config.sft.eval_every > 0)
+    state, resident = (shapes.rl_state, shapes.rl_resident) if has_rl else (shapes.sft_state, shapes.sft_resident)
+    params = shapes.policy.abstract_sampling(state.params, shapes.base, mesh)
+    arguments = shapes.sampling(config.evaluation.batch_size, config.evaluation.decode, params)
+    evaluate = Program("evaluate", denoise_block, arguments, resident, evaluates)
     found = sft_programs(shapes)
     if shapes.policy.makes_copy():
         found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, 1))
-    found += rl_programs(shapes)
-    params = shapes.policy.abstract_sampling(state.params, shapes.base, mesh)
-    arguments = shapes.sampling(config.evaluation.batch_size, config.evaluation.decode, params)
-    return [*found, Program("evaluate", denoise_block, arguments, resident, evaluates)]
+    return [*found, *rl_programs(shapes), evaluate]
 
 
 def sft_programs(shapes: Shapes) -> list[Program]:
-    """Programs of the supervised stage: the update, unless a run without this stage has a batch that cannot be sharded, and the
-    held-out losses."""
+    """Returns the programs of the supervised stage: the update, unless a run without this stage has a batch that cannot be
+    sharded, and the held-out losses."""
     config, sft, mesh, found = shapes.config, shapes.config.sft, shapes.mesh, []
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
-        arguments: tuple = (shapes.sft_state, shapes.sft_batch(sft.batch_size), shapes.key, shapes.base)
+        arguments = (shapes.sft_state, shapes.sft_batch(sft.batch_size), shapes.key, shapes.base)
         found.append(Program("sft", update, arguments, {}, sft.updates > 0))
     if sft.updates and sft.eval_every and sft.heldout:
         rows = config.evaluation.batch_size
         params = shapes.policy.abstract_sampling(shapes.sft_state.params, shapes.base, mesh)
         masks = Corruption(shapes.rows(jnp.bool_, rows, shapes.length), shapes.rows(jnp.float32, rows))
-        batch = jax.tree.leaves(shapes.sft_batch(rows))
-        found.append(Program("heldout", heldout_bound, (params, *batch, masks, shapes.model), shapes.sft_resident, True))
+        arguments = (params, *jax.tree.leaves(shapes.sft_batch(rows)), masks, shapes.model)
+        found.append(Program("heldout", heldout_bound, arguments, shapes.sft_resident, True))
     return found
 
 
@@ -159,45 +140,33 @@ def rl_programs(shapes: Shapes) -> list[Program]:
     at_once = rl.prompts // rl.rollout_chunks
     sampling = shapes.sampling(at_once * g, config.sampler, params)
     found = [Program("sample", denoise_block, sampling, resident, used, rl.rollout_chunks * config.sampler.blocks)]
-
     if config.sampler.cache != "none":
         number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
         probe = shapes.sampling(number, config.sampler, params)
         found.append(Program("probe", block_errors, probe, resident, used and rl.probe_every > 0))
-
     problems, canvas, trace = host(jnp.uint32, at_once), host(jnp.int32, at_once * g, length), host(jnp.int32, at_once, length)
     trace_length, hintable = host(jnp.int32, at_once), host(jnp.bool_, at_once, length)
     ratios = host(jnp.float32), host(jnp.float32)
     hinting = (shapes.key, problems, canvas, trace, trace_length, hintable, config.inpainting, ratios)
     hinted = used and config.inpainting.policy != "none"
     found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted))
-
     groups = GroupBatch.abstract(mesh, rl.prompts, g, shapes.prompt_length, length)
     scoring = (params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
     found.append(Program("score", compute_logprobs, scoring, resident, used, 1))
-
     update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, rl.microbatches)
     updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
     found.append(Program("update", update, updating, resident, used, objective.inner_steps))
     return found
 
 
-def host_shapes(make) -> Any:
-    """Shapes of the result of `make()`, without shardings."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(make))
-
-
 def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
-    """Shape of a host array, which has no sharding."""
+    """Returns the shape of a host array, which has no sharding."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     """Compiles a program and measures it on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time in seconds.
-
-    Returns:
-        A record for JSON. If the compiler rejects it as too large: `error`, and `peak_gib` from the compiler's message.
-    """
+    Returns a record for JSON; if the compiler rejects the program as too large, `error`, and `peak_gib` from its message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}
@@ -206,9 +175,8 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         seen |= {id(leaf) for leaf in leaves}
         if leaves:
             resident[name] = shard_bytes(leaves) / GIB
-    record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration}
-    record["resident_gib"] = resident
     others = sum(resident.values())
+    record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration, "resident_gib": resident}
     try:
         with jax.set_mesh(mesh):
             compiled = program.function.lower(*program.arguments).compile()
@@ -233,25 +201,20 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         cost = program_cost(compiled.as_text())
     except ValueError as error:  # memory is known all the same
         return record | {"cost_error": str(error)}
-    return record | {
-        "flops": cost.flops,
-        "bytes": cost.bytes,
-        "received_bytes": {f"{kind}{' between slices' if far else ''}": n for (kind, far), n in cost.received.items()},
-        **estimate(cost, CHIPS.get(mesh.devices.flat[0].device_kind)),
-    }
+    received = {f"{kind}{' between slices' if far else ''}": n for (kind, far), n in cost.received.items()}
+    record |= {"flops": cost.flops, "bytes": cost.bytes, "received_bytes": received}
+    return record | estimate(cost, CHIPS.get(mesh.devices.flat[0].device_kind))
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Returns the leaves of a tree that have a sharding: arrays on devices. Host arrays and configurations are omitted."""
+    """Returns the leaves of a tree that have a sharding, which are arrays on devices; omits host arrays and configurations."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
 
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
-    """Seconds of one call at the chip's published peaks, and the share of communication if none of it overlaps with compute.
-
-    Returns {} for an unknown chip.
-    """
+    """Returns the seconds of one call at the chip's published peaks, and the share of communication in them if none of it
+    overlaps with computation; {} for an unknown chip."""
     if chip is None:
         return {}
     working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)
@@ -261,5 +224,5 @@ def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes of one device's part of a tree of shapes with shardings."""
+    """Returns the bytes of one device's part of a tree of shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

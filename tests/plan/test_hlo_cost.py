@@ -116,7 +116,7 @@ def test_matrices_spread_over_devices_are_shared_work(mesh_of):
 ])  # fmt: skip
 def test_who_takes_part_in_all_ways_to_write_it(text, groups):
     line = f"  %x = f32[4]{{0}} all-gather(%y), channel_id=3, {text}"
-    assert _groups(_parse_instruction(line)) == groups
+    assert _groups(_parse_instruction(line, {})) == groups
 
 
 def test_what_comes_from_other_slices_over_the_hosts_network():
