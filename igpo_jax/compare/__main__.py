@@ -37,11 +37,10 @@ SUPERVISED = "supervised"
 
 
 def main(_) -> None:
-    config = CONFIG.value
-    quick = (
-        {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if QUICK.value else {}
-    )
-    overrides = [f"--config.{key}={value}" for key, value in quick.items()]
+    config, overrides = CONFIG.value, []
+    if QUICK.value:
+        few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)}
+        overrides = [f"--config.{key}={value}" for key, value in few.items()]
     overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one wins
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     name = pathlib.Path(file.partition(":")[0]).stem
@@ -61,16 +60,13 @@ def main(_) -> None:
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
     """Trains all unfinished runs: first the supervised stage of each seed, if the configuration has one, then the arms.
-
-    Raises:
-        RuntimeError: a run failed; runs in progress are completed, no others are started.
-    """
+    If one fails, raises RuntimeError after the runs in progress have ended, and starts no others."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
 
     def take_share() -> None:
-        """Restricts this thread, and so the processes it starts, to a share of the host's cores."""
+        """Restricts this thread, and the processes it starts, to a share of the host's cores."""
         os.sched_setaffinity(0, shares.get())
 
     supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
@@ -94,19 +90,15 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
 
 
 def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
-    """Trains one run in its own process, which is in `running` until it ends.
-
-    Raises:
-        RuntimeError: the run failed; names its log.
-        ValueError: the folder holds a run of this arm with other overrides.
-    """
-    run = run_folder(folder, seed, arm)
+    """Trains one run in its own process, which is in `running` until it ends. Raises RuntimeError, which names the log, if the
+    run failed; ValueError if the folder holds a run of this arm with other overrides."""
+    run = folder / f"seed-{seed}" / arm
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
     if (run / "result.json").is_file():
         return
     if not run.exists():
-        create_run_folder(folder, run, None if arm == SUPERVISED else run_folder(folder, seed, SUPERVISED))
+        create_run_folder(folder, run)
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
@@ -119,19 +111,15 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
         raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
 
 
-def run_folder(folder: pathlib.Path, seed: int, arm: str) -> pathlib.Path:
-    return folder / f"seed-{seed}" / arm
-
-
-def create_run_folder(folder: pathlib.Path, run: pathlib.Path, source: pathlib.Path | None) -> None:
-    """Makes a run's folder, which shares compiled programs with the others; copies the supervised stage of `source`, if any,
-    which is bitwise equal for all arms."""
-    new = run.with_name(f"{run.name}.new")
+def create_run_folder(folder: pathlib.Path, run: pathlib.Path) -> None:
+    """Makes a run's folder, which shares compiled programs with the others, and copies the seed's supervised stage into it, if
+    there is one, because that is bitwise equal for all arms."""
+    new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     (folder / "compiled").mkdir(exist_ok=True)
     (new / "compiled").symlink_to(pathlib.Path("..", "..", "compiled"))
-    if source is not None and source.is_dir():
+    if source.is_dir():  # not if this is the supervised run itself
         shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
             if (source / name).is_file():

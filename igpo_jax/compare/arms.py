@@ -19,14 +19,13 @@ REFERENCE_CODE: Overrides = {
     "objective.reference_code": True,
 }
 FEW: Overrides = {"task.rl_problems": 64}  # problems recur, so that earlier answers exist
-SMALL_CHUNKS: Overrides = {
-    "inpainting.chunk_min": 2,
-    "inpainting.chunk_max": 3,
-}  # more chunks; with one or two, different ratios show the same hints
+# More chunks, because with one or two, different ratios show the same hints
+SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
-HOT: Overrides = {
-    "sampler.temperature": 1.0
-}  # samples the model's own distribution, for which the order of sampling and choosing positions matters most
+# Samples the model's own distribution, for which the order of sampling and choosing positions matters most
+HOT: Overrides = {"sampler.temperature": 1.0}
+FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
+NO_HINT_TOKENS: Overrides = {"objective.entropy_keep": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +40,7 @@ ARMS = {
     "dapo": Arm("GRPO with dynamic sampling (DAPO), up to 4 batches", NO_HINTS | {"rl.dynamic_batches": 4}),
     "igpo": Arm("IGPO as in the paper", {}),
     "igpo_ref": Arm("IGPO as the released code does it", REFERENCE_CODE),
-    "full_hint": Arm(
-        "the whole solution as hint, without the answer", {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
-    ),
+    "full_hint": Arm("the whole solution as hint, without the answer", FULL_HINT),
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
     "small_chunks": Arm("IGPO, hints of many small chunks", SMALL_CHUNKS),
     "curriculum": Arm(
@@ -53,10 +50,8 @@ ARMS = {
     "igpo_few": Arm("few problems, IGPO", FEW),
     "grpo_few": Arm("few problems, GRPO", FEW | NO_HINTS),
     "all_hint_tokens": Arm("IGPO, trained on all hint tokens", {"objective.entropy_keep": 1.0}),
-    "no_hint_tokens": Arm("IGPO, trained on no hint token", {"objective.entropy_keep": 0.0}),
-    "supervised_hints": Arm(
-        "IGPO, hint tokens supervised instead", {"objective.entropy_keep": 0.0, "objective.hint_supervision": 0.1}
-    ),
+    "no_hint_tokens": Arm("IGPO, trained on no hint token", NO_HINT_TOKENS),
+    "supervised_hints": Arm("IGPO, hint tokens supervised instead", NO_HINT_TOKENS | {"objective.hint_supervision": 0.1}),
     "grpo_position_first": Arm("GRPO, position-first sampling", NO_HINTS | POSITION_FIRST),
     "igpo_position_first": Arm("IGPO, position-first sampling", POSITION_FIRST),
     "grpo_hot": Arm("GRPO, temperature 1", NO_HINTS | HOT),
@@ -65,14 +60,13 @@ ARMS = {
     "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
 }
 
-# Measures of a claim: final accuracy on all problems, on the hardest third, or minus the mean share of groups that are all wrong
-# before hints.
+# Measures of a claim: accuracy on all problems or on the hardest third, or minus the share of all-wrong groups before hints
 ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Claim that better - worse > margin, in percentage points; of several arms in `worse`, the best counts."""
+    """Claim that the arm `better` exceeds the best of the arms `worse` by more than `margin` percentage points."""
 
     text: str
     better: str
@@ -106,11 +100,7 @@ CLAIMS = (
 
 
 def parse_arms(names: str) -> list[str]:
-    """Parses a comma-separated list, or `all`.
-
-    Raises:
-        ValueError: an arm is unknown or given twice, or there is none.
-    """
+    """Parses a comma-separated list of arms, or `all`; raises ValueError if one is unknown or given twice, or there is none."""
     chosen = list(ARMS) if names == "all" else [name for name in names.split(",") if name]
     for name in chosen:
         if name not in ARMS:
@@ -121,11 +111,7 @@ def parse_arms(names: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parses `0..4` or `0,3,7`.
-
-    Raises:
-        ValueError: the text is neither, or a seed is negative or given twice.
-    """
+    """Parses seeds like `0..4` or `0,3,7`; raises ValueError for other texts, negative seeds and seeds given twice."""
     first, dots, last = text.partition("..")
     try:
         seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
@@ -137,11 +123,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Checks all configurations before training.
-
-    Raises:
-        ValueError: an arm's configuration is invalid, or a seed is given as an override.
-    """
+    """Checks each arm's configuration; raises ValueError if one is invalid, or if a seed is given as an override."""
     if any(override.startswith("--config.seed") for override in overrides):
         raise ValueError("--config.seed conflicts with --seeds")
     for arm in arms:

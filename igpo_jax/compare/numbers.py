@@ -29,11 +29,7 @@ class RunNumbers:
 
 
 def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
-    """Reads a finished run.
-
-    Raises:
-        ValueError: the run is not finished, or its files cannot be read.
-    """
+    """Reads a finished run; raises ValueError if it is not finished, or if its files cannot be read."""
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
@@ -53,12 +49,11 @@ def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np
     """Returns each arm's verdicts, bool[seeds, problems], at equal budgets: for each seed, those of the last evaluation within
     the total budget of the cheapest arm."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
-    return {
-        arm: np.array(
-            [run.correct[np.flatnonzero(getattr(run, budget) <= most)[-1]] for run, most in zip(arm_runs, least, strict=True)]
-        )
-        for arm, arm_runs in runs.items()
-    }
+
+    def verdicts(run: RunNumbers, most: float) -> np.ndarray:
+        return run.correct[np.flatnonzero(getattr(run, budget) <= most)[-1]]
+
+    return {arm: np.array(list(map(verdicts, arm_runs, least))) for arm, arm_runs in runs.items()}
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
@@ -75,10 +70,7 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
     """Returns mean and 95% interval of [seeds, problems], by a bootstrap over seeds and over problems, the same for all seeds.
-
-    Args:
-        counted: bool[seeds, problems], the values to use; by default all.
-    """
+    Uses the values that `counted`, bool[seeds, problems], marks; by default all."""
     values = np.asarray(values, float)
     counted = np.ones(values.shape, bool) if counted is None else counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
@@ -111,15 +103,17 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
     return dataclasses.asdict(claim) | found | {"against": worse, "verdict": verdict}
 
 
-def arm_numbers(arm: str, runs: list[RunNumbers], equal: dict[Budget, np.ndarray], hard: np.ndarray) -> dict[str, Any]:
-    """Returns an arm's row of the table."""
+def arm_numbers(
+    arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
+) -> dict[str, Any]:
+    """Returns the results of an arm in comparison.json, given its verdicts at equal evaluations and at equal prompts."""
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
         return float(np.mean(values)) if values else None
 
     def cost(budget: Budget) -> float | None:
-        """Returns the median cost of accuracy `REACHED` over seeds; None if most never reach it."""
+        """Returns the budget spent until accuracy `REACHED`, the median over seeds; None if most seeds never reach it."""
         reached = [getattr(run, budget)[run.correct.mean(axis=1) >= REACHED] for run in runs]
         costs = sorted(spent[0] if len(spent) else np.inf for spent in reached)
         median = costs[(len(runs) - 1) // 2]
@@ -128,10 +122,10 @@ def arm_numbers(arm: str, runs: list[RunNumbers], equal: dict[Budget, np.ndarray
     return {
         "arm": arm,
         "title": ARMS[arm].title,
-        "equal_evaluations": mean_with_interval(equal["evaluations"]),
-        "equal_prompts": mean_with_interval(equal["prompts"]),
-        "hardest_third": mean_with_interval(equal["evaluations"], hard),
-        "of_each_seed": equal["evaluations"].mean(axis=1).tolist(),
+        "equal_evaluations": mean_with_interval(by_evaluations),
+        "equal_prompts": mean_with_interval(by_prompts),
+        "hardest_third": mean_with_interval(by_evaluations, hard),
+        "of_each_seed": by_evaluations.mean(axis=1).tolist(),
         "all_wrong": [mean_of("groups/all_wrong_before", part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
         "rescue_rate": rescue_rate([row for run in runs for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),
@@ -143,35 +137,24 @@ def arm_numbers(arm: str, runs: list[RunNumbers], equal: dict[Budget, np.ndarray
 
 
 def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Returns the contents of comparison.json.
-
-    Raises:
-        ValueError: a run is not finished, or its files cannot be read.
-    """
+    """Returns the contents of comparison.json; raises ValueError if a run is not finished, or if its files cannot be read."""
     runs = {arm: [read_run_numbers(folder / f"seed-{seed}" / arm) for seed in seeds] for arm in arms}
     with wrap_read_errors(folder):
-        return _compared(runs, arms, seeds)
-
-
-def _compared(runs: dict[str, list[RunNumbers]], arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    by_evaluations, by_prompts = at_budget(runs, "evaluations"), at_budget(runs, "prompts")
-    hard = hardest_third(by_prompts)
-    decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(arms)]
-    return {
-        "seeds": seeds,
-        "problems": int(hard.shape[1]),
-        "arms": [
-            arm_numbers(arm, arm_runs, {"evaluations": by_evaluations[arm], "prompts": by_prompts[arm]}, hard)
-            for arm, arm_runs in runs.items()
-        ],
-        "claims": [judge(claim, runs, by_evaluations, hard) for claim in decidable],
-        "curves": {arm: [_curves(run) for run in arm_runs] for arm, arm_runs in runs.items()},
-        "runs": [
-            {"arm": arm, "seed": seed} | {key: run.result.get(key) for key in RUN_KEYS}
-            for arm, arm_runs in runs.items()
-            for seed, run in zip(seeds, arm_runs, strict=True)
-        ],
-    }
+        by_evaluations, by_prompts = at_budget(runs, "evaluations"), at_budget(runs, "prompts")
+        hard = hardest_third(by_prompts)
+        decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(arms)]
+        return {
+            "seeds": seeds,
+            "problems": int(hard.shape[1]),
+            "arms": [arm_numbers(arm, runs[arm], by_evaluations[arm], by_prompts[arm], hard) for arm in runs],
+            "claims": [judge(claim, runs, by_evaluations, hard) for claim in decidable],
+            "curves": {arm: [_curves(run) for run in arm_runs] for arm, arm_runs in runs.items()},
+            "runs": [
+                {"arm": arm, "seed": seed} | {key: run.result.get(key) for key in RUN_KEYS}
+                for arm, arm_runs in runs.items()
+                for seed, run in zip(seeds, arm_runs, strict=True)
+            ],
+        }
 
 
 def _curves(run: RunNumbers) -> dict[str, list[float]]:

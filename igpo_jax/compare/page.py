@@ -1,7 +1,5 @@
-"""Writes comparison.json, comparison.md, comparison.svg and comparison.html.
-
-The page is one file that loads nothing and has no script; its figures are SVG, drawn here.
-"""
+"""Writes comparison.json, comparison.md, comparison.svg and comparison.html. The page is one file that loads nothing and has no
+script; its figures are SVG, drawn here."""
 
 import html
 import json
@@ -28,7 +26,8 @@ body {{ font: 15px/1.5 Inter, system-ui, sans-serif; color: #1d2632; max-width: 
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 table {{ border-collapse: collapse; font-size: 13.5px; }} .wide {{ overflow-x: auto; }}
 th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #dfe4ea; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 14rem; }} th {{ color: #5b6675; font-weight: 600; white-space: normal; vertical-align: bottom; }}
+th {{ color: #5b6675; font-weight: 600; white-space: normal; vertical-align: bottom; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 14rem; }}
 .figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1rem; }}
 svg {{ width: 100%; height: auto; }} .verdict {{ font-weight: 700; }} p.note {{ color: #5b6675; max-width: 60rem; }}
 pre {{ overflow-x: auto; font-size: 12px; }}
@@ -61,11 +60,8 @@ def all_wrong_figure(found: dict[str, Any]) -> str:
 
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Returns the SVG of shares over a budget: the mean over seeds, and the range from the worst to the best.
-
-    Args:
-        series: (x, y), [seeds, points] each, by name; cut at twice the end of the shortest.
-    """
+    """Returns the SVG of shares over a budget, given (x, y), [seeds, points] each, by name. Draws the mean over seeds, and the
+    range from the worst to the best; cuts the x axis at twice the end of the shortest series."""
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
     most = min(max(ends), 2 * min(ends)) or 1.0  # one expensive arm would squeeze the others
 
@@ -95,8 +91,7 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
             band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
             parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
         parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" {stroke(color, dashes)}/>')
-    width = (WIDTH - LEFT) / min(LEGEND_COLUMNS, len(series))
-    rows = -(-len(series) // LEGEND_COLUMNS)
+    width, rows = (WIDTH - LEFT) / min(LEGEND_COLUMNS, len(series)), -(-len(series) // LEGEND_COLUMNS)
     for number, ((color, dashes), name) in enumerate(zip(styles, series, strict=True)):
         x, y = LEFT + width * (number % LEGEND_COLUMNS), HEIGHT + 16 * (number // LEGEND_COLUMNS)
         parts.append(f'<line x1="{x:.0f}" x2="{x + 15:.0f}" y1="{y + 3}" y2="{y + 3}" {stroke(color, dashes)}/>')
@@ -138,10 +133,10 @@ def note(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
     commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
     return (
-        f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy decoding; "
-        "percent with 95 % intervals of a bootstrap over seeds and problems. For each seed, the cheapest arm sets the budget; "
-        "the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds. "
-        f"{run['device']}, {versions}, {commits}."
+        f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy "
+        "decoding; percent with 95 % intervals of a bootstrap over seeds and problems. For each seed, the cheapest arm sets the"
+        " budget; the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds."
+        f" {run['device']}, {versions}, {commits}."
     )
 
 
@@ -171,7 +166,7 @@ def comparison_html(name: str, found: dict[str, Any]) -> str:
 
 
 def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
-    """Returns [seeds, points], cut to the number of points that all runs have."""
+    """Returns a curve of several runs, f64[seeds, points], cut to the length of the shortest."""
     points = min(len(run[key]) for run in runs)
     return np.array([run[key][:points] for run in runs], float)
 

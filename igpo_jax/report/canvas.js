@@ -1,37 +1,26 @@
-const data = JSON.parse(document.getElementById("data").textContent);
-data.figures.forEach((figure, i) => Plotly.newPlot("figure-" + i, figure.data, figure.layout,
-  {responsive: true, displayModeBar: false}));
+const data = JSON.parse(element("data").textContent), options = {responsive: true, displayModeBar: false};
+data.figures.forEach((figure, i) => Plotly.newPlot("figure-" + i, figure.data, figure.layout, options));
 
-if (document.getElementById("rollouts")) {
+if (element("rollouts")) {
   const {pieces, runs} = data.rollouts;
-  showScale();
   const fill = (id, text) => { element(id).textContent = text; };
-
-  const KINDS = [
-    ["All", () => true],
-    ["Rewarded", (rollout) => rollout.reward > 0],
-    ["Rescued", (rollout) => rollout.rescued],
-    ["Failed", (rollout) => !rollout.correct],
-    ["Hinted", (rollout) => rollout.hinted],
-  ];
+  const KINDS = {All: () => true, Rewarded: (rollout) => rollout.reward > 0, Rescued: (rollout) => rollout.rescued,
+    Failed: (rollout) => !rollout.correct, Hinted: (rollout) => rollout.hinted};
   const MOST_BARS = 40;
-  let rollouts = [], bars = [], shown = [], current = null;
-  let boxes = [], steps = 1, open = false;
+  let rollouts = [], bars = [], shown = [], current = null, boxes = [], steps = 1, open = false;
   const pause = makePlayer(element("time"), element("play"), show);
 
   // A group of radio buttons is one stop of the tab key; arrow keys move within it.
   function choices(id, names) {
+    const spans = names.map((name, i) => make("span", "", i ? "" : "All"));
     const holder = make("div", "");
-    const spans = names.map((name, i) => {
-      const label = make("label", ""), input = make("input", ""), span = make("span", "", i ? "" : "All");
-      Object.assign(input, {type: "radio", name: id, value: i, checked: i === 0, onchange: refresh});
+    holder.append(...names.map((name, i) => {
+      const label = make("label", i ? "" : "all", "", {title: name});
+      const input = make("input", "", "", {type: "radio", name: id, value: i, checked: i === 0, onchange: refresh});
       input.setAttribute("aria-label", name);
-      label.title = name;
-      label.className = i ? "" : "all";
-      label.append(input, span);
-      holder.append(label);
-      return span;
-    });
+      label.append(input, spans[i]);
+      return label;
+    }));
     element(id).querySelector("div")?.remove();
     element(id).append(holder);
     return spans;
@@ -43,8 +32,10 @@ if (document.getElementById("rollouts")) {
     const all = [...new Set(rollouts.map((rollout) => rollout.step))].sort((a, b) => a - b);
     const many = Math.ceil(all.length / MOST_BARS);
     bars = [];
-    for (let i = 0; i < all.length; i += many) bars.push({from: all[i], to: all[Math.min(i + many, all.length) - 1]});
-    for (const bar of bars) bar.name = "update " + bar.from + (bar.to > bar.from ? " to " + bar.to : "");
+    for (let i = 0; i < all.length; i += many) {
+      const from = all[i], to = all[Math.min(i + many, all.length) - 1];
+      bars.push({from, to, name: "update " + from + (to > from ? " to " + to : "")});
+    }
     const spans = choices("times", ["all updates", ...bars.map((bar) => bar.name)]);
     bars.forEach((bar, i) => { bar.span = spans[i + 1]; });
     fill("from", "update " + all[0]);
@@ -54,31 +45,27 @@ if (document.getElementById("rollouts")) {
   }
 
   function refresh() {
-    const words = element("search").value.toLowerCase(), kind = KINDS[chosen("kinds")][1];
+    const words = element("search").value.toLowerCase(), kind = Object.values(KINDS)[chosen("kinds")];
     const found = rollouts.filter((rollout) => kind(rollout) &&
       [rollout.question, rollout.trace, rollout.text].some((text) => text.toLowerCase().includes(words)));
     const within = (bar) => found.filter((rollout) => bar.from <= rollout.step && rollout.step <= bar.to);
     const highest = Math.max(1, ...bars.map((bar) => within(bar).length));
     for (const bar of bars) {
       const right = within(bar).filter((rollout) => rollout.correct).length, wrong = within(bar).length - right;
-      bar.span.replaceChildren(...[["bad", wrong], ["good", right]].map(([className, number]) => {
-        const part = make("i", className, "");
-        part.style.height = 100 * number / highest + "%";
-        return part;
-      }));
+      bar.span.replaceChildren(...[["bad", wrong], ["good", right]].map(([className, number]) =>
+        make("i", className, "", {style: "height: " + 100 * number / highest + "%"})));
       bar.span.parentNode.title = bar.name + ": " + right + " correct, " + wrong + " wrong";
     }
     const bar = bars[chosen("times") - 1];
     fill("when", bar ? bar.name : "all updates");
     shown = bar ? within(bar) : found;
     fill("count", shown.length + " of " + rollouts.length + " rollouts");
-    element("list").replaceChildren(...shown.map((rollout, i) => {
-      const item = make("li", ""), button = make("button", rollout.correct ? "good" : "bad", "");
-      button.type = "button";
+    element("list").replaceChildren(...shown.map((rollout) => {
+      const item = make("li", ""), onclick = () => choose(rollout);
+      const button = make("button", rollout.correct ? "good" : "bad", "", {type: "button", onclick});
       button.append(make("span", "", "update " + rollout.step + (rollout.hinted ? ", with hints" : "")),
         make("span", "", rollout.rescued ? "rescued" : rollout.correct ? "correct" : "wrong"),
         make("span", "", rollout.question.replaceAll("\n", " ").slice(0, 80)));
-      button.onclick = () => choose(rollout);
       item.append(button);
       return item;
     }));
@@ -96,12 +83,10 @@ if (document.getElementById("rollouts")) {
     load();
   }
 
-  // One rollout
   function load() {
     const rollout = current, badge = (text, kind) => make("span", "badge " + kind, text);
     const tokens = rollout.tokens.map((token) => pieces[token]), hint = new Set(rollout.hint);
-    element("badges").replaceChildren(
-      badge("update " + rollout.step, ""),
+    element("badges").replaceChildren(badge("update " + rollout.step, ""),
       rollout.hinted ? badge("with hints", "hinted") : badge("first try", ""),
       rollout.correct ? badge("correct", "good") : badge("wrong", "bad"),
       ...(rollout.rescued ? [badge("rescued its group", "good")] : []));
@@ -111,37 +96,29 @@ if (document.getElementById("rollouts")) {
     const trouble = {timeout: ", no verdict in time", error: ", the grader failed"}[rollout.outcome] ?? "";
     fill("verdict", (rollout.correct ? "correct" : "wrong") + ", reward " + Number(rollout.reward.toPrecision(4)) + trouble);
     showInitialCanvas(tokens, hint);
-
     steps = Math.max(...rollout.unmask_step, 0) + 1;
     fill("last-step", "step " + steps);
     element("time").max = steps;
     const end = rollout.end ?? -1, nodes = [];
     boxes = tokens.map((token, i) => {
-      const written = rollout.unmask_step[i];
+      const written = rollout.unmask_step[i], given = hint.has(i);
       const parts = shade(Math.max(written, 0) / Math.max(steps - 1, 1));
-      const box = make("span", "token", token.replaceAll("\n", "↵"));
-      box.title = hint.has(i) ? "hint" : "written in step " + (written + 1);
-      return {box, written, hint: hint.has(i), background: hex(parts), dark: isDark(parts), ended: end >= 0 && i >= end};
-    });
-    boxes.forEach(({box}, i) => {
-      if (end >= 0 && i > end && !open) return;
-      nodes.push(box);
-      if (tokens[i].endsWith("\n")) nodes.push(make("span", "break", ""));
+      const title = given ? "hint" : "written in step " + (written + 1);
+      const box = make("span", "token", token.replaceAll("\n", "↵"), {title});
+      if (end < 0 || i <= end || open) nodes.push(box, ...(token.endsWith("\n") ? [make("span", "break")] : []));
+      return {box, written, hint: given, background: hex(parts), dark: isDark(parts), ended: end >= 0 && i >= end};
     });
     const hidden = end >= 0 ? tokens.length - end - 1 : 0;
-    if (hidden) {
-      const toggle = make("button", "token ended", open ? "fold" : "+ " + hidden + " after the end");
-      toggle.type = "button";
-      toggle.onclick = () => {
-        const now = element("time").value;
-        open = !open;
-        load();
-        element("time").value = now;
-        show();
-        element("tokens").lastChild.focus();
-      };
-      nodes.push(toggle);
-    }
+    const toggle = () => {
+      const now = element("time").value;
+      open = !open;
+      load();
+      element("time").value = now;
+      show();
+      element("tokens").lastChild.focus();
+    };
+    const text = open ? "fold" : "+ " + hidden + " after the end";
+    if (hidden) nodes.push(make("button", "token ended", text, {type: "button", onclick: toggle}));
     element("tokens").replaceChildren(...nodes);
     element("time").value = steps;
     show();
@@ -175,18 +152,18 @@ if (document.getElementById("rollouts")) {
 
   element("list").onkeydown = (event) => {
     const move = {ArrowDown: 1, ArrowUp: -1}[event.key];
-    const next = move && shown[shown.indexOf(current) + move];
     if (!move) return;
     event.preventDefault();
-    if (next) {
-      choose(next);
-      element("list").querySelector("[aria-current=true]").focus();
-    }
+    const next = shown[shown.indexOf(current) + move];
+    if (!next) return;
+    choose(next);
+    element("list").querySelector("[aria-current=true]").focus();
   };
   for (const name of Object.keys(runs)) element("run").append(new Option(name, name));
   element("of-run").hidden = Object.keys(runs).length === 1;
   element("run").onchange = openRun;
   element("search").oninput = refresh;
-  choices("kinds", KINDS.map(([name]) => name)).forEach((span, i) => { span.textContent = KINDS[i][0]; });
+  choices("kinds", Object.keys(KINDS)).forEach((span, i) => { span.textContent = Object.keys(KINDS)[i]; });
+  showScale();
   openRun();
 }

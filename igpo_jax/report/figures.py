@@ -1,26 +1,29 @@
-"""Plotly figures of a report's panels, for one run or several.
-
-With one run each series has its own color. With several each run has one color, and a panel's series differ in their dashes.
-"""
+"""Plotly figures of a report's panels. With one run each series has its own color; with several each run has one color, and a
+panel's series differ in their dashes."""
 
 import dataclasses
 import html
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
-from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, RED
+from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, PURPLE, RED, YELLOW
 from igpo_jax.runtime.statistics import wilson
 
 Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
 
-PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": "#8e6bbf", "time/update": "#e0a23b"}
+PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": PURPLE, "time/update": YELLOW}
 DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # of a panel's series: Plotly's name -> CSS's
 MOST_POINTS = 1000  # of a curve: more than a panel can show, but few enough for a fast browser
+# Options of a y axis
+ALL_SHARES = {"tickformat": ".0%", "rangemode": "tozero", "range": [0, 1.03]}  # from 0 to 100%
+PERCENT = {"tickformat": ".3~p", "rangemode": "tozero"}
+LOGARITHMIC = {"type": "log", "dtick": "D1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +39,9 @@ class Panel:
     title: str
     note: str
     series: tuple[Series, ...]
+    axis: Row = dataclasses.field(default_factory=dict)  # options of the y axis
     stage: str = "rl"
-    share: bool = False  # axis from 0 to 100%
-    percent: bool = False
     noisy: bool = True  # smoothed
-    logarithmic: bool = False
 
 
 INPAINTING = (
@@ -52,43 +53,35 @@ INPAINTING = (
             Series("groups/all_wrong_after", "after hints", GREEN),
             Series("groups/all_correct", "all correct", GREY),
         ),
-        share=True,
+        ALL_SHARES,
     ),
     Panel(
         "Rescue rate",
         "All-wrong groups with at least one correct hinted answer.",
-        (
-            Series("hint/rescue_rate", "rescued", GREEN),
-            Series("hint/replaced", "answers swapped in, per group (right)", right=True),
-        ),
-        share=True,
+        (Series("hint/rescue_rate", "rescued", GREEN), Series("hint/replaced", "answers swapped in, per group", right=True)),
+        ALL_SHARES,
     ),
     Panel(
         "Size of the hints",
         "Share of the solution's chunks that are given away, and tokens that are fixed in the canvas.",
-        (Series("hint/ratio", "ratio", ORANGE), Series("hint/tokens", "tokens (right)", right=True)),
-        percent=True,
+        (Series("hint/ratio", "ratio", ORANGE), Series("hint/tokens", "tokens", right=True)),
+        PERCENT,
     ),
     Panel(
         "Curriculum",
         "Center of the hint ratios, which moves to where half of the hinted answers are right.",
         (Series("hint/ratio_center", "center", ORANGE),),
-        percent=True,
+        PERCENT,
         noisy=False,
     ),
     Panel(
-        "Diversity",
-        "Different answers among the first tries of a group.",
-        (Series("groups/distinct", "distinct"),),
-        percent=True,
+        "Diversity", "Different answers among the first tries of a group.", (Series("groups/distinct", "distinct"),), PERCENT
     ),
 )
 POLICY = (
     Panel("KL to the reference", "Per token.", (Series("policy/kl", "KL"),)),
     Panel("Entropy", "Of the predicted tokens, in nats.", (Series("policy/entropy", "entropy"),)),
-    Panel(
-        "Clip fraction", "Tokens whose ratio left the trust region.", (Series("policy/clip_fraction", "clipped"),), percent=True
-    ),
+    Panel("Clip fraction", "Tokens whose ratio left the trust region.", (Series("policy/clip_fraction", "clipped"),), PERCENT),
     Panel("Policy loss", "Around 0 by construction; its trend says little.", (Series("policy/loss", "loss"),)),
     Panel("Gradient norm", "Before clipping.", (Series("policy/grad_norm", "norm"),)),
     Panel("Mean ratio", "New to old probability; stays near 1.", (Series("policy/ratio_mean", "ratio"),)),
@@ -100,9 +93,9 @@ HELDOUT_BY_SHARE = Panel(
     tuple(
         Series(heldout_metric(share), f"{100 * share:g}%", color) for share, color in zip(HELDOUT_LEVELS, SHADES, strict=True)
     ),
-    stage="sft",
+    LOGARITHMIC,
+    "sft",
     noisy=False,
-    logarithmic=True,
 )
 HELDOUT_MEAN = dataclasses.replace(
     HELDOUT_BY_SHARE,
@@ -110,15 +103,15 @@ HELDOUT_MEAN = dataclasses.replace(
     series=(Series("heldout/loss", "loss"),),
 )
 SUPERVISED = (
-    Panel("Loss", "Masked-diffusion loss on demonstrations.", (Series("sft/loss", "loss"),), "sft"),
-    Panel("Gradient norm", "Before clipping.", (Series("sft/grad_norm", "norm"),), "sft"),
-    Panel("Learning rate", "As scheduled.", (Series("sft/learning_rate", "learning rate"),), "sft", noisy=False),
+    Panel("Loss", "Masked-diffusion loss on demonstrations.", (Series("sft/loss", "loss"),), stage="sft"),
+    Panel("Gradient norm", "Before clipping.", (Series("sft/grad_norm", "norm"),), stage="sft"),
+    Panel("Learning rate", "As scheduled.", (Series("sft/learning_rate", "learning rate"),), stage="sft", noisy=False),
 )
 REWARD = Panel(
     "Reward of the rollouts",
     "Mean over the sampled answers; those trained on include rescued ones.",
     (Series("reward/first_try", "first try"), Series("reward/final", "trained on", GREEN)),
-    percent=True,
+    PERCENT,
 )
 SECONDS = Panel("Seconds per iteration", "Rollout, scores and updates.", (Series("time/total", "seconds"),))
 SPEED = (
@@ -131,18 +124,15 @@ SPEED = (
     Panel(
         "Error of the cached sampler",
         "KL of the exact and the cached distribution of a token, in nats; where rollouts were exact (right).",
-        (Series("sampler/kl", "KL", ORANGE), Series("sampler/exact", "exact (right)", GREY, right=True)),
+        (Series("sampler/kl", "KL", ORANGE), Series("sampler/exact", "exact", GREY, right=True)),
         noisy=False,
     ),
 )
 
 
 def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
-    """Returns the HTML of all sections and the figures for their panels, in order.
-
-    Args:
-        browser: HTML inserted after the section on inpainting.
-    """
+    """Returns the HTML of all sections, and the figures for their panels, in order. Inserts the HTML `browser` after the
+    section on inpainting."""
     figures: list[Row] = []
     parts: list[str] = []
 
@@ -150,14 +140,12 @@ def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
         cells = []
         for name, note, figure in panels:
             if figure:
-                cells.append(
-                    f"<figure><figcaption><h3>{name}</h3><p>{note}</p></figcaption>{_legend(figure)}"
-                    f'<div id="figure-{len(figures)}" class="plot"></div></figure>'
-                )
+                caption = f"<figcaption><h3>{name}</h3><p>{note}</p></figcaption>{_legend(figure)}"
+                cells.append(f'<figure>{caption}<div id="figure-{len(figures)}" class="plot"></div></figure>')
                 figures.append(figure)
         if cells:
-            columns = 2 if len(cells) in (1, 2, 4) else 3
-            parts.append(f'<section><h2>{title}</h2><div class="grid columns-{columns}">{"".join(cells)}</div></section>')
+            grid = "grid columns-2" if len(cells) in (1, 2, 4) else "grid"
+            parts.append(f'<section><h2>{title}</h2><div class="{grid}">{"".join(cells)}</div></section>')
 
     def draw(*panels: Panel) -> list[tuple[str, str, Row | None]]:
         return [(panel.title, panel.note, _figure(runs, panel)) for panel in panels]
@@ -175,10 +163,9 @@ def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the centered rolling mean of [n] over about n / 12 values, fewer at the ends."""
-    half = len(values) // 24
+    """Returns the centered rolling mean of n values; its windows have about n / 12 values, fewer at the ends."""
+    half, index = len(values) // 24, np.arange(len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
     begin, end = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (total[end] - total[begin]) / (end - begin)
 
@@ -197,143 +184,114 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:
-    """Returns smoothed curves, for one run over the faint raw values; None without data."""
+    """Returns a figure of smoothed curves, for one run over the faint raw values; None without data."""
     traces, several = [], len(runs) > 1
-    for number, (run, rows) in enumerate(runs.items()):
-        for series, dash in zip(panel.series, DASHES if several else [None] * len(panel.series), strict=False):
+    for run_color, (run, rows) in zip(COLORS, runs.items(), strict=False):
+        for series, dash in zip(panel.series, itertools.cycle(DASHES), strict=False):
             x, y = _curve(rows, panel.stage, series.key)
             if not len(x):
                 continue
             axis = {"yaxis": "y2"} if series.right else {}
-            line = {"color": COLORS[number] if several else series.color, "width": 1}
+            line = {"color": run_color if several else series.color, "width": 1}
             smoothed = panel.noisy and len(x) >= 24
             if smoothed and not several:
-                raw = {"line": line, "opacity": 0.28, "hoverinfo": "skip"}
-                traces.append({**_trace(x, y), **raw, **axis})
+                traces.append({**_trace(x, y), "line": line, "opacity": 0.28, "hoverinfo": "skip", **axis})
+            label = f"{series.name} (right)" if series.right else series.name
             # Plotly reads a few tags in names.
-            name = f"{html.escape(run)}: {series.name}" if several else series.name
+            name = f"{html.escape(run)}: {label}" if several else label
             line = {**line, "width": 2.2} | ({"dash": dash} if several else {})
-            curve = {"name": name, "legendgroup": series.name, "line": line}
+            curve = {"name": name, "legendgroup": label, "line": line}
             traces.append({**_trace(x, smooth(y) if smoothed else y), **curve, **axis})
     if not traces:
         return None
-    layout = _layout()
-    if panel.share or panel.percent:
-        layout["yaxis"] |= {"tickformat": ".3~p" if panel.percent else ".0%", "rangemode": "tozero"}
-    if panel.logarithmic:
-        layout["yaxis"] |= {"type": "log", "dtick": "D1"}
-    if panel.share:
-        layout["yaxis"] |= {"range": [0, 1.03]}
+    layout = _layout(**panel.axis)
     if any("yaxis" in trace for trace in traces):
-        right = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
-        layout["yaxis2"] = {**_layout()["yaxis"], **right, "tickmode": "auto"}
+        right = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero", "tickmode": "auto"}
+        layout["yaxis2"] = {**_layout()["yaxis"], **right}
     return {"data": traces, "layout": layout}
 
 
 def _accuracy_figure(runs: Runs) -> Row | None:
-    """Returns the evaluations of both stages on one axis; for one run with the start of RL marked."""
+    """Returns a figure of the accuracies of both stages, for one run with the start of RL marked; None without evaluations."""
     traces = []
     for color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         evals = evaluations(rows)
         if not evals:
             continue
         accuracy = np.array([row["eval/accuracy"] for row in evals])
-        trace = {
-            **_trace([row["step"] for row in evals], accuracy),
-            "mode": "lines+markers",
-            "name": html.escape(run) if len(runs) > 1 else "accuracy",
-            "legendgroup": "accuracy",
-            "line": {"color": color, "width": 2.2},
-            "marker": {"size": 6, "color": color},
-        }
+        name = html.escape(run) if len(runs) > 1 else "accuracy"
+        style = {"line": {"color": color, "width": 2.2}, "marker": {"size": 6, "color": color}}
+        trace = _trace([row["step"] for row in evals], accuracy) | {"mode": "lines+markers"}
+        trace |= {"name": name, "legendgroup": "accuracy", **style}
         if len(evals) <= MOST_POINTS and all(row.get("eval/problems") for row in evals):
-            intervals = np.array([wilson(row["eval/accuracy"], row["eval/problems"]) for row in evals])
-            trace["error_y"] = {
-                "type": "data",
-                "symmetric": False,
-                "array": np.maximum(intervals[:, 1] - accuracy, 0).tolist(),
-                "arrayminus": np.maximum(accuracy - intervals[:, 0], 0).tolist(),
-                "color": f"{color}73",
-                "thickness": 1.2,
-                "width": 3,
-            }
+            low, high = np.array([wilson(row["eval/accuracy"], row["eval/problems"]) for row in evals]).T
+            lengths = {"array": np.maximum(high - accuracy, 0).tolist(), "arrayminus": np.maximum(accuracy - low, 0).tolist()}
+            bars = {"color": f"{color}73", "thickness": 1.2, "width": 3}
+            trace["error_y"] = {"type": "data", "symmetric": False, **lengths, **bars}
         traces.append(trace)
     if not traces:
         return None
-    layout = _layout()
-    layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    layout = _layout(tickformat=".0%", rangemode="tozero")
     if len(runs) == 1:
         layout |= _start_of_rl(*runs.values())
     return {"data": traces, "layout": layout}
 
 
 def _start_of_rl(rows: list[Row]) -> Row:
-    """Returns the part of a layout that draws a line between the stages' evaluations."""
+    """Returns the part of a Plotly layout that marks the start of RL; {} if it is not between two evaluations."""
     evals = evaluations(rows)
-    supervised = [row["step"] for row in rows if row["stage"] == "sft"]
-    end = supervised[-1] if supervised else 0
+    end = max((row["step"] for row in rows if row["stage"] == "sft"), default=0)
     if not evals[0]["step"] < end <= evals[-1]["step"] or not any(row["stage"] == "rl" for row in rows):
         return {}
-    line = {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "line": {"color": GREY}}
-    label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}}
+    line = {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "line": {"color": GREY}, "yref": "paper", "layer": "below"}
+    label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}, "yref": "paper"}
     labels = [{"text": "SFT", "xanchor": "right", "xshift": -6}, {"text": "RL", "xanchor": "left", "xshift": 6}]
-    return {
-        "shapes": [{**line, "yref": "paper", "layer": "below"}],
-        "annotations": [{**label, **text, "yref": "paper"} for text in labels],
-    }
+    return {"shapes": [line], "annotations": [{**label, **text} for text in labels]}
 
 
 def _phases_figure(rows: list[Row]) -> Row | None:
     curves = {key: _curve(rows, "rl", key) for key in PHASES}
-    curves = {key: (x, y) for key, (x, y) in curves.items() if len(x)}
-    total = sum(float(np.mean(y)) for _, y in curves.values())
-    if not curves or not total:
+    means = {key: float(np.mean(y)) for key, (_, y) in curves.items() if len(y)}
+    total = sum(means.values())
+    if not total:
         return None
-    traces = [
-        {
-            **_trace(x, smooth(y)),
-            "name": f"{key.removeprefix('time/')} {percent(float(np.mean(y)) / total, 0)}",
-            "line": {"width": 0.5, "color": PHASES[key]},
-            "stackgroup": "phases",
-        }
-        for key, (x, y) in curves.items()
-    ]
-    layout = _layout()
-    layout["yaxis"] |= {"rangemode": "tozero"}
-    return {"data": traces, "layout": layout}
+    traces = []
+    for key, mean in means.items():
+        x, y = curves[key]
+        name = f"{key.removeprefix('time/')} {percent(mean / total, 0)}"
+        line = {"width": 0.5, "color": PHASES[key]}
+        traces.append({**_trace(x, smooth(y)), "name": name, "line": line, "stackgroup": "phases"})
+    return {"data": traces, "layout": _layout(rangemode="tozero")}
 
 
 def _legend(figure: Row) -> str:
     """Returns a legend to replace Plotly's own, which wraps too early and takes its space from the plot. Dashes tell the
     series of several runs apart; the top of the page shows the runs' colors."""
     keys = {trace.get("legendgroup", trace["name"]): trace["line"] for trace in figure["data"] if "name" in trace}
-    styles = {
-        name: f"{DASHES[line['dash']]} {GREY}" if "dash" in line else f"solid {line['color']}" for name, line in keys.items()
-    }
-    items = (f'<li><i style="border-top: 3px {style}"></i>{name}</li>' for name, style in styles.items())
+    items = []
+    for name, line in keys.items():
+        style = f"{DASHES[line['dash']]} {GREY}" if "dash" in line else f"solid {line['color']}"
+        items.append(f'<li><i style="border-top: 3px {style}"></i>{name}</li>')
     return f'<ul class="keys">{"".join(items)}</ul>' if len(keys) > 1 else ""
 
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps and values, float64[n] each, of the rows that have the key."""
+    """Returns steps and finite values, float64[n] each, of a stage's metric."""
     shown = stage_rows(rows, stage, key)
     return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 
 
 def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray) -> Row:
+    """Returns a Plotly line of at most `MOST_POINTS` points, rounded to six digits."""
     every = max(1, -(-len(x) // MOST_POINTS))
-
-    def thinned(values: Iterable[float]) -> list[float]:
-        return [float(f"{value:.6g}") for value in values]
-
-    steps = [int(value) for value in thinned(x[::every])]
-    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": steps, "y": thinned(y[::every])}
+    steps, values = ([float(f"{value:.6g}") for value in axis[::every]] for axis in (x, y))
+    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": [int(step) for step in steps], "y": values}
 
 
-def _layout() -> Row:
-    title = {"text": "update", "font": {"size": 11}}
-    axis = {**AXIS, "nticks": 6}
-    return {**LAYOUT, "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title}, "yaxis": {**axis}}
+def _layout(**y_options: Any) -> Row:
+    """Returns a figure's layout, given Plotly's options of the y axis."""
+    axis, title = {**AXIS, "nticks": 6}, {"text": "update", "font": {"size": 11}}
+    return {**LAYOUT, "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title}, "yaxis": axis | y_options}
 
 
 def _finite(value: Any) -> bool:

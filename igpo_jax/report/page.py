@@ -1,8 +1,5 @@
-"""Writes HTML reports: results and curves of a run, and its rollouts, which can be searched and replayed step by step; or
-several runs on one page with their differences.
-
-A page is one file that loads nothing, so that it can be shared and opened offline.
-"""
+"""Writes HTML reports of a run: results, curves, and rollouts that can be searched and replayed step by step; or one page with
+several runs and their differences. A page is one file that loads nothing, so that it can be shared and opened offline."""
 
 import dataclasses
 import html
@@ -14,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import BROWSER, COLORS, cards, details, document, embed, heading, plotly_source, table_rows
@@ -27,6 +25,8 @@ Row = dict[str, Any]
 MOST_RUNS = len(COLORS)
 MOST_ROLLOUTS = 1000  # of all runs together, so that the browser's list stays fast
 ROLLOUT_BYTES = 3_000_000  # of the page; Plotly takes 4.6 million, the curves less than one million
+# Fields of rollouts.jsonl that the page gets unchanged
+KEPT = ("step", "question", "answer", "trace", "unmask_step", "end", "reward", "text", "extracted_answer", "rescued", "outcome")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +43,8 @@ class Run:
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
-    """Writes report.html into a run's folder; the run need not be finished.
-
-    Returns:
-        The report's path; None, after a warning, if plotly is not installed.
-
-    Raises:
-        ValueError: see `read_run_folder`.
-    """
+    """Writes report.html into the folder of a run, which need not be finished, and returns its path. Without plotly it logs a
+    warning and returns None. Raises ValueError if the folder is not a run's, or if a file in it cannot be read."""
     path = pathlib.Path(workdir, "report.html")
     try:
         write_page([workdir], path)
@@ -61,12 +55,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
 
 
 def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> None:
-    """Writes the report of one run, or a page that compares several.
-
-    Raises:
-        ValueError: see `read_run_folder`; or a folder is given twice, there are too many, or the page's folder is missing.
-        ImportError: plotly is not installed.
-    """
+    """Writes the report of one run, or a page that compares several. Raises ImportError without plotly; ValueError if a file of
+    a run cannot be read, if a run is given twice, if there are too many, or if the page's folder is missing."""
     if len(workdirs) > MOST_RUNS:
         raise ValueError(f"{len(workdirs)} runs are too many for one page; give at most {MOST_RUNS}")
     runs = [read_run_folder(workdir) for workdir in workdirs]
@@ -79,11 +69,7 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> Non
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
-    """Reads a run's folder.
-
-    Raises:
-        ValueError: the folder or its config.json is missing, or a file in it cannot be read.
-    """
+    """Reads a run's folder; raises ValueError if the folder or its config.json is missing, or a file in it cannot be read."""
     folder = pathlib.Path(os.path.abspath(workdir))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
@@ -96,11 +82,7 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
 
 
 def report_html(runs: dict[str, Run]) -> str:
-    """Returns the page about one run, or about several by their names.
-
-    Raises:
-        ImportError: plotly is not installed.
-    """
+    """Returns the page about one run, or about several by their names; raises ImportError if plotly is not installed."""
     plotly = plotly_source()
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
     browser = BROWSER if any(rollouts["runs"].values()) else ""
@@ -110,23 +92,20 @@ def report_html(runs: dict[str, Run]) -> str:
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Returns (label, value, remark) of each card with a measured result."""
+    """Returns (label, value, remark) of each card with a measured result, given the rows of metrics.jsonl."""
     contents = []
-    training = stage_rows(rows, "rl", "reward/first_try")
-    evals = evaluations(rows)
+    training, evals = stage_rows(rows, "rl", "reward/first_try"), evaluations(rows)
     if evals:
         last, problems = evals[-1]["eval/accuracy"], evals[-1].get("eval/problems")
-        tested_on = f"{problems:,.0f} held-out problems" if problems else "held-out problems"
-        before = [row for row in evals if training and row["step"] < training[0]["step"]] or evals[:1]
+        value, remark = percent(last), f"{problems:,.0f} held-out problems" if problems else "held-out problems"
         if training and len(evals) > 1:
+            before = [row for row in evals if row["step"] < training[0]["step"]] or evals[:1]
             first = before[-1]["eval/accuracy"]
-            change = f"{100 * (last - first):+.1f} points by RL, {tested_on}"
-            contents.append(("Held-out accuracy", f"{percent(first)} → {percent(last)}", change))
-        else:
-            contents.append(("Held-out accuracy", percent(last), tested_on))
+            value, remark = f"{percent(first)} → {value}", f"{100 * (last - first):+.1f} points by RL, {remark}"
+        contents.append(("Held-out accuracy", value, remark))
     if training:
-        wrong = np.array([row["groups/all_wrong_before"] for row in training])
-        begin, end = percent(wrong[:EDGE_ROLLOUTS].mean()), percent(wrong[-EDGE_ROLLOUTS:].mean())
+        wrong = [row["groups/all_wrong_before"] for row in training]
+        begin, end = (percent(np.mean(part)) for part in (wrong[:EDGE_ROLLOUTS], wrong[-EDGE_ROLLOUTS:]))
         contents.append(("Groups all wrong at the start", begin, f"{end} at the end, before hints"))
     rate = rescue_rate(stage_rows(rows, "rl", "hint/rescue_rate"))
     if rate is not None:
@@ -139,11 +118,7 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Returns the shortest endings of the paths that are all different.
-
-    Raises:
-        ValueError: a folder is given twice.
-    """
+    """Returns the shortest endings of the paths that are all different; raises ValueError if a folder is given twice."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -153,12 +128,15 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
     """Returns {"pieces": texts of tokens, "runs": rows by run}, where tokens are indices into `pieces`. Leaves out runs without
-    rollouts; if the rollouts are too many or too large for the page, each run's are thinned evenly."""
+    rollouts. If the rollouts are too many or too large for the page, keeps evenly spaced ones of each run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
     while True:
         indices: dict[str, int] = {}
-        runs = {name: [_compact(row, indices) for row in _thinned(rows, most)] for name, rows in rollouts.items()}
+        runs = {}
+        for name, rows in rollouts.items():
+            kept = np.linspace(0, len(rows) - 1, min(most, len(rows)))  # with the first and the last
+            runs[name] = [_compact(rows[round(i)], indices) for i in kept]
         embedded = {"pieces": list(indices), "runs": runs}
         size = len(embed(embedded).encode())
         if size <= ROLLOUT_BYTES:
@@ -166,17 +144,8 @@ def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
         most = int(most * min(0.95, ROLLOUT_BYTES / size))
 
 
-def final_difference(one: Run, other: Run) -> dict[str, Any] | None:
-    """Returns `paired` for the newest verdicts of both runs; None without verdicts on the same problems."""
-    verdicts = [run.verdicts[-1]["correct"] if run.verdicts else [] for run in (one, other)]
-    tests = [(run.data or {}).get("test") for run in (one, other)]
-    if not verdicts[0] or len(verdicts[0]) != len(verdicts[1]) or tests[0] != tests[1] or tests[0] is None:
-        return None
-    return paired(*(np.array(correct, bool)[:, None] for correct in verdicts))
-
-
 def numbers(run: Run) -> dict[str, str]:
-    """Returns a run's measured results as text by name, shares with their 95% intervals."""
+    """Returns a run's measured results as text by name; shares have their 95% intervals."""
     found = {}
     training, evals = stage_rows(run.rows, "rl", "reward/first_try"), evaluations(run.rows)
 
@@ -186,11 +155,11 @@ def numbers(run: Run) -> dict[str, str]:
     def groups(row: Row) -> float:
         return row.get("sampler/prompts") or run.config["rl"]["prompts"]
 
+    before = [row for row in evals if training and row["step"] < training[0]["step"]]
+    for name, rows in (("accuracy before RL", before), ("newest accuracy", evals)):
+        if rows:
+            share(name, rows[-1]["eval/accuracy"], rows[-1].get("eval/problems") or 0)
     if evals:
-        before = [row for row in evals if training and row["step"] < training[0]["step"]]
-        if before:
-            share("accuracy before RL", before[-1]["eval/accuracy"], before[-1].get("eval/problems") or 0)
-        share("newest accuracy", evals[-1]["eval/accuracy"], evals[-1].get("eval/problems") or 0)
         found["at update"] = f"{evals[-1]['step']:,}"
     if training:
         for name, part in (("start", training[:EDGE_ROLLOUTS]), ("end", training[-EDGE_ROLLOUTS:])):
@@ -201,24 +170,22 @@ def numbers(run: Run) -> dict[str, str]:
         rate = rescue_rate(tried)
         if rate is not None:
             share("rescued of all-wrong groups", rate, sum(groups(row) * row["groups/all_wrong_before"] for row in tried))
-        distinct = stage_rows(run.rows, "rl", "groups/distinct")
+        distinct = [row["groups/distinct"] for row in stage_rows(run.rows, "rl", "groups/distinct")]
         if distinct:
-            found["distinct first tries, end"] = percent(np.mean([row["groups/distinct"] for row in distinct[-EDGE_ROLLOUTS:]]))
-    for stage, seconds in _seconds(run.rows).items():
-        found[f"{stage.upper()} time"] = _duration(seconds)
-    return found
+            found["distinct first tries, end"] = percent(np.mean(distinct[-EDGE_ROLLOUTS:]))
+    return found | {f"{stage.upper()} time": _duration(seconds) for stage, seconds in _seconds(run.rows).items()}
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
-    """Returns [key, value of each run] for each dotted key whose values differ; – for a missing key."""
-    flat = [_flat(config) for config in configs.values()]
+    """Returns [key, value of each run] for each dotted configuration key whose values differ; a missing value is –."""
+    flat = [flatten_dict(config, sep=".") for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     texts = {key: [json.dumps(values[key], ensure_ascii=False) if key in values else "–" for values in flat] for key in keys}
     return [[key, *values] for key, values in texts.items() if len(set(values)) > 1]
 
 
 def _parts_of_one(run: Run) -> dict[str, str]:
-    """Returns the page's parts that are neither curves nor rollouts."""
+    """Returns the fields of page.html other than curves and rollouts, for a page about one run."""
     name = str(run.config["task"]["name"])
     return {
         "title": f"{html.escape(name)} · IGPO run",
@@ -229,48 +196,43 @@ def _parts_of_one(run: Run) -> dict[str, str]:
 
 
 def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
+    """Returns the fields of page.html other than curves and rollouts, for a page that compares runs with the first one."""
     found = [numbers(run) for run in runs.values()]
     labels = dict.fromkeys(label for values in found for label in values)
     reached = [[label, *(values.get(label, "–") for values in found)] for label in labels]
     (reference, base), *others = runs.items()
-    pairs = ((name, run, final_difference(base, run)) for name, run in others)
-    differences = [_difference(name, base, run, difference) for name, run, difference in pairs if difference]
+    differences = [_difference(name, base, run) for name, run in others]
     columns = ["run", "difference in points (95%)", "p (McNemar)", "problems better / worse", "of", "at updates"]
+    against, same = f"Newest accuracy, against {reference}", "No other run has verdicts on the same problems."
+    note = "Problem by problem, where both were judged on the same ones; intervals are a bootstrap over problems."
     settings = differing_settings({name: run.config for name, run in runs.items()})
-    title = f"{len(runs)} runs compared"
-    keys = (
-        f'<li><i style="background:{color}"></i>{html.escape(name)}</li>' for color, name in zip(COLORS, runs, strict=False)
-    )
     tables = [
         _table("Results", "Shares with 95% intervals (Wilson).", ["", *runs], reached),
-        _table(
-            f"Newest accuracy, against {reference}",
-            "Problem by problem, where both were judged on the same ones; intervals are a bootstrap over problems.",
-            columns,
-            differences,
-            "No other run has verdicts on the same problems.",
-        ),
+        _table(against, note, columns, [row for row in differences if row], same),
         _table("Configuration", "Keys whose values differ.", ["", *runs], settings, "The configurations are the same."),
     ]
+    colors = zip(COLORS, map(html.escape, runs), strict=False)
+    keys = "".join(f'<li><i style="background:{color}"></i>{name}</li>' for color, name in colors)
+    title = f"{len(runs)} runs compared"
     return {
         "title": title,
         "header": heading("IGPO runs", title),
-        "summary": f'<ul class="runs">{"".join(keys)}</ul>' + "".join(tables),
+        "summary": f'<ul class="runs">{keys}</ul>' + "".join(tables),
         "settings": "".join(details(f"Configuration of {html.escape(name)}", run.config) for name, run in runs.items()),
     }
 
 
-def _difference(name: str, reference: Run, run: Run, found: Row) -> list[str]:
-    """Returns a row of the table of paired differences."""
+def _difference(name: str, reference: Run, run: Run) -> list[str]:
+    """Returns a row of the table of paired differences in the newest accuracy; [] without verdicts on the same problems."""
+    one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
+    tests = [(each.data or {}).get("test") for each in (reference, run)]
+    if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:
+        return []
+    found = paired(*(np.array(correct, bool)[:, None] for correct in (one, other)))
     points = (100 * share for share in (found["difference"], *found["interval95"]))
-    return [
-        name,
-        "{:+.1f} ({:+.1f} to {:+.1f})".format(*points),
-        f"{found['p_value']:.2g}",
-        f"{found['better']} / {found['worse']}",
-        str(found["problems"]),
-        f"{run.verdicts[-1]['step']:,} and {reference.verdicts[-1]['step']:,}",
-    ]
+    difference, p_value = "{:+.1f} ({:+.1f} to {:+.1f})".format(*points), f"{found['p_value']:.2g}"
+    steps = f"{run.verdicts[-1]['step']:,} and {reference.verdicts[-1]['step']:,}"
+    return [name, difference, p_value, f"{found['better']} / {found['worse']}", str(found["problems"]), steps]
 
 
 def _table(title: str, note: str, header: list[str], rows: list[list[str]], empty: str = "Nothing yet.") -> str:
@@ -282,40 +244,12 @@ def _table(title: str, note: str, header: list[str], rows: list[list[str]], empt
 def _compact(row: Row, indices: dict[str, int]) -> Row:
     """Returns a row of rollouts.jsonl for the page; tokens become indices into `indices`, which grows. Rows of earlier versions
     lack `correct`, `outcome` and `extracted_answer`."""
-    kept = (
-        "step",
-        "question",
-        "answer",
-        "trace",
-        "unmask_step",
-        "end",
-        "reward",
-        "text",
-        "extracted_answer",
-        "rescued",
-        "outcome",
-    )
-    return {key: row[key] for key in kept if key in row} | {
+    return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1),
         "tokens": [indices.setdefault(piece, len(indices)) for piece in row["tokens"]],
         "hint": [place for place, given in enumerate(row["hint"]) if given],
     }
-
-
-def _thinned(rows: list[Row], most: int) -> list[Row]:
-    """Returns at most `most` rows, evenly spaced, including the first and the last."""
-    if len(rows) <= most:
-        return rows
-    return [rows[round(i)] for i in np.linspace(0, len(rows) - 1, most)]
-
-
-def _flat(config: Row, prefix: str = "") -> Row:
-    """Returns the configuration with dotted keys."""
-    flat = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _seconds(rows: list[Row]) -> dict[str, float]:
@@ -332,7 +266,7 @@ def _duration(seconds: float) -> str:
 
 
 def _facts(run: Run) -> list[str]:
-    """Returns the main settings, as text."""
+    """Returns a run's main settings as text."""
     config = run.config
     model, rl, sampler = config["model"], config["rl"], config["sampler"]
     rank = config.get("lora", {}).get("rank")

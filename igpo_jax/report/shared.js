@@ -1,12 +1,8 @@
 "use strict";
 const element = (id) => document.getElementById(id);
 // Text from a model or a data file becomes textContent, never markup.
-const make = (tag, className, text = "") => {
-  const node = document.createElement(tag);
-  node.className = className;
-  node.textContent = text;
-  return node;
-};
+const make = (tag, className, text = "", properties = {}) =>
+  Object.assign(document.createElement(tag), {className, textContent: text, ...properties});
 
 // Viridis: equal steps look equal, also in gray and to color-blind readers.
 const viridis = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"].map(

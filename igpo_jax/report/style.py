@@ -7,17 +7,11 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-
-def _read(name: str) -> str:
-    return (pathlib.Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
 # The Content-Security-Policy in page.html guarantees that the page loads nothing from elsewhere.
-PAGE, BROWSER = _read("page.html"), _read("rollouts.html")
-STYLE, SHARED = _read("style.css"), _read("shared.js")
-SCRIPT = SHARED + _read("canvas.js")
-COLORS = ("#3b6fb6", "#c8453b", "#e0a23b", "#2a9d6f", "#8e6bbf", "#e8710a", "#4aa3a2", "#b0578d", "#6b7a3a", "#8a94a3")
-BLUE, GREEN, ORANGE, RED, GREY = "#3b6fb6", "#2a9d6f", "#e8710a", "#c8453b", "#8a94a3"
+_FILES = ("page.html", "rollouts.html", "style.css", "shared.js", "canvas.js")
+PAGE, BROWSER, STYLE, SHARED, CANVAS = (pathlib.Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _FILES)
+BLUE, GREEN, ORANGE, RED, GREY, YELLOW, PURPLE = "#3b6fb6", "#2a9d6f", "#e8710a", "#c8453b", "#8a94a3", "#e0a23b", "#8e6bbf"
+COLORS = (BLUE, RED, YELLOW, GREEN, PURPLE, ORANGE, "#4aa3a2", "#b0578d", "#6b7a3a", GREY)
 
 # Parts of a Plotly figure's layout
 AXIS = {"gridcolor": "#e9edf2", "zerolinecolor": "#d4dae2", "linecolor": "#d4dae2", "automargin": True}
@@ -33,11 +27,7 @@ LAYOUT = {
 
 
 def plotly_source() -> str:
-    """Returns Plotly's JavaScript.
-
-    Raises:
-        ImportError: plotly is not installed.
-    """
+    """Returns Plotly's JavaScript; raises ImportError if plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -48,17 +38,11 @@ def plotly_source() -> str:
 def document(
     figures: list[dict[str, Any]], plotly: str, rollouts: dict[str, Any] | None = None, style: str = "", **parts: str
 ) -> str:
-    """Returns the page as one HTML file that loads nothing.
-
-    Args:
-        figures: Plotly's; number i fills the element `figure-i`.
-        plotly: see `plotly_source`.
-        rollouts: see `report.page.embedded_rollouts`.
-        style: CSS added to the report's.
-        parts: HTML for the other fields of page.html: title, header, summary, sections, settings.
-    """
-    data = embed({"figures": figures, "rollouts": rollouts})
-    return PAGE.format(style=STYLE + style, plotly=plotly if figures else "", data=data, script=SCRIPT, **parts)
+    """Returns the page as one HTML file that loads nothing. Plotly figure i fills the element `figure-i`; `plotly` is Plotly's
+    JavaScript; `rollouts` come from `report.page.embedded_rollouts`; `style` is CSS added to the report's; `parts` are HTML for
+    the other fields of page.html: title, header, summary, sections, settings."""
+    fields = {"style": STYLE + style, "plotly": plotly if figures else "", "script": SHARED + CANVAS}
+    return PAGE.format(data=embed({"figures": figures, "rollouts": rollouts}), **fields, **parts)
 
 
 def heading(kind: str, title: str, facts: Iterable[str] = ()) -> str:
