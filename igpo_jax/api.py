@@ -1,4 +1,4 @@
-"""Loads a model and applies it: text in, text out.
+"""Loads a model, which then completes prompts, fills blanks in texts, and scores completions.
 
 import igpo_jax
 model = igpo_jax.load("LLaDA-8B-Instruct")
@@ -9,11 +9,12 @@ model.score("2 + 2 =", " 4")
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import re
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -33,6 +34,7 @@ from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.restore import restore_run
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
 from igpo_jax.weights.folders import load_params
@@ -46,6 +48,8 @@ SCORED_ROWS = 16  # draws of the bound per device in one batch
 ROWS_PER_DEVICE = 8  # completions per device in one batch
 
 Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
+Path = str | os.PathLike
+Watch = Callable[[Step], None] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,39 +87,33 @@ class DiffusionLM:
         completion_length: int | None = None,
         steps: int | None = None,
         seed: int = 0,
-        watch: Callable[[Step], None] | None = None,
+        watch: Watch = None,
         **decoding,
     ) -> list[Completion]:
-        """Returns a completion for every prompt.
-
-        Rows do not depend on each other: noise depends on (seed, prompt, number of its earlier occurrences in `prompts`).
+        """Returns a completion for every prompt. A completion does not depend on the other prompts: its noise depends on the
+        seed, the prompt, and the number of times that the same prompt occurs earlier in `prompts`. Raises ValueError for
+        incompatible lengths, a hint longer than the completion, or text if the model has no tokenizer.
 
         Args:
-            chat: text prompts become a user's message in the model's chat template; conversations always do.
+            chat: puts each text prompt as a user's message into the model's chat template, which conversations always use.
             hint: the beginning of every completion, which stays unchanged.
             completion_length: tokens, including the hint; by default that of `decode`.
             steps: denoising steps in total, a multiple of the number of blocks; by default those of `decode`, or one per token
                 if a length is given.
-            watch: called with a `diffusion.stepwise.Step` before the first denoising step and after every step, batch by batch;
-                the last row may be repeated. May raise to stop the generation. Slower.
-            decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `cfg_scale`, `remasking`, `commit`
-                or `cache`.
-
-        Raises:
-            ValueError: incompatible lengths, a hint longer than the completion, or text without a tokenizer.
+            watch: called before the first denoising step and after every step of each batch, in which the last row may be
+                repeated. May raise an exception to stop the generation. Makes the generation slower.
+            decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `remasking`, `commit` or `cache`.
         """
         length = self.decode.completion_length if completion_length is None else completion_length
         block_length = decoding.pop("block_length", None)
         block = min(self.decode.block_length, length) if block_length is None else block_length
         if completion_length is None and block_length is None:
             steps = steps or self.decode.steps
-        decode = dataclasses.replace(
-            self.decode, completion_length=length, block_length=block, steps=steps or length, **decoding
-        )
+        decoding |= {"completion_length": length, "block_length": block, "steps": steps or length}
+        decode = dataclasses.replace(self.decode, **decoding)
         _require_list(prompts)
         start = self.encode(hint)
-        if len(start) > length:
-            raise ValueError(f"the hint has {len(start)} tokens, completion_length={length}")
+        require(len(start) <= length, f"the hint has {len(start)} tokens, completion_length={length}")
         canvas = np.full((len(prompts), length), self.config.mask_id, np.int32)
         canvas[:, : len(start)] = start
         return self._denoise([self.encode(prompt, chat) for prompt in prompts], canvas, decode, seed, watch)
@@ -128,44 +126,39 @@ class DiffusionLM:
         chat: bool = False,
         steps: int | None = None,
         seed: int = 0,
-        logits_eos_inf: bool = True,
-        watch: Callable[[Step], None] | None = None,
+        watch: Watch = None,
         **decoding,
     ) -> list[Completion]:
-        """Fills the blanks of texts; all other tokens stay unchanged.
+        """Fills the blanks of texts; all other tokens stay unchanged. Raises ValueError for a text without a blank, or for
+        different numbers of prompts and texts.
 
         Args:
-            canvases: texts with blanks, `"The answer is [MASK:4] because"`: four tokens between two pieces that are tokenized
-                separately. Or token ids with `config.mask_id` in the blanks.
+            canvases: texts with blanks, such as `"The answer is [MASK:4] because"` with a blank of four tokens between two
+                pieces that are tokenized separately; or token ids with `config.mask_id` in the blanks.
             prompts: one before each canvas; none by default.
             steps: denoising steps; by default one per blank token.
-            logits_eos_inf: EOS is never drawn; on by default, because an EOS between two pieces of text would end nothing.
-            watch, decoding: as in `generate`.
-
-        Raises:
-            ValueError: a canvas without a blank, or different numbers of prompts and canvases.
+            chat, watch, decoding: as in `generate`. logits_eos_inf, which never draws EOS, is on by default, because an EOS
+                between two pieces of text would end nothing.
         """
         _require_list(canvases)
         prompts = [[]] * len(canvases) if prompts is None else prompts
         _require_list(prompts)
-        if len(prompts) != len(canvases):
-            raise ValueError(f"{len(prompts)} prompts for {len(canvases)} canvases; give one each, or none")
+        numbers = f"{len(prompts)} prompts for {len(canvases)} canvases"
+        require(len(prompts) == len(canvases), f"{numbers}; give one each, or none")
         encoded = [self.encode_template(canvas) for canvas in canvases]
         completions: dict[int, Completion] = {}
         for length in sorted({len(ids) for ids in encoded}):  # rows of one length are denoised together
             rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
             canvas = np.array([encoded[row] for row in rows], np.int32)
             blanks = int((canvas == self.config.mask_id).sum(axis=1).max())
-            given = {"completion_length": length, "block_length": length, "steps": steps or blanks} | decoding
-            decode = dataclasses.replace(self.decode, logits_eos_inf=logits_eos_inf, **given)
+            given = {"completion_length": length, "block_length": length, "steps": steps or blanks, "logits_eos_inf": True}
+            decode = dataclasses.replace(self.decode, **given | decoding)
             before = [self.encode(prompts[row], chat) for row in rows]
-            done = self._denoise(before, canvas, decode, seed, watch, whole=True)
-            for row, completion in zip(rows, done, strict=True):
-                completions[row] = completion
+            completions.update(zip(rows, self._denoise(before, canvas, decode, seed, watch, whole=True), strict=True))
         return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
-        """Logits of every position's own token, float32 [b, t, v].
+        """Returns the logits of every position's own token, float32 [b, t, v].
 
         Args:
             tokens: int32 [b, t], with `config.mask_id` at positions to predict.
@@ -179,12 +172,11 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """Estimates the likelihood of a completion by the mean over random draws of the bound, with k of its l tokens masked,
-        weight l / k, and k spread evenly over 1..l (docs/method.md section 14). Exact for a completion of one token. Raises
-        ValueError for an empty completion."""
+        """Estimates a lower bound of a completion's log-likelihood (docs/method.md section 14): the mean of l / k times the
+        log-probability of the masked tokens, over random maskings of k of its l tokens, with k spread evenly over 1..l. The
+        result is exact for a completion of one token. Raises ValueError for an empty completion."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
-        if not answer.size:
-            raise ValueError("an empty completion has no likelihood to estimate")
+        require(answer.size, "an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws
         corruption = mask_count(jax.random.key(seed), draws, answer.size)
         tokens, prompt_mask = left_padded([ids], _rounded(len(ids)), 0)
@@ -201,8 +193,8 @@ class DiffusionLM:
         return Score(-float(bound.mean()), error, draws)
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
-        """Token ids of a prompt; chat: as in `generate`. Raises ValueError for text without a tokenizer, a chat without a chat
-        template, or ids outside of the vocabulary."""
+        """Returns the token ids of a prompt; chat: as in `generate`. Raises ValueError for text if the model has no tokenizer,
+        for a chat if it has no chat template, or for token ids outside of the vocabulary."""
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -212,13 +204,13 @@ class DiffusionLM:
                 return encode_chat(self.tokenizer, cast(Sequence[dict[str, str]], prompt))
             return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
         ids = [int(id) for id in cast(Sequence[int], prompt)]
-        if any(not 0 <= id < self.config.vocab_size for id in ids):
-            raise ValueError(f"token ids {ids} do not all lie in the vocabulary of {self.config.vocab_size}")
+        size = self.config.vocab_size
+        require(all(0 <= id < size for id in ids), f"token ids {ids} do not all lie in the vocabulary of {size}")
         return ids
 
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
-        """Token ids of a canvas of `infill`, with `config.mask_id` in the blanks. Raises ValueError for a canvas without a
-        blank, or with a blank that is too long."""
+        """Returns the token ids of a text with blanks, with `config.mask_id` in the blanks. Raises ValueError if it has no
+        blank, or more than `MOST_TOKENS` tokens."""
         if not isinstance(canvas, str):
             ids = self.encode(canvas)
         else:
@@ -226,31 +218,21 @@ class DiffusionLM:
             for blank in BLANK.finditer(canvas):
                 ids += self.encode(canvas[end : blank.start()])
                 size = blank[1] or "1"
-                if len(size) > 9 or len(ids) + int(size) > MOST_TOKENS:
-                    raise ValueError(f"{blank[0][:40]}: a canvas has at most {MOST_TOKENS} tokens")
+                fits = len(size) <= 9 and len(ids) + int(size) <= MOST_TOKENS
+                require(fits, f"{blank[0][:40]}: a canvas has at most {MOST_TOKENS} tokens")
                 ids += [self.config.mask_id] * int(size)
                 end = blank.end()
             ids += self.encode(canvas[end:])
-        if self.config.mask_id not in ids:
-            raise ValueError(f"{canvas!r} has no blank; write [MASK:n] where n tokens shall be filled in")
+        require(self.config.mask_id in ids, f"{canvas!r} has no blank; write [MASK:n] where n tokens shall be filled in")
         return ids
 
     def _denoise(
-        self,
-        prompts: list[list[int]],
-        canvas: np.ndarray,
-        decode: DecodeConfig,
-        seed: int,
-        watch: Callable[[Step], None] | None,
-        whole: bool = False,
+        self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, watch: Watch, whole: bool = False
     ) -> list[Completion]:
         """Fills the masks of a canvas batch by batch. whole: the text includes tokens after the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
-        seen: Counter[int] = Counter()
-        occurrence = []
-        for number in problem:
-            occurrence.append(seen[number])
-            seen[number] += 1
+        counters: dict[int, itertools.count] = defaultdict(itertools.count)
+        occurrence = [next(counters[number]) for number in problem]
         length = _rounded(max(map(len, prompts)))
         ids = np.array(problem, np.uint32), np.array(occurrence, np.uint32)
         requests = Requests(*left_padded(prompts, length, self.config.eos_id), canvas, *ids)
@@ -262,12 +244,10 @@ class DiffusionLM:
         completions: list[Completion] = []
         with jax.set_mesh(self.mesh):
             for _, done in complete(self.params, requests, jax.random.key(seed), self.config, decode, batching, sampler=run):
-                rows = zip(done.tokens, done.unmask_step, strict=True)
-                completions += [Completion(self._decode(row, whole), row, steps) for row, steps in rows]
+                for row, steps in zip(done.tokens, done.unmask_step, strict=True):
+                    text = None if self.tokenizer is None else completion_text(self.tokenizer, row, whole)
+                    completions.append(Completion(text, row, steps))
         return completions
-
-    def _decode(self, tokens: np.ndarray, whole: bool) -> str | None:
-        return None if self.tokenizer is None else completion_text(self.tokenizer, tokens, whole)
 
 
 def _require_list(texts) -> None:
@@ -288,31 +268,22 @@ _bound = jax.jit(negative_bound, static_argnames="cfg")
 
 
 def load(
-    path: str | os.PathLike,
-    *,
-    adapters: str | os.PathLike | None = None,
-    dtype: str | None = None,
-    mesh: Mesh | None = None,
-    stage: str | None = None,
+    path: Path, *, adapters: Path | None = None, dtype: str | None = None, mesh: Mesh | None = None, stage: str | None = None
 ) -> DiffusionLM:
     """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, a folder that `igpo_jax.convert` wrote, or a run's folder.
+    Raises ValueError for a missing or damaged file; the message names it and the reason.
 
     Args:
         adapters: a folder of the model's adapters in PEFT's format.
-        dtype: float32 | bfloat16, of parameters and activations; adapters stay float32. By default bfloat16 on accelerators,
-            float32 on CPUs.
+        dtype: float32 | bfloat16, of parameters and activations, not of adapters; by default bfloat16, on CPUs float32.
         mesh: by default all devices.
         stage: sft | rl, for a run: loads the newest checkpoint of this stage, by default of the last stage.
-
-    Raises:
-        ValueError: a missing or damaged file; the message names it and the reason.
     """
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {str(path)!r}")
+    require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
-        if adapters is not None:
-            raise ValueError(f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead")
+        own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
+        require(adapters is None, own)
         run = restore_run(path, mesh, stage)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
@@ -320,17 +291,15 @@ def load(
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
         origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
-    if stage is not None:
-        raise ValueError(f"{path} is not a run's folder, so it has no stage {stage!r}")
+    require(stage is None, f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
     cfg, values = (None, None) if adapters is None else import_peft(adapters, config)
     check_model_divides(config, mesh, cfg)
-    tokenizer = load_folder_tokenizer(path, config.mask_id)
-    if tokenizer is not None:
+    tokenizer = None
+    if (path / "tokenizer.json").is_file() or any(path.glob("*.model")):
+        tokenizer = load_tokenizer(path, config.mask_id)
         config = configuration.with_tokenizer(config, tokenizer, path)
-    origin = {"path": str(path)}
-    if adapters is not None:
-        origin["adapters"] = str(adapters)
+    origin = {"path": str(path)} if adapters is None else {"path": str(path), "adapters": str(adapters)}
     params = load_params(path, config, mesh)
     if cfg is not None:
         params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, mesh)), cfg)
@@ -338,11 +307,5 @@ def load(
 
 
 def default_dtype() -> str:
-    """Default dtype of a model on this backend."""
+    """Returns bfloat16 on accelerators, float32 on CPUs."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def load_folder_tokenizer(folder: pathlib.Path, mask_id: int) -> Tokenizer | None:
-    """Returns the tokenizer of a model folder, None if it has none."""
-    has_one = (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
-    return load_tokenizer(folder, mask_id) if has_one else None

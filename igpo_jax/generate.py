@@ -4,6 +4,7 @@ Completes prompts or fills the blanks of templates. The model is a Hugging Face 
 igpo_jax.convert, or a run's folder. --help lists all options.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 from igpo_jax.api import Completion, DiffusionLM, load
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
@@ -43,6 +45,7 @@ DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bf
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 OUTPUT = flags.DEFINE_string("output", None, "Append the completions to this file, as JSON Lines.")
 SHOW = flags.DEFINE_bool("show", False, "Show the denoising step by step.")
+DECODING: list[flags.FlagHolder] = [STEPS, TEMPERATURE, CFG_SCALE, REMASKING, COMMIT, CACHE, NEVER_EOS, EOS_LAST]
 
 SECONDS_PER_FRAME = 0.08
 
@@ -52,10 +55,9 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
         prompts = PROMPT.value + (read_prompts(PROMPTS.value) if PROMPTS.value else [])
-        if not prompts and not TEMPLATE.value:
-            raise ValueError("give --prompt, --prompts or --template")
-        if TEMPLATE.value and HINT.value:
-            raise ValueError("--hint and --template are both given; a template may begin with the hint")
+        require(prompts or TEMPLATE.value, "give --prompt, --prompts or --template")
+        both = "--hint and --template are both given; a template may begin with the hint"
+        require(not (TEMPLATE.value and HINT.value), both)
         model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
         completions = complete(model, prompts)
     except ValueError as error:
@@ -74,33 +76,20 @@ def main(_):
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
-    decoding_flags: tuple[flags.FlagHolder, ...] = (
-        STEPS,
-        TEMPERATURE,
-        CFG_SCALE,
-        REMASKING,
-        COMMIT,
-        CACHE,
-        NEVER_EOS,
-        EOS_LAST,
-    )
-    decoding: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
-    decoding |= {flag.name: flag.value for flag in decoding_flags if flag.value is not None}
+    """Completes the prompts, or fills every template after every prompt, with the options of the command line."""
+    options: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
+    options |= {flag.name: flag.value for flag in DECODING if flag.value is not None}
     if not TEMPLATE.value:
-        return model.generate(prompts, hint=HINT.value, completion_length=LENGTH.value, block_length=BLOCK.value, **decoding)
-    pairs = [(template, prompt) for template in TEMPLATE.value for prompt in prompts or [""]]
-    return model.infill([template for template, _ in pairs], prompts=[prompt for _, prompt in pairs], **decoding)
+        return model.generate(prompts, hint=HINT.value, completion_length=LENGTH.value, block_length=BLOCK.value, **options)
+    templates, before = zip(*itertools.product(TEMPLATE.value, prompts or [""]), strict=True)
+    return model.infill(templates, prompts=before, **options)
 
 
 def read_prompts(path: str) -> list[str]:
-    """Reads the lines of a text file, or the key `prompt` of JSON Lines.
-
-    Raises:
-        ValueError: the file is missing or has no prompts, or a line has none; the message names the line.
-    """
+    """Reads the lines of a text file, or the key `prompt` of JSON Lines. Raises ValueError if the file is missing or has no
+    prompts, or if a line has none; the message names the line."""
     file = pathlib.Path(path)
-    if not file.is_file():
-        raise ValueError(f"there is no file {path!r}")
+    require(file.is_file(), f"there is no file {path!r}")
     prompts: list[str] = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):  # bytes: JSON strings may contain other line ends
         if not line.strip():
@@ -108,42 +97,34 @@ def read_prompts(path: str) -> list[str]:
         place = f"{path}, line {number}"
         if file.suffix == ".jsonl":
             row = parse_json(line, place)
-            prompt = row.get("prompt") if isinstance(row, dict) else None
-            if not isinstance(prompt, str):
-                raise ValueError(f"{place}: no JSON object with a text as prompt")
+            works = isinstance(row, dict) and isinstance(row.get("prompt"), str)
+            require(works, f"{place}: no JSON object with a text as prompt")
+            prompt = row["prompt"]
         else:
             try:
                 prompt = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: not UTF-8 ({error})") from None
         prompts.append(prompt)
-    if not prompts:
-        raise ValueError(f"{path} has no prompts")
+    require(prompts, f"{path} has no prompts")
     return prompts
 
 
 def show(model: DiffusionLM, completion: Completion) -> None:
-    """Replays the steps: blanks are dim, new tokens inverted, given tokens green."""
-    dim, new, given, plain = "\x1b[2m", "\x1b[7m", "\x1b[32m", "\x1b[0m"
-    if not sys.stdout.isatty():
-        dim = new = given = plain = ""
-    pieces = [piece_of(model, token) for token in completion.tokens]
-    for step in sorted(set(completion.unmask_step.tolist()) | {-1}):
-        cells = []
-        for piece, written in zip(pieces, completion.unmask_step.tolist(), strict=True):
-            if written > step:
-                cells.append(f"{dim}_{plain}")
-            else:
-                style = given if written < 0 else new if written == step else ""
-                cells.append(f"{style}{piece}{plain if style else ''}")
-        if sys.stdout.isatty():
+    """Prints the canvas after every denoising step; on terminals with dim blanks, inverted new tokens, green given tokens."""
+    terminal, tokenizer, written = sys.stdout.isatty(), model.tokenizer, completion.unmask_step.tolist()
+    dim, new, given = (f"\x1b[{code}m{{}}\x1b[0m" if terminal else "{}" for code in (2, 7, 32))
+    pieces = [f"{token} " if tokenizer is None else tokenizer.piece(token).replace("\n", "⏎") for token in completion.tokens]
+    for step in sorted({-1, *written}):
+        style = {step: new, -1: given}
+        cells = [
+            style.get(at, "{}").format(token) if at <= step else dim.format("_")
+            for token, at in zip(pieces, written, strict=True)
+        ]
+        if terminal:
             print("\x1b[2J\x1b[H", end="")
             time.sleep(SECONDS_PER_FRAME)
-        print(f"step {step + 1}: " + "".join(cells), flush=True)
-
-
-def piece_of(model: DiffusionLM, token: int) -> str:
-    return f"{token} " if model.tokenizer is None else model.tokenizer.piece(token).replace("\n", "⏎")
+        print(f"step {step + 1}: {''.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

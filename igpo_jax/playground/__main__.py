@@ -14,6 +14,7 @@ from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks import TASKS, load_task
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
@@ -25,9 +26,9 @@ HOST = flags.DEFINE_string(
 )
 PORT = flags.DEFINE_integer("port", 8000, "The port to listen at.", lower_bound=1, upper_bound=65535)
 
-DECODE = DecodeConfig(completion_length=64, block_length=32, steps=64)  # initial values of the page
-QUESTION = "What is 17 + 25?"
-TEMPLATE = "The answer is [MASK:4] because two and two are four."
+# Initial values of the page's fields, except for runs
+FIELDS = vars(DecodeConfig(completion_length=64, block_length=32, steps=64)) | {"seed": 0, "chat": True}
+FIELDS |= {"prompt": "What is 17 + 25?", "template": "The answer is [MASK:4] because two and two are four."}
 
 
 def main(_):
@@ -40,10 +41,8 @@ def main(_):
         sys.exit(f'error: {error.name} is not installed; the playground needs: pip install -e ".[playground]"')
     try:
         model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
-        if model.tokenizer is None:
-            raise ValueError(
-                f"{MODEL.value} has no tokenizer, and the page shows text; put its tokenizer.json or *.model file there"
-            )
+        reason = f"{MODEL.value} has no tokenizer, and the page shows text; put its tokenizer.json or *.model file there"
+        require(model.tokenizer is not None, reason)
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -60,11 +59,10 @@ def main(_):
 
 def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
     """Returns initial values of the page's fields: for a run, its decoding in evaluations and one of its test problems."""
-    fields = vars(DECODE) | {"seed": 0, "chat": True, "prompt": QUESTION, "template": TEMPLATE}
     if not (path / "checkpoints").is_dir():
-        return fields
+        return FIELDS
     config = read_run_config(path)
-    fields |= vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
+    fields = FIELDS | vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
     if config.task.name not in TASKS:  # a user's module is code, which should not run just for an example
         return fields
     try:

@@ -1,10 +1,12 @@
-"""Animated GIFs of a canvas being filled."""
+"""Draws animated GIFs of a canvas that is filled token by token."""
 
 import io
 import re
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from igpo_jax.runtime.checks import require
 
 MOST_CELLS, MOST_FRAMES, CELL_CHARACTERS = 1024, 1024, 64
 SHOWN_FRAMES = 150  # longer animations skip frames
@@ -14,73 +16,54 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 
 def gif(animation: Any) -> bytes:
-    """Draws an animation.
-
-    Args:
-        animation: {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text from its frame on, 1..n, on
-            a color #rrggbb; a given cell shows it from the start.
-
-    Raises:
-        ValueError: the structure is invalid, or there are too many frames, cells or characters.
-    """
+    """Returns an animated GIF. animation: {"frames": n, "cells": [[text, frame, color, given], ...]}; a cell shows its text
+    from its frame on, 1..n, on a color #rrggbb, and a given cell shows its text from the start. Raises ValueError if the
+    structure is invalid, or if there are too many frames, cells or characters."""
     cells, frames = parse_animation(animation)
     font = ImageFont.load_default(size=15)
-    boxes, height = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
-    image = Image.new("RGB", (WIDTH, height), PAPER)
+    boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
+    image = Image.new("RGB", (WIDTH, boxes[-1][1] + HEIGHT + MARGIN), PAPER)
     draw = ImageDraw.Draw(image)
-
-    def write(number: int) -> None:
-        (text, _, color, given), (x, y, width) = cells[number], boxes[number]
-        box = (x, y, x + width, y + HEIGHT)
-        if given:
-            draw.rounded_rectangle(box, 5, GIVEN, BORDER, 2)
-        else:
-            draw.rounded_rectangle(box, 5, color)
-        ink = GIVEN_INK if given else "#ffffff" if is_dark(color) else "#000000"
-        draw.text((x + width / 2, y + HEIGHT / 2), text, ink, font, anchor="mm")
-
-    for number, (_, _, _, given) in enumerate(cells):
-        x, y, width = boxes[number]
+    for x, y, width in boxes:
         draw.rounded_rectangle((x, y, x + width, y + HEIGHT), 5, EMPTY)
         draw.line((x + width / 2 - 4, y + 20, x + width / 2 + 4, y + 20), DASH)
-        if given:
-            write(number)
-    shots, stride = [image.quantize(128)], -(-frames // SHOWN_FRAMES)
-    for frame in range(1, frames + 1):
-        for number, cell in enumerate(cells):
-            if cell[1] == frame and not cell[3]:
-                write(number)
+    shots, stride = [], max(1, -(-frames // SHOWN_FRAMES))
+    for frame in range(frames + 1):
+        for (text, begin, color, given), (x, y, width) in zip(cells, boxes, strict=True):
+            if frame == begin:
+                ink = "#ffffff" if is_dark(color) else "#000000"
+                fill, border, ink = (GIVEN, BORDER, GIVEN_INK) if given else (color, None, ink)
+                draw.rounded_rectangle((x, y, x + width, y + HEIGHT), 5, fill, border, 2)
+                draw.text((x + width / 2, y + HEIGHT / 2), text, ink, font, anchor="mm")
         if frame % stride == 0 or frame == frames:
             shots.append(image.quantize(128))
-    each = min(500, max(40, 8000 // len(shots)))
+    durations = [min(500, max(40, 8000 // len(shots)))] * (len(shots) - 1) + [2500]  # ms
     stored = io.BytesIO()
-    durations = [each] * (len(shots) - 1) + [2500]
     shots[0].save(stored, "GIF", save_all=True, append_images=shots[1:], duration=durations, loop=0)
     return stored.getvalue()
 
 
 def parse_animation(animation: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
-    """Returns the cells, with visible line breaks, and the number of frames."""
-    if not isinstance(animation, dict) or set(animation) != {"frames", "cells"}:
-        raise ValueError("an animation is an object with frames and cells")
+    """Returns the checked cells, with visible line breaks, and the number of frames. Given cells get frame 0; other cells with
+    frame 0 get -1, which is never drawn."""
+    valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
+    require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]
-    if type(frames) is not int or not 0 <= frames <= MOST_FRAMES:
-        raise ValueError(f"an animation has at most {MOST_FRAMES} frames")
-    if not isinstance(cells, list) or not 0 < len(cells) <= MOST_CELLS:
-        raise ValueError(f"an animation has 1 to {MOST_CELLS} cells")
+    require(type(frames) is int and 0 <= frames <= MOST_FRAMES, f"an animation has at most {MOST_FRAMES} frames")
+    require(isinstance(cells, list) and 0 < len(cells) <= MOST_CELLS, f"an animation has 1 to {MOST_CELLS} cells")
     for cell in cells:
         kinds = [type(part) for part in cell] if isinstance(cell, list) else []
-        if kinds != [str, int, str, bool] or not COLOR.fullmatch(cell[2]) or len(cell[0]) > CELL_CHARACTERS:
-            raise ValueError(f"a cell is [text of at most {CELL_CHARACTERS} characters, frame, #rrggbb, given]")
-    return [("".join(map(visible, text)), frame, color, given) for text, frame, color, given in cells], frames
+        works = kinds == [str, int, str, bool] and COLOR.fullmatch(cell[2]) and len(cell[0]) <= CELL_CHARACTERS
+        require(works, f"a cell is [text of at most {CELL_CHARACTERS} characters, frame, #rrggbb, given]")
+    return [("".join(map(visible, text)), 0 if given else at or -1, color, given) for text, at, color, given in cells], frames
 
 
 def visible(character: str) -> str:
     return "\\n" if character == "\n" else character if character.isprintable() else "\ufffd"
 
 
-def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, int, float]], int]:
-    """Returns x, y and width of each cell, and the total height, in pixels."""
+def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, float]]:
+    """Returns x, y and width of each cell in pixels. breaks: whether a line ends after the cell."""
     boxes: list[tuple[float, int, float]] = []
     x: float = MARGIN
     y = MARGIN
@@ -92,12 +75,11 @@ def place(lengths: list[float], breaks: list[bool]) -> tuple[list[tuple[float, i
         x += width + GAP
         if ends:
             x, y = MARGIN, y + HEIGHT + GAP
-    last = boxes[-1][1]
-    return boxes, last + HEIGHT + MARGIN
+    return boxes
 
 
 def is_dark(color: str) -> bool:
-    """Returns whether white has more contrast than black, by the relative luminance of WCAG 2.2, as in shared.js."""
+    """Returns whether white has more contrast to a color #rrggbb than black, by WCAG 2.2's luminance, as in shared.js."""
     parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

@@ -1,4 +1,4 @@
-"""Server of the playground: /, /info, /generate (a stream of events) and /gif. No route reads a file."""
+"""Web server of the playground: /, /info, /generate (a stream of events) and /gif. No route reads a file."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ import pathlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ import anyio
 import jax
 import numpy as np
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -40,10 +41,6 @@ PROGRAMS = 64  # compiled programs to keep
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """Signals that the client has disconnected."""
-
-
 @dataclasses.dataclass(eq=False)
 class Job:
     """Generation for one client."""
@@ -61,14 +58,8 @@ class JobQueue:
         self._jobs: list[Job] = []
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], None]) -> Job:
-        """Appends a job.
-
-        Args:
-            work: called in the thread with the job and a function that sends an event.
-
-        Raises:
-            HTTPException: too many jobs are waiting (429).
-        """
+        """Appends a job. work: called in the thread with the job and a function that sends an event to the client. Raises
+        HTTPException 429 if too many jobs are waiting."""
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
         loop, job = asyncio.get_running_loop(), Job()
@@ -87,7 +78,7 @@ class JobQueue:
 
 
 async def events(job: Job) -> AsyncIterator[str]:
-    """Yields server-sent events. When the client disconnects, the work stops after the current step, or never starts."""
+    """Yields a job's server-sent events. If the client disconnects, the job stops after the current step, or never starts."""
     try:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
@@ -98,22 +89,11 @@ async def events(job: Job) -> AsyncIterator[str]:
 
 
 def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
-    """Returns the server for a model.
-
-    Args:
-        begin_with: initial values of the page's fields.
-        host: name or address that the server listens at.
-    """
+    """Returns the web application for a model. begin_with: initial values of the page's fields. host: name or address that the
+    server listens at."""
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     jobs, one_at_a_time = JobQueue(), anyio.CapacityLimiter(1)
-    about = info(model, begin_with)
-
-    async def index(_: Request) -> Response:
-        return HTMLResponse(page, headers=headers)
-
-    async def information(_: Request) -> Response:
-        return JSONResponse(about)
 
     async def generate(request: Request) -> Response:
         call = parse_request(await read_json_body(request, REQUEST_BYTES), model)
@@ -128,32 +108,30 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
         status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
         return JSONResponse({"error": message}, status)
 
-    routes = [
-        Route("/", index),
-        Route("/info", information),
-        Route("/generate", generate, methods=["POST"]),
-        Route("/gif", animation, methods=["POST"]),
-    ]
+    answers = {"/": HTMLResponse(page, headers=headers), "/info": JSONResponse(info(model, begin_with))}
+    routes = [Route(path, answer, methods=["GET"]) for path, answer in answers.items()]
+    routes += [Route("/generate", generate, methods=["POST"]), Route("/gif", animation, methods=["POST"])]
     return same_origin_only(Starlette(routes=routes, exception_handlers={HTTPException: refused, ValueError: refused}), host)
 
 
 def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
-    """Generates and sends events: start, one for each step, and done or error."""
+    """Generates a completion and sends events: start, one for each step, and done or error."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
     def watch(step: Step) -> None:
         nonlocal before
         if job.stopped.is_set():
-            raise Stopped
+            raise CancelledError
         send(event_of(step, before, model))
         before = step.tokens[0]
 
     try:
-        forget_programs()
+        if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
+            jax.clear_caches()  # bounds memory: each new setting compiles a program
         [completion] = call(watch=watch)
         send({"type": "done", "text": completion.text, "seconds": round(time.monotonic() - begun, 2)})
-    except Stopped:
+    except CancelledError:
         pass
     except Exception as error:  # anything that a device or a compiler raises; the server continues
         log.exception("a generation failed")
@@ -161,8 +139,8 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
-    """Returns the initial canvas, with None for blanks, or a step's new tokens: [position, text, probability, alternatives],
-    the last two empty for tokens after the end of the text, which are not sampled."""
+    """Returns the event of the initial canvas, with None for blanks, or of a step's new tokens, each as [position, text,
+    probability, alternatives]; tokens after the end of the text, which are not sampled, have neither of the last two."""
     assert model.tokenizer is not None  # checked before the server starts
     piece, tokens = model.tokenizer.piece, step.tokens[0]
     if before is None:
@@ -179,28 +157,18 @@ def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[
     return {"type": "step", "step": step.number, "written": written}
 
 
-def forget_programs() -> None:
-    """Bounds memory, because each new setting compiles a program."""
-    if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
-        jax.clear_caches()
-
-
 def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
-    device = jax.devices()[0]
+    """Returns what the page shows about the model, and the limits, choices and initial values of its fields."""
     origin = {name: value for name, value in model.origin.items() if name not in ("path", "adapters")}
     if "adapters" in model.origin:
         origin["adapters"] = pathlib.Path(str(model.origin["adapters"])).name
-    return {
-        "name": pathlib.Path(str(model.origin.get("path", "model"))).resolve().name,
-        **origin,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
-        "dtype": model.config.param_dtype,
-        "device": f"{jax.device_count()} x {device.device_kind}",
-        "chat": has_chat_template(model),
-        "limits": LIMITS,
-        "choices": {"remasking": REMASKINGS, "commit": COMMITS, "cache": CACHES, "fallback": ("leftmost", "most_confident")},
-        "begin_with": begin_with,
-    }
+    name = pathlib.Path(str(model.origin.get("path", "model"))).resolve().name
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    facts = {"name": name, **origin, "parameters": parameters, "dtype": model.config.param_dtype, "device": device}
+    choices = {"remasking": REMASKINGS, "commit": COMMITS, "cache": CACHES, "fallback": ("leftmost", "most_confident")}
+    fields = {"chat": has_chat_template(model), "limits": LIMITS, "choices": choices, "begin_with": begin_with}
+    return facts | fields
 
 
 def has_chat_template(model: DiffusionLM) -> bool:
@@ -211,7 +179,8 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 
 async def read_json_body(request: Request, most: int) -> Any:
-    """Reads JSON of at most `most` bytes; its content type makes browsers ask before other sites' pages may send it."""
+    """Reads a request's JSON of at most `most` bytes. Requires the content type of JSON, because browsers then ask this server
+    before they send a request of another site's page."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -226,26 +195,23 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Rejects requests that another site's page sends through its visitor's browser: requests with another origin, or with a
-    host name that was made to resolve to this machine (DNS rebinding). Addresses cannot be rebound."""
+    """Wraps an application to reject requests that another site's page sends through its visitor's browser: requests with
+    another origin, or with a host name that was made to resolve to this machine (DNS rebinding, impossible for addresses)."""
+    reason = {"error": "this page is for this machine: Host and Origin must be its address, localhost or --host"}
+    refusal: ASGIApp = JSONResponse(reason, 403)
 
-    def is_ours(headers: dict[str, str]) -> bool:
-        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if name not in ("localhost", host.lower()):
-            ipaddress.ip_address(name)
-        origin = headers.get("origin")
-        return origin is None or urlsplit(origin).netloc == headers["host"]
+    def is_ours(headers: Headers) -> bool:
+        try:
+            name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+            if name not in ("localhost", host.lower()):
+                ipaddress.ip_address(name)
+            return "origin" not in headers or urlsplit(headers["origin"]).netloc == headers["host"]
+        except ValueError:  # neither a known name nor an address
+            return False
 
     async def check(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                ours = is_ours({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
-            except ValueError:  # neither a known name nor an address
-                ours = False
-            if not ours:
-                refusal = "this page is for this machine: Host and Origin must be its address, localhost or --host"
-                return await JSONResponse({"error": refusal}, 403)(scope, receive, send)
-        await app(scope, receive, send)
+        accepted = scope["type"] != "http" or is_ours(Headers(scope=scope))
+        await (app if accepted else refusal)(scope, receive, send)
 
     return check
 
@@ -253,13 +219,11 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
 def read_page() -> tuple[str, str]:
     """Returns the page and its Content-Security-Policy: only the page's script runs, and only connects to this server."""
     text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
-    script, style = (digest(text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]) for tag in ("script", "style"))
-    policy = (
-        f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+
+    def digest(tag: str) -> str:
+        content = text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+    policy = f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; img-src data:; "
+    policy += "connect-src 'self'; base-uri 'none'; form-action 'none'"
     return text.replace("{policy}", policy, 1), f"{policy}; frame-ancestors 'none'"
-
-
-def digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
