@@ -5,8 +5,7 @@ the given solutions; without it, they are only filtered. Keeps solutions within 
 finds the right answer. Run the same command again to resume after an interruption.
 
 Writes to DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (a source of the format jsonl), card.json
-and card.html.
-"""
+and card.html."""
 
 import contextlib
 import fcntl
@@ -24,17 +23,18 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from absl import app, flags, logging
-from tqdm import tqdm
 
 from igpo_jax.cli import parse_flags
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
-from igpo_jax.rewrite.endpoint import Endpoint, Messages, Reply, ask_all
+from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, parse_json, require_same_identity
+from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
 from igpo_jax.tasks.sources import Record, load_sources
-from igpo_jax.tokenizers import Tokenizer, load_tokenizer
+from igpo_jax.tokenizers import load_tokenizer
 
 PROBLEMS = flags.DEFINE_string("problems", None, "Sources of problems with solutions: format:path,...", required=True)
 FIELDS = flags.DEFINE_list("fields", [], "Field names of the format jsonl: question=...,answer=...")
@@ -78,11 +78,13 @@ GRADED_AT_ONCE = 512
 
 # Outcomes of a problem
 KEPT = ("rewritten", "shortened", "unchanged")
-REJECTED = (
-    "no solution", "unanswered", "refused or empty", "cut off", "no answer", "wrong answer", "grader's time-out",
-    "grader's error", "too short", "too long", "not shorter",
-)  # fmt: skip
+REJECTED = ("no solution", "unanswered", "refused or empty", "cut off", "no answer", "wrong answer", "grader's time-out",
+            "grader's error", "too short", "too long", "not shorter")  # fmt: skip
 Judged = tuple[str, str, str]  # outcome, original solution, new solution
+
+# Keys of a line of replies.jsonl
+REPLY_TYPES: dict[str, Any] = {"id": str, "text": str, "refused": bool, "finish_reason": str | None, "attempts": int}
+REPLY_TYPES |= {"prompt_tokens": int | None, "completion_tokens": int | None}
 
 
 def main(_) -> None:
@@ -99,19 +101,19 @@ def main(_) -> None:
 
 
 def rewrite() -> dict[str, Any]:
-    """Runs the command; returns the card.
-
-    Raises:
-        ValueError: names the flag, file or endpoint that cannot be used.
-    """
+    """Runs the command and returns the card. Raises ValueError naming the flag, file or endpoint that cannot be used."""
     begin = time.monotonic()
-    if MIN_TOKENS.value > MAX_TOKENS.value:
-        raise ValueError(f"--min_tokens={MIN_TOKENS.value} is more than --max_tokens={MAX_TOKENS.value}")
+    least, most = MIN_TOKENS.value, MAX_TOKENS.value
+    require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
     endpoint = _endpoint()
     records, counts = load_sources(PROBLEMS.value, _fields(FIELDS.value))
-    tokenizer, tokenizer_sha256 = _tokenizer(TOKENIZER.value)
+    path = pathlib.Path(TOKENIZER.value)
+    file = next(iter([*path.glob("tokenizer.json"), *path.glob("*.model")]), path) if path.is_dir() else path
+    # Lengths do not depend on the mask token, so any id works.
+    tokenizer = load_tokenizer(TOKENIZER.value, 0 if file.suffix == ".json" else None)
     rule = ANSWER.value or ("box" if endpoint else "any")
-    settings = _settings(endpoint, problems_fingerprint(records), rule, tokenizer_sha256)
+    settings = {"problems": problems_fingerprint(records), **_endpoint_settings(endpoint), "answer": rule}
+    settings |= {"min_tokens": least, "max_tokens": most, "tokenizer": hashlib.sha256(file.read_bytes()).hexdigest()}
     folder = pathlib.Path(OUTPUT.value)
     require_same_identity(folder / "settings.json", settings, "rewriting")
     records = records[: LIMIT.value]
@@ -119,8 +121,7 @@ def rewrite() -> dict[str, Any]:
     replies: dict[str, Reply] = {}
     unanswered: dict[str, str] | None = None
     stopped = ""
-    pool = RewardPool("igpo_jax.tasks.math:reward", {"answer": rule}, WORKERS.value, DEADLINE)
-    with contextlib.closing(pool):
+    with contextlib.closing(RewardPool("igpo_jax.tasks.math:reward", {"answer": rule}, WORKERS.value, DEADLINE)) as pool:
         if endpoint:
             replies, unanswered, stopped = _replies(folder / "replies.jsonl", records, endpoint)
             judged = judge_replies(records, replies, rule, pool)
@@ -131,7 +132,10 @@ def rewrite() -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     for record, (outcome, original, text) in zip(records, judged, strict=True):
         before, after = len(tokenizer.encode(original)), len(tokenizer.encode(text))
-        outcome = _within_limits(outcome, before, after)
+        if outcome in KEPT and not least <= after <= most:
+            outcome = "too short" if after < least else "too long"
+        elif outcome == "rewritten" and after >= before:
+            outcome = "not shorter"
         outcomes[outcome] += 1
         if outcome in KEPT:
             row = {"id": record.id, "question": record.question, "answer": record.answer, "solution": text}
@@ -141,51 +145,28 @@ def rewrite() -> dict[str, Any]:
     atomic_write(folder / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     ordered = {name: outcomes[name] for name in KEPT + REJECTED if outcomes[name]}
     card = make_card(ordered, rows, [replies[record.id] for record in records if record.id in replies], unanswered)
-    card |= {
-        "sources": [str(count) for count in counts],
-        "limit": LIMIT.value,
-        "settings": settings,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - begin, 1),
-    }
+    card |= {"sources": [str(count) for count in counts], "limit": LIMIT.value, "settings": settings}
+    card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
     write_card(folder, card, examples)
-    if stopped:
-        raise ValueError(f"{stopped}. {len(replies)} replies are saved and judged; run the same command to resume")
+    require(not stopped, f"{stopped}. {len(replies)} replies are saved and judged; run the same command to resume")
     return card
 
 
-def _settings(endpoint: Endpoint | None, problems: str, rule: str, tokenizer_sha256: str) -> dict[str, Any]:
-    """Returns the settings that decide the result."""
-    of_endpoint = {
-        "endpoint": _without_credentials(endpoint.address) if endpoint else None,
-        "model": endpoint.model if endpoint else None,
-        "temperature": TEMPERATURE.value if endpoint else None,
-        "reply_tokens": REPLY_TOKENS.value if endpoint else None,
-        "instruction": INSTRUCTION if endpoint else None,
-        "request": REQUEST if endpoint else None,
-        "prompt_sha256": hashlib.sha256(f"{INSTRUCTION}\n{REQUEST}".encode()).hexdigest() if endpoint else None,
-    }
-    limits = {"answer": rule, "min_tokens": MIN_TOKENS.value, "max_tokens": MAX_TOKENS.value, "tokenizer": tokenizer_sha256}
-    return {"problems": problems, **of_endpoint, **limits}
-
-
-def _within_limits(outcome: str, before: int, after: int) -> str:
-    """Returns the outcome, given the tokens of the original and of the new solution."""
-    if outcome not in KEPT:
-        return outcome
-    if after < MIN_TOKENS.value:
-        return "too short"
-    if after > MAX_TOKENS.value:
-        return "too long"
-    return "not shorter" if outcome == "rewritten" and after >= before else outcome
-
-
-# With an endpoint
+def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
+    """Returns the endpoint's settings that decide the result; all are None without an endpoint."""
+    if endpoint is None:
+        return dict.fromkeys(("endpoint", "model", "temperature", "reply_tokens", "instruction", "request", "prompt_sha256"))
+    address = urlsplit(endpoint.address)
+    address = address._replace(netloc=address.netloc.rpartition("@")[2])  # without user name and password
+    sampling = {"temperature": TEMPERATURE.value, "reply_tokens": REPLY_TOKENS.value}
+    prompt = {"instruction": INSTRUCTION, "request": REQUEST}
+    sha256 = hashlib.sha256(f"{INSTRUCTION}\n{REQUEST}".encode()).hexdigest()
+    return {"endpoint": address.geturl(), "model": endpoint.model, **sampling, **prompt, "prompt_sha256": sha256}
 
 
 def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges replies: "rewritten" if the reply states the right answer, else the reason for rejecting it."""
-    outcomes, texts = [], []
+    """Judges the endpoint's replies: "rewritten" if the reply states the right answer, else the reason for rejecting it."""
+    judged: list[Judged] = []
     for record in records:
         reply = replies.get(record.id)
         text = reply["text"].rpartition("</think>")[2].strip() if reply else ""  # without the model's thinking
@@ -193,22 +174,17 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
             outcome = "no solution"
         elif reply is None:
             outcome = "unanswered"
-        elif reply["refused"]:
-            outcome = "refused or empty"
-        elif reply["finish_reason"] == "length":
+        elif reply["finish_reason"] == "length" and not reply["refused"]:
             outcome = "cut off"
         else:
-            outcome = "rewritten" if text else "refused or empty"
-        outcomes.append(outcome)
-        texts.append(text)
-    complete = [i for i, outcome in enumerate(outcomes) if outcome == "rewritten"]
-    for i, trouble in zip(complete, grade([(records[i], texts[i]) for i in complete], rule, pool), strict=True):
-        outcomes[i] = trouble or outcomes[i]
-    return [(outcome, record.solution, text) for outcome, record, text in zip(outcomes, records, texts, strict=True)]
+            outcome = "rewritten" if text and not reply["refused"] else "refused or empty"
+        judged.append((outcome, record.solution, text))
+    grade(records, judged, [i for i, (outcome, _, _) in enumerate(judged) if outcome == "rewritten"], rule, pool)
+    return judged
 
 
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
-    """Requests the missing replies. Returns all replies by id, and the errors and the reason for stopping from `ask_all`."""
+    """Requests the missing replies. Returns all replies by problem id, and the errors and reason for stopping of `ask_all`."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,7 +193,7 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
         replies = {reply["id"]: reply for reply in read_replies(file)}
         missing = [record for record in records if record.solution and record.id not in replies]
         total = sum(bool(record.solution) for record in records)
-        with _bar(total, total - len(missing), "rewritten") as bar:
+        with progress(total, total - len(missing), "rewritten") as bar:
 
             def save(reply: Reply) -> None:
                 file.write((json.dumps(reply) + "\n").encode())
@@ -228,7 +204,9 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
             if not missing:
                 return replies, {}, ""
-            conversations = ((record.id, messages(record)) for record in missing)
+            system = {"role": "system", "content": INSTRUCTION}
+            requests = ({"role": "user", "content": REQUEST.format_map(vars(record))} for record in missing)
+            conversations = ((record.id, [system, request]) for record, request in zip(missing, requests, strict=True))
             unanswered, stopped = ask_all(conversations, save, endpoint, REQUESTS.value)
     if unanswered and not stopped:
         print(f"{len(unanswered)} problems got no reply; run the same command to ask again", file=sys.stderr)
@@ -237,19 +215,15 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 def read_replies(file: BinaryIO) -> list[Reply]:
     """Reads replies.jsonl, open for reading and appending, and removes an incomplete last line.
-
-    Raises:
-        ValueError: a line before the last is not a reply.
-    """
+    Raises ValueError if a line before the last is not a reply."""
     file.seek(0)
     replies, end = [], 0
     lines = file.read().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             reply = parse_json(line, "a reply")
-            if not _is_reply(reply):
-                raise ValueError
-        except ValueError:
+            require(all(isinstance(reply[key], kind) for key, kind in REPLY_TYPES.items()), "a value has the wrong type")
+        except (KeyError, TypeError, ValueError):
             if any(lines[number:]):
                 raise ValueError(f"{file.name}, line {number} is not a reply; repair or remove this line") from None
             break
@@ -263,130 +237,80 @@ def read_replies(file: BinaryIO) -> list[Reply]:
     return replies
 
 
-def _is_reply(value: Any) -> bool:
-    kinds = {"id": str, "text": str, "refused": bool, "finish_reason": str | None, "attempts": int}
-    kinds |= {"prompt_tokens": int | None, "completion_tokens": int | None}
-    return isinstance(value, dict) and all(key in value and isinstance(value[key], kind) for key, kind in kinds.items())
-
-
-def messages(record: Record) -> Messages:
-    request = REQUEST.format(question=record.question, solution=record.solution, answer=record.answer)
-    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
-
-
-# Without an endpoint
-
-
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
     """Judges the given solutions: "unchanged" if one states the right answer, or "shortened" if a model's thinking before it
-    is removed, else the reason for rejecting it.
-
-    If only a last line missing from `Record.solution` states the answer (#### 72), that line is added.
-    """
-    originals = [record.solution for record in records]
-    texts = [without_thought(record) for record in records]
-    troubles = grade(list(zip(records, texts, strict=True)), rule, pool)
-    for i, record in enumerate(records):
-        if troubles[i] and record.solution and record.response.startswith(record.solution):
-            originals[i] = texts[i] = record.response
-    again = [i for i, record in enumerate(records) if originals[i] != record.solution]
-    for i, trouble in zip(again, grade([(records[i], originals[i]) for i in again], rule, pool), strict=True):
-        troubles[i] = trouble
-    judged = []
-    for record, original, text, trouble in zip(records, originals, texts, troubles, strict=True):
-        outcome = "unchanged" if text == original else "shortened"
-        outcome = trouble or outcome if record.solution else "no solution"
-        judged.append((outcome, original, text if outcome in KEPT else ""))
+    is removed, else the reason for rejecting it. If only a last line missing from `Record.solution` states the answer
+    (#### 72), that line is added."""
+    judged: list[Judged] = []
+    for record in records:
+        text = without_thought(record)
+        outcome = "unchanged" if text == record.solution else "shortened"
+        judged.append((outcome if record.solution else "no solution", record.solution, text))
+    grade(records, judged, [i for i, record in enumerate(records) if record.solution], rule, pool)
+    again = []
+    for i, (outcome, solution, _) in enumerate(judged):
+        whole = records[i].response
+        if outcome not in KEPT and solution and whole.startswith(solution) and whole != solution:
+            judged[i] = ("unchanged", whole, whole)
+            again.append(i)
+    grade(records, judged, again, rule, pool)
     return judged
 
 
 def without_thought(record: Record) -> str:
-    """Returns the solution; of openr1's, whose <think> markers were removed, only the text after </think> if it states the
-    answer."""
+    """Returns the solution of a record. From the format openr1, which keeps a model's thinking in the solution without its
+    <think> tags, returns only the text after </think> if it states the answer."""
     after = record.response.rpartition("</think>")[2].strip()
     begin = len(record.solution) - len(after)
-    if "</think>" not in record.response or not record.spans or not record.solution.endswith(after):
-        return record.solution
-    return record.solution if min(first for first, _ in record.spans) < begin else after
+    has_thought = "</think>" in record.response and record.solution.endswith(after)
+    return after if has_thought and record.spans and min(record.spans)[0] >= begin else record.solution
 
 
-def grade(answers: Sequence[tuple[Record, str]], rule: str, pool: RewardPool) -> list[str]:
-    """Returns for each text "" if it states the record's answer, else the reason for rejecting it."""
-    problems = [(Problem(record.id, "", record.answer, "", (), ""), text) for record, text in answers]
-    troubles = []
-    with _bar(len(problems), 0, "graded") as bar:
-        for begin in range(0, len(problems), GRADED_AT_ONCE):
-            chunk = problems[begin : begin + GRADED_AT_ONCE]
-            for (_, text), verdict in zip(chunk, pool(chunk), strict=True):
-                match verdict.outcome:
-                    case "timeout":
-                        troubles.append("grader's time-out")
-                    case "error":
-                        troubles.append("grader's error")
-                    case _ if verdict.reward == 1.0:
-                        troubles.append("")
-                    case _:
-                        troubles.append("wrong answer" if extract(text, rule) else "no answer")
+def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int], rule: str, pool: RewardPool) -> None:
+    """Grades the new solutions at the given indices of `judged`. If a solution does not state the answer of its record, its
+    outcome becomes the reason for rejecting it."""
+    with progress(len(indices), 0, "graded") as bar:
+        for begin in range(0, len(indices), GRADED_AT_ONCE):
+            chunk = indices[begin : begin + GRADED_AT_ONCE]
+            answers = [(Problem(records[i].id, "", records[i].answer, "", (), ""), judged[i][2]) for i in chunk]
+            for i, verdict in zip(chunk, pool(answers), strict=True):
+                outcome, original, text = judged[i]
+                if verdict.outcome != "ok":
+                    outcome = "grader's time-out" if verdict.outcome == "timeout" else "grader's error"
+                elif verdict.reward != 1.0:
+                    outcome = "wrong answer" if extract(text, rule) else "no answer"
+                judged[i] = (outcome, original, text)
             bar.update(len(chunk))
-    return troubles
-
-
-# Flags and files
 
 
 def _endpoint() -> Endpoint | None:
-    """Returns the endpoint from flags and environment variables; None without an address.
-
-    Raises:
-        ValueError: model without address or the reverse, or a key file that cannot be read.
-    """
+    """Returns the endpoint given by flags and environment variables; None without an address. Raises ValueError for a model
+    without an address or the reverse, or for a key file that cannot be read."""
     address = os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value
     if not address:
-        if MODEL.value:
-            raise ValueError("--model is given without --endpoint=URL (or OPENAI_BASE_URL)")
+        require(not MODEL.value, "--model is given without --endpoint=URL (or OPENAI_BASE_URL)")
         return None
-    model = MODEL.value or os.environ.get("OPENAI_MODEL")
-    if not model:
-        raise ValueError("--model=NAME is missing (or OPENAI_MODEL): which of the endpoint's models is to rewrite")
+    model = MODEL.value or os.environ.get("OPENAI_MODEL", "")
+    require(model, "--model=NAME is missing (or OPENAI_MODEL): which of the endpoint's models is to rewrite")
     key = os.environ.get("OPENAI_API_KEY") or "none"  # a local server needs none
     if KEY_FILE.value:
         try:
             key = pathlib.Path(KEY_FILE.value).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--key_file={KEY_FILE.value} cannot be read: {error}") from None
-    options = {"temperature": TEMPERATURE.value, "max_tokens": REPLY_TOKENS.value}
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {"temperature": TEMPERATURE.value, "max_tokens": REPLY_TOKENS.value}
+    options = {name: value for name, value in given.items() if value is not None}
     return Endpoint(address, model, key, TIMEOUT.value, RETRIES.value, options)
 
 
 def _fields(flag: Sequence[str]) -> dict[str, str]:
-    fields = {"id": "id", "question": "question", "answer": "answer", "solution": "solution"}
+    fields = {name: name for name in ("id", "question", "answer", "solution")}
     for part in flag:
         name, _, field = part.partition("=")
-        if name not in fields or not field:
-            raise ValueError(f"--fields has {part!r}; give NAME=FIELD, where NAME is one of {', '.join(fields)}")
+        known = f"give NAME=FIELD, where NAME is one of {', '.join(fields)}"
+        require(name in fields and field, f"--fields has {part!r}; {known}")
         fields[name] = field
     return fields
-
-
-def _tokenizer(path: str) -> tuple[Tokenizer, str]:
-    """Returns the tokenizer and the sha256 of its file."""
-    found = pathlib.Path(path)
-    file = next(iter([*found.glob("tokenizer.json"), *found.glob("*.model")]), found) if found.is_dir() else found
-    # Lengths do not depend on the mask token, so any id works.
-    tokenizer = load_tokenizer(path, 0 if file.suffix == ".json" else None)
-    return tokenizer, hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _without_credentials(address: str) -> str:
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _bar(total: int, done: int, what: str) -> tqdm:
-    """Returns a progress bar like `runtime.progress`, but without initializing JAX, which would occupy an accelerator."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=done, desc=what, mininterval=interval, disable=done == total)
 
 
 if __name__ == "__main__":

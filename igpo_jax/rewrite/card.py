@@ -14,6 +14,8 @@ import numpy as np
 from igpo_jax.report.style import AXIS, BLUE, LAYOUT, ORANGE, cards, details, document, heading, plotly_source, table_rows
 from igpo_jax.runtime.files import atomic_write
 
+Rows = Sequence[dict[str, Any]]
+
 BINS = 60
 EXAMPLES = 4
 EXAMPLE_CHARACTERS = 3000
@@ -32,46 +34,23 @@ td + td { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def make_card(
-    outcomes: dict[str, int],
-    kept: Sequence[dict[str, Any]],
-    replies: Sequence[dict[str, Any]],
-    unanswered: dict[str, str] | None,
-) -> dict[str, Any]:
-    """Returns the card's numbers.
-
-    Args:
-        outcomes: number of problems by outcome.
-        kept: rows of kept.jsonl.
-        replies: rows of replies.jsonl.
-        unanswered: reason by problem id; None without an endpoint.
-    """
+def make_card(outcomes: dict[str, int], kept: Rows, replies: Rows, unanswered: dict[str, str] | None) -> dict[str, Any]:
+    """Returns the contents of card.json, given the number of problems by outcome, the rows of kept.jsonl and replies.jsonl, and
+    the reason for each missing reply by problem id (None without an endpoint)."""
     before, after = (np.array([row[key] for row in kept], float) for key in ("original_tokens", "tokens"))
+    lengths = {"before": before, "after": after}
     edges = np.linspace(0, max(1.0, before.max(initial=0), after.max(initial=0)), BINS + 1)
-    card = {
-        "problems": sum(outcomes.values()),
-        "kept": len(kept),
-        "outcomes": outcomes,
-        "tokens": {
-            "before": _length_statistics(before),
-            "after": _length_statistics(after),
-            "mean_shortening": float(np.mean(1 - after / before)) if len(before) else None,
-            "total_shortening": float(1 - after.sum() / before.sum()) if len(before) else None,
-        },
-        "histogram": {
-            "edges": edges.tolist(),
-            "before": np.histogram(before, edges)[0].tolist(),
-            "after": np.histogram(after, edges)[0].tolist(),
-        },
-    }
+    tokens: dict[str, Any] = {name: _length_statistics(values) for name, values in lengths.items()}
+    tokens["mean_shortening"] = float(np.mean(1 - after / before)) if kept else None
+    tokens["total_shortening"] = float(1 - after.sum() / before.sum()) if kept else None
+    histogram = {name: np.histogram(values, edges)[0].tolist() for name, values in lengths.items()}
+    card = {"problems": sum(outcomes.values()), "kept": len(kept), "outcomes": outcomes, "tokens": tokens}
+    card["histogram"] = {"edges": edges.tolist(), **histogram}
     if unanswered is not None:
-        card["cost"] = {
-            "replies": len(replies),
-            "attempts": sum(reply["attempts"] for reply in replies),
-            "prompt_tokens": sum(reply["prompt_tokens"] or 0 for reply in replies),
-            "completion_tokens": sum(reply["completion_tokens"] or 0 for reply in replies),
-            "replies_without_count": sum(reply["prompt_tokens"] is None for reply in replies),
-        }
+        cost = {"replies": len(replies), "attempts": sum(reply["attempts"] for reply in replies)}
+        for key in ("prompt_tokens", "completion_tokens"):
+            cost[key] = sum(reply[key] or 0 for reply in replies)
+        card["cost"] = cost | {"replies_without_count": sum(reply["prompt_tokens"] is None for reply in replies)}
         common = dict(Counter(unanswered.values()).most_common(10))
         rest = len(unanswered) - sum(common.values())
         card["unanswered"] = common | ({"other reasons": rest} if rest else {})
@@ -81,17 +60,13 @@ def make_card(
 def _length_statistics(lengths: np.ndarray) -> dict[str, float] | None:
     if not len(lengths):
         return None
-    names = {"median": 50, "p95": 95, "max": 100}
-    percentiles = {name: float(np.percentile(lengths, percent)) for name, percent in names.items()}
-    return {"mean": float(lengths.mean()), **percentiles, "total": int(lengths.sum())}
+    median, p95, longest = np.percentile(lengths, [50, 95, 100]).tolist()
+    return {"mean": float(lengths.mean()), "median": median, "p95": p95, "max": longest, "total": int(lengths.sum())}
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tuple[str, str, str]]) -> None:
-    """Writes card.json and card.html; the page loads nothing from elsewhere.
-
-    Args:
-        examples: (question, solution before, solution after); the page shows `EXAMPLES` of them.
-    """
+    """Writes card.json and card.html, a page that loads nothing from elsewhere. It shows `EXAMPLES` of the examples
+    (question, solution before, solution after)."""
     atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
     settings = card["settings"]
     try:
@@ -100,15 +75,11 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
         logging.getLogger(__name__).warning("card.html has no plot: %s", error)
         plotly, figures = "", []
         plot = '<p class="empty">Without plotly there is no plot; the numbers are in card.json.</p>'
-    facts = [
-        f"by {settings['model']}" if settings["model"] else "filtered",
-        *card["sources"],
-        f"{settings['min_tokens']} to {settings['max_tokens']:,} tokens",
-    ]
+    author = f"by {settings['model']}" if settings["model"] else "filtered"
+    facts = [author, *card["sources"], f"{settings['min_tokens']} to {settings['max_tokens']:,} tokens"]
     shown = [examples[round(i)] for i in np.linspace(0, len(examples) - 1, min(EXAMPLES, len(examples)))]
-    keys = "".join(
-        f'<li><i style="border-top: 3px solid {color}"></i>{name}</li>' for name, color in (("before", BLUE), ("after", ORANGE))
-    )
+    lines = {"before": BLUE, "after": ORANGE}.items()
+    keys = "".join(f'<li><i style="border-top: 3px solid {color}"></i>{name}</li>' for name, color in lines)
     caption = "<figcaption><p>Tokens of the solutions that are kept, before and after.</p></figcaption>"
     pairs = "".join(map(_example, shown)) or '<p class="empty">Nothing is shorter.</p>'
     sections = [
@@ -118,56 +89,43 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
         f"<section><h2>Examples</h2>{pairs}</section>",
     ]
     numbers = {name: value for name, value in card.items() if name not in ("settings", "histogram")}
-    page = document(
-        figures,
-        plotly,
-        style=STYLE,
-        title="Rewritten solutions",
-        header=heading("Data card", "Rewritten solutions", facts),
-        summary=cards(_headline(card)),
-        sections="\n".join(sections),
-        settings=details("Settings", settings) + details("All numbers", numbers),
-    )
+    title = "Rewritten solutions"
+    parts: dict[str, Any] = {"style": STYLE, "title": title, "header": heading("Data card", title, facts)}
+    parts |= {"summary": cards(_headline(card)), "sections": "\n".join(sections)}
+    page = document(figures, plotly, settings=details("Settings", settings) + details("All numbers", numbers), **parts)
     atomic_write(folder / "card.html", page)
 
 
 def _headline(card: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns (label, value, remark) of the cards."""
+    """Returns (label, value, remark) of each card at the top of the page."""
     tokens, problems = card["tokens"], card["problems"]
     contents = [("Kept", f"{card['kept']:,}", f"of {problems:,} problems, {card['kept'] / max(problems, 1):.1%}")]
     if tokens["mean_shortening"] is not None:
         before, after = (tokens[when]["mean"] for when in ("before", "after"))
-        total = f"{tokens['total_shortening']:.2%} of all tokens"
-        contents.append(("Mean shortening", f"{tokens['mean_shortening']:.2%}", total))
+        mean, total = (f"{tokens[name]:.2%}" for name in ("mean_shortening", "total_shortening"))
+        contents.append(("Mean shortening", mean, f"{total} of all tokens"))
         contents.append(("Mean length", f"{before:.1f} → {after:.1f}", "tokens of the solutions that are kept"))
     if "cost" in card:
         contents.append(("Wrong answers", f"{card['outcomes'].get('wrong answer', 0):,}", "rejected by the grader"))
         read, written = (card["cost"][name] for name in ("prompt_tokens", "completion_tokens"))
-        parts = f"{read:,} read, {written:,} written, by the endpoint's count"
-        contents.append(("Tokens spent", f"{read + written:,}", parts))
+        contents.append(("Tokens spent", f"{read + written:,}", f"{read:,} read, {written:,} written, by the endpoint's count"))
     return contents
 
 
 def _figure(histogram: dict[str, list[float]]) -> dict[str, Any]:
-    """Returns Plotly's figure: bars before, a line after."""
+    """Returns a Plotly figure with the number of solutions by length: bars before rewriting, a line after."""
     edges = histogram["edges"]
     x = [(begin + end) / 2 for begin, end in itertools.pairwise(edges)]
     marker, line = {"color": BLUE, "opacity": 0.4}, {"color": ORANGE, "width": 2, "shape": "hvh"}
-    axes = {
-        "xaxis": {**AXIS, "title": {"text": "tokens"}},
-        "yaxis": {**AXIS, "title": {"text": "solutions"}, "rangemode": "tozero"},
-    }
-    return {
-        "data": [
-            {"type": "bar", "name": "before", "x": x, "y": histogram["before"], "width": edges[1] - edges[0], "marker": marker},
-            {"type": "scatter", "name": "after", "x": x, "y": histogram["after"], "line": line},
-        ],
-        "layout": {**LAYOUT, "bargap": 0, **axes},
-    }
+    bars = {"type": "bar", "name": "before", "x": x, "y": histogram["before"], "width": edges[1] - edges[0], "marker": marker}
+    steps = {"type": "scatter", "name": "after", "x": x, "y": histogram["after"], "line": line}
+    x_axis, y_axis = ({**AXIS, "title": {"text": text}} for text in ("tokens", "solutions"))
+    layout = {**LAYOUT, "bargap": 0, "xaxis": x_axis, "yaxis": {**y_axis, "rangemode": "tozero"}}
+    return {"data": [bars, steps], "layout": layout}
 
 
 def _counts(title: str, numbers: dict[str, int] | None, note: str = "") -> str:
-    """Returns a section with a table of numbers; "" without numbers."""
+    """Returns a section of the page with a table of numbers; "" without numbers."""
     rows = table_rows([name, f"{number:,}"] for name, number in (numbers or {}).items())
     return f'<section><h2>{title}</h2><div class="panel"><table>{rows}</table>{note}</div></section>' if rows else ""
 

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from igpo_jax.runtime.checks import require
+
 Messages = list[dict[str, str]]
 Reply = dict[str, Any]
 
@@ -20,32 +22,23 @@ class Endpoint:
 
 
 class _NoReplies(Exception):
-    """Too many consecutive requests failed."""
+    """Raised after too many consecutive requests without a reply."""
 
 
 def ask_all(
     conversations: Iterable[tuple[str, Messages]], on_reply: Callable[[Reply], None], endpoint: Endpoint, requests: int
 ) -> tuple[dict[str, str], str]:
-    """Sends all conversations, `requests` at a time, and calls `on_reply` with each reply as it arrives.
+    """Sends all conversations, (id, messages) each, `requests` at a time, and calls `on_reply` with each reply as it arrives.
 
     Rate limits, timeouts, lost connections and server errors are retried with growing pauses. A reply has the keys id, text,
     refused, finish_reason, prompt_tokens, completion_tokens (both None if the endpoint does not report them) and attempts.
-
-    Args:
-        conversations: (id, messages).
-
-    Returns:
-        Errors by id of the conversations without a reply; and the reason for stopping, "" if all were sent: after many
-        consecutive failures the endpoint counts as gone.
-
-    Raises:
-        ValueError: the endpoint rejects the key, the model or the address; or the package openai is missing.
-    """
+    Returns the errors of conversations without a reply, by id, and the reason for stopping early, "" if all were sent: after
+    many consecutive failures the endpoint counts as gone. Raises ValueError if the endpoint rejects the key, the model or the
+    address, or if the package openai is missing."""
     try:
         import openai
     except ImportError:
         raise ValueError('asking an endpoint needs openai: pip install -e ".[data]"') from None
-
     unanswered: dict[str, str] = {}
     remaining = iter(conversations)
     most_failures, consecutive_failures = max(8, 2 * requests), 0
@@ -62,18 +55,17 @@ def ask_all(
                 consecutive_failures += 1
                 if consecutive_failures >= most_failures:
                     count = f"{consecutive_failures} consecutive requests got no reply"
-                    raise _NoReplies(f"{count}; the last error: {_reason(error)}") from None
-                continue
-            consecutive_failures = 0
-            on_reply({"id": id, **reply})
+                    raise _NoReplies(f"{count}; the last error: {unanswered[id]}") from None
+            else:
+                consecutive_failures = 0
+                on_reply({"id": id, **reply})
 
     async def work_all() -> None:
-        async with openai.AsyncOpenAI(
-            base_url=endpoint.address, api_key=endpoint.key, timeout=endpoint.timeout, max_retries=endpoint.retries
-        ) as client:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(requests):
-                    group.create_task(work(client))
+        patience: dict[str, Any] = {"timeout": endpoint.timeout, "max_retries": endpoint.retries}
+        client = openai.AsyncOpenAI(base_url=endpoint.address, api_key=endpoint.key, **patience)
+        async with client, asyncio.TaskGroup() as group:
+            for _ in range(requests):
+                group.create_task(work(client))
 
     try:
         asyncio.run(work_all())
@@ -85,9 +77,8 @@ def ask_all(
 
 
 async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
-    response = await client.chat.completions.with_raw_response.create(
-        model=endpoint.model, messages=messages, **endpoint.options
-    )
+    create = client.chat.completions.with_raw_response.create
+    response = await create(model=endpoint.model, messages=messages, **endpoint.options)
     completion = response.parse()
     try:  # the library does not check replies: one may be an HTML page, or an error with status 200
         choice, usage = completion.choices[0], completion.usage
@@ -96,23 +87,16 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
     except (AttributeError, LookupError, TypeError):
         raise ValueError("the response is not a chat completion") from None
     for value, kind in ((text, str), (reason, str), (counts[0], int), (counts[1], int)):
-        if not isinstance(value, kind | None):
-            found = f"{type(value).__name__} instead of {kind.__name__}"
-            raise ValueError(f"the response is not a chat completion: {found}")
-    return {
-        "text": (text or "").encode("utf-8", "replace").decode(),  # a lone surrogate cannot be encoded
-        "refused": bool(refusal) or reason == "content_filter",
-        "finish_reason": reason,
-        "prompt_tokens": counts[0],
-        "completion_tokens": counts[1],
-        "attempts": response.retries_taken + 1,
-    }
+        found = f"{type(value).__name__} instead of {kind.__name__}"
+        require(isinstance(value, kind | None), f"the response is not a chat completion: {found}")
+    text = (text or "").encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
+    reply = {"text": text, "refused": bool(refusal) or reason == "content_filter", "finish_reason": reason}
+    return reply | {"prompt_tokens": counts[0], "completion_tokens": counts[1], "attempts": response.retries_taken + 1}
 
 
 def _reason(error: Exception) -> str:
-    """Returns the error in one line; the library's own message repeats the whole body."""
-    status = getattr(error, "status_code", None)
-    body = getattr(error, "body", None)
+    """Returns an error in one line; the library's own message repeats the whole body of the response."""
+    status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     text = " ".join(str(message or error).split())[:200]
     return f"{status}: {text}" if status else text
