@@ -68,6 +68,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
+def pytest_collection_finish():
+    """Exempts all objects so far from garbage collection, which would search these modules again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_forgotten():
     """Frees compiled programs. Each holds memory maps, and Linux allows 65,530 per process; all tests together need more."""
