@@ -5,7 +5,7 @@ __all__ = ["Completion", "DiffusionLM", "Score", "load"]
 
 
 def __getattr__(name: str):
-    """Imports the Python API on first use: grading processes do not need jax."""
+    """Imports the Python API on first use, because the processes that grade completions do not need jax."""
     if name in __all__:
         from igpo_jax import api
 

@@ -1,4 +1,4 @@
-"""Loads a model, which then completes prompts, fills blanks in texts, and scores completions.
+"""Python API that loads a masked diffusion language model to complete prompts, fill blanks in texts, and score completions.
 
 import igpo_jax
 model = igpo_jax.load("LLaDA-8B-Instruct")
@@ -42,9 +42,9 @@ from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
-MOST_TOKENS = 2**16  # in a canvas with blanks
+MOST_TOKENS = 2**16  # maximum length of a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
-SCORED_ROWS = 16  # draws of the bound per device in one batch
+SCORED_ROWS = 16  # random maskings per device in one batch of `score`
 ROWS_PER_DEVICE = 8  # completions per device in one batch
 
 Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
@@ -68,14 +68,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionLM:
-    """A network with its tokenizer."""
+    """Masked diffusion language model with its tokenizer."""
 
     config: ModelConfig
     params: Params  # split over `mesh`
     tokenizer: Tokenizer | None  # None: token ids only
     mesh: Mesh
     origin: dict[str, str | int] = dataclasses.field(default_factory=dict)  # path; a run's stage and step; adapters' folder
-    # Defaults of `generate`; for a run, those of its evaluations.
+    # Defaults of `generate`; for a training run, the settings of its evaluations.
     decode: DecodeConfig = DecodeConfig(completion_length=128, block_length=32, steps=128)
 
     def generate(
@@ -92,18 +92,17 @@ class DiffusionLM:
     ) -> list[Completion]:
         """Returns a completion for every prompt. A completion does not depend on the other prompts: its noise depends on the
         seed, the prompt, and the number of times that the same prompt occurs earlier in `prompts`. Raises ValueError for
-        incompatible lengths, a hint longer than the completion, or text if the model has no tokenizer.
+        incompatible lengths, for a hint longer than the completion, or for text if the model has no tokenizer.
 
         Args:
-            chat: puts each text prompt as a user's message into the model's chat template, which conversations always use.
-            hint: the beginning of every completion, which stays unchanged.
-            completion_length: tokens, including the hint; by default that of `decode`.
-            steps: denoising steps in total, a multiple of the number of blocks; by default those of `decode`, or one per token
-                if a length is given.
-            watch: called before the first denoising step and after every step of each batch, in which the last row may be
-                repeated. May raise an exception to stop the generation. Makes the generation slower.
-            decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `remasking`, `commit` or `cache`.
-        """
+            chat: whether text prompts become a user's message in the model's chat template, which conversations always use.
+            hint: the text or token ids at the beginning of every completion, which stay unchanged.
+            completion_length: the number of tokens, including the hint; by default `self.decode.completion_length`.
+            steps: the total number of denoising steps, a multiple of the number of blocks. By default `self.decode.steps`, or
+                one step per token if `completion_length` or `block_length` is given.
+            watch: a function that is called before the first denoising step and after every step of each batch, whose last row
+                may be repeated to fill it. May raise an exception to stop the generation. Makes the generation slower.
+            decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `remasking` or `cache`."""
         length = self.decode.completion_length if completion_length is None else completion_length
         block_length = decoding.pop("block_length", None)
         block = min(self.decode.block_length, length) if block_length is None else block_length
@@ -129,17 +128,16 @@ class DiffusionLM:
         watch: Watch = None,
         **decoding,
     ) -> list[Completion]:
-        """Fills the blanks of texts; all other tokens stay unchanged. Raises ValueError for a text without a blank, or for
-        different numbers of prompts and texts.
+        """Fills the blanks of texts and leaves all other tokens unchanged. Raises ValueError for a text without a blank, or if
+        there are not as many prompts as texts.
 
         Args:
-            canvases: texts with blanks, such as `"The answer is [MASK:4] because"` with a blank of four tokens between two
-                pieces that are tokenized separately; or token ids with `config.mask_id` in the blanks.
-            prompts: one before each canvas; none by default.
-            steps: denoising steps; by default one per blank token.
-            chat, watch, decoding: as in `generate`. logits_eos_inf, which never draws EOS, is on by default, because an EOS
-                between two pieces of text would end nothing.
-        """
+            canvases: texts with blanks, such as `"The answer is [MASK:4] because"` with a blank of four tokens; the pieces
+                around a blank are tokenized separately. A canvas may also be token ids, with `config.mask_id` in its blanks.
+            prompts: one prompt before each canvas; none by default.
+            steps: the number of denoising steps; by default one per blank token.
+            chat, watch, decoding: the arguments of `generate` with these names. The decoding option logits_eos_inf, which never
+                draws EOS, is on by default, because an EOS between two pieces of text would end nothing."""
         _require_list(canvases)
         prompts = [[]] * len(canvases) if prompts is None else prompts
         _require_list(prompts)
@@ -158,12 +156,12 @@ class DiffusionLM:
         return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
-        """Returns the logits of every position's own token, float32 [b, t, v].
+        """Returns the network's logits, float32 [b, t, v]; those at position i predict token i, not the token after it.
 
         Args:
             tokens: int32 [b, t], with `config.mask_id` at positions to predict.
-            attention_mask: bool [b, t], False on padding; or [b, t, t]. All True by default.
-        """
+            attention_mask: bool [b, t], False on padding, or bool [b, t, t], True where a query may attend to a key. By
+                default, no position is masked."""
         tokens = np.asarray(tokens, np.int32)
         attention_mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask, bool)
         with jax.set_mesh(self.mesh):
@@ -172,9 +170,9 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """Estimates a lower bound of a completion's log-likelihood (docs/method.md section 14): the mean of l / k times the
-        log-probability of the masked tokens, over random maskings of k of its l tokens, with k spread evenly over 1..l. The
-        result is exact for a completion of one token. Raises ValueError for an empty completion."""
+        """Estimates a lower bound of log p(completion | prompt) (docs/method.md section 14). Each of `draws` random draws masks
+        k of the completion's l tokens, with k spread evenly over 1..l. The bound is the mean of l / k times the log-probability
+        of the masked tokens. It is exact for a completion of one token. Raises ValueError for an empty completion."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws
@@ -193,8 +191,8 @@ class DiffusionLM:
         return Score(-float(bound.mean()), error, draws)
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
-        """Returns the token ids of a prompt; chat: as in `generate`. Raises ValueError for text if the model has no tokenizer,
-        for a chat if it has no chat template, or for token ids outside of the vocabulary."""
+        """Returns the token ids of a prompt. `chat` puts a text into the chat template as a user's message. Raises ValueError
+        for text without a tokenizer, for a chat without a chat template, or for token ids outside of the vocabulary."""
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -209,8 +207,8 @@ class DiffusionLM:
         return ids
 
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
-        """Returns the token ids of a text with blanks, with `config.mask_id` in the blanks. Raises ValueError if it has no
-        blank, or more than `MOST_TOKENS` tokens."""
+        """Returns the token ids of a text with blanks such as [MASK:4], with `config.mask_id` in the blanks. Raises ValueError
+        if the text has no blank, or has more than `MOST_TOKENS` tokens."""
         if not isinstance(canvas, str):
             ids = self.encode(canvas)
         else:
@@ -229,7 +227,7 @@ class DiffusionLM:
     def _denoise(
         self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, watch: Watch, whole: bool = False
     ) -> list[Completion]:
-        """Fills the masks of a canvas batch by batch. whole: the text includes tokens after the first EOS."""
+        """Fills the MASK positions of all canvases, batch by batch. If `whole`, texts include tokens after the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         counters: dict[int, itertools.count] = defaultdict(itertools.count)
         occurrence = [next(counters[number]) for number in problem]
@@ -270,15 +268,14 @@ _bound = jax.jit(negative_bound, static_argnames="cfg")
 def load(
     path: Path, *, adapters: Path | None = None, dtype: str | None = None, mesh: Mesh | None = None, stage: str | None = None
 ) -> DiffusionLM:
-    """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, a folder that `igpo_jax.convert` wrote, or a run's folder.
-    Raises ValueError for a missing or damaged file; the message names it and the reason.
+    """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
+    folder of a training run. Raises ValueError for a missing or damaged file; the message names the file and the reason.
 
     Args:
-        adapters: a folder of the model's adapters in PEFT's format.
-        dtype: float32 | bfloat16, of parameters and activations, not of adapters; by default bfloat16, on CPUs float32.
-        mesh: by default all devices.
-        stage: sft | rl, for a run: loads the newest checkpoint of this stage, by default of the last stage.
-    """
+        adapters: a folder with LoRA adapters of the model in PEFT's format.
+        dtype: float32 or bfloat16, for parameters and activations, not for adapters; by default bfloat16, on CPUs float32.
+        mesh: the device mesh that holds the parameters; by default all devices.
+        stage: sft or rl, only for a run's folder: the stage whose newest checkpoint is loaded; by default the last stage."""
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
@@ -307,5 +304,5 @@ def load(
 
 
 def default_dtype() -> str:
-    """Returns bfloat16 on accelerators, float32 on CPUs."""
+    """Returns the default dtype of parameters and activations: bfloat16 on accelerators, float32 on CPUs."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

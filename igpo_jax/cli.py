@@ -1,4 +1,4 @@
-"""Parses command lines and config files; reports errors in one line instead of a traceback."""
+"""Command-line and config-file parsing that reports errors in one line instead of a traceback."""
 
 import difflib
 import pathlib
@@ -15,7 +15,8 @@ from igpo_jax.runtime.host import keep_freed_memory
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses flags with absl; ends the process with a line for an error in the command line or the config file."""
+    """Parses a command's flags with absl and returns the other arguments. If the command line or the config file has an error,
+    prints it in one line and ends the process."""
     keep_freed_memory()
     try:
         resolved, path = list(arguments), None
@@ -33,8 +34,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 def resolve_config_path(argument: str) -> str:
-    """Resolves `math.py` or `math.py:variant` to a path: as given if it exists or names a folder, else in ./configs or the
-    repository's configs/. Raises ValueError with a list of the existing files if there is no such file."""
+    """Returns the path of a config file, given as `math.py` or `math.py:variant`. A name without a folder is also searched in
+    ./configs and in the repository's configs/. Raises ValueError with the names of all config files if no file is found."""
     name, colon, variant = argument.partition(":")
     folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
     for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):
@@ -45,8 +46,8 @@ def resolve_config_path(argument: str) -> str:
 
 
 def _load_config(argument: str) -> ConfigDict:
-    """Returns the result of get_config() in `file.py` or `file.py:variant`. Raises ValueError if the call fails or does not
-    return a configuration; the message names the line and, for a wrong key, the nearest key."""
+    """Returns the configuration that get_config() in `file.py` or `file.py:variant` creates. Raises ValueError if the call
+    fails or returns anything else. The message contains the line number and, for a wrong key, the most similar key."""
     path, colon, variant = argument.partition(":")
     try:
         config = runpy.run_path(path)["get_config"](*([variant] if colon else []))
@@ -67,7 +68,7 @@ def _load_config(argument: str) -> ConfigDict:
 
 
 def _check_overrides(arguments: list[str], config: ConfigDict) -> None:
-    """Raises ValueError for an argument --config.KEY with an unknown key."""
+    """Raises ValueError if a command-line argument --config.KEY=VALUE has a key that is not in the configuration."""
     known = list(_dotted_keys(config))
     for argument in arguments:
         override = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)

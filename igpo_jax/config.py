@@ -1,7 +1,7 @@
-"""The configuration of a run: one tree of frozen dataclasses with the names of the command line.
+"""The configuration of a run: a tree of frozen dataclasses whose field names are the keys of the command line.
 
-A config file defines `get_config()`, which starts from `base_config()` and sets keys. `parse` turns the result into a `Config`
-and checks every value before anything is allocated: single keys by the check beside their field, combinations here."""
+A config file defines `get_config()`, which starts from `base_config()` and sets keys. `parse` converts the result to a `Config`
+and checks every value before anything is allocated: single keys by checks beside their fields, combinations here."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,8 @@ from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Section `tokenizer`: a tokenizer trained on the problems of the first stage; a folder `model.path` has its own."""
+    """Section `tokenizer` of the configuration: a tokenizer trained on the problems of the first stage. A folder `model.path`
+    has its own tokenizer."""
 
     kind: str = checked("char", one_of("char", "unigram", "bpe"))
     vocab_size: int = checked(512, at_least(1))
@@ -37,7 +38,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Section `model`: a folder or the shape of a network, and its numerics. `model_config` adds the vocabulary."""
+    """Section `model`: a model folder or a network's shape, and its numerics. `model_config` adds the vocabulary."""
 
     path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
     width: int = 64
@@ -56,26 +57,26 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest that fits
+    prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest length that fits
     overflow: str = checked("error", one_of("error", "drop"))  # for problems whose prompt or solution does not fit
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(DecodeConfig):
-    """Section `evaluation`: the number of test problems, and the decoding settings for them."""
+    """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for them."""
 
     problems: int = checked(500, at_least(1))  # the first ones of the test split
     batch_size: int = checked(128, at_least(1))
 
     @property
     def decode(self) -> DecodeConfig:
-        """Only the sampler settings, so that equal samplers share compiled programs."""
+        """Only the sampler settings of this section, so that equal samplers share compiled programs."""
         return DecodeConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DecodeConfig)})
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
-    """Section `sft`: the stage of supervised fine-tuning."""
+    """Section `sft` of the configuration: the stage of supervised fine-tuning."""
 
     updates: int = checked(1000, at_least(0))  # 0: no supervised stage
     batch_size: int = checked(64, at_least(1))
@@ -110,9 +111,9 @@ class RLConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """Section `reward`: grading of completions, in separate processes."""
+    """Section `reward` of the configuration: grading of completions in separate processes."""
 
-    # "package.module:name" of a function (problem, text) -> float; "": the task's
+    # "package.module:name" of a function (problem, text) -> float; "" selects the task's own reward
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
     workers: int = checked(2, at_least(1))
     deadline_seconds: float = checked(5.0, positive)  # per answer
@@ -123,16 +124,16 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Section `mesh`: number of devices along each axis, see `runtime.mesh.make_mesh`."""
+    """Section `mesh` of the configuration: the number of devices along each axis, see `runtime.mesh.make_mesh`."""
 
     data: int = 1
-    fsdp: int = -1  # -1: the rest
+    fsdp: int = -1  # -1: all remaining devices
     tensor: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Configuration of a run. Field names are the keys of the command line; defaults are those of `base_config`."""
+    """Configuration of a run. Field names are the keys of the command line, and the defaults are those of `base_config`."""
 
     seed: int = checked(0, at_least(0))
     task: ConfigDict  # keys as in `defaults` of the task's module
@@ -149,11 +150,11 @@ class Config:
     reward: RewardConfig = RewardConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoints_kept: int = checked(2, at_least(1))
-    skip_limit: int = checked(5, at_least(1))  # consecutive updates skipped for a non-finite loss or gradient that end a run
+    skip_limit: int = checked(5, at_least(1))  # consecutive updates with a non-finite loss or gradient that end a run
 
 
-NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section lora if `Config.lora` is None
-# Keys of the section model
+NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section `lora` if `Config.lora` is None
+# Keys of the section `model`
 NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 # Keys that affect where and in how many parts a run computes, but not the result; a run may resume with other values.
@@ -163,13 +164,13 @@ RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def base_config(**task) -> ConfigDict:
-    """Returns all keys with their defaults, given the section `task` (see the task's `defaults`); setting an unknown key is an
-    error."""
+    """Returns a configuration with defaults for all keys; `task` gives the keys of the section `task` (see the `defaults` of a
+    task's module). Setting an unknown key is an error."""
     return ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
 
 
 def parse(values: ConfigDict) -> Config:
-    """Returns the typed form of a configuration; raises ValueError naming the key of an invalid value."""
+    """Converts a configuration to a `Config`. Raises ValueError naming the key of an invalid value."""
     task = values.get("task", {}).get("name", "")
     require(isinstance(task, str), f"task.name={task!r} is no text")
     config = _build(Config(task=load_task(task).defaults(), lora=NO_ADAPTERS), values.to_dict(), "")
@@ -180,9 +181,9 @@ def parse(values: ConfigDict) -> Config:
 
 
 def _build(default: Any, value: Any, name: str) -> Any:
-    """Converts the dicts in `value` to the dataclasses at the same places of `default`. Checks all keys and types, because
-    ConfigDict accepts None and bool for any type, and any elements of a tuple. `name` is the dotted key of `value`, "" for the
-    whole configuration."""
+    """Converts nested dicts to the dataclasses at the same places of `default`. Checks all keys and types, because ConfigDict
+    accepts None and bool for any type, and any elements of a tuple. `name` is the dotted key of `value`, "" for the whole
+    configuration."""
     fields = {field.name: field for field in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else {}
     defaults = {key: getattr(default, key) for key in fields} if fields else default
     if isinstance(defaults, dict) and isinstance(value, dict):
@@ -193,7 +194,7 @@ def _build(default: Any, value: Any, name: str) -> Any:
         if not fields:
             return parts
         section = _construct(type(default), parts, name)
-        if not hasattr(section, "__post_init__"):  # which checks the fields itself
+        if not hasattr(section, "__post_init__"):  # `__post_init__` checks the fields
             check_fields(section, prefix)
         return section
     several = isinstance(defaults, tuple | list) and isinstance(value, tuple | list)
@@ -214,7 +215,7 @@ def _construct(cls: type, values: dict[str, Any], name: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    """Raises ValueError for values that are invalid together, in one section or across sections."""
+    """Raises ValueError for configuration values that are invalid together, in one section or across sections."""
     sft, rl, hints = config.sft, config.rl, config.inpainting
     for rows, size, parts, number in (
         ("sft.batch_size", sft.batch_size, "sft.microbatches", sft.microbatches),
@@ -249,7 +250,7 @@ def _check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    """Raises ValueError for values of the sections model, tokenizer and lora that are invalid together."""
+    """Raises ValueError for values of the sections `model`, `tokenizer` and `lora` that are invalid together."""
     model, adapted = config.model, config.lora is not None
     if model.path:
         # The folder decides the shape, so a key that differs would have no effect.
@@ -269,14 +270,15 @@ def _check_model(config: Config) -> None:
 
 
 def folder_model(config: Config) -> ModelConfig | None:
-    """Returns the network of the folder `model.path`, None without a folder. `with_tokenizer` sets its end-of-turn token."""
+    """Returns the configuration of the network in the folder `model.path`, or None without a path. `with_tokenizer` sets its
+    end-of-turn token."""
     numerics = {key: getattr(config.model, key) for key in NUMERICS}
     return folder_model_config(config.model.path, **numerics) if config.model.path else None
 
 
 def model_config(config: Config, tokenizer) -> ModelConfig:
-    """Returns the network of the run. Rounds up the vocabulary of a trained tokenizer to a multiple of 8, so that 2, 4 or 8
-    devices can share the output head."""
+    """Returns the configuration of the run's network. The vocabulary of a trained tokenizer is rounded up to a multiple of 8,
+    so that 2, 4 or 8 devices can share the output head."""
     from_folder = folder_model(config)
     if from_folder is not None:
         return with_tokenizer(from_folder, tokenizer, config.model.path)
@@ -285,8 +287,8 @@ def model_config(config: Config, tokenizer) -> ModelConfig:
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
-    """Returns the network of a folder, with the end-of-turn token of the folder's tokenizer. Raises ValueError if the network
-    and the tokenizer do not match."""
+    """Returns a network configuration with the end-of-turn token of the tokenizer in the same folder. Raises ValueError if the
+    network and the tokenizer do not match."""
     ends = f"eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}"
     require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
     sizes = f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
@@ -295,13 +297,13 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
-    """Returns the network with the shape of the section `model`, and with vocab_size, mask_id and eos_id from `vocabulary`."""
+    """Returns the network with the shape in the section `model`, and with vocab_size, mask_id and eos_id from `vocabulary`."""
     keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
     return ModelConfig(**keys)
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """Returns the configuration that `to_json` stored; keys missing in files of earlier versions get their defaults."""
+    """Returns the configuration that `to_json` stored. Keys that files of earlier versions lack get their defaults."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
@@ -309,12 +311,12 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """Returns the content of config.json for a configuration: tuples become lists."""
+    """Returns a configuration as the JSON value that is written to config.json. Tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Returns a hash of all keys that affect results, i.e. all but `RESUMABLE_KEYS`."""
+    """Returns a hash of all configuration keys that affect results, which are all keys except `RESUMABLE_KEYS`."""
     values = to_json(config)
     for key in RESUMABLE_KEYS:
         section, _, name = key.rpartition(".")
@@ -324,8 +326,8 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that all sizes split over devices divide evenly, and that the attention runs on these devices. Raises ValueError
-    naming the conflicting keys of the configuration."""
+    """Checks that all sizes that are split over devices divide evenly, and that the attention implementation runs on these
+    devices. Raises ValueError with the conflicting configuration keys."""
     sft, rl = config.sft, config.rl
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
     if sft.updates:

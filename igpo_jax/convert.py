@@ -1,7 +1,8 @@
 """python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
 
-Converts a Hugging Face folder of LLaDA or iLLaDA to a model folder (the default), a model folder or a run to a Hugging
-Face folder (with adapters merged), or the adapters of a run to PEFT's format."""
+Converts a model to another format. By default, it converts a Hugging Face folder of LLaDA or iLLaDA to a model folder of
+igpo_jax. It also converts a model folder or a training run to a Hugging Face folder, with adapters merged into the weights, or
+the adapters of a run to PEFT's format."""
 
 import pathlib
 import sys

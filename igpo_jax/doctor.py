@@ -1,7 +1,7 @@
 """python -m igpo_jax.doctor
 
-Checks this host's packages, memory, disk and devices, and trains a tiny model on it. Prints a line per finding (ok, note or
-problem) and a remedy; exits with 1 if there is a problem. It checks this host alone and joins no cluster."""
+Checks this machine's packages, memory, disk and devices, and trains a tiny model on it. Prints a line per finding, with its
+level (ok, note or problem) and a remedy. Exits with status 1 if there is a problem. Ignores other machines of a cluster."""
 
 import collections
 import contextlib
@@ -37,7 +37,7 @@ EXTRAS |= {"playground": "igpo_jax.playground", "test": "the tests"}
 
 @dataclasses.dataclass(frozen=True)
 class PlugIn:
-    """JAX's support for one kind of accelerator."""
+    """JAX plug-in for one kind of accelerator."""
 
     name: str
     packages: tuple[str, ...]
@@ -70,7 +70,7 @@ class Finding:
 
 
 def _noted(name: str, text: str, todo: str) -> Finding:
-    """Returns a finding of level `note` if there is a remedy, otherwise of level `ok`."""
+    """Returns a finding of level "note" if the remedy `todo` is not empty, otherwise of level "ok"."""
     return Finding("note" if todo else "ok", name, text, todo)
 
 
@@ -89,7 +89,7 @@ def main(_) -> None:
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yields the findings of a check; turns an exception in the check into a problem."""
+    """Yields the findings of a check. If the check raises an exception, yields a finding of level "problem"."""
     try:
         yield from check()
     except Exception as error:  # a broken installation can raise anything
@@ -99,7 +99,7 @@ def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 
 def versions() -> Iterator[Finding]:
-    """Checks Python and the packages that setup.py requires."""
+    """Checks the versions of Python and of the packages that setup.py requires."""
     install = 'pip install -e ".[report]" in the folder of igpo_jax'
     if not _version("igpo_jax"):
         yield Finding("problem", "igpo_jax", "is not installed", install)
@@ -116,7 +116,8 @@ def versions() -> Iterator[Finding]:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """Returns the packages that igpo_jax requires without an extra (""), or that an extra adds."""
+    """Returns the requirements of the installed package igpo_jax: those of the basic installation if `extra` is "", otherwise
+    only those that the optional extra with this name adds."""
 
     def applies(requirement: Requirement, extra: str) -> bool:
         return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
@@ -126,7 +127,8 @@ def _requirements(extra: str) -> list[Requirement]:
 
 
 def _unmet(extra: str) -> list[str]:
-    """Returns a text for each required package that is missing or has a wrong version."""
+    """Returns a message for each package that an optional extra needs (or the basic installation if `extra` is "") and that is
+    missing or has a wrong version."""
     return [text for requirement in _requirements(extra) if (text := _wrong(requirement))]
 
 
@@ -139,7 +141,7 @@ def _wrong(requirement: Requirement) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """Checks optional packages, and that gmpy2 is not installed."""
+    """Checks the optional packages, and that gmpy2 is not installed, because math-verify cannot be interrupted with it."""
     offered = importlib.metadata.metadata("igpo_jax").get_all("Provides-Extra") or []
     for extra in (name for name in EXTRAS if name in offered):
         unmet, purpose = ", ".join(_unmet(extra)), f"for {EXTRAS[extra]}"
@@ -154,7 +156,7 @@ def extras() -> Iterator[Finding]:
 
 
 def host() -> Iterator[Finding]:
-    """Checks memory, cores, disk and limits."""
+    """Checks the machine's memory, CPU cores, disk space, shared memory, and limit on open files."""
     total, free = host_memory()
     todo = "a small run takes about 1.5; for LLaDA-8B see BUILD.md" if free < MIN_MEMORY else ""
     yield _noted("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} free", todo)
@@ -173,7 +175,7 @@ def host() -> Iterator[Finding]:
 
 
 def host_memory() -> tuple[int, int]:
-    """Returns total and free bytes of the host, or of the container's limit if that is lower."""
+    """Returns the total and the free memory of this machine in bytes, or those of the container if its limit is lower."""
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # systems other than Linux have no such file
         if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
@@ -187,7 +189,7 @@ def host_memory() -> tuple[int, int]:
 
 
 def devices() -> Iterator[Finding]:
-    """Checks JAX's devices, and the plug-ins of accelerators."""
+    """Lists JAX's devices with their memory, and checks the plug-ins of accelerators."""
     import jax
 
     from igpo_jax.runtime.chips import device_memory_gib
@@ -206,7 +208,7 @@ def devices() -> Iterator[Finding]:
 
 
 def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
-    """Compares the device files with the installed plug-in, and starts the plug-in."""
+    """Checks that JAX's plug-in for an accelerator is installed if the accelerator's device files exist, and that it starts."""
     import jax
 
     files = sorted(path for pattern in plug_in.devices for path in glob.glob(pattern))
@@ -227,7 +229,7 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
 
 
 def compile_cache() -> Iterator[Finding]:
-    """Checks the folder of compiled programs."""
+    """Checks that the folder for compiled programs, JAX_COMPILATION_CACHE_DIR, can be written."""
     name, folder = "compiled programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         yield Finding("ok", name, "are kept in each run's folder; JAX_COMPILATION_CACHE_DIR names a shared one")
@@ -241,7 +243,8 @@ def compile_cache() -> Iterator[Finding]:
 
 
 def tiny_run() -> Iterator[Finding]:
-    """Runs a supervised update, a rollout with hints, an RL update and a checkpoint with a tiny model on all devices."""
+    """Trains a tiny model on all devices: one supervised update, one rollout with hints, and one RL update. Then checks that
+    the saved checkpoint can be read back."""
     import jax
     import numpy as np
 
@@ -274,7 +277,7 @@ def tiny_run() -> Iterator[Finding]:
 
 
 def _tiny_config(rows: int):
-    """Returns the configuration of a run that takes seconds, with one row per device in each batch."""
+    """Returns the configuration of a training run that takes seconds and whose batches have `rows` problems each."""
     from igpo_jax.config import base_config
     from igpo_jax.tasks import arithmetic
 
@@ -289,7 +292,7 @@ def _tiny_config(rows: int):
 
 
 def _version(package: str) -> str:
-    """Returns the version of an installed package, "" if it is not installed."""
+    """Returns the version of an installed package, or "" if the package is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -298,7 +301,8 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def _ended_after(seconds: float, name: str, text: str):
-    """Prints a problem and ends the process if the body takes longer, because JAX waits for devices without a time limit."""
+    """Prints a problem and ends the process if the body of the `with` statement takes longer than `seconds`. This is needed
+    because JAX waits for devices without a time limit."""
 
     def end() -> None:
         todo = "is another process using them? All hosts of a TPU pod have to start together"

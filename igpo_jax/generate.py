@@ -1,7 +1,7 @@
 """python -m igpo_jax.generate --model=DIR --prompt=TEXT [--chat] [--show]
 
-Completes prompts or fills the blanks of templates. The model is a Hugging Face folder of LLaDA or iLLaDA, a folder from
-igpo_jax.convert, or a run's folder. --help lists all options.
+Completes prompts, or fills the blanks of templates. The model is a Hugging Face folder of LLaDA or iLLaDA, a folder written by
+igpo_jax.convert, or the folder of a training run. --help lists all options.
 """
 
 import itertools
@@ -27,7 +27,7 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts: one a line, o
 CHAT = flags.DEFINE_bool("chat", False, "Put prompts as a user's messages into the model's chat template.")
 HINT = flags.DEFINE_string("hint", "", "Fixed text with which each completion begins.")
 TEMPLATE = flags.DEFINE_multi_string("template", [], 'Text with blanks, such as "The answer is [MASK:4] because".')
-# None: as in the run's evaluations; other models decode 128 tokens in blocks of 32, greedily, one token per step.
+# None means as in the run's evaluations. Other models decode 128 tokens in blocks of 32, greedily, one token per step.
 LENGTH = flags.DEFINE_integer("completion_length", None, "Tokens of a completion; by default the run's, or 128.", lower_bound=1)
 BLOCK = flags.DEFINE_integer(
     "block_length", None, "Tokens of a block; blocks are filled from left to right. By default the run's, or 32.", lower_bound=1
@@ -76,7 +76,8 @@ def main(_):
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
-    """Completes the prompts, or fills every template after every prompt, with the options of the command line."""
+    """Completes the prompts with the options of the command line. If templates are given, fills every template after every
+    prompt instead."""
     options: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
     options |= {flag.name: flag.value for flag in DECODING if flag.value is not None}
     if not TEMPLATE.value:
@@ -86,8 +87,8 @@ def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
 
 
 def read_prompts(path: str) -> list[str]:
-    """Reads the lines of a text file, or the key `prompt` of JSON Lines. Raises ValueError if the file is missing or has no
-    prompts, or if a line has none; the message names the line."""
+    """Returns the prompts in a file: the lines of a text file, or the values of the key `prompt` in a JSON Lines file. Raises
+    ValueError if the file is missing or has no prompts, or if a line is invalid; the message then names the line."""
     file = pathlib.Path(path)
     require(file.is_file(), f"there is no file {path!r}")
     prompts: list[str] = []
@@ -111,7 +112,7 @@ def read_prompts(path: str) -> list[str]:
 
 
 def show(model: DiffusionLM, completion: Completion) -> None:
-    """Prints the canvas after every denoising step; on terminals with dim blanks, inverted new tokens, green given tokens."""
+    """Prints the canvas after each denoising step. On terminals, blanks are dim, new tokens inverted, given tokens green."""
     terminal, tokenizer, written = sys.stdout.isatty(), model.tokenizer, completion.unmask_step.tolist()
     dim, new, given = (f"\x1b[{code}m{{}}\x1b[0m" if terminal else "{}" for code in (2, 7, 32))
     pieces = [f"{token} " if tokenizer is None else tokenizer.piece(token).replace("\n", "⏎") for token in completion.tokens]

@@ -1,8 +1,8 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
-Prints the data that a run would read: for each file, the number of problems kept and the reasons for dropping others; lengths
-in tokens; the number of problems that fit; and a few problems as the model sees them, with the parts of the solution that no
-hint shows in [[double brackets]]. Reads no weights."""
+Describes the data that a training run would read, without loading weights. For each file, shows how many problems are kept and
+why others are dropped. For each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few
+example problems. In their solutions, [[double brackets]] mark the parts that hints never show."""
 
 import pathlib
 import sys
@@ -23,8 +23,8 @@ from igpo_jax.tokenizers import Tokenizer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
 SAMPLES = flags.DEFINE_integer("samples", 5, "How many problems of each split are shown.", lower_bound=0)
-BARS = 12  # of a histogram
-WIDTH = 40  # characters of its longest bar
+BARS = 12  # number of bars in a histogram
+WIDTH = 40  # characters of the longest bar in a histogram
 
 
 def main(_):
@@ -36,7 +36,7 @@ def main(_):
 
 
 def inspect(config: Config, samples: int) -> Iterator[str]:
-    """Yields the lines of the report. Raises ValueError if the data is invalid."""
+    """Yields lines that describe the data, with `samples` example problems per split. Raises ValueError for invalid data."""
     task = load_task(config.task.name)
     problems = load_run_problems(config)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Tokenizers from Hugging Face's tokenizer.json and SentencePiece's *.model files, with one protocol; LLaDA's chat template."""
+"""Tokenizers from tokenizer.json (Hugging Face) and *.model files (SentencePiece) with one interface; LLaDA's chat template."""
 
 import io
 import json
@@ -19,7 +19,7 @@ START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_hea
 
 
 class Tokenizer(Protocol):
-    """Converts between text and ids. No text encodes to a special id."""
+    """Interface of tokenizers, which convert between text and token ids. No text encodes to the id of a special token."""
 
     vocab_size: int
     pad_id: int
@@ -27,17 +27,17 @@ class Tokenizer(Protocol):
     mask_id: int
     eot_id: int | None  # end of a chat turn
 
-    # Ids, without those that mark the beginning or end of a text; and (begin, end) of each piece in characters.
+    # Encoding adds no ids that mark the beginning or end of a text. Offsets are each piece's (begin, end) in characters.
     def encode(self, text: str) -> list[int]: ...
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
-    # Text without special and unused ids; one id for display; the id of a special token.
+    # `decode` leaves out special and unused ids. `piece` shows one id, `special_id` returns the id of a special token.
     def decode(self, ids: Iterable[int]) -> str: ...
     def piece(self, id: int) -> str: ...
     def special_id(self, token: str) -> int | None: ...
 
 
 class SentencePieceTokenizer:
-    """Tokenizer of a *.model file; `mask_id` is used if the file has no piece <mask>."""
+    """Tokenizer of a SentencePiece *.model file. `mask_id` is used if the file has no piece <mask>."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
@@ -67,7 +67,7 @@ class SentencePieceTokenizer:
         mapping = self._processor.encode_as_offset_mapping(text)
         offsets, end = [], len(text)
         for begin, stop in reversed(mapping["offsets"]):
-            end = stop if stop > begin else end  # SentencePiece gives all bytes of a character but the last the width 0
+            end = stop if stop > begin else end  # all bytes of a character except the last have width 0
             offsets.append((begin, end))
         return mapping["ids"], offsets[::-1]
 
@@ -143,8 +143,8 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """Loads a tokenizer.json or *.model file, or the only such file of a folder. A *.model file with <mask> needs no `mask_id`.
-    Raises ValueError if there is no such file, several, or an unusable one."""
+    """Loads a tokenizer.json or *.model file, or the only such file in a folder. `mask_id` is not needed for a *.model file
+    with the piece <mask>. Raises ValueError if there is no such file, more than one, or an unusable one."""
     path = pathlib.Path(path)
     if path.is_dir():
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
@@ -162,7 +162,7 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
 
 
 def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the added tokens of a tokenizer.json, each with `id` and `content`; raises ValueError if malformed."""
+    """Returns the added tokens of a tokenizer.json, each with `id` and `content`. Raises ValueError if they are malformed."""
     added = values.get("added_tokens", [])
     if not isinstance(added, list):
         raise ValueError(f"{file}: added_tokens is {type(added).__name__}, not a list")
@@ -173,7 +173,7 @@ def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, A
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
-    """Returns the special tokens eos_token, pad_token etc. from tokenizer_config.json, else from special_tokens_map.json."""
+    """Returns the tokens eos_token, pad_token etc. that tokenizer_config.json or else special_tokens_map.json names."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -185,20 +185,20 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
 
 
 def chat_text(messages: Sequence[dict[str, str]]) -> str:
-    """Renders LLaDA's chat template up to the beginning of the assistant's next message (docs/method.md section 4)."""
+    """Renders messages in LLaDA's chat template, up to the start of the assistant's next one (docs/method.md section 4)."""
     turns = [f"{HEADER}{role}{END_HEADER}\n\n{content}{END_OF_TURN}" for role, content in _turns(messages)]
     return "".join([START_OF_TEXT, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
 
 
 def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
-    """Decodes a completion, int[l], up to its first EOS, or all of it if `whole`."""
+    """Decodes a completion, int [l], up to its first EOS, or all of it if `whole` is true."""
     ended = np.flatnonzero(tokens == tokenizer.eos_id)
     return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns the token ids of `chat_text`, in which a marker spelled in a message is ordinary text.
-    Raises ValueError if the vocabulary lacks a marker, or a message lacks role or content."""
+    """Returns the token ids of `chat_text`, except that a marker of the chat template within a message is encoded as ordinary
+    text. Raises ValueError if the vocabulary lacks a marker, or a message lacks a role or content."""
     markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
     missing = [marker for marker, id in markers.items() if id is None]
     if missing:
@@ -221,10 +221,10 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
-    """Trains a SentencePiece model deterministically and writes it atomically. Text is not normalized and gets no dummy prefix,
-    so decoding inverts encoding. Characters outside of the training alphabet are spelled in bytes; with kind `char` they become
-    the unknown token. Raises ValueError if the vocabulary is too small for the alphabet, a text is too long, or there is none.
-    kind: char | unigram | bpe. vocab_size: upper bound of the number of pieces."""
+    """Trains a SentencePiece model deterministically and writes it atomically. Text is neither normalized nor prefixed with a
+    space, so decoding inverts encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown
+    token if `kind` is char. `kind` is char, unigram or bpe. `vocab_size` is the maximum number of pieces. Raises ValueError if
+    `vocab_size` is too small for the alphabet, a text is too long, or there is no text."""
     texts = list(texts)
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")

@@ -1,6 +1,6 @@
 """python -m igpo_jax.train --config=arithmetic.py [--workdir=DIR] [--config.key=value ...]
 
-Runs the supervised stage, IGPO, evaluations and the report. The same command resumes an interrupted run."""
+Runs supervised training, RL with IGPO, and evaluations, and writes a report. The same command resumes an interrupted run."""
 
 import json
 import pathlib
@@ -70,7 +70,7 @@ def main(_):
 
 
 def train(experiment: Experiment) -> None:
-    """Runs all stages, each from its newest checkpoint."""
+    """Runs the supervised stage and then the RL stage. Each stage continues from its newest checkpoint if there is one."""
     config, preempted = experiment.config, preemption.listen()
     identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
     options: dict[str, Any] = {"keep": config.checkpoints_kept, "identity": identity}

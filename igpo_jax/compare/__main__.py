@@ -1,10 +1,11 @@
 """python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
        [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
-Trains each arm (igpo_jax/compare/arms.py) with each seed, after one supervised stage per seed, and writes comparison.html,
-comparison.md and comparison.json: accuracy with intervals at equal prompts and at equal network evaluations, paired by
-problem, and a verdict on each claim that the arms can decide. Run the same command again to resume; finished runs are kept.
---quick uses few iterations and, by default, seeds 0..3: a check of the whole process in minutes.
+Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Trains each arm with each seed, after one
+supervised stage per seed, and writes comparison.html, comparison.md and comparison.json. They contain accuracies with intervals
+at equal numbers of prompts and of network evaluations, paired by problem, and a verdict on each claim that the arms can decide.
+Run the same command again to resume; finished runs are kept. --quick checks the whole process in minutes, with few iterations
+and, by default, seeds 0..3.
 """
 
 import concurrent.futures
@@ -59,14 +60,14 @@ def main(_) -> None:
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Trains all unfinished runs: first the supervised stage of each seed, if the configuration has one, then the arms.
-    If one fails, raises RuntimeError after the runs in progress have ended, and starts no others."""
+    """Trains all unfinished runs of a comparison: first the supervised stage of each seed, if the configuration has one, then
+    the arms. If a run fails, starts no others, waits for the runs in progress, and raises RuntimeError."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
 
     def take_share() -> None:
-        """Restricts this thread, and the processes it starts, to a share of the host's cores."""
+        """Restricts the calling thread, and the processes it starts, to a share of the machine's CPU cores."""
         os.sched_setaffinity(0, shares.get())
 
     supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
@@ -90,8 +91,8 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
 
 
 def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
-    """Trains one run in its own process, which is in `running` until it ends. Raises RuntimeError, which names the log, if the
-    run failed; ValueError if the folder holds a run of this arm with other overrides."""
+    """Trains one run in its own process, which is in the set `running` until it ends. Raises RuntimeError with the path of the
+    log if the run fails. Raises ValueError if the folder holds a run of this arm with other overrides."""
     run = folder / f"seed-{seed}" / arm
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
@@ -112,14 +113,14 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
 
 
 def create_run_folder(folder: pathlib.Path, run: pathlib.Path) -> None:
-    """Makes a run's folder, which shares compiled programs with the others, and copies the seed's supervised stage into it, if
-    there is one, because that is bitwise equal for all arms."""
+    """Creates the folder of a run, with a link to the compiled programs that all runs share. Copies the supervised stage of the
+    same seed into the folder, if there is one, because this stage is bitwise equal for all arms."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     (folder / "compiled").mkdir(exist_ok=True)
     (new / "compiled").symlink_to(pathlib.Path("..", "..", "compiled"))
-    if source.is_dir():  # not if this is the supervised run itself
+    if source.is_dir():  # does not exist if this is the supervised run itself
         shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
             if (source / name).is_file():

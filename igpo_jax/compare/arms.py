@@ -1,4 +1,4 @@
-"""Arms of a comparison, each a set of configuration overrides, and the claims to test with them."""
+"""Arms of a comparison of training methods, each a set of configuration overrides, and the claims to test with them."""
 
 import dataclasses
 from typing import Any
@@ -100,7 +100,8 @@ CLAIMS = (
 
 
 def parse_arms(names: str) -> list[str]:
-    """Parses a comma-separated list of arms, or `all`; raises ValueError if one is unknown or given twice, or there is none."""
+    """Returns the names of the arms in a comma-separated list, or of all arms if the list is "all". Raises ValueError if the
+    list is empty, or if a name is unknown or given twice."""
     chosen = list(ARMS) if names == "all" else [name for name in names.split(",") if name]
     for name in chosen:
         if name not in ARMS:
@@ -111,7 +112,7 @@ def parse_arms(names: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parses seeds like `0..4` or `0,3,7`; raises ValueError for other texts, negative seeds and seeds given twice."""
+    """Returns the seeds in a text like `0..4` or `0,3,7`. Raises ValueError for other texts, or negative or repeated seeds."""
     first, dots, last = text.partition("..")
     try:
         seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
@@ -123,7 +124,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Checks each arm's configuration; raises ValueError if one is invalid, or if a seed is given as an override."""
+    """Checks each arm's configuration. Raises ValueError if one is invalid, or if a seed is given as an override."""
     if any(override.startswith("--config.seed") for override in overrides):
         raise ValueError("--config.seed conflicts with --seeds")
     for arm in arms:

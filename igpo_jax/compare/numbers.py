@@ -1,4 +1,4 @@
-"""Results of a comparison's runs: accuracies at equal budgets, paired differences, verdicts on claims."""
+"""Results of a comparison of training methods: accuracies at equal budgets, paired differences, and verdicts on claims."""
 
 import dataclasses
 import pathlib
@@ -19,9 +19,9 @@ Budget = Literal["prompts", "evaluations"]
 
 @dataclasses.dataclass(frozen=True)
 class RunNumbers:
-    """Results of one run with k evaluations."""
+    """Results of one training run, which was evaluated k times."""
 
-    prompts: np.ndarray  # f64[k], sampled until each evaluation
+    prompts: np.ndarray  # f64[k], prompts sampled until each evaluation
     evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
     correct: np.ndarray  # bool[k, problems]
     rollouts: list[dict[str, Any]]  # rows of metrics.jsonl
@@ -29,7 +29,7 @@ class RunNumbers:
 
 
 def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
-    """Reads a finished run; raises ValueError if it is not finished, or if its files cannot be read."""
+    """Reads the results of a training run. Raises ValueError if it is not finished, or if its files cannot be read."""
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
@@ -46,8 +46,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Returns each arm's verdicts, bool[seeds, problems], at equal budgets: for each seed, those of the last evaluation within
-    the total budget of the cheapest arm."""
+    """Returns {arm: whether it solves each problem, bool [seeds, problems]} at equal budgets. For each seed, the budget is what
+    the cheapest arm spends in total, and an arm is judged by its last evaluation within this budget."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
     def verdicts(run: RunNumbers, most: float) -> np.ndarray:
@@ -57,8 +57,9 @@ def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns bool[seeds, problems]: for each seed, the third of the problems that all arms solved least often with the *other*
-    seeds, so that no run chooses the problems that judge it. A single seed chooses its own."""
+    """Returns which problems are the hardest third for each seed, bool [seeds, problems]. These are the problems that all arms
+    together solved least often with the other seeds, so that no run chooses the problems that judge it. If there is only one
+    seed, its own results decide."""
     mean = np.mean(list(correct.values()), axis=0)
     seeds, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
@@ -69,8 +70,8 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
-    """Returns mean and 95% interval of [seeds, problems], by a bootstrap over seeds and over problems, the same for all seeds.
-    Uses the values that `counted`, bool[seeds, problems], marks; by default all."""
+    """Returns the mean of `values`, [seeds, problems], and its 95% interval by a bootstrap over seeds and problems. Each
+    resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects values; by default all."""
     values = np.asarray(values, float)
     counted = np.ones(values.shape, bool) if counted is None else counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
@@ -83,8 +84,9 @@ def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) ->
 
 
 def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np.ndarray], hard: np.ndarray) -> dict[str, Any]:
-    """Judges a claim: "held" if the interval of the paired difference is above the margin, "not held" if it is below, else
-    "undecided". Arms without dynamic sampling see the same prompts in the same iterations."""
+    """Judges a claim by the 95% interval of the paired difference between its arms. The verdict is "held" if the interval is
+    above the claim's margin, "not held" if it is below, and otherwise "undecided". Shares of all-wrong groups are paired by
+    iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
 
     def all_wrong(arm: str) -> np.ndarray:  # [seeds, iterations]
         return np.array([[row["groups/all_wrong_before"] for row in run.rollouts] for run in runs[arm]])
@@ -106,14 +108,16 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
 def arm_numbers(
     arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of an arm in comparison.json, given its verdicts at equal evaluations and at equal prompts."""
+    """Returns the results of one arm for comparison.json. `by_evaluations` and `by_prompts`, bool [seeds, problems], tell which
+    problems the arm solves at equal network evaluations and at equal prompts; `hard` marks the hardest third."""
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
         return float(np.mean(values)) if values else None
 
     def cost(budget: Budget) -> float | None:
-        """Returns the budget spent until accuracy `REACHED`, the median over seeds; None if most seeds never reach it."""
+        """Returns how much of a budget (prompts or network evaluations) is spent until the accuracy reaches `REACHED`, as the
+        median over seeds, or None if most seeds never reach it."""
         reached = [getattr(run, budget)[run.correct.mean(axis=1) >= REACHED] for run in runs]
         costs = sorted(spent[0] if len(spent) else np.inf for spent in reached)
         median = costs[(len(runs) - 1) // 2]
@@ -137,7 +141,7 @@ def arm_numbers(
 
 
 def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Returns the contents of comparison.json; raises ValueError if a run is not finished, or if its files cannot be read."""
+    """Returns the contents of comparison.json. Raises ValueError if a run is not finished, or if its files cannot be read."""
     runs = {arm: [read_run_numbers(folder / f"seed-{seed}" / arm) for seed in seeds] for arm in arms}
     with wrap_read_errors(folder):
         by_evaluations, by_prompts = at_budget(runs, "evaluations"), at_budget(runs, "prompts")

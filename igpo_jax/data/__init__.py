@@ -1,1 +1,1 @@
-"""Data pipeline: from problems to batches of token arrays."""
+"""Data pipeline that turns problems into batches of token arrays."""

@@ -1,7 +1,7 @@
-"""Builds token arrays from problems, and batches from arrays with Grain.
+"""Data pipeline: turns problems into token arrays, and token arrays into batches with the Grain library.
 
-Batch i depends only on (data, seed, i) and is the same for any number of hosts; every epoch has its own order. Resuming needs
-only the step number."""
+The batch of step i depends only on the data, the seed and i. Resuming therefore needs only the step number, and any number of
+hosts gets the same batches. Every epoch has its own order."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ from igpo_jax.tokenizers import Tokenizer, encode_chat
 
 log = logging.getLogger(__name__)
 
-Arrays = TypeVar("Arrays", bound=Any)  # a bundle with prompts: tokens and prompt_mask
+Arrays = TypeVar("Arrays", bound=Any)  # a pytree of arrays with the fields tokens and prompt_mask
 
 
 class PromptBatch(flax.struct.PyTreeNode):
-    """Prompts, and the traces that hints are cut from."""
+    """A batch of prompts, with the reference solutions (traces) that hints are cut from."""
 
     problem_id: np.ndarray  # u32[n]
     tokens: np.ndarray  # i32[n, p], padded on the left
@@ -50,7 +50,7 @@ def prompt_arrays(
     exclude_answer: bool,  # hints end before a trace's last answer span and show no tokens of any span
     overflow: str,  # error | drop, see `_fitting` | cut: keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
-    """Returns the problems whose prompts fit, and their arrays, one row each."""
+    """Tokenizes problems. Returns those whose prompts fit into `prompt_length` tokens, and their arrays, one row each."""
     encoded = []
     for problem in problems:
         ids, offsets = tokenizer.encode_with_offsets(problem.trace)
@@ -74,8 +74,8 @@ def prompt_arrays(
 
 
 def _problem_numbers(problems: Sequence[Problem]) -> np.ndarray:
-    """Returns a distinct number for each problem, u32[n]: the CRC-32 of its id, or the next free number.
-    Raises ValueError if two problems have the same id."""
+    """Returns a distinct uint32 number for each problem: the CRC-32 checksum of its id, or the next free number if that is
+    taken. Raises ValueError if two problems have the same id."""
     owner: dict[int, str] = {}
     for problem in problems:
         number = zlib.crc32(problem.id.encode())
@@ -96,7 +96,8 @@ def sft_arrays(
     completion_length: int,
     overflow: str,
 ) -> SFTBatch:
-    """Returns arrays of the problems whose prompt and demonstration fit, one row each; arguments as in `prompt_arrays`."""
+    """Tokenizes problems for supervised fine-tuning, and returns a batch with one row for each problem whose prompt and
+    demonstration fit. The arguments are those of `prompt_arrays`."""
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
@@ -107,9 +108,9 @@ def sft_arrays(
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:
-    """Returns an endless random-access sequence whose item i is the batch of step i, see `cut_to_bucket`.
-    Rows that do not fill an epoch's last batch are left out of that epoch, so no batch holds a problem twice.
-    Raises ValueError if there are fewer rows than `batch_size`."""
+    """Returns an endless random-access sequence whose item i is the batch of training step i, with padding cut by
+    `cut_to_bucket`. Rows that do not fill an epoch's last batch are left out of that epoch, so that no batch contains a problem
+    twice. Raises ValueError if there are fewer rows than `batch_size`."""
     rows = len(arrays.tokens)
     if rows < batch_size:
         raise ValueError(f"{rows} problems do not fill a batch of {batch_size}")
@@ -118,12 +119,12 @@ def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) 
 
 
 def take_rows(arrays, index: np.ndarray):
-    """Takes rows of a pytree of arrays with a common leading axis."""
+    """Returns the rows `index` of every array in a pytree of arrays."""
     return jax.tree.map(lambda x: x[index], arrays)
 
 
 def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
-    """Cuts the padding of prompts to the smallest length of `buckets` that holds the longest prompt."""
+    """Cuts the padding of prompts, so that their length is the smallest in `buckets` that holds the longest prompt."""
     longest = arrays.prompt_mask.sum(axis=1).max()
     length = next(size for size in buckets if size >= longest)
     return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])
@@ -132,8 +133,9 @@ def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
 def _fitting(
     problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
 ) -> list[int]:
-    """Returns indices of the problems that fit, given (prompt, completion) lengths in tokens, and logs the others.
-    Raises ValueError if none fits, or if one does not and overflow is "error"; the message names the keys to change."""
+    """Returns the indices of the problems whose prompt and completion both fit, and logs how many do not. `lengths` are the
+    lengths of each problem's prompt and completion in tokens. Raises ValueError if no problem fits, or if any does not fit and
+    `overflow` is "error"; the message names the configuration keys to change."""
     fits = [p <= prompt_length and c <= completion_length for p, c in lengths]
     keep = [index for index, fit in enumerate(fits) if fit]
     if all(fits):
@@ -158,7 +160,7 @@ def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[
 
 
 def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pads token lists on the left: tokens i32[n, length], and a mask bool[n, length], False on padding."""
+    """Pads token lists on the left. Returns tokens, int32 [n, length], and a mask, bool [n, length], False on padding."""
     tokens, prompt_mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
         tokens[row, length - len(ids) :], prompt_mask[row, length - len(ids) :] = ids, True

@@ -1,1 +1,1 @@
-"""Masked diffusion: corruption, the supervised loss, samplers."""
+"""Masked diffusion: the corruption process, the supervised loss and the samplers."""

@@ -1,4 +1,4 @@
-"""Samples completions of prompts in batches of few shapes."""
+"""Samples completions for many prompts in batches of few different shapes, because each shape is compiled separately."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,8 @@ from igpo_jax.runtime.mesh import shard_batch, to_host
 
 @flax.struct.dataclass
 class Requests:
-    """Completions to sample, host arrays. A row's noise depends on (key, attempt, problem_id, draw)."""
+    """Completions to sample, one per row, as host arrays. The noise of a row depends only on the PRNG key, the attempt, the
+    problem's id and `draw`, the index of the completion."""
 
     tokens: np.ndarray  # int32 [n, p], prompts padded on the left
     prompt_mask: np.ndarray  # bool [n, p]
@@ -28,25 +29,25 @@ class Requests:
 
     @classmethod
     def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
-        """Requests without hints, one for each prompt."""
+        """Returns requests without hints, one for each prompt: every position of their canvases is MASK."""
         canvas = np.full((len(draw), decode.completion_length), model.mask_id, np.int32)
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Prompt, prompt mask, canvas and row keys on the devices, in the order of the samplers' arguments."""
+        """Returns prompts, prompt mask and canvas, sharded over `mesh`, and row keys, in the order of a sampler's arguments."""
         keys = completion_keys(key, self.problem_id, self.draw, attempt)
         return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """Rules for splitting rows into batches."""
+    """Rules for splitting the rows of `Requests` into batches."""
 
     mesh: Mesh
     size: int  # rows per batch, a multiple of data * fsdp
     buckets: Sequence[int]  # a batch's prompts are padded to the smallest of these lengths that holds them
     shortest_first: bool = True  # sorts by prompt length, so that few batches are long; False keeps the given order
-    fill: bool = True  # fills a smaller last batch with repeated rows, so that it needs no program of its own
+    fill: bool = True  # fills a smaller last batch with repeated rows, so that it needs no separately compiled program
 
 
 def complete(
@@ -59,11 +60,11 @@ def complete(
     attempt: int = 0,
     sampler: Callable[..., Sample] | None = None,
 ) -> Iterator[tuple[np.ndarray, Sample]]:
-    """Samples batch by batch under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
+    """Samples completions batch by batch. Run it under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
 
-    Yields for each batch the indices of its rows in `requests`, int [m], and their `Sample` on the host, in the same order;
-    counts of work include repeated rows. attempt: see `completion_keys`. sampler: has the arguments of `sample`, the default.
-    """
+    For each batch, yields the indices of its rows in `requests`, int [m], and a `Sample` on the host with their completions in
+    the same order. Counts of work in it include rows repeated to fill the batch. `attempt` is passed to `completion_keys`, and
+    `sampler` is a function with the arguments of `sample`, which is the default."""
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
     for begin in range(0, total, batching.size):

@@ -1,8 +1,7 @@
-"""One denoising step of one block: network, draw, write (docs/method.md section 5).
+"""One denoising step of one block: runs the network, draws tokens and writes some of them (docs/method.md section 5).
 
-The compiled sampler, the stepwise one and the probe of a cached sampler's error all run `Block.denoise_step`. unmasking.py
-selects the tokens that a step writes.
-"""
+The compiled sampler, the stepwise sampler and the measurement of a cached sampler's error all run `Block.denoise_step`. The
+rules in unmasking.py select the tokens that a step writes."""
 
 import functools
 from typing import Any
@@ -18,11 +17,11 @@ from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import KVCache, ModelConfig, Window, forward, prefill, unembed
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
-HINT = -1  # in `unmask_step`: a token given from the start
+HINT = -1  # value in `unmask_step` for a token that was given before sampling
 
 
 class DecodeState(flax.struct.PyTreeNode):
-    """Completions in progress."""
+    """State of a batch of completions that are being sampled."""
 
     prompt: Array  # int32 [b, p], padded on the left
     prompt_mask: Array  # bool [b, p]
@@ -35,7 +34,7 @@ class DecodeState(flax.struct.PyTreeNode):
 
     @classmethod
     def abstract(cls, rows: int, prompt_length: int, decode: DecodeConfig, mesh: Mesh) -> "DecodeState":
-        """`jax.ShapeDtypeStruct` of every field, with its sharding on `mesh`."""
+        """Returns a `DecodeState` that holds `jax.ShapeDtypeStruct` (shape, dtype, sharding on `mesh`) instead of arrays."""
 
         def array(shape, dtype) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(BATCH)))
@@ -52,7 +51,7 @@ class DecodeState(flax.struct.PyTreeNode):
 def initial_state(
     prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> DecodeState:
-    """Returns the state before the first block; arguments as for `sampler.sample`."""
+    """Returns the sampler's state before the first block. The arguments are those of `sampler.sample`."""
     number = len(canvas)
     unmask_step = jnp.where(canvas != cfg.mask_id, jnp.int32(HINT), jnp.int32(decode.steps))
     state = DecodeState(prompt, prompt_mask, canvas, row_keys, canvas, unmask_step, jnp.zeros(number, bool), jnp.arange(number))
@@ -60,7 +59,7 @@ def initial_state(
 
 
 class DenoiseCarry(flax.struct.PyTreeNode):
-    """Arrays that the steps of a block change."""
+    """Arrays that the denoising steps of a block change."""
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l]
@@ -72,14 +71,14 @@ class DenoiseCarry(flax.struct.PyTreeNode):
 
 
 class StepInfo(flax.struct.PyTreeNode):
-    """One step's decisions for the block."""
+    """Result of one denoising step in the active block: the tokens that it drew, and the positions where it wrote them."""
 
     drawn: Array  # int32 [b, k]
     written: Array  # bool [b, k]
 
 
 class Block(flax.struct.PyTreeNode):
-    """One block of completions: the inputs that its steps share, and the step itself."""
+    """A block (consecutive positions of the completions that are sampled together), with the inputs that its steps share."""
 
     params: Params
     state: DecodeState  # before the block
@@ -99,18 +98,19 @@ class Block(flax.struct.PyTreeNode):
 
     @property
     def start(self) -> Array:
-        """The block's first position in the completion."""
+        """Index of the block's first position in the completion."""
         return self.number * self.decode.block_length
 
     def active(self, x: Array) -> jax.Array:
-        """The block's part of [b, l]."""
+        """Returns the block's columns of an array [rows, completion length]."""
         return jax.lax.dynamic_slice_in_dim(x, self.start, self.decode.block_length, axis=1)
 
     def unfinished(self, tokens: Array) -> jax.Array:
         return jnp.any(self.active(tokens) == self.cfg.mask_id)
 
     def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
-        """Logits of the block, float32 [b, k, v], and the keys and values of all positions, None without a cache."""
+        """Runs the network on whole rows. Returns the logits of the block, float32 [rows, block length, vocabulary], and the
+        keys and values of all positions, or None if the sampler uses no cache."""
         rows, out_slice = self._network_input(tokens), (self.state.prompt.shape[1] + self.start, self.decode.block_length)
         if self.decode.cache == "none":
             return self._logits(forward(self.params, rows, self.attention_mask, self.cfg, out_slice)), None
@@ -118,7 +118,7 @@ class Block(flax.struct.PyTreeNode):
         return self._logits(hidden), cache
 
     def cached_forward(self, tokens: Array, cache: KVCache) -> jax.Array:
-        """Logits of the block from a window of the rows, float32 [b, k, v]."""
+        """Runs the network on a window of the rows. Returns the block's logits, float32 [rows, block length, vocabulary]."""
         rows, prompt_length, length = self._network_input(tokens), self.state.prompt.shape[1], self.decode.completion_length
         first = prompt_length + self.start
 
@@ -135,7 +135,8 @@ class Block(flax.struct.PyTreeNode):
         return jax.lax.switch(jnp.argmax(enough), at_end)
 
     def _network_input(self, tokens: Array) -> jax.Array:
-        """Whole rows, int32 [b, p + l]; with guidance followed by the same rows with prompt and hints masked."""
+        """Returns each prompt followed by its completion, int32 [b, p + l]. With classifier-free guidance, a second half of the
+        batch repeats these rows with prompt and hints masked."""
         prompt, canvas, mask_id = self.state.prompt, self.state.canvas, self.cfg.mask_id
         rows = jnp.concatenate([prompt, tokens], axis=1)
         if self.decode.cfg_scale > 0:
@@ -144,7 +145,7 @@ class Block(flax.struct.PyTreeNode):
         return shard_rows(rows)
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits after classifier-free guidance, -inf for MASK."""
+        """Computes logits from hidden states, applies classifier-free guidance, and sets the logit of MASK to -inf."""
         logits = unembed(self.params, hidden, self.cfg)
         if self.decode.cfg_scale > 0:
             conditional, unconditional = jnp.split(logits, 2)
@@ -152,8 +153,8 @@ class Block(flax.struct.PyTreeNode):
         return logits.at[..., self.cfg.mask_id].set(-jnp.inf)
 
     def denoise_step(self, carry: DenoiseCarry, logits: jax.Array, first: Array | int = 0) -> tuple[DenoiseCarry, StepInfo]:
-        """Draws a token for every position of the block and writes some of them. logits: float32 [b, k, v]. first: the block's
-        step from which `carry.step` counts."""
+        """Draws a token for every position of the block from `logits`, float32 [rows, block length, vocabulary], and writes
+        some of them. `first` is the step of the block from which `carry.step` counts."""
         decode = self.decode
         positions = self.start + jnp.arange(decode.block_length)
         step = first + carry.step
@@ -191,8 +192,8 @@ class Block(flax.struct.PyTreeNode):
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Sizes of the windows that cache=prefix recomputes at the end of a completion, ascending. There are few, so that one
-    program serves all blocks."""
+    """Returns the sizes of the windows at the end of a completion that cache=prefix recomputes, in ascending order. There are
+    only a few sizes, so that one compiled program serves all blocks."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

@@ -1,8 +1,7 @@
-"""The reverse process: block-wise remasking, one compiled loop per block (docs/method.md section 5).
+"""The sampler (reverse process) fills masked tokens block by block, in one compiled loop per block (docs/method.md section 5).
 
-A hint is a canvas position that is already filled. Steps write masks only, so hints cannot change, and inpainting needs no
-sampler of its own. denoise.py has the single step.
-"""
+A hint is a completion position that is filled before sampling. Denoising steps write only masked positions, so hints never
+change, and inpainting needs no separate sampler. The single denoising step is in denoise.py."""
 
 import functools
 
@@ -23,19 +22,20 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 @flax.struct.dataclass
 class Sample:
-    """Completions, and the work of sampling them."""
+    """Completions of a batch, and counts of the work that sampling them took."""
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` for hints
-    evaluations: int  # steps that ran; each is one network evaluation (two with guidance) of a batch
+    evaluations: int  # steps that ran; each runs the network once on a batch (twice with guidance)
     rows_evaluated: int  # evaluations summed over the rows of their batches; at most b * steps
-    flops: int  # of matrix products, see `forward_flops`
+    flops: int  # FLOPs of matrix products, see `forward_flops`
 
 
 @jax.jit
 def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attempt: int) -> jax.Array:
-    """Returns one PRNG key per row, [b], derived from the iteration's key, the problem and the completion index, uint32 [b], so
-    that it does not depend on the row's place in the batch. `attempt` separates several uses of the iteration's key."""
+    """Returns one PRNG key per row, derived from the iteration's key, the problem's id and the completion's index, uint32
+    [rows], so that it does not depend on the row's place in the batch. A different `attempt` gives different keys, so that the
+    iteration's key can be used several times."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     by_problem = fold(jax.random.fold_in(key, attempt), problem_id)
     return jax.vmap(jax.random.fold_in)(by_problem, completion)
@@ -44,18 +44,18 @@ def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attemp
 def sample(
     params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> Sample:
-    """Fills the masks of a canvas block by block, from left to right.
+    """Fills the masked positions of a canvas block by block, from left to right.
 
-    Each step draws a token for every masked position of the active block, writes some of them (`to_write`; by default the
-    likeliest) and leaves the others masked. MASK is never drawn. A row whose block is all EOS has ended: its remaining masks
-    become EOS. A block is one compiled program. Between blocks the host reads the number of rows that have not ended, and moves
-    them into a smaller batch if one of a few sizes holds them. Tokens do not depend on this, unless rounding decides near ties.
+    Each step draws a token for every masked position of the active block, writes some of them (by default the likeliest, see
+    `to_write`) and leaves the others masked. MASK itself is never drawn. A row whose block contains only EOS has ended, and its
+    remaining MASK tokens become EOS. Each block runs in one compiled program. Between blocks, the host reads how many rows have
+    not ended, and moves those rows into a smaller batch if one of a few sizes holds them. The tokens do not depend on the batch
+    size, except where rounding decides between nearly equal values.
 
     Args:
-        prompt, prompt_mask: int32 and bool [b, p], padded on the left.
-        canvas: int32 [b, l], MASK or a hint token.
-        row_keys: PRNG keys [b], see `completion_keys`. Noise depends on (row key, position, step).
-    """
+        prompt, prompt_mask: prompts padded on the left and their mask, int32 and bool [b, p].
+        canvas: positions of the completions, each MASK or a hint token, int32 [b, l].
+        row_keys: PRNG keys [b] from `completion_keys`. The noise depends on the row's key, the position and the step."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     sizes, length = _batch_sizes(len(canvas)), prompt.shape[1] + decode.completion_length
     tokens, unmask_step, evaluations, rows_evaluated, flops = state.tokens, state.unmask_step, 0, 0, 0
@@ -77,7 +77,7 @@ def sample(
 
 
 def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConfig, decode: DecodeConfig) -> int:
-    """FLOPs of one row in one block: `full` evaluations of all `length` positions and `partial` evaluations of a window."""
+    """Returns the FLOPs of one row in one block: `full` network runs on `length` positions, and `partial` runs on a window."""
     rest = decode.completion_length - block * decode.block_length
     window = decode.block_length if decode.cache == "dual" else next(size for size in window_sizes(decode) if size >= rest)
     full_flops = forward_flops(cfg, length, decode.block_length)
@@ -86,8 +86,8 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Normalizes equivalent shardings, which would otherwise trigger recompilation, to (data, fsdp) by name. Arrays of several
-    processes cannot be renamed, so these compile once more."""
+    """Replaces the state's shardings by an equivalent one over the mesh axes (data, fsdp), because other names for it would
+    trigger recompilation. Arrays of several processes cannot be renamed, so programs that take them are compiled once more."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state
@@ -95,7 +95,8 @@ def canonical_sharding(state: DecodeState) -> DecodeState:
 
 
 def _batch_sizes(rows: int) -> list[int]:
-    """Batch sizes for rows that have not ended: all, a half, a quarter or an eighth, if these divide over the devices."""
+    """Returns the batch sizes that sampling may shrink to: `rows` itself, and a half, a quarter and an eighth of it if the
+    devices share that number evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     divisor = 1 if mesh.empty else batch_size_divisor(mesh)
     return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]
@@ -103,7 +104,7 @@ def _batch_sizes(rows: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _take_live(state: DecodeState, size: int) -> DecodeState:
-    """Takes the rows that have not ended, and ended ones to fill the batch."""
+    """Keeps `size` rows of the state: all rows that have not ended, and some that have ended to fill the batch."""
     order = jnp.argsort(state.ended, stable=True)[:size]
     return jax.tree.map(lambda x: shard_rows(x[order]), state)
 
@@ -118,8 +119,8 @@ def _put_back(tokens: jax.Array, unmask_step: jax.Array, state: DecodeState) -> 
 
 @flax.struct.dataclass
 class BlockCarry:
-    """Values that a full evaluation and its cached steps change. Loop bodies increment the counters, so that plan/hlo_cost.py
-    can read the number of iterations from the compiled program."""
+    """Values that change when a block runs one evaluation of whole rows and the steps that use its cache. The loop bodies
+    increment the counters, so that plan/hlo_cost.py can read the number of iterations from the compiled program."""
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
@@ -131,13 +132,13 @@ class BlockCarry:
 def denoise_block(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Runs the steps of block `number`, int32 [], until its last mask is written. Returns the state and counts, int32 [] each:
-    evaluations of whole rows, evaluations of windows, and rows that have not ended."""
+    """Runs the denoising steps of block `number`, int32 [], until none of its positions is masked. Returns the new state and
+    three counts, int32 []: network evaluations of whole rows, evaluations of windows, and rows that have not ended."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
 
     def run_full(carry: BlockCarry) -> BlockCarry:
-        """Runs one full evaluation and the steps that reuse its keys and values."""
+        """Runs the network once on whole rows, and then the steps that reuse its keys and values."""
         first = carry.full * every
         logits, cache = block.full_forward(carry.tokens)
         after, _ = block.denoise_step(DenoiseCarry(carry.tokens, carry.unmask_step, jnp.int32(0)), logits, first)
@@ -164,5 +165,5 @@ def denoise_block(
 
 
 def refresh_interval(decode: DecodeConfig) -> int:
-    """Number of steps from one full evaluation to the next."""
+    """Returns the number of denoising steps from one network evaluation of whole rows to the next."""
     return 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block

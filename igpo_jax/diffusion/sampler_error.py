@@ -1,4 +1,4 @@
-"""Error of a cached sampler against the exact one, on the cached sampler's canvases."""
+"""Measures the error of a sampler with cached keys and values, against exact network runs on the same canvases."""
 
 import functools
 from typing import Any
@@ -20,10 +20,10 @@ PROBED = 8  # minimum number of completions on which training measures the error
 
 @flax.struct.dataclass
 class StepErrors:
-    """Sums over the rows that have not ended, float32 [steps of a block] each."""
+    """Errors of a cached sampler for each step of a block, float32 [steps], summed over the rows that have not ended."""
 
     kl: Array  # KL(exact, cached) of the logits of all masked positions of the block, nats
-    masked: Array  # number of those positions
+    masked: Array  # number of masked positions
     changed: Array  # number of written tokens that exact logits with the same noise would have drawn differently
     written: Array  # number of written tokens
 
@@ -38,13 +38,13 @@ class ProbeCarry:
 def sampler_error(
     params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
-    """Samples with a cache like `sampler.sample`, with the same arguments, and computes exact logits of each step's canvas,
-    too.
+    """Samples with a cache like `sampler.sample`, with the same arguments, and also computes the exact logits of each step's
+    canvas.
 
     Returns:
-        kl: mean over masked positions and steps, nats. kl_by_step: the same for each step of a block, None if no row reached
-        it. changed: share of the written tokens that exact logits would have drawn differently.
-    """
+        A dict: `kl` is the mean of KL(exact, cached) over masked positions and steps, in nats. `kl_by_step` is this mean for
+        each step of a block, or None for a step that no row reached. `changed` is the share of the written tokens that exact
+        logits would have drawn differently."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     total = StepErrors(*np.zeros((4, decode.steps_per_block)))
     for number in range(decode.blocks):
@@ -63,7 +63,7 @@ def sampler_error(
 def block_errors(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, StepErrors]:
-    """Runs all steps of one block, like `sampler.denoise_block`."""
+    """Runs the denoising steps of one block like `sampler.denoise_block`. Returns the new state and the errors of each step."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
     live = ~state.ended[:, None]
@@ -98,6 +98,6 @@ def block_errors(
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """KL(exact, other) of two arrays of logits [..., v], in nats, [...]; tokens with exact probability 0 are left out."""
+    """Computes KL(exact, other) in nats, [...], from logits, [..., v], leaving out tokens with exact probability 0."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

@@ -1,5 +1,5 @@
-"""Runs the sampler of sampler.py one step at a time, for viewers. It writes the same tokens, but more slowly, because the host
-reads the canvas after every step."""
+"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show its progress. It writes the same tokens,
+but more slowly, because the host reads the canvas after every step."""
 
 import dataclasses
 import functools
@@ -21,14 +21,14 @@ ALTERNATIVES = 5  # number of likeliest tokens reported for every position
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Canvases after a denoising step, on the host. The last three fields cover the active block's positions and use the logits
-    of this step; before the first step they are empty."""
+    """Canvases of a batch after one denoising step, on the host. The last three fields are computed from the logits of this
+    step for the positions of the active block; they are empty before the first step."""
 
     number: int  # the scheduled step, as in `unmask_step`; `HINT` before the first
     tokens: np.ndarray  # int32 [b, l]
     unmask_step: np.ndarray  # int32 [b, l]
     start: int  # the active block's first position
-    probability: np.ndarray  # float32 [b, k], of the drawn token
+    probability: np.ndarray  # float32 [b, k], probability of the drawn token
     likeliest: np.ndarray  # int32 [b, k, n], the likeliest tokens
     likelihood: np.ndarray  # float32 [b, k, n], their probabilities
 
@@ -43,8 +43,8 @@ def sample_stepwise(
     decode: DecodeConfig,
     watch: Callable[[Step], None],
 ) -> Sample:
-    """Samples like `sampler.sample`, with the same arguments. `watch` is called before the first step and after every step; it
-    may raise to stop sampling."""
+    """Samples like `sampler.sample`, with the same arguments, and calls `watch` before the first step and after every step.
+    `watch` may raise an exception to stop sampling."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
     tokens, unmask_step = to_host((state.tokens, state.unmask_step))
@@ -82,13 +82,13 @@ def advance(
     cfg: ModelConfig,
     decode: DecodeConfig,
 ) -> tuple[DecodeState, KVCache | None, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Runs one step of one block. Returns the state, the cache, and probability, likeliest and likelihood as in `Step`.
+    """Runs one denoising step of one block. Returns the new state, the cache, and the fields `probability`, `likeliest` and
+    `likelihood` of `Step`.
 
     Args:
-        masks_at_entry: int32 [b], masks of the block before its first step.
-        cache: from an earlier step; None evaluates whole rows.
-        number, step: int32 [], indices of the block and of its step.
-    """
+        masks_at_entry: number of masked positions in the block before its first step, int32 [b].
+        cache: keys and values from an earlier step, or None to run the network on whole rows.
+        number, step: index of the block, and index of the step within the block, int32 []."""
     block = Block.begin(params, state, number, cfg, decode).replace(masks_at_entry=masks_at_entry)
     if cache is None:
         logits, cache = block.full_forward(state.tokens)
@@ -105,11 +105,11 @@ def advance(
 
 
 def _masks(tokens: np.ndarray, start: int, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:
-    """Number of masks in a block, int32 [b]."""
+    """Counts the masked positions of each row in the block that begins at `start`, int32 [rows]."""
     return (tokens[:, start : start + decode.block_length] == cfg.mask_id).sum(axis=1, dtype=np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "decode"))
 def _skip_block(state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig) -> DecodeState:
-    """Returns the state after a block without masks."""
+    """Returns the sampler's state after a block without masked positions."""
     return Block.begin({}, state, number, cfg, decode).finish(state.tokens, state.unmask_step)

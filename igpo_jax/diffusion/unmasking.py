@@ -1,4 +1,4 @@
-"""Rules of a denoising step: drawing a token for every masked position of a block, and selecting the tokens to write
+"""Rules of a denoising step: how it draws a token for every masked position of a block, and which of these tokens it writes
 (docs/method.md section 5)."""
 
 import dataclasses
@@ -19,13 +19,13 @@ CACHES = ("none", "prefix", "dual")
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """Decoding settings of rollouts and evaluations."""
+    """Configuration of the sampler in rollouts and evaluations."""
 
     completion_length: int
     block_length: int
-    steps: int  # denoising steps for the whole completion, at most
+    steps: int  # largest number of denoising steps for a completion
     temperature: float = checked(0.0, not_negative)
-    cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0: none
+    cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0 turns it off
     # Positions written first: low_confidence (probable drawn token), position_first (probable likeliest token, whichever is
     # drawn), entropy (low entropy) or random.
     remasking: str = checked("low_confidence", one_of(*REMASKINGS))
@@ -68,12 +68,12 @@ class DecodeConfig:
 
 
 def exact_sampler(decode: DecodeConfig) -> DecodeConfig:
-    """Returns the same sampler without cache and parallel commits."""
+    """Returns `decode` without its approximations: no cache, and a fixed schedule of how many tokens each step writes."""
     return dataclasses.replace(decode, cache="none", commit="schedule")
 
 
 def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
-    """Gumbel noise, float32 [b, k, v], from one key per position, [b, k]."""
+    """Draws Gumbel noise, float32 [rows, positions, vocabulary], from one PRNG key per position, [rows, positions]."""
     draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")
     return jax.vmap(jax.vmap(draw))(keys)
 
@@ -81,17 +81,17 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token for every position, int32 [b, k], and computes its confidence, float32 [b, k].
+    """Draws a token for every position, int32 [b, k], and computes the token's confidence, float32 [b, k].
 
-    The token is drawn from softmax(logits / temperature): logits + T * gumbel has the same argmax as the reference code's
-    exp(logits) / (-log u)^T, but does not overflow. The confidence is the log-probability, under the clean logits, of the drawn
-    token (low_confidence) or of the likeliest one (position_first), or minus the entropy.
+    The token is drawn from softmax(logits / T) with temperature T, as the argmax of logits + T * gumbel. The reference code's
+    exp(logits) / (-log u)^T has the same argmax, but can overflow. The confidence is the log-probability, without noise, of the
+    drawn token (remasking low_confidence) or of the likeliest token (position_first), the negative entropy (entropy), or a
+    random number (random).
 
     Args:
-        logits: float32 [b, k, v], after guidance.
-        gumbel: float32 [b, k, v]; None at temperature 0.
-        uniform: float32 [b, k], the confidences of random remasking; None otherwise.
-    """
+        logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.
+        gumbel: Gumbel noise, float32 [b, k, v], or None at temperature 0.
+        uniform: the confidences for random remasking, float32 [b, k], otherwise None."""
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
     noisy = logits if gumbel is None else logits + decode.temperature * gumbel
@@ -115,33 +115,36 @@ def propose(
 
 
 def transfer_count(masks: Array, step: Array, steps: int) -> Array:
-    """Number of tokens that step `step` of `steps` writes in a block that had `masks` masks; early steps take the remainder."""
+    """Returns how many tokens step `step` of `steps` writes in a block that began with `masks` masked positions. Steps share
+    the tokens evenly, and the early ones take the remainder."""
     return masks // steps + (step < masks % steps)
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: Array) -> jax.Array:
-    """Selects the `count`, int32 [b], masked positions of every row with the highest confidence, float32 [b, k]; all if there
-    are fewer. Masked positions with confidence -inf still rank above unmasked ones."""
+    """Selects, in each row, the masked positions with the highest confidence, float32 [b, k]: as many as `count`, int32 [b],
+    says, or all if there are fewer. Masked positions with confidence -inf still rank above unmasked ones."""
     lowest = jnp.finfo(confidence.dtype).min
     ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
     return masked & (ranked < count[:, None])
 
 
 def rank_descending(values: jax.Array) -> jax.Array:
-    """Rank of every value in its row, 0 for the largest; the lowest index wins ties."""
+    """Returns the rank of every value in its row, 0 for the largest. Equal values are ranked by index, lowest first."""
     return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
 
 
 def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig) -> jax.Array:
-    """Selects the positions of a block that this step writes, bool [b, k].
+    """Selects the positions of a block that a denoising step writes, bool [b, k] for b rows and k positions.
 
-    The parallel rules are Fast-dLLM's (arXiv 2505.22618). If they write too few, the leftmost masks are added, or the most
-    confident, with which RL is reported to collapse (ForkGRPO).
+    The parallel rules (`decode.commit` is threshold or factor) are Fast-dLLM's (arXiv 2505.22618). If they write too few
+    tokens, the leftmost masked positions are added, or the most confident ones, with which RL is reported to collapse
+    (ForkGRPO).
 
     Args:
-        confidence: float32 [b, k], log-probabilities unless decode.commit is schedule. masked: bool [b, k].
-        masks_at_entry: int32 [b], masks of the block before its first step. step: int32 [], of the block.
-    """
+        confidence: confidence of each position, float32 [b, k], a log-probability unless decode.commit is schedule.
+        masked: True for masked positions, bool [b, k].
+        masks_at_entry: number of masked positions in the block before its first step, int32 [b].
+        step: index of the step within the block, int32 []."""
     if decode.commit == "schedule":
         return most_confident(confidence, masked, transfer_count(masks_at_entry, step, decode.steps_per_block))
     if decode.commit == "threshold":
@@ -153,6 +156,6 @@ def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, st
         likely = masked & (rank < first_failing)
     due = -(-masked.sum(axis=1) // (decode.steps_per_block - step))
     others = confidence
-    if decode.fallback == "leftmost":  # except positions that are to be written last
+    if decode.fallback == "leftmost":  # but positions with confidence -inf are still written last
         others = jnp.where(confidence == -jnp.inf, -jnp.inf, -jnp.arange(masked.shape[1], dtype=confidence.dtype))
     return most_confident(jnp.where(likely, jnp.inf, others), masked, jnp.maximum(likely.sum(axis=1), due))

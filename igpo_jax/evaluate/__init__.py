@@ -1,1 +1,1 @@
-"""Evaluation on benchmarks: protocols, completions with verdicts, results, comparisons."""
+"""Evaluation of models on benchmarks, and comparison of evaluations."""

@@ -3,9 +3,9 @@ python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--output=DIR]
 python -m igpo_jax.evaluate --sampler-error --workdir=RUN [--sampler=cache=dual,commit=threshold]
 python -m igpo_jax.evaluate diff DIR DIR
 
-Evaluates a model on benchmarks with a recorded protocol, or a run on its own test problems. Run the same command again to
-resume. diff compares two evaluations problem by problem. --sampler-error compares a cached or parallel sampler with the
-exact one: logits step by step, network evaluations, and accuracy."""
+Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
+Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
+parallel sampler with the exact one by their accuracy, network evaluations, and logits at each step."""
 
 import json
 import pathlib
@@ -71,8 +71,8 @@ def main(_):
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:
-    """Returns the configuration with the changes from --sampler. Raises ValueError for an unknown key, an invalid value, or an
-    exact sampler."""
+    """Returns the configuration with the changes from --sampler. Raises ValueError for an unknown key or an invalid value, or
+    if --sampler-error would compare the exact sampler with itself."""
     if not SAMPLER_ERROR.value:
         if SAMPLER.value:
             raise ValueError("--sampler goes with --sampler-error")
@@ -94,8 +94,8 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
 
 
 def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dict[str, Any]]]:
-    """Returns the problems and the protocol of each benchmark, after all checks that need no device. Raises ValueError with the
-    name of a missing option."""
+    """Returns the problems of each benchmark, and its protocol, which records the settings that affect the results. Makes all
+    checks that need no device. Raises ValueError with the name of a missing option."""
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
@@ -108,7 +108,7 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
 
 
 def open_model(config: ConfigDict) -> DiffusionLM:
-    """Loads the model; raises ValueError if the model cannot be loaded or has no tokenizer."""
+    """Loads the model to evaluate. Raises ValueError if the model cannot be loaded or has no tokenizer."""
     options = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
     model = igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
     if model.tokenizer is None:
@@ -117,8 +117,8 @@ def open_model(config: ConfigDict) -> DiffusionLM:
 
 
 def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
-    """Makes the evaluation's folder, by default inside the evaluated run. Raises ValueError on all processes if the folder
-    holds another evaluation or if the processes do not share it."""
+    """Creates the folder of an evaluation, by default inside the evaluated run, and returns its path. Raises ValueError on all
+    processes if the folder holds another evaluation, or if a process does not see the files of process 0."""
     if OUTPUT.value:
         folder = pathlib.Path(OUTPUT.value)
     elif "step" in model.origin:
@@ -136,7 +136,7 @@ def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
 
 
 def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
-    """Runs all benchmarks and writes card.json; returns its text."""
+    """Runs all benchmarks, writes their results to card.json, and returns the text of this file."""
     begin, device = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
     numbers = {name: measure(model, config, name, loaded, folder) for name, loaded in problems.items()}

@@ -1,5 +1,5 @@
-"""Completes and grades benchmarks. An evaluation's folder holds protocol.json, a JSON Lines file per benchmark with a row per
-problem, and at the end card.json. Evaluations resume; batch size and mesh do not change the rows."""
+"""Completes and grades benchmarks. The folder of an evaluation holds protocol.json, a JSON Lines file for each benchmark with a
+row per problem, and at the end card.json. Evaluations can be resumed. Batch size and mesh do not change the rows."""
 
 import json
 import math
@@ -33,9 +33,9 @@ from igpo_jax.tokenizers import completion_text
 def run_benchmark(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Completes and grades the problems that `<folder>/<name>.jsonl` lacks, and returns the `summary` of all. A row has the id,
-    question and answer of a problem and, for every draw, the graded text, the extracted answer, the reward, whether the text is
-    correct, the outcome of grading, and the number of denoising steps that wrote the text."""
+    """Completes and grades the problems that are not yet in `<folder>/<name>.jsonl`, and returns the `summary` of all rows of
+    this file. A row has the id, question and answer of a problem and, for every draw, the graded text, the extracted answer,
+    the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that wrote the text."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
@@ -72,19 +72,19 @@ def run_benchmark(
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """Returns a benchmark's prompts, padded to the largest bucket."""
+    """Returns the prompts of a benchmark's problems as arrays, padded to the largest configured prompt length."""
     lengths: dict[str, Any] = {"prompt_length": max(config.prompt_buckets), "completion_length": decode.completion_length}
     options: dict[str, Any] = {"chat": config.chat, "prefix": config.prefix, "exclude_answer": False, "overflow": "cut"}
     return prompt_arrays(problems, present(model.tokenizer), **lengths, **options)[1]
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Returns the verdicts of a benchmark's rows, bool[problems, draws]."""
+    """Returns whether each completion in the rows of a benchmark is correct, bool [problems, draws]."""
     return np.array([[c["correct"] for c in row["completions"]] for row in rows])
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Returns (reward, index of the outcome in OUTCOMES) of each answer, f64[n, 2]; the processes share the work."""
+    """Grades answers and returns the reward of each and the index of its outcome in OUTCOMES, float64 [n, 2]."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -93,7 +93,7 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the rows of an evaluation's file, and cuts off a partial last line that a killed process has left."""
+    """Reads the rows of a benchmark's file, and removes an incomplete last line that a killed process has left in the file."""
     rows = read_rows(file)
     if file.is_file() and _as_lines(rows) != file.read_text("utf-8", errors="replace"):
         atomic_write(file, _as_lines(rows))
@@ -105,9 +105,9 @@ def _as_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Compares two evaluation folders. Returns accuracies, difference with interval, and p-value of a paired test by benchmark,
-    None for a benchmark that only one folder has. Raises ValueError if a folder has no card, if no benchmark is in both, or if
-    protocols differ; the message then names the keys."""
+    """Compares two evaluation folders. Returns for each benchmark the accuracies, their difference with its interval, and the
+    p-value of a paired test, or None if only one folder has the benchmark. Raises ValueError if a folder has no card.json, if
+    no benchmark is in both folders, or if their protocols differ; the message then names the differing settings."""
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 
@@ -148,7 +148,8 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns pass@1 with its 95 % interval, pass@k for powers of two and all draws, and other counts."""
+    """Summarizes the rows of a benchmark: pass@1 with its 95% interval, pass@k where k is a power of two or the number of
+    draws, mean reward, and counts of the grading outcomes other than success."""
     correct = correct_of(rows)
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
@@ -167,6 +168,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """Returns the unbiased estimate of pass@k (Chen et al. 2021): the probability that k of the draws, without replacement,
-    include a correct one."""
+    """Returns the unbiased estimate of pass@k (Chen et al. 2021). It is the probability that k completions, chosen without
+    replacement from `draws` completions of which `correct` are correct, include a correct one."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

@@ -1,4 +1,4 @@
-"""Configuration of an evaluation, and its protocol, which holds the settings that decide the verdicts."""
+"""Configuration of an evaluation, and its protocol, which records the settings that affect the results."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ SAMPLED = 2**16  # bytes of each sampled piece of a file in `weights_digest`
 
 
 def base_evaluation() -> ConfigDict:
-    """Returns all keys of an evaluation's configuration with their defaults."""
+    """Returns the default configuration of an evaluation, which has all keys."""
     decode = dataclasses.asdict(DecodeConfig(completion_length=256, block_length=32, steps=128))
     del decode["temperature"]  # each benchmark has its own
     values = {
@@ -33,7 +33,7 @@ def base_evaluation() -> ConfigDict:
         "seed": 0,
         "prompt_buckets": (640,),
         "batch_size": 64,
-        # Same as in the configuration of a run.
+        # These have the defaults of a training run.
         "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},
         "mesh": dataclasses.asdict(MeshConfig()),
         "benchmarks": {},
@@ -42,13 +42,14 @@ def base_evaluation() -> ConfigDict:
 
 
 def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
-    """Returns the configuration of one benchmark: the section `task` of a run's configuration, the number of completions per
-    problem, and the number of problems, counted from the first; 0 uses all."""
+    """Returns the configuration of one benchmark. `task` has the keys of the section `task` in a run's configuration, `draws`
+    is the number of completions per problem, and `problems` is the number of problems, counted from the first; 0 uses all."""
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
-    """Returns the configuration of a run's own evaluation, with the decoding of `section`: evaluation | sampler."""
+    """Returns the configuration that evaluates a training run on its own test problems. The decoding settings come from the
+    section `section` of the run's configuration, "evaluation" or "sampler"."""
     run, config = read_run_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
@@ -62,12 +63,12 @@ def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation")
 
 
 def decode_config(config: ConfigDict, name: str) -> DecodeConfig:
-    """Returns the decoding of a benchmark's completions."""
+    """Returns the decoding settings for a benchmark's completions."""
     return DecodeConfig(**config.decode.to_dict() | {"temperature": config.benchmarks[name].temperature})
 
 
 def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Returns all settings that decide a benchmark's verdicts, except the model."""
+    """Returns all settings that affect the results of a benchmark, except the model."""
     part = config.benchmarks[name].to_dict()
     task = part["task"]
     deciding = ("name", "prompt", *load_task(task["name"]).REWARD_OPTIONS)  # `data` identifies the problems
@@ -81,7 +82,7 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems; raises ValueError with the benchmark's name if its file cannot be used."""
+    """Loads a benchmark's problems, without solutions. Raises ValueError with the benchmark's name if its file is unusable."""
     part = config.benchmarks[name]
     try:
         problems = load_task(part.task.name).load(part.task, "test", 0)
@@ -91,7 +92,8 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of names, sizes and sampled contents of a model's files: equal for copies, different after training."""
+    """Returns a hash of a model's files, made from their names, sizes and sampled contents. Copies of a model have the same
+    hash, and training changes the hash."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]

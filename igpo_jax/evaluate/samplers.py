@@ -1,4 +1,4 @@
-"""Compares a cached or parallel sampler with the exact one on the same problems and noise: accuracy, logits, work."""
+"""Comparison of a cached or parallel sampler with the exact one on the same problems and noise: accuracy, logits and work."""
 
 import pathlib
 from collections.abc import Sequence
@@ -26,11 +26,14 @@ PROBED = 64  # problems on which logits and work are compared
 def compare_samplers(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Runs a benchmark with the exact and the fast sampler, into `folder`/exact and `folder`/fast, and compares them.
+    """Runs a benchmark with the exact sampler and with the fast (cached or parallel) one, and compares them. Their completions
+    are written into `folder`/exact and `folder`/fast.
 
     Returns:
-        accuracy: result of `paired`; `one` is exact, `other` fast. changed_texts: share of completions whose text differs.
-        logits: result of `sampler_error`, None without a cache. exact, fast: network evaluations and FLOPs per completion."""
+        accuracy: the result of `paired`, where `one` is the exact sampler and `other` the fast one.
+        changed_texts: the share of completions whose text differs between the samplers.
+        logits: the result of `sampler_error`, or None if the fast sampler has no cache.
+        exact, fast: the network evaluations and FLOPs per completion of each sampler."""
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
         if jax.process_index() == 0:
@@ -40,7 +43,7 @@ def compare_samplers(
         run_benchmark(model, changed, name, problems, folder / which)
     found = _on_a_few(model, config, problems, samplers)
     if jax.process_index() > 0:
-        return found  # only process 0, which wrote the rows, sees them for certain
+        return found  # only process 0, which wrote the rows, is sure to see them
     rows = [read_rows(folder / which / f"{name}.jsonl") for which in samplers]
     texts = [[completion["text"] for row in sampled for completion in row["completions"]] for sampled in rows]
     changed_texts = float(np.mean([one != other for one, other in zip(*texts, strict=True)]))
@@ -48,7 +51,7 @@ def compare_samplers(
 
 
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:
-    """Measures the logits' error and the work per completion on the first `PROBED` problems."""
+    """Measures the work of both samplers per completion, and the error of cached logits, on the first `PROBED` problems."""
     divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED], samplers["fast"])
     number = -(-len(prompts.tokens) // divisor) * divisor
     prompts = take_rows(prompts, np.arange(number) % len(prompts.tokens))

@@ -1,1 +1,1 @@
-"""Grading: text to verdict, without JAX."""
+"""Grading of completions, from text to a verdict, without JAX."""

@@ -1,7 +1,7 @@
 """Finds the final answer of a completion, and decides whether two answers are equal.
 
-`equal` decides in this order: plain numbers by exact value, equal normalized texts, and math-verify for everything else.
-math-verify may be slow and its time limits fail silently in threads, so graders run in processes (tasks/reward_pool.py)."""
+`equal` compares plain numbers by exact value, then normalized texts, and uses math-verify for everything else. math-verify may
+be slow and its time limits fail silently in threads, so graders run in processes (tasks/reward_pool.py)."""
 
 import functools
 import logging
@@ -50,7 +50,7 @@ SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\s\d{3})+(?![\d.,])")  # 5 000
 WILD = (
     r"\d{400,}",  # first: on so many digits in a row the other patterns take seconds
     r"\^\s*\{?\s*[-+]?\d{5,}",  # 2^{1000000000}
-    r"\d\s*\^\s*\{[^{}]*\^",  # towers
+    r"\d\s*\^\s*\{[^{}]*\^",  # towers of powers
     r"(?<!\d)\d{4,}\s*!|!\s*!\s*!",
     r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}",
     r"\\(?:sum|prod|int)",
@@ -61,12 +61,12 @@ WILD = (
 
 
 def boxes(text: str) -> list[str]:
-    """Returns the contents of all outermost, closed \\boxed{...} and \\fbox{...}, in order."""
+    """Returns the contents of all outermost, closed \\boxed{...} and \\fbox{...} in a text, in order."""
     return [text[begin:end] for begin, end in box_spans(text)]
 
 
 def box_spans(text: str) -> list[tuple[int, int]]:
-    """Returns the (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...}, in order."""
+    """Returns the (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order."""
     found: list[tuple[int, int]] = []
     closing, end = _closing_braces(text), 0
     for match in re.finditer(r"\\(?:boxed|fbox)\s*\{?", text):
@@ -82,7 +82,8 @@ def box_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Maps each opening brace to the one that closes it, in one pass, because completions may hold thousands of open boxes."""
+    """Maps the position of each opening brace to that of its closing brace. Takes one pass, because completions may hold
+    thousands of open boxes."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for place in re.finditer(r"\\[{}\\]|[{}]", text):  # the first alternative skips escaped braces
@@ -94,9 +95,11 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """Returns the final answer of a completion by one of three rules, or None.
-    box: the last closed \\boxed{...}. number (GSM8K): the number after the last ####, else in the last box, else in <answer>,
-    else the last one. any: the last box, else <answer>, else the number after the last ####, else the last number."""
+    """Returns the final answer of a completion, or None if there is none. `rule` decides where the answer is searched:
+
+    box: the last closed \\boxed{...}.
+    number (GSM8K): the number after the last ####, else in the last box, else in <answer>, else the last number.
+    any: the last box, else <answer>, else the number after the last ####, else the last number."""
     text = SPECIAL.sub(" ", text[-TAIL_CHARS:])
     boxed = boxes(text)
     box = _unwrapped(boxed[-1]) if boxed else None
@@ -125,8 +128,8 @@ def _unwrapped(content: str) -> str:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Returns whether two bare answers agree, such as "1/2" and "\\frac{1}{2}", or "10" and "10 \\text{ cm}".
-    Raises TimeoutError if math-verify took more than `MATH_VERIFY_SECONDS`."""
+    """Returns whether two answers are equal, such as "1/2" and "\\frac{1}{2}", or "10" and "10 \\text{ cm}". Raises
+    TimeoutError if math-verify took more than `MATH_VERIFY_SECONDS`."""
     gold, answer = _unstyled(_unwrapped(gold)), _unstyled(_unwrapped(answer))
     wanted, found = _clean(gold), _clean(answer)
     if not wanted or not found:
@@ -142,7 +145,7 @@ def equal(gold: str, answer: str) -> bool:
     if _contradict(wanted, found):
         return False
     gold_box, answer_box = f"\\boxed{{{gold}}}", f"\\boxed{{{answer}}}"
-    if boxes(gold_box) != [gold] or boxes(answer_box) != [answer]:  # 5} 6
+    if boxes(gold_box) != [gold] or boxes(answer_box) != [answer]:  # unbalanced braces, such as 5} 6
         return False
     if max(len(gold), len(answer)) > MAX_ANSWER_CHARS or _is_costly(gold_box) or _is_costly(answer_box):
         return False
@@ -150,7 +153,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _as_numbers(wanted: str, found: str) -> bool | None:
-    """Compares two answers by exact value; None if either is not a plain number. 50% equals both 50 and 0.5."""
+    """Compares two answers by exact value; returns None if either is not a plain number. 50% equals both 50 and 0.5."""
     (number, percent), (other, other_percent) = _number(wanted), _number(found)
     if number is None or other is None:
         return None
@@ -162,7 +165,8 @@ def _as_numbers(wanted: str, found: str) -> bool | None:
 
 
 def _number(text: str) -> tuple[Number | None, bool]:
-    """Returns an answer's value, None if it is not a number, and whether it is a percentage. Ignores names before an = sign."""
+    """Returns an answer's value (None if it is not a number) and whether it is a percentage. Ignores names before an = sign, as
+    in x = 5."""
     percent = re.search(r"\s*(?:\\?%|\\?\s*percent(?:age)?|pct)$", text)
     if percent:
         text = text[: percent.start()]
@@ -175,7 +179,8 @@ def _number(text: str) -> tuple[Number | None, bool]:
 
 
 def _rounds_to(decimal: Number, exact: Number) -> bool:
-    """Returns whether a decimal of six or more places rounds or truncates an infinite one, such as 0.0833333 for 1/12."""
+    """Returns whether a decimal of at least six places equals an infinite decimal after rounding or truncation, as 0.0833333
+    does for 1/12."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
@@ -188,12 +193,12 @@ def _rounds_to(decimal: Number, exact: Number) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Divides a positive number by all its factors 2 and 5, the prime factors of ten."""
+    """Divides a positive number by all of its factors 2 and 5, the prime factors of ten."""
     return number // math.gcd(number, 10 ** number.bit_length())
 
 
 def _unstyled(text: str) -> str:
-    """Unwraps \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a sign there."""
+    """Removes the markup of \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a sign in it."""
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     for _ in range(3):
         text = STYLED.sub(r"\1", text)
@@ -201,7 +206,7 @@ def _unstyled(text: str) -> str:
 
 
 def _is_unit(text: str) -> bool:
-    """Returns whether the words after a number are its unit: 10 cm^2 and 10 men, but not 10xy^2 or 10 dozen."""
+    """Returns whether the words after a number are its unit, as in 10 cm^2 and 10 men, but not in 10xy^2 or 10 dozen."""
     for word in re.findall(r"[a-zA-Z]+", text):
         known = word.lower() in SHORT_UNITS or (word == "m" and "^" in text)
         noun = len(word) > 2 and re.search("[aeiou]", word) and (len(word) > 3 or text[0].isspace())
@@ -211,7 +216,7 @@ def _is_unit(text: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    """Removes special tokens, dollar signs, spacing, an enclosing \\text, units, and a final full stop."""
+    """Removes special tokens, dollar signs, spacing, an enclosing \\text, units, and a final full stop from an answer."""
     text = SPECIAL.sub("", text).strip()
     text = re.sub(r",\s*\\!\s*", ",", text)
     text = re.sub(r"\\(?:displaystyle|left|right|,|!|;|:|quad|qquad)(?![a-zA-Z])|~", " ", text)
@@ -256,7 +261,8 @@ def _seconds(clock: re.Match) -> int:
 
 
 def _contradict(wanted: str, found: str) -> bool:
-    """Returns whether two answers differ in a number word, relation, base or sign before brackets; math-verify ignores them."""
+    """Returns whether two answers differ in a number word, a relation sign, a number base, or a sign before brackets.
+    math-verify ignores such differences."""
     if (_scales(UNITS.findall(wanted)) ^ _scales(UNITS.findall(found))) - JOINING:
         return True
     for number, other in ((wanted, found), (found, wanted)):
@@ -275,7 +281,7 @@ def _is_costly(text: str) -> bool:
 
 
 def _same_parsed(wanted: list, found: list) -> bool:
-    """Compares two results of math-verify's parser: plain numbers by exact value, everything else by math-verify."""
+    """Compares two results of math-verify's parser: plain numbers by exact value, everything else with math-verify."""
     import math_verify
 
     if len(wanted) > 1 and len(found) > 1:
@@ -298,7 +304,7 @@ _parse_gold = functools.lru_cache(maxsize=1024)(_parse)  # all completions of a 
 
 
 def _braced(text: str) -> str:
-    """Adds braces to \\frac\\pi 2, which math-verify misreads."""
+    """Adds the missing braces to LaTeX such as \\frac\\pi 2, which math-verify misreads."""
     return re.sub(r"\\([dt]?frac)\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\\1{\2}{\3}", text)
 
 

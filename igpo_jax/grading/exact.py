@@ -33,7 +33,8 @@ class Number:
 
 
 def evaluate(text: str) -> Number | None:
-    """Returns the exact value of an arithmetic expression in plain text or LaTeX; None if it is not one or has no value."""
+    """Returns the exact value of an arithmetic expression in plain text or LaTeX, or None if the text is no such expression or
+    has no value, as 1/0."""
     try:
         require(len(text) <= MAX_CHARS, "the text is too long")
         parser = _Parser(_tokens(text))
@@ -79,7 +80,7 @@ class _Parser:
         return value
 
     def peek(self) -> str | None:
-        """Returns the next token, None at the end."""
+        """Returns the next token of the expression, or None at its end."""
         return self._tokens[self._place] if self._place < len(self._tokens) else None
 
     def _take(self) -> str:
@@ -162,7 +163,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def _root(value: Fraction) -> Fraction:
-    """Returns the square root; raises ValueError if it is not rational."""
+    """Returns the square root of a fraction. Raises ValueError if the root is not rational."""
     require(value >= 0, "the root of a negative number is not real")
     root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
     require(root * root == value, "the root is irrational")

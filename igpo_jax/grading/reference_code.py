@@ -1,6 +1,5 @@
-"""Rewards of the reference code (docs/method.md section 8): the first box, a textual normalizer, a format reward.
-
-Faults of the reference code are kept for comparison: 5.0 does not equal 5, nor 1,000 equal 1000."""
+"""Rewards of the paper's reference code (docs/method.md section 8): the first \\boxed{...} as answer, textual normalization,
+and a format reward. Its faults are kept for comparison: 5.0 does not equal 5, and 1,000 does not equal 1000."""
 
 import re
 
@@ -8,7 +7,7 @@ from igpo_jax.grading.answers import boxes
 
 
 def correct(gold: str, text: str) -> bool:
-    """Compares the first \\boxed{...} of a completion with the answer: both normalized, or as they are if this fails."""
+    """Compares the first \\boxed{...} of a completion with the answer; both are normalized, or left unchanged if that fails."""
     answer = first_box(text)
     try:
         return normalize(answer) == normalize(gold)
@@ -17,7 +16,7 @@ def correct(gold: str, text: str) -> bool:
 
 
 def first_box(text: str) -> str:
-    """Returns the content of the first \\boxed{...}; empty if there is none or its braces do not close."""
+    """Returns the content of the first \\boxed{...} in a text, or "" if there is none or its braces do not close."""
     _, opening, rest = text.partition("\\boxed{")
     found = boxes(opening + rest)
     if not found or not rest.startswith(found[0]):
@@ -27,7 +26,7 @@ def first_box(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Normalizes an answer like the reference code, in its order. Raises ValueError if there is more than one `\\text{ `."""
+    """Normalizes an answer like the reference code. Raises ValueError if the answer contains `\\text{ ` more than once."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
@@ -49,7 +48,7 @@ def normalize(text: str) -> str:
 
 
 def _braced_fractions(text: str) -> str:
-    """Adds the missing braces of \\frac12 and \\frac1{72}."""
+    """Adds the missing braces to LaTeX fractions such as \\frac12 and \\frac1{72}."""
     head, *parts = text.split("\\frac")
     for part in parts:
         if part[:1] != "{" and len(part) > 1:
@@ -60,6 +59,6 @@ def _braced_fractions(text: str) -> str:
 
 
 def format_reward(text: str) -> float:
-    """Returns a reward of 0 to 0.75: 0.125 for each tag of the paper's format that occurs exactly once, 0.25 for a box."""
+    """Returns a reward of 0 to 0.75: 0.125 for each tag of the paper's format that occurs exactly once, 0.25 for a \\boxed."""
     tags = ("<reasoning>\n", "</reasoning>", "<answer>\n", "</answer>")
     return 0.125 * sum(text.count(tag) == 1 for tag in tags) + 0.25 * ("\\boxed{" in text)

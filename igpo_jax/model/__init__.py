@@ -1,1 +1,1 @@
-"""The transformer, adapters, log-probabilities, sharding."""
+"""The network: transformer, low-rank adapters, log-probabilities and sharding."""

@@ -1,5 +1,5 @@
-"""Bidirectional attention behind one function, with three back ends that agree at positions that are not padding: xla runs
-everywhere, cudnn is NVIDIA's fused kernel, and splash is jax's TPU kernel, which never stores the matrix of scores."""
+"""Bidirectional attention behind one function, with three back ends that agree at all positions except padding: xla runs
+everywhere, cudnn is NVIDIA's fused kernel, and splash is JAX's TPU kernel, which never stores the matrix of scores."""
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,26 @@ from igpo_jax.model.sharding import Array
 from igpo_jax.runtime.mesh import BATCH
 
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
-LANES = 128  # splash: positions and head size come in multiples of this
+LANES = 128  # splash: the numbers of positions and the head size are multiples of this
 MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
 LARGEST_BLOCK = 1024  # splash: scores of this many positions squared fit the chip's vector memory
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, implementation: str) -> jax.Array:
-    """Returns softmax(q k^T / sqrt(h)) v as [b, t, n, h] in q's dtype, meaningless at padding; scores and softmax are float32.
+    """Computes attention, softmax(q k^T / sqrt(h)) v, [b, t, n, h] in q's dtype, for b rows, t positions and n query heads of
+    size h. Scores and softmax are float32. The results at padding positions are meaningless.
 
     Args:
-        q: [b, t, n, h]. k, v: [b, t, k, h], n a multiple of k. implementation: xla | cudnn | splash.
-        attention_mask: bool [b, t], True for positions that may be attended to; or, except with splash, [b, t, t], True if the
-            query (first t) may attend to the key (second t)."""
+        q: queries, [b, t, n, h].
+        k, v: keys and values with k heads, [b, t, k, h]; n is a multiple of k.
+        attention_mask: bool [b, t], True for positions that may be attended to. Except with splash, it may also be bool [b, t,
+            t], True if the query (first t) may attend to the key (second t).
+        implementation: the back end, which is xla, cudnn or splash."""
     if implementation == "splash":
         return splash_attention(q, k, v, attention_mask)
     (b, t, n, h), kv_heads = q.shape, k.shape[2]
     mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
-    if implementation == "cudnn":  # requires a mask row for every query
+    if implementation == "cudnn":  # cudnn requires a mask row for every query
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], t, mask.shape[-1]))
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     if n == kv_heads:
@@ -40,10 +43,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention of q [b, t, n, h] to k and v [b, s, n, h] with mask bool [b, 1, 1 or t, s]; returns [b, t, n, h].
-    The gradients are FlashAttention's (arXiv 2205.14135, appendix B.2), from stored probabilities; those of a query that may
-    attend to nothing are meaningless. Automatic differentiation would store and transpose more [t, s] matrices, and take a
-    fifth longer for a small model on a CPU. Without gradients, jax's own attention runs: it moves fewer bytes on TPUs."""
+    """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
+    t, s]. Gradients use stored probabilities, like FlashAttention (arXiv 2205.14135, appendix B.2). Automatic differentiation
+    would store and transpose more [t, s] matrices, and take a fifth longer for a small model on a CPU. Gradients of a query
+    that may attend to no key are meaningless. Without gradients, JAX's own attention runs, as it moves fewer bytes on TPUs."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
@@ -73,9 +76,10 @@ _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, interpret: bool = False) -> jax.Array:
-    """Computes `attend` with the TPU kernel: rows are split over (data, fsdp) and heads over tensor, by a shard_map of its own.
-    Padding and tokens are two segments that do not attend to each other. `interpret` runs the kernel on any platform, slowly.
-    Raises ValueError if `attention_mask` has three axes, or if t or h is no multiple of `LANES`."""
+    """Computes `attend` with JAX's splash kernel for TPUs. A `shard_map` splits rows over the mesh axes data and fsdp, and
+    heads over the axis tensor. Padding and tokens are two segments that do not attend to each other. `interpret` runs the
+    kernel on any platform, but slowly. Raises ValueError if `attention_mask` has three axes, or if the number of positions or
+    the head size is not a multiple of `LANES`."""
     if attention_mask.ndim != 2:
         raise ValueError(f"attention=splash takes which positions are padding, [b, t], not a mask {attention_mask.shape}")
     t, h = q.shape[1], q.shape[-1]

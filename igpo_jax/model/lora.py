@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA) as a second pytree beside frozen parameters.
+"""Low-rank adapters (LoRA), kept in a second pytree beside the frozen parameters.
 
-An adapter adds (alpha / rank) A B to a matrix W. A [in, rank] is random and B [rank, out] zero at first, so that training
-starts at the base. There is no dropout: with dropout the policy ratio would differ from 1 before the first update
-(docs/method.md sections 10 and 12)."""
+An adapter adds (alpha / rank) A B to a matrix W. Initially A, [in, rank], is random and B, [rank, out], is zero, so that
+training starts from the frozen model. There is no dropout, because with dropout the policy ratio would differ from 1 before the
+first update (docs/method.md sections 10 and 12)."""
 
 import dataclasses
 import functools
@@ -17,12 +17,13 @@ from igpo_jax.model.sharding import ParameterInfo, Params, adapter_axes
 from igpo_jax.model.transformer import ModelConfig
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
-REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # of the seven targets in the released code, those that take effect
+REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # of the released code's seven targets, only these take effect
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Rank, scale and target matrices of the adapters; hashable."""
+    """Configuration of low-rank adapters: rank, scale and the matrices they adapt. It is hashable, so it can be a static
+    argument of jitted functions."""
 
     rank: int
     alpha: float
@@ -30,7 +31,7 @@ class LoraConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))  # config files give lists
-        if self.rank < 1 or not 0 < self.alpha < math.inf:  # rejects NaN too
+        if self.rank < 1 or not 0 < self.alpha < math.inf:  # also rejects NaN
             raise ValueError(f"lora.rank={self.rank} must be at least 1, lora.alpha={self.alpha} positive")
         if not self.targets or len(set(self.targets)) < len(self.targets) or not set(self.targets) <= set(ALL_LINEAR):
             raise ValueError(f"lora.targets={self.targets!r} must be some of {', '.join(ALL_LINEAR)}, each once")
@@ -41,7 +42,7 @@ class LoraConfig:
 
 
 def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, ParameterInfo]]:
-    """Returns the `ParameterInfo` of all adapters, {target: {"a": [n, in, r], "b": [n, r, out]}}, in the same nesting."""
+    """Returns a `ParameterInfo` for each adapter matrix, as {target: {"a": [layers, in, rank], "b": [layers, rank, out]}}."""
     blocks = transformer.parameter_table(cfg)["blocks"]
     table = {}
     for target in lora.targets:
@@ -54,7 +55,7 @@ def adapter_table(cfg: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Par
 
 
 def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
-    """Returns initial float32 adapters: A is uniform in [-1/sqrt(in), 1/sqrt(in)), as in PEFT, and B is zero."""
+    """Returns initial adapters in float32: A is uniform in [-1/sqrt(in), 1/sqrt(in)), as in the PEFT library, and B is zero."""
     adapters = {}
     for number, (target, infos) in enumerate(adapter_table(cfg, lora).items()):
         a, b = infos["a"], infos["b"]
@@ -64,32 +65,33 @@ def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every adapter, with its sharding on `mesh`: split over fsdp and tensor, except the rank."""
+    """Returns a `jax.ShapeDtypeStruct` for each adapter matrix, split over fsdp and tensor on `mesh`, except along the rank."""
     return transformer.abstract_table(adapter_table(cfg, lora), "float32", mesh)
 
 
 def shardings(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """`NamedSharding` of every adapter on `mesh`."""
+    """Returns the `NamedSharding` of each adapter matrix on `mesh`."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract(cfg, lora, mesh))
 
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Returns parameters for `transformer.forward`: the base, not copied, with scaled adapters beside it. Differentiable."""
+    """Returns differentiable parameters for `transformer.forward`: `base`, not copied, with scaled adapters beside it."""
     scaled = {target: {"a": adapter["a"], "b": adapter["b"] * lora.scale} for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | {"adapters": scaled}}
 
 
 def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Adds scale * A B to the adapted matrices of the base, in its dtype; bfloat16 loses most of a small change."""
+    """Adds scale * A B to the adapted matrices of `base`, in their dtype. Rounding to bfloat16 loses most of a small change."""
     blocks = {target: merge_matrix(base["blocks"][target], adapter, lora)[0] for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | blocks}
 
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns W + scale * A B of one target, summed in float32 layer by layer, and the share of the change that rounding to
-    `dtype` (by default w's) loses: the norm of the error over the norm of the change. Changes below half the spacing of
-    bfloat16 numbers disappear. w: [n, in, out]. adapter: {"a": [n, in, r], "b": [n, r, out]}."""
+    """Returns the sum W + scale * A B for one adapted matrix of all layers, and the share of the change that is lost by
+    rounding to `dtype` (by default the dtype of W). This share is the norm of the rounding error over the norm of the change.
+    The sum is computed in float32, layer by layer. Changes below half the spacing of bfloat16 numbers disappear. `w` is [n, in,
+    out] for n layers, and `adapter` is {"a": [n, in, r], "b": [n, r, out]} for rank r."""
 
     def merged(layer):
         w, a, b = layer
@@ -103,7 +105,7 @@ def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | N
 
 
 def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
-    """Raises a ValueError that names two sizes if parameters or adapters do not divide evenly over the mesh."""
+    """Raises ValueError, naming two sizes, if the model's parameters or adapters do not divide evenly over the mesh."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     checks = [
         ("model.width", model.width, "mesh.fsdp", fsdp),

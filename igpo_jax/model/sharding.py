@@ -1,4 +1,4 @@
-"""Sharding rules: mesh axes over which every parameter is split, at rest and in use."""
+"""Sharding rules: the mesh axes over which every parameter is split while it is stored and while it is used."""
 
 import dataclasses
 import functools
@@ -10,10 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Params = dict[str, Any]
-Array = jax.Array | np.ndarray  # structs hold host arrays outside of compiled programs, device arrays inside
+Array = jax.Array | np.ndarray  # data classes hold NumPy arrays outside of compiled programs
 
-# Logical axis -> mesh axes. A missing axis is an error, not silently replicated. The long axis of an adapter (lora.py) takes
-# both mesh axes, because its other axis is short.
+# Logical axis -> mesh axes. A missing axis raises KeyError instead of being replicated. The long axis of an adapter (lora.py)
+# takes both mesh axes, because its other axis is short.
 SHARDING_RULES = {
     "layers": None, "vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "norm": None, "rank": None,
     "adapter of embed": ("fsdp", "tensor"), "adapter of heads": ("tensor", "fsdp"), "adapter of mlp": ("tensor", "fsdp"),
@@ -26,7 +26,8 @@ RULES_IN_USE = SHARDING_RULES | {
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
-    """Shape, logical axes and initialization of a parameter. Not a pytree, so `jax.tree` functions take it as a leaf."""
+    """Shape, logical axes (names that `SHARDING_RULES` maps to mesh axes) and initialization of a parameter. It is not a
+    pytree, so that `jax.tree` functions treat it as a leaf."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -34,8 +35,8 @@ class ParameterInfo:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every `ParameterInfo` in a nested dict.
-    Raises KeyError for a logical axis that `SHARDING_RULES` lacks."""
+    """Replaces every `ParameterInfo` in a nested dict by a `jax.ShapeDtypeStruct` with its sharding on `mesh`. Raises KeyError
+    for a logical axis that is missing in `SHARDING_RULES`."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
@@ -44,7 +45,7 @@ def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
 
 
 def partition(axes: tuple[str, ...], rules=SHARDING_RULES) -> P:
-    """Returns the `PartitionSpec` of an array with these logical axes."""
+    """Returns the `PartitionSpec` of an array with the logical axes `axes`, according to `rules`."""
     return P(*(rules[axis] for axis in axes))
 
 
@@ -54,8 +55,9 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Gathers a weight with these logical axes inside jit, by `RULES_IN_USE`. XLA's partitioner alone would exchange the larger
-    activations. Cast the weight before, to send fewer bytes. Gradients are reduced and scattered in one step."""
+    """Gathers a weight with the logical axes `axes` inside jit, according to `RULES_IN_USE`. Without this, XLA's partitioner
+    would exchange the larger activations. Cast the weight to the compute dtype first, so that fewer bytes are sent. Its
+    gradient is reduced and scattered in one step."""
     return constrain(w, partition(axes, RULES_IN_USE))
 
 
@@ -67,5 +69,5 @@ gathered.defvjp(lambda w, axes: (gathered(w, axes), None), _gathered_backward)
 
 
 def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:
-    """Returns the logical axes of matrix "a" or "b" of the adapter to a weight with axes `row_axis` and `column_axis`."""
+    """Returns the logical axes of matrix "a" or "b" of an adapter for a weight with axes `row_axis` and `column_axis`."""
     return (f"adapter of {row_axis}", "rank") if part == "a" else ("rank", f"adapter of {column_axis}")

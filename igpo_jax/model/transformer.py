@@ -1,8 +1,8 @@
-"""LLaDA's bidirectional transformer as pure functions over stacked layers.
+"""LLaDA's bidirectional transformer, written as pure functions on parameters that are stacked over layers.
 
-Letters in shapes: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v vocabulary.
-The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers; `init`,
-`abstract` and `shardings` are derived from it."""
+Shapes use these letters: b rows, t positions, d width, n query heads, k key/value heads, h head size, f MLP width, v
+vocabulary. The parameters are a nested dict. `parameter_table` alone defines their shapes, logical axes and initializers, and
+`init`, `abstract` and `shardings` are derived from it."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ KEY_VALUES = P(BATCH, None, "tensor")  # partition of one layer's keys or values
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and numerics of the network; hashable, so it can be a static argument of jitted functions."""
+    """Configuration of the network's shape and numerics. It is hashable, so it can be a static argument of jitted functions."""
 
     vocab_size: int
     mask_id: int
@@ -77,7 +77,7 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class KVCache:
-    """Attention keys and values of whole rows, after the rotary embedding. For a single layer, arrays lack the first axis."""
+    """Attention keys and values of whole rows, after the rotary embedding. For a single layer, there is no layer axis."""
 
     k: jax.Array  # [layers, b, t, k, h]
     v: jax.Array  # [layers, b, t, k, h]
@@ -93,7 +93,7 @@ class Window:
 
 
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns the `ParameterInfo` of all parameters, nested like them (docs/method.md section 3). Matrices are [in, out]."""
+    """Returns the `ParameterInfo` of every parameter in a nested dict (docs/method.md section 3). Matrices are [in, out]."""
     layers, width, kv_width, scale = cfg.layers, cfg.width, cfg.kv_heads * cfg.head_size, 1 / math.sqrt(cfg.width)
     # Residual branches start small, so that the stream's variance does not grow with depth.
     out_scale = 1 / math.sqrt(2 * layers)
@@ -122,7 +122,7 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def init(key: jax.Array, cfg: ModelConfig) -> Params:
-    """Returns random parameters. Run it under `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
+    """Returns random parameters. Run it in `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
     infos, treedef = jax.tree.flatten(parameter_table(cfg))
 
     def initialize(key, info):
@@ -134,17 +134,17 @@ def init(key: jax.Array, cfg: ModelConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """`jax.ShapeDtypeStruct` of every parameter, with its sharding on `mesh`."""
+    """Returns a `jax.ShapeDtypeStruct` for every parameter of the network, with its sharding on `mesh`."""
     return abstract_table(parameter_table(cfg), cfg.param_dtype, mesh)
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """`NamedSharding` of every parameter on `mesh`."""
+    """Returns the `NamedSharding` of every parameter of the network on `mesh`."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract(cfg, mesh))
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
-    """AdamW's weight-decay mask: True for matrices, False for norm scales, which are also 2-D when stacked."""
+    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales, although stacked ones have two axes, too."""
     return jax.tree.map(lambda info: info.stddev is not None, parameter_table(cfg))
 
 
@@ -156,16 +156,16 @@ def forward(
     out_slice: OutSlice = None,
     window: Window | None = None,
 ) -> jax.Array:
-    """Returns hidden states after the final norm, [b, t, d] in the compute dtype; `unembed` turns them into logits. There is no
-    causal mask, and the logits of position i predict token i (docs/method.md section 3).
+    """Runs the transformer and returns its hidden states after the final norm, [b, t, d] in the compute dtype; `unembed` turns
+    them into logits. There is no causal mask, and the logits at position i predict token i (docs/method.md section 3).
 
     Args:
-        tokens: int32 [b, t].
-        attention_mask: bool [b, t]; False marks left padding, which no position attends to. Positions count from the start of
-            the padded row: rotary embeddings are relative, so padding does not change the result. Or bool [b, t, t]: True if
-            the query (first t) may attend to the key (second t).
+        tokens: input tokens, int32 [b, t] for b rows and t positions.
+        attention_mask: bool [b, t], False for left padding, which no position attends to; or bool [b, t, t], True if the query
+            (first t) may attend to the key (second t). Positions count from the start of the padded row, but padding does not
+            change the result, because rotary embeddings are relative.
         out_slice: the positions whose hidden states are returned.
-        window: if given, `tokens` are a window of the rows that `window.cache` holds; `attention_mask` covers whole rows,
+        window: if given, `tokens` are a window of the rows that `window.cache` holds, `attention_mask` covers whole rows,
             `out_slice` counts from the window's start, and hidden states before `window.fresh_from` are meaningless."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
@@ -173,7 +173,7 @@ def forward(
 def prefill(
     params: Params, tokens: Array, attention_mask: Array, cfg: ModelConfig, out_slice: OutSlice = None
 ) -> tuple[jax.Array, KVCache]:
-    """Runs `forward` over whole rows; also returns the keys and values of all positions."""
+    """Runs `forward` on whole rows. Returns the hidden states, and the attention keys and values of all positions."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, return_cache=True)
 
 
@@ -221,7 +221,8 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """Returns whether layers are unrolled: the last layer then computes only `out_slice`, saving 1/4 of an update on a CPU."""
+    """Returns whether the layers are unrolled instead of scanned. The last layer then computes only the requested output
+    positions, which saves a quarter of an update on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
@@ -230,9 +231,9 @@ def _only(x: Any, out_slice: OutSlice, axis: int = 1) -> Any:
 
 
 def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
-    """Looks up tokens, int32 [b, t], in the embedding [v, d]; returns [b, t, d] of `dtype`.
-    On a mesh, every device looks up its columns for all rows of the axis fsdp, and then exchanges columns for rows, so that
-    only activations are sent. XLA's partitioner alone would gather the whole table on every device."""
+    """Looks up tokens, int32 [b, t], in the embedding matrix [v, d], and returns their embeddings, [b, t, d], in `dtype`. On a
+    mesh, every device looks up its columns of the matrix for all token rows on the axis fsdp. Then devices exchange columns for
+    rows, so that only activations are sent. XLA's partitioner alone would gather the whole matrix on every device."""
 
     def local(table, tokens):
         tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
@@ -251,23 +252,24 @@ def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Returns logits, float32 [..., v], of hidden states [..., d]; operands have the compute dtype, and sums are float32."""
+    """Computes logits, float32 [..., v], from hidden states, [..., d], with operands in the compute dtype and float32 sums."""
     return project_to_vocabulary(hidden, gathered(head_matrix(params, cfg).astype(hidden.dtype), ("embed", "vocab")))
 
 
 def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
-    """Returns the head, the matrix [d, v] that makes logits; it is the transposed embedding if the two are tied."""
+    """Returns the matrix [d, v] that turns hidden states into logits, which is the transposed embedding if the two are tied."""
     return params["embedding"].T if cfg.tied_head else params["head"]
 
 
 def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    """Multiplies hidden states [..., d] by the head [d, v]; returns float32 logits [..., v]."""
+    """Multiplies hidden states, [..., d], by the output matrix `head`, [d, v], and returns logits, float32 [..., v]."""
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int | None = None) -> int:
-    """Returns FLOPs of the matrix products in a forward pass of one row, with the head; a multiply-add counts as two.
-    positions: computed positions. logits: positions with logits. attended: keys per query; by default `positions`."""
+    """Returns the FLOPs of the matrix products in a forward pass of one row, including the logits. A multiply-add counts as
+    two. `positions` is the number of computed positions, `logits` the number of positions with logits, and `attended` the
+    number of keys per query (by default `positions`)."""
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
     others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
     others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the weighted sum of values
@@ -277,7 +279,7 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Applies RMSNorm with float32 statistics and casts back before scaling, as in LLaDA (docs/method.md section 3)."""
+    """Applies RMSNorm with float32 statistics and casts to x's dtype before scaling, as in LLaDA (docs/method.md section 3)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
@@ -286,7 +288,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 def _block(
     x: jax.Array, layer: Params, attention_mask: Array, rope: Rope, cfg: ModelConfig, out_slice: OutSlice, window: Window | None
 ) -> tuple[jax.Array, KVCache]:
-    """Runs one layer; returns its output at the positions `out_slice`, and its keys and values at all positions of x."""
+    """Runs one transformer layer. Returns its output at the positions `out_slice`, and its keys and values at all positions."""
     layer = _for_use(layer, cfg, x.dtype)
     with jax.named_scope("attention"):
         h = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
@@ -315,7 +317,7 @@ def _attention(
 
 
 def _insert(kv: KVCache, window: Window) -> KVCache:
-    """Overwrites one layer's cached keys and values, [b, t, k, h], by the window's keys and values from `fresh_from` on."""
+    """Overwrites one layer's cached keys and values, [b, t, k, h], with those of the window from position `fresh_from` on."""
     fresh = (window.start + jnp.arange(kv.k.shape[1]) >= window.fresh_from)[None, :, None, None]
 
     def insert(new, old):
@@ -339,8 +341,8 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    """Multiplies x [b, t, i] by the layer's matrix `name`, [i, o], with its adapter (lora.py) if it has one. Merges rows and
-    positions first, because XLA's CPU backend is far slower at the weight gradient of a product with two batch axes."""
+    """Multiplies x, [b, t, i], by the layer's matrix `name`, [i, o], and adds the product with its adapter (lora.py) if it has
+    one. First merges rows and positions, because XLA's CPU backend is far slower at the weight gradient with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     adapter = layer.get("adapters", {}).get(name)
     if adapter is None:
@@ -352,7 +354,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Multiplies x [m, i] by w [i, o] in float32; gradients have x's dtype, like those of x @ w."""
+    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, like those of x @ w."""
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
@@ -366,13 +368,14 @@ _product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
 
 
 def _rope_table(positions: Array, cfg: ModelConfig) -> Rope:
-    """Returns sin and cos of the rotary angles, float32 [t, 1, h/2], for positions int32 [t]."""
+    """Returns the sines and cosines of the rotary angles, float32 [t, 1, h/2] for head size h, at the positions int32 [t]."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
     angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
     return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
 
 
 def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Applies the rotary embedding in float32 and casts back; pairs entries of a head's first half with its second half."""
+    """Applies the rotary embedding in float32, and casts back to the dtype of x. Each entry in the first half of a head is
+    paired with the corresponding entry in the second half."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -1,1 +1,1 @@
-"""Memory and time estimates of a run, by compiling its programs."""
+"""Estimates of the memory and time that a training run needs, made by compiling its programs."""

@@ -1,7 +1,8 @@
 """python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
 
-Checks whether a run fits before a chip is rented: compiles its programs for a TPU topology on this machine (extra "tpu"), or
-for the devices that are present, and prints memory, FLOPs, communication and estimated times. Reads no data and no weights."""
+Checks whether a training run fits into device memory, before you rent the devices. Compiles its programs on this machine for a
+TPU topology (extra "tpu"), or for the devices that are present, and prints memory, FLOPs, communication and estimated times.
+Reads no data and no weights."""
 
 import json
 import sys
@@ -46,7 +47,7 @@ COLUMNS += ("est. s", "comm.", "compile s")
 
 
 def as_text(result: dict) -> str:
-    """Returns Markdown tables for a terminal and for BUILD.md."""
+    """Returns the estimates as text with Markdown tables, for a terminal and for BUILD.md."""
     lines = [setting(result), "", "Per device, GiB and one run of each program:", "", *program_table(result)]
     lines += ["", "Resident beside the arguments:"]
     for record in result["programs"]:
@@ -78,7 +79,7 @@ def setting(result: dict) -> str:
 
 
 def program_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table with a row per program."""
+    """Returns the lines of a Markdown table with one row per compiled program: its memory, work and estimated time."""
     rows = []
     for record in result["programs"]:
         name = record["name"] + ("" if record["used"] else " (not in this run)")
@@ -93,7 +94,8 @@ def program_table(result: dict) -> list[str]:
 
 
 def remat_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table with a row per value of model.remat, and the value to take."""
+    """Returns the lines of a Markdown table that compares the values of model.remat (which activations are recomputed), and a
+    line with the recommended value."""
     rows = []
     for remat, record in result["remat"]["programs"].items():
         cells = [remat, cell(record, "peak_gib"), f"{record['peak_gib'] / result['memory_gib']:.0%}"]
@@ -105,7 +107,7 @@ def remat_table(result: dict) -> list[str]:
 
 
 def cell(record: dict, key: str, form: str = ".2f", unit: float = 1.0) -> str:
-    """Returns a number of a record as text, "" if the record lacks it."""
+    """Returns the number `record[key]`, divided by `unit`, as text, or "" if the record has no such key."""
     return format(record[key] / unit, form) if key in record else ""
 
 
@@ -115,7 +117,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def received(record: dict) -> str:
-    """Lists the GB that a device receives through collectives, by kind."""
+    """Returns a text with the gigabytes that one device receives through each kind of collective."""
     kinds = sorted(record.get("received_bytes", {}).items())
     return ", ".join(f"{kind} {n / 1e9:.2f}" for kind, n in kinds if n >= 5e6) or "nothing"
 

@@ -1,4 +1,4 @@
-"""Devices of TPU topologies to compile for; the hardware need not be present."""
+"""TPU devices for which programs can be compiled although the hardware is not present."""
 
 import importlib.util
 import os
@@ -11,12 +11,12 @@ from igpo_jax.runtime.chips import device_memory_gib
 
 
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Returns the devices of a TPU topology, such as "v5e:4x4", for which programs can be compiled but not run.
-    Raises ValueError if there is no such topology, or if the TPU compiler is not installed."""
+    """Returns the devices of one or several slices of a TPU topology, such as "v5e:4x4". Programs can be compiled for them, but
+    not run. Raises ValueError if there is no such topology, or if the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
-    # Without these, the compiler's library waits for a TPU machine's metadata server, and loads in one process at a time,
-    # although it uses no chip here.
+    # Without these variables, the compiler's library waits for a TPU machine's metadata server, and only one process at a time
+    # can load it, although it uses no chip here.
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     variables |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for variable, value in variables.items():
@@ -27,6 +27,6 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
         devices = topologies.get_topology_desc(name, "tpu", **several).devices
         device_memory_gib(devices[0])
         return devices
-    except (ValueError, RuntimeError, NotImplementedError) as error:  # the type depends on the error in the name
+    except (ValueError, RuntimeError, NotImplementedError) as error:  # the type depends on what is wrong with the name
         reason = str(error).splitlines()[0]
         raise ValueError(f"--topology={name}: {reason}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None

@@ -1,7 +1,7 @@
 """Cost of one execution of a compiled program on one device, read from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once; here a body counts as often as it runs (at most, if a loop may end
-early). The cost covers matrix products, HBM traffic at the borders of fusions, and bytes received through collectives."""
+XLA's own cost analysis counts the body of a loop once. Here, a body counts as often as it runs, or can run if the loop may end
+early. The cost covers matrix products, HBM traffic at the borders of fusions, and bytes received through collectives."""
 
 import collections
 import dataclasses
@@ -46,8 +46,8 @@ class Instruction:
 
 
 def program_cost(text: str) -> Cost:
-    """Returns the cost of one run of a compiled program on one device, given `compiled.as_text()`. Raises ValueError if the
-    number of rounds of a loop cannot be read from its condition."""
+    """Returns the cost of running a compiled program once on one device, given its HLO text from `compiled.as_text()`. Raises
+    ValueError if the text does not tell how often a loop runs."""
     program = _Program(text)
     return program.cost(program.entry)
 
@@ -83,7 +83,7 @@ class _Program:
         return self._computations[callee]
 
     def _with_fused(self, instructions: list[Instruction]) -> Iterator[Instruction]:
-        """Yields instructions, each fusion followed by the instructions inside it, at all levels."""
+        """Yields the given instructions. After each fusion, yields the instructions inside it, at all levels of nesting."""
         for instruction in instructions:
             yield instruction
             if instruction.opcode == "fusion":
@@ -118,7 +118,8 @@ class _Program:
         return total
 
     def _fusion_bytes(self, fusion: Instruction) -> float:
-        """Returns the bytes that a fusion reads and writes; of an array that it slices or updates in place, only that part."""
+        """Returns the number of bytes that a fusion reads and writes. Where the fusion only slices an array, or updates a slice
+        of an array in place, only the bytes of the slice count."""
         instructions = self._fused(fusion)
         users = collections.defaultdict(list)
         for instruction in instructions:
@@ -146,8 +147,8 @@ class _Program:
         return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + written(self._same[fusion])
 
     def _trips(self, loop: Instruction) -> int:
-        """Returns the number of rounds of a loop whose counter starts at 0: the compiler's, or else the limit in the condition
-        divided by the step in the body."""
+        """Returns the number of iterations of a loop whose counter starts at 0. It is the compiler's known trip count, or else
+        the limit in the loop's condition divided by the step in its body, rounded up."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
         condition, body = (self._computations[_called(loop, part)[0]] for part in ("condition", "body"))
@@ -163,7 +164,7 @@ class _Program:
         raise ValueError(f"cannot tell how often the loop {loop.name} runs")
 
     def _resolve(self, instruction: Instruction) -> Instruction:
-        """Returns the instruction that computes the value of another, behind copies, fusions and elements of tuples."""
+        """Finds the instruction that computes the value of the given one, by following copies, fusions and tuple elements."""
         while True:
             if instruction in self._same:
                 instruction = self._same[instruction]
@@ -179,7 +180,8 @@ class _Program:
 
 
 def _matched(pattern: str, text: str) -> tuple[str, ...]:
-    """Returns the groups of the first match; raises ValueError without a match, since the text then has an unknown form."""
+    """Returns the groups of a pattern's first match. Raises ValueError if nothing matches, because the HLO text then has an
+    unknown form."""
     match = re.search(pattern, text)
     if match is None:
         raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
@@ -187,12 +189,12 @@ def _matched(pattern: str, text: str) -> tuple[str, ...]:
 
 
 def _index(element: Instruction) -> int:
-    """Returns the index of a get-tuple-element."""
+    """Returns which element of the tuple a get-tuple-element instruction reads."""
     return int(_matched(r"index=(\d+)", element.attributes)[0])
 
 
 def _parse_instruction(line: str, known: dict[str, Instruction]) -> Instruction:
-    """Parses a line of a computation, given the computation's earlier instructions by name."""
+    """Parses one line of an HLO computation. `known` maps names to the computation's earlier instructions."""
     left, _, right = line.partition(" = ")
     shape, rest = (_until_closed(right) if right.startswith("(") else right.split(" ", 1)) if right else ("", "")
     opcode, _, rest = rest.strip().partition("(")
@@ -205,7 +207,7 @@ def _parse_instruction(line: str, known: dict[str, Instruction]) -> Instruction:
 
 
 def _until_closed(text: str) -> tuple[str, str]:
-    """Splits a text after the parenthesis that closes the first one."""
+    """Splits a text, which starts with an opening parenthesis, directly after the matching closing parenthesis."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -215,7 +217,8 @@ def _until_closed(text: str) -> tuple[str, str]:
 
 
 def _collective(instruction: Instruction) -> dict:
-    """Returns {(kind, from other slices, channel, shape): bytes received by one device}, {} for other instructions."""
+    """Returns {key: bytes received by one device} for a collective, or {} for other instructions. The key consists of the kind
+    of collective, whether the bytes come from another TPU slice, and values that identify the collective."""
     if instruction.opcode == "recv":
         return _between_slices(instruction)
     kind = instruction.opcode.removesuffix("-start")
@@ -232,7 +235,8 @@ def _collective(instruction: Instruction) -> dict:
 
 
 def _between_slices(instruction: Instruction) -> dict:
-    """Returns an entry like `_collective` for an array that the hosts of TPU slices exchange over their network."""
+    """Returns {(kind of collective, True, name): bytes received} for an array that hosts of TPU slices exchange over their
+    network, where True means that the bytes come from another slice. Returns {} for other instructions."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if kind is None:
         return {}
@@ -255,7 +259,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _arrays(shape: str) -> list[tuple[list[int], float, bool]]:
-    """Returns (dimensions, bytes, is in HBM) of every array in a shape."""
+    """Returns (dimensions, size in bytes, whether it is in HBM) of every array in an HLO shape."""
     found = []
     for dtype, listed, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?", shape):
         if dtype in BITS:
@@ -265,12 +269,12 @@ def _arrays(shape: str) -> list[tuple[list[int], float, bool]]:
 
 
 def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Returns the bytes of a shape's arrays in HBM, or of all its arrays if `everywhere`."""
+    """Returns the total size in bytes of the arrays in an HLO shape that are in HBM, or of all its arrays if `everywhere`."""
     return sum(size for _, size, in_hbm in _arrays(shape) if in_hbm or everywhere)
 
 
 def _border_bytes(instruction: Instruction) -> float:
-    """Returns the bytes that an instruction outside of fusions reads from and writes to HBM."""
+    """Returns the number of bytes that an instruction outside of fusions reads from and writes to HBM."""
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _bytes(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
@@ -282,7 +286,8 @@ def _border_bytes(instruction: Instruction) -> float:
 
 
 def _flops(instruction: Instruction) -> float:
-    """Returns the FLOPs of a matrix product, two per multiplication, or those that a kernel reports; splash reports none."""
+    """Returns the FLOPs of a matrix product or convolution, where a multiply-add counts as two, or those that a custom kernel
+    reports. The splash attention kernel reports none and counts as 0."""
     library = 'custom_call_target="__cublas$' in instruction.attributes
     if instruction.opcode == "custom-call" and not library:
         estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
@@ -298,8 +303,8 @@ def _flops(instruction: Instruction) -> float:
 
 
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
-    """Returns the FLOPs of a convolution, without multiplications by padding and by the holes of dilation: the TPU compiler
-    writes batched matrix products as convolutions that consist mostly of these."""
+    """Returns the FLOPs of a convolution without the multiplications by padding and by the holes of dilation. These are not
+    counted because the TPU compiler writes batched matrix products as convolutions that consist mostly of them."""
     lhs_labels, rhs_labels, out_labels = _matched(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     groups = int((re.search(r"batch_group_count=(\d+)", attributes) or [0, 1])[1])
     found = re.search(r"window=\{([^}]*)\}", attributes)
@@ -323,7 +328,7 @@ def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: lis
 
 
 def _groups(instruction: Instruction) -> list[list[int]]:
-    """Returns the groups of devices that communicate with each other, read from any of HLO's notations."""
+    """Returns the groups of device ids that take part in a collective together, read from any of HLO's notations."""
     attributes = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [list(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs[1])]
@@ -341,7 +346,7 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Returns the device ids of a notation such as "[4,2]T(1,0)": 0, 1, ... in that shape, then transposed."""
+    """Returns the device ids of a notation such as "[4,2]T(1,0)": the ids 0, 1, ... in shape [4, 2], then transposed."""
     shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

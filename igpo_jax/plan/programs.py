@@ -1,4 +1,4 @@
-"""Measures memory and work of a run's programs on a device by compiling them from shapes; nothing is allocated."""
+"""Measures the memory and work of a training run's programs on one device by compiling them; no arrays are allocated."""
 
 import dataclasses
 import math
@@ -46,15 +46,15 @@ LLADA_8B = ModelConfig(
 class Program:
     name: str
     function: Any  # jitted
-    arguments: tuple  # of a call in the run; shapes with shardings represent the arrays
+    arguments: tuple  # those of a call in the run; shapes with shardings represent the arrays
     resident: dict[str, Any]  # name -> shapes of arrays in memory during the call; `measure` does not count arguments twice
     used: bool  # whether the run calls the program
     per_iteration: int = 0  # calls in an RL iteration without second attempts and with one batch of prompts
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the configuration of a run's network, and a text that names the source of its shape. Reads neither tokenizer nor
-    weights. Raises ValueError if the model's folder exists and cannot be used."""
+    """Returns the configuration of a run's network, and a text that says where its shape comes from. Reads neither tokenizer
+    nor weights. Raises ValueError if the model's folder exists but cannot be used."""
     path = config.model.path
     if not path:
         size = -(-config.tokenizer.vocab_size // 8) * 8
@@ -66,7 +66,8 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
 
 
 class Shapes:
-    """Shapes and shardings of a run's arrays. Programs that use the same array share the same object."""
+    """Shapes and shardings of a training run's arrays. Programs that use the same array share one object, so that `measure`
+    counts the array once."""
 
     def __init__(self, config: Config, model: ModelConfig, mesh: Mesh):
         rl, sft = config.rl, config.sft
@@ -97,13 +98,13 @@ class Shapes:
         return SFTBatch(*prompt, self.rows(jnp.int32, rows, self.length))
 
     def sampling(self, rows: int, decode: DecodeConfig, params: Params) -> tuple:
-        """Returns the arguments of `denoise_block` and `block_errors`."""
+        """Returns the shapes of the arguments of `denoise_block` and `block_errors` for a batch of `rows` completions."""
         state = DecodeState.abstract(rows, self.prompt_length, decode, self.mesh)
         return params, state, host(jnp.int32), self.model, decode
 
 
 def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
-    """Returns the long-running programs of a run, with its shapes and shardings."""
+    """Returns the programs that take most of a training run's time, with the shapes and shardings of their arguments."""
     shapes, has_rl = Shapes(config, model, mesh), config.rl.iterations > 0
     evaluates = has_rl or (config.sft.updates > 0 and config.sft.eval_every > 0)
     state, resident = (shapes.rl_state, shapes.rl_resident) if has_rl else (shapes.sft_state, shapes.sft_resident)
@@ -117,8 +118,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
 
 
 def sft_programs(shapes: Shapes) -> list[Program]:
-    """Returns the programs of the supervised stage: the update, unless a run without this stage has a batch that cannot be
-    sharded, and the held-out losses."""
+    """Returns the programs of the supervised stage: the update and the held-out loss. Leaves out the update if the run has no
+    supervised stage and the configured batch cannot be split over the mesh."""
     config, sft, mesh, found = shapes.config, shapes.config.sft, shapes.mesh, []
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
@@ -160,13 +161,14 @@ def rl_programs(shapes: Shapes) -> list[Program]:
 
 
 def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a host array, which has no sharding."""
+    """Returns the shape and dtype of an array in host memory, which has no sharding."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
-    """Compiles a program and measures it on one device: sizes in GiB, FLOPs, bytes, and an estimate of its time in seconds.
-    Returns a record for JSON; if the compiler rejects the program as too large, `error`, and `peak_gib` from its message."""
+    """Compiles a program and returns a record, for JSON, of what it needs on one device: memory in GiB, FLOPs, bytes, and
+    estimated seconds. If the compiler rejects the program as too large, the record has the compiler's message as `error`, and
+    `peak_gib` computed from this message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}
@@ -199,7 +201,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     record |= {"peak_gib": sum(own.values()) / GIB + others, "compile_seconds": seconds}
     try:
         cost = program_cost(compiled.as_text())
-    except ValueError as error:  # memory is known all the same
+    except ValueError as error:  # the memory is known even without the cost
         return record | {"cost_error": str(error)}
     received = {f"{kind}{' between slices' if far else ''}": n for (kind, far), n in cost.received.items()}
     record |= {"flops": cost.flops, "bytes": cost.bytes, "received_bytes": received}
@@ -207,14 +209,14 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Returns the leaves of a tree that have a sharding, which are arrays on devices; omits host arrays and configurations."""
+    """Returns the leaves of a tree that have a sharding, which are arrays on devices. Omits host arrays and configurations."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
 
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
-    """Returns the seconds of one call at the chip's published peaks, and the share of communication in them if none of it
-    overlaps with computation; {} for an unknown chip."""
+    """Returns the estimated seconds of one call at the chip's published peak rates, and the share of them spent on
+    communication. Assumes that communication never overlaps with computation. Returns {} for an unknown chip."""
     if chip is None:
         return {}
     working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)
@@ -224,5 +226,5 @@ def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Returns the bytes of one device's part of a tree of shapes with shardings."""
+    """Returns the number of bytes that one device holds of a tree of shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

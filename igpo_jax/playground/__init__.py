@@ -1,1 +1,1 @@
-"""A local web page that shows a model denoise."""
+"""Local web page that shows how a model denoises a completion."""

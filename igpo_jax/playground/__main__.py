@@ -1,7 +1,8 @@
 """python -m igpo_jax.playground --model=DIR [--host=127.0.0.1] [--port=8000]
 
-Serves a local page that shows, step by step, how a model completes a prompt or fills blanks in a text. The model is a Hugging
-Face folder of LLaDA or iLLaDA, a folder from igpo_jax.convert, or a run's folder. --help lists all options.
+Serves a local web page that shows, step by step, how a model completes a prompt or fills blanks in a text. The model is a
+Hugging Face folder of LLaDA or iLLaDA, a folder written by igpo_jax.convert, or the folder of a training run. --help lists all
+options.
 """
 
 import pathlib
@@ -58,7 +59,8 @@ def main(_):
 
 
 def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
-    """Returns initial values of the page's fields: for a run, its decoding in evaluations and one of its test problems."""
+    """Returns the initial values of the page's fields. For a training run, they come from its configuration: the decoding
+    settings of its evaluations, and one of its test problems."""
     if not (path / "checkpoints").is_dir():
         return FIELDS
     config = read_run_config(path)

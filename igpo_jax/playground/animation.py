@@ -1,4 +1,4 @@
-"""Draws animated GIFs of a canvas that is filled token by token."""
+"""Draws animated GIFs that show how a canvas is filled token by token."""
 
 import io
 import re
@@ -16,9 +16,9 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 
 def gif(animation: Any) -> bytes:
-    """Returns an animated GIF. animation: {"frames": n, "cells": [[text, frame, color, given], ...]}; a cell shows its text
-    from its frame on, 1..n, on a color #rrggbb, and a given cell shows its text from the start. Raises ValueError if the
-    structure is invalid, or if there are too many frames, cells or characters."""
+    """Returns an animated GIF. `animation` is {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text
+    on a color #rrggbb from its frame (1..n) on, or from the start if `given` is true. Raises ValueError if the structure is
+    invalid, or if there are too many frames, cells or characters."""
     cells, frames = parse_animation(animation)
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
@@ -44,8 +44,8 @@ def gif(animation: Any) -> bytes:
 
 
 def parse_animation(animation: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
-    """Returns the checked cells, with visible line breaks, and the number of frames. Given cells get frame 0; other cells with
-    frame 0 get -1, which is never drawn."""
+    """Checks an animation and returns its cells, with visible line breaks, and the number of frames. The cells of given tokens
+    get frame 0. Other cells with frame 0 get -1, which is never drawn."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]
@@ -63,7 +63,7 @@ def visible(character: str) -> str:
 
 
 def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, float]]:
-    """Returns x, y and width of each cell in pixels. breaks: whether a line ends after the cell."""
+    """Returns x, y and width of each cell in pixels, given each text's width and whether a line ends after the cell."""
     boxes: list[tuple[float, int, float]] = []
     x: float = MARGIN
     y = MARGIN
@@ -79,7 +79,7 @@ def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, fl
 
 
 def is_dark(color: str) -> bool:
-    """Returns whether white has more contrast to a color #rrggbb than black, by WCAG 2.2's luminance, as in shared.js."""
+    """Returns whether white text has more contrast than black on a color #rrggbb, by the luminance of WCAG 2.2."""
     parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

@@ -1,4 +1,4 @@
-"""Web server of the playground: /, /info, /generate (a stream of events) and /gif. No route reads a file."""
+"""Web server of the playground with the routes /, /info, /generate (a stream of events) and /gif. No route reads a file."""
 
 import asyncio
 import base64
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """Generation for one client."""
+    """Generation of a completion for one client of the playground."""
 
     events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
     stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has disconnected
@@ -51,15 +51,15 @@ class Job:
 
 
 class JobQueue:
-    """Runs one generation at a time in its own thread; the others wait in order and are told their position."""
+    """Queue that runs one generation at a time in its own thread. Clients that wait are told their position in the queue."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1, "denoising")
         self._jobs: list[Job] = []
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], None]) -> Job:
-        """Appends a job. work: called in the thread with the job and a function that sends an event to the client. Raises
-        HTTPException 429 if too many jobs are waiting."""
+        """Appends a job to the queue and returns it. The queue's thread calls `work` with the job and with a function that
+        sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
         loop, job = asyncio.get_running_loop(), Job()
@@ -78,7 +78,8 @@ class JobQueue:
 
 
 async def events(job: Job) -> AsyncIterator[str]:
-    """Yields a job's server-sent events. If the client disconnects, the job stops after the current step, or never starts."""
+    """Yields the events of a job in the format of server-sent events. If the client disconnects, the job stops after the
+    current step, or never starts if it is still waiting."""
     try:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
@@ -89,8 +90,8 @@ async def events(job: Job) -> AsyncIterator[str]:
 
 
 def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
-    """Returns the web application for a model. begin_with: initial values of the page's fields. host: name or address that the
-    server listens at."""
+    """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, and
+    `host` is the name or address that the server listens at."""
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     jobs, one_at_a_time = JobQueue(), anyio.CapacityLimiter(1)
@@ -115,7 +116,7 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
 
 
 def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
-    """Generates a completion and sends events: start, one for each step, and done or error."""
+    """Generates a completion for a job and sends events to its client: start, one for each step, and finally done or error."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -139,8 +140,9 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
-    """Returns the event of the initial canvas, with None for blanks, or of a step's new tokens, each as [position, text,
-    probability, alternatives]; tokens after the end of the text, which are not sampled, have neither of the last two."""
+    """Returns the event for the page about a denoising step. If `before`, the canvas before the step, is None, the event has
+    the initial canvas, with None for blanks. Otherwise it has the new tokens, each as [position, text, probability,
+    alternatives]. Tokens after the end of the text are not sampled: they have None as probability, and no alternatives."""
     assert model.tokenizer is not None  # checked before the server starts
     piece, tokens = model.tokenizer.piece, step.tokens[0]
     if before is None:
@@ -158,7 +160,7 @@ def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[
 
 
 def info(model: DiffusionLM, begin_with: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the page shows about the model, and the limits, choices and initial values of its fields."""
+    """Returns facts about the model for the page, and the limits, choices and initial values of the page's fields."""
     origin = {name: value for name, value in model.origin.items() if name not in ("path", "adapters")}
     if "adapters" in model.origin:
         origin["adapters"] = pathlib.Path(str(model.origin["adapters"])).name
@@ -179,8 +181,8 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 
 async def read_json_body(request: Request, most: int) -> Any:
-    """Reads a request's JSON of at most `most` bytes. Requires the content type of JSON, because browsers then ask this server
-    before they send a request of another site's page."""
+    """Returns the JSON content of a request, which may have at most `most` bytes. Requires the content type application/json,
+    because browsers then ask this server for permission before they send a request for another site's page."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -195,8 +197,9 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Wraps an application to reject requests that another site's page sends through its visitor's browser: requests with
-    another origin, or with a host name that was made to resolve to this machine (DNS rebinding, impossible for addresses)."""
+    """Wraps a web application so that it rejects requests that another site's page sends through its visitor's browser. Such a
+    request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). IP addresses are
+    accepted as host, because DNS rebinding needs a name."""
     reason = {"error": "this page is for this machine: Host and Origin must be its address, localhost or --host"}
     refusal: ASGIApp = JSONResponse(reason, 403)
 
@@ -217,7 +220,8 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
 
 
 def read_page() -> tuple[str, str]:
-    """Returns the page and its Content-Security-Policy: only the page's script runs, and only connects to this server."""
+    """Returns the HTML page and its Content-Security-Policy, under which only the page's own script runs, and connects to no
+    other server."""
     text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
 
     def digest(tag: str) -> str:

@@ -1,1 +1,1 @@
-"""A run's report as one HTML page."""
+"""HTML report about one or several training runs."""

@@ -1,7 +1,7 @@
 """python -m igpo_jax.report RUN [RUN ...] [--output=FILE]
 
-Rewrites the report of a run, finished or not; or writes a page that compares several runs: curves, results with intervals,
-differing settings, rollouts.
+Writes the HTML report of a training run, finished or not. For several runs, writes a page that compares their curves, results
+with intervals, settings that differ, and rollouts.
 """
 
 import pathlib

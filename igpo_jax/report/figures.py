@@ -1,5 +1,5 @@
-"""Plotly figures of a report's panels. With one run each series has its own color; with several each run has one color, and a
-panel's series differ in their dashes."""
+"""Plotly figures for the panels of a report. In a report about one run, each series has its own color. In a report about
+several runs, each run has one color, and the series of a panel differ in their dashes."""
 
 import dataclasses
 import html
@@ -18,8 +18,8 @@ Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
 
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": PURPLE, "time/update": YELLOW}
-DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # of a panel's series: Plotly's name -> CSS's
-MOST_POINTS = 1000  # of a curve: more than a panel can show, but few enough for a fast browser
+DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles of a panel's series: Plotly's name -> CSS's
+MOST_POINTS = 1000  # points of a curve: more than a panel can show, but few enough for a fast browser
 # Options of a y axis
 ALL_SHARES = {"tickformat": ".0%", "rangemode": "tozero", "range": [0, 1.03]}  # from 0 to 100%
 PERCENT = {"tickformat": ".3~p", "rangemode": "tozero"}
@@ -41,7 +41,7 @@ class Panel:
     series: tuple[Series, ...]
     axis: Row = dataclasses.field(default_factory=dict)  # options of the y axis
     stage: str = "rl"
-    noisy: bool = True  # smoothed
+    noisy: bool = True  # whether the curves are smoothed
 
 
 INPAINTING = (
@@ -131,8 +131,8 @@ SPEED = (
 
 
 def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
-    """Returns the HTML of all sections, and the figures for their panels, in order. Inserts the HTML `browser` after the
-    section on inpainting."""
+    """Returns the HTML of all sections of a report, and the list of Plotly figures for its panels. Inserts `browser`, the HTML
+    of the rollout viewer, after the section on inpainting."""
     figures: list[Row] = []
     parts: list[str] = []
 
@@ -163,7 +163,7 @@ def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the centered rolling mean of n values; its windows have about n / 12 values, fewer at the ends."""
+    """Returns the centered rolling mean of n values. A window has about n / 12 values, and fewer at the ends."""
     half, index = len(values) // 24, np.arange(len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
     begin, end = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
@@ -171,7 +171,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
-    """Returns the stage's rows in which the metric is a finite number."""
+    """Returns the rows of metrics.jsonl that belong to a stage and in which the metric `key` is a finite number."""
     return [row for row in rows if row["stage"] == stage and _finite(row.get(key))]
 
 
@@ -184,7 +184,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:
-    """Returns a figure of smoothed curves, for one run over the faint raw values; None without data."""
+    """Returns a panel's Plotly figure, or None without data. Draws smoothed curves and, for a single run, faint raw values."""
     traces, several = [], len(runs) > 1
     for run_color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         for series, dash in zip(panel.series, itertools.cycle(DASHES), strict=False):
@@ -197,7 +197,7 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
             if smoothed and not several:
                 traces.append({**_trace(x, y), "line": line, "opacity": 0.28, "hoverinfo": "skip", **axis})
             label = f"{series.name} (right)" if series.right else series.name
-            # Plotly reads a few tags in names.
+            # Plotly interprets a few HTML tags in names.
             name = f"{html.escape(run)}: {label}" if several else label
             line = {**line, "width": 2.2} | ({"dash": dash} if several else {})
             curve = {"name": name, "legendgroup": label, "line": line}
@@ -212,7 +212,7 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
 
 
 def _accuracy_figure(runs: Runs) -> Row | None:
-    """Returns a figure of the accuracies of both stages, for one run with the start of RL marked; None without evaluations."""
+    """Returns a Plotly figure of accuracy, or None without evaluations. For a single run, it marks the start of RL."""
     traces = []
     for color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         evals = evaluations(rows)
@@ -238,7 +238,7 @@ def _accuracy_figure(runs: Runs) -> Row | None:
 
 
 def _start_of_rl(rows: list[Row]) -> Row:
-    """Returns the part of a Plotly layout that marks the start of RL; {} if it is not between two evaluations."""
+    """Returns the part of a Plotly layout that marks the start of RL, or {} if RL does not start between two evaluations."""
     evals = evaluations(rows)
     end = max((row["step"] for row in rows if row["stage"] == "sft"), default=0)
     if not evals[0]["step"] < end <= evals[-1]["step"] or not any(row["stage"] == "rl" for row in rows):
@@ -265,8 +265,9 @@ def _phases_figure(rows: list[Row]) -> Row | None:
 
 
 def _legend(figure: Row) -> str:
-    """Returns a legend to replace Plotly's own, which wraps too early and takes its space from the plot. Dashes tell the
-    series of several runs apart; the top of the page shows the runs' colors."""
+    """Returns the HTML of a figure's legend. It replaces Plotly's own legend, which wraps too early and takes its space from
+    the plot. For several runs, the legend shows the dashes of the series, and the top of the page shows the colors of the
+    runs."""
     keys = {trace.get("legendgroup", trace["name"]): trace["line"] for trace in figure["data"] if "name" in trace}
     items = []
     for name, line in keys.items():
@@ -276,20 +277,20 @@ def _legend(figure: Row) -> str:
 
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps and finite values, float64[n] each, of a stage's metric."""
+    """Returns the steps and the finite values of a stage's metric, float64 [n] each."""
     shown = stage_rows(rows, stage, key)
     return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 
 
 def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray) -> Row:
-    """Returns a Plotly line of at most `MOST_POINTS` points, rounded to six digits."""
+    """Returns a Plotly line with at most `MOST_POINTS` points and with values rounded to six digits."""
     every = max(1, -(-len(x) // MOST_POINTS))
     steps, values = ([float(f"{value:.6g}") for value in axis[::every]] for axis in (x, y))
     return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": [int(step) for step in steps], "y": values}
 
 
 def _layout(**y_options: Any) -> Row:
-    """Returns a figure's layout, given Plotly's options of the y axis."""
+    """Returns the layout of a Plotly figure. `y_options` are Plotly's options of the y axis."""
     axis, title = {**AXIS, "nticks": 6}, {"text": "update", "font": {"size": 11}}
     return {**LAYOUT, "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title}, "yaxis": axis | y_options}
 

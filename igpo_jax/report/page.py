@@ -1,5 +1,5 @@
-"""Writes HTML reports of a run: results, curves, and rollouts that can be searched and replayed step by step; or one page with
-several runs and their differences. A page is one file that loads nothing, so that it can be shared and opened offline."""
+"""Writes the HTML report of a training run, with results, curves, and rollouts that can be searched and replayed step by step,
+or a page that compares several runs. A page is one file that loads nothing else, for sharing and reading offline."""
 
 import dataclasses
 import html
@@ -23,15 +23,15 @@ from igpo_jax.runtime.statistics import paired, wilson
 Row = dict[str, Any]
 
 MOST_RUNS = len(COLORS)
-MOST_ROLLOUTS = 1000  # of all runs together, so that the browser's list stays fast
-ROLLOUT_BYTES = 3_000_000  # of the page; Plotly takes 4.6 million, the curves less than one million
+MOST_ROLLOUTS = 1000  # rollouts of all runs together, so that the browser's list stays fast
+ROLLOUT_BYTES = 3_000_000  # limit for a page; Plotly takes 4.6 million bytes, the curves less than one million
 # Fields of rollouts.jsonl that the page gets unchanged
 KEPT = ("step", "question", "answer", "trace", "unmask_step", "end", "reward", "text", "extracted_answer", "rescued", "outcome")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Contents of a run's folder."""
+    """Contents of the folder of a training run."""
 
     folder: pathlib.Path
     config: Row
@@ -43,8 +43,8 @@ class Run:
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
-    """Writes report.html into the folder of a run, which need not be finished, and returns its path. Without plotly it logs a
-    warning and returns None. Raises ValueError if the folder is not a run's, or if a file in it cannot be read."""
+    """Writes report.html into the folder of a training run, which need not be finished, and returns its path. Without plotly,
+    logs a warning and returns None. Raises ValueError if the folder is not that of a run, or if a file in it cannot be read."""
     path = pathlib.Path(workdir, "report.html")
     try:
         write_page([workdir], path)
@@ -55,8 +55,9 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
 
 
 def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> None:
-    """Writes the report of one run, or a page that compares several. Raises ImportError without plotly; ValueError if a file of
-    a run cannot be read, if a run is given twice, if there are too many, or if the page's folder is missing."""
+    """Writes the report of one training run, or a page that compares several. Raises ImportError if plotly is not installed.
+    Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS` runs, or if
+    the folder for the page is missing."""
     if len(workdirs) > MOST_RUNS:
         raise ValueError(f"{len(workdirs)} runs are too many for one page; give at most {MOST_RUNS}")
     runs = [read_run_folder(workdir) for workdir in workdirs]
@@ -69,7 +70,7 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> Non
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
-    """Reads a run's folder; raises ValueError if the folder or its config.json is missing, or a file in it cannot be read."""
+    """Reads a run's folder. Raises ValueError if it or its config.json is missing, or if a file in it cannot be read."""
     folder = pathlib.Path(os.path.abspath(workdir))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
@@ -82,7 +83,7 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
 
 
 def report_html(runs: dict[str, Run]) -> str:
-    """Returns the page about one run, or about several by their names; raises ImportError if plotly is not installed."""
+    """Returns the HTML page about one or several training runs, given as {name: run}. Raises ImportError without plotly."""
     plotly = plotly_source()
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
     browser = BROWSER if any(rollouts["runs"].values()) else ""
@@ -92,7 +93,7 @@ def report_html(runs: dict[str, Run]) -> str:
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Returns (label, value, remark) of each card with a measured result, given the rows of metrics.jsonl."""
+    """Returns (label, value, remark) of each card at the top of a report, for the results found in rows of metrics.jsonl."""
     contents = []
     training, evals = stage_rows(rows, "rl", "reward/first_try"), evaluations(rows)
     if evals:
@@ -118,7 +119,7 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Returns the shortest endings of the paths that are all different; raises ValueError if a folder is given twice."""
+    """Returns a name for each folder, the shortest unique end of its path. Raises ValueError if a folder is given twice."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -127,8 +128,9 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
-    """Returns {"pieces": texts of tokens, "runs": rows by run}, where tokens are indices into `pieces`. Leaves out runs without
-    rollouts. If the rollouts are too many or too large for the page, keeps evenly spaced ones of each run."""
+    """Returns the rollouts for a page as {"pieces": texts of tokens, "runs": rows by run}, where tokens are indices into
+    `pieces`. Leaves out runs without rollouts. If the page would be too large, keeps only evenly spaced rollouts of each
+    run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
     while True:
@@ -145,7 +147,7 @@ def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
 
 
 def numbers(run: Run) -> dict[str, str]:
-    """Returns a run's measured results as text by name; shares have their 95% intervals."""
+    """Returns the measured results of a run as {name: text}. Shares have their 95% intervals."""
     found = {}
     training, evals = stage_rows(run.rows, "rl", "reward/first_try"), evaluations(run.rows)
 
@@ -177,7 +179,7 @@ def numbers(run: Run) -> dict[str, str]:
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
-    """Returns [key, value of each run] for each dotted configuration key whose values differ; a missing value is –."""
+    """Returns [key, value of each run] for the dotted configuration keys whose values differ; – stands for a missing value."""
     flat = [flatten_dict(config, sep=".") for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     texts = {key: [json.dumps(values[key], ensure_ascii=False) if key in values else "–" for values in flat] for key in keys}
@@ -185,7 +187,7 @@ def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
 
 
 def _parts_of_one(run: Run) -> dict[str, str]:
-    """Returns the fields of page.html other than curves and rollouts, for a page about one run."""
+    """Returns the HTML that fills the template page.html for a single run, except for curves and rollouts."""
     name = str(run.config["task"]["name"])
     return {
         "title": f"{html.escape(name)} · IGPO run",
@@ -196,7 +198,7 @@ def _parts_of_one(run: Run) -> dict[str, str]:
 
 
 def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
-    """Returns the fields of page.html other than curves and rollouts, for a page that compares runs with the first one."""
+    """Returns the HTML that fills the template page.html for several runs, except for curves and rollouts."""
     found = [numbers(run) for run in runs.values()]
     labels = dict.fromkeys(label for values in found for label in values)
     reached = [[label, *(values.get(label, "–") for values in found)] for label in labels]
@@ -223,7 +225,8 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
-    """Returns a row of the table of paired differences in the newest accuracy; [] without verdicts on the same problems."""
+    """Returns a table row with the paired difference between a run and a reference run in their newest accuracy, or [] if they
+    have no verdicts on the same problems."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:
@@ -242,8 +245,8 @@ def _table(title: str, note: str, header: list[str], rows: list[list[str]], empt
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
-    """Returns a row of rollouts.jsonl for the page; tokens become indices into `indices`, which grows. Rows of earlier versions
-    lack `correct`, `outcome` and `extracted_answer`."""
+    """Returns a row of rollouts.jsonl in the form that a page embeds. Tokens become indices into `indices`, to which new tokens
+    are added. Rows of earlier versions lack `correct`, `outcome` and `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1),
@@ -253,7 +256,7 @@ def _compact(row: Row, indices: dict[str, int]) -> Row:
 
 
 def _seconds(rows: list[Row]) -> dict[str, float]:
-    """Returns the seconds of each stage that ran."""
+    """Returns the total seconds of each training stage that was run."""
     timed = {stage: sum(row["time/total"] for row in stage_rows(rows, stage, "time/total")) for stage in ("sft", "rl")}
     return {stage: seconds for stage, seconds in timed.items() if seconds}
 
@@ -266,7 +269,7 @@ def _duration(seconds: float) -> str:
 
 
 def _facts(run: Run) -> list[str]:
-    """Returns a run's main settings as text."""
+    """Returns the main settings of a run as short texts."""
     config = run.config
     model, rl, sampler = config["model"], config["rl"], config["sampler"]
     rank = config.get("lora", {}).get("rank")

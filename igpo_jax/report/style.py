@@ -1,4 +1,4 @@
-"""Parts shared by HTML pages: templates, styles and scripts from the files beside this module, and pieces of markup."""
+"""Parts shared by HTML pages: templates, styles and scripts from the files beside this module, and functions that make HTML."""
 
 import html
 import json
@@ -27,7 +27,7 @@ LAYOUT = {
 
 
 def plotly_source() -> str:
-    """Returns Plotly's JavaScript; raises ImportError if plotly is not installed."""
+    """Returns Plotly's JavaScript. Raises ImportError if plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -38,9 +38,9 @@ def plotly_source() -> str:
 def document(
     figures: list[dict[str, Any]], plotly: str, rollouts: dict[str, Any] | None = None, style: str = "", **parts: str
 ) -> str:
-    """Returns the page as one HTML file that loads nothing. Plotly figure i fills the element `figure-i`; `plotly` is Plotly's
-    JavaScript; `rollouts` come from `report.page.embedded_rollouts`; `style` is CSS added to the report's; `parts` are HTML for
-    the other fields of page.html: title, header, summary, sections, settings."""
+    """Returns a page as one HTML file that loads nothing else. Plotly figure number i of `figures` fills the element
+    `figure-i`. `plotly` is Plotly's JavaScript, `rollouts` come from `report.page.embedded_rollouts`, and `style` is CSS added
+    to the report's. `parts` are the HTML of the other fields of page.html: title, header, summary, sections and settings."""
     fields = {"style": STYLE + style, "plotly": plotly if figures else "", "script": SHARED + CANVAS}
     return PAGE.format(data=embed({"figures": figures, "rollouts": rollouts}), **fields, **parts)
 
@@ -52,7 +52,7 @@ def heading(kind: str, title: str, facts: Iterable[str] = ()) -> str:
 
 
 def cards(contents: Iterable[tuple[str, str, str]]) -> str:
-    """Returns a list of cards as HTML, given (label, value, remark) of each."""
+    """Returns an HTML list of cards, given the (label, value, remark) of each card."""
     texts = (map(html.escape, content) for content in contents)
     items = (f"<li><h2>{label}</h2><strong>{value}</strong><span>{remark}</span></li>" for label, value, remark in texts)
     return f'<ul class="cards">{"".join(items)}</ul>'
@@ -69,7 +69,7 @@ def details(title: str, content: Any) -> str:
 
 
 def embed(content: Any) -> str:
-    """Returns JSON that cannot end or break the script element around it; NaN and infinity become null."""
+    """Returns `content` as JSON that cannot end or break the HTML script element around it. NaN and infinity become null."""
     text = json.dumps(_without_nan(content), ensure_ascii=False, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -1,1 +1,1 @@
-"""Concise solutions for supervised training: rewritten by a language model, or filtered."""
+"""Concise solutions for supervised training, either rewritten by a language model or filtered."""

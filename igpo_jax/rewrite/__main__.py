@@ -1,11 +1,11 @@
 """python -m igpo_jax.rewrite --problems=FORMAT:PATH,... --tokenizer=PATH --output=DIR [--endpoint=URL --model=M]
 
-Makes concise solutions for supervised training. With --endpoint, a language model behind an OpenAI-compatible API rewrites
-the given solutions; without it, they are only filtered. Keeps solutions within the length limits in which the grader
-finds the right answer. Run the same command again to resume after an interruption.
+Makes concise solutions for supervised training. With --endpoint, a language model behind an OpenAI-compatible API rewrites the
+given solutions; without it, they are only filtered. Keeps a solution if its length is within the limits and the grader finds
+the right answer in it. Run the same command again to resume after an interruption.
 
-Writes to DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (a source of the format jsonl), card.json
-and card.html."""
+Writes to DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data source of the
+format jsonl), card.json and card.html."""
 
 import contextlib
 import fcntl
@@ -101,7 +101,8 @@ def main(_) -> None:
 
 
 def rewrite() -> dict[str, Any]:
-    """Runs the command and returns the card. Raises ValueError naming the flag, file or endpoint that cannot be used."""
+    """Runs the command and returns the contents of card.json. Raises ValueError that names the unusable flag, file or
+    endpoint."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
@@ -153,7 +154,7 @@ def rewrite() -> dict[str, Any]:
 
 
 def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
-    """Returns the endpoint's settings that decide the result; all are None without an endpoint."""
+    """Returns the endpoint's settings that affect its replies. All values are None if there is no endpoint."""
     if endpoint is None:
         return dict.fromkeys(("endpoint", "model", "temperature", "reply_tokens", "instruction", "request", "prompt_sha256"))
     address = urlsplit(endpoint.address)
@@ -165,7 +166,7 @@ def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
 
 
 def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the endpoint's replies: "rewritten" if the reply states the right answer, else the reason for rejecting it."""
+    """Judges replies. The outcome of a reply is "rewritten" if it states the right answer, else the reason for rejecting it."""
     judged: list[Judged] = []
     for record in records:
         reply = replies.get(record.id)
@@ -184,7 +185,8 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
 
 
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
-    """Requests the missing replies. Returns all replies by problem id, and the errors and reason for stopping of `ask_all`."""
+    """Requests the replies that are missing in replies.jsonl. Returns all replies by problem id, the errors by problem id for
+    problems without a reply, and the reason for stopping early, which is "" if all requests were sent."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,8 +216,8 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 
 def read_replies(file: BinaryIO) -> list[Reply]:
-    """Reads replies.jsonl, open for reading and appending, and removes an incomplete last line.
-    Raises ValueError if a line before the last is not a reply."""
+    """Returns the replies in replies.jsonl, given the file open for reading and appending. Removes an incomplete last line from
+    the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
     replies, end = [], 0
     lines = file.read().split(b"\n")
@@ -238,9 +240,9 @@ def read_replies(file: BinaryIO) -> list[Reply]:
 
 
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the given solutions: "unchanged" if one states the right answer, or "shortened" if a model's thinking before it
-    is removed, else the reason for rejecting it. If only a last line missing from `Record.solution` states the answer
-    (#### 72), that line is added."""
+    """Judges the given solutions. The outcome of a solution that states the right answer is "unchanged", or "shortened" if a
+    model's thinking was removed from it. Otherwise, the outcome is the reason for rejecting it. If only the last line of the
+    source's text (#### 72), which `Record.solution` omits, states the answer, this line is added."""
     judged: list[Judged] = []
     for record in records:
         text = without_thought(record)
@@ -258,8 +260,8 @@ def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> l
 
 
 def without_thought(record: Record) -> str:
-    """Returns the solution of a record. From the format openr1, which keeps a model's thinking in the solution without its
-    <think> tags, returns only the text after </think> if it states the answer."""
+    """Returns the solution of a record. Solutions in the format openr1 begin with a model's thinking, without its <think> tags.
+    From such a solution, returns only the text after </think> if this text states the answer."""
     after = record.response.rpartition("</think>")[2].strip()
     begin = len(record.solution) - len(after)
     has_thought = "</think>" in record.response and record.solution.endswith(after)
@@ -267,8 +269,8 @@ def without_thought(record: Record) -> str:
 
 
 def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int], rule: str, pool: RewardPool) -> None:
-    """Grades the new solutions at the given indices of `judged`. If a solution does not state the answer of its record, its
-    outcome becomes the reason for rejecting it."""
+    """Grades the new solutions at the given indices of `judged`. If a solution does not state the right answer, its outcome in
+    `judged` becomes the reason for rejecting it."""
     with progress(len(indices), 0, "graded") as bar:
         for begin in range(0, len(indices), GRADED_AT_ONCE):
             chunk = indices[begin : begin + GRADED_AT_ONCE]
@@ -284,8 +286,8 @@ def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int
 
 
 def _endpoint() -> Endpoint | None:
-    """Returns the endpoint given by flags and environment variables; None without an address. Raises ValueError for a model
-    without an address or the reverse, or for a key file that cannot be read."""
+    """Returns the endpoint given by flags and environment variables, or None if no address is given. Raises ValueError if a
+    model is given without an address or an address without a model, or if the key file cannot be read."""
     address = os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value
     if not address:
         require(not MODEL.value, "--model is given without --endpoint=URL (or OPENAI_BASE_URL)")

@@ -1,4 +1,4 @@
-"""Writes card.json and card.html of a rewrite: outcomes of the problems, lengths before and after, and cost."""
+"""Writes card.json and card.html, which describe rewritten solutions: outcomes, lengths before and after, and cost."""
 
 import html
 import itertools
@@ -35,8 +35,8 @@ td + td { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def make_card(outcomes: dict[str, int], kept: Rows, replies: Rows, unanswered: dict[str, str] | None) -> dict[str, Any]:
-    """Returns the contents of card.json, given the number of problems by outcome, the rows of kept.jsonl and replies.jsonl, and
-    the reason for each missing reply by problem id (None without an endpoint)."""
+    """Returns the contents of card.json. `outcomes` counts the problems by outcome, `kept` and `replies` are rows of kept.jsonl
+    and replies.jsonl, and `unanswered` gives the reason for each missing reply by problem id (None without an endpoint)."""
     before, after = (np.array([row[key] for row in kept], float) for key in ("original_tokens", "tokens"))
     lengths = {"before": before, "after": after}
     edges = np.linspace(0, max(1.0, before.max(initial=0), after.max(initial=0)), BINS + 1)
@@ -65,8 +65,8 @@ def _length_statistics(lengths: np.ndarray) -> dict[str, float] | None:
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tuple[str, str, str]]) -> None:
-    """Writes card.json and card.html, a page that loads nothing from elsewhere. It shows `EXAMPLES` of the examples
-    (question, solution before, solution after)."""
+    """Writes card.json and card.html, a page that loads nothing from elsewhere. The page shows at most `EXAMPLES` of the
+    examples, which are given as (question, solution before, solution after)."""
     atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
     settings = card["settings"]
     try:
@@ -113,7 +113,7 @@ def _headline(card: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _figure(histogram: dict[str, list[float]]) -> dict[str, Any]:
-    """Returns a Plotly figure with the number of solutions by length: bars before rewriting, a line after."""
+    """Returns a Plotly figure of the number of solutions by length, with bars before rewriting and a line after."""
     edges = histogram["edges"]
     x = [(begin + end) / 2 for begin, end in itertools.pairwise(edges)]
     marker, line = {"color": BLUE, "opacity": 0.4}, {"color": ORANGE, "width": 2, "shape": "hvh"}
@@ -125,7 +125,7 @@ def _figure(histogram: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _counts(title: str, numbers: dict[str, int] | None, note: str = "") -> str:
-    """Returns a section of the page with a table of numbers; "" without numbers."""
+    """Returns an HTML section with a table of numbers, or "" if there are no numbers."""
     rows = table_rows([name, f"{number:,}"] for name, number in (numbers or {}).items())
     return f'<section><h2>{title}</h2><div class="panel"><table>{rows}</table>{note}</div></section>' if rows else ""
 

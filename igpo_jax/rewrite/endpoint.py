@@ -28,13 +28,13 @@ class _NoReplies(Exception):
 def ask_all(
     conversations: Iterable[tuple[str, Messages]], on_reply: Callable[[Reply], None], endpoint: Endpoint, requests: int
 ) -> tuple[dict[str, str], str]:
-    """Sends all conversations, (id, messages) each, `requests` at a time, and calls `on_reply` with each reply as it arrives.
+    """Sends all conversations, given as (id, messages), to an endpoint, at most `requests` at a time, and calls `on_reply` with
+    each reply as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with growing pauses.
 
-    Rate limits, timeouts, lost connections and server errors are retried with growing pauses. A reply has the keys id, text,
-    refused, finish_reason, prompt_tokens, completion_tokens (both None if the endpoint does not report them) and attempts.
-    Returns the errors of conversations without a reply, by id, and the reason for stopping early, "" if all were sent: after
-    many consecutive failures the endpoint counts as gone. Raises ValueError if the endpoint rejects the key, the model or the
-    address, or if the package openai is missing."""
+    A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens (both None if the endpoint does not
+    report them) and attempts. Returns the errors of conversations without a reply, by id, and the reason for stopping early.
+    The reason is "" if all were sent; otherwise, after many consecutive failures, the endpoint counts as gone. Raises
+    ValueError if the endpoint rejects the key, the model or the address, or if the package openai is missing."""
     try:
         import openai
     except ImportError:
@@ -95,7 +95,8 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
 
 
 def _reason(error: Exception) -> str:
-    """Returns an error in one line; the library's own message repeats the whole body of the response."""
+    """Returns an error in one line. Prefers the message in the response's body, because the openai library's own message
+    repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     text = " ".join(str(message or error).split())[:200]

@@ -1,1 +1,1 @@
-"""The RL algorithm: rollouts, hints, likelihood estimators, objective, update."""
+"""The RL algorithm: rollouts, hints, likelihood estimators, objective and update."""

@@ -1,5 +1,5 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples batches of prompts until enough groups are neither all
-correct nor all wrong."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples batches of prompts until enough groups (completions of the
+same prompt) are neither all correct nor all wrong."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,25 +16,19 @@ from igpo_jax.runtime.mesh import shard_batch, to_host
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
-    """Key for the rollout of an iteration's batch `number`; the first batch uses the iteration's key itself."""
+    """Returns the PRNG key for the rollout of an iteration's batch `number`. Batch 0 uses the iteration's key itself."""
     return jax.random.fold_in(jax.random.fold_in(key, KeyPurpose.MORE_PROMPTS), number) if number else key
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Mask of an iteration's groups that are neither all correct nor all wrong, bool [batches, n]."""
+    """Returns which groups of completions are neither all correct nor all wrong, bool [batches, groups per batch]."""
     correct = [part.final.grades.correct for part in parts]
     return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses as many groups as one batch has: the first mixed ones, and if these are too few, others of the last batch.
-
-    Args:
-        mixed: bool [batches, n].
-
-    Returns:
-        int [n], ascending indices into the concatenated batches.
-    """
+    """Chooses as many groups (completions of one prompt) as one batch has: the first ones marked in `mixed`, bool [batches, n],
+    and if these are too few, others of the last batch. Returns ascending indices into the concatenated batches, int [n]."""
     batches, n = mixed.shape
     taken = np.flatnonzero(mixed)[:n]
     others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
@@ -42,7 +36,7 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Reduces an iteration's batches to the groups that `chosen_groups` chooses; metrics cover all sampled groups."""
+    """Reduces an iteration's batches to one rollout with the groups that `chosen_groups` chooses, and metrics of all groups."""
     if len(parts) == 1:
         return parts[0]
     sampled = _joined(parts)
@@ -62,7 +56,7 @@ def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
 
 
 def _joined(parts: Sequence[Rollout]) -> Rollout:
-    """Concatenates the groups of several rollouts on the host."""
+    """Concatenates several rollouts into one on the host."""
     n, width = len(parts[0].replaced), max(part.groups.prompt.shape[1] for part in parts)
     second = [part.second for part in parts if part.second is not None]
     return Rollout(
@@ -77,7 +71,7 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
 
 
 def _widened(groups: GroupBatch, width: int) -> GroupBatch:
-    """Pads prompts on the left to `width`."""
+    """Pads prompts on the left to `width` positions."""
     padding = ((0, 0), (width - groups.prompt.shape[1], 0))
     prompt, prompt_mask = (np.pad(x, padding) for x in (groups.prompt, groups.prompt_mask))
     return dataclasses.replace(groups, prompt=prompt, prompt_mask=prompt_mask)

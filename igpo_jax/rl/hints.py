@@ -1,8 +1,8 @@
-"""Hints: pieces of the known solution, written onto the canvas before denoising (docs/method.md section 6; paper Eq. 4).
+"""Hints: pieces of a known solution, written onto the canvas (the positions of a completion) before denoising (docs/method.md
+section 6; paper Eq. 4).
 
-segment -> choose -> place -> overwrite; every function works on whole batches and compiles once. Defaults follow the paper;
-"REF" marks the released code's value if it differs.
-"""
+`segment` cuts the solution into chunks, `choose` selects some, `destinations` places them, and `overwrite` writes them. Every
+function works on whole batches and compiles once. Defaults follow the paper; "REF" marks other values in the released code."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: longest stretched gap between chunks
 MAX_STRETCH = 1.5  # REF: largest factor by which gaps are stretched
 CHUNK_KEYS = ("chunk_min", "chunk_max", "round_up", "stretch")
-UNUSED_KEYS = {  # by policy
+UNUSED_KEYS = {  # keys that each policy does not use
     "chunks": (),
     "prefix": CHUNK_KEYS,
     "none": ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer", *CHUNK_KEYS),
@@ -28,7 +28,7 @@ UNUSED_KEYS = {  # by policy
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingConfig:
-    """Second attempts and their hints; docs/method.md section 15 lists the switches."""
+    """Configuration of second attempts at problems, which use hints; docs/method.md section 15 lists the options."""
 
     enabled: bool = True
     # Hints of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
@@ -43,7 +43,7 @@ class InpaintingConfig:
     ratio_min: float = 0.2  # eta ~ U[ratio_min, ratio_max)
     ratio_max: float = 0.6
     replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
-    exclude_answer: bool = True  # REF: False, which also always reveals the last chunk
+    exclude_answer: bool = True  # REF: False, and then the last chunk is always revealed
     round_up: bool = False  # False: reveals floor(ratio * N) chunks, at least one. REF: True, N - floor(N * (1 - ratio))
     stretch: bool = False  # False: hints keep their positions in the trace. REF: True, they are spread over the canvas
     # False: chunks are cut once per problem, ratios are independent, and a group's last completions are replaced. REF: True,
@@ -64,15 +64,16 @@ class InpaintingConfig:
 
 @flax.struct.dataclass
 class Chunks:
-    """Pieces [start, start + size) of a trace, in order."""
+    """Pieces [start, start + size) of a trace (a problem's reference solution), in order."""
 
     start: Array  # i32[b, c]
-    size: Array  # i32[b, c]; 0: no chunk
+    size: Array  # i32[b, c], 0 for an empty chunk
 
 
 def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, chunk_max: int) -> Chunks:
-    """Cuts traces of length int32 [b], at most `max_length`, into chunks of random size, `max_length // chunk_min` per row; a
-    tail shorter than `chunk_min` belongs to no chunk. Rows with the same PRNG key and length are cut alike."""
+    """Cuts traces (reference solutions) of length int32 [b], at most `max_length`, into chunks of random size. Each row has
+    `max_length // chunk_min` chunks, and those after the end of the trace are empty. A tail shorter than `chunk_min` belongs to
+    no chunk. Rows with the same PRNG key and length are cut alike."""
     count = max(1, max_length // chunk_min)
     draw = functools.partial(jax.random.randint, shape=(count,), minval=chunk_min, maxval=chunk_max + 1)
     size = jax.vmap(draw)(keys)
@@ -82,8 +83,8 @@ def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, c
 
 
 def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
-    """Number of chunks to reveal, int32 [b], of chunks, int32 [b], with ratio, float32 [b]. Adds 1e-5 before rounding down,
-    because in float32 100 * 0.53 is below 53 and 5 * (1 - 0.6) below 2."""
+    """Returns how many of the given number of chunks, int32 [b], to reveal at the share `ratio`, float32 [b]. Adds 1e-5 before
+    rounding down, because in float32 100 * 0.53 is below 53, and 5 * (1 - 0.6) is below 2."""
     if round_up:
         return chunks - jnp.floor(chunks * (1 - ratio) + 1e-5).astype(jnp.int32)
     at_least = jnp.minimum(chunks, jnp.where(ratio > 0, 1, 0))
@@ -91,7 +92,8 @@ def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
 
 
 def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> Array:
-    """Draws a uniform random subset of the chunks, bool [b, c]; keys [b], ratio float32 [b]."""
+    """Draws a uniform random subset of each trace's chunks to reveal as hints, bool [b, c]. Each of the b rows has its own PRNG
+    key, and its own share of chunks to reveal, `ratio`, float32 [b]."""
     exists = chunks.size > 0
     order = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape))(keys, exists)
     rank = jnp.argsort(jnp.argsort(jnp.where(exists, order, 2.0), axis=1), axis=1)
@@ -104,11 +106,9 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 
 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
-    """Returns the first canvas position of each chunk, int32 [b, c]; positions of chunks that are not revealed have no meaning.
-
-    By default this is its position in the trace. With `stretch`, as in the released code, gaps between revealed chunks grow by
-    up to half.
-    """
+    """Returns the canvas position where each chunk of a trace begins, int32 [b, c]; it is meaningless for chunks that are not
+    revealed. By default it is the chunk's position in the trace. With `stretch`, as in the released code, gaps between revealed
+    chunks grow by up to half."""
     if not stretch:
         return chunks.start
     usable = max(0, length - FREE_TAIL)
@@ -125,11 +125,9 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 def overwrite(
     canvas: Array, trace: Array, hintable: Array, chunks: Chunks, revealed: Array, destination: Array
 ) -> tuple[Array, Array]:
-    """Writes the revealed chunks, bool [b, c], at their destinations, int32 [b, c], onto the canvas, int32 [b, l]; drops parts
-    outside of it and tokens that may not be shown. Returns the canvas and the mask of hints, bool [b, l].
-
-    trace: int32 [b, l]. hintable: bool [b, l], tokens of the trace that may be shown.
-    """
+    """Writes the revealed chunks (`revealed`, bool [b, c]) of traces, int32 [b, l], onto the canvas, int32 [b, l], at
+    `destination`, int32 [b, c]. Drops parts outside of the canvas and tokens that may not be shown (False in `hintable`, bool
+    [b, l]). Returns the canvas and the mask of hints, bool [b, l]."""
     position = jnp.arange(canvas.shape[1])
     offset = position - destination[..., None]  # [b, c, l]
     inside = revealed[..., None] & (offset >= 0) & (offset < chunks.size[..., None])
@@ -139,8 +137,8 @@ def overwrite(
 
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
-    """Chooses the first tokens of each trace, bool [b, l]: the share `ratio`, float32 [b], of the tokens before the first that
-    may not be shown, at least one if the ratio is positive."""
+    """Chooses the first tokens of each trace (reference solution) as its hint, bool [b, l]. `ratio`, float32 [b], is their
+    share of the tokens before the first one that may not be shown; at least one is chosen if the ratio is positive."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)
@@ -148,8 +146,8 @@ def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
 
 
 def overwrite_in_place(canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array) -> tuple[Array, Array]:
-    """Writes the chosen tokens of the trace, bool [b, l], at their own positions; drops those that may not be shown. Same
-    result as `overwrite`."""
+    """Writes the chosen tokens of each trace (reference solution), bool [b, l], onto the canvas at their own positions, except
+    tokens that may not be shown. Returns the canvas and the mask of hints, bool [b, l], like `overwrite`."""
     is_hint = chosen & hintable & (jnp.arange(canvas.shape[1]) < trace_length[:, None])
     return jnp.where(is_hint, trace, canvas), is_hint
 
@@ -165,19 +163,19 @@ def inpaint(
     cfg: InpaintingConfig,
     ratios: tuple[float, float] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Writes hints for G completions of each problem: the step that IGPO adds to a rollout.
+    """Writes hints onto the canvases of G completions of each of n problems; this is the step that IGPO adds to a rollout.
 
     Args:
-        key: the problem is folded into it for segmentation (with cfg.by_completion the completion, too); problem and
-            completion are folded into it for ratios and choices.
-        problem_id: uint32 [n].
-        canvas: int32 [n * G, l], rows of a problem adjacent; usually all MASK.
-        trace: int32 [n, l]. trace_length: int32 [n], the part that is cut into chunks. hintable: bool [n, l].
-        ratios: see `ratio_range`; by default those of cfg.
+        key: PRNG key. Chunks depend on this key and the problem (with cfg.by_completion also on the completion). Ratios and the
+            choice of chunks depend on this key, the problem and the completion.
+        problem_id: number of each problem, uint32 [n].
+        canvas: canvases of length l, usually all MASK, int32 [n * G, l]; rows of a problem are adjacent.
+        trace, hintable: reference solutions, int32 [n, l], and which of their tokens may be shown, bool [n, l].
+        trace_length: number of the first tokens of each trace that are cut into chunks, int32 [n].
+        ratios: minimum and width of the range of shares to reveal, see `ratio_range`; by default the range of cfg.
 
     Returns:
-        The canvas with hints and the hint mask, [n * G, l], and the drawn ratios, float32 [n * G].
-    """
+        The canvas with hints and the mask of hints, both [n * G, l], and the drawn ratios, float32 [n * G]."""
     length, group_size = canvas.shape[1], len(canvas) // len(problem_id)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     cut_key, row_key = jax.random.split(key)
@@ -204,13 +202,13 @@ def inpaint(
 
 
 def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
-    """floor(lambda * G), the number of completions of a group that may be replaced."""
+    """Returns floor(`replace_fraction` * G), how many completions of a group of size G may be replaced."""
     return math.floor(cfg.replace_fraction * group_size + 1e-9)
 
 
 def ratio_range(hint_ratio_center: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
-    """Minimum and width of the range of ratios: the configured range, or one of the same width around the center, clipped to
-    [0, 1]."""
+    """Returns the minimum and the width of the range of hint ratios (shares of a solution to reveal): the configured range, or,
+    given a `hint_ratio_center`, a range of the same width around it, clipped to [0, 1]."""
     if hint_ratio_center is None:
         return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
     half = (cfg.ratio_max - cfg.ratio_min) / 2

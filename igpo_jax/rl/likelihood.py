@@ -1,9 +1,8 @@
 """Estimators of the log-likelihood of completions under a masked diffusion policy (docs/method.md section 9).
 
-The exact likelihood needs one forward pass per token, for every order. An estimator chooses a few *views* of each completion
-(network inputs with some tokens masked) and weights. A token's score is the weighted sum of its log-probabilities in the views
-that mask it; the scores add up to an estimate of log pi(completion | prompt).
-"""
+The exact likelihood would need one forward pass per token, for every order of the tokens. An estimator chooses a few *views* of
+each completion (network inputs with some tokens masked), and weights. The score of a token is the weighted sum of its
+log-probabilities in the views that mask it, and all scores add up to an estimate of log pi(completion | prompt)."""
 
 import dataclasses
 import functools
@@ -24,18 +23,18 @@ from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.runtime.checks import at_least, check_fields, checked, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
-NOISE_LEVELS = 128  # masked: T, in steps of the released sampler
-LOWEST_LEVEL = 30  # masked: lowest level that the first inner step draws
-PROMPT_SHARE = 0.15  # prompt_masked: probability that a prompt token is masked
+NOISE_LEVELS = 128  # estimator masked: number of noise levels T, in steps of the released sampler
+LOWEST_LEVEL = 30  # estimator masked: lowest noise level that the first inner step draws
+PROMPT_SHARE = 0.15  # estimator prompt_masked: probability that a prompt token is masked
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodConfig:
-    """Keys of the section `objective` that determine views and scores."""
+    """Configuration of the likelihood estimator, which masks completions and scores their tokens (section `objective`)."""
 
     estimator: str = checked("mean_field", lambda value: one_of(*ESTIMATORS)(value))
-    samples: int = 1  # K, views per completion: elbo, quadrature, coupled (even), trace
-    # SPG: weight of the upper bound in the score of a completion with a negative advantage, and its power (beta of the bound).
+    samples: int = 1  # K, views per completion, for elbo, quadrature, coupled (even numbers only) and trace
+    # SPG: weight of the upper bound in the score of a completion with a negative advantage, and the power beta in this bound.
     upper_weight: float = checked(0.0, within(0, 1))
     upper_power: float = checked(1.0, lambda value: "" if 1 <= value < math.inf else " must be at least 1 and finite")
     inner_steps: int = checked(4, at_least(1))  # mu: updates per rollout
@@ -59,24 +58,24 @@ class LikelihoodConfig:
 
 @flax.struct.dataclass
 class GroupBatch:
-    """The output of a rollout and input of the updates: n prompts with g completions each."""
+    """Output of a rollout and input of the updates: n prompts with a group of g completions each."""
 
     prompt: Array  # i32[n, p]
     prompt_mask: Array  # bool[n, p]
     problem_id: Array  # u32[n]
     completions: Array  # i32[n, g, l]
     unmask_step: Array  # i32[n, g, l], see `sampler.Sample`
-    loss_mask: Array  # bool[n, g, l], tokens up to the first EOS, inclusive
+    loss_mask: Array  # bool[n, g, l], True up to and including the first EOS
     advantages: Array  # f32[n, g]
 
     @property
     def hint(self) -> Array:
-        """bool [n, g, l], True for hint tokens."""
+        """Mask of hint tokens, bool [n, g, l], for n prompts with g completions of length l."""
         return self.unmask_step == HINT
 
     @classmethod
     def abstract(cls, mesh: Mesh, n: int, g: int, p: int, l: int) -> "GroupBatch":  # noqa: E741
-        """`jax.ShapeDtypeStruct` of every field, with its sharding on `mesh`."""
+        """Returns a `GroupBatch` that holds `jax.ShapeDtypeStruct` (shape, dtype, sharding on `mesh`) instead of arrays."""
 
         def rows(dtype, *shape: int):
             return jax.ShapeDtypeStruct((n, *shape), dtype, sharding=NamedSharding(mesh, P(BATCH)))
@@ -88,8 +87,9 @@ class GroupBatch:
 
 @flax.struct.dataclass
 class Views:
-    """Masks of the network's inputs, and weights of its log-probabilities. e: inner steps, 1 if all have the same views. k:
-    views of a completion. r: rows of a prompt, 1 if its completions share a row, otherwise g."""
+    """Views (network inputs with some tokens masked) of all completions, and the weights of the resulting log-probabilities. In
+    shapes, e is the number of inner steps (1 if all have the same views), k the number of views of a completion, and r the
+    number of rows of a prompt (1 if its completions share a row, otherwise their number g)."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -98,7 +98,7 @@ class Views:
 
     @classmethod
     def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "Views":
-        """`jax.ShapeDtypeStruct` of every field for an abstract batch, with its sharding on `mesh`."""
+        """Returns `Views` that hold `jax.ShapeDtypeStruct` (shape, dtype, sharding on `mesh`) instead of arrays."""
         host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         views = jax.eval_shape(lambda batch: views_of(jax.random.key(0), batch, cfg), host)
         placed = NamedSharding(mesh, P(None, BATCH))
@@ -106,8 +106,8 @@ class Views:
 
 
 def views_of(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Makes the views of every inner step. Random views depend on (the iteration's key, problem, completion, inner step), so
-    that the old, reference and new policy see the same."""
+    """Makes the views (network inputs with some tokens masked) of every inner step. Random views depend only on the iteration's
+    key, problem, completion and inner step, so that the old, reference and new policy get the same views."""
     return ESTIMATORS[cfg.estimator](key, batch, cfg)
 
 
@@ -124,15 +124,15 @@ def _prompt_masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -
 
 
 def _shared_views(prompt_masked: Array, batch: GroupBatch) -> Views:
-    """Masks whole completions. A prompt's completions then have the same input, so one row per *prompt* goes through the
-    network, and the g completions share its log-probabilities."""
+    """Returns views that mask whole completions. All completions of a prompt then have the same network input, so only one row
+    per prompt goes through the network, and the g completions share its log-probabilities."""
     whole = jnp.ones((len(prompt_masked), *batch.completions.shape), bool)
     return Views(prompt_masked, whole[:, :, None, :1], whole[:, :, None].astype(jnp.float32), whole)
 
 
 def row_views(draw: Callable, key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Draws views for every completion independently. `draw` maps (key, steps, samples, length) to the masks, bool, and the
-    weights, float32, of one completion, [steps, samples, length] each."""
+    """Draws the views (masked network inputs) of every completion independently. `draw` maps (key, steps, samples, length) to
+    the masks, bool, and the weights, float32, of one completion, both [steps, samples, length]."""
     n, g, length = batch.completions.shape
     shape = cfg.inner_steps, cfg.samples, length
     completion = jnp.tile(jnp.arange(g, dtype=jnp.uint32), n)
@@ -149,7 +149,8 @@ def _masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views
 
 
 def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks more tokens in every inner step, all of them in the last; see `row_views`."""
+    """Masks tokens of one completion with a probability that grows with every inner step, and reaches 1 in the last of several
+    steps; used by `row_views`."""
     level_key, mask_key = jax.random.split(key)
     first = jax.random.randint(level_key, (), LOWEST_LEVEL, NOISE_LEVELS - 1)
     fraction = jnp.arange(steps) / max(steps - 1, 1)
@@ -159,26 +160,29 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks the last m tokens of a random order, m uniform in 1..length; see `row_views`."""
+    """Masks the last m tokens of one completion in a random order, with m uniform in 1..length; used by `row_views`."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
 
 
 def _quadrature_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks like `_elbo_masks`, with the numbers m evenly spaced from a random start; each m is as likely as there."""
+    """Masks m random tokens per view of a completion, like `_elbo_masks`, but the numbers m are evenly spaced from a random
+    start. Each number is still equally likely."""
     number_key, order_key = jax.random.split(key)
     return _last_masks(order_key, _spread_numbers(number_key, steps, samples, length), length)
 
 
 def _last_masks(key: Array, number: Array, length: int) -> tuple[Array, Array]:
-    """Masks `number` random tokens, int32 [steps, samples]; see `row_views`."""
+    """Masks random tokens of one completion; `number`, int32 [steps, samples], says how many in each view. Returns the masks
+    and the weights that `row_views` needs."""
     masked = _random_ranks(key, (*number.shape, length)) < number[..., None]
     return masked, masked * (length / (number.shape[1] * number))[..., None]
 
 
 def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m tokens in the first view of a pair and the other length - m in the second; if m = length, all in both."""
+    """Masks m random tokens of one completion in the first view of a pair, and the other length - m tokens in the second. If m
+    equals the length, both views mask all tokens."""
     number_key, order_key = jax.random.split(key)
     number = _spread_numbers(number_key, steps, samples // 2, length)[..., None]
     rank = _random_ranks(order_key, (steps, samples // 2, length))
@@ -198,8 +202,9 @@ def _random_ranks(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _trace_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Divides a completion's steps, up to that of the last token in the loss, into equal parts. View j masks the tokens written
-    in part j or later, and scores those written in part j."""
+    """Returns views that follow the order in which tokens were written. A completion's denoising steps, up to the one that
+    wrote the last token in the loss, are divided into equal parts. View j masks the tokens written in part j or later, and
+    scores those written in part j."""
     n, g, _ = batch.completions.shape
     generated = batch.unmask_step != HINT
     steps = 1 + jnp.max(batch.unmask_step, axis=-1, keepdims=True, initial=0, where=batch.loss_mask)
@@ -222,7 +227,7 @@ ESTIMATORS: dict[str, Callable[[Array, GroupBatch, LikelihoodConfig], Views]] = 
 
 
 def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> Array:
-    """Hidden states at the completion positions, [n, k * r, l, d], for all views of one inner step."""
+    """Computes hidden states, [n, k * r, l, d], at completion positions for one inner step: n prompts, k views of r rows."""
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
     completion = jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])
@@ -235,12 +240,12 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Scores of all tokens, float32 [n, g, l]: sums over views of weight times log-probability, float32 [n, k, g, l] each.
+    """Computes the scores of all tokens, float32 [n, g, l], as sums over the k views of weight times log-probability, each
+    float32 [n, k, g, l].
 
-    Rows with a negative advantage, float32 [n, g], mix in the terms of SPG's upper bound (arXiv 2510.09541), because lowering a
-    lower bound need not lower the likelihood: sum_i 1/beta log E p(token_i | written tokens)^beta, beta = cfg.upper_power. It
-    is a bound for beta >= the number of tokens (Hoelder's inequality); for smaller beta it lacks a constant.
-    """
+    Completions with a negative advantage, float32 [n, g], also use the terms of SPG's upper bound (arXiv 2510.09541), because
+    lowering a lower bound need not lower the likelihood. This bound is sum_i 1/beta log E p(token_i | written tokens)^beta with
+    beta = cfg.upper_power. It holds for beta >= the number of tokens (Hoelder's inequality), and lacks a constant otherwise."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower
@@ -256,11 +261,8 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
 def view_scores(
     hidden: jax.Array, head: jax.Array, batch: GroupBatch, weight: Array, cfg: LikelihoodConfig, chunk: int
 ) -> tuple[Array, Array]:
-    """Score and entropy of every completion token, float32 [n, g, l] each; runs inside `shard_map`.
-
-    Args:
-        hidden: [n, k * r, l, d]. weight: float32 [n, k, g, l]. chunk: see `token_scores`.
-    """
+    """Computes the score and the entropy of every completion token, both float32 [n, g, l], from the result of `hidden_states`
+    and the weights of its k views, float32 [n, k, g, l]. Runs inside `shard_map`; `chunk` is an argument of `token_scores`."""
     shape = weight.shape
     targets = jnp.tile(batch.completions, (1, shape[1], 1))
     log_probs, entropy = (x.reshape(shape) for x in token_scores(hidden, head, targets, chunk))

@@ -1,4 +1,4 @@
-"""The GRPO objective of IGPO: advantages, loss mask, ratios, clipping, KL (docs/method.md sections 9-11; paper Eq. 2, 3, 5)."""
+"""GRPO objective of IGPO: advantages, loss mask, ratios, clipping and KL (docs/method.md sections 9-11; paper Eq. 2, 3, 5)."""
 
 import dataclasses
 import functools
@@ -22,10 +22,10 @@ MAX_LOG_RATIO = 20.0  # keeps exp finite; the number of clipped log-ratios is lo
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(LikelihoodConfig):
-    """The section `objective`. Defaults follow the paper; docs/method.md section 15 lists the switches."""
+    """Configuration of the RL objective. Defaults follow the paper; docs/method.md section 15 lists the options."""
 
-    # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): the log-likelihood weighted by softmax(A) - softmax(-A)
-    # over the group, without a ratio.
+    # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): no ratio, but the log-likelihood weighted by softmax(A)
+    # - softmax(-A) over the group.
     loss: str = checked("clipped", one_of("clipped", "wd1"))
     ratio: str = checked("sequence", one_of("sequence", "token"))
     # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
@@ -33,8 +33,8 @@ class ObjectiveConfig(LikelihoodConfig):
     clip_high: float = checked(0.2, not_negative)  # DAPO (arXiv 2503.14476): 0.28
     kl: str = checked("k3", one_of("k1", "k2", "k3"))  # estimator of the KL to the reference from one sample
     kl_coefficient: float = checked(0.01, not_negative)  # beta
-    entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that is trained on; 0: none
-    # Weight of -log pi of the hints of completions with a positive advantage.
+    entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that are trained on; 0: none
+    # Weight of a supervised loss, -log pi of hint tokens, in completions with a positive advantage.
     hint_supervision: float = checked(0.0, not_negative)
     # Mean over a completion's tokens (completion), or their sum divided by the length of the canvas (canvas; Dr. GRPO, arXiv
     # 2503.20783), so that a token has the same weight in short and long completions.
@@ -65,7 +65,7 @@ class ObjectiveConfig(LikelihoodConfig):
 
 
 def advantages(rewards: Array, normalize: bool) -> Array:
-    """Rewards minus their group's mean, float32 [n, g]; `normalize` also divides by the group's standard deviation."""
+    """Subtracts the group's mean from each reward, float32 [n, g]; `normalize` also divides by its standard deviation."""
     centered = rewards - rewards.mean(axis=1, keepdims=True)
     if normalize:
         centered = centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
@@ -74,17 +74,18 @@ def advantages(rewards: Array, normalize: bool) -> Array:
 
 @flax.struct.dataclass
 class LogProbs:
-    """Scores under the old and the reference policy, fixed during the inner updates; the leading axis e is that of `Views`."""
+    """Token scores under the old and the reference policy, which stay fixed during the inner updates. The leading axis e of the
+    arrays is the inner step, with size 1 if all inner steps have the same views."""
 
     old: Array  # f32[e, n, g, l]
     reference: Array  # f32[e, n, g, l]
     views: Views
     loss_mask: Array  # bool[e, n, g, l], the tokens that count in ratio, loss and KL
-    entropy: Array  # f32[e, n, g, l], of the old policy, mean over views
+    entropy: Array  # f32[e, n, g, l], entropy of the old policy, mean over views
 
     @classmethod
     def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "LogProbs":
-        """`jax.ShapeDtypeStruct` of the output of `compute_logprobs` for an abstract batch, with shardings."""
+        """Returns `LogProbs` that hold `jax.ShapeDtypeStruct` (shape, dtype, sharding on `mesh`) instead of arrays."""
         views = Views.abstract(mesh, batch, cfg)
         flag: Any = views.scored
         score: Any = jax.ShapeDtypeStruct(flag.shape, jnp.float32, sharding=flag.sharding)
@@ -102,11 +103,9 @@ def compute_logprobs(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> LogProbs:
-    """Computes scores under the old and the reference policy, and the loss mask after the entropy filter.
-
-    params: the policy that sampled the rollout. reference: the policy of the KL term. key: the iteration's key. microbatches:
-    number of parts of the batch, computed one after the other to save memory.
-    """
+    """Computes token scores under the old and the reference policy, and the loss mask after the entropy filter. `params` are
+    those of the policy that sampled the rollout, `reference` those of the policy in the KL term, and `key` is the iteration's
+    key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
     per_row = P(BATCH)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=(per_row, per_row))
@@ -133,8 +132,8 @@ def compute_logprobs(
 
 
 def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
-    """Keeps the candidates, bool [..., l], of every row with the highest entropy, float32 [..., l]: max(1, floor(keep * h)) of
-    h candidates, none for keep = 0 (docs/method.md section 11)."""
+    """Keeps, in each row, the candidates, bool [..., l], that have the highest entropy, float32 [..., l]. Of h candidates it
+    keeps max(1, floor(keep * h)), or none for keep = 0 (docs/method.md section 11)."""
     number = candidates.sum(axis=-1, keepdims=True)
     kept = jnp.maximum(int(keep > 0), jnp.floor(keep * number + 1e-6).astype(jnp.int32))
     order = jnp.argsort(jnp.argsort(-jnp.where(candidates, entropy, -jnp.inf), axis=-1, stable=True), axis=-1)
@@ -142,16 +141,16 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 
 def group_weights(advantages: Array) -> jax.Array:
-    """wd1's weights softmax(A) - softmax(-A), float32 [..., g]; 0 if all advantages are equal. Scaled by g, so that a mean over
-    rows equals the paper's sum."""
+    """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for the advantages A of a group. They are
+    0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the paper's sum."""
     plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
     return (plus - minus) * advantages.shape[-1]
 
 
 def kl_estimate(new: Array, reference: Array, kind: str) -> jax.Array:
-    """Estimates KL(new || reference) from one sample, with the log-ratio d = log reference - log new: k1 = -d, unbiased; k2 =
-    d^2 / 2; k3 = e^d - d - 1, unbiased and never negative (Schulman 2020). All are 0 before the run's first
-    update, when new, old and reference policy are the same network with the same views (docs/method.md section 10)."""
+    """Estimates KL(new || reference) from one sample with the log-ratio d = log reference - log new. The estimators are k1 = -d
+    (unbiased), k2 = d^2 / 2, and k3 = e^d - d - 1 (unbiased and never negative, Schulman 2020). All are 0 before the run's
+    first update, when new, old and reference policy are the same network with the same views (docs/method.md section 10)."""
     to_reference = jnp.clip(reference - new, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k1":
         return -to_reference
@@ -168,21 +167,22 @@ def policy_terms(
     scored: Array | None = None,
     hint: Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss and statistics of every row (completion).
+    """Computes the loss and the statistics of every completion.
 
     Only tokens in the loss mask count: a hint token that the entropy filter drops gets no gradient, neither through the
     sequence ratio nor through the KL. With cfg.reference_code it gets one through the ratio, and a completion is weighted by
     its number of tokens relative to its group's mean (docs/method.md section 10).
 
     Args:
-        new, old, reference: float32 [..., l], scores of `likelihood.combine`.
-        advantages: float32 [...]; the last axis is a group. loss_mask: bool [..., l].
-        scored: bool [..., l], tokens that have log-probabilities; needed with cfg.reference_code.
-        hint: bool [..., l], hints up to the first EOS; needed with cfg.hint_supervision.
+        new, old, reference: token scores under the three policies, see `likelihood.combine`, float32 [..., l].
+        advantages: advantages of the completions, float32 [...]; the last axis is a group.
+        loss_mask: tokens that count in ratio, loss and KL, bool [..., l].
+        scored: tokens that have log-probabilities, bool [..., l]; needed with cfg.reference_code.
+        hint: hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
 
     Returns:
-        The loss of each row and its statistics, float32 [...] each: means over its tokens; policy/overflow is a count.
-    """
+        The loss and a dict of statistics, each float32 [...]: means over a completion's tokens, and the count
+        policy/overflow."""
 
     def token_mean(values, mask=loss_mask):
         return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
@@ -227,11 +227,12 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Means of loss and statistics over all completions of the batch. `logprobs`: of one inner step, without the leading axis.
+    """Returns the means of loss and statistics over all completions of the batch. `logprobs` are those of one inner step, so
+    they have no leading axis.
 
-    The network runs under automatic sharding; head, log-probabilities, ratios and reduction run under `shard_map`, prompts over
-    (data, fsdp) and the vocabulary over tensor, so the value does not depend on the number of devices.
-    """
+    The network runs under automatic sharding. Its output matrix, log-probabilities, ratios and reduction run under `shard_map`,
+    with prompts split over the mesh axes data and fsdp and the vocabulary over tensor. The value does not depend on the number
+    of devices."""
     rows = batch.advantages.size
     per_row = P(BATCH)
 

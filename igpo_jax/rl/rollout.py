@@ -1,10 +1,9 @@
-"""One rollout (paper Algorithm 1; docs/method.md section 7):
+"""One rollout: samples and grades the completions for an iteration's updates (paper Algorithm 1; docs/method.md section 7).
 
     first attempt -> grades -> all-wrong groups: hints -> second attempt -> grades -> swap -> GroupBatch
 
-Sampling runs on the mesh. Decisions that depend on its outcome are made on the host from arrays that every process has in full,
-so all processes take the same branch.
-"""
+Sampling runs on the mesh. Decisions that depend on its outcome are made on the host, from arrays that every process has in
+full, so all processes take the same branch."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -28,21 +27,21 @@ from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.tasks.grades import Grades
 
-# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. This is
-# no Future: waiting gathers grades over hosts, which only the main thread may do, in the order of its other collectives.
+# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. A Future
+# would not do: waiting gathers grades over hosts, which only the main thread may do, in the order of its other collectives.
 Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """Settings of rollouts."""
+    """Configuration of rollouts."""
 
     model: ModelConfig
     decode: DecodeConfig
     inpainting: InpaintingConfig
     group_size: int
     prompts_at_once: int  # prompts of a rollout chunk; chunks are sampled one after the other, the shortest prompts first
-    prompt_buckets: tuple[int, ...]  # a chunk is padded to the smallest sufficient length
+    prompt_buckets: tuple[int, ...]  # prompts of a chunk are padded to the smallest of these lengths that holds them
     normalize_advantages: bool
     after_eos: bool = False  # tokens after the first EOS are trained on
     hint_ratio_center: float | None = None  # see `ratio_range`
@@ -50,7 +49,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutContext:
-    """Inputs shared by both attempts of a rollout."""
+    """Inputs that the first and the second attempt of a rollout share."""
 
     params: Params
     grade: Grade
@@ -62,7 +61,7 @@ class RolloutContext:
 
 @flax.struct.dataclass
 class InitialCanvas:
-    """Initial canvases of G completions of each problem."""
+    """Canvases (positions that are each MASK or a hint token) from which sampling starts, for G completions of each problem."""
 
     canvas: np.ndarray  # i32[n, g, l], MASK or a hint token
     ratio: np.ndarray  # f32[n, g], requested share of the solution; 0 without hints
@@ -70,7 +69,7 @@ class InitialCanvas:
 
 @flax.struct.dataclass
 class Attempt:
-    """G completions of each problem, on the host."""
+    """One attempt at a batch of problems: G sampled and graded completions of each problem, on the host."""
 
     tokens: np.ndarray  # i32[n, g, l]
     unmask_step: np.ndarray  # i32[n, g, l], `HINT` for hints
@@ -79,19 +78,19 @@ class Attempt:
 
     @property
     def hint(self) -> np.ndarray:
-        """bool [n, g, l], True for hint tokens."""
+        """Mask of hint tokens, bool [n, g, l], for n problems with g completions of length l."""
         return self.unmask_step == HINT
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleStats:
-    """Work and wall time of sampling."""
+    """Amount of work and wall time that sampling took."""
 
     completions: int = 0
-    evaluations: int = 0  # of the network, summed over completions
+    evaluations: int = 0  # network evaluations, summed over completions
     flops: int = 0
     sampling_seconds: float = 0.0
-    grading_seconds: float = 0.0  # waiting time after sampling
+    grading_seconds: float = 0.0  # time spent waiting for grades after sampling
 
     def __add__(self, other: "SampleStats") -> "SampleStats":
         return SampleStats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -99,13 +98,13 @@ class SampleStats:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Groups for the updates, the attempts they come from, and metrics."""
+    """Result of a rollout: the groups of completions for the updates, the attempts that they come from, and metrics."""
 
     groups: GroupBatch  # the input of the updates
     first: Attempt
-    second: Attempt | None  # rows in the order of `triggered`; None: no group had one
+    second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
     triggered: np.ndarray  # int[t], groups without a correct first attempt that may have a second one
-    replaced: np.ndarray  # bool[n, g], completions of the second attempt
+    replaced: np.ndarray  # bool[n, g], True for completions of `final` from the second attempt
     final: Attempt  # the first attempt after replacement
     stats: SampleStats
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # over all sampled groups, see `rollout_metrics`
@@ -120,14 +119,14 @@ def rollout(
     mesh: Mesh,
     check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Samples and grades groups of completions under `params`.
+    """Samples and grades a group of completions for each prompt, with the network parameters `params`.
 
     Args:
-        prompts: host arrays, the same on every process; n is a multiple of data * fsdp and of cfg.prompts_at_once. With
-            inpainting.source="own", traces are solutions of this policy, and problems without one get no second attempt.
-        key: key of the iteration's batch; key, problem and completion index determine all random draws.
-        check_preemption: called after every chunk, on all processes; may raise.
-    """
+        prompts: host arrays that are equal on every process. The number of prompts is a multiple of the mesh sizes data * fsdp
+            and of cfg.prompts_at_once. With inpainting.source="own", the traces are solutions found by this policy, and
+            problems without one get no second attempt.
+        key: PRNG key of the iteration's batch. Random draws depend only on this key, the problem and the completion's index.
+        check_preemption: function that is called on all processes after every chunk and may raise an exception."""
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
     first, stats = _sample_attempt(context, prompts, _blank_canvas(prompts, cfg), KeyPurpose.FIRST_ATTEMPT)
     no_hint_available = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
@@ -154,7 +153,7 @@ def rollout(
 
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
-    """Samples new completions of the triggered groups from hinted canvases."""
+    """Samples new completions of the triggered groups, which had no correct completion, from canvases with hints."""
     cfg = context.cfg
     # Hints are drawn for every prompt, so that shapes never change; they are cheap.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
@@ -181,7 +180,7 @@ def _hinted_canvas(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> 
 def _sample_attempt(
     context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose
 ) -> tuple[Attempt, SampleStats]:
-    """Samples G completions of each prompt. A chunk is graded while the next one is sampled."""
+    """Samples and grades G completions of each prompt, chunk by chunk. A chunk is graded while the next one is sampled."""
     clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
     n, g, length = start.canvas.shape
     row = take_rows(prompts, np.repeat(np.arange(n), g))
@@ -206,8 +205,8 @@ def _sample_attempt(
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
-    """Chooses the completions of the second attempt to swap into each triggered group: a random subset of the correct ones, at
-    most floor(lambda * G)."""
+    """Chooses the completions of the second attempt that replace wrong ones in each triggered group: a random subset of the
+    correct ones, at most floor(lambda * G) for group size G, with lambda = `replace_fraction`."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
@@ -217,8 +216,9 @@ def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Ar
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Replaces the last (or first) completions of each triggered group, which are all wrong, by those in `source`. Returns the
-    final attempt and the mask of replaced completions, bool [n, g]."""
+    """Replaces the last completions (with `from_front` the first) of each triggered group, which are all wrong, by the
+    completions of the second attempt that `source` selects. Returns the final attempt and the mask of replaced completions,
+    bool [n, g]."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
@@ -231,14 +231,14 @@ def swap(
 
 
 def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """Mask, bool of the same shape: True up to and including the first EOS of each row, everywhere without an EOS."""
+    """Returns a bool mask that is True up to and including the first EOS of each row, and everywhere in rows without EOS."""
     ended = np.cumsum(tokens == eos_id, axis=-1)
     return (ended == 0) | ((ended == 1) & (tokens == eos_id))
 
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
-    """Repeats the first group so that the sampler is compiled for few sizes: full chunks of `most` groups, and for the rest the
-    smallest quarter, half or full chunk that holds it and divides over the devices."""
+    """Appends copies of the first group, so that the sampler is compiled for few batch sizes. The groups then fill full chunks
+    of `most` groups and, for the rest, the smallest quarter, half or full chunk that holds it and divides over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
@@ -246,7 +246,7 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
 
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
-    """Metrics for the log; shares are means over groups or completions, times in seconds."""
+    """Returns the metrics of a rollout for the log. Shares are means over groups or completions, and times are in seconds."""
 
     def mean(values) -> float:
         return float(np.mean(values))
@@ -283,12 +283,10 @@ def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
 
 
 def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
-    """Mean over groups, int32 [n, g, l], of the share of distinct completions, up to their first EOS."""
+    """Returns the share of distinct completions in each group, int32 [n, g, l], averaged over the groups. Tokens after a
+    completion's first EOS are ignored."""
     ended = np.where(up_to_first_eos(tokens, eos_id), tokens, eos_id)
     return float(np.mean([len({row.tobytes() for row in group}) / len(group) for group in ended]))
-
-
-# Several batches of prompts in an iteration (DAPO's dynamic sampling, arXiv 2503.14476)
 
 
 def concatenate(trees: Sequence):

@@ -1,1 +1,1 @@
-"""A run's folder: configuration, checkpoints, logs and results."""
+"""Code for the folder of a run: configuration, checkpoints, logs and results."""

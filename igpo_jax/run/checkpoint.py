@@ -1,4 +1,4 @@
-"""Saves the checkpoints of a stage asynchronously, keeps the newest and the best, and skips damaged ones on restore."""
+"""Saves a stage's checkpoints asynchronously, keeps the newest and the best, and skips damaged ones on restore."""
 
 import contextlib
 import logging
@@ -20,17 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """Context manager for the checkpoints `<folder>/<step>/`; exiting waits for an unfinished save.
+    """Context manager that saves and restores the checkpoints `<folder>/<step>/`. Exiting waits for an unfinished save.
 
-    Each step holds the training state, the PRNG root key, the data position (both stages read batch i at step i), the
-    fingerprints of configuration and data and, with inpainting.source=own, the solution bank. Sums over the bits of every
-    array are saved and compared on restore, because Orbax does not detect flipped bits.
+    Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
+    the data, and, with inpainting.source=own, the bank of the model's own solutions. The data position is the step, because the
+    step alone decides which batch comes next. The sum over the bits of every array is saved and compared on restore, because
+    Orbax does not detect flipped bits.
 
     Args:
         keep: number of newest checkpoints to keep.
-        identity: fingerprints saved with each checkpoint.
-        best: also keep the checkpoint with the highest accuracy.
-        read_only: leave unfinished saves alone; another process may be writing them."""
+        identity: fingerprints to save with each checkpoint.
+        best: whether to also keep the checkpoint with the highest accuracy.
+        read_only: whether to leave unfinished saves alone, because another process may be writing them."""
 
     def __init__(
         self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, read_only: bool = False
@@ -57,7 +58,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        """Returns the steps of the complete checkpoints, ascending."""
+        """Returns the steps of the complete checkpoints in ascending order."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(
@@ -70,11 +71,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         accuracy: float | None = None,
         unlogged: Sequence = (),
     ) -> None:
-        """Waits for the previous save, then starts this one asynchronously.
+        """Waits for the previous save to finish, then starts to save the given state asynchronously.
 
         Args:
-            solution_bank: equal on every process; must not be modified afterwards.
-            unlogged: lists of floats, measured since the last log line."""
+            solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
+            unlogged: lists of floats that were measured since the last line of the log."""
         if jax.default_backend() == "cpu":
             # On CPUs the saver reads device memory in place, while the next update already overwrites it.
             state = jax.tree.map(jnp.copy, state)
@@ -90,14 +91,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer.wait()
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
-        """Returns (step, state, key, solution bank, unlogged) of the newest readable checkpoint, None without checkpoints.
+        """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint, or None.
 
-        Newer, unreadable checkpoints are moved to `<folder>-unreadable`, because the run will save those steps again. Raises
-        ValueError if checkpoints exist but none is readable.
+        Newer checkpoints that cannot be read are moved to `<folder>-unreadable`, because the run will save their steps again.
+        Returns None if there are no checkpoints; raises ValueError if there are some but none is readable.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
-            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes; None for a run without a bank."""
+            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes. A run without a bank passes None."""
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None
@@ -109,7 +110,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
-        """Returns (step, params) of the newest readable checkpoint, None without checkpoints; skips the optimizer state."""
+        """Returns (step, parameters) of the newest readable checkpoint, without the optimizer state; None if there is none."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         return found and (found[0], found[1]["state"]["params"])
 

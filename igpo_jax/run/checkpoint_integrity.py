@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def leaf_names(tree) -> list[str]:
-    """Returns the dotted names of a tree's leaves, such as blocks.query."""
+    """Returns the dotted names of a pytree's leaves, such as blocks.query."""
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
@@ -29,7 +29,8 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def array_sums(tree) -> dict[str, int]:
-    """Maps each array's name to the sum, modulo 2^32, of its elements' bits as unsigned integers; equal for every mesh."""
+    """Maps the name of each array in a pytree to a checksum: the sum, modulo 2^32, of its elements' bits as unsigned integers.
+    The checksums do not depend on the device mesh."""
     leaves = jax.tree.leaves(tree)
     keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves]
     return dict(zip(leaf_names(tree), map(int, to_host(_bit_sums(keys))), strict=True))
@@ -40,13 +41,13 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Returns whether the host caused a reading error (out of memory, unresponsive storage), rather than the checkpoint."""
+    """Returns whether a reading error is the host's fault (out of memory, unresponsive storage), not the checkpoint's."""
     storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return storage or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics files, because Orbax reads the metrics of all steps on opening and fails at a damaged file."""
+    """Removes damaged metrics files, because Orbax reads those of all checkpoints on opening and fails at a damaged one."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save

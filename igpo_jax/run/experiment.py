@@ -1,4 +1,4 @@
-"""Opens a run: its folder, and the configuration, tokenizer, model, mesh and data that its stages share."""
+"""Opens a run: its folder, and the configuration, tokenizer, model, device mesh and data that its stages share."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ Splits = dict[str, list[Problem]]  # sft | rl | test -> problems
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSet:
-    """Problems and their prompts in the same order; prompts are padded to the largest bucket."""
+    """Problems and their encoded prompts in the same order. Prompts are padded to the largest length in data.prompt_buckets."""
 
     problems: list[Problem]
     prompts: PromptBatch
@@ -48,14 +48,14 @@ class ProblemSet:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
 
     def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
-        """Returns the row numbers, int[n], of the problems with these ids, u32[n]."""
+        """Returns the row numbers, int [n], of the problems with the given ids, uint32 [n]."""
         order = np.argsort(self.prompts.problem_id)
         return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Configuration, model and data shared by the stages of a run; data of stages that the run does not have is None."""
+    """Configuration, model and data shared by the stages of a run. The data of a stage that the run does not have is None."""
 
     workdir: pathlib.Path
     config: Config
@@ -71,25 +71,25 @@ class Experiment:
     pool: RewardPool
 
     def key(self, purpose: int) -> jax.Array:
-        """Returns the PRNG root key of a purpose: 0 initialization, 1 supervised stage, 2 RL stage, 3 adapters."""
+        """Returns the PRNG root key for one of four purposes: 0 initialization, 1 supervised stage, 2 RL stage, 3 adapters."""
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
-        """Returns sharded parameters for the first stage: loaded from the folder `model.path`, or drawn with the run's seed."""
+        """Returns the initial parameters, sharded: loaded from the folder `model.path`, or drawn with the run's seed."""
         if self.config.model.path:
             return load_params(self.config.model.path, self.model, self.mesh)
         return Policy(self.model).init(self.key(0), self.mesh)
 
     def initial_adapters(self) -> Params:
-        """Returns LoRA adapters whose product is zero, so that they do not change the network."""
+        """Returns untrained LoRA adapters. Their product is zero, so they do not change the network."""
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
-        """Decodes a completion for grading: up to its first EOS, or all of it with reward.after_eos."""
+        """Decodes the graded part of a completion: up to its first EOS, or the whole completion with reward.after_eos."""
         return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
     def extract_answer(self, text: str) -> str | None:
-        """Returns the answer that the run's task finds in a completion's text, None without one."""
+        """Returns the answer that the run's task finds in the text of a completion, or None if there is no answer."""
         task = load_task(self.config.task.name)
         return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
 
@@ -99,8 +99,9 @@ class Experiment:
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading completions, i32[n, g, l]; every process grades some of the problems. All processes must call the
-        returned function at the same point; that call waits for the grades and gathers them over hosts."""
+        """Starts grading g completions of l tokens for each of n problems, int32 [n, g, l]; each process grades some problems.
+        Returns a function that waits for the grades and gathers them from all processes, so all of them must call it at the
+        same point."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -125,12 +126,12 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """Thread that waits for the grading processes."""
+        """Background thread that waits for the grading processes."""
         return ThreadPoolExecutor(max_workers=1)
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> np.ndarray:
-        """Decodes and grades the test problems; returns bool[problems], True if solved. All processes call `check_preemption`,
-        which may raise, after every batch."""
+        """Completes and grades the test problems; returns bool [problems], True for each solved problem. Calls
+        `check_preemption`, which may raise an exception, after every batch on all processes."""
         evaluation, test = self.config.evaluation, self.test_data
         requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
         batching = Batching(self.mesh, evaluation.batch_size, self.config.data.prompt_buckets)
@@ -142,11 +143,11 @@ class Experiment:
 
 
 def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experiment:
-    """Validates the configuration and the data; creates the run's folder or checks that it belongs to this run.
-    Allocates nothing on devices. Every process of a run must call this function; all raise if one does.
+    """Opens a run: validates the configuration and the data, and creates the run's folder or checks that it belongs to this
+    run. Allocates nothing on devices. Every process of a run must call this function; if one process raises an error, all do.
 
-    Raises ValueError if the configuration or data is invalid, the folder holds a run of another configuration, or the
-    processes do not share the folder; OSError if the folder cannot be written."""
+    Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, or if
+    the processes do not share the folder. Raises OSError if the folder cannot be written."""
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir, requested_json = pathlib.Path(workdir).absolute(), configuration.to_json(requested)
@@ -176,7 +177,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
 
 
 def load_run_problems(config: Config) -> Splits:
-    """Loads the problems of the splits that the run uses; raises ValueError naming file and line if the data is invalid."""
+    """Loads the problems of the splits that the run uses (sft, rl, test). Raises ValueError with file and line for bad data."""
     task = load_task(config.task.name)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
     problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
@@ -187,7 +188,7 @@ def load_run_problems(config: Config) -> Splits:
 
 
 def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
-    """Trains a tokenizer on the problems of the first stage and writes it to `workdir`/tokenizer.model."""
+    """Trains a tokenizer on the problems of the run's first stage and writes it to `workdir`/tokenizer.model."""
     first_stage = problems["sft" if "sft" in problems else "rl"]
     texts = (text for p in first_stage for text in (p.question, p.demonstration, p.trace))
     kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
@@ -197,7 +198,7 @@ def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> 
 def _with_data(
     workdir: pathlib.Path, config: Config, fingerprint: str, mesh: Mesh, problems: Splits, data: dict[str, str]
 ) -> Experiment:
-    """Encodes the problems and returns the experiment."""
+    """Encodes the loaded problems as tokens and returns the complete `Experiment`."""
     tokenizer = run_tokenizer(workdir, config)
     model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
     check_divisibility(config, model, mesh)
@@ -222,7 +223,7 @@ def _with_data(
 
 
 def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
-    """Returns (training set in its original order, held-out set of `problems` random problems)."""
+    """Splits SFT data into a training set in its original order and a held-out set of `problems` randomly drawn problems."""
     if problems >= len(arrays.tokens):
         raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
     order = np.random.default_rng(seed).permutation(len(arrays.tokens))
@@ -230,13 +231,13 @@ def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFT
 
 
 def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
-    """Loads the tokenizer of the folder `model.path`, or the one trained when the run was first opened."""
+    """Loads the run's tokenizer: that of the folder `model.path`, or the one trained when the run was first opened."""
     model = configuration.folder_model(config)
     return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(workdir / "tokenizer.model")
 
 
 def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
-    """Reads the configuration of the run in `workdir`; raises ValueError without a run or a readable config.json."""
+    """Reads the configuration of the run in `workdir`; raises ValueError if config.json is missing or unreadable."""
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
@@ -258,8 +259,8 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
 
 
 def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:
-    """Raises ValueError if the folder's config.json is unreadable, or differs from the requested one in a key that affects
-    results."""
+    """Raises ValueError if the config.json in the run's folder is unreadable, or if it differs from the requested configuration
+    in a key that affects results."""
     try:
         written = configuration.to_json(read_run_config(workdir))
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Exports a run's newest checkpoint as a model folder or as adapters."""
+"""Exports the newest checkpoint of a run as a Hugging Face folder or as LoRA adapters."""
 
 import json
 import logging
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Writes a run's newest checkpoint as a Hugging Face folder; adapters are merged into their matrices.
-    Raises ValueError if `target` exists, and in the cases of `restore_run`.
+    """Writes the newest checkpoint of a run as a Hugging Face folder. LoRA adapters are merged into the matrices that they
+    adapt. Raises ValueError if `target` exists or if `restore_run` cannot load the run.
 
     Args:
-        dtype: float32 | bfloat16. By default the run's, but float32 for merged adapters, because rounding to bfloat16 loses
-            most of the learned change; with bfloat16 a warning states how much."""
+        dtype: float32 or bfloat16. The default is the run's parameter dtype, but float32 for merged adapters, because rounding
+            to bfloat16 loses most of the learned change; if bfloat16 is requested, a warning states how much."""
     run = restore_run(workdir, mesh)
     config, base, adapters = run.config, run.config.model.path, run.adapters or {}
     dtype = dtype or ("float32" if adapters else run.model.param_dtype)
@@ -52,7 +52,7 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
 
 
 def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh) -> None:
-    """Writes the adapters of a run's newest checkpoint in PEFT's format; raises ValueError if the run has no adapters."""
+    """Writes the LoRA adapters of a run's newest checkpoint in PEFT's format. Raises ValueError if the run has no adapters."""
     run = restore_run(workdir, mesh)
     if run.adapters is None or run.config.lora is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")

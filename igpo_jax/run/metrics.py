@@ -1,5 +1,5 @@
-"""Logs of a run: metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events. All share one step counter: the
-number of optimizer updates since the start of the run, over both stages."""
+"""Writes and reads the logs of a run: metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events. In all logs, the
+step is the number of optimizer updates since the start of the run, over both stages."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ from igpo_jax.runtime.files import atomic_write, parse_json, renamed
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends to the logs of a run, on process 0 only. Opening the logs at `step` drops rows beyond that step, all rows of the
-    stage `starting`, and evaluations without metrics (they run again), so that the logs of a resumed run equal those of an
-    uninterrupted run."""
+    """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps, all rows of the
+    stage `starting`, and evaluations whose metrics were not logged (they run again). Therefore the logs of a resumed run equal
+    those of an uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._workdir, self._step = workdir, step
@@ -39,7 +39,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     @functools.cached_property
     def _events(self) -> Any:
-        """TensorBoard's writer, opened at the first event, so that reopening a finished run adds no file."""
+        """TensorBoard writer, opened at the first event, so that reopening a finished run adds no file."""
         from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
 
         return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1 if self._step else None)
@@ -59,20 +59,20 @@ class MetricsWriter(contextlib.AbstractContextManager):
                 self._events.add_scalar(name, value, step)
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rows of rollouts, all of the same step."""
+        """Appends sampled completions, all of the same step, to rollouts.jsonl and TensorBoard."""
         self._append("rollouts.jsonl", rows)
         if self._files and rows:
             self._events.add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
 
     def write_histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """Writes histograms of the finite values, to TensorBoard only."""
+        """Writes a histogram of each array's finite values to TensorBoard."""
         for name, array in values.items():
             finite = np.asarray(array, float)[np.isfinite(array)]
             if self._files and finite.size:
                 self._events.add_histogram(name, finite, step, bins=30)
 
     def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
-        """Appends verdicts, bool[problems], and their metrics, which include eval/accuracy."""
+        """Appends the verdicts on the test problems, bool [problems], and the evaluation's metrics, including eval/accuracy."""
         verdicts = np.asarray(correct, int).tolist()
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
@@ -88,7 +88,7 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """Formats a rollout as Markdown. Texts become indented code blocks, which generated text cannot end."""
+    """Formats a logged completion as Markdown. Texts become indented code blocks, because generated text cannot end those."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
     if "extracted_answer" in row:
@@ -98,8 +98,8 @@ def _as_markdown(row: dict[str, Any]) -> str:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of a log, [] without a file; skips a truncated last line.
-    Raises ValueError if a line before the last is not a JSON object."""
+    """Reads the rows of a JSON Lines log, [] if the file does not exist. Skips a truncated last line. Raises ValueError if a
+    line before the last is not a JSON object."""
     if not pathlib.Path(path).is_file():
         return []
     rows = []
@@ -117,14 +117,14 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
-    """Returns whether a metric was logged at this step of the stage. Process 0 reads the log for all processes."""
+    """Returns whether a metric was logged at a given step of a stage. Process 0 reads the log for all processes."""
     rows = read_rows(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
     found = any((row["step"], row["stage"]) == (step, stage) and name in row for row in rows)
     return bool(all_gather_hosts(found)[0])
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
-    """Returns a stage's newest value of a metric, None if it was never logged. Process 0 reads the log for all processes."""
+    """Returns a stage's newest value of a metric, or None if it was never logged. Process 0 reads the log for all processes."""
     rows = read_rows(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
     values = [math.nan, *(row[name] for row in rows if row["stage"] == stage and name in row)]
     value = float(all_gather_hosts(np.float64(values[-1]))[0])
@@ -132,7 +132,7 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
 
 
 def device_memory() -> dict[str, float]:
-    """Returns current and peak memory, GiB, of this process's fullest device; {} if the backend reports none (CPUs)."""
+    """Returns current and peak memory, in GiB, of this process's fullest device; {} if the backend reports none (CPUs)."""
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}

@@ -1,4 +1,4 @@
-"""Loads a run's newest checkpoint for generation, evaluation and export."""
+"""Loads the newest checkpoint of a run for generation, evaluation and export."""
 
 import dataclasses
 import os
@@ -32,14 +32,14 @@ class Restored:
     adapters: Params | None  # None if lora.rank is 0
 
     def policy(self) -> Params:
-        """Returns the network's parameters, with adapters if there are any."""
+        """Returns the network's parameters, with the adapters if the run has any."""
         policy = Policy(self.model, self.config.lora)
         return self.params if self.adapters is None else policy.assemble(self.adapters, self.params)
 
 
 def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
-    """Reads the newest checkpoint of a run's stage: sft, rl, or by default the last one. The run's data is not needed.
-    Raises ValueError without a run or a readable checkpoint."""
+    """Loads the newest checkpoint of a run's stage: sft, rl, or by default the last stage with a checkpoint. Does not need the
+    run's data. Raises ValueError if there is no run or no readable checkpoint."""
     workdir = pathlib.Path(workdir).absolute()
     config = configuration.parse(read_run_config(workdir))
     tokenizer = run_tokenizer(workdir, config)

@@ -1,1 +1,1 @@
-"""Devices, processes, files, signals and statistics; independent of runs."""
+"""Utilities for devices, processes, files, signals and statistics, independent of any run."""

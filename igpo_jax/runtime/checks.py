@@ -1,4 +1,4 @@
-"""Checks of single configuration values, declared with their dataclass fields."""
+"""Checks of single configuration values, declared with the dataclass fields that hold the values."""
 
 import dataclasses
 import math
@@ -10,12 +10,13 @@ Check = Callable[[Any], str]  # value -> the rest of the error message after "ke
 
 
 def checked(default: Any, check: Check) -> Any:
-    """Returns a dataclass field with a check, which `check_fields` applies."""
+    """Returns a dataclass field with a default value and a check, which `check_fields` runs."""
     return dataclasses.field(default=default, metadata={"check": check})
 
 
 def check_fields(config: Any, section: str = "") -> None:
-    """Raises ValueError for the first field whose value fails its check; `section`, with a dot, precedes the field's name."""
+    """Raises ValueError for the first field of a dataclass whose value fails its check. The message starts with `section`, such
+    as "rl.", and the field's name."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if problem := field.metadata.get("check", lambda _: "")(value):
@@ -23,18 +24,18 @@ def check_fields(config: Any, section: str = "") -> None:
 
 
 def require(condition: object, message: str) -> None:
-    """Raises ValueError with the message unless the condition holds."""
+    """Raises ValueError with the given message if the condition is false."""
     if not condition:
         raise ValueError(message)
 
 
 def within(least: float, most: float) -> Check:
-    """Returns a check of a closed range, which rejects NaN."""
+    """Returns a check that a value is in the closed range from `least` to `most`. The check rejects NaN."""
     return lambda value: "" if least <= value <= most else f" must be within [{least}, {most}]"
 
 
 def at_least(least: float, because: str = "") -> Check:
-    """Returns a check of a lower bound, which rejects NaN; `because` replaces its message."""
+    """Returns a check that a value is at least `least`. The check rejects NaN. `because` replaces the usual error message."""
     message = f": {because}" if because else f" must be at least {least}" if least else " must not be negative"
     return lambda value: "" if value >= least else message
 
@@ -54,12 +55,12 @@ def positive(value: float) -> str:
 
 
 def ascending_lengths(values: tuple[int, ...]) -> str:
-    """Checks for one or more positive lengths in strictly ascending order."""
+    """Checks that there is at least one length and that all are positive and in strictly ascending order."""
     works = len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
     return "" if works else " must be ascending positive lengths"
 
 
 def present(value: T | None) -> T:
-    """Returns a value that cannot be None here; for type checkers."""
+    """Asserts that a value is not None and returns it, so that type checkers accept its use."""
     assert value is not None
     return value

@@ -1,4 +1,4 @@
-"""Memory and published peak rates of accelerators."""
+"""Memory sizes and published peak rates of accelerator chips."""
 
 import dataclasses
 import os
@@ -27,9 +27,9 @@ CHIPS = {
 
 
 def device_memory_gib(device: jax.Device) -> float:
-    """Returns the memory that programs can use, GiB: the backend's limit for a local device (on GPUs the share
-    XLA_PYTHON_CLIENT_MEM_FRACTION), else the figure in `CHIPS`, on CPUs the host's memory.
-    Raises ValueError for other devices."""
+    """Returns the memory that programs can use on a device, in GiB. For a local device this is the backend's limit (on GPUs the
+    share XLA_PYTHON_CLIENT_MEM_FRACTION), for other devices the figure in `CHIPS`, and for CPUs the host's memory. Raises
+    ValueError for devices without any of these."""
     statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30

@@ -1,4 +1,4 @@
-"""Processes of one run: joining, sharing host work, and failing together."""
+"""Coordinates the processes of one run: joining them, sharing host work, and failing together."""
 
 import contextlib
 import os
@@ -17,8 +17,9 @@ from igpo_jax.runtime.checks import require
 
 
 def initialize() -> None:
-    """Joins the processes started by a TPU pod, SLURM, GKE or MPI; without a cluster the run is one process. Call before any
-    use of devices. All processes end if one is silent for IGPO_HEARTBEAT_SECONDS (environment variable, default 100)."""
+    """Joins the processes started by a TPU pod, SLURM, GKE or MPI. Without a cluster, the run is one process. Call this
+    function before any use of devices. All processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment
+    variable, default 100)."""
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
     except ValueError as error:  # jax found no cluster
@@ -28,8 +29,9 @@ def initialize() -> None:
 
 @contextlib.contextmanager
 def raise_on_all_hosts() -> Iterator[None]:
-    """Raises on all processes if one raises ValueError or OSError in the body, so that none waits for it; the others raise
-    ValueError. The body must not contain collectives; its end is a barrier."""
+    """Context manager that raises an error on all processes if the body raises ValueError or OSError on one, so that no process
+    waits for the failed one. The other processes raise ValueError. The body must not contain collective operations; all
+    processes wait for each other at its end."""
     own = None
     try:
         yield
@@ -43,8 +45,8 @@ def raise_on_all_hosts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Ends this process immediately if the body fails and the run has several processes: an orderly exit would wait for the
-    others, which wait for this one or are gone. They notice and end the same way."""
+    """Context manager that ends this process immediately if the body fails in a run of several processes. An orderly exit would
+    wait for the others, which wait for this one or have ended. They notice the exit and end in the same way."""
     try:
         yield
     except Exception:
@@ -57,18 +59,19 @@ def ending_at_once() -> Iterator[None]:
 
 
 def all_gather_hosts(value) -> np.ndarray:
-    """Gathers a number or array of equal shape from every process; returns [processes, ...] on all of them."""
+    """Gathers a number or array of equal shape from every process; returns an array [processes, ...] on all of them."""
     value = np.asarray(value)
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
 
 def own_rows(number: int) -> np.ndarray:
-    """Returns the indices of the rows, out of `number`, that this process works on."""
+    """Returns the indices of the rows, out of `number` rows, that this process works on."""
     return np.arange(jax.process_index(), number, jax.process_count())
 
 
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Fills `values`, zeros [n, ...]: each process sets its `own_rows` to work(rows). Returns the result on all processes."""
+    """Computes rows on all processes together: each process sets its `own_rows` of `values`, zeros [n, ...], to work(rows).
+    Returns the complete array on all processes."""
     rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
@@ -76,7 +79,7 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
 
 
 def check_same(fingerprints: dict[str, str]) -> None:
-    """Raises ValueError on all processes if a fingerprint (hexadecimal) differs from that of process 0."""
+    """Raises ValueError on all processes if one of the hexadecimal fingerprints of a process differs from that of process 0."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
     found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
     for process, index in np.argwhere((found != found[0]).any(axis=2))[:1]:
@@ -85,7 +88,7 @@ def check_same(fingerprints: dict[str, str]) -> None:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises ValueError if a process does not see what process 0 writes into `folder`, which exists on process 0."""
+    """Raises ValueError if a process does not see what process 0 writes into `folder`, which must exist on process 0."""
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{all_gather_hosts(np.uint32(time.time_ns() % 2**32))[0]}"

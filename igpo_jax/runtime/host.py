@@ -1,4 +1,4 @@
-"""Host setup of a process, and advice when memory or storage runs out."""
+"""Sets up a process on its host, and gives advice when memory or storage runs out."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 def keep_freed_memory() -> None:
     """Keeps freed memory in the process on hosts without accelerators, if the C library is glibc. Otherwise the kernel zeroes
-    the pages of every new array, which takes 40 % of the time of small models. Call before JAX's threads start."""
+    the pages of every new array, which takes 40 % of the time of small models. Must be called before JAX's threads start."""
     accelerated = any(glob.glob(f"/dev/{pattern}") for pattern in ("accel*", "vfio/*", "nvidia*", "kfd"))
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
         return
@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
 
 
 def cache_compiled_programs(workdir: pathlib.Path) -> None:
-    """Caches programs that took a second to compile in the run's folder, unless JAX_COMPILATION_CACHE_DIR is set. Each kind of
-    device has its own cache, and each kind of CPU, because a program compiled for another one may crash."""
+    """Caches compiled programs in the run's folder if compiling them took at least a second, unless JAX_COMPILATION_CACHE_DIR
+    is set. Each kind of device and of CPU has its own cache, because a program compiled for another kind may crash."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":
@@ -42,7 +42,8 @@ def cache_compiled_programs(workdir: pathlib.Path) -> None:
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:
-    """Returns advice for an error of memory, with the keys that reduce its use, or of storage; None for other errors."""
+    """Returns advice if an error means that memory or storage ran out, None for other errors. `memory_keys` names the
+    configuration keys that reduce memory."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     # Tested first, because the checkpoint writer reports a full disk as RESOURCE_EXHAUSTED.
     if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:

@@ -1,4 +1,4 @@
-"""The device mesh, axes (data, fsdp, tensor), and arrays sharded over it; rows of a batch are sharded over (data, fsdp)."""
+"""Device mesh with the axes (data, fsdp, tensor), and arrays sharded over it. Rows of a batch are sharded over (data, fsdp)."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh over all devices; one axis may be -1 for the remaining devices. TPU slices divide the axis `data`, so that
-    only gradient sums cross the slower network between them. Raises ValueError if two axes are -1, if the sizes do not multiply
-    to the number of devices, or if `data` is not a multiple of the number of slices."""
+    """Returns a mesh over all devices; one axis may be -1 and then gets the remaining devices. The axis `data` is divided among
+    TPU slices, so that only gradient sums cross the slower network between slices. Raises ValueError if two axes are -1, if the
+    sizes do not multiply to the number of devices, or if `data` is not a multiple of the number of slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -39,7 +39,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of TPU slices (groups of directly linked devices); 1 for other devices."""
+    """Returns the number of TPU slices (groups of directly linked devices), or 1 for other devices."""
     return len({getattr(device, "slice_index", None) or 0 for device in devices if device.platform == "tpu"}) or 1
 
 
@@ -49,22 +49,23 @@ def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Constrains the leading axis of an array to be sharded over (data, fsdp) inside jit; does nothing without a mesh."""
+    """Inside jit, constrains the leading axis of an array to be sharded over (data, fsdp). Does nothing without a mesh."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(BATCH))
 
 
 def split_rows(tree, parts: int):
-    """Splits rows, [n, ...] -> [parts, n / parts, ...]; each part takes every `parts`-th row, so all devices share it."""
+    """Splits the rows of each array in a pytree, [n, ...] -> [parts, n / parts, ...]. Each part takes every `parts`-th row, so
+    that all devices work on it."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
 
 
 def join_rows(tree):
-    """Inverts `split_rows`, [parts, n / parts, ...] -> [n, ...]."""
+    """Inverts `split_rows`: joins the parts of each array in a pytree, [parts, n / parts, ...] -> [n, ...]."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
 def shard_batch(tree, mesh: Mesh):
-    """Moves host arrays [n, ...], equal on every process, to devices, sharded over rows."""
+    """Moves host arrays [n, ...] to devices with their rows sharded. The arrays must be equal on every process."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 
@@ -74,7 +75,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def to_host(tree):
-    """Gathers device arrays to host arrays, complete and equal on every process."""
+    """Gathers device arrays to complete host arrays that are equal on every process."""
 
     def gather(x):
         is_local = not isinstance(x, jax.Array) or x.is_fully_addressable

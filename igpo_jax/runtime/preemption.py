@@ -1,4 +1,4 @@
-"""Handles SIGTERM: every process of a run stops at the same point, with a checkpoint."""
+"""Handles SIGTERM, so that every process of a run stops at the same point, with a checkpoint."""
 
 import itertools
 import signal
@@ -10,12 +10,14 @@ from jax.experimental import multihost_utils
 
 
 class Terminated(BaseException):
-    """Raised when a run that received SIGTERM is saved. Like KeyboardInterrupt, it is not caught by `except Exception`."""
+    """Exception raised after a run that received SIGTERM was saved. Like KeyboardInterrupt, it is not caught by `except
+    Exception`."""
 
 
 def listen() -> Callable[[], bool]:
-    """Installs a SIGTERM handler; returns a function that tells whether to save and stop. Call it equally often on every
-    process: after a signal to any, all return True at the same call, some calls later (jax's preemption service)."""
+    """Installs a SIGTERM handler and returns a function that tells whether to save and stop. Every process must call the
+    returned function equally often. After a signal to any process, it soon returns True at the same call on all of them (jax's
+    preemption service)."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
         return lambda: multihost_utils.reached_preemption_sync_point(next(calls))

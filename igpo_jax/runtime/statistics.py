@@ -1,4 +1,4 @@
-"""Accuracies: confidence intervals and paired tests."""
+"""Confidence intervals and paired tests of accuracies."""
 
 import math
 from typing import Any
@@ -9,20 +9,22 @@ RESAMPLES = 10_000  # of bootstrap and permutation tests
 
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
-    """Returns the 95 % interval of the mean of bool[problems, draws]: Wilson's for one draw, else a bootstrap over problems."""
+    """Returns the 95 % confidence interval of the mean of verdicts, bool [problems, draws]: Wilson's interval if there is one
+    draw per problem, otherwise a bootstrap over problems."""
     several = correct.shape[1] > 1
     return bootstrap_interval(correct.mean(axis=1)) if several else wilson(float(correct.mean()), len(correct))
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float]:
-    """Returns the 95 % interval of the mean of float[n] by a bootstrap of `RESAMPLES` resamples with a fixed seed."""
+    """Returns the 95 % confidence interval of the mean of `values`, float [n], by a bootstrap of `RESAMPLES` resamples with a
+    fixed seed."""
     draw, n = np.random.default_rng(0), len(values)
     means = np.array([values[draw.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
 def wilson(share: float, problems: int) -> list[float]:
-    """Returns Wilson's 95 % interval of a share measured on this number of problems."""
+    """Returns Wilson's 95 % confidence interval of a share that was measured on the given number of problems."""
     z, n = 1.96, problems
     center, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
@@ -30,7 +32,8 @@ def wilson(share: float, problems: int) -> list[float]:
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two evaluations of the same problems, bool[problems, draws] each, problem by problem."""
+    """Compares two evaluations of the same problems, bool [problems, draws] each. Returns the means, their difference with its
+    95 % confidence interval and p-value, and the numbers of problems that became better or worse."""
     difference = other.mean(axis=1) - one.mean(axis=1)
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     means = {"one": float(one.mean()), "other": float(other.mean()), "difference": float(difference.mean())}
@@ -40,14 +43,14 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test, given the numbers of problems gained and lost."""
+    """Returns the exact two-sided p-value of McNemar's test, given the numbers of problems that became correct and wrong."""
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
     return min(1.0, 2 * tail) if n else 1.0
 
 
 def sign_flip(difference: np.ndarray) -> float:
-    """Returns the two-sided p-value of a permutation test that flips the signs of the differences, f[problems]."""
+    """Returns the two-sided p-value of a permutation test that flips the signs of differences per problem, float [problems]."""
     signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
     larger = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12
     return float((larger.sum() + 1) / (RESAMPLES + 1))

@@ -1,4 +1,4 @@
-"""Wall time by name."""
+"""Stopwatch that sums the wall time of named parts of a program."""
 
 import contextlib
 import time
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Sums the seconds of measured code by name. The code must fetch its results, or only their dispatch is measured."""
+    """Sums the seconds of measured code by name. The measured code must fetch its JAX results, because otherwise only the time
+    to start their computation is measured."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

@@ -1,1 +1,1 @@
-"""The supervised and the RL stage."""
+"""The two training stages of a run: supervised fine-tuning and reinforcement learning."""

@@ -1,4 +1,4 @@
-"""Checks losses, gradients and parameters for non-finite values, which end a run with a diagnosis."""
+"""Checks losses, gradients and parameters for non-finite values and ends a diverged run with a diagnosis."""
 
 import math
 from typing import Any
@@ -14,11 +14,12 @@ from igpo_jax.runtime.mesh import to_host
 
 
 class Diverged(ArithmeticError):
-    """Raised if losses, gradients or parameters are no longer finite."""
+    """Error raised if losses, gradients or parameters are no longer finite."""
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """Returns the number of skipped updates in a row up to the newest, given n updates, bool [n], and the number before."""
+    """Returns the number of consecutive skipped updates up to the newest update. `skipped`, bool [n], tells which of the last n
+    updates were skipped; `before` is the number of consecutive skipped updates before them."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 
@@ -30,9 +31,9 @@ def stop_diverged(
 
     Args:
         skips: number of consecutive skipped updates.
-        last_update: loss, grad_norm and finite_gradients of that update on the host, see `apply_gradients`.
-        params: trained parameters, which the update left unchanged.
-        batch: pytree of arrays."""
+        last_update: loss, grad_norm and finite_gradients of the last skipped update on the host, see `apply_gradients`.
+        params: trained parameters, which a skipped update leaves unchanged.
+        batch: batch of the last skipped update, a pytree of arrays."""
     parameter, gradient = first_not_finite(params), _first_bad(params, last_update["finite_gradients"])
     if parameter:
         cause = f"the parameter {parameter} itself is not"
@@ -54,7 +55,7 @@ def stop_diverged(
 
 
 def check_parameters(params: Params, step: int, checkpoints: Checkpoints) -> None:
-    """Raises Diverged if a parameter is not finite; must be called before saving."""
+    """Raises Diverged if a parameter is not finite. Must be called before a checkpoint is saved."""
     name = first_not_finite(params)
     if name:
         raise Diverged(
@@ -70,7 +71,7 @@ def _good_checkpoint(checkpoints: Checkpoints) -> str:
 
 
 def first_not_finite(params: Params) -> str | None:
-    """Returns the name of the first parameter with a non-finite value, or None."""
+    """Returns the name of the first parameter with a non-finite value, or None if all values are finite."""
     return _first_bad(params, to_host(_finite_leaves(params)))
 
 

@@ -1,4 +1,4 @@
-"""Hint state over training: the ratio curriculum and the bank of the model's own solutions."""
+"""Hint settings that change in training: the center of hint ratios (a curriculum), and a bank of the model's own solutions."""
 
 import bisect
 import dataclasses
@@ -18,8 +18,8 @@ NO_SOLUTION = -1  # fills rows of the solution bank without a solution
 
 
 def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
-    """Returns the state with its solution bank and its center of hint ratios updated by an iteration's rollouts.
-    The center changes only if there were second attempts."""
+    """Returns the stage's state with its solution bank and its center of hint ratios (shares of a solution that hints reveal)
+    updated by the rollouts of an iteration. The center changes only if there were second (hinted) attempts."""
     bank, center = state.solution_bank, state.hint_ratio_center
     if bank is not None:
         for sampled in rollouts:
@@ -32,31 +32,35 @@ def update_hint_state(experiment: Experiment, state: IterationState, rollouts: S
 
 
 def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
-    """Returns the midpoint of the configured range of hint ratios."""
+    """Returns the initial center of the hint ratios (shares of a solution that hints reveal): the middle of their range."""
     return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
 
 
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
-    """Returns the center of the hint ratios after an iteration in which the share `correct` of second attempts was correct.
+    """Returns the next center of the hint ratios (shares of a solution that hints reveal) after an iteration in which the share
+    `correct` of second attempts was correct.
 
-    The center rises if `correct` is below one half and falls if it is above, because a group's expected gradient,
-    share * (1 - share), is largest at one half (paper, Appendix K). The center is rounded to float32, so that all processes
-    read the same number from the log."""
+    The center rises if `correct` is below one half and falls if it is above, because the expected gradient of a problem's
+    completions, correct * (1 - correct), is largest at one half (paper, Appendix K). The center is rounded to float32, so that
+    all processes read the same number from the log."""
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 
 
 def update_solution_bank(
     solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
 ) -> np.ndarray:
-    """Returns a copy of the solution bank that holds, cut at EOS, the last correct completion of each problem that has one.
+    """Returns a copy of the solution bank, updated with the last correct completion (if any) of each sampled problem, cut at
+    EOS.
 
     Args:
-        solution_bank: int32 [problems, l], padded with EOS; `NO_SOLUTION` if a problem has none yet.
-        rows: int [n], the problems' rows in the bank. tokens: int32 [n, g, l]. correct: bool [n, g]."""
+        solution_bank: the model's own solutions, int32 [problems, l], padded with EOS; `NO_SOLUTION` for a problem without one.
+        rows: row of each sampled problem in the bank, int [n].
+        tokens: completions of the sampled problems, int32 [n, g, l].
+        correct: whether each completion is correct, bool [n, g]."""
     last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
     chosen, found = tokens[np.arange(len(tokens)), last], correct.any(axis=1)
     chosen = np.where(np.cumsum(chosen == eos_id, axis=1) > 0, eos_id, chosen)
-    solution_bank = solution_bank.copy()  # the old one may be on its way to a checkpoint
+    solution_bank = solution_bank.copy()  # a checkpoint may still be saving the old one
     solution_bank[rows[found]] = chosen[found]
     return solution_bank
 
@@ -64,10 +68,10 @@ def update_solution_bank(
 def hintable_prefix_length(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> int:
-    """Returns the number of leading tokens of a completion (up to its first EOS) that hints may show.
+    """Returns the number of leading tokens of a completion (given up to its first EOS) that hints may show.
 
-    Completions do not mark their answer, so everything from the first occurrence of the extracted answer's text is hidden.
-    Without an extracted answer, or if its text does not occur, the last quarter is hidden. The last token is always hidden."""
+    Completions do not mark their answer, so everything from the first occurrence of the extracted answer's text is hidden. If
+    no answer is extracted, or its text does not occur, the last quarter is hidden. The last token is always hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     place = text.find(answer) if answer else -1
@@ -81,8 +85,8 @@ def hintable_prefix_length(
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Returns prompts of the RL split whose traces are the model's own solutions; hints may only show tokens before the answer.
-    Problems without an own solution get an empty trace, see `update_solution_bank`."""
+    """Returns prompts of the RL split with the model's own solutions as traces, from which hints are taken. With
+    inpainting.exclude_answer, hints show only tokens before the answer. Problems without an own solution get an empty trace."""
     tokenizer, extract = experiment.tokenizer, experiment.extract_answer
     own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, tokenizer.eos_id, own)

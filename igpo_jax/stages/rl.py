@@ -1,4 +1,4 @@
-"""The RL stage: sample, score, update, log."""
+"""The RL stage: each iteration samples completions, computes their log-probabilities, updates the policy and logs metrics."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ ROLLOUTS_SHOWN = 2  # groups per logged step whose completions are kept for the 
 
 
 class RLRun(NamedTuple):
-    """Parts of the RL stage that stay the same in all iterations."""
+    """Models, data and settings of the RL stage that stay the same in all iterations."""
 
     stage: Stage
     reference: Params  # of the KL term
@@ -47,7 +47,7 @@ class RLRun(NamedTuple):
 
 
 class Iteration(NamedTuple):
-    """Results of one iteration."""
+    """Results of one iteration of the RL stage."""
 
     sampled: Rollout
     metrics: dict[str, float]
@@ -56,14 +56,14 @@ class Iteration(NamedTuple):
 
 
 def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> Params:
-    """Trains from the newest checkpoint, or from `start`, to the end of the stage; returns the trained parameters.
-    Raises Terminated, after saving a checkpoint, if preempted() returns True, and Diverged if `skip_limit` consecutive updates
-    were not finite or a parameter is not.
+    """Runs the RL stage to its end, from the newest checkpoint or, without one, from `start`; returns the trained parameters.
+    Raises Terminated, after saving a checkpoint, if preempted() returns True. Raises Diverged if the loss or gradient of
+    `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
 
     Args:
-        start: initial policy and reference of the KL term. Its buffers are freed unless the reference uses them; with float32
-            parameters and bfloat16 computation, the reference is a bfloat16 copy.
-        preempted: called before every iteration, and after every chunk of a rollout and batch of an evaluation."""
+        start: initial policy, which is also the reference of the KL term. Its buffers are freed unless the reference uses them.
+            With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
+        preempted: function called before every iteration and after every chunk of a rollout and batch of an evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
     reference, key = _reference(stage, start), experiment.key(2)
@@ -99,7 +99,7 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
 
 
 def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, Iteration]:
-    """Samples groups, computes their log-probabilities and updates the policy. Donates the training state of `state`."""
+    """Samples groups of completions, computes their log-probabilities, and updates the policy. Donates the training state."""
     stage, config = run.stage, run.stage.experiment.config
     model, mesh, objective, watch = stage.experiment.model, stage.experiment.mesh, config.objective, Stopwatch()
     with watch.measure("time/total"):
@@ -141,7 +141,7 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
-    """Returns the reference of the KL term: the policy at the start of the stage, without adapters if they are untrained."""
+    """Returns the reference policy of the KL term: the policy at the start of the stage, without untrained adapters."""
     experiment = stage.experiment
     if start.base is None:
         return cast_params(start.trained, experiment.model, experiment.mesh)
@@ -163,7 +163,8 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Sets the fields of the state that are read from the log: those of `Stage.with_counters` and those of the RL stage."""
+    """Returns the state with its fields that are read from the log: those that both stages use, and those of the RL stage
+    only."""
     state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
@@ -175,8 +176,8 @@ def _with_counters(stage: Stage, state: IterationState) -> IterationState:
 def _choose_sampler(
     run: RLRun, state: IterationState, policy: Params, key: jax.Array, watch: Stopwatch
 ) -> tuple[float | None, RolloutConfig, dict[str, float]]:
-    """Returns (last measured error of the cached sampler, configuration of this rollout, metrics).
-    If the error exceeds `rl.probe_limit`, the exact sampler replaces the cached one."""
+    """Returns (last measured error of the cached sampler, configuration of this rollout, metrics). If the error exceeds
+    `rl.probe_limit`, the exact sampler replaces the cached sampler."""
     rl, fast = run.stage.experiment.config.rl, run.rollout.decode
     cfg = dataclasses.replace(run.rollout, hint_ratio_center=state.hint_ratio_center)
     if fast.cache == "none":
@@ -192,7 +193,7 @@ def _choose_sampler(
 
 
 def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) -> dict[str, float]:
-    """Measures the cached sampler's error on a few of the rollout's prompts."""
+    """Measures the error of the cached sampler on a few of the rollout's prompts."""
     rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.mesh
     number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
     prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
@@ -204,7 +205,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples one rollout, or up to `rl.dynamic_batches` until enough groups are neither all correct nor all wrong."""
+    """Samples one rollout or, with dynamic sampling, up to `rl.dynamic_batches` rollouts until `rl.prompts` groups (the
+    completions of a problem) are neither all correct nor all wrong."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []
@@ -218,7 +220,7 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
 
 
 def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns means over an iteration's inner updates without the skipped ones, and the counts of skipped updates."""
+    """Returns the mean statistics of an iteration's updates, without the skipped ones, and the counts of skipped updates."""
     skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
     names = [name for name in used[0] if name != "finite_gradients"]
@@ -227,7 +229,7 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
-    """Returns arrays [n, g] for histograms: rewards and lengths of first attempts, advantages of the trained completions."""
+    """Returns arrays [groups, completions] for histograms: rewards and lengths of first attempts, and trained advantages."""
     return {
         "rollout/rewards": sampled.first.grades.rewards,
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
@@ -236,7 +238,8 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Returns rows of rollouts.jsonl for a few groups: the first attempt and the hinted attempt with the highest reward."""
+    """Returns rows of rollouts.jsonl for a few problems: for each, the first attempt with the highest reward and, if the
+    problem was sampled again with hints, the hinted attempt with the highest reward."""
     by_id = present(experiment.rl_data).by_id
 
     def row(attempt, name: str, group: int, position: int) -> dict:

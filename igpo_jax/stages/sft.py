@@ -32,9 +32,10 @@ LOG_EVERY = 20  # updates
 def make_sft_update(
     optimizer: optax.GradientTransformation, policy: Policy, corruption: str, microbatches: int, mesh: Mesh
 ) -> Callable:
-    """Returns the compiled update (state, batch, key, base_params) -> (state, statistics), which donates the state.
-    key: root key of the stage, into which an update folds its number. base_params: frozen parameters under the adapters in the
-    state, None without adapters. `apply_gradients` describes updates with a non-finite loss or gradient."""
+    """Returns the compiled function (state, batch, key, base_params) -> (state, statistics) of a supervised update. It donates
+    `state`. `key` is the root key of the stage, into which each update folds its number. `base_params` are the frozen
+    parameters under the adapters in the state, None without adapters. `apply_gradients` describes updates with a non-finite
+    loss or gradient."""
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
         rows, length = batch.completion.shape
@@ -57,9 +58,9 @@ heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
 def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
-    """Returns the loss per masked token of the held-out problems at each mask share of `HELDOUT_LEVELS`, and the mean of these
-    losses; {} without held-out problems. Masks depend only on the seed, so evaluations and runs are comparable.
-    All processes call `check_preemption`, which may raise, after every batch."""
+    """Returns the loss per masked token of the held-out problems for each share of masked tokens in `HELDOUT_LEVELS`, and the
+    mean of these losses. Returns {} if there are no held-out problems. The masks depend only on the seed, so evaluations and
+    runs are comparable. All processes call `check_preemption`, which may raise, after every batch."""
     config, mesh = experiment.config, experiment.mesh
     if experiment.heldout is None:
         return {}
@@ -81,11 +82,11 @@ def heldout_losses(experiment: Experiment, params: Params, check_preemption: Cal
 
 
 def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> PolicyParams:
-    """Trains from the newest checkpoint, or from the start, to the end of the stage; returns the trained parameters, or the
-    initial ones if the run has no supervised stage. Raises Terminated and Diverged, see `run_rl`.
+    """Runs the supervised stage to its end, from the newest checkpoint or from the start. Returns the trained parameters, or
+    the initial ones if the run has no supervised stage. Raises Terminated and Diverged like `run_rl`.
 
     Args:
-        preempted: called before every update and after every batch of an evaluation."""
+        preempted: function called before every update and after every batch of an evaluation."""
     config, sft = experiment.config, experiment.config.sft
     policy = Policy(experiment.model, config.lora)
     base = experiment.initial_params() if config.lora else None
@@ -120,8 +121,8 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
 def run_updates(
     stage: Stage, order: grain.MapDataset[SFTBatch], update: Callable, state: IterationState
 ) -> tuple[IterationState, dict[str, float], SFTBatch, dict[str, Any]]:
-    """Runs updates until the next log line, checkpoint or evaluation.
-    Returns (new state, metrics, batch of the last update, loss, grad_norm and finite_gradients of the last update)."""
+    """Runs supervised updates until the next log line, checkpoint or evaluation. Returns (new state, metrics, batch of the last
+    update, dict with loss, grad_norm and finite_gradients of the last update)."""
     sft, begin, watch = stage.experiment.config.sft, state.done, Stopwatch()
     due = [(begin // every + 1) * every for every in (LOG_EVERY, sft.checkpoint_every, sft.eval_every) if every]
     until = min(stage.total, *due)

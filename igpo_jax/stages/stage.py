@@ -1,4 +1,4 @@
-"""State and actions of both stages: restoring, checkpoints, evaluations, preemption, divergence."""
+"""State and actions that both training stages share: restoring, checkpoints, evaluations, preemption and divergence."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from igpo_jax.training.state import TrainState, create_state, make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """State of a stage between two iterations. Checkpoints hold the first five fields, the log holds the others."""
+    """State of a training stage between two iterations. Checkpoints hold the first five fields, the log holds the others."""
 
     done: int  # iterations of the RL stage, updates of the supervised stage
     train_state: TrainState
@@ -38,7 +38,7 @@ class IterationState:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a run."""
+    """One training stage of a run, either supervised or RL."""
 
     name: str  # sft | rl
     experiment: Experiment
@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def total(self) -> int:
-        """Number of the stage's iterations; an iteration of the supervised stage is one update."""
+        """Number of the stage's iterations. An iteration of the supervised stage is one update."""
         config = self.experiment.config
         return config.sft.updates if self.name == "sft" else config.rl.iterations
 
@@ -66,18 +66,18 @@ class Stage:
         return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
-        """Returns the state of the newest checkpoint, None without checkpoints; the arguments only give the shapes to read."""
+        """Returns the state in the newest checkpoint, None without checkpoints. The arguments only give shapes and dtypes."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         return None if restored is None else IterationState(*restored)
 
     def create(self, trained: Params, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState:
-        """Returns the initial state, with a copy of `trained`."""
+        """Returns the initial state of the stage, with a copy of the parameters `trained`."""
         train_state = create_state(trained, self.optimizer, self.policy, self.experiment.mesh)
         return IterationState(0, train_state, key, solution_bank)
 
     def with_counters(self, state: IterationState) -> IterationState:
-        """Sets the fields that the log holds. Call this method after `MetricsWriter` has dropped later rows."""
+        """Returns the state with the fields read from the log. Call this after `MetricsWriter` has removed later rows."""
         skips = int(self.last_logged("update/consecutive_skips") or 0)
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 
@@ -91,7 +91,7 @@ class Stage:
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
 
     def check_preemption(self, state: IterationState) -> None:
-        """After a termination signal, saves the state and raises Terminated; the resumed run repeats unfinished work.
+        """Saves the state and raises Terminated if a termination signal has arrived. The resumed run repeats unfinished work.
         Every process must call this method the same number of times."""
         if self.preempted():
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
@@ -103,14 +103,16 @@ class Stage:
             raise Terminated(f"stopped by a termination signal after saving {self.checkpoints.folder / str(state.done)}")
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
-        """Saves the first state (RL stage only), the last, every `every`-th, and all with an accuracy, to keep the best."""
+        """Saves a checkpoint of the first state (RL stage only), of the last state, after every `every` iterations, and of each
+        state with an accuracy, so that the best one can be kept."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Logs and returns the accuracy on the test problems; `heldout` maps (parameters, check_preemption) to more metrics."""
+        """Evaluates the policy on the test problems; logs and returns its accuracy. `heldout` is a function of (parameters,
+        check_preemption) that returns further metrics to log."""
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
             params = self.sampling_params(state)
@@ -122,12 +124,13 @@ class Stage:
         return accuracy
 
     def stop_if_diverged(self, state: IterationState, last_update: dict[str, Any], batch: Any) -> None:
-        """Raises Diverged after `skip_limit` consecutive skipped updates; see `stop_diverged`."""
+        """Raises Diverged after `skip_limit` consecutive skipped updates, see `stop_diverged`."""
         if state.consecutive_skips >= self.experiment.config.skip_limit:
             step, params = self.step_of(state.done), state.train_state.params
             stop_diverged(step, self.name, state.consecutive_skips, last_update, params, batch, self.checkpoints)
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Returns whether an action is due: before the first iteration, after the last, and every `every` iterations unless 0."""
+    """Returns whether an action is due after `done` of `total` iterations: before the first iteration, after the last, and
+    after every `every` iterations unless `every` is 0."""
     return done in (0, total) or (every > 0 and done % every == 0)

@@ -1,10 +1,10 @@
-"""Running totals of coins on a two-digit counter: procedural problems whose exact answer is hard to guess.
+"""Running totals of coins on a two-digit counter: generated problems whose exact answer is hard to guess.
 
-    38+05+20...=     question: a start, coins, and dots in the unused slots
+    38+05+20...=     question: a start value, coins, and dots in the unused slots
     # 43 63=63       worked solution: every running total, modulo 100, and the last one again as the answer
-    ~ qx tb hh=??    scribbles, which leave the answer open
+    ~ qx tb hh=??    scribbles: random letters that give no answer
 
-The supervised stage imitates a teacher who works out every short problem but scribbles on most long ones. The model can then
+The supervised demonstrations work out every short problem but only scribble on most long ones. The trained model can therefore
 solve long problems but rarely does, so almost all of its answers get no reward."""
 
 import itertools
@@ -25,14 +25,14 @@ def defaults(**values) -> dict:
     return {
         "name": "arithmetic",
         "slots": 6,  # additions of a long problem
-        "worked_share": 0.03,  # share of long problems that the supervised teacher works out
+        "worked_share": 0.03,  # share of long problems with a worked-out demonstration
         **DRAWN_SIZES,
     } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split): all lengths for sft, long ones for rl and test.
-    Raises ValueError if a setting is out of range, or there are fewer different questions than problems."""
+    """Draws the problems of one split at random from `seed` (ignored for test): all lengths for sft, only the longest for rl
+    and test. Raises ValueError if a setting is out of range or there are fewer different questions than problems."""
     slots, size, is_sft = task.slots, task[f"{split}_problems"], split == "sft"
     if not 2 <= slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
@@ -61,7 +61,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 if a completion ends in "=" and the right total."""
+    """Returns 1.0 if a completion ends in "=" and the right total, else 0.0."""
     return float(extract_answer(text) == problem.answer)
 
 

@@ -1,4 +1,4 @@
-"""Grades of rollouts, apart from reward_pool.py, which must not import jax: every worker would spend time and memory on it."""
+"""Grades of rollouts. They are not in reward_pool.py, because importing jax there would cost each worker time and memory."""
 
 import flax
 import numpy as np

@@ -1,7 +1,7 @@
-"""Mathematical problems with worked solutions, from any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1, ...
+"""Mathematical problems with worked solutions, in any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1 and others.
 
-The configuration holds templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that gives
-the answer away: the template's answer line, and the last box or last occurrence of the number in the solution."""
+The configuration has templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that gives
+the answer away: the template's answer line, and the last \\boxed{...} or last occurrence of the number in the solution."""
 
 import re
 
@@ -24,7 +24,7 @@ REWARD_OPTIONS = ("answer", "reference_code")
 
 
 def defaults(**values) -> dict:
-    """Returns the section `task` of a configuration, updated with `values`."""
+    """Returns the section `task` of a configuration with this task's defaults, updated with `values`."""
     return {
         "name": "math",
         **dict.fromkeys(("sft", "rl", "test"), ""),  # sources, "format:path,..."; by default sft uses those of rl
@@ -38,13 +38,13 @@ def defaults(**values) -> dict:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split in file order, for any seed; raises like `load_counted`."""
+    """Returns the problems of one split in file order; the seed is not used. Raises the same errors as `load_counted`."""
     return load_counted(task, split)[0]
 
 
 def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
-    """Returns the problems of one split, and the counts of kept and dropped rows of each source.
-    Raises ValueError for an unusable file (with file and line), or an invalid template or rule."""
+    """Returns the problems of one split, and the counts of kept and dropped rows of each source. Raises ValueError for an
+    unusable file (with file and line), an invalid template, or an invalid rule for finding answers."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     if task.answer not in ("box", "number", "any"):
@@ -61,7 +61,7 @@ def extract_answer(text: str, answer: str = "box", reference_code: bool = False)
 
 
 def reward(problem: Problem, text: str, answer: str = "box", reference_code: bool = False) -> float:
-    """Returns 1.0 if a completion's answer equals the problem's."""
+    """Returns 1.0 if the answer in a completion equals the problem's answer, else 0.0."""
     if reference_code:
         return float(reference_rules.correct(problem.answer, text))
     extracted = extract(text, answer)
@@ -75,7 +75,7 @@ def _problem(record: Record, task) -> Problem:
 
 
 def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:
-    """Fills a template with a record; returns the text and its character spans that give the answer away."""
+    """Fills a demonstration template with a record; returns the text and its character spans that give the answer away."""
     values = {"{solution}": record.solution, "{answer}": record.answer, "{response}": record.response}
     text, spans = "", []
     for part in re.split(r"(\{solution\}|\{answer\}|\{response\})", template):

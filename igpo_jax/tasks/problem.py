@@ -1,4 +1,4 @@
-"""Problems: their type, their fingerprint, and JSON Lines files."""
+"""The type of a problem, its fingerprint, and a reader of JSON Lines files."""
 
 import dataclasses
 import hashlib
@@ -22,11 +22,11 @@ class Problem:
     answer: str  # the correct answer, which completions are compared with
     trace: str  # the whole solution, with the answer
     answer_spans: tuple[tuple[int, int], ...]  # characters of `trace` that give the answer away, never shown as hints
-    demonstration: str  # the target of supervised training; the trace, unless the task has a careless teacher
+    demonstration: str  # target of supervised training: usually the trace, in some tasks a text without answer
 
 
 def problems_fingerprint(rows: Iterable[Any]) -> str:
-    """Returns a hash, 16 hexadecimal digits, of problems, records or other dataclasses and JSON values in order."""
+    """Returns a hash of 16 hexadecimal digits over a sequence of problems, records, other dataclasses or JSON values."""
     digest = hashlib.sha256()
     for row in rows:
         row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # unlike astuple, vars copies nothing
@@ -35,8 +35,9 @@ def problems_fingerprint(rows: Iterable[Any]) -> str:
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) of every line that is not blank; skips and logs up to `max_malformed` malformed lines.
-    Raises ValueError for a missing file, one without objects, or too many malformed lines (with line number and reason)."""
+    """Yields (line number, object) for each nonblank line of a JSON Lines file; skips and logs up to `max_malformed` malformed
+    lines. Raises ValueError for a missing file, one without objects, or too many malformed lines (with line number and
+    reason)."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")

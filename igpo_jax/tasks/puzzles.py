@@ -1,4 +1,4 @@
-"""Code shared by puzzles: the test split is read from a JSON Lines file or generated, the other splits are generated."""
+"""Code shared by puzzle tasks: the test split is read from a JSON Lines file or generated, other splits are generated."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from igpo_jax.tasks.problem import Problem, read_jsonl
 
 
 def puzzle_defaults(name: str, **values) -> dict[str, Any]:
-    """Returns the section `task` of a configuration; `test` is a file, or "" for drawn puzzles."""
+    """Returns the section `task` of a puzzle's configuration. The key `test` is a file, or "" for a generated test split."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
     return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
 
@@ -20,7 +20,8 @@ def load_puzzles(
     read: Callable[[str, int, dict[str, Any]], Problem],  # (place for messages, line number, row); raises ValueError
     drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of the test split); None: rejected
 ) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split) or read from the file of the test split."""
+    """Returns the puzzles of one split: read from the test split's file if there is one, otherwise drawn at random from `seed`
+    (ignored for the test split)."""
     if split == "test" and task.test:
         lines = read_jsonl(task.test, task.max_malformed_lines)
         return [read(f"{task.test}, line {number}", number, row) for number, row in lines]

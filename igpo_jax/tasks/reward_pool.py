@@ -1,7 +1,7 @@
 """Computes rewards in worker processes: an answer that takes too long or crashes its worker loses only its own reward.
 
-Threads do not work: math-verify's time limits silently fail in them, and every score becomes 0. Multiprocessing's pools do not
-work either: they cannot replace one stuck worker, and starting them would import jax again."""
+Threads do not work, because math-verify's time limits silently fail in them and every score becomes 0. Multiprocessing's pools
+do not work either, because they cannot replace one stuck worker and would import jax again at their start."""
 
 import atexit
 import collections
@@ -32,16 +32,16 @@ class Verdict:
 
 
 def reward_pool(task, reward) -> "RewardPool":
-    """Makes the pool for a configuration's sections `task` and `reward`."""
+    """Creates the reward pool for the sections `task` and `reward` of a configuration."""
     module = load_task(task.name)
     options = {} if reward.function else {name: task[name] for name in module.REWARD_OPTIONS}
     return RewardPool(reward.function or f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
 
 
 class RewardPool:
-    """Calls one function, (problem, text, **options) -> float, in worker processes, which start when first needed and live
-    until `close` or the end of this process. `function` is "package.module:name", importable from this process. A worker that
-    needs more than `deadline_seconds` for one answer is killed and replaced."""
+    """Calls one reward function, (problem, text, **options) -> float, in worker processes. They start when first needed and
+    live until `close` or the end of this process. `function` is "package.module:name", importable from this process. A worker
+    that needs more than `deadline_seconds` for one answer is killed and replaced."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
@@ -51,7 +51,7 @@ class RewardPool:
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Returns a verdict for every answer, in order. Raises ValueError if the function cannot be imported."""
+        """Returns a verdict for each (problem, text), in order. Raises ValueError if the reward function cannot be imported."""
         verdicts: dict[int, Verdict] = {}
         waiting, died = collections.deque(range(len(answers))), set[int]()
         size = max(1, min(JOBS, len(answers) // (2 * self._number)))
@@ -79,9 +79,9 @@ class RewardPool:
         return [verdicts[job] for job in range(len(answers))]
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker and queues its jobs again. Its current job fails instead if it is late or two workers have died of it;
-        a single worker may have been killed from outside. Raises ValueError if more processes died before they imported the
-        function than there are workers."""
+        """Kills a worker and queues its unfinished answers again. Its current answer fails instead if it took too long or if
+        two workers have died of it, because a single worker may have been killed from outside. Raises ValueError if more
+        processes died before they imported the reward function than there are workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
             late = Verdict(0.0, "timeout", f"no verdict in {self._deadline:g} s")
@@ -101,7 +101,7 @@ class RewardPool:
 
 
 class _Worker:
-    """A worker process and its unfinished jobs."""
+    """Worker process of a reward pool, with its unfinished jobs (answers to grade)."""
 
     def __init__(self, command: list[str]):
         self.connection, theirs = Pipe()

@@ -1,4 +1,4 @@
-"""Worker process of reward_pool.py: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
+"""Worker process of reward_pool.py, started by: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
 
 import contextlib
 import importlib

@@ -1,7 +1,7 @@
 """Reads mathematical problems: GSM8K, MATH, AMC, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
-A source is "format:path"; commas separate several. The file's extension determines its kind: JSON Lines, a JSON array, Parquet
-(needs the extra "data"), or ArrayRecord with one JSON object per record."""
+A source is "format:path"; commas separate several sources. The extension of a file determines how it is read: JSON Lines, a
+JSON array, Parquet (needs the extra "data"), or ArrayRecord with one JSON object per record."""
 
 import collections
 import dataclasses
@@ -38,7 +38,7 @@ class Record:
 
 
 class Dropped(ValueError):
-    """Raised for a row that is skipped by rule; the message is the reason, which is counted."""
+    """Error raised for a row that a format's rules exclude. Its message is the reason, and rows are counted by reason."""
 
 
 @dataclasses.dataclass
@@ -54,9 +54,9 @@ class SourceCounts:
 
 
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
-    """Returns the records of all sources "format:path,format:path", in order, and counts for each source. `fields` names id,
-    question, answer and solution in files of the format jsonl; `max_malformed` lines of each file may be skipped.
-    Raises ValueError for an unknown format, or an unusable file (with file and line)."""
+    """Returns the records of all sources in `text`, "format:path,format:path", in order, and the row counts of each source.
+    `fields` names the id, question, answer and solution in files of the format jsonl. `max_malformed` lines of each file may be
+    skipped. Raises ValueError for an unknown format or an unusable file (with file and line)."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
@@ -162,7 +162,8 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the span of the last occurrence of the answer; a number counts in any notation, such as 1,000.00 for 1000."""
+    """Returns the character span of the answer's last occurrence in a solution. A number matches in any notation, such as
+    1,000.00 for 1000."""
     wanted = evaluate(answer)
     for match in reversed(list(WRITTEN.finditer(solution)) if wanted else []):
         text = match[0].rstrip(",")
@@ -176,18 +177,19 @@ def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _last_box(solution: str) -> tuple[Span, ...]:
-    """Returns the span of the content of the last box, without surrounding spaces; () without a box or content."""
+    """Returns the character span of the content of the last \\boxed{...}, without surrounding spaces; () if there is none."""
     contents = (STRIPPED.search(solution, *span) for span in box_spans(solution)[-1:])
     return tuple(content.span() for content in contents if content)
 
 
 def _spans(solution: str, answer: str = "") -> tuple[Span, ...]:
-    """Returns the span of the last box, else of the last occurrence of the answer, else of the whole solution."""
+    """Returns the character span of a solution that gives the answer away: the content of the last \\boxed{...}, else the last
+    occurrence of the answer, else the whole solution."""
     return _last_box(solution) or _last_occurrence(solution, answer) or ((0, len(solution)),)
 
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads the fields question and answer, as published, or problem and raw_answer. The answer follows ####."""
+    """Reads a row of GSM8K: question and answer (or problem and raw_answer). The final answer follows the last ####."""
     names = ("question", "answer") if "question" in row else ("problem", "raw_answer")
     question, response = (_text(row, name) for name in names)
     solution, separator, answer = response.rpartition("####")
@@ -199,15 +201,15 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads the fields problem, answer, and solution, which AMC lacks. The solution states the answer in its last box."""
+    """Reads a row of MATH: problem, answer, and solution (absent in AMC). The answer is in the solution's last \\boxed{...}."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
     return Record(_id(row), question, answer, solution, _spans(solution) if solution else (), solution)
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads the fields type, query, response. The answer follows "The answer is:", else ####. The reference code falls back to
-    the whole response, which no completion can match (docs/method.md section 8)."""
+    """Reads a row of MetaMathQA: type, query, response. The answer follows "The answer is:", or else ####. A row without either
+    is dropped; the reference code uses the whole response, which no completion can match (docs/method.md section 8)."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -226,7 +228,8 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads problem, answer, generations and correctness_math_verify. The solution is the shortest correct generation."""
+    """Reads a row of OpenR1: problem, answer, generations, correctness marks. The shortest correct generation is the
+    solution."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:
@@ -240,7 +243,8 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads the fields named in task.fields. The solution states the answer in its last box, else at its last occurrence."""
+    """Reads a row of a user's file: the fields named in task.fields. The answer is in the solution's last \\boxed{...}, or else
+    at its last occurrence in the solution."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
     spans = _spans(solution, answer) if solution else ()

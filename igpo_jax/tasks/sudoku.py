@@ -1,7 +1,7 @@
 """4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards follow d1 (arXiv 2504.12216), but accept any valid grid.
 
-The test split is a JSON Lines file (puzzle, solution) or drawn. A trace fills one cell per line and ends with the answer, the
-completed grid."""
+The test split is read from a JSON Lines file (puzzle, solution) or generated. The reference solution fills one cell per line
+and ends with the answer, the completed grid."""
 
 import functools
 import itertools
@@ -33,8 +33,8 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 for any valid completion, since solutions may not be unique, else the share of empty cells that agree
-    with the known solution (d1's reward), at most 0.99."""
+    """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. Otherwise returns the share of
+    empty cells that agree with the known solution (d1's reward, arXiv 2504.12216), at most 0.99."""
     digits = extract_answer(text) or ""
     puzzle, solution = problem.answer.split(" -> ")
     if right(digits, puzzle):
@@ -45,7 +45,7 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def right(grid: str, puzzle: str) -> bool:
-    """Returns whether a grid follows the rules and keeps the puzzle's given digits."""
+    """Returns whether a completed grid follows the rules of Sudoku and keeps the puzzle's given digits."""
     if not re.fullmatch(r"[1-4]{16}", grid) or any(p not in ("0", g) for g, p in zip(grid, puzzle, strict=True)):
         return False
     return all(len({grid[cell] for cell in unit}) == 4 for unit in UNITS)
@@ -53,7 +53,7 @@ def right(grid: str, puzzle: str) -> bool:
 
 @functools.cache
 def grids() -> list[str]:
-    """Returns all 288 completed grids."""
+    """Returns all 288 completed 4x4 grids."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
     return [g for g in map("".join, itertools.product(rows, repeat=4)) if right(g, "0" * 16)]
 

@@ -1,4 +1,4 @@
-"""Word problems like GSM8K's: a procedural story with a question, and a solution with one equation per line.
+"""Word problems like GSM8K's: a generated story with a question, and a solution with one equation per line.
 
     Anna buys 3 packs of 12 pens at the market. Her brother owns 7 pens. She gives half of her pens to Ben. How many pens
     does Anna have now?
@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions have a sentence that is not needed. The supervised stage imitates a teacher who works out every shorter problem
-but few of the longest, and leaves the answers of the others open, "#### ?"."""
+Some questions contain a sentence that is not needed. The supervised demonstrations work out every shorter problem but only a
+few of the longest; for the others they give no answer, "#### ?"."""
 
 import operator
 import pathlib
@@ -75,14 +75,15 @@ def defaults(**values) -> dict:
         "name": "words",
         "steps": 4,  # equations of the longest problems
         "distractors": 0.3,  # probability of a sentence that is not needed
-        "worked_share": 0.03,  # share of the longest problems that the supervised teacher works out
+        "worked_share": 0.03,  # share of the longest problems with a worked-out demonstration
         **DRAWN_SIZES,
     } | values
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split, drawn with (seed, split): 2 to `steps` steps for sft, `steps` for rl and test.
-    Raises ValueError if a setting is out of range, or there are fewer different questions than problems."""
+    """Draws the problems of one split at random from `seed` (ignored for test), with 2 to `steps` equations for sft, and
+    `steps` for rl and test. Raises ValueError if a setting is out of range or there are fewer different questions than
+    problems."""
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:
         raise ValueError(f"task.steps={steps} must be at least 2, and at most {MAX_STEPS}")
@@ -112,7 +113,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 if the last line "#### ..." of a completion has the right number."""
+    """Returns 1.0 if the last line "#### ..." of a completion has the right number, else 0.0."""
     return float(extract_answer(text) == problem.answer)
 
 
@@ -138,7 +139,7 @@ def _problem(draw: random.Random, equations: int, distractors: float, is_worked:
 
 
 def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
-    """Draws an opening, events and an ending with `equations` equations in total; returns None if no numbers fit them."""
+    """Draws a story (an opening, events and an ending) with `equations` equations in total; returns None if no numbers fit."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
     left = equations - len(opening[1:]) - len(ending[1:])
     first = _fill(draw, opening, 0, words) if left >= 1 else None
@@ -159,7 +160,7 @@ def _story(draw: random.Random, family: Family, words: dict[str, str], equations
 
 
 def _fill(draw: random.Random, part: list[str], total: int, words: dict[str, str]) -> FilledPart | None:
-    """Draws a part's numbers; returns None unless all results are whole and between 1 and `MAX_NUMBER`."""
+    """Draws the numbers for one part of a story; returns None unless all results are whole and between 1 and `MAX_NUMBER`."""
     text, *sentences = part
     values = {"2": 2, "3": 3, "total": total}
     values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in text}

@@ -1,4 +1,4 @@
-"""The policy: a network and its trained parameters."""
+"""The policy: a network and the parameters that are trained."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from igpo_jax.runtime.checks import present
 
 
 class PolicyParams(NamedTuple):
-    """Trained parameters (all parameters, or adapters), and the frozen ones under the adapters (None without adapters)."""
+    """Parameters of a policy: the trained ones (all, or adapters), and the frozen ones, which are None without adapters."""
 
     trained: Params
     base: Params | None
@@ -23,36 +23,36 @@ class PolicyParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A network and its trained parameters: all of its own (lora is None), or adapters beside its frozen parameters."""
+    """Configuration of a policy: a network, and whether all its parameters are trained (lora is None) or only adapters."""
 
     model: ModelConfig
     lora: LoraConfig | None = None
 
     def abstract(self, mesh: Mesh) -> Params:
-        """Returns a `jax.ShapeDtypeStruct` with sharding for each trained parameter."""
+        """Returns a `jax.ShapeDtypeStruct` (shape, dtype and sharding on `mesh`) for each trained parameter."""
         return transformer.abstract(self.model, mesh) if self.lora is None else adapters.abstract(self.model, self.lora, mesh)
 
     def abstract_base(self, mesh: Mesh) -> Params | None:
-        """Returns a `jax.ShapeDtypeStruct` for each frozen parameter, None without adapters."""
+        """Returns a `jax.ShapeDtypeStruct` (shape, dtype and sharding) for each frozen parameter, or None without adapters."""
         return None if self.lora is None else transformer.abstract(self.model, mesh)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
-        """Returns random parameters, or adapters whose product is zero, created sharded."""
+        """Returns initial trained parameters, created sharded on `mesh`: random ones, or adapters whose product is zero."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
         if self.lora is None:
             return jax.jit(transformer.init, static_argnums=1, out_shardings=shardings)(key, self.model)
         return jax.jit(adapters.init, static_argnums=(1, 2), out_shardings=shardings)(key, self.model, self.lora)
 
     def assemble(self, trained: Params, base: Params | None) -> Params:
-        """Returns the network's parameters for `transformer.forward`; differentiable with respect to `trained`."""
+        """Returns the network's parameters for `transformer.forward`. They are differentiable with respect to `trained`."""
         return trained if self.lora is None else adapters.attach(present(base), trained, self.lora)
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns the network's parameters for sampling and log-probabilities, in the compute dtype without adapters."""
+        """Returns parameters for sampling and log-probabilities; without adapters, they are cast to the compute dtype."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns the shapes of `for_sampling`'s result, given the shapes of its arguments."""
+        """Returns the shapes of the parameters that `for_sampling` returns, given the shapes of its arguments."""
         if self.lora is not None:
             return abstract_attach(present(base), trained)
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
@@ -62,7 +62,7 @@ class Policy:
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype
 
     def decay_mask(self) -> Params | None:
-        """Returns a mask of the parameters that weight decay applies to: all but norm scales; None means all."""
+        """Returns a mask of the parameters that weight decay applies to, which are all but norm scales; None means all."""
         return transformer.weight_decay_mask(self.model) if self.lora is None else None
 
 
@@ -72,18 +72,18 @@ def abstract_attach(base: Params, trained: Params) -> Params:
 
 
 def in_compute_dtype(model: ModelConfig) -> ModelConfig:
-    """Returns the configuration of the same network with parameters in the compute dtype."""
+    """Returns the configuration of the same network with parameters stored in the compute dtype."""
     return dataclasses.replace(model, param_dtype=model.compute_dtype)
 
 
 def cast_params(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
-    """Casts parameters to the compute dtype, with the same shardings; returns `params` itself if they have that dtype.
-    Results do not change, because every weight is cast before use, but half the bytes are read and exchanged."""
+    """Casts parameters to the compute dtype and keeps their shardings, or returns `params` itself if they already have that
+    dtype. Results do not change, because every weight is cast before use anyway, but half the bytes are read and exchanged."""
     return params if model.compute_dtype == model.param_dtype else make_cast(model, mesh)(params)
 
 
 def make_cast(model: ModelConfig, mesh: Mesh):
-    """Returns the compiled cast of all parameters to the compute dtype."""
+    """Returns a compiled function that casts all parameters to the compute dtype."""
 
     def cast(params):
         return jax.tree.map(lambda x: x.astype(model.compute_dtype), params)

@@ -1,4 +1,4 @@
-"""Training state and optimizer, shared by the supervised and the RL stage."""
+"""Training state and optimizer, shared by supervised training and RL."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from igpo_jax.training.policy import Policy
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of AdamW with clipping by global norm and, before the learning-rate schedule, a linear warm-up."""
+    """Configuration of AdamW with clipping by global norm. A linear warm-up precedes the learning-rate schedule."""
 
     learning_rate: float
     warmup_steps: int = 50
@@ -31,7 +31,7 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"schedule={self.schedule!r} is none of constant, cosine, linear")
-        # In this form NaN is rejected, too.
+        # Comparisons in this form also reject NaN.
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.warmup_steps >= 0):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and 0 <= self.weight_decay < math.inf):
@@ -40,7 +40,7 @@ class OptimizerConfig:
             raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
 
     def learning_rate_at(self, updates: int) -> optax.Schedule:
-        """Returns the learning-rate schedule of a stage of `updates` updates."""
+        """Returns the learning-rate schedule of a training stage with `updates` updates."""
         warmup = optax.linear_schedule(self.learning_rate / max(self.warmup_steps, 1), self.learning_rate, self.warmup_steps)
         decay = max(updates - self.warmup_steps, 1)
         if self.schedule == "cosine":
@@ -57,12 +57,13 @@ class TrainState:
     """Arrays that an update changes: step number, trained parameters and optimizer state."""
 
     step: jax.Array  # i32[], updates of this stage so far, including skipped ones
-    params: Params  # trained, float32: all parameters, or adapters
+    params: Params  # trained parameters in float32: all of the network's, or adapters
     opt_state: optax.OptState
 
     @classmethod
     def abstract(cls, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> "TrainState":
-        """Returns the state as `jax.ShapeDtypeStruct`: moments are sharded like their parameters, scalars replicated."""
+        """Returns a `TrainState` that holds `jax.ShapeDtypeStruct` instead of arrays. Optimizer moments are sharded like their
+        parameters, and scalars are replicated."""
         params = policy.abstract(mesh)
 
         def placed(leaf, sharding):
@@ -80,19 +81,19 @@ class TrainState:
 
 
 def make_optimizer(cfg: OptimizerConfig, updates: int, policy: Policy) -> optax.GradientTransformation:
-    """Returns the optimizer of a stage of `updates` updates."""
+    """Returns the Optax optimizer of a training stage with `updates` updates."""
     rate, mask = cfg.learning_rate_at(updates), policy.decay_mask()
     adamw = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=mask, mu_dtype=cfg.first_moment_dtype)
     return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adamw)
 
 
 def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns the `NamedSharding` of every array of the training state."""
+    """Returns the `NamedSharding` of every array in the training state."""
     return jax.tree.map(lambda leaf: leaf.sharding, TrainState.abstract(optimizer, policy, mesh))
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns the initial state with a copy of `params`: updates donate the state, and the caller keeps `params`."""
+    """Returns the initial state with a copy of `params`, because updates donate the state and the caller keeps `params`."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
@@ -103,8 +104,9 @@ def create_state(params: Params, optimizer: optax.GradientTransformation, policy
 def apply_gradients(
     state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """Applies one update. If the loss or the gradient norm is not finite, only the update's number and the schedule advance.
-    Returns the state, the norm before clipping, and bool [leaves], True if the norm of that parameter's gradient is finite."""
+    """Applies one update. If the loss or the gradient norm is not finite, only the step number and the learning-rate schedule
+    advance. Returns the new state, the gradient norm before clipping, and a bool for each parameter array that is True if the
+    norm of its gradient is finite."""
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -120,16 +122,17 @@ def apply_gradients(
 
 
 def is_skipped(loss, norm):
-    """Returns whether an update with this loss and gradient norm is skipped; takes device or host arrays."""
+    """Returns whether an update is skipped because its loss or gradient norm is not finite. Takes device or host arrays."""
     return ~(abs(loss) + norm < math.inf)
 
 
 def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: int):
-    """Averages value and gradient over microbatches, computed one after the other to save memory.
+    """Averages the results of `value_and_grad` over microbatches, which are computed one after the other to save memory.
 
     Args:
-        value_and_grad: (params, part of the batch) -> ((loss, statistics), gradients), each a mean over the part.
-        batch: pytree of arrays with the same leading size, a multiple of `microbatches`."""
+        value_and_grad: function (params, part of the batch) -> ((loss, statistics), gradients); each result is a mean over the
+            part.
+        batch: pytree of arrays whose first axes have the same size, a multiple of `microbatches`."""
     if microbatches == 1:
         return value_and_grad(params, batch)
     parts = split_rows(batch, microbatches)

@@ -1,1 +1,1 @@
-"""Reading and writing of weights: Hugging Face folders, model folders, adapters."""
+"""Reading and writing of network weights: Hugging Face folders, model folders and adapters."""

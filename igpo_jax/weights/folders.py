@@ -1,8 +1,8 @@
 """Reads and writes weights of LLaDA and iLLaDA (docs/method.md section 3).
 
-A Hugging Face folder has config.json and safetensors files. A model folder is this project's format: the same small files,
-and params/ with one Orbax checkpoint per parameter. Parameters are streamed: memory holds one stacked parameter and one layer's
-tensor, sharded over the mesh, and no two processes read the same bytes."""
+A Hugging Face folder has config.json and safetensors files. A model folder, this project's own format, has the same small
+files, and params/ with one Orbax checkpoint per parameter. Parameters are processed one at a time: memory holds one parameter
+(all layers stacked) and one layer's tensor, sharded over the mesh. No two processes read the same bytes."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
 
 class Layout(NamedTuple):
-    """Layout of a parameter, and of its tensors in Hugging Face's files: one tensor, or one per layer."""
+    """Layout of a parameter and of its tensors in Hugging Face's files. A parameter has one tensor, or one per layer."""
 
     leaf: jax.ShapeDtypeStruct  # shape, dtype and sharding of the parameter
     names: list[str]
@@ -64,7 +64,8 @@ def _turn(tensor: jax.Array, transposed: bool, dtype: np.dtype) -> jax.Array:
 
 
 def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Stored]:
-    """Returns `stored_tensors` of a folder. Raises ValueError if names or shapes do not match config.json, or dtypes differ."""
+    """Returns the locations of a Hugging Face folder's tensors, like `stored_tensors`. Raises ValueError if names or shapes do
+    not match config.json, or if the tensors have different dtypes."""
     stored = stored_tensors(folder)
     wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
@@ -83,8 +84,8 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
-    """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes, none twice.
-    With the parameter's own sharding, Orbax would read thousands of pieces, and the whole tensor on every host."""
+    """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes and none is read
+    twice. With the parameter's own sharding, Orbax would read thousands of pieces, and the whole tensor on every host."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
     sharding = NamedSharding(mesh, P(next(divides, None)))
@@ -95,7 +96,7 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
 
 
 def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields every parameter of a Hugging Face folder, sharded, in `dtype` (None: as stored), after `check_tensors`."""
+    """Yields all parameters of a Hugging Face folder, sharded, in `dtype` (None: as stored), after checking the tensors."""
     values = read_model_json(folder)
     stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
@@ -147,14 +148,14 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> Params:
-    """Loads all parameters of a Hugging Face or model folder in `cfg.param_dtype`, sharded over the mesh.
-    Raises ValueError with the file or tensor if the folder is incomplete."""
+    """Loads all parameters of a Hugging Face or model folder in `cfg.param_dtype`, sharded over the mesh. Raises ValueError
+    with the file or tensor if the folder is incomplete."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
     return unflatten_dict(dict(_with_progress(stream(folder, cfg, mesh, cfg.param_dtype), cfg, mesh, "loading")))
 
 
 def _with_progress(stream: Stream, cfg: ModelConfig, mesh: Mesh, description: str) -> Stream:
-    """Passes a stream on, and shows a progress bar of its parameters with the remaining time and peak memory."""
+    """Yields the parameters of a stream, and shows a progress bar with the remaining time and the peak memory."""
     total = sum(math.prod(leaf.shape) for leaf in _leaves(cfg, mesh).values())
     with progress(total, 0, description, unit=" parameters", unit_scale=True) as bar:
         for path, value in stream:
@@ -172,8 +173,9 @@ def peak_memory() -> int:
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a Hugging Face folder to a model folder in `dtype` (float32 | bfloat16; None: as stored). `target` appears when
-    it is complete. Raises ValueError like `model_config` and `check_tensors`, or if `target` exists."""
+    """Converts a Hugging Face folder to a model folder in `dtype` (float32, bfloat16, or None: as stored). `target` appears
+    only when it is complete. Raises ValueError if `target` exists, or if `model_config` or `check_tensors` rejects the
+    source."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
@@ -183,7 +185,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dt
 
 
 def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a model folder back to the original Hugging Face folder; arguments and errors as in `convert`."""
+    """Converts a model folder back to the original Hugging Face folder. Its arguments and errors are those of `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
@@ -194,7 +196,7 @@ def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dty
 
 
 def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
-    """Returns tensor -> file from a folder's index; None without an index."""
+    """Returns a map from tensors to files, read from the index of a Hugging Face folder, or None without an index."""
     index = pathlib.Path(folder) / INDEX
     return read_json(index).get("weight_map") if index.is_file() else None
 
@@ -208,8 +210,9 @@ def write_safetensors(
     dtype: str,
     weight_map: dict[str, str] | None = None,
 ) -> None:
-    """Writes all parameters in Hugging Face's layout, one layer's tensor in memory at a time. values: contents of config.json,
-    which name the architecture and so decide the tensors' names. weight_map: tensor -> file; None: files of at most 5 GB."""
+    """Writes all parameters in Hugging Face's layout, with one layer's tensor in memory at a time. `values` are the contents of
+    config.json, which name the architecture and so decide the tensors' names. `weight_map` maps tensors to files; None selects
+    files of at most 5 GB."""
     layouts, out_dtype = _layouts(values, cfg, mesh), jnp.dtype(dtype)
     shapes = {name: layout.shape for layout in layouts.values() for name in layout.names}
     size = {name: math.prod(shape) * out_dtype.itemsize for name, shape in shapes.items()}
@@ -240,7 +243,7 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies all files but the weights (configuration, tokenizer, modeling code, license), on process 0 only."""
+    """Copies all files except the weights (configuration, tokenizer, modeling code, license), on process 0 only."""
     for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
         if file.is_file() and file.suffix not in WEIGHT_FILES:
             shutil.copyfile(file, target / file.name)
@@ -248,8 +251,8 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder that becomes `target` if the body ends without an error, and is deleted otherwise.
-    Raises ValueError if `target` exists."""
+    """Context manager that yields a temporary folder, which becomes `target` if the body ends without an error, and is deleted
+    otherwise. Raises ValueError if `target` exists."""
     target = pathlib.Path(target).absolute()
     partial = target.with_name(target.name + ".partial")
     if target.exists():

@@ -1,5 +1,5 @@
-"""Reads headers of safetensors files strictly, and writes such files in place: 8 bytes of length, a JSON header, then data.
-Orbax reads the values (folders.py) and trusts the headers, so they are checked here."""
+"""Strictly reads headers of safetensors files, and writes such files in place: 8 bytes of length, a JSON header, then the data.
+Headers are checked here, because Orbax, which reads the values (folders.py), trusts them."""
 
 import json
 import math
@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 5 * 10**9  # unless an original file layout is known
 
 
 class Stored(NamedTuple):
-    """Location of a tensor: bytes [begin, end) of a file."""
+    """Location of a stored tensor: bytes [begin, end) of a file."""
 
     file: pathlib.Path
     dtype: np.dtype
@@ -29,8 +29,8 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
-    """Locates every tensor of a Hugging Face folder by the files' headers.
-    Raises ValueError if a file or tensor is missing, truncated, duplicated, of a wrong size, or disagrees with the index."""
+    """Locates every tensor of a Hugging Face folder by reading the headers of its files. Raises ValueError if a file or tensor
+    is missing, truncated, duplicated, of a wrong size, or in conflict with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
     weight_map: dict[str, str] | None = None
@@ -106,7 +106,7 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
 
 
 def fill_files(size: dict[str, int]) -> dict[str, str]:
-    """Distributes tensors in order over files of at most `MAX_FILE_BYTES`. size: tensor -> bytes. Returns tensor -> file."""
+    """Distributes tensors in order over files of at most `MAX_FILE_BYTES`: maps tensor -> bytes to tensor -> file name."""
     numbers: dict[str, int] = {}
     number, filled = 1, 0
     for name, bytes_ in size.items():
@@ -121,7 +121,7 @@ def fill_files(size: dict[str, int]) -> dict[str, str]:
 def write_headers(
     folder: pathlib.Path, weight_map: dict[str, str], shapes: dict[str, tuple[int, ...]], dtype: np.dtype
 ) -> dict[str, tuple[pathlib.Path, int]]:
-    """Creates every safetensors file at full size with its header; returns (file, first byte) of each tensor."""
+    """Creates every safetensors file at full size with its header; returns the (file, first byte) of each tensor."""
     place = {}
     for file in sorted(set(weight_map.values())):
         header: dict[str, Any] = {}
