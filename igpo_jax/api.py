@@ -91,17 +91,19 @@ class DiffusionLM:
         **decoding,
     ) -> list[Completion]:
         """Returns a completion for every prompt. A completion does not depend on the other prompts: its noise depends on the
-        seed, the prompt, and the number of times that the same prompt occurs earlier in `prompts`. Raises ValueError for
-        incompatible lengths, for a hint longer than the completion, or for text if the model has no tokenizer.
+        seed, the prompt, and the number of times that the same prompt occurs earlier in `prompts`. Raises ValueError if the
+        lengths are incompatible, if the hint is longer than the completion, or if text is given and the model has no tokenizer.
 
         Args:
-            chat: whether text prompts become a user's message in the model's chat template, which conversations always use.
+            chat: whether a text prompt becomes a user message in the model's chat template. Conversations always use the
+                template.
             hint: the text or token ids at the beginning of every completion, which stay unchanged.
             completion_length: the number of tokens, including the hint; by default `self.decode.completion_length`.
             steps: the total number of denoising steps, a multiple of the number of blocks. By default `self.decode.steps`, or
                 one step per token if `completion_length` or `block_length` is given.
-            watch: a function that is called before the first denoising step and after every step of each batch, whose last row
-                may be repeated to fill it. May raise an exception to stop the generation. Makes the generation slower.
+            watch: a function that is called for each batch before the first denoising step and after every step. The last row
+                of a batch may be repeated to fill the batch. The function makes the generation slower, and may raise an
+                exception to stop it.
             decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `remasking` or `cache`."""
         length = self.decode.completion_length if completion_length is None else completion_length
         block_length = decoding.pop("block_length", None)
@@ -128,16 +130,17 @@ class DiffusionLM:
         watch: Watch = None,
         **decoding,
     ) -> list[Completion]:
-        """Fills the blanks of texts and leaves all other tokens unchanged. Raises ValueError for a text without a blank, or if
-        there are not as many prompts as texts.
+        """Fills the blanks of texts and leaves all other tokens unchanged. Raises ValueError if a text has no blank, or if the
+        number of prompts differs from the number of texts.
 
         Args:
-            canvases: texts with blanks, such as `"The answer is [MASK:4] because"` with a blank of four tokens; the pieces
-                around a blank are tokenized separately. A canvas may also be token ids, with `config.mask_id` in its blanks.
-            prompts: one prompt before each canvas; none by default.
-            steps: the number of denoising steps; by default one per blank token.
-            chat, watch, decoding: the arguments of `generate` with these names. The decoding option logits_eos_inf, which never
-                draws EOS, is on by default, because an EOS between two pieces of text would end nothing."""
+            canvases: texts with blanks, such as `"The answer is [MASK:4] because"` with a blank of four tokens. The pieces
+                around a blank are tokenized separately. A canvas may also be a sequence of token ids in which every blank
+                position holds `config.mask_id`.
+            prompts: one prompt for each canvas, placed before it; by default, there are no prompts.
+            steps: the number of denoising steps; by default, one step per blank token.
+            chat, watch, decoding: the same arguments as in `generate`. The decoding option logits_eos_inf, which prevents the
+                model from writing EOS, is on by default, because an EOS between two pieces of text would not end the text."""
         _require_list(canvases)
         prompts = [[]] * len(canvases) if prompts is None else prompts
         _require_list(prompts)
@@ -156,12 +159,12 @@ class DiffusionLM:
         return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
-        """Returns the network's logits, float32 [b, t, v]; those at position i predict token i, not the token after it.
+        """Returns the network's logits, float32 [b, t, v]. The logits at position i predict token i, not token i + 1.
 
         Args:
-            tokens: int32 [b, t], with `config.mask_id` at positions to predict.
-            attention_mask: bool [b, t], False on padding, or bool [b, t, t], True where a query may attend to a key. By
-                default, no position is masked."""
+            tokens: int32 [b, t], with `config.mask_id` at the positions to predict.
+            attention_mask: bool [b, t], False at padding, or bool [b, t, t], True where a query may attend to a key. By
+                default, every position may attend to every position."""
         tokens = np.asarray(tokens, np.int32)
         attention_mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask, bool)
         with jax.set_mesh(self.mesh):
@@ -170,9 +173,10 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """Estimates a lower bound of log p(completion | prompt) (docs/method.md section 14). Each of `draws` random draws masks
-        k of the completion's l tokens, with k spread evenly over 1..l. The bound is the mean of l / k times the log-probability
-        of the masked tokens. It is exact for a completion of one token. Raises ValueError for an empty completion."""
+        """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). Each of `draws` random draws masks
+        k of the l tokens of the completion. The values of k are spread evenly over 1..l. The estimate is the mean over the
+        draws of `l / k * log-probability of the masked tokens`. For a completion of one token, it is the exact log-probability.
+        Raises ValueError if the completion is empty."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws
@@ -191,8 +195,9 @@ class DiffusionLM:
         return Score(-float(bound.mean()), error, draws)
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
-        """Returns the token ids of a prompt. `chat` puts a text into the chat template as a user's message. Raises ValueError
-        for text without a tokenizer, for a chat without a chat template, or for token ids outside of the vocabulary."""
+        """Returns the token ids of a prompt. If `chat` is true, a text becomes a user message in the chat template. Raises
+        ValueError if the prompt needs a tokenizer or a chat template that the model does not have, or if token ids are outside
+        of the vocabulary."""
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -207,8 +212,8 @@ class DiffusionLM:
         return ids
 
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
-        """Returns the token ids of a text with blanks such as [MASK:4], with `config.mask_id` in the blanks. Raises ValueError
-        if the text has no blank, or has more than `MOST_TOKENS` tokens."""
+        """Returns the token ids of a text with blanks. A blank of four tokens is written [MASK:4] and becomes four tokens with
+        the id `config.mask_id`. Raises ValueError if the text has no blank, or has more than `MOST_TOKENS` tokens."""
         if not isinstance(canvas, str):
             ids = self.encode(canvas)
         else:
@@ -227,7 +232,8 @@ class DiffusionLM:
     def _denoise(
         self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, watch: Watch, whole: bool = False
     ) -> list[Completion]:
-        """Fills the MASK positions of all canvases, batch by batch. If `whole`, texts include tokens after the first EOS."""
+        """Fills the MASK positions of all canvases, batch by batch. If `whole` is true, the returned texts include the tokens
+        after the first EOS."""
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         counters: dict[int, itertools.count] = defaultdict(itertools.count)
         occurrence = [next(counters[number]) for number in problem]
@@ -269,13 +275,15 @@ def load(
     path: Path, *, adapters: Path | None = None, dtype: str | None = None, mesh: Mesh | None = None, stage: str | None = None
 ) -> DiffusionLM:
     """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
-    folder of a training run. Raises ValueError for a missing or damaged file; the message names the file and the reason.
+    folder of a training run. If a file is missing or damaged, raises a ValueError that names the file and the reason.
 
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
-        dtype: float32 or bfloat16, for parameters and activations, not for adapters; by default bfloat16, on CPUs float32.
+        dtype: the dtype of the parameters and activations, but not of the adapters: float32 or bfloat16. The default is
+            bfloat16, or float32 on CPUs.
         mesh: the device mesh that holds the parameters; by default all devices.
-        stage: sft or rl, only for a run's folder: the stage whose newest checkpoint is loaded; by default the last stage."""
+        stage: the stage of a training run whose newest checkpoint is loaded: sft, rl, or by default the last stage. Only
+            allowed if the folder is a training run."""
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():

@@ -15,8 +15,8 @@ from igpo_jax.runtime.host import keep_freed_memory
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses a command's flags with absl and returns the other arguments. If the command line or the config file has an error,
-    prints it in one line and ends the process."""
+    """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
+    has an error, prints the error in one line and ends the process."""
     keep_freed_memory()
     try:
         resolved, path = list(arguments), None
@@ -34,8 +34,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 def resolve_config_path(argument: str) -> str:
-    """Returns the path of a config file, given as `math.py` or `math.py:variant`. A name without a folder is also searched in
-    ./configs and in the repository's configs/. Raises ValueError with the names of all config files if no file is found."""
+    """Returns the path of a config file, given a name such as `math.py` or `math.py:variant`. A name without a folder is also
+    looked up in ./configs and in the repository's configs/. If it is not found, a ValueError lists all config files."""
     name, colon, variant = argument.partition(":")
     folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
     for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):
@@ -46,8 +46,9 @@ def resolve_config_path(argument: str) -> str:
 
 
 def _load_config(argument: str) -> ConfigDict:
-    """Returns the configuration that get_config() in `file.py` or `file.py:variant` creates. Raises ValueError if the call
-    fails or returns anything else. The message contains the line number and, for a wrong key, the most similar key."""
+    """Calls get_config() of a config file, given as `file.py` or `file.py:variant`, and returns the configuration. Raises
+    ValueError if the call fails or does not return a configuration. The message contains the line number and, if a key is
+    wrong, the most similar key."""
     path, colon, variant = argument.partition(":")
     try:
         config = runpy.run_path(path)["get_config"](*([variant] if colon else []))

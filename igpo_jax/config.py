@@ -1,7 +1,8 @@
 """The configuration of a run: a tree of frozen dataclasses whose field names are the keys of the command line.
 
 A config file defines `get_config()`, which starts from `base_config()` and sets keys. `parse` converts the result to a `Config`
-and checks every value before anything is allocated: single keys by checks beside their fields, combinations here."""
+and checks every value before memory is allocated. The checks of single keys are beside their fields, and the checks of
+combinations are functions of this module."""
 
 import dataclasses
 import hashlib
@@ -28,8 +29,8 @@ from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Section `tokenizer` of the configuration: a tokenizer trained on the problems of the first stage. A folder `model.path`
-    has its own tokenizer."""
+    """Section `tokenizer` of the configuration: a tokenizer that is trained on the problems of the first stage. If `model.path`
+    is set, the tokenizer of that folder is used instead."""
 
     kind: str = checked("char", one_of("char", "unigram", "bpe"))
     vocab_size: int = checked(512, at_least(1))
@@ -38,7 +39,8 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Section `model`: a model folder or a network's shape, and its numerics. `model_config` adds the vocabulary."""
+    """Section `model` of the configuration: the folder or the shape of the network, and its numerical settings. The function
+    `model_config` adds the vocabulary."""
 
     path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
     width: int = 64
@@ -63,14 +65,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(DecodeConfig):
-    """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for them."""
+    """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for test problems."""
 
     problems: int = checked(500, at_least(1))  # the first ones of the test split
     batch_size: int = checked(128, at_least(1))
 
     @property
     def decode(self) -> DecodeConfig:
-        """Only the sampler settings of this section, so that equal samplers share compiled programs."""
+        """Sampler settings of this section, without its other keys, so that equal samplers share compiled programs."""
         return DecodeConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DecodeConfig)})
 
 
@@ -90,7 +92,8 @@ class SFTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RLConfig:
-    """Section `rl`: the stage of reinforcement learning. Each iteration is one rollout and objective.inner_steps updates."""
+    """Section `rl` of the configuration: the stage of reinforcement learning. Each iteration consists of one rollout and
+    `objective.inner_steps` updates."""
 
     iterations: int = checked(100, at_least(0))  # 0: no RL stage
     prompts: int = checked(16, at_least(1))  # N, per rollout
@@ -124,7 +127,7 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Section `mesh` of the configuration: the number of devices along each axis, see `runtime.mesh.make_mesh`."""
+    """Section `mesh` of the configuration: the number of devices along each axis of the device mesh."""
 
     data: int = 1
     fsdp: int = -1  # -1: all remaining devices
@@ -133,7 +136,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Configuration of a run. Field names are the keys of the command line, and the defaults are those of `base_config`."""
+    """Configuration of a run. Field names are the keys of the command line, and the default values of the fields are the
+    defaults that `base_config` returns."""
 
     seed: int = checked(0, at_least(0))
     task: ConfigDict  # keys as in `defaults` of the task's module
@@ -164,13 +168,13 @@ RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
 
 
 def base_config(**task) -> ConfigDict:
-    """Returns a configuration with defaults for all keys; `task` gives the keys of the section `task` (see the `defaults` of a
-    task's module). Setting an unknown key is an error."""
+    """Returns a configuration with defaults for all keys. `task` is the section `task`, usually created by the function
+    `defaults` of a task's module. Setting an unknown key of the result raises an error."""
     return ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
 
 
 def parse(values: ConfigDict) -> Config:
-    """Converts a configuration to a `Config`. Raises ValueError naming the key of an invalid value."""
+    """Converts a configuration to a `Config`. If a value is invalid, raises a ValueError that names its key."""
     task = values.get("task", {}).get("name", "")
     require(isinstance(task, str), f"task.name={task!r} is no text")
     config = _build(Config(task=load_task(task).defaults(), lora=NO_ADAPTERS), values.to_dict(), "")
@@ -181,9 +185,9 @@ def parse(values: ConfigDict) -> Config:
 
 
 def _build(default: Any, value: Any, name: str) -> Any:
-    """Converts nested dicts to the dataclasses at the same places of `default`. Checks all keys and types, because ConfigDict
-    accepts None and bool for any type, and any elements of a tuple. `name` is the dotted key of `value`, "" for the whole
-    configuration."""
+    """Converts nested dicts to dataclasses of the same types as in `default`. Checks all keys and types, because ConfigDict
+    accepts None and bool for any type and does not check the elements of tuples. `name` is the dotted key of `value`, or "" for
+    the whole configuration."""
     fields = {field.name: field for field in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else {}
     defaults = {key: getattr(default, key) for key in fields} if fields else default
     if isinstance(defaults, dict) and isinstance(value, dict):
@@ -215,7 +219,7 @@ def _construct(cls: type, values: dict[str, Any], name: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    """Raises ValueError for configuration values that are invalid together, in one section or across sections."""
+    """Raises ValueError if configuration values are invalid in combination, within one section or across sections."""
     sft, rl, hints = config.sft, config.rl, config.inpainting
     for rows, size, parts, number in (
         ("sft.batch_size", sft.batch_size, "sft.microbatches", sft.microbatches),
@@ -250,7 +254,7 @@ def _check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    """Raises ValueError for values of the sections `model`, `tokenizer` and `lora` that are invalid together."""
+    """Raises ValueError if values of the sections `model`, `tokenizer` and `lora` are invalid in combination."""
     model, adapted = config.model, config.lora is not None
     if model.path:
         # The folder decides the shape, so a key that differs would have no effect.
@@ -270,8 +274,8 @@ def _check_model(config: Config) -> None:
 
 
 def folder_model(config: Config) -> ModelConfig | None:
-    """Returns the configuration of the network in the folder `model.path`, or None without a path. `with_tokenizer` sets its
-    end-of-turn token."""
+    """Returns the configuration of the network in the folder `model.path`, or None if the path is empty. The end-of-turn token
+    is not set yet, because `with_tokenizer` takes it from the tokenizer."""
     numerics = {key: getattr(config.model, key) for key in NUMERICS}
     return folder_model_config(config.model.path, **numerics) if config.model.path else None
 
@@ -297,13 +301,15 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
-    """Returns the network with the shape in the section `model`, and with vocab_size, mask_id and eos_id from `vocabulary`."""
+    """Returns the configuration of a network with the shape given in the section `model`. `vocabulary` contains its vocab_size,
+    mask_id and eos_id."""
     keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
     return ModelConfig(**keys)
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """Returns the configuration that `to_json` stored. Keys that files of earlier versions lack get their defaults."""
+    """Converts a JSON value from `to_json` back to a configuration. Keys that are missing in old files get their default
+    values."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
@@ -316,7 +322,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Returns a hash of all configuration keys that affect results, which are all keys except `RESUMABLE_KEYS`."""
+    """Returns a hash of the configuration values that affect results, which are the values of all keys except
+    `RESUMABLE_KEYS`."""
     values = to_json(config)
     for key in RESUMABLE_KEYS:
         section, _, name = key.rpartition(".")
@@ -326,8 +333,8 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that all sizes that are split over devices divide evenly, and that the attention implementation runs on these
-    devices. Raises ValueError with the conflicting configuration keys."""
+    """Checks that every size that is split over devices can be divided evenly, and that the attention implementation runs on
+    these devices. If a check fails, raises a ValueError that names the conflicting configuration keys."""
     sft, rl = config.sft, config.rl
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
     if sft.updates:

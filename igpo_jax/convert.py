@@ -1,8 +1,8 @@
 """python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
 
 Converts a model to another format. By default, it converts a Hugging Face folder of LLaDA or iLLaDA to a model folder of
-igpo_jax. It also converts a model folder or a training run to a Hugging Face folder, with adapters merged into the weights, or
-the adapters of a run to PEFT's format."""
+igpo_jax. It can also convert a model folder or a training run to a Hugging Face folder with the adapters merged into the
+weights, or write the adapters of a run in PEFT's format."""
 
 import pathlib
 import sys

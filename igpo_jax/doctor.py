@@ -1,7 +1,7 @@
 """python -m igpo_jax.doctor
 
-Checks this machine's packages, memory, disk and devices, and trains a tiny model on it. Prints a line per finding, with its
-level (ok, note or problem) and a remedy. Exits with status 1 if there is a problem. Ignores other machines of a cluster."""
+Checks the packages, memory, disk and devices of this machine, and trains a tiny model. Prints one line for each finding, with
+its level (ok, note or problem) and a remedy. Exits with status 1 if there is a problem. Does not check other machines."""
 
 import collections
 import contextlib
@@ -116,8 +116,8 @@ def versions() -> Iterator[Finding]:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """Returns the requirements of the installed package igpo_jax: those of the basic installation if `extra` is "", otherwise
-    only those that the optional extra with this name adds."""
+    """Returns requirements of the installed package igpo_jax. If `extra` is "", these are the requirements of the basic
+    installation. Otherwise, they are the additional requirements of the optional extra with the name `extra`."""
 
     def applies(requirement: Requirement, extra: str) -> bool:
         return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
@@ -127,8 +127,8 @@ def _requirements(extra: str) -> list[Requirement]:
 
 
 def _unmet(extra: str) -> list[str]:
-    """Returns a message for each package that an optional extra needs (or the basic installation if `extra` is "") and that is
-    missing or has a wrong version."""
+    """Returns a message for each required package that is missing or has a wrong version. Checks the packages of the basic
+    installation if `extra` is "", otherwise the packages of the optional extra with the name `extra`."""
     return [text for requirement in _requirements(extra) if (text := _wrong(requirement))]
 
 
@@ -141,7 +141,8 @@ def _wrong(requirement: Requirement) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """Checks the optional packages, and that gmpy2 is not installed, because math-verify cannot be interrupted with it."""
+    """Checks the optional packages. Also checks that gmpy2 is not installed, because math-verify cannot be interrupted when it
+    uses gmpy2."""
     offered = importlib.metadata.metadata("igpo_jax").get_all("Provides-Extra") or []
     for extra in (name for name in EXTRAS if name in offered):
         unmet, purpose = ", ".join(_unmet(extra)), f"for {EXTRAS[extra]}"
@@ -175,7 +176,8 @@ def host() -> Iterator[Finding]:
 
 
 def host_memory() -> tuple[int, int]:
-    """Returns the total and the free memory of this machine in bytes, or those of the container if its limit is lower."""
+    """Returns the total and the free memory in bytes: of this machine, or of the container if the container's limit is
+    lower."""
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # systems other than Linux have no such file
         if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
@@ -208,7 +210,8 @@ def devices() -> Iterator[Finding]:
 
 
 def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
-    """Checks that JAX's plug-in for an accelerator is installed if the accelerator's device files exist, and that it starts."""
+    """Checks that JAX's plug-in for an accelerator is installed if the accelerator's device files exist, and that the plug-in
+    starts."""
     import jax
 
     files = sorted(path for pattern in plug_in.devices for path in glob.glob(pattern))
@@ -277,7 +280,7 @@ def tiny_run() -> Iterator[Finding]:
 
 
 def _tiny_config(rows: int):
-    """Returns the configuration of a training run that takes seconds and whose batches have `rows` problems each."""
+    """Returns the configuration of a training run that takes only seconds. Each batch has `rows` problems."""
     from igpo_jax.config import base_config
     from igpo_jax.tasks import arithmetic
 

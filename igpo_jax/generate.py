@@ -88,7 +88,7 @@ def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
 
 def read_prompts(path: str) -> list[str]:
     """Returns the prompts in a file: the lines of a text file, or the values of the key `prompt` in a JSON Lines file. Raises
-    ValueError if the file is missing or has no prompts, or if a line is invalid; the message then names the line."""
+    ValueError if the file is missing or has no prompts. If a line is invalid, raises a ValueError that names the line."""
     file = pathlib.Path(path)
     require(file.is_file(), f"there is no file {path!r}")
     prompts: list[str] = []
@@ -112,7 +112,8 @@ def read_prompts(path: str) -> list[str]:
 
 
 def show(model: DiffusionLM, completion: Completion) -> None:
-    """Prints the canvas after each denoising step. On terminals, blanks are dim, new tokens inverted, given tokens green."""
+    """Prints the canvas after each denoising step. On a terminal, blanks are dim, new tokens are inverted, and given tokens are
+    green."""
     terminal, tokenizer, written = sys.stdout.isatty(), model.tokenizer, completion.unmask_step.tolist()
     dim, new, given = (f"\x1b[{code}m{{}}\x1b[0m" if terminal else "{}" for code in (2, 7, 32))
     pieces = [f"{token} " if tokenizer is None else tokenizer.piece(token).replace("\n", "⏎") for token in completion.tokens]

@@ -1,8 +1,8 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
 Describes the data that a training run would read, without loading weights. For each file, shows how many problems are kept and
-why others are dropped. For each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few
-example problems. In their solutions, [[double brackets]] mark the parts that hints never show."""
+why the others are dropped. For each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few
+example problems. In the solutions of the examples, [[double brackets]] mark the parts that hints never show."""
 
 import pathlib
 import sys
@@ -36,7 +36,7 @@ def main(_):
 
 
 def inspect(config: Config, samples: int) -> Iterator[str]:
-    """Yields lines that describe the data, with `samples` example problems per split. Raises ValueError for invalid data."""
+    """Yields lines that describe the data, with `samples` examples per split. Raises ValueError if the data are invalid."""
     task = load_task(config.task.name)
     problems = load_run_problems(config)
     with tempfile.TemporaryDirectory() as folder:

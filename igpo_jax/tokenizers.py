@@ -1,4 +1,4 @@
-"""Tokenizers from tokenizer.json (Hugging Face) and *.model files (SentencePiece) with one interface; LLaDA's chat template."""
+"""Tokenizers for tokenizer.json files (Hugging Face) and *.model files (SentencePiece), and LLaDA's chat template."""
 
 import io
 import json
@@ -19,7 +19,8 @@ START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_hea
 
 
 class Tokenizer(Protocol):
-    """Interface of tokenizers, which convert between text and token ids. No text encodes to the id of a special token."""
+    """Interface of tokenizers, which convert between text and token ids. A text is never encoded to the id of a special
+    token."""
 
     vocab_size: int
     pad_id: int
@@ -37,7 +38,7 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """Tokenizer of a SentencePiece *.model file. `mask_id` is used if the file has no piece <mask>."""
+    """Tokenizer of a SentencePiece *.model file. If the file has no piece <mask>, `mask_id` is the id of MASK."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
@@ -80,7 +81,8 @@ class SentencePieceTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """Tokenizer of a tokenizer.json; tokenizer_config.json beside it names the special tokens (docs/method.md section 4)."""
+    """Tokenizer of a tokenizer.json file. The file tokenizer_config.json in the same folder names the special tokens
+    (docs/method.md section 4)."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
@@ -143,8 +145,9 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """Loads a tokenizer.json or *.model file, or the only such file in a folder. `mask_id` is not needed for a *.model file
-    with the piece <mask>. Raises ValueError if there is no such file, more than one, or an unusable one."""
+    """Loads a tokenizer.json or *.model file, or the only such file in a folder. `mask_id`, the id of MASK, is not needed for a
+    *.model file that has the piece <mask>. Raises ValueError if there is no such file, if a folder has more than one, or if the
+    file is unusable."""
     path = pathlib.Path(path)
     if path.is_dir():
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
@@ -173,7 +176,8 @@ def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, A
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
-    """Returns the tokens eos_token, pad_token etc. that tokenizer_config.json or else special_tokens_map.json names."""
+    """Returns the special tokens (eos_token, pad_token etc.) that are named in tokenizer_config.json, or else in
+    special_tokens_map.json."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -185,20 +189,20 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
 
 
 def chat_text(messages: Sequence[dict[str, str]]) -> str:
-    """Renders messages in LLaDA's chat template, up to the start of the assistant's next one (docs/method.md section 4)."""
+    """Renders messages in LLaDA's chat template, up to the start of the assistant's next message (docs/method.md section 4)."""
     turns = [f"{HEADER}{role}{END_HEADER}\n\n{content}{END_OF_TURN}" for role, content in _turns(messages)]
     return "".join([START_OF_TEXT, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
 
 
 def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
-    """Decodes a completion, int [l], up to its first EOS, or all of it if `whole` is true."""
+    """Decodes a completion, int [l], up to the first EOS, or completely if `whole` is true."""
     ended = np.flatnonzero(tokens == tokenizer.eos_id)
     return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns the token ids of `chat_text`, except that a marker of the chat template within a message is encoded as ordinary
-    text. Raises ValueError if the vocabulary lacks a marker, or a message lacks a role or content."""
+    """Returns the token ids of the text that `chat_text` returns. Markers of the chat template within a message are encoded as
+    ordinary text. Raises ValueError if the vocabulary lacks a marker, or if a message lacks a role or content."""
     markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
     missing = [marker for marker, id in markers.items() if id is None]
     if missing:
@@ -221,10 +225,10 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
-    """Trains a SentencePiece model deterministically and writes it atomically. Text is neither normalized nor prefixed with a
-    space, so decoding inverts encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown
-    token if `kind` is char. `kind` is char, unigram or bpe. `vocab_size` is the maximum number of pieces. Raises ValueError if
-    `vocab_size` is too small for the alphabet, a text is too long, or there is no text."""
+    """Trains a SentencePiece model deterministically and writes the model file atomically. `kind` is char, unigram or bpe, and
+    `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding inverts
+    encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown token if `kind` is char.
+    Raises ValueError if `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
     texts = list(texts)
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")

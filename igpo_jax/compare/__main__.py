@@ -1,11 +1,11 @@
 """python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
        [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
-Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Trains each arm with each seed, after one
-supervised stage per seed, and writes comparison.html, comparison.md and comparison.json. They contain accuracies with intervals
-at equal numbers of prompts and of network evaluations, paired by problem, and a verdict on each claim that the arms can decide.
-Run the same command again to resume; finished runs are kept. --quick checks the whole process in minutes, with few iterations
-and, by default, seeds 0..3.
+Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Runs one supervised stage for each seed,
+continues it with each arm, and writes comparison.html, comparison.md and comparison.json. These files contain the accuracies of
+the arms, with confidence intervals, at equal numbers of prompts and at equal numbers of network evaluations. They also contain
+a verdict on each claim whose arms were all trained. Run the same command again to resume; finished runs are kept. --quick
+checks the whole process in a few minutes, with few iterations and, by default, with seeds 0..3.
 """
 
 import concurrent.futures
@@ -61,7 +61,7 @@ def main(_) -> None:
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
     """Trains all unfinished runs of a comparison: first the supervised stage of each seed, if the configuration has one, then
-    the arms. If a run fails, starts no others, waits for the runs in progress, and raises RuntimeError."""
+    the arms. If a run fails, starts no other runs, waits for the runs in progress, and raises RuntimeError."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
@@ -91,8 +91,8 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
 
 
 def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
-    """Trains one run in its own process, which is in the set `running` until it ends. Raises RuntimeError with the path of the
-    log if the run fails. Raises ValueError if the folder holds a run of this arm with other overrides."""
+    """Trains one run in a separate process. The process is in the set `running` until it ends. If the run fails, raises a
+    RuntimeError that names the log file. Raises ValueError if the folder holds a run of this arm with other overrides."""
     run = folder / f"seed-{seed}" / arm
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
@@ -113,8 +113,8 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
 
 
 def create_run_folder(folder: pathlib.Path, run: pathlib.Path) -> None:
-    """Creates the folder of a run, with a link to the compiled programs that all runs share. Copies the supervised stage of the
-    same seed into the folder, if there is one, because this stage is bitwise equal for all arms."""
+    """Creates the folder of a run, with a link to the compiled programs that all runs share. If the supervised stage of the
+    same seed exists, copies it into the folder, because this stage is bitwise equal for all arms."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

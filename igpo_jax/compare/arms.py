@@ -1,4 +1,4 @@
-"""Arms of a comparison of training methods, each a set of configuration overrides, and the claims to test with them."""
+"""Arms of a comparison of training methods, and the claims to test. Each arm is a set of configuration overrides."""
 
 import dataclasses
 from typing import Any
@@ -112,7 +112,8 @@ def parse_arms(names: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Returns the seeds in a text like `0..4` or `0,3,7`. Raises ValueError for other texts, or negative or repeated seeds."""
+    """Returns the seeds in a text like `0..4` or `0,3,7`. Raises ValueError if the text has another form, or if a seed is
+    negative or repeated."""
     first, dots, last = text.partition("..")
     try:
         seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
@@ -124,7 +125,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Checks each arm's configuration. Raises ValueError if one is invalid, or if a seed is given as an override."""
+    """Raises ValueError if the configuration of an arm is invalid, or if a seed is given as an override."""
     if any(override.startswith("--config.seed") for override in overrides):
         raise ValueError("--config.seed conflicts with --seeds")
     for arm in arms:

@@ -29,7 +29,7 @@ class RunNumbers:
 
 
 def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
-    """Reads the results of a training run. Raises ValueError if it is not finished, or if its files cannot be read."""
+    """Reads the results of a training run. Raises ValueError if the run is not finished, or if its files cannot be read."""
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
@@ -46,8 +46,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Returns {arm: whether it solves each problem, bool [seeds, problems]} at equal budgets. For each seed, the budget is what
-    the cheapest arm spends in total, and an arm is judged by its last evaluation within this budget."""
+    """Returns, for each arm, whether it solves each problem at equal budgets: {arm: bool [seeds, problems]}. The budget of a
+    seed is the total that the cheapest arm spends with this seed. The last evaluation of each arm within the budget counts."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
     def verdicts(run: RunNumbers, most: float) -> np.ndarray:
@@ -57,9 +57,9 @@ def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns which problems are the hardest third for each seed, bool [seeds, problems]. These are the problems that all arms
-    together solved least often with the other seeds, so that no run chooses the problems that judge it. If there is only one
-    seed, its own results decide."""
+    """Returns a mask of the hardest third of the problems for each seed, bool [seeds, problems]. A seed's hardest problems are
+    the problems that all arms together solved least often with the other seeds, so that a run does not select the problems on
+    which it is judged. If there is only one seed, its own results are used."""
     mean = np.mean(list(correct.values()), axis=0)
     seeds, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
@@ -70,8 +70,9 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
-    """Returns the mean of `values`, [seeds, problems], and its 95% interval by a bootstrap over seeds and problems. Each
-    resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects values; by default all."""
+    """Returns the mean of `values`, [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
+    problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values that
+    count; by default, all values count."""
     values = np.asarray(values, float)
     counted = np.ones(values.shape, bool) if counted is None else counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
@@ -84,9 +85,10 @@ def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) ->
 
 
 def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np.ndarray], hard: np.ndarray) -> dict[str, Any]:
-    """Judges a claim by the 95% interval of the paired difference between its arms. The verdict is "held" if the interval is
-    above the claim's margin, "not held" if it is below, and otherwise "undecided". Shares of all-wrong groups are paired by
-    iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
+    """Judges a claim by the 95% confidence interval of the paired difference between its arms. The verdict is "held" if the
+    whole interval is above the claim's margin, "not held" if the whole interval is below the margin, and otherwise "undecided".
+    Shares of all-wrong groups are paired by iteration, because arms without dynamic sampling see the same prompts in the same
+    iterations."""
 
     def all_wrong(arm: str) -> np.ndarray:  # [seeds, iterations]
         return np.array([[row["groups/all_wrong_before"] for row in run.rollouts] for run in runs[arm]])
@@ -108,16 +110,17 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
 def arm_numbers(
     arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of one arm for comparison.json. `by_evaluations` and `by_prompts`, bool [seeds, problems], tell which
-    problems the arm solves at equal network evaluations and at equal prompts; `hard` marks the hardest third."""
+    """Returns the results of one arm for comparison.json. `by_evaluations` marks the problems that the arm solves if all arms
+    get the same number of network evaluations. `by_prompts` marks the problems that the arm solves if all arms get the same
+    number of prompts. `hard` marks the hardest third of the problems. All three are bool [seeds, problems]."""
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
         return float(np.mean(values)) if values else None
 
     def cost(budget: Budget) -> float | None:
-        """Returns how much of a budget (prompts or network evaluations) is spent until the accuracy reaches `REACHED`, as the
-        median over seeds, or None if most seeds never reach it."""
+        """Returns the number of prompts or network evaluations that are spent until the accuracy reaches `REACHED`. This is the
+        median over seeds, or None if most seeds never reach this accuracy."""
         reached = [getattr(run, budget)[run.correct.mean(axis=1) >= REACHED] for run in runs]
         costs = sorted(spent[0] if len(spent) else np.inf for spent in reached)
         median = costs[(len(runs) - 1) // 2]

@@ -1,5 +1,5 @@
 """Writes the results of a comparison to comparison.json, comparison.md, comparison.svg and comparison.html. The HTML page is
-one file that loads nothing and has no script. Its figures are SVG, drawn by this module."""
+one file that loads no other files and has no scripts. This module draws its figures as SVG."""
 
 import html
 import json
@@ -43,16 +43,16 @@ def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
 
 
 def accuracy_figure(found: dict[str, Any], budget: str) -> str:
-    """Returns an SVG figure of accuracy over a budget: "prompts" is the number of sampled prompts, and "evaluations" is the
-    number of rows processed by the network."""
+    """Returns an SVG figure that plots accuracy against a budget. The budget "prompts" is the number of sampled prompts, and
+    the budget "evaluations" is the number of rows processed by the network."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
     return figure(f"Accuracy on {found['problems']} held-out problems", names[budget], series)
 
 
 def all_wrong_figure(found: dict[str, Any]) -> str:
-    """Returns an SVG figure of the share of groups whose completions are all wrong before hints are tried, over the number of
-    sampled prompts. The curves are smoothed over five iterations."""
+    """Returns an SVG figure of the share of groups whose completions are all wrong before hints are tried. The x axis is the
+    number of sampled prompts. The curves are smoothed over five iterations."""
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in values])
@@ -62,8 +62,9 @@ def all_wrong_figure(found: dict[str, Any]) -> str:
 
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Returns an SVG figure of shares over a budget. `series` maps each curve's name to (x, y), arrays [seeds, points]. Draws
-    the mean over seeds and the range from the worst to the best seed. Cuts the x axis at twice the shortest curve's end."""
+    """Returns an SVG figure of shares, such as accuracies, that depend on a budget. `series` maps the name of each curve to
+    arrays (x, y), each [seeds, points]. For each curve, draws the mean over seeds and the range from the worst to the best
+    seed. The x axis ends at twice the end of the shortest curve."""
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
     most = min(max(ends), 2 * min(ends)) or 1.0  # one expensive arm would squeeze the others
 
@@ -106,7 +107,7 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
 
 
 def table(found: dict[str, Any]) -> list[list[str]]:
-    """Returns a table of results as texts: the header, followed by one row for each arm."""
+    """Returns a table of results as rows of text: the header, followed by one row for each arm."""
     reach = f"{REACHED:.0%}"
     header = ["arm", "accuracy at equal evaluations", "at equal prompts", "hardest third", "all wrong before hints", "rescued",
               "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}", "RL seconds"]  # fmt: skip
@@ -168,7 +169,7 @@ def comparison_html(name: str, found: dict[str, Any]) -> str:
 
 
 def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
-    """Returns one curve of several runs as float64 [seeds, points], cut to the length of the shortest run."""
+    """Stacks the curve `key` of all runs into a float64 array [seeds, points], cut to the length of the shortest run."""
     points = min(len(run[key]) for run in runs)
     return np.array([run[key][:points] for run in runs], float)
 

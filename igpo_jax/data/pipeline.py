@@ -1,7 +1,7 @@
 """Data pipeline: turns problems into token arrays, and token arrays into batches with the Grain library.
 
-The batch of step i depends only on the data, the seed and i. Resuming therefore needs only the step number, and any number of
-hosts gets the same batches. Every epoch has its own order."""
+The batch of step i depends only on the data, the seed and i. Therefore, a run can be resumed from the step number alone, and
+the number of hosts does not change the batches. Every epoch has its own order."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ Arrays = TypeVar("Arrays", bound=Any)  # a pytree of arrays with the fields toke
 
 
 class PromptBatch(flax.struct.PyTreeNode):
-    """A batch of prompts, with the reference solutions (traces) that hints are cut from."""
+    """A batch of prompts, and the reference solutions (traces) that hints are taken from."""
 
     problem_id: np.ndarray  # u32[n]
     tokens: np.ndarray  # i32[n, p], padded on the left
@@ -50,7 +50,7 @@ def prompt_arrays(
     exclude_answer: bool,  # hints end before a trace's last answer span and show no tokens of any span
     overflow: str,  # error | drop, see `_fitting` | cut: keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
-    """Tokenizes problems. Returns those whose prompts fit into `prompt_length` tokens, and their arrays, one row each."""
+    """Tokenizes problems. Returns the problems whose prompts fit into `prompt_length` tokens, and a `PromptBatch` of them."""
     encoded = []
     for problem in problems:
         ids, offsets = tokenizer.encode_with_offsets(problem.trace)
@@ -74,8 +74,8 @@ def prompt_arrays(
 
 
 def _problem_numbers(problems: Sequence[Problem]) -> np.ndarray:
-    """Returns a distinct uint32 number for each problem: the CRC-32 checksum of its id, or the next free number if that is
-    taken. Raises ValueError if two problems have the same id."""
+    """Returns a distinct uint32 number for each problem: the CRC-32 checksum of its id, or the next free number if the checksum
+    is taken. Raises ValueError if two problems have the same id."""
     owner: dict[int, str] = {}
     for problem in problems:
         number = zlib.crc32(problem.id.encode())
@@ -108,9 +108,9 @@ def sft_arrays(
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:
-    """Returns an endless random-access sequence whose item i is the batch of training step i, with padding cut by
-    `cut_to_bucket`. Rows that do not fill an epoch's last batch are left out of that epoch, so that no batch contains a problem
-    twice. Raises ValueError if there are fewer rows than `batch_size`."""
+    """Returns an endless random-access sequence. Item i is the batch of training step i, after `cut_to_bucket` has cut its
+    padding. The rows at the end of an epoch that do not fill a batch are left out, so that no batch contains a problem twice.
+    Raises ValueError if there are fewer rows than `batch_size`."""
     rows = len(arrays.tokens)
     if rows < batch_size:
         raise ValueError(f"{rows} problems do not fill a batch of {batch_size}")
@@ -124,7 +124,7 @@ def take_rows(arrays, index: np.ndarray):
 
 
 def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
-    """Cuts the padding of prompts, so that their length is the smallest in `buckets` that holds the longest prompt."""
+    """Cuts the padding of prompts to the smallest length in `buckets` that holds the longest prompt."""
     longest = arrays.prompt_mask.sum(axis=1).max()
     length = next(size for size in buckets if size >= longest)
     return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])
@@ -133,9 +133,9 @@ def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
 def _fitting(
     problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
 ) -> list[int]:
-    """Returns the indices of the problems whose prompt and completion both fit, and logs how many do not. `lengths` are the
-    lengths of each problem's prompt and completion in tokens. Raises ValueError if no problem fits, or if any does not fit and
-    `overflow` is "error"; the message names the configuration keys to change."""
+    """Returns the indices of the problems whose prompt and completion both fit, and logs how many problems do not fit.
+    `lengths` holds the lengths of each problem's prompt and completion in tokens. Raises ValueError if no problem fits, or if
+    `overflow` is "error" and some problem does not fit. The message names the configuration keys to change."""
     fits = [p <= prompt_length and c <= completion_length for p, c in lengths]
     keep = [index for index, fit in enumerate(fits) if fit]
     if all(fits):
@@ -160,7 +160,8 @@ def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[
 
 
 def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pads token lists on the left. Returns tokens, int32 [n, length], and a mask, bool [n, length], False on padding."""
+    """Pads token lists on the left. Returns tokens, int32 [n, length], and a mask, bool [n, length], which is False on
+    padding."""
     tokens, prompt_mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
         tokens[row, length - len(ids) :], prompt_mask[row, length - len(ids) :] = ids, True

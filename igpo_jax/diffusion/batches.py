@@ -1,4 +1,4 @@
-"""Samples completions for many prompts in batches of few different shapes, because each shape is compiled separately."""
+"""Samples completions for many prompts in batches of only a few shapes, because the sampler is compiled for each shape."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,8 @@ from igpo_jax.runtime.mesh import shard_batch, to_host
 
 @flax.struct.dataclass
 class Requests:
-    """Completions to sample, one per row, as host arrays. The noise of a row depends only on the PRNG key, the attempt, the
-    problem's id and `draw`, the index of the completion."""
+    """Completions to sample, one per row, as host arrays. The noise of a row depends only on the PRNG key, the attempt, the id
+    of the problem, and `draw`, which is the index of the completion."""
 
     tokens: np.ndarray  # int32 [n, p], prompts padded on the left
     prompt_mask: np.ndarray  # bool [n, p]
@@ -29,12 +29,12 @@ class Requests:
 
     @classmethod
     def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
-        """Returns requests without hints, one for each prompt: every position of their canvases is MASK."""
+        """Returns requests without hints, one for each prompt. Every canvas position is MASK."""
         canvas = np.full((len(draw), decode.completion_length), model.mask_id, np.int32)
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns prompts, prompt mask and canvas, sharded over `mesh`, and row keys, in the order of a sampler's arguments."""
+        """Returns a sampler's array arguments in order: prompts, prompt mask and canvas, sharded over `mesh`, and row keys."""
         keys = completion_keys(key, self.problem_id, self.draw, attempt)
         return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
 
@@ -60,11 +60,11 @@ def complete(
     attempt: int = 0,
     sampler: Callable[..., Sample] | None = None,
 ) -> Iterator[tuple[np.ndarray, Sample]]:
-    """Samples completions batch by batch. Run it under `jax.set_mesh(batching.mesh)`; callers may stop between batches.
+    """Samples completions batch by batch. Must run under `jax.set_mesh(batching.mesh)`. The caller may stop between batches.
 
-    For each batch, yields the indices of its rows in `requests`, int [m], and a `Sample` on the host with their completions in
-    the same order. Counts of work in it include rows repeated to fill the batch. `attempt` is passed to `completion_keys`, and
-    `sampler` is a function with the arguments of `sample`, which is the default."""
+    For each batch, yields the row indices of the batch in `requests`, int [m], and a `Sample` on the host with the completions
+    in the same order. The counts of work in the `Sample` include the copies of rows that fill the batch. `attempt` is passed to
+    `completion_keys`. `sampler` is a function with the arguments of `sample`, which is the default."""
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
     for begin in range(0, total, batching.size):

@@ -22,27 +22,27 @@ class Corruption(NamedTuple):
 
 
 def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
-    """Returns uniform random values in [0, 1), float32 [rows]. They are stratified: each of `rows` equal intervals contains one
-    value, which lowers the variance of the loss weights 1/t."""
+    """Returns stratified uniform random values in [0, 1), float32 [rows]: the interval is divided into `rows` equal parts, and
+    each part contains one value. Stratification lowers the variance of the loss weights 1/t."""
     order_key, offset_key = jax.random.split(key)
     strata = jax.random.permutation(order_key, rows)
     return (strata + jax.random.uniform(offset_key, (rows,))) / rows
 
 
 def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
-    """Draws LLaDA's forward process. Each row has a masking probability p = (1 - eps) u + eps, with u uniform and eps small,
-    each of its tokens is masked independently with probability p, and its loss has the weight 1/p."""
+    """Draws LLaDA's forward process. Each row has a masking probability p = (1 - eps) u + eps, where u is uniform and eps is
+    small. Each token of the row is masked independently with probability p. The loss of the row has the weight 1/p."""
     level_key, mask_key = jax.random.split(key)
     p = (1 - MIN_NOISE) * stratified_uniform(level_key, rows) + MIN_NOISE
     return Corruption(jax.random.uniform(mask_key, (rows, length)) < p[:, None], 1 / p)
 
 
 def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
-    """Masks exactly k random tokens of each row, with k uniform in 1..length, and weights the row's loss by length / k.
+    """Masks exactly k random tokens of each row, with k uniform in 1..length. The loss of the row has the weight length / k.
 
-    The expected loss is that of `mask_independently`, which also gives each number k of masked tokens the total weight 1/k, as
-    the integral of its weights 1/t. The variance is lower, because every row has a masked token and no weight exceeds
-    `length`."""
+    The expected loss equals that of `mask_independently`, because both give each number k of masked tokens the total weight
+    1/k. In `mask_independently`, this weight is the integral of the weights 1/t. The variance is lower, because every row has a
+    masked token and no weight exceeds `length`."""
     level_key, mask_key = jax.random.split(key)
     k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (rows, length)), axis=-1), axis=-1)
@@ -53,9 +53,9 @@ HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # masked shares of a complet
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """Masks the first k = ceil(share * length) tokens of every completion in the order `rank`, so that a larger share masks a
-    superset. The weight 1/k makes the loss bound a mean over masked tokens. `rank` is int32 [b, length], each row a permutation
-    of 0..length-1, and `share` is in (0, 1]."""
+    """Masks the k = ceil(share * length) tokens with the lowest `rank` in every completion, so that a larger share masks a
+    superset. With the weight 1/k, the loss bound becomes a mean over masked tokens. Each row of `rank`, int32 [b, length], is a
+    permutation of 0..length-1, and `share` is in (0, 1]."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 
@@ -70,7 +70,7 @@ CORRUPTIONS = {"independent": mask_independently, "count": mask_count}
 def sft_loss(
     params: Params, prompt: Array, prompt_mask: Array, completion: Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
-    """Computes the supervised loss (paper Eq. 1): the result of `negative_bound` per completion token, averaged over rows."""
+    """Computes the supervised loss (paper Eq. 1): the mean of `negative_bound` over rows, divided by the completion length."""
     return jnp.mean(negative_bound(params, prompt, prompt_mask, completion, corruption, cfg)) / completion.shape[1]
 
 
@@ -78,11 +78,12 @@ def negative_bound(
     params: Params, prompt: Array, prompt_mask: Array, completion: Array, corruption: Corruption, cfg: ModelConfig
 ) -> jax.Array:
     """Estimates an upper bound on -log p(completion | prompt) for every row, float32 [b], from one draw of the forward process.
-    The estimate is the row's weight times the sum of its masked tokens' cross-entropies. The prompt is never masked.
+    The estimate is the sum of the cross-entropies of the masked tokens in the row, multiplied by the weight of the row. The
+    prompt is never masked.
 
     Args:
         prompt, prompt_mask: prompts padded on the left and their mask, int32 and bool [b, p].
-        completion: completions padded with EOS, which is trained on, int32 [b, l]."""
+        completion: completions padded with EOS, int32 [b, l]. The loss includes the padding."""
     noisy = jnp.where(corruption.masked, cfg.mask_id, completion)
     tokens = jnp.concatenate([prompt, noisy], axis=1)
     attention_mask = jnp.concatenate([prompt_mask, jnp.ones(completion.shape, bool)], axis=1)

@@ -1,7 +1,7 @@
 """One denoising step of one block: runs the network, draws tokens and writes some of them (docs/method.md section 5).
 
-The compiled sampler, the stepwise sampler and the measurement of a cached sampler's error all run `Block.denoise_step`. The
-rules in unmasking.py select the tokens that a step writes."""
+The compiled sampler, the stepwise sampler and the code that measures the error of a cached sampler all run
+`Block.denoise_step`. The rules in unmasking.py select the tokens that a step writes."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ HINT = -1  # value in `unmask_step` for a token that was given before sampling
 
 
 class DecodeState(flax.struct.PyTreeNode):
-    """State of a batch of completions that are being sampled."""
+    """State of the sampler for a batch of completions."""
 
     prompt: Array  # int32 [b, p], padded on the left
     prompt_mask: Array  # bool [b, p]
@@ -59,7 +59,7 @@ def initial_state(
 
 
 class DenoiseCarry(flax.struct.PyTreeNode):
-    """Arrays that the denoising steps of a block change."""
+    """Arrays that change in every denoising step of a block."""
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l]
@@ -71,14 +71,14 @@ class DenoiseCarry(flax.struct.PyTreeNode):
 
 
 class StepInfo(flax.struct.PyTreeNode):
-    """Result of one denoising step in the active block: the tokens that it drew, and the positions where it wrote them."""
+    """Result of one denoising step in the active block: the drawn tokens, and a mask of the positions that it wrote."""
 
     drawn: Array  # int32 [b, k]
     written: Array  # bool [b, k]
 
 
 class Block(flax.struct.PyTreeNode):
-    """A block (consecutive positions of the completions that are sampled together), with the inputs that its steps share."""
+    """A block (consecutive completion positions that are sampled together), and the inputs that all its denoising steps use."""
 
     params: Params
     state: DecodeState  # before the block
@@ -110,7 +110,7 @@ class Block(flax.struct.PyTreeNode):
 
     def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
         """Runs the network on whole rows. Returns the logits of the block, float32 [rows, block length, vocabulary], and the
-        keys and values of all positions, or None if the sampler uses no cache."""
+        keys and values of all positions. Without a cache, None replaces the keys and values."""
         rows, out_slice = self._network_input(tokens), (self.state.prompt.shape[1] + self.start, self.decode.block_length)
         if self.decode.cache == "none":
             return self._logits(forward(self.params, rows, self.attention_mask, self.cfg, out_slice)), None
@@ -135,8 +135,8 @@ class Block(flax.struct.PyTreeNode):
         return jax.lax.switch(jnp.argmax(enough), at_end)
 
     def _network_input(self, tokens: Array) -> jax.Array:
-        """Returns each prompt followed by its completion, int32 [b, p + l]. With classifier-free guidance, a second half of the
-        batch repeats these rows with prompt and hints masked."""
+        """Returns the network input, int32 [b, p + l], which is each prompt followed by its completion. With classifier-free
+        guidance, the batch has a second half that repeats the rows with the prompt and the hints masked."""
         prompt, canvas, mask_id = self.state.prompt, self.state.canvas, self.cfg.mask_id
         rows = jnp.concatenate([prompt, tokens], axis=1)
         if self.decode.cfg_scale > 0:
@@ -154,7 +154,7 @@ class Block(flax.struct.PyTreeNode):
 
     def denoise_step(self, carry: DenoiseCarry, logits: jax.Array, first: Array | int = 0) -> tuple[DenoiseCarry, StepInfo]:
         """Draws a token for every position of the block from `logits`, float32 [rows, block length, vocabulary], and writes
-        some of them. `first` is the step of the block from which `carry.step` counts."""
+        some of the tokens. The index of the step within the block is `first + carry.step`."""
         decode = self.decode
         positions = self.start + jnp.arange(decode.block_length)
         step = first + carry.step
@@ -179,7 +179,8 @@ class Block(flax.struct.PyTreeNode):
         return carry, StepInfo(drawn, written)
 
     def finish(self, tokens: Array, unmask_step: Array) -> DecodeState:
-        """Returns the state after the block. A row whose block is all EOS has ended, and its remaining masks become EOS."""
+        """Returns the sampler's state after the block. A row has ended if all its tokens in the block are EOS. The masked
+        positions that remain in such a row become EOS."""
         steps = self.decode.steps_per_block
         ended = self.state.ended | jnp.all(self.active(tokens) == self.cfg.eos_id, axis=1)
         rest = ended[:, None] & (tokens == self.cfg.mask_id)
@@ -192,8 +193,8 @@ class Block(flax.struct.PyTreeNode):
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Returns the sizes of the windows at the end of a completion that cache=prefix recomputes, in ascending order. There are
-    only a few sizes, so that one compiled program serves all blocks."""
+    """Returns the possible sizes of the recomputed window for cache=prefix, in ascending order. The window is the last part of
+    the completion. There are only a few sizes, so that one compiled program serves all blocks."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

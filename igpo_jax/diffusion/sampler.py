@@ -22,7 +22,7 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 @flax.struct.dataclass
 class Sample:
-    """Completions of a batch, and counts of the work that sampling them took."""
+    """Sampled completions of a batch, and counts of the work needed to sample them."""
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` for hints
@@ -33,9 +33,9 @@ class Sample:
 
 @jax.jit
 def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attempt: int) -> jax.Array:
-    """Returns one PRNG key per row, derived from the iteration's key, the problem's id and the completion's index, uint32
-    [rows], so that it does not depend on the row's place in the batch. A different `attempt` gives different keys, so that the
-    iteration's key can be used several times."""
+    """Returns one PRNG key per row. Each key is derived from the key of the iteration, the id of the problem, and the index of
+    the completion. The ids and indices are uint32 [rows]. The key does not depend on the row's place in the batch. Different
+    values of `attempt` give different keys, so that the key of the iteration can be used several times."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     by_problem = fold(jax.random.fold_in(key, attempt), problem_id)
     return jax.vmap(jax.random.fold_in)(by_problem, completion)
@@ -49,8 +49,8 @@ def sample(
     Each step draws a token for every masked position of the active block, writes some of them (by default the likeliest, see
     `to_write`) and leaves the others masked. MASK itself is never drawn. A row whose block contains only EOS has ended, and its
     remaining MASK tokens become EOS. Each block runs in one compiled program. Between blocks, the host reads how many rows have
-    not ended, and moves those rows into a smaller batch if one of a few sizes holds them. The tokens do not depend on the batch
-    size, except where rounding decides between nearly equal values.
+    not ended. If these rows fit into a smaller batch, the next block runs on it. There are only a few batch sizes. The tokens
+    do not depend on the batch size, unless rounding decides between nearly equal values.
 
     Args:
         prompt, prompt_mask: prompts padded on the left and their mask, int32 and bool [b, p].
@@ -86,8 +86,9 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Replaces the state's shardings by an equivalent one over the mesh axes (data, fsdp), because other names for it would
-    trigger recompilation. Arrays of several processes cannot be renamed, so programs that take them are compiled once more."""
+    """Replaces the shardings in the state by an equivalent sharding over the mesh axes (data, fsdp), because JAX recompiles a
+    program for a sharding that is equivalent but written differently. Arrays that span several processes keep their sharding,
+    so programs for them are compiled once more."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state
@@ -95,8 +96,8 @@ def canonical_sharding(state: DecodeState) -> DecodeState:
 
 
 def _batch_sizes(rows: int) -> list[int]:
-    """Returns the batch sizes that sampling may shrink to: `rows` itself, and a half, a quarter and an eighth of it if the
-    devices share that number evenly."""
+    """Returns the batch sizes that sampling may use: `rows`, and a half, a quarter and an eighth of `rows` if this size divides
+    evenly over the devices."""
     mesh = jax.sharding.get_abstract_mesh()
     divisor = 1 if mesh.empty else batch_size_divisor(mesh)
     return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]
@@ -104,7 +105,7 @@ def _batch_sizes(rows: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _take_live(state: DecodeState, size: int) -> DecodeState:
-    """Keeps `size` rows of the state: all rows that have not ended, and some that have ended to fill the batch."""
+    """Keeps `size` rows of the state: all rows that have not ended, and enough ended rows to fill the batch."""
     order = jnp.argsort(state.ended, stable=True)[:size]
     return jax.tree.map(lambda x: shard_rows(x[order]), state)
 
@@ -119,8 +120,9 @@ def _put_back(tokens: jax.Array, unmask_step: jax.Array, state: DecodeState) -> 
 
 @flax.struct.dataclass
 class BlockCarry:
-    """Values that change when a block runs one evaluation of whole rows and the steps that use its cache. The loop bodies
-    increment the counters, so that plan/hlo_cost.py can read the number of iterations from the compiled program."""
+    """Values that change in the loop over a block. An iteration runs the network once on whole rows, and then runs the cached
+    steps. The loop bodies increment the counters, so that plan/hlo_cost.py can read the number of iterations from the
+    program."""
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
@@ -132,13 +134,13 @@ class BlockCarry:
 def denoise_block(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Runs the denoising steps of block `number`, int32 [], until none of its positions is masked. Returns the new state and
-    three counts, int32 []: network evaluations of whole rows, evaluations of windows, and rows that have not ended."""
+    """Runs the denoising steps of block `number`, int32 [], until the block has no masked positions. Returns the new state and
+    three counts, int32 []: network runs on whole rows, network runs on windows, and rows that have not ended."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
 
     def run_full(carry: BlockCarry) -> BlockCarry:
-        """Runs the network once on whole rows, and then the steps that reuse its keys and values."""
+        """Runs the network once on whole rows, and then runs the steps that reuse the keys and values of this run."""
         first = carry.full * every
         logits, cache = block.full_forward(carry.tokens)
         after, _ = block.denoise_step(DenoiseCarry(carry.tokens, carry.unmask_step, jnp.int32(0)), logits, first)
@@ -165,5 +167,5 @@ def denoise_block(
 
 
 def refresh_interval(decode: DecodeConfig) -> int:
-    """Returns the number of denoising steps from one network evaluation of whole rows to the next."""
+    """Returns the number of denoising steps from one network run on whole rows to the next."""
     return 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block

@@ -1,4 +1,4 @@
-"""Measures the error of a sampler with cached keys and values, against exact network runs on the same canvases."""
+"""Measures the error of a sampler that caches keys and values, by comparison with exact logits for the same canvases."""
 
 import functools
 from typing import Any
@@ -38,13 +38,12 @@ class ProbeCarry:
 def sampler_error(
     params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
-    """Samples with a cache like `sampler.sample`, with the same arguments, and also computes the exact logits of each step's
-    canvas.
+    """Samples with a cache, with the arguments of `sampler.sample`, and also computes the exact logits of each step.
 
     Returns:
         A dict: `kl` is the mean of KL(exact, cached) over masked positions and steps, in nats. `kl_by_step` is this mean for
-        each step of a block, or None for a step that no row reached. `changed` is the share of the written tokens that exact
-        logits would have drawn differently."""
+        each step of a block, or None for a step that no row reached. `changed` is the share of the written tokens that would
+        differ if they were drawn from exact logits."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     total = StepErrors(*np.zeros((4, decode.steps_per_block)))
     for number in range(decode.blocks):
@@ -98,6 +97,6 @@ def block_errors(
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """Computes KL(exact, other) in nats, [...], from logits, [..., v], leaving out tokens with exact probability 0."""
+    """Computes KL(exact, other) in nats, [...], from logits, [..., v]. Tokens with exact probability 0 are left out."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

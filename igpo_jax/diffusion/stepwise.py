@@ -1,5 +1,5 @@
-"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show its progress. It writes the same tokens,
-but more slowly, because the host reads the canvas after every step."""
+"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show the progress of sampling. The tokens are
+the same, but sampling is slower, because the host reads the canvas after every step."""
 
 import dataclasses
 import functools
@@ -21,8 +21,8 @@ ALTERNATIVES = 5  # number of likeliest tokens reported for every position
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Canvases of a batch after one denoising step, on the host. The last three fields are computed from the logits of this
-    step for the positions of the active block; they are empty before the first step."""
+    """Canvases of a batch on the host after one denoising step. The last three fields are computed from the logits of this step
+    at the positions of the active block. They are empty before the first step."""
 
     number: int  # the scheduled step, as in `unmask_step`; `HINT` before the first
     tokens: np.ndarray  # int32 [b, l]
@@ -43,8 +43,8 @@ def sample_stepwise(
     decode: DecodeConfig,
     watch: Callable[[Step], None],
 ) -> Sample:
-    """Samples like `sampler.sample`, with the same arguments, and calls `watch` before the first step and after every step.
-    `watch` may raise an exception to stop sampling."""
+    """Samples with the arguments of `sampler.sample`, and calls `watch` before the first step and after every step. `watch` may
+    raise an exception to stop sampling."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
     tokens, unmask_step = to_host((state.tokens, state.unmask_step))
@@ -88,7 +88,7 @@ def advance(
     Args:
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].
         cache: keys and values from an earlier step, or None to run the network on whole rows.
-        number, step: index of the block, and index of the step within the block, int32 []."""
+        number, step: index of the block and index of the step within the block, both int32 []."""
     block = Block.begin(params, state, number, cfg, decode).replace(masks_at_entry=masks_at_entry)
     if cache is None:
         logits, cache = block.full_forward(state.tokens)

@@ -68,12 +68,12 @@ class DecodeConfig:
 
 
 def exact_sampler(decode: DecodeConfig) -> DecodeConfig:
-    """Returns `decode` without its approximations: no cache, and a fixed schedule of how many tokens each step writes."""
+    """Returns a copy of `decode` without approximations: no cache, and a fixed schedule for the number of tokens per step."""
     return dataclasses.replace(decode, cache="none", commit="schedule")
 
 
 def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
-    """Draws Gumbel noise, float32 [rows, positions, vocabulary], from one PRNG key per position, [rows, positions]."""
+    """Draws Gumbel noise, float32 [rows, positions, vocabulary], from `keys`, [rows, positions], one PRNG key per position."""
     draw = functools.partial(jax.random.gumbel, shape=(vocab_size,), dtype=jnp.float32, mode="high")
     return jax.vmap(jax.vmap(draw))(keys)
 
@@ -84,14 +84,14 @@ def propose(
     """Draws a token for every position, int32 [b, k], and computes the token's confidence, float32 [b, k].
 
     The token is drawn from softmax(logits / T) with temperature T, as the argmax of logits + T * gumbel. The reference code's
-    exp(logits) / (-log u)^T has the same argmax, but can overflow. The confidence is the log-probability, without noise, of the
-    drawn token (remasking low_confidence) or of the likeliest token (position_first), the negative entropy (entropy), or a
-    random number (random).
+    exp(logits) / (-log u)^T has the same argmax, but can overflow. `decode.remasking` selects the confidence. low_confidence
+    uses the log-probability of the drawn token, and position_first the log-probability of the likeliest token, both without
+    noise. entropy uses the negative entropy, and random uses a random number.
 
     Args:
         logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.
         gumbel: Gumbel noise, float32 [b, k, v], or None at temperature 0.
-        uniform: the confidences for random remasking, float32 [b, k], otherwise None."""
+        uniform: random confidences, float32 [b, k], if remasking is random, otherwise None."""
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
     noisy = logits if gumbel is None else logits + decode.temperature * gumbel
@@ -115,33 +115,35 @@ def propose(
 
 
 def transfer_count(masks: Array, step: Array, steps: int) -> Array:
-    """Returns how many tokens step `step` of `steps` writes in a block that began with `masks` masked positions. Steps share
-    the tokens evenly, and the early ones take the remainder."""
+    """Returns how many tokens step `step` of `steps` writes in a block that began with `masks` masked positions. The tokens are
+    divided evenly among the steps, and the first steps write one more token each if there is a remainder."""
     return masks // steps + (step < masks % steps)
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: Array) -> jax.Array:
-    """Selects, in each row, the masked positions with the highest confidence, float32 [b, k]: as many as `count`, int32 [b],
-    says, or all if there are fewer. Masked positions with confidence -inf still rank above unmasked ones."""
+    """Selects the masked positions with the highest confidence, float32 [b, k], in each row. `count`, int32 [b], is the number
+    to select. If a row has fewer masked positions, all of them are selected. Masked positions with confidence -inf still rank
+    above unmasked ones."""
     lowest = jnp.finfo(confidence.dtype).min
     ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
     return masked & (ranked < count[:, None])
 
 
 def rank_descending(values: jax.Array) -> jax.Array:
-    """Returns the rank of every value in its row, 0 for the largest. Equal values are ranked by index, lowest first."""
+    """Returns the rank of every value in its row. The largest value has rank 0. Of equal values, the first in the row ranks
+    first."""
     return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
 
 
 def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig) -> jax.Array:
     """Selects the positions of a block that a denoising step writes, bool [b, k] for b rows and k positions.
 
-    The parallel rules (`decode.commit` is threshold or factor) are Fast-dLLM's (arXiv 2505.22618). If they write too few
-    tokens, the leftmost masked positions are added, or the most confident ones, with which RL is reported to collapse
-    (ForkGRPO).
+    The parallel rules (`decode.commit` is threshold or factor) come from Fast-dLLM (arXiv 2505.22618). If they select too few
+    positions, the leftmost masked positions or the most confident ones are added, depending on `decode.fallback`. ForkGRPO
+    reports that RL collapses with the most confident ones.
 
     Args:
-        confidence: confidence of each position, float32 [b, k], a log-probability unless decode.commit is schedule.
+        confidence: confidence of each position, float32 [b, k]. It is a log-probability unless decode.commit is schedule.
         masked: True for masked positions, bool [b, k].
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].
         step: index of the step within the block, int32 []."""

@@ -5,7 +5,7 @@ python -m igpo_jax.evaluate diff DIR DIR
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
 Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
-parallel sampler with the exact one by their accuracy, network evaluations, and logits at each step."""
+parallel sampler with the exact sampler: their accuracies, network evaluations, and logits at each step."""
 
 import json
 import pathlib
@@ -71,8 +71,8 @@ def main(_):
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:
-    """Returns the configuration with the changes from --sampler. Raises ValueError for an unknown key or an invalid value, or
-    if --sampler-error would compare the exact sampler with itself."""
+    """Returns the configuration with the changes from --sampler. Raises ValueError if a key is unknown, if a value is invalid,
+    or if --sampler-error would compare the exact sampler with itself."""
     if not SAMPLER_ERROR.value:
         if SAMPLER.value:
             raise ValueError("--sampler goes with --sampler-error")
@@ -94,8 +94,8 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
 
 
 def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dict[str, Any]]]:
-    """Returns the problems of each benchmark, and its protocol, which records the settings that affect the results. Makes all
-    checks that need no device. Raises ValueError with the name of a missing option."""
+    """Returns the problems and the protocol of each benchmark. The protocol records the settings that affect the results.
+    Performs all checks that need no device. If an option is missing, raises a ValueError that names the option."""
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
@@ -117,8 +117,8 @@ def open_model(config: ConfigDict) -> DiffusionLM:
 
 
 def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
-    """Creates the folder of an evaluation, by default inside the evaluated run, and returns its path. Raises ValueError on all
-    processes if the folder holds another evaluation, or if a process does not see the files of process 0."""
+    """Creates the folder of an evaluation and returns the path. By default, the folder is inside the evaluated run. Raises
+    ValueError on all processes if the folder holds another evaluation, or if a process cannot see the files of process 0."""
     if OUTPUT.value:
         folder = pathlib.Path(OUTPUT.value)
     elif "step" in model.origin:

@@ -1,5 +1,6 @@
-"""Completes and grades benchmarks. The folder of an evaluation holds protocol.json, a JSON Lines file for each benchmark with a
-row per problem, and at the end card.json. Evaluations can be resumed. Batch size and mesh do not change the rows."""
+"""Completes and grades the problems of benchmarks. The folder of an evaluation holds protocol.json and, for each benchmark, a
+JSON Lines file with one row per problem. A finished evaluation also has card.json. An interrupted evaluation can be resumed.
+The rows do not depend on the batch size or the mesh."""
 
 import json
 import math
@@ -34,8 +35,9 @@ def run_benchmark(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
     """Completes and grades the problems that are not yet in `<folder>/<name>.jsonl`, and returns the `summary` of all rows of
-    this file. A row has the id, question and answer of a problem and, for every draw, the graded text, the extracted answer,
-    the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that wrote the text."""
+    this file. A row has the id, question and answer of a problem, and its completions. A completion has the graded text, the
+    extracted answer, the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that
+    wrote the text."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
@@ -84,7 +86,7 @@ def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Grades answers and returns the reward of each and the index of its outcome in OUTCOMES, float64 [n, 2]."""
+    """Grades n answers. Returns float64 [n, 2]: the reward of each answer, and the index of its outcome in `OUTCOMES`."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -93,7 +95,7 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the rows of a benchmark's file, and removes an incomplete last line that a killed process has left in the file."""
+    """Reads the rows of a benchmark's file. If a killed process has left an incomplete last line, deletes this line."""
     rows = read_rows(file)
     if file.is_file() and _as_lines(rows) != file.read_text("utf-8", errors="replace"):
         atomic_write(file, _as_lines(rows))
@@ -105,9 +107,10 @@ def _as_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Compares two evaluation folders. Returns for each benchmark the accuracies, their difference with its interval, and the
-    p-value of a paired test, or None if only one folder has the benchmark. Raises ValueError if a folder has no card.json, if
-    no benchmark is in both folders, or if their protocols differ; the message then names the differing settings."""
+    """Compares two evaluation folders. For each benchmark, returns the two accuracies, their difference with a confidence
+    interval, and the p-value of a paired test, or None if only one folder has the benchmark. Raises ValueError if a folder has
+    no card.json, or if no benchmark is in both folders. If the protocols differ, raises a ValueError that names the differing
+    settings."""
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 
@@ -148,8 +151,8 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Summarizes the rows of a benchmark: pass@1 with its 95% interval, pass@k where k is a power of two or the number of
-    draws, mean reward, and counts of the grading outcomes other than success."""
+    """Summarizes the rows of a benchmark: pass@1 with its 95% confidence interval, pass@k for every k that is a power of two or
+    the number of draws, the mean reward, and the number of completions with each grading outcome other than success."""
     correct = correct_of(rows)
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]
@@ -168,6 +171,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """Returns the unbiased estimate of pass@k (Chen et al. 2021). It is the probability that k completions, chosen without
-    replacement from `draws` completions of which `correct` are correct, include a correct one."""
+    """Returns the unbiased estimate of pass@k (Chen et al. 2021) for a problem whose `draws` completions include `correct`
+    correct ones. The estimate is the probability that at least one of k completions, drawn without replacement, is correct."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

@@ -1,4 +1,4 @@
-"""Configuration of an evaluation, and its protocol, which records the settings that affect the results."""
+"""Configuration and protocol of an evaluation. The protocol records the settings that affect the results."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ SAMPLED = 2**16  # bytes of each sampled piece of a file in `weights_digest`
 
 
 def base_evaluation() -> ConfigDict:
-    """Returns the default configuration of an evaluation, which has all keys."""
+    """Returns a configuration of an evaluation with default values for all keys."""
     decode = dataclasses.asdict(DecodeConfig(completion_length=256, block_length=32, steps=128))
     del decode["temperature"]  # each benchmark has its own
     values = {
@@ -42,14 +42,15 @@ def base_evaluation() -> ConfigDict:
 
 
 def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
-    """Returns the configuration of one benchmark. `task` has the keys of the section `task` in a run's configuration, `draws`
-    is the number of completions per problem, and `problems` is the number of problems, counted from the first; 0 uses all."""
+    """Returns the configuration of one benchmark. `task` has the same keys as the section `task` in a run's configuration, and
+    `draws` is the number of completions per problem. Only the first `problems` problems are used, or all problems if `problems`
+    is 0."""
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
-    """Returns the configuration that evaluates a training run on its own test problems. The decoding settings come from the
-    section `section` of the run's configuration, "evaluation" or "sampler"."""
+    """Returns the configuration that evaluates a training run on its own test problems. `section` is "evaluation" or "sampler",
+    the section of the run's configuration that contains the decoding settings."""
     run, config = read_run_config(workdir), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
@@ -82,7 +83,8 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems, without solutions. Raises ValueError with the benchmark's name if its file is unusable."""
+    """Loads a benchmark's problems, without solutions. If the file is unusable, raises a ValueError that names the
+    benchmark."""
     part = config.benchmarks[name]
     try:
         problems = load_task(part.task.name).load(part.task, "test", 0)
@@ -92,7 +94,7 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of a model's files, made from their names, sizes and sampled contents. Copies of a model have the same
+    """Returns a hash of the names, the sizes, and samples of the contents of a model's files. Copies of a model have the same
     hash, and training changes the hash."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:

@@ -1,4 +1,4 @@
-"""Comparison of a cached or parallel sampler with the exact one on the same problems and noise: accuracy, logits and work."""
+"""Comparison of a cached or parallel sampler with the exact sampler on equal problems and noise: accuracy, logits and cost."""
 
 import pathlib
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ PROBED = 64  # problems on which logits and work are compared
 def compare_samplers(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Runs a benchmark with the exact sampler and with the fast (cached or parallel) one, and compares them. Their completions
-    are written into `folder`/exact and `folder`/fast.
+    """Runs a benchmark with the exact sampler and with the fast (cached or parallel) sampler, and compares the results. Writes
+    the completions into `folder`/exact and `folder`/fast.
 
     Returns:
-        accuracy: the result of `paired`, where `one` is the exact sampler and `other` the fast one.
+        accuracy: the result of `paired` with the exact sampler as `one` and the fast sampler as `other`.
         changed_texts: the share of completions whose text differs between the samplers.
         logits: the result of `sampler_error`, or None if the fast sampler has no cache.
         exact, fast: the network evaluations and FLOPs per completion of each sampler."""
@@ -51,7 +51,8 @@ def compare_samplers(
 
 
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:
-    """Measures the work of both samplers per completion, and the error of cached logits, on the first `PROBED` problems."""
+    """Measures each sampler's network evaluations and FLOPs per completion, and the error of cached logits. Uses only the first
+    `PROBED` problems."""
     divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED], samplers["fast"])
     number = -(-len(prompts.tokens) // divisor) * divisor
     prompts = take_rows(prompts, np.arange(number) % len(prompts.tokens))

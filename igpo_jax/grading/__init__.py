@@ -1,1 +1,1 @@
-"""Grading of completions, from text to a verdict, without JAX."""
+"""Grading of completions. Does not import JAX."""

@@ -1,7 +1,7 @@
 """Finds the final answer of a completion, and decides whether two answers are equal.
 
 `equal` compares plain numbers by exact value, then normalized texts, and uses math-verify for everything else. math-verify may
-be slow and its time limits fail silently in threads, so graders run in processes (tasks/reward_pool.py)."""
+be slow, and its time limits silently fail in threads, so answers are graded in separate processes (tasks/reward_pool.py)."""
 
 import functools
 import logging
@@ -82,8 +82,8 @@ def box_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Maps the position of each opening brace to that of its closing brace. Takes one pass, because completions may hold
-    thousands of open boxes."""
+    """Maps the position of each opening brace to the position of its closing brace. Makes a single pass over the text, because
+    a completion may contain thousands of unclosed boxes."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for place in re.finditer(r"\\[{}\\]|[{}]", text):  # the first alternative skips escaped braces
@@ -95,11 +95,12 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """Returns the final answer of a completion, or None if there is none. `rule` decides where the answer is searched:
+    """Returns the final answer of a completion, or None if the completion has no answer. `rule` selects how the answer is
+    found:
 
     box: the last closed \\boxed{...}.
-    number (GSM8K): the number after the last ####, else in the last box, else in <answer>, else the last number.
-    any: the last box, else <answer>, else the number after the last ####, else the last number."""
+    number (GSM8K): the number after the last ####, else the number in the last box, else in <answer>, else the last number.
+    any: the content of the last box, else of <answer>, else the number after the last ####, else the last number."""
     text = SPECIAL.sub(" ", text[-TAIL_CHARS:])
     boxed = boxes(text)
     box = _unwrapped(boxed[-1]) if boxed else None
@@ -153,7 +154,8 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _as_numbers(wanted: str, found: str) -> bool | None:
-    """Compares two answers by exact value; returns None if either is not a plain number. 50% equals both 50 and 0.5."""
+    """Returns whether the exact values of two answers are equal, or None if one of the answers is not a plain number. 50%
+    equals both 50 and 0.5."""
     (number, percent), (other, other_percent) = _number(wanted), _number(found)
     if number is None or other is None:
         return None
@@ -165,8 +167,8 @@ def _as_numbers(wanted: str, found: str) -> bool | None:
 
 
 def _number(text: str) -> tuple[Number | None, bool]:
-    """Returns an answer's value (None if it is not a number) and whether it is a percentage. Ignores names before an = sign, as
-    in x = 5."""
+    """Returns the value of an answer, or None if the answer is not a number, and whether the answer is a percentage. Ignores a
+    name before an equals sign, as in x = 5."""
     percent = re.search(r"\s*(?:\\?%|\\?\s*percent(?:age)?|pct)$", text)
     if percent:
         text = text[: percent.start()]
@@ -179,8 +181,8 @@ def _number(text: str) -> tuple[Number | None, bool]:
 
 
 def _rounds_to(decimal: Number, exact: Number) -> bool:
-    """Returns whether a decimal of at least six places equals an infinite decimal after rounding or truncation, as 0.0833333
-    does for 1/12."""
+    """Returns whether rounding or truncating the infinite decimal `exact` gives `decimal`, which must have at least six decimal
+    places. For example, rounding 1/12 gives 0.0833333."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
@@ -198,7 +200,8 @@ def _without_tens(number: int) -> int:
 
 
 def _unstyled(text: str) -> str:
-    """Removes the markup of \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a sign in it."""
+    """Removes markup, as in \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a sign inside
+    it."""
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     for _ in range(3):
         text = STYLED.sub(r"\1", text)
@@ -206,7 +209,7 @@ def _unstyled(text: str) -> str:
 
 
 def _is_unit(text: str) -> bool:
-    """Returns whether the words after a number are its unit, as in 10 cm^2 and 10 men, but not in 10xy^2 or 10 dozen."""
+    """Returns whether the text after a number is a unit: true for 10 cm^2 and 10 men, false for 10xy^2 and 10 dozen."""
     for word in re.findall(r"[a-zA-Z]+", text):
         known = word.lower() in SHORT_UNITS or (word == "m" and "^" in text)
         noun = len(word) > 2 and re.search("[aeiou]", word) and (len(word) > 3 or text[0].isspace())
@@ -309,7 +312,8 @@ def _braced(text: str) -> str:
 
 
 def _in_time(function, *arguments, **options) -> Any:
-    """Calls a function of math-verify; raises TimeoutError at its time limit, because its empty result is then no verdict."""
+    """Calls a function of math-verify. Raises TimeoutError if the function reaches its time limit, because the empty result
+    that math-verify returns in that case does not mean that the answer is wrong."""
     begin = time.monotonic()
     result = function(*arguments, **options)
     if not result and time.monotonic() - begin >= MATH_VERIFY_SECONDS:

@@ -33,8 +33,8 @@ class Number:
 
 
 def evaluate(text: str) -> Number | None:
-    """Returns the exact value of an arithmetic expression in plain text or LaTeX, or None if the text is no such expression or
-    has no value, as 1/0."""
+    """Returns the exact value of an arithmetic expression in plain text or LaTeX, or None if the text is not an arithmetic
+    expression or has no value, such as 1/0."""
     try:
         require(len(text) <= MAX_CHARS, "the text is too long")
         parser = _Parser(_tokens(text))

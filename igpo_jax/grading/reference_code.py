@@ -1,5 +1,6 @@
 """Rewards of the paper's reference code (docs/method.md section 8): the first \\boxed{...} as answer, textual normalization,
-and a format reward. Its faults are kept for comparison: 5.0 does not equal 5, and 1,000 does not equal 1000."""
+and a format reward. The faults of the reference code are kept for comparison: 5.0 does not equal 5, and 1,000 does not equal
+1000."""
 
 import re
 
@@ -7,7 +8,8 @@ from igpo_jax.grading.answers import boxes
 
 
 def correct(gold: str, text: str) -> bool:
-    """Compares the first \\boxed{...} of a completion with the answer; both are normalized, or left unchanged if that fails."""
+    """Returns whether the first \\boxed{...} of a completion equals the correct answer. Compares the normalized texts, or the
+    original texts if normalization fails."""
     answer = first_box(text)
     try:
         return normalize(answer) == normalize(gold)
@@ -16,7 +18,7 @@ def correct(gold: str, text: str) -> bool:
 
 
 def first_box(text: str) -> str:
-    """Returns the content of the first \\boxed{...} in a text, or "" if there is none or its braces do not close."""
+    """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close."""
     _, opening, rest = text.partition("\\boxed{")
     found = boxes(opening + rest)
     if not found or not rest.startswith(found[0]):
@@ -26,7 +28,8 @@ def first_box(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Normalizes an answer like the reference code. Raises ValueError if the answer contains `\\text{ ` more than once."""
+    """Normalizes an answer in the same way as the reference code. Raises ValueError if the answer contains `\\text{ ` more than
+    once."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")

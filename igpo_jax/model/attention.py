@@ -1,4 +1,4 @@
-"""Bidirectional attention behind one function, with three back ends that agree at all positions except padding: xla runs
+"""Bidirectional attention behind one function, with three back ends that agree at all positions except padding. xla runs
 everywhere, cudnn is NVIDIA's fused kernel, and splash is JAX's TPU kernel, which never stores the matrix of scores."""
 
 import jax
@@ -23,9 +23,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
     Args:
         q: queries, [b, t, n, h].
         k, v: keys and values with k heads, [b, t, k, h]; n is a multiple of k.
-        attention_mask: bool [b, t], True for positions that may be attended to. Except with splash, it may also be bool [b, t,
-            t], True if the query (first t) may attend to the key (second t).
-        implementation: the back end, which is xla, cudnn or splash."""
+        attention_mask: bool [b, t], True for positions that may be attended to. The back ends xla and cudnn also accept bool
+            [b, t, t], True if the query (first t) may attend to the key (second t).
+        implementation: name of the back end (xla, cudnn or splash)."""
     if implementation == "splash":
         return splash_attention(q, k, v, attention_mask)
     (b, t, n, h), kv_heads = q.shape, k.shape[2]
@@ -44,9 +44,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
-    t, s]. Gradients use stored probabilities, like FlashAttention (arXiv 2205.14135, appendix B.2). Automatic differentiation
-    would store and transpose more [t, s] matrices, and take a fifth longer for a small model on a CPU. Gradients of a query
-    that may attend to no key are meaningless. Without gradients, JAX's own attention runs, as it moves fewer bytes on TPUs."""
+    t, s]. Gradients are computed from stored probabilities, as in FlashAttention (arXiv 2205.14135, appendix B.2). Automatic
+    differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on a CPU.
+    Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention runs,
+    because it moves fewer bytes on TPUs."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
@@ -76,8 +77,8 @@ _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, interpret: bool = False) -> jax.Array:
-    """Computes `attend` with JAX's splash kernel for TPUs. A `shard_map` splits rows over the mesh axes data and fsdp, and
-    heads over the axis tensor. Padding and tokens are two segments that do not attend to each other. `interpret` runs the
+    """Computes `attend` with JAX's splash kernel for TPUs. `shard_map` splits the rows over the mesh axes data and fsdp, and
+    the heads over the axis tensor. Padding and tokens form two segments that do not attend to each other. `interpret` runs the
     kernel on any platform, but slowly. Raises ValueError if `attention_mask` has three axes, or if the number of positions or
     the head size is not a multiple of `LANES`."""
     if attention_mask.ndim != 2:

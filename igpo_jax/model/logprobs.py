@@ -18,7 +18,7 @@ HEAD = partition(("embed", "vocab"))  # partition of the head on entry to shard_
 
 def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: ModelConfig) -> jax.Array:
     """Returns the log-probabilities, float32 [b, l], of the tokens `targets`, int32 [b, l], given the hidden states, [b, l, d].
-    Runs on the mesh in use, or on one device if there is none. The number b is a multiple of the mesh sizes data * fsdp."""
+    Runs on the current mesh, or on one device without a mesh. The product of the mesh sizes data and fsdp must divide b."""
     mesh = jax.sharding.get_abstract_mesh()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh.empty else mesh
 
@@ -30,11 +30,11 @@ def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: Mode
 
 
 def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probability of every completion token, and the entropy of the network's distribution at its position,
-    both float32 [n, g, l] for g completions of each of n prompts. Runs inside `shard_map`, with the vocabulary split over the
-    mesh axis tensor. Logits exist for `chunk` positions at a time (0 means all), and the backward pass recomputes them.
-    `hidden` is [n, r, l, d], where g / r completions share a row. `head`, the device's part of the output matrix, is [d / size
-    of fsdp, v / size of tensor], see `HEAD`."""
+    """Returns the log-probability of every completion token, and the entropy of the network's distribution at this token's
+    position. Both are float32 [n, g, l] for g completions of each of n prompts. Runs inside `shard_map`, with the vocabulary
+    split over the mesh axis tensor. Only the logits of `chunk` positions exist at a time (0 means all), and the backward pass
+    recomputes them. `hidden` is [n, r, l, d]; g / r completions share a row. `head`, this device's part of the output matrix,
+    is [d / size of fsdp, v / size of tensor], see `HEAD`."""
     head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
     n, r, length, width = hidden.shape
     per_state = completions.shape[1] // r
@@ -71,9 +71,9 @@ ASSUMED_GIB = 16  # memory of a CPU, or of a device that `CHIPS` does not list
 
 
 def with_head_chunk(model: ModelConfig, mesh) -> ModelConfig:
-    """Replaces head_chunk=0 in the model configuration by the number of positions whose float32 logits, exponentials and
-    gradients take a sixteenth of a device's memory, rounded down to a power of two from 128 to 16384. The memory is the
-    published size for this kind of device, or `ASSUMED_GIB`, so that all hosts get the same number."""
+    """Sets head_chunk in the model configuration if it is 0. The float32 logits, exponentials and gradients of head_chunk
+    positions then take a sixteenth of a device's memory. The value is rounded down to a power of two from 128 to 16384. The
+    memory is the published size for this kind of device, or else `ASSUMED_GIB`, so that all hosts get the same value."""
     if model.head_chunk:
         return model
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)

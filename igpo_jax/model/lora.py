@@ -22,7 +22,7 @@ REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # of the released code
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Configuration of low-rank adapters: rank, scale and the matrices they adapt. It is hashable, so it can be a static
+    """Configuration of low-rank adapters: the rank, the scale and the matrices to adapt. It is hashable, so it can be a static
     argument of jitted functions."""
 
     rank: int
@@ -75,7 +75,7 @@ def shardings(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
 
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Returns differentiable parameters for `transformer.forward`: `base`, not copied, with scaled adapters beside it."""
+    """Returns differentiable parameters for `transformer.forward`: `base`, which is not copied, and the scaled adapters."""
     scaled = {target: {"a": adapter["a"], "b": adapter["b"] * lora.scale} for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | {"adapters": scaled}}
 
@@ -89,9 +89,9 @@ def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Returns the sum W + scale * A B for one adapted matrix of all layers, and the share of the change that is lost by
-    rounding to `dtype` (by default the dtype of W). This share is the norm of the rounding error over the norm of the change.
-    The sum is computed in float32, layer by layer. Changes below half the spacing of bfloat16 numbers disappear. `w` is [n, in,
-    out] for n layers, and `adapter` is {"a": [n, in, r], "b": [n, r, out]} for rank r."""
+    rounding to `dtype` (by default the dtype of W). This share is the norm of the rounding error divided by the norm of the
+    change. The sum is computed in float32, layer by layer. Changes that are smaller than half the spacing of bfloat16 numbers
+    disappear. `w` is [n, in, out] for n layers, and `adapter` is {"a": [n, in, r], "b": [n, r, out]} for rank r."""
 
     def merged(layer):
         w, a, b = layer
@@ -105,7 +105,7 @@ def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | N
 
 
 def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
-    """Raises ValueError, naming two sizes, if the model's parameters or adapters do not divide evenly over the mesh."""
+    """Raises a ValueError that names two sizes if a parameter or an adapter does not divide evenly over the mesh."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     checks = [
         ("model.width", model.width, "mesh.fsdp", fsdp),

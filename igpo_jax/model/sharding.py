@@ -1,4 +1,4 @@
-"""Sharding rules: the mesh axes over which every parameter is split while it is stored and while it is used."""
+"""Sharding rules: they map each axis of a parameter to mesh axes, once for storage and once for use."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ class ParameterInfo:
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
     """Replaces every `ParameterInfo` in a nested dict by a `jax.ShapeDtypeStruct` with its sharding on `mesh`. Raises KeyError
-    for a logical axis that is missing in `SHARDING_RULES`."""
+    if a logical axis is missing in `SHARDING_RULES`."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))
@@ -55,9 +55,9 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Gathers a weight with the logical axes `axes` inside jit, according to `RULES_IN_USE`. Without this, XLA's partitioner
-    would exchange the larger activations. Cast the weight to the compute dtype first, so that fewer bytes are sent. Its
-    gradient is reduced and scattered in one step."""
+    """Gathers a weight with the logical axes `axes` inside jit, according to `RULES_IN_USE`. Without this function, XLA's
+    partitioner would exchange the activations, which are larger. Cast the weight to the compute dtype first, so that fewer
+    bytes are sent. The gradient of the weight is reduced and scattered in one step."""
     return constrain(w, partition(axes, RULES_IN_USE))
 
 

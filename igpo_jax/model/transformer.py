@@ -77,7 +77,7 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class KVCache:
-    """Attention keys and values of whole rows, after the rotary embedding. For a single layer, there is no layer axis."""
+    """Attention keys and values of whole rows, after the rotary embedding. The cache of a single layer has no layer axis."""
 
     k: jax.Array  # [layers, b, t, k, h]
     v: jax.Array  # [layers, b, t, k, h]
@@ -93,7 +93,7 @@ class Window:
 
 
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns the `ParameterInfo` of every parameter in a nested dict (docs/method.md section 3). Matrices are [in, out]."""
+    """Returns a nested dict with the `ParameterInfo` of every parameter (docs/method.md section 3). Matrices are [in, out]."""
     layers, width, kv_width, scale = cfg.layers, cfg.width, cfg.kv_heads * cfg.head_size, 1 / math.sqrt(cfg.width)
     # Residual branches start small, so that the stream's variance does not grow with depth.
     out_scale = 1 / math.sqrt(2 * layers)
@@ -122,7 +122,7 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def init(key: jax.Array, cfg: ModelConfig) -> Params:
-    """Returns random parameters. Run it in `jax.jit` with `out_shardings=shardings(cfg, mesh)` to create them sharded."""
+    """Returns random parameters. To create them sharded, use `jax.jit` with `out_shardings=shardings(cfg, mesh)`."""
     infos, treedef = jax.tree.flatten(parameter_table(cfg))
 
     def initialize(key, info):
@@ -144,7 +144,7 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
-    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales, although stacked ones have two axes, too."""
+    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales, although stacked scales have two axes."""
     return jax.tree.map(lambda info: info.stddev is not None, parameter_table(cfg))
 
 
@@ -156,17 +156,18 @@ def forward(
     out_slice: OutSlice = None,
     window: Window | None = None,
 ) -> jax.Array:
-    """Runs the transformer and returns its hidden states after the final norm, [b, t, d] in the compute dtype; `unembed` turns
-    them into logits. There is no causal mask, and the logits at position i predict token i (docs/method.md section 3).
+    """Runs the transformer and returns its hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns
+    hidden states into logits. There is no causal mask, and the logits at position i predict token i (docs/method.md section 3).
 
     Args:
         tokens: input tokens, int32 [b, t] for b rows and t positions.
-        attention_mask: bool [b, t], False for left padding, which no position attends to; or bool [b, t, t], True if the query
-            (first t) may attend to the key (second t). Positions count from the start of the padded row, but padding does not
-            change the result, because rotary embeddings are relative.
+        attention_mask: bool [b, t], False for left padding, which no position attends to. Alternatively bool [b, t, t], True if
+            the query (first t) may attend to the key (second t). Positions count from the start of the padded row, but padding
+            does not change the result, because rotary embeddings are relative.
         out_slice: the positions whose hidden states are returned.
-        window: if given, `tokens` are a window of the rows that `window.cache` holds, `attention_mask` covers whole rows,
-            `out_slice` counts from the window's start, and hidden states before `window.fresh_from` are meaningless."""
+        window: if given, `tokens` hold only a window of each row, and `window.cache` holds the keys and values of whole rows.
+            `attention_mask` covers whole rows, `out_slice` counts from the start of the window, and hidden states before
+            `window.fresh_from` are meaningless."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
 
@@ -221,8 +222,8 @@ def _run_layers(
 
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
-    """Returns whether the layers are unrolled instead of scanned. The last layer then computes only the requested output
-    positions, which saves a quarter of an update on a CPU."""
+    """Returns whether the layers are unrolled instead of scanned. If they are unrolled, the last layer computes only the
+    requested output positions, which saves a quarter of an update on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 
@@ -232,8 +233,9 @@ def _only(x: Any, out_slice: OutSlice, axis: int = 1) -> Any:
 
 def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
     """Looks up tokens, int32 [b, t], in the embedding matrix [v, d], and returns their embeddings, [b, t, d], in `dtype`. On a
-    mesh, every device looks up its columns of the matrix for all token rows on the axis fsdp. Then devices exchange columns for
-    rows, so that only activations are sent. XLA's partitioner alone would gather the whole matrix on every device."""
+    mesh, every device holds some columns of the matrix, and looks them up for the token rows of all devices on the axis fsdp.
+    The devices then exchange columns for rows, so that only activations are sent. Without this code, XLA's partitioner would
+    gather the whole matrix on every device."""
 
     def local(table, tokens):
         tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
@@ -257,7 +259,8 @@ def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
 
 
 def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
-    """Returns the matrix [d, v] that turns hidden states into logits, which is the transposed embedding if the two are tied."""
+    """Returns the matrix [d, v] that turns hidden states into logits. If embeddings are tied, it is the transposed
+    embedding."""
     return params["embedding"].T if cfg.tied_head else params["head"]
 
 
@@ -267,9 +270,9 @@ def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
 
 
 def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int | None = None) -> int:
-    """Returns the FLOPs of the matrix products in a forward pass of one row, including the logits. A multiply-add counts as
-    two. `positions` is the number of computed positions, `logits` the number of positions with logits, and `attended` the
-    number of keys per query (by default `positions`)."""
+    """Returns the FLOPs of the matrix products in a forward pass of one row, including the logits. A multiply-add counts as two
+    FLOPs. `positions` is the number of computed positions, `logits` is the number of positions with logits, and `attended` is
+    the number of keys per query (by default `positions`)."""
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
     others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
     others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the weighted sum of values
@@ -279,7 +282,7 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Applies RMSNorm with float32 statistics and casts to x's dtype before scaling, as in LLaDA (docs/method.md section 3)."""
+    """Applies RMSNorm with float32 statistics. Casts to x's dtype before scaling, as LLaDA does (docs/method.md section 3)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
@@ -317,7 +320,8 @@ def _attention(
 
 
 def _insert(kv: KVCache, window: Window) -> KVCache:
-    """Overwrites one layer's cached keys and values, [b, t, k, h], with those of the window from position `fresh_from` on."""
+    """Overwrites the cached keys and values of one layer, [b, t, k, h], with the keys and values that the window computed.
+    Cached values before position `fresh_from` are kept."""
     fresh = (window.start + jnp.arange(kv.k.shape[1]) >= window.fresh_from)[None, :, None, None]
 
     def insert(new, old):
@@ -341,8 +345,9 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    """Multiplies x, [b, t, i], by the layer's matrix `name`, [i, o], and adds the product with its adapter (lora.py) if it has
-    one. First merges rows and positions, because XLA's CPU backend is far slower at the weight gradient with two batch axes."""
+    """Multiplies x, [b, t, i], by the layer's matrix `name`, [i, o], and adds the product of x and the matrix's adapter
+    (lora.py), if there is one. Merges rows and positions first, because XLA's CPU backend computes the weight gradient far more
+    slowly with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     adapter = layer.get("adapters", {}).get(name)
     if adapter is None:
@@ -354,7 +359,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, like those of x @ w."""
+    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w."""
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
@@ -368,7 +373,7 @@ _product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
 
 
 def _rope_table(positions: Array, cfg: ModelConfig) -> Rope:
-    """Returns the sines and cosines of the rotary angles, float32 [t, 1, h/2] for head size h, at the positions int32 [t]."""
+    """Returns the sines and cosines of the rotary angles at t positions, both float32 [t, 1, h/2] for head size h."""
     exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
     angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
     return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]

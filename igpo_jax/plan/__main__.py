@@ -1,8 +1,8 @@
 """python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
 
-Checks whether a training run fits into device memory, before you rent the devices. Compiles its programs on this machine for a
-TPU topology (extra "tpu"), or for the devices that are present, and prints memory, FLOPs, communication and estimated times.
-Reads no data and no weights."""
+Checks whether a training run fits into device memory, before you rent the devices. Compiles the run's programs on this machine
+for a TPU topology (needs the extra "tpu"), or for the devices that are present. Prints memory, FLOPs, communication and
+estimated times. Reads no data and no weights."""
 
 import json
 import sys
@@ -94,8 +94,8 @@ def program_table(result: dict) -> list[str]:
 
 
 def remat_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table that compares the values of model.remat (which activations are recomputed), and a
-    line with the recommended value."""
+    """Returns the lines of a Markdown table that compares the values of model.remat, which selects the activations to
+    recompute, and a line with the recommended value."""
     rows = []
     for remat, record in result["remat"]["programs"].items():
         cells = [remat, cell(record, "peak_gib"), f"{record['peak_gib'] / result['memory_gib']:.0%}"]

@@ -1,4 +1,4 @@
-"""Decides whether a training run fits into device memory, and finds the configuration changes that would save most memory."""
+"""Decides whether a training run fits into device memory, and finds the configuration changes that save the most memory."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ MOST = 0.9  # usable share of the memory: the compiler does not count fragmentat
 
 
 def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
-    """Compiles the programs of a training run, or only those named in `only`, and returns their measurements, whether the run
-    fits into memory, and advice. Calls `report` with the record of each program when it is compiled. Raises ValueError for an
-    unknown name in `only`, or if a configured size is not divisible over the mesh."""
+    """Compiles the programs of a training run, or only the programs named in `only`. Returns their measurements, whether the
+    run fits into memory, and advice. Calls `report` with the record of each program as soon as the program is compiled. Raises
+    ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh."""
     model, shape_from = planned_model(config)
     model = with_head_chunk(model, mesh)
     check_divisibility(config, model, mesh)
@@ -43,8 +43,9 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
 
 
 def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": record of `measure` by
-    value, "choice": value}. The choice is the fitting value with the shortest estimated time, or None if no value fits."""
+    """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: record of
+    `measure`}, "choice": value}. The choice is the value with the shortest estimated time among the values that fit into
+    memory, or None if no value fits."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
@@ -59,8 +60,8 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
 
 
 def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the three configuration changes that would save most memory in the program with the highest peak. The savings are
-    estimated from array shapes."""
+    """Returns the three configuration changes that would save the most memory in the program with the highest peak. The savings
+    are estimated from array shapes."""
     used = [record for record in records if record["used"]]
     if not used:
         return []

@@ -11,8 +11,8 @@ from igpo_jax.runtime.chips import device_memory_gib
 
 
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Returns the devices of one or several slices of a TPU topology, such as "v5e:4x4". Programs can be compiled for them, but
-    not run. Raises ValueError if there is no such topology, or if the TPU compiler is not installed."""
+    """Returns the devices of one or several slices of a TPU topology, such as "v5e:4x4". Programs can be compiled for these
+    devices, but cannot run. Raises ValueError if the topology does not exist, or if the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
     # Without these variables, the compiler's library waits for a TPU machine's metadata server, and only one process at a time

@@ -1,7 +1,8 @@
-"""Cost of one execution of a compiled program on one device, read from its HLO text.
+"""Cost of one execution of a compiled program on one device, read from the program's HLO text.
 
-XLA's own cost analysis counts the body of a loop once. Here, a body counts as often as it runs, or can run if the loop may end
-early. The cost covers matrix products, HBM traffic at the borders of fusions, and bytes received through collectives."""
+XLA's own cost analysis counts the body of a loop once. This module multiplies the cost of a body by the number of iterations,
+or by their maximum number if the loop may end early. The cost covers matrix products, HBM traffic into and out of fusions, and
+bytes received through collectives."""
 
 import collections
 import dataclasses
@@ -46,8 +47,8 @@ class Instruction:
 
 
 def program_cost(text: str) -> Cost:
-    """Returns the cost of running a compiled program once on one device, given its HLO text from `compiled.as_text()`. Raises
-    ValueError if the text does not tell how often a loop runs."""
+    """Returns the cost of running a compiled program once on one device, given the program's HLO text from
+    `compiled.as_text()`. Raises ValueError if the text does not tell how often a loop runs."""
     program = _Program(text)
     return program.cost(program.entry)
 
@@ -83,7 +84,8 @@ class _Program:
         return self._computations[callee]
 
     def _with_fused(self, instructions: list[Instruction]) -> Iterator[Instruction]:
-        """Yields the given instructions. After each fusion, yields the instructions inside it, at all levels of nesting."""
+        """Yields the given instructions. After each fusion, yields the instructions inside the fusion, however deeply
+        nested."""
         for instruction in instructions:
             yield instruction
             if instruction.opcode == "fusion":
@@ -118,8 +120,8 @@ class _Program:
         return total
 
     def _fusion_bytes(self, fusion: Instruction) -> float:
-        """Returns the number of bytes that a fusion reads and writes. Where the fusion only slices an array, or updates a slice
-        of an array in place, only the bytes of the slice count."""
+        """Returns the number of bytes that a fusion reads and writes. If the fusion only slices an array, or updates a slice of
+        an array in place, only the bytes of the slice count."""
         instructions = self._fused(fusion)
         users = collections.defaultdict(list)
         for instruction in instructions:
@@ -147,8 +149,8 @@ class _Program:
         return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + written(self._same[fusion])
 
     def _trips(self, loop: Instruction) -> int:
-        """Returns the number of iterations of a loop whose counter starts at 0. It is the compiler's known trip count, or else
-        the limit in the loop's condition divided by the step in its body, rounded up."""
+        """Returns the number of iterations of a loop whose counter starts at 0. This is the trip count that the compiler has
+        stored or, if there is none, the limit in the loop's condition divided by the step in the loop's body, rounded up."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
         condition, body = (self._computations[_called(loop, part)[0]] for part in ("condition", "body"))
@@ -164,7 +166,7 @@ class _Program:
         raise ValueError(f"cannot tell how often the loop {loop.name} runs")
 
     def _resolve(self, instruction: Instruction) -> Instruction:
-        """Finds the instruction that computes the value of the given one, by following copies, fusions and tuple elements."""
+        """Follows copies, fusions and tuple elements to the instruction that computes the value of the given instruction."""
         while True:
             if instruction in self._same:
                 instruction = self._same[instruction]
@@ -180,8 +182,8 @@ class _Program:
 
 
 def _matched(pattern: str, text: str) -> tuple[str, ...]:
-    """Returns the groups of a pattern's first match. Raises ValueError if nothing matches, because the HLO text then has an
-    unknown form."""
+    """Returns the groups of a pattern's first match. Raises ValueError if nothing matches, because this means that the HLO text
+    has an unknown form."""
     match = re.search(pattern, text)
     if match is None:
         raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
@@ -189,7 +191,7 @@ def _matched(pattern: str, text: str) -> tuple[str, ...]:
 
 
 def _index(element: Instruction) -> int:
-    """Returns which element of the tuple a get-tuple-element instruction reads."""
+    """Returns the index of the tuple element that a get-tuple-element instruction reads."""
     return int(_matched(r"index=(\d+)", element.attributes)[0])
 
 
@@ -235,8 +237,8 @@ def _collective(instruction: Instruction) -> dict:
 
 
 def _between_slices(instruction: Instruction) -> dict:
-    """Returns {(kind of collective, True, name): bytes received} for an array that hosts of TPU slices exchange over their
-    network, where True means that the bytes come from another slice. Returns {} for other instructions."""
+    """Returns {(kind of collective, True, name): bytes received} if the instruction receives an array that hosts of TPU slices
+    exchange over their network, otherwise {}. True means that the bytes come from another slice."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if kind is None:
         return {}
@@ -269,7 +271,8 @@ def _arrays(shape: str) -> list[tuple[list[int], float, bool]]:
 
 
 def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Returns the total size in bytes of the arrays in an HLO shape that are in HBM, or of all its arrays if `everywhere`."""
+    """Returns the total size in bytes of the arrays in an HLO shape. Arrays outside of HBM count only if `everywhere` is
+    true."""
     return sum(size for _, size, in_hbm in _arrays(shape) if in_hbm or everywhere)
 
 
@@ -286,8 +289,8 @@ def _border_bytes(instruction: Instruction) -> float:
 
 
 def _flops(instruction: Instruction) -> float:
-    """Returns the FLOPs of a matrix product or convolution, where a multiply-add counts as two, or those that a custom kernel
-    reports. The splash attention kernel reports none and counts as 0."""
+    """Returns the FLOPs of a matrix product, a convolution or a custom kernel. A multiply-add counts as two FLOPs. The count of
+    a custom kernel is the number that the kernel reports. The splash attention kernel reports no number and counts as 0."""
     library = 'custom_call_target="__cublas$' in instruction.attributes
     if instruction.opcode == "custom-call" and not library:
         estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
@@ -303,8 +306,8 @@ def _flops(instruction: Instruction) -> float:
 
 
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
-    """Returns the FLOPs of a convolution without the multiplications by padding and by the holes of dilation. These are not
-    counted because the TPU compiler writes batched matrix products as convolutions that consist mostly of them."""
+    """Returns the FLOPs of a convolution. Multiplications by the zeros of padding and dilation do not count, because the TPU
+    compiler writes batched matrix products as convolutions in which most multiplications are of this kind."""
     lhs_labels, rhs_labels, out_labels = _matched(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     groups = int((re.search(r"batch_group_count=(\d+)", attributes) or [0, 1])[1])
     found = re.search(r"window=\{([^}]*)\}", attributes)
@@ -328,7 +331,8 @@ def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: lis
 
 
 def _groups(instruction: Instruction) -> list[list[int]]:
-    """Returns the groups of device ids that take part in a collective together, read from any of HLO's notations."""
+    """Returns the groups of a collective as lists of device ids. Devices exchange data only within their group. Supports all of
+    HLO's notations for groups."""
     attributes = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return [list(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs[1])]
@@ -346,7 +350,8 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Returns the device ids of a notation such as "[4,2]T(1,0)": the ids 0, 1, ... in shape [4, 2], then transposed."""
+    """Returns the device ids that a notation such as "[4,2]T(1,0)" describes: the ids 0, 1, ... in shape [4, 2], then
+    transposed."""
     shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

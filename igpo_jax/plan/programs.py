@@ -53,8 +53,8 @@ class Program:
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the configuration of a run's network, and a text that says where its shape comes from. Reads neither tokenizer
-    nor weights. Raises ValueError if the model's folder exists but cannot be used."""
+    """Returns the configuration of a run's network, and a text that names the source of the network's shape. Reads neither the
+    tokenizer nor the weights. Raises ValueError if the model's folder exists but cannot be used."""
     path = config.model.path
     if not path:
         size = -(-config.tokenizer.vocab_size // 8) * 8
@@ -166,9 +166,9 @@ def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
-    """Compiles a program and returns a record, for JSON, of what it needs on one device: memory in GiB, FLOPs, bytes, and
-    estimated seconds. If the compiler rejects the program as too large, the record has the compiler's message as `error`, and
-    `peak_gib` computed from this message."""
+    """Compiles a program and measures its needs on one device. Returns a record for JSON with memory in GiB, FLOPs, bytes, and
+    estimated seconds. If the compiler rejects the program because it is too large, `error` in the record is the compiler's
+    message, and `peak_gib` is computed from this message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}
@@ -209,14 +209,15 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Returns the leaves of a tree that have a sharding, which are arrays on devices. Omits host arrays and configurations."""
+    """Returns the leaves of a tree that are arrays on devices, which are the leaves with a sharding. Omits arrays in host
+    memory and configurations."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
 
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
-    """Returns the estimated seconds of one call at the chip's published peak rates, and the share of them spent on
-    communication. Assumes that communication never overlaps with computation. Returns {} for an unknown chip."""
+    """Returns the estimated time of one call in seconds, and the share of this time that is spent on communication. Assumes the
+    chip's published peak rates, and that communication never overlaps with computation. Returns {} if the chip is unknown."""
     if chip is None:
         return {}
     working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)
@@ -226,5 +227,5 @@ def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Returns the number of bytes that one device holds of a tree of shapes with shardings."""
+    """Returns the number of bytes that one device holds for a tree of sharded arrays, given their shapes and shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

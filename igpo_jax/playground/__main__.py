@@ -59,8 +59,8 @@ def main(_):
 
 
 def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
-    """Returns the initial values of the page's fields. For a training run, they come from its configuration: the decoding
-    settings of its evaluations, and one of its test problems."""
+    """Returns the initial values of the page's fields. For a training run, these are the decoding settings of the run's
+    evaluations and one of the run's test problems."""
     if not (path / "checkpoints").is_dir():
         return FIELDS
     config = read_run_config(path)

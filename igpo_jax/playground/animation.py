@@ -17,8 +17,8 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 def gif(animation: Any) -> bytes:
     """Returns an animated GIF. `animation` is {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text
-    on a color #rrggbb from its frame (1..n) on, or from the start if `given` is true. Raises ValueError if the structure is
-    invalid, or if there are too many frames, cells or characters."""
+    on the background color #rrggbb. The cell appears in its frame (1..n), or at the start if `given` is true. Raises ValueError
+    if the structure is invalid, or if there are too many frames, cells or characters."""
     cells, frames = parse_animation(animation)
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
@@ -45,7 +45,7 @@ def gif(animation: Any) -> bytes:
 
 def parse_animation(animation: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
     """Checks an animation and returns its cells, with visible line breaks, and the number of frames. The cells of given tokens
-    get frame 0. Other cells with frame 0 get -1, which is never drawn."""
+    get frame 0. Other cells with frame 0 are never drawn and get frame -1."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]
@@ -63,7 +63,7 @@ def visible(character: str) -> str:
 
 
 def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, float]]:
-    """Returns x, y and width of each cell in pixels, given each text's width and whether a line ends after the cell."""
+    """Returns (x, y, width) of each cell in pixels, given the width of its text and whether a line ends after the cell."""
     boxes: list[tuple[float, int, float]] = []
     x: float = MARGIN
     y = MARGIN
@@ -79,7 +79,7 @@ def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, fl
 
 
 def is_dark(color: str) -> bool:
-    """Returns whether white text has more contrast than black on a color #rrggbb, by the luminance of WCAG 2.2."""
+    """Returns whether white text has more contrast than black text on a background color #rrggbb (luminance of WCAG 2.2)."""
     parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

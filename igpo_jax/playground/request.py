@@ -1,4 +1,4 @@
-"""Parses and checks requests for a completion before they wait for the device."""
+"""Parses and checks requests for a completion before they enter the queue."""
 
 import dataclasses
 import functools
@@ -18,9 +18,10 @@ NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a nu
 
 
 def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
-    """Checks a request and returns `model.generate`, or `model.infill` if the request has a template, with all arguments except
-    `watch`. `request` has keys of `KINDS`; only completion_length and block_length are required, and only without a template.
-    Raises ValueError if a key is unknown, or if a value is invalid, above its limit in `LIMITS`, or rejected by the model."""
+    """Checks a request and returns `model.generate`, or `model.infill` if the request has a template, as a partial function to
+    which all arguments except `watch` are bound. The keys of `request` are keys of `KINDS`. All keys are optional, but a
+    request without a template must have completion_length and block_length. Raises ValueError if a key is unknown, or if a
+    value is invalid, above its limit in `LIMITS`, or rejected by the model."""
     require(isinstance(request, dict), "the request is not a JSON object")
     for name, value in request.items():
         require(name in KINDS, f"{name[:40]!r} is none of {', '.join(KINDS)}")
@@ -47,7 +48,7 @@ def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Comple
 
 
 def check_kind(name: str, value: Any) -> None:
-    """Raises ValueError if a field's value does not have its type in `KINDS`, is too large, or is not valid Unicode."""
+    """Raises ValueError if a field's value does not have the type given in `KINDS`, is too large, or is not valid Unicode."""
     kind, shown = KINDS[name], str(value)[:40]
     require(type(value) is kind or (kind is float and type(value) is int), f"{name}={shown!r} is not {NAMES[kind]}")
     in_range = kind in (str, bool) or -LARGEST_NUMBER < value < LARGEST_NUMBER  # rejects NaN, too

@@ -58,8 +58,8 @@ class JobQueue:
         self._jobs: list[Job] = []
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], None]) -> Job:
-        """Appends a job to the queue and returns it. The queue's thread calls `work` with the job and with a function that
-        sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
+        """Appends a new job to the queue and returns the job. The queue's thread calls `work` with the job and with a function
+        that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
         loop, job = asyncio.get_running_loop(), Job()
@@ -91,7 +91,7 @@ async def events(job: Job) -> AsyncIterator[str]:
 
 def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
     """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, and
-    `host` is the name or address that the server listens at."""
+    `host` is the name or address on which the server listens."""
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     jobs, one_at_a_time = JobQueue(), anyio.CapacityLimiter(1)
@@ -116,7 +116,8 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
 
 
 def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
-    """Generates a completion for a job and sends events to its client: start, one for each step, and finally done or error."""
+    """Generates a completion for a job and sends events to the job's client: first start, then one event for each step, and
+    finally done or error."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -140,9 +141,10 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
-    """Returns the event for the page about a denoising step. If `before`, the canvas before the step, is None, the event has
-    the initial canvas, with None for blanks. Otherwise it has the new tokens, each as [position, text, probability,
-    alternatives]. Tokens after the end of the text are not sampled: they have None as probability, and no alternatives."""
+    """Returns the event that informs the page about a denoising step. `before` is the canvas before the step. If `before` is
+    None, the event contains the initial canvas, with None for blanks. Otherwise, the event contains the new tokens, each as
+    [position, text, probability, alternatives]. Tokens after the end of the text are not sampled, so their probability is None
+    and they have no alternatives."""
     assert model.tokenizer is not None  # checked before the server starts
     piece, tokens = model.tokenizer.piece, step.tokens[0]
     if before is None:
@@ -182,7 +184,7 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 async def read_json_body(request: Request, most: int) -> Any:
     """Returns the JSON content of a request, which may have at most `most` bytes. Requires the content type application/json,
-    because browsers then ask this server for permission before they send a request for another site's page."""
+    because a browser asks this server for permission before it sends such a request for the page of another site."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -197,9 +199,9 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Wraps a web application so that it rejects requests that another site's page sends through its visitor's browser. Such a
-    request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). IP addresses are
-    accepted as host, because DNS rebinding needs a name."""
+    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser. Such a
+    request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). Hosts that are IP
+    addresses are accepted, because DNS rebinding needs a host name."""
     reason = {"error": "this page is for this machine: Host and Origin must be its address, localhost or --host"}
     refusal: ASGIApp = JSONResponse(reason, 403)
 
@@ -220,8 +222,8 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
 
 
 def read_page() -> tuple[str, str]:
-    """Returns the HTML page and its Content-Security-Policy, under which only the page's own script runs, and connects to no
-    other server."""
+    """Returns the HTML page and its Content-Security-Policy. It allows only the page's own script, and only connections to this
+    server."""
     text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
 
     def digest(tag: str) -> str:

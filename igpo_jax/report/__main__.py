@@ -1,7 +1,7 @@
 """python -m igpo_jax.report RUN [RUN ...] [--output=FILE]
 
-Writes the HTML report of a training run, finished or not. For several runs, writes a page that compares their curves, results
-with intervals, settings that differ, and rollouts.
+Writes the HTML report of a training run, which need not be finished. For several runs, writes a page that compares their
+curves, their results with confidence intervals, their rollouts, and the settings that differ.
 """
 
 import pathlib

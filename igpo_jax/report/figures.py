@@ -1,5 +1,5 @@
 """Plotly figures for the panels of a report. In a report about one run, each series has its own color. In a report about
-several runs, each run has one color, and the series of a panel differ in their dashes."""
+several runs, each run has one color, and the series of a panel are told apart by dash style."""
 
 import dataclasses
 import html
@@ -131,7 +131,7 @@ SPEED = (
 
 
 def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
-    """Returns the HTML of all sections of a report, and the list of Plotly figures for its panels. Inserts `browser`, the HTML
+    """Returns the HTML of all sections of a report, and the list of Plotly figures for the panels. Inserts `browser`, the HTML
     of the rollout viewer, after the section on inpainting."""
     figures: list[Row] = []
     parts: list[str] = []
@@ -171,7 +171,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
-    """Returns the rows of metrics.jsonl that belong to a stage and in which the metric `key` is a finite number."""
+    """Returns the rows of metrics.jsonl that belong to a stage and contain a finite value of the metric `key`."""
     return [row for row in rows if row["stage"] == stage and _finite(row.get(key))]
 
 
@@ -184,7 +184,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:
-    """Returns a panel's Plotly figure, or None without data. Draws smoothed curves and, for a single run, faint raw values."""
+    """Returns the Plotly figure of a panel, or None if there are no data. Draws smoothed curves and, for one run, faint raw
+    values."""
     traces, several = [], len(runs) > 1
     for run_color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         for series, dash in zip(panel.series, itertools.cycle(DASHES), strict=False):
@@ -212,7 +213,7 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
 
 
 def _accuracy_figure(runs: Runs) -> Row | None:
-    """Returns a Plotly figure of accuracy, or None without evaluations. For a single run, it marks the start of RL."""
+    """Returns a Plotly figure of accuracy, or None if there are no evaluations. If there is one run, marks the start of RL."""
     traces = []
     for color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         evals = evaluations(rows)
@@ -265,9 +266,9 @@ def _phases_figure(rows: list[Row]) -> Row | None:
 
 
 def _legend(figure: Row) -> str:
-    """Returns the HTML of a figure's legend. It replaces Plotly's own legend, which wraps too early and takes its space from
-    the plot. For several runs, the legend shows the dashes of the series, and the top of the page shows the colors of the
-    runs."""
+    """Returns the HTML of a figure's legend. This legend replaces Plotly's own legend, which wraps too early and makes the plot
+    smaller. In a report about several runs, the legend shows only the dash styles of the series, because the top of the page
+    shows the colors of the runs."""
     keys = {trace.get("legendgroup", trace["name"]): trace["line"] for trace in figure["data"] if "name" in trace}
     items = []
     for name, line in keys.items():
@@ -290,7 +291,7 @@ def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray) -> Row:
 
 
 def _layout(**y_options: Any) -> Row:
-    """Returns the layout of a Plotly figure. `y_options` are Plotly's options of the y axis."""
+    """Returns the layout of a Plotly figure. `y_options` are Plotly's options for the y axis."""
     axis, title = {**AXIS, "nticks": 6}, {"text": "update", "font": {"size": 11}}
     return {**LAYOUT, "xaxis": {**axis, "showgrid": False, "hoverformat": ",d", "title": title}, "yaxis": axis | y_options}
 

@@ -1,5 +1,6 @@
-"""Writes the HTML report of a training run, with results, curves, and rollouts that can be searched and replayed step by step,
-or a page that compares several runs. A page is one file that loads nothing else, for sharing and reading offline."""
+"""Writes the HTML report of a training run, or a page that compares several runs. A report contains results, curves, and
+rollouts that can be searched and replayed step by step. A page is one file that loads no other files, so that it can be shared
+and read offline."""
 
 import dataclasses
 import html
@@ -43,8 +44,9 @@ class Run:
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
-    """Writes report.html into the folder of a training run, which need not be finished, and returns its path. Without plotly,
-    logs a warning and returns None. Raises ValueError if the folder is not that of a run, or if a file in it cannot be read."""
+    """Writes report.html into the folder of a training run, which need not be finished. Returns the path of the file. If plotly
+    is not installed, logs a warning and returns None. Raises ValueError if the folder is not the folder of a run, or if a file
+    in it cannot be read."""
     path = pathlib.Path(workdir, "report.html")
     try:
         write_page([workdir], path)
@@ -55,9 +57,9 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
 
 
 def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> None:
-    """Writes the report of one training run, or a page that compares several. Raises ImportError if plotly is not installed.
-    Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS` runs, or if
-    the folder for the page is missing."""
+    """Writes the report of one training run, or a page that compares several runs. Raises ImportError if plotly is not
+    installed. Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS`
+    runs, or if the folder for the page is missing."""
     if len(workdirs) > MOST_RUNS:
         raise ValueError(f"{len(workdirs)} runs are too many for one page; give at most {MOST_RUNS}")
     runs = [read_run_folder(workdir) for workdir in workdirs]
@@ -70,7 +72,7 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> Non
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
-    """Reads a run's folder. Raises ValueError if it or its config.json is missing, or if a file in it cannot be read."""
+    """Reads a run's folder. Raises ValueError if the folder or its config.json is missing, or if a file cannot be read."""
     folder = pathlib.Path(os.path.abspath(workdir))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
@@ -83,7 +85,8 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
 
 
 def report_html(runs: dict[str, Run]) -> str:
-    """Returns the HTML page about one or several training runs, given as {name: run}. Raises ImportError without plotly."""
+    """Returns the HTML page about one or several training runs, given as {name: run}. Raises ImportError if plotly is
+    missing."""
     plotly = plotly_source()
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
     browser = BROWSER if any(rollouts["runs"].values()) else ""
@@ -93,7 +96,8 @@ def report_html(runs: dict[str, Run]) -> str:
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Returns (label, value, remark) of each card at the top of a report, for the results found in rows of metrics.jsonl."""
+    """Returns the cards at the top of a report, each as (label, value, remark). A result has a card only if it is found in
+    `rows`, which are rows of metrics.jsonl."""
     contents = []
     training, evals = stage_rows(rows, "rl", "reward/first_try"), evaluations(rows)
     if evals:
@@ -119,7 +123,8 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Returns a name for each folder, the shortest unique end of its path. Raises ValueError if a folder is given twice."""
+    """Returns a name for each folder: the shortest suffix of its path that is unique among the folders. Raises ValueError if a
+    folder is given twice."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -128,9 +133,9 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
-    """Returns the rollouts for a page as {"pieces": texts of tokens, "runs": rows by run}, where tokens are indices into
-    `pieces`. Leaves out runs without rollouts. If the page would be too large, keeps only evenly spaced rollouts of each
-    run."""
+    """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rows}}. In the rows, tokens are
+    indices into `pieces`. Omits runs without rollouts. If the page would be too large, keeps only evenly spaced rollouts of
+    each run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
     while True:
@@ -147,7 +152,7 @@ def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
 
 
 def numbers(run: Run) -> dict[str, str]:
-    """Returns the measured results of a run as {name: text}. Shares have their 95% intervals."""
+    """Returns the measured results of a run as {name: text}. The text of a share includes its 95% confidence interval."""
     found = {}
     training, evals = stage_rows(run.rows, "rl", "reward/first_try"), evaluations(run.rows)
 
@@ -179,7 +184,8 @@ def numbers(run: Run) -> dict[str, str]:
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
-    """Returns [key, value of each run] for the dotted configuration keys whose values differ; – stands for a missing value."""
+    """Returns a table of the configuration keys whose values differ between runs, with rows [dotted key, value in each run]. A
+    missing value is shown as –."""
     flat = [flatten_dict(config, sep=".") for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     texts = {key: [json.dumps(values[key], ensure_ascii=False) if key in values else "–" for values in flat] for key in keys}
@@ -225,8 +231,8 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
-    """Returns a table row with the paired difference between a run and a reference run in their newest accuracy, or [] if they
-    have no verdicts on the same problems."""
+    """Returns a table row with the paired difference in latest accuracy between a run and a reference run, or [] if the two
+    runs were not evaluated on the same problems."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:
@@ -245,8 +251,8 @@ def _table(title: str, note: str, header: list[str], rows: list[list[str]], empt
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
-    """Returns a row of rollouts.jsonl in the form that a page embeds. Tokens become indices into `indices`, to which new tokens
-    are added. Rows of earlier versions lack `correct`, `outcome` and `extracted_answer`."""
+    """Converts a row of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and adds
+    new tokens to `indices`. Rows of earlier versions do not have the keys `correct`, `outcome` and `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1),
@@ -256,7 +262,7 @@ def _compact(row: Row, indices: dict[str, int]) -> Row:
 
 
 def _seconds(rows: list[Row]) -> dict[str, float]:
-    """Returns the total seconds of each training stage that was run."""
+    """Returns the total time in seconds of each training stage that was run."""
     timed = {stage: sum(row["time/total"] for row in stage_rows(rows, stage, "time/total")) for stage in ("sft", "rl")}
     return {stage: seconds for stage, seconds in timed.items() if seconds}
 

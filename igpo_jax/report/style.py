@@ -38,9 +38,10 @@ def plotly_source() -> str:
 def document(
     figures: list[dict[str, Any]], plotly: str, rollouts: dict[str, Any] | None = None, style: str = "", **parts: str
 ) -> str:
-    """Returns a page as one HTML file that loads nothing else. Plotly figure number i of `figures` fills the element
-    `figure-i`. `plotly` is Plotly's JavaScript, `rollouts` come from `report.page.embedded_rollouts`, and `style` is CSS added
-    to the report's. `parts` are the HTML of the other fields of page.html: title, header, summary, sections and settings."""
+    """Returns a page as one HTML file that loads no other files. Plotly figure number i of `figures` fills the element
+    `figure-i`. `plotly` is Plotly's JavaScript, `rollouts` is the result of `report.page.embedded_rollouts`, and `style` is
+    additional CSS. `parts` contains the HTML of the other fields of page.html: title, header, summary, sections and
+    settings."""
     fields = {"style": STYLE + style, "plotly": plotly if figures else "", "script": SHARED + CANVAS}
     return PAGE.format(data=embed({"figures": figures, "rollouts": rollouts}), **fields, **parts)
 
@@ -69,7 +70,7 @@ def details(title: str, content: Any) -> str:
 
 
 def embed(content: Any) -> str:
-    """Returns `content` as JSON that cannot end or break the HTML script element around it. NaN and infinity become null."""
+    """Returns `content` as JSON that cannot end or break an HTML script element around it. NaN and infinity become null."""
     text = json.dumps(_without_nan(content), ensure_ascii=False, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

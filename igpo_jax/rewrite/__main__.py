@@ -1,8 +1,8 @@
 """python -m igpo_jax.rewrite --problems=FORMAT:PATH,... --tokenizer=PATH --output=DIR [--endpoint=URL --model=M]
 
 Makes concise solutions for supervised training. With --endpoint, a language model behind an OpenAI-compatible API rewrites the
-given solutions; without it, they are only filtered. Keeps a solution if its length is within the limits and the grader finds
-the right answer in it. Run the same command again to resume after an interruption.
+given solutions; without --endpoint, the solutions are only filtered. Keeps a solution if its length is within the limits and
+the grader finds the right answer in it. Run the same command again to resume after an interruption.
 
 Writes to DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data source of the
 format jsonl), card.json and card.html."""
@@ -101,8 +101,8 @@ def main(_) -> None:
 
 
 def rewrite() -> dict[str, Any]:
-    """Runs the command and returns the contents of card.json. Raises ValueError that names the unusable flag, file or
-    endpoint."""
+    """Runs the command and returns the contents of card.json. If a flag, a file or the endpoint is unusable, raises a
+    ValueError that names it."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
@@ -166,7 +166,8 @@ def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
 
 
 def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges replies. The outcome of a reply is "rewritten" if it states the right answer, else the reason for rejecting it."""
+    """Judges the reply to each problem. The outcome is "rewritten" if the reply states the right answer, otherwise the reason
+    for rejecting the reply."""
     judged: list[Judged] = []
     for record in records:
         reply = replies.get(record.id)
@@ -185,8 +186,8 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
 
 
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
-    """Requests the replies that are missing in replies.jsonl. Returns all replies by problem id, the errors by problem id for
-    problems without a reply, and the reason for stopping early, which is "" if all requests were sent."""
+    """Requests the replies that are missing in replies.jsonl. Returns {problem id: reply}, {problem id: error} for problems
+    without a reply, and the reason for stopping early, which is "" if all requests were sent."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,8 +217,8 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 
 def read_replies(file: BinaryIO) -> list[Reply]:
-    """Returns the replies in replies.jsonl, given the file open for reading and appending. Removes an incomplete last line from
-    the file. Raises ValueError if an earlier line is not a reply."""
+    """Returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an incomplete last
+    line from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
     replies, end = [], 0
     lines = file.read().split(b"\n")
@@ -241,8 +242,8 @@ def read_replies(file: BinaryIO) -> list[Reply]:
 
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
     """Judges the given solutions. The outcome of a solution that states the right answer is "unchanged", or "shortened" if a
-    model's thinking was removed from it. Otherwise, the outcome is the reason for rejecting it. If only the last line of the
-    source's text (#### 72), which `Record.solution` omits, states the answer, this line is added."""
+    model's thinking was removed from it. Otherwise, the outcome is the reason for rejecting it. `Record.solution` omits the
+    last line of the source's text, such as #### 72. If only this line states the answer, adds it to the solution."""
     judged: list[Judged] = []
     for record in records:
         text = without_thought(record)
@@ -260,8 +261,8 @@ def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> l
 
 
 def without_thought(record: Record) -> str:
-    """Returns the solution of a record. Solutions in the format openr1 begin with a model's thinking, without its <think> tags.
-    From such a solution, returns only the text after </think> if this text states the answer."""
+    """Returns the solution of a record. Solutions in the format openr1 begin with a model's thinking, without the original
+    <think> tags. If the text after the thinking states the answer, returns only this text."""
     after = record.response.rpartition("</think>")[2].strip()
     begin = len(record.solution) - len(after)
     has_thought = "</think>" in record.response and record.solution.endswith(after)

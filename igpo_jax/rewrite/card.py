@@ -35,8 +35,9 @@ td + td { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def make_card(outcomes: dict[str, int], kept: Rows, replies: Rows, unanswered: dict[str, str] | None) -> dict[str, Any]:
-    """Returns the contents of card.json. `outcomes` counts the problems by outcome, `kept` and `replies` are rows of kept.jsonl
-    and replies.jsonl, and `unanswered` gives the reason for each missing reply by problem id (None without an endpoint)."""
+    """Returns the contents of card.json. `outcomes` is {outcome: number of problems}, `kept` contains the rows of kept.jsonl,
+    and `replies` contains the rows of replies.jsonl. `unanswered` is {problem id: reason} for problems without a reply, or None
+    if there is no endpoint."""
     before, after = (np.array([row[key] for row in kept], float) for key in ("original_tokens", "tokens"))
     lengths = {"before": before, "after": after}
     edges = np.linspace(0, max(1.0, before.max(initial=0), after.max(initial=0)), BINS + 1)
@@ -65,8 +66,8 @@ def _length_statistics(lengths: np.ndarray) -> dict[str, float] | None:
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tuple[str, str, str]]) -> None:
-    """Writes card.json and card.html, a page that loads nothing from elsewhere. The page shows at most `EXAMPLES` of the
-    examples, which are given as (question, solution before, solution after)."""
+    """Writes card.json, and card.html as a page that loads no other files. The page shows at most `EXAMPLES` examples. Each
+    example is (question, solution before rewriting, solution after rewriting)."""
     atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
     settings = card["settings"]
     try:
@@ -97,7 +98,7 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
 
 
 def _headline(card: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns (label, value, remark) of each card at the top of the page."""
+    """Returns the cards at the top of the page, each as (label, value, remark)."""
     tokens, problems = card["tokens"], card["problems"]
     contents = [("Kept", f"{card['kept']:,}", f"of {problems:,} problems, {card['kept'] / max(problems, 1):.1%}")]
     if tokens["mean_shortening"] is not None:
@@ -113,7 +114,8 @@ def _headline(card: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _figure(histogram: dict[str, list[float]]) -> dict[str, Any]:
-    """Returns a Plotly figure of the number of solutions by length, with bars before rewriting and a line after."""
+    """Returns a Plotly figure of the distribution of solution lengths. Bars show the lengths before rewriting, and a line shows
+    the lengths after rewriting."""
     edges = histogram["edges"]
     x = [(begin + end) / 2 for begin, end in itertools.pairwise(edges)]
     marker, line = {"color": BLUE, "opacity": 0.4}, {"color": ORANGE, "width": 2, "shape": "hvh"}

@@ -22,19 +22,20 @@ class Endpoint:
 
 
 class _NoReplies(Exception):
-    """Raised after too many consecutive requests without a reply."""
+    """Error that is raised after too many consecutive requests without a reply."""
 
 
 def ask_all(
     conversations: Iterable[tuple[str, Messages]], on_reply: Callable[[Reply], None], endpoint: Endpoint, requests: int
 ) -> tuple[dict[str, str], str]:
     """Sends all conversations, given as (id, messages), to an endpoint, at most `requests` at a time, and calls `on_reply` with
-    each reply as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with growing pauses.
+    each reply as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with increasing delays.
 
-    A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens (both None if the endpoint does not
-    report them) and attempts. Returns the errors of conversations without a reply, by id, and the reason for stopping early.
-    The reason is "" if all were sent; otherwise, after many consecutive failures, the endpoint counts as gone. Raises
-    ValueError if the endpoint rejects the key, the model or the address, or if the package openai is missing."""
+    A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens and attempts. The numbers of tokens
+    are None if the endpoint does not report them. Returns {id: error} for conversations without a reply, and the reason for
+    stopping early. The reason is "" if all conversations were sent. Stops early after many consecutive failures, because the
+    endpoint is probably unavailable. Raises ValueError if the endpoint rejects the key, the model or the address, or if the
+    package openai is missing."""
     try:
         import openai
     except ImportError:

@@ -16,19 +16,20 @@ from igpo_jax.runtime.mesh import shard_batch, to_host
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
-    """Returns the PRNG key for the rollout of an iteration's batch `number`. Batch 0 uses the iteration's key itself."""
+    """Returns the PRNG key for the rollout of batch `number` of an iteration. Batch 0 uses the iteration's key unchanged."""
     return jax.random.fold_in(jax.random.fold_in(key, KeyPurpose.MORE_PROMPTS), number) if number else key
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Returns which groups of completions are neither all correct nor all wrong, bool [batches, groups per batch]."""
+    """Marks the groups of completions that are neither all correct nor all wrong, bool [batches, groups per batch]."""
     correct = [part.final.grades.correct for part in parts]
     return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses as many groups (completions of one prompt) as one batch has: the first ones marked in `mixed`, bool [batches, n],
-    and if these are too few, others of the last batch. Returns ascending indices into the concatenated batches, int [n]."""
+    """Chooses n groups (completions of one prompt) from several batches of n groups. The first n groups that are True in
+    `mixed`, bool [batches, n], are chosen. If fewer than n are True, other groups of the last batch are added. Returns
+    ascending indices into the concatenated batches, int [n]."""
     batches, n = mixed.shape
     taken = np.flatnonzero(mixed)[:n]
     others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
@@ -36,7 +37,8 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Reduces an iteration's batches to one rollout with the groups that `chosen_groups` chooses, and metrics of all groups."""
+    """Merges the batches of an iteration into one rollout with the groups that `chosen_groups` chooses. The metrics of the
+    rollout cover all sampled groups."""
     if len(parts) == 1:
         return parts[0]
     sampled = _joined(parts)

@@ -2,7 +2,8 @@
 section 6; paper Eq. 4).
 
 `segment` cuts the solution into chunks, `choose` selects some, `destinations` places them, and `overwrite` writes them. Every
-function works on whole batches and compiles once. Defaults follow the paper; "REF" marks other values in the released code."""
+function works on whole batches and compiles once. Defaults follow the paper; comments marked "REF" describe different choices
+of the released code."""
 
 import dataclasses
 import functools
@@ -28,7 +29,7 @@ UNUSED_KEYS = {  # keys that each policy does not use
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingConfig:
-    """Configuration of second attempts at problems, which use hints; docs/method.md section 15 lists the options."""
+    """Configuration of hints and of the second attempts that use hints. docs/method.md section 15 lists the options."""
 
     enabled: bool = True
     # Hints of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
@@ -64,16 +65,16 @@ class InpaintingConfig:
 
 @flax.struct.dataclass
 class Chunks:
-    """Pieces [start, start + size) of a trace (a problem's reference solution), in order."""
+    """Consecutive pieces of traces (reference solutions of problems). Each piece covers the positions [start, start + size)."""
 
     start: Array  # i32[b, c]
     size: Array  # i32[b, c], 0 for an empty chunk
 
 
 def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, chunk_max: int) -> Chunks:
-    """Cuts traces (reference solutions) of length int32 [b], at most `max_length`, into chunks of random size. Each row has
-    `max_length // chunk_min` chunks, and those after the end of the trace are empty. A tail shorter than `chunk_min` belongs to
-    no chunk. Rows with the same PRNG key and length are cut alike."""
+    """Cuts traces (reference solutions) into chunks of random size. The lengths of the traces, int32 [b], are at most
+    `max_length`. Each row has `max_length // chunk_min` chunks, and chunks after the end of the trace are empty. A tail shorter
+    than `chunk_min` belongs to no chunk. Rows with the same PRNG key and trace length are cut in the same way."""
     count = max(1, max_length // chunk_min)
     draw = functools.partial(jax.random.randint, shape=(count,), minval=chunk_min, maxval=chunk_max + 1)
     size = jax.vmap(draw)(keys)
@@ -83,8 +84,8 @@ def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, c
 
 
 def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
-    """Returns how many of the given number of chunks, int32 [b], to reveal at the share `ratio`, float32 [b]. Adds 1e-5 before
-    rounding down, because in float32 100 * 0.53 is below 53, and 5 * (1 - 0.6) is below 2."""
+    """Returns how many chunks to reveal, given the number of chunks, int32 [b], and the share to reveal, `ratio`, float32 [b].
+    Adds 1e-5 before rounding down, because in float32 100 * 0.53 is smaller than 53, and 5 * (1 - 0.6) is smaller than 2."""
     if round_up:
         return chunks - jnp.floor(chunks * (1 - ratio) + 1e-5).astype(jnp.int32)
     at_least = jnp.minimum(chunks, jnp.where(ratio > 0, 1, 0))
@@ -92,8 +93,8 @@ def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
 
 
 def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> Array:
-    """Draws a uniform random subset of each trace's chunks to reveal as hints, bool [b, c]. Each of the b rows has its own PRNG
-    key, and its own share of chunks to reveal, `ratio`, float32 [b]."""
+    """Draws a uniform random subset of the chunks of each trace, bool [b, c]. The chunks in the subset become hints. Each of
+    the b rows has its own PRNG key and its own share of chunks to reveal, `ratio`, float32 [b]."""
     exists = chunks.size > 0
     order = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape))(keys, exists)
     rank = jnp.argsort(jnp.argsort(jnp.where(exists, order, 2.0), axis=1), axis=1)
@@ -106,9 +107,9 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 
 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
-    """Returns the canvas position where each chunk of a trace begins, int32 [b, c]; it is meaningless for chunks that are not
-    revealed. By default it is the chunk's position in the trace. With `stretch`, as in the released code, gaps between revealed
-    chunks grow by up to half."""
+    """Returns the canvas position where each chunk of a trace starts, int32 [b, c]. The values for chunks that are not revealed
+    are meaningless. By default, a chunk keeps its position in the trace. With `stretch`, as in the released code, gaps between
+    revealed chunks grow by up to half."""
     if not stretch:
         return chunks.start
     usable = max(0, length - FREE_TAIL)
@@ -125,9 +126,9 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 def overwrite(
     canvas: Array, trace: Array, hintable: Array, chunks: Chunks, revealed: Array, destination: Array
 ) -> tuple[Array, Array]:
-    """Writes the revealed chunks (`revealed`, bool [b, c]) of traces, int32 [b, l], onto the canvas, int32 [b, l], at
-    `destination`, int32 [b, c]. Drops parts outside of the canvas and tokens that may not be shown (False in `hintable`, bool
-    [b, l]). Returns the canvas and the mask of hints, bool [b, l]."""
+    """Writes the revealed chunks of traces, int32 [b, l], onto the canvas, int32 [b, l]. `revealed`, bool [b, c], marks these
+    chunks, and `destination`, int32 [b, c], holds the canvas position of each chunk. Drops tokens outside of the canvas and
+    tokens that may not be shown (False in `hintable`, bool [b, l]). Returns the canvas and the mask of hints, bool [b, l]."""
     position = jnp.arange(canvas.shape[1])
     offset = position - destination[..., None]  # [b, c, l]
     inside = revealed[..., None] & (offset >= 0) & (offset < chunks.size[..., None])
@@ -137,8 +138,9 @@ def overwrite(
 
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
-    """Chooses the first tokens of each trace (reference solution) as its hint, bool [b, l]. `ratio`, float32 [b], is their
-    share of the tokens before the first one that may not be shown; at least one is chosen if the ratio is positive."""
+    """Selects the first tokens of each trace (reference solution) as its hint, bool [b, l]. Only the tokens before the first
+    one that may not be shown are available. `ratio`, float32 [b], is the share of the available tokens to select. A positive
+    ratio selects at least one of them."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)
@@ -146,8 +148,8 @@ def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
 
 
 def overwrite_in_place(canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array) -> tuple[Array, Array]:
-    """Writes the chosen tokens of each trace (reference solution), bool [b, l], onto the canvas at their own positions, except
-    tokens that may not be shown. Returns the canvas and the mask of hints, bool [b, l], like `overwrite`."""
+    """Writes the chosen tokens of each trace (reference solution), bool [b, l], onto the canvas at their positions in the
+    trace. Skips tokens that may not be shown. Returns the new canvas and the mask of hints, bool [b, l], like `overwrite`."""
     is_hint = chosen & hintable & (jnp.arange(canvas.shape[1]) < trace_length[:, None])
     return jnp.where(is_hint, trace, canvas), is_hint
 
@@ -163,16 +165,16 @@ def inpaint(
     cfg: InpaintingConfig,
     ratios: tuple[float, float] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Writes hints onto the canvases of G completions of each of n problems; this is the step that IGPO adds to a rollout.
+    """Writes hints onto the canvases of n problems with G completions each. IGPO adds this step to a rollout.
 
     Args:
-        key: PRNG key. Chunks depend on this key and the problem (with cfg.by_completion also on the completion). Ratios and the
-            choice of chunks depend on this key, the problem and the completion.
+        key: PRNG key. The chunks depend on the key and the problem, and with cfg.by_completion also on the completion. The
+            ratios and the choice of chunks depend on the key, the problem and the completion.
         problem_id: number of each problem, uint32 [n].
         canvas: canvases of length l, usually all MASK, int32 [n * G, l]; rows of a problem are adjacent.
-        trace, hintable: reference solutions, int32 [n, l], and which of their tokens may be shown, bool [n, l].
-        trace_length: number of the first tokens of each trace that are cut into chunks, int32 [n].
-        ratios: minimum and width of the range of shares to reveal, see `ratio_range`; by default the range of cfg.
+        trace, hintable: reference solutions, int32 [n, l], and a mask that is True for tokens that may be shown, bool [n, l].
+        trace_length: number of leading tokens of each trace that are cut into chunks, int32 [n].
+        ratios: minimum and width of the range of shares to reveal, see `ratio_range`. The default is the range in cfg.
 
     Returns:
         The canvas with hints and the mask of hints, both [n * G, l], and the drawn ratios, float32 [n * G]."""
@@ -202,13 +204,13 @@ def inpaint(
 
 
 def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
-    """Returns floor(`replace_fraction` * G), how many completions of a group of size G may be replaced."""
+    """Returns how many completions of a group of size G may be replaced at most, which is floor(`replace_fraction` * G)."""
     return math.floor(cfg.replace_fraction * group_size + 1e-9)
 
 
 def ratio_range(hint_ratio_center: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
-    """Returns the minimum and the width of the range of hint ratios (shares of a solution to reveal): the configured range, or,
-    given a `hint_ratio_center`, a range of the same width around it, clipped to [0, 1]."""
+    """Returns the minimum and the width of the range of hint ratios (shares of a solution to reveal). The default is the
+    configured range. If `hint_ratio_center` is given, the range has this center and the same width, clipped to [0, 1]."""
     if hint_ratio_center is None:
         return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
     half = (cfg.ratio_max - cfg.ratio_min) / 2

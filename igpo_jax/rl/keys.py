@@ -1,10 +1,11 @@
-"""Purposes of PRNG keys, so that no two random draws of an iteration share a key."""
+"""Numbers that give every random draw of an iteration its own PRNG key."""
 
 import enum
 
 
 class KeyPurpose(enum.IntEnum):
-    """Numbers, one per purpose, folded into the PRNG key of an iteration or of its batch. Changing a number changes results."""
+    """Numbers that stand for the purposes of PRNG keys. A number is folded into the key of an iteration or of a batch. Changing
+    a number changes the results of a run."""
 
     FIRST_ATTEMPT = 0  # noise of the sampler in the first attempt
     SECOND_ATTEMPT = 1

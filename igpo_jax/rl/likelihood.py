@@ -1,8 +1,9 @@
 """Estimators of the log-likelihood of completions under a masked diffusion policy (docs/method.md section 9).
 
 The exact likelihood would need one forward pass per token, for every order of the tokens. An estimator chooses a few *views* of
-each completion (network inputs with some tokens masked), and weights. The score of a token is the weighted sum of its
-log-probabilities in the views that mask it, and all scores add up to an estimate of log pi(completion | prompt)."""
+each completion (network inputs in which some tokens are masked), and a weight for each token in each view. The score of a token
+is the weighted sum of its log-probabilities in the views that mask the token. The scores of all tokens add up to an estimate of
+log pi(completion | prompt)."""
 
 import dataclasses
 import functools
@@ -58,7 +59,7 @@ class LikelihoodConfig:
 
 @flax.struct.dataclass
 class GroupBatch:
-    """Output of a rollout and input of the updates: n prompts with a group of g completions each."""
+    """Output of a rollout and input of the updates: n prompts, each with a group of g completions."""
 
     prompt: Array  # i32[n, p]
     prompt_mask: Array  # bool[n, p]
@@ -87,9 +88,9 @@ class GroupBatch:
 
 @flax.struct.dataclass
 class Views:
-    """Views (network inputs with some tokens masked) of all completions, and the weights of the resulting log-probabilities. In
-    shapes, e is the number of inner steps (1 if all have the same views), k the number of views of a completion, and r the
-    number of rows of a prompt (1 if its completions share a row, otherwise their number g)."""
+    """Views (network inputs in which some tokens are masked) of all completions, and the weights of the log-probabilities. In
+    shapes, e is the number of inner steps (1 if all steps share their views), and k is the number of views of a completion. r
+    is the number of rows per prompt (1 if the completions of a prompt share a row, otherwise the group size g)."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -106,8 +107,9 @@ class Views:
 
 
 def views_of(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Makes the views (network inputs with some tokens masked) of every inner step. Random views depend only on the iteration's
-    key, problem, completion and inner step, so that the old, reference and new policy get the same views."""
+    """Makes the views (network inputs in which some tokens are masked) for every inner step. Random views depend only on the
+    iteration's key, the problem, the completion and the inner step. Hence the old, reference and new policy get the same
+    views."""
     return ESTIMATORS[cfg.estimator](key, batch, cfg)
 
 
@@ -124,15 +126,16 @@ def _prompt_masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -
 
 
 def _shared_views(prompt_masked: Array, batch: GroupBatch) -> Views:
-    """Returns views that mask whole completions. All completions of a prompt then have the same network input, so only one row
-    per prompt goes through the network, and the g completions share its log-probabilities."""
+    """Returns views that mask whole completions. All completions of a prompt then have the same network input, so the network
+    runs on one row per prompt, and the g completions share the log-probabilities of this row."""
     whole = jnp.ones((len(prompt_masked), *batch.completions.shape), bool)
     return Views(prompt_masked, whole[:, :, None, :1], whole[:, :, None].astype(jnp.float32), whole)
 
 
 def row_views(draw: Callable, key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Draws the views (masked network inputs) of every completion independently. `draw` maps (key, steps, samples, length) to
-    the masks, bool, and the weights, float32, of one completion, both [steps, samples, length]."""
+    """Draws the views (network inputs in which some tokens are masked) of every completion independently. `draw` is a function
+    of (key, steps, samples, length) that returns the masks, bool, and the weights, float32, of one completion. Both arrays have
+    the shape [steps, samples, length]."""
     n, g, length = batch.completions.shape
     shape = cfg.inner_steps, cfg.samples, length
     completion = jnp.tile(jnp.arange(g, dtype=jnp.uint32), n)
@@ -149,8 +152,8 @@ def _masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views
 
 
 def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks tokens of one completion with a probability that grows with every inner step, and reaches 1 in the last of several
-    steps; used by `row_views`."""
+    """Masks random tokens of one completion, for `row_views`. The masking probability grows with every inner step. If there are
+    several inner steps, the probability is 1 in the last one."""
     level_key, mask_key = jax.random.split(key)
     first = jax.random.randint(level_key, (), LOWEST_LEVEL, NOISE_LEVELS - 1)
     fraction = jnp.arange(steps) / max(steps - 1, 1)
@@ -160,29 +163,29 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks the last m tokens of one completion in a random order, with m uniform in 1..length; used by `row_views`."""
+    """Masks m random tokens of one completion in every view, for `row_views`. Each m is drawn uniformly from 1..length."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
 
 
 def _quadrature_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m random tokens per view of a completion, like `_elbo_masks`, but the numbers m are evenly spaced from a random
-    start. Each number is still equally likely."""
+    """Masks m random tokens of one completion in every view, like `_elbo_masks`. The values of m are evenly spaced and start at
+    a random offset, so all values in 1..length are still equally likely."""
     number_key, order_key = jax.random.split(key)
     return _last_masks(order_key, _spread_numbers(number_key, steps, samples, length), length)
 
 
 def _last_masks(key: Array, number: Array, length: int) -> tuple[Array, Array]:
-    """Masks random tokens of one completion; `number`, int32 [steps, samples], says how many in each view. Returns the masks
-    and the weights that `row_views` needs."""
+    """Masks random tokens of one completion. `number`, int32 [steps, samples], is the number of tokens to mask in each view.
+    Returns the masks and the weights for `row_views`."""
     masked = _random_ranks(key, (*number.shape, length)) < number[..., None]
     return masked, masked * (length / (number.shape[1] * number))[..., None]
 
 
 def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m random tokens of one completion in the first view of a pair, and the other length - m tokens in the second. If m
-    equals the length, both views mask all tokens."""
+    """Masks m random tokens of one completion in the first view of a pair, and the other length - m tokens in the second view.
+    If m equals the length, both views mask all tokens."""
     number_key, order_key = jax.random.split(key)
     number = _spread_numbers(number_key, steps, samples // 2, length)[..., None]
     rank = _random_ranks(order_key, (steps, samples // 2, length))
@@ -192,7 +195,7 @@ def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> Array:
-    """Returns how many tokens each sample masks, int32 [steps, samples] in 1..length, evenly spaced within a step."""
+    """Returns how many tokens each sample masks, int32 [steps, samples] in 1..length, evenly spaced within an inner step."""
     place = (jnp.arange(samples) + jax.random.uniform(key, (steps, 1))) / samples
     return 1 + jnp.minimum(jnp.floor(length * place).astype(jnp.int32), length - 1)
 
@@ -202,9 +205,9 @@ def _random_ranks(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _trace_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Returns views that follow the order in which tokens were written. A completion's denoising steps, up to the one that
-    wrote the last token in the loss, are divided into equal parts. View j masks the tokens written in part j or later, and
-    scores those written in part j."""
+    """Returns views that follow the order in which the sampler wrote the tokens. The denoising steps of a completion, up to the
+    step that wrote the last token in the loss, are divided into equal parts. View j masks the tokens that were written in part
+    j or later, and scores the tokens that were written in part j."""
     n, g, _ = batch.completions.shape
     generated = batch.unmask_step != HINT
     steps = 1 + jnp.max(batch.unmask_step, axis=-1, keepdims=True, initial=0, where=batch.loss_mask)
@@ -227,7 +230,8 @@ ESTIMATORS: dict[str, Callable[[Array, GroupBatch, LikelihoodConfig], Views]] = 
 
 
 def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> Array:
-    """Computes hidden states, [n, k * r, l, d], at completion positions for one inner step: n prompts, k views of r rows."""
+    """Computes the hidden states of completions in one inner step, [n, k * r, l, d], for n prompts with k views of r rows
+    each."""
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
     completion = jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])
@@ -240,12 +244,13 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Computes the scores of all tokens, float32 [n, g, l], as sums over the k views of weight times log-probability, each
-    float32 [n, k, g, l].
+    """Computes the scores of all tokens, float32 [n, g, l]. Each score is the sum over the k views of `weight *
+    log-probability`. Both factors are float32 [n, k, g, l].
 
     Completions with a negative advantage, float32 [n, g], also use the terms of SPG's upper bound (arXiv 2510.09541), because
-    lowering a lower bound need not lower the likelihood. This bound is sum_i 1/beta log E p(token_i | written tokens)^beta with
-    beta = cfg.upper_power. It holds for beta >= the number of tokens (Hoelder's inequality), and lacks a constant otherwise."""
+    lowering a lower bound need not lower the likelihood. The upper bound is sum_i 1/beta log E p(token_i | written tokens)^beta
+    with beta = cfg.upper_power. It holds if beta is at least the number of tokens (Hoelder's inequality), and lacks a constant
+    otherwise."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower
@@ -261,8 +266,9 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
 def view_scores(
     hidden: jax.Array, head: jax.Array, batch: GroupBatch, weight: Array, cfg: LikelihoodConfig, chunk: int
 ) -> tuple[Array, Array]:
-    """Computes the score and the entropy of every completion token, both float32 [n, g, l], from the result of `hidden_states`
-    and the weights of its k views, float32 [n, k, g, l]. Runs inside `shard_map`; `chunk` is an argument of `token_scores`."""
+    """Computes the score and the entropy of every completion token, both float32 [n, g, l]. `hidden` is the result of
+    `hidden_states`, and `weight`, float32 [n, k, g, l], holds the weights of the k views. Runs inside `shard_map`. `chunk` is
+    passed to `token_scores`."""
     shape = weight.shape
     targets = jnp.tile(batch.completions, (1, shape[1], 1))
     log_probs, entropy = (x.reshape(shape) for x in token_scores(hidden, head, targets, chunk))

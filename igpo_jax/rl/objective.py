@@ -65,7 +65,8 @@ class ObjectiveConfig(LikelihoodConfig):
 
 
 def advantages(rewards: Array, normalize: bool) -> Array:
-    """Subtracts the group's mean from each reward, float32 [n, g]; `normalize` also divides by its standard deviation."""
+    """Returns the advantages, float32 [n, g]: each reward minus the mean reward of its group. If `normalize` is True, the
+    difference is divided by the standard deviation of the rewards in the group."""
     centered = rewards - rewards.mean(axis=1, keepdims=True)
     if normalize:
         centered = centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
@@ -74,8 +75,8 @@ def advantages(rewards: Array, normalize: bool) -> Array:
 
 @flax.struct.dataclass
 class LogProbs:
-    """Token scores under the old and the reference policy, which stay fixed during the inner updates. The leading axis e of the
-    arrays is the inner step, with size 1 if all inner steps have the same views."""
+    """Token scores under the old and the reference policy. They stay fixed during the inner updates. The leading axis e of the
+    arrays is the inner step. Its size is 1 if all inner steps have the same views."""
 
     old: Array  # f32[e, n, g, l]
     reference: Array  # f32[e, n, g, l]
@@ -104,8 +105,8 @@ def compute_logprobs(
     microbatches: int = 1,
 ) -> LogProbs:
     """Computes token scores under the old and the reference policy, and the loss mask after the entropy filter. `params` are
-    those of the policy that sampled the rollout, `reference` those of the policy in the KL term, and `key` is the iteration's
-    key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
+    the parameters of the policy that sampled the rollout, `reference` are the parameters of the policy in the KL term, and
+    `key` is the iteration's key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
     per_row = P(BATCH)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=(per_row, per_row))
@@ -132,8 +133,8 @@ def compute_logprobs(
 
 
 def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
-    """Keeps, in each row, the candidates, bool [..., l], that have the highest entropy, float32 [..., l]. Of h candidates it
-    keeps max(1, floor(keep * h)), or none for keep = 0 (docs/method.md section 11)."""
+    """Selects the candidates with the highest entropy in each row. `candidates` is bool [..., l], and `entropy` float32 [...,
+    l]. Of h candidates in a row, max(1, floor(keep * h)) are selected, or none if `keep` is 0 (docs/method.md section 11)."""
     number = candidates.sum(axis=-1, keepdims=True)
     kept = jnp.maximum(int(keep > 0), jnp.floor(keep * number + 1e-6).astype(jnp.int32))
     order = jnp.argsort(jnp.argsort(-jnp.where(candidates, entropy, -jnp.inf), axis=-1, stable=True), axis=-1)
@@ -141,16 +142,17 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 
 def group_weights(advantages: Array) -> jax.Array:
-    """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for the advantages A of a group. They are
-    0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the paper's sum."""
+    """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for a group's advantages A. The weights
+    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the paper's sum."""
     plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
     return (plus - minus) * advantages.shape[-1]
 
 
 def kl_estimate(new: Array, reference: Array, kind: str) -> jax.Array:
     """Estimates KL(new || reference) from one sample with the log-ratio d = log reference - log new. The estimators are k1 = -d
-    (unbiased), k2 = d^2 / 2, and k3 = e^d - d - 1 (unbiased and never negative, Schulman 2020). All are 0 before the run's
-    first update, when new, old and reference policy are the same network with the same views (docs/method.md section 10)."""
+    (unbiased), k2 = d^2 / 2, and k3 = e^d - d - 1 (unbiased and never negative, Schulman 2020). All estimates are 0 before the
+    first update of a run, because the new, old and reference policies are still the same network with the same views
+    (docs/method.md section 10)."""
     to_reference = jnp.clip(reference - new, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k1":
         return -to_reference
@@ -169,20 +171,20 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion.
 
-    Only tokens in the loss mask count: a hint token that the entropy filter drops gets no gradient, neither through the
-    sequence ratio nor through the KL. With cfg.reference_code it gets one through the ratio, and a completion is weighted by
-    its number of tokens relative to its group's mean (docs/method.md section 10).
+    Only tokens in the loss mask count. A hint token that the entropy filter drops gets no gradient through the sequence ratio
+    or the KL. With cfg.reference_code, such a token does get a gradient through the ratio, and the loss of a completion is
+    multiplied by its number of tokens divided by the mean number in its group (docs/method.md section 10).
 
     Args:
         new, old, reference: token scores under the three policies, see `likelihood.combine`, float32 [..., l].
         advantages: advantages of the completions, float32 [...]; the last axis is a group.
-        loss_mask: tokens that count in ratio, loss and KL, bool [..., l].
-        scored: tokens that have log-probabilities, bool [..., l]; needed with cfg.reference_code.
-        hint: hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
+        loss_mask: mask of the tokens that count in ratio, loss and KL, bool [..., l].
+        scored: mask of the tokens that have log-probabilities, bool [..., l]; needed with cfg.reference_code.
+        hint: mask of the hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
 
     Returns:
-        The loss and a dict of statistics, each float32 [...]: means over a completion's tokens, and the count
-        policy/overflow."""
+        The loss and a dict of statistics, each float32 [...]. The statistics are means over the tokens of a completion, except
+        that policy/overflow is a count."""
 
     def token_mean(values, mask=loss_mask):
         return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
@@ -227,12 +229,12 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the means of loss and statistics over all completions of the batch. `logprobs` are those of one inner step, so
-    they have no leading axis.
+    """Returns the loss and the statistics, averaged over all completions of the batch. The arrays in `logprobs` belong to one
+    inner step, so they have no leading axis for it.
 
-    The network runs under automatic sharding. Its output matrix, log-probabilities, ratios and reduction run under `shard_map`,
-    with prompts split over the mesh axes data and fsdp and the vocabulary over tensor. The value does not depend on the number
-    of devices."""
+    The transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
+    reduction are computed under `shard_map`. Prompts are split over the mesh axes data and fsdp, and the vocabulary over
+    tensor. The result does not depend on the number of devices."""
     rows = batch.advantages.size
     per_row = P(BATCH)
 

@@ -1,9 +1,9 @@
-"""One rollout: samples and grades the completions for an iteration's updates (paper Algorithm 1; docs/method.md section 7).
+"""Rollout: samples and grades the completions for the updates of one iteration (paper Algorithm 1; docs/method.md section 7).
 
     first attempt -> grades -> all-wrong groups: hints -> second attempt -> grades -> swap -> GroupBatch
 
-Sampling runs on the mesh. Decisions that depend on its outcome are made on the host, from arrays that every process has in
-full, so all processes take the same branch."""
+Sampling runs on the mesh. Decisions that depend on the samples are made on the host. Every process has the complete arrays, so
+all processes make the same decisions."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutContext:
-    """Inputs that the first and the second attempt of a rollout share."""
+    """Inputs shared by the first and the second attempt of a rollout."""
 
     params: Params
     grade: Grade
@@ -61,7 +61,7 @@ class RolloutContext:
 
 @flax.struct.dataclass
 class InitialCanvas:
-    """Canvases (positions that are each MASK or a hint token) from which sampling starts, for G completions of each problem."""
+    """Initial canvases for G completions of each problem. Each canvas position is MASK or a hint token."""
 
     canvas: np.ndarray  # i32[n, g, l], MASK or a hint token
     ratio: np.ndarray  # f32[n, g], requested share of the solution; 0 without hints
@@ -69,7 +69,7 @@ class InitialCanvas:
 
 @flax.struct.dataclass
 class Attempt:
-    """One attempt at a batch of problems: G sampled and graded completions of each problem, on the host."""
+    """One attempt at a batch of problems: G sampled and graded completions for each problem, on the host."""
 
     tokens: np.ndarray  # i32[n, g, l]
     unmask_step: np.ndarray  # i32[n, g, l], `HINT` for hints
@@ -84,7 +84,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class SampleStats:
-    """Amount of work and wall time that sampling took."""
+    """Amount of work and wall time needed for sampling."""
 
     completions: int = 0
     evaluations: int = 0  # network evaluations, summed over completions
@@ -98,7 +98,7 @@ class SampleStats:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Result of a rollout: the groups of completions for the updates, the attempts that they come from, and metrics."""
+    """Result of a rollout: the groups of completions for the updates, the attempts that produced them, and metrics."""
 
     groups: GroupBatch  # the input of the updates
     first: Attempt
@@ -122,11 +122,11 @@ def rollout(
     """Samples and grades a group of completions for each prompt, with the network parameters `params`.
 
     Args:
-        prompts: host arrays that are equal on every process. The number of prompts is a multiple of the mesh sizes data * fsdp
-            and of cfg.prompts_at_once. With inpainting.source="own", the traces are solutions found by this policy, and
-            problems without one get no second attempt.
-        key: PRNG key of the iteration's batch. Random draws depend only on this key, the problem and the completion's index.
-        check_preemption: function that is called on all processes after every chunk and may raise an exception."""
+        prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
+            and of the product of the mesh sizes data and fsdp. With inpainting.source="own", the traces are solutions that this
+            policy found, and problems without such a solution get no second attempt.
+        key: PRNG key of the iteration's batch. Random draws depend only on the key, the problem and the completion's index.
+        check_preemption: function that may raise an exception. All processes call it after every chunk of prompts."""
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
     first, stats = _sample_attempt(context, prompts, _blank_canvas(prompts, cfg), KeyPurpose.FIRST_ATTEMPT)
     no_hint_available = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
@@ -153,7 +153,7 @@ def rollout(
 
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
-    """Samples new completions of the triggered groups, which had no correct completion, from canvases with hints."""
+    """Samples new completions of the triggered groups (groups without a correct completion) from canvases with hints."""
     cfg = context.cfg
     # Hints are drawn for every prompt, so that shapes never change; they are cheap.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
@@ -180,7 +180,7 @@ def _hinted_canvas(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> 
 def _sample_attempt(
     context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose
 ) -> tuple[Attempt, SampleStats]:
-    """Samples and grades G completions of each prompt, chunk by chunk. A chunk is graded while the next one is sampled."""
+    """Samples and grades G completions of each prompt, chunk by chunk. While one chunk is graded, the next one is sampled."""
     clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
     n, g, length = start.canvas.shape
     row = take_rows(prompts, np.repeat(np.arange(n), g))
@@ -205,8 +205,8 @@ def _sample_attempt(
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
-    """Chooses the completions of the second attempt that replace wrong ones in each triggered group: a random subset of the
-    correct ones, at most floor(lambda * G) for group size G, with lambda = `replace_fraction`."""
+    """Chooses the completions of the second attempt that replace wrong completions in each triggered group. They are a random
+    subset of the correct ones, with at most floor(lambda * G) elements for group size G and lambda = `replace_fraction`."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
@@ -216,9 +216,9 @@ def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Ar
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Replaces the last completions (with `from_front` the first) of each triggered group, which are all wrong, by the
-    completions of the second attempt that `source` selects. Returns the final attempt and the mask of replaced completions,
-    bool [n, g]."""
+    """Replaces completions of each triggered group by the completions of the second attempt that `source` selects. The last
+    completions of the group are replaced, or the first with `from_front`; all completions of a triggered group are wrong.
+    Returns the final attempt and the mask of replaced completions, bool [n, g]."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
@@ -231,14 +231,15 @@ def swap(
 
 
 def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """Returns a bool mask that is True up to and including the first EOS of each row, and everywhere in rows without EOS."""
+    """Returns a bool mask that is True up to and including the first EOS of each row. A row without EOS is True everywhere."""
     ended = np.cumsum(tokens == eos_id, axis=-1)
     return (ended == 0) | ((ended == 1) & (tokens == eos_id))
 
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
-    """Appends copies of the first group, so that the sampler is compiled for few batch sizes. The groups then fill full chunks
-    of `most` groups and, for the rest, the smallest quarter, half or full chunk that holds it and divides over the devices."""
+    """Appends copies of the first group, so that the sampler is compiled for only a few batch sizes. The result consists of
+    full chunks of `most` groups, followed by a smaller chunk for the remaining groups. The smaller chunk is a quarter, a half
+    or all of a full one: the smallest size that holds the remaining groups and divides evenly over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
@@ -283,8 +284,8 @@ def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
 
 
 def distinct_share(tokens: np.ndarray, eos_id: int) -> float:
-    """Returns the share of distinct completions in each group, int32 [n, g, l], averaged over the groups. Tokens after a
-    completion's first EOS are ignored."""
+    """Returns the share of distinct completions in a group, averaged over the groups. `tokens` holds the completions, int32 [n,
+    g, l]. Tokens after the first EOS of a completion are ignored."""
     ended = np.where(up_to_first_eos(tokens, eos_id), tokens, eos_id)
     return float(np.mean([len({row.tobytes() for row in group}) / len(group) for group in ended]))
 

@@ -1,4 +1,4 @@
-"""One update of the policy: computes the objective and its gradients, and applies them with an Optax optimizer."""
+"""One update of the policy: computes the objective and its gradients, and applies the gradients with an Optax optimizer."""
 
 from collections.abc import Callable
 
@@ -20,12 +20,12 @@ def make_update(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> Callable:
-    """Returns the compiled function (state, batch, logprobs, inner_step, base_params) -> (state, statistics) that updates the
-    policy.
+    """Returns a compiled function that updates the policy: (state, batch, logprobs, inner_step, base_params) -> (state,
+    statistics).
 
-    The function donates `state`. The number of prompts in the batch is a multiple of `microbatches`. `inner_step`, int32 [], is
-    the index of the inner update, and `base_params` are the frozen parameters under the adapters in `state`, or None without
-    adapters. `apply_gradients` describes updates with a non-finite loss or gradient."""
+    The function donates `state`. The number of prompts in the batch must be a multiple of `microbatches`. `inner_step`, int32
+    [], is the index of the inner update. `base_params` are the frozen parameters under the adapters in `state`, or None if
+    there are no adapters. `apply_gradients` handles updates with a non-finite loss or gradient."""
 
     def update(
         state: TrainState, batch: GroupBatch, logprobs: LogProbs, inner_step: jax.Array, base_params: Params | None = None

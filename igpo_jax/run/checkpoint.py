@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """Context manager that saves and restores the checkpoints `<folder>/<step>/`. Exiting waits for an unfinished save.
+    """Context manager that saves and restores the checkpoints `<folder>/<step>/`. On exit, it waits for an unfinished save.
 
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
     the data, and, with inpainting.source=own, the bank of the model's own solutions. The data position is the step, because the
-    step alone decides which batch comes next. The sum over the bits of every array is saved and compared on restore, because
-    Orbax does not detect flipped bits.
+    step alone decides which batch comes next. A checksum of every array is saved, and is compared on restore, because Orbax
+    does not detect flipped bits.
 
     Args:
         keep: number of newest checkpoints to keep.
@@ -75,7 +75,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Args:
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
-            unlogged: lists of floats that were measured since the last line of the log."""
+            unlogged: lists of floats that were measured after the last line of the log was written."""
         if jax.default_backend() == "cpu":
             # On CPUs the saver reads device memory in place, while the next update already overwrites it.
             state = jax.tree.map(jnp.copy, state)
@@ -91,10 +91,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer.wait()
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
-        """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint, or None.
+        """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint.
 
-        Newer checkpoints that cannot be read are moved to `<folder>-unreadable`, because the run will save their steps again.
-        Returns None if there are no checkpoints; raises ValueError if there are some but none is readable.
+        Unreadable newer checkpoints are moved to `<folder>-unreadable`, because the run will save checkpoints of the same steps
+        again. Returns None if there are no checkpoints. Raises ValueError if there are checkpoints but all are unreadable.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
@@ -110,7 +110,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
-        """Returns (step, parameters) of the newest readable checkpoint, without the optimizer state; None if there is none."""
+        """Returns (step, parameters) of the newest readable checkpoint, or None if there is none. Skips the optimizer state."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         return found and (found[0], found[1]["state"]["params"])
 

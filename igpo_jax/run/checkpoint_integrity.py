@@ -41,13 +41,13 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Returns whether a reading error is the host's fault (out of memory, unresponsive storage), not the checkpoint's."""
+    """Returns whether a read error is caused by the host (out of memory, unresponsive storage) and not by the checkpoint."""
     storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return storage or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics files, because Orbax reads those of all checkpoints on opening and fails at a damaged one."""
+    """Removes damaged metrics files, because Orbax reads the metrics of all checkpoints on opening and fails if one is bad."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save

@@ -55,7 +55,7 @@ class ProblemSet:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Configuration, model and data shared by the stages of a run. The data of a stage that the run does not have is None."""
+    """Configuration, model and data shared by the stages of a run. If the run lacks a stage, the data of this stage is None."""
 
     workdir: pathlib.Path
     config: Config
@@ -85,7 +85,7 @@ class Experiment:
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
-        """Decodes the graded part of a completion: up to its first EOS, or the whole completion with reward.after_eos."""
+        """Decodes the graded part of a completion: up to the first EOS, or the whole completion with reward.after_eos."""
         return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
     def extract_answer(self, text: str) -> str | None:
@@ -94,14 +94,14 @@ class Experiment:
         return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading completions of RL problems; returns a function that waits for the grades, see `rl.rollout.Grade`."""
+        """Starts grading completions of RL problems. Returns a function that waits for the grades, see `rl.rollout.Grade`."""
         assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading g completions of l tokens for each of n problems, int32 [n, g, l]; each process grades some problems.
-        Returns a function that waits for the grades and gathers them from all processes, so all of them must call it at the
-        same point."""
+        """Starts grading g completions of l tokens for each of n problems, int32 [n, g, l]. Each process grades some of the
+        problems. Returns a function that waits for the grades and gathers them from all processes. All processes must call this
+        function at the same point."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -130,8 +130,8 @@ class Experiment:
         return ThreadPoolExecutor(max_workers=1)
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> np.ndarray:
-        """Completes and grades the test problems; returns bool [problems], True for each solved problem. Calls
-        `check_preemption`, which may raise an exception, after every batch on all processes."""
+        """Samples and grades a completion for each test problem. Returns bool [problems], True for each solved problem. After
+        every batch, all processes call `check_preemption`, which may raise an exception."""
         evaluation, test = self.config.evaluation, self.test_data
         requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
         batching = Batching(self.mesh, evaluation.batch_size, self.config.data.prompt_buckets)
@@ -144,7 +144,8 @@ class Experiment:
 
 def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     """Opens a run: validates the configuration and the data, and creates the run's folder or checks that it belongs to this
-    run. Allocates nothing on devices. Every process of a run must call this function; if one process raises an error, all do.
+    run. Allocates nothing on devices. Every process of a run must call this function. If one process raises an error, all of
+    them do.
 
     Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, or if
     the processes do not share the folder. Raises OSError if the folder cannot be written."""
@@ -177,7 +178,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
 
 
 def load_run_problems(config: Config) -> Splits:
-    """Loads the problems of the splits that the run uses (sft, rl, test). Raises ValueError with file and line for bad data."""
+    """Loads the problems of the splits that the run uses (sft, rl, test). Invalid data raises a ValueError with file and
+    line."""
     task = load_task(config.task.name)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
     problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
@@ -223,7 +225,7 @@ def _with_data(
 
 
 def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
-    """Splits SFT data into a training set in its original order and a held-out set of `problems` randomly drawn problems."""
+    """Splits SFT data into a training set in the original order and a held-out set of `problems` randomly drawn problems."""
     if problems >= len(arrays.tokens):
         raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
     order = np.random.default_rng(seed).permutation(len(arrays.tokens))
@@ -231,13 +233,14 @@ def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFT
 
 
 def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
-    """Loads the run's tokenizer: that of the folder `model.path`, or the one trained when the run was first opened."""
+    """Loads the run's tokenizer from the folder `model.path`. Without `model.path`, loads the tokenizer that was trained when
+    the run was first opened."""
     model = configuration.folder_model(config)
     return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(workdir / "tokenizer.model")
 
 
 def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
-    """Reads the configuration of the run in `workdir`; raises ValueError if config.json is missing or unreadable."""
+    """Reads the configuration of the run in `workdir`. Raises ValueError if config.json is missing or unreadable."""
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")

@@ -1,5 +1,5 @@
 """Writes and reads the logs of a run: metrics.jsonl, rollouts.jsonl, evaluations.jsonl and TensorBoard events. In all logs, the
-step is the number of optimizer updates since the start of the run, over both stages."""
+step is the number of optimizer updates since the start of the run, counted over both stages."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ from igpo_jax.runtime.files import atomic_write, parse_json, renamed
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps, all rows of the
-    stage `starting`, and evaluations whose metrics were not logged (they run again). Therefore the logs of a resumed run equal
-    those of an uninterrupted run."""
+    """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps and all rows of
+    the stage `starting`. It also removes evaluations whose metrics were not logged, because they run again. Therefore the logs
+    of a resumed run equal those of an uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._workdir, self._step = workdir, step
@@ -39,7 +39,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     @functools.cached_property
     def _events(self) -> Any:
-        """TensorBoard writer, opened at the first event, so that reopening a finished run adds no file."""
+        """TensorBoard writer. It is created at the first event, so that reopening a finished run adds no file."""
         from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
 
         return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1 if self._step else None)
@@ -88,7 +88,7 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """Formats a logged completion as Markdown. Texts become indented code blocks, because generated text cannot end those."""
+    """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because it cannot end them."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
     if "extracted_answer" in row:
@@ -98,8 +98,8 @@ def _as_markdown(row: dict[str, Any]) -> str:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of a JSON Lines log, [] if the file does not exist. Skips a truncated last line. Raises ValueError if a
-    line before the last is not a JSON object."""
+    """Reads the rows of a JSON Lines log. Returns [] if the file does not exist. Skips a truncated last line. Raises ValueError
+    if an earlier line is not a JSON object."""
     if not pathlib.Path(path).is_file():
         return []
     rows = []
@@ -132,7 +132,8 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
 
 
 def device_memory() -> dict[str, float]:
-    """Returns current and peak memory, in GiB, of this process's fullest device; {} if the backend reports none (CPUs)."""
+    """Returns the current and peak memory use, in GiB, of the fullest device of this process. Returns {} if the backend does
+    not report memory use (CPUs)."""
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}

@@ -21,7 +21,7 @@ PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "g
 
 
 def environment() -> dict[str, Any]:
-    """Returns the devices, the package versions, and the Git commit of this package (None outside a repository)."""
+    """Returns the devices, the package versions, and the Git commit of this package (None if it is not in a repository)."""
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -41,7 +41,7 @@ def _commit() -> str | None:
 
 
 def decoding(experiment: Experiment) -> dict[str, Any]:
-    """Returns the sampler settings of rollouts and of evaluations, and the names of the settings that differ."""
+    """Returns the sampler settings of rollouts, those of evaluations, and the names of the settings that differ."""
     config = experiment.config
     rollout, evaluation = dataclasses.asdict(config.sampler), dataclasses.asdict(config.evaluation.decode)
     differences = [key for key in rollout if rollout[key] != evaluation[key]]
@@ -96,8 +96,8 @@ def _rollout_means(rollouts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
-    """Returns the share of all-wrong groups (problems without a correct completion) in which hints led to a correct answer, or
-    None if there are no such groups."""
+    """Returns the share of all-wrong groups (problems without a correct completion) that got a correct answer with hints, or
+    None if there are no all-wrong groups."""
     tried = [row for row in rollouts if row.get("hint/rescue_rate") is not None]
     groups = [row["groups/all_wrong_before"] for row in tried]
     return float(np.average([row["hint/rescue_rate"] for row in tried], weights=groups)) if sum(groups) else None

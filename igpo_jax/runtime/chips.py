@@ -27,9 +27,9 @@ CHIPS = {
 
 
 def device_memory_gib(device: jax.Device) -> float:
-    """Returns the memory that programs can use on a device, in GiB. For a local device this is the backend's limit (on GPUs the
-    share XLA_PYTHON_CLIENT_MEM_FRACTION), for other devices the figure in `CHIPS`, and for CPUs the host's memory. Raises
-    ValueError for devices without any of these."""
+    """Returns the memory that programs can use on a device, in GiB. For a local device, this is the limit that the backend
+    reports (on GPUs, the share XLA_PYTHON_CLIENT_MEM_FRACTION of the memory). For other devices, it is the size in `CHIPS`, and
+    for CPUs the memory of the host. Raises ValueError if none of these is known."""
     statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30

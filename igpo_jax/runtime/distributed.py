@@ -17,7 +17,7 @@ from igpo_jax.runtime.checks import require
 
 
 def initialize() -> None:
-    """Joins the processes started by a TPU pod, SLURM, GKE or MPI. Without a cluster, the run is one process. Call this
+    """Connects the processes that a TPU pod, SLURM, GKE or MPI started. Without a cluster, the run is one process. Call this
     function before any use of devices. All processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment
     variable, default 100)."""
     try:
@@ -29,9 +29,9 @@ def initialize() -> None:
 
 @contextlib.contextmanager
 def raise_on_all_hosts() -> Iterator[None]:
-    """Context manager that raises an error on all processes if the body raises ValueError or OSError on one, so that no process
-    waits for the failed one. The other processes raise ValueError. The body must not contain collective operations; all
-    processes wait for each other at its end."""
+    """Context manager that raises an error on all processes if the body raises ValueError or OSError on one process, so that no
+    process waits for the failed one. The other processes raise ValueError. The body must not contain collective operations. At
+    the end of the body, all processes wait for each other."""
     own = None
     try:
         yield
@@ -46,7 +46,8 @@ def raise_on_all_hosts() -> Iterator[None]:
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
     """Context manager that ends this process immediately if the body fails in a run of several processes. An orderly exit would
-    wait for the others, which wait for this one or have ended. They notice the exit and end in the same way."""
+    wait for the other processes, which wait for this one or have already ended. The other processes notice the exit and end in
+    the same way."""
     try:
         yield
     except Exception:
@@ -59,7 +60,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 def all_gather_hosts(value) -> np.ndarray:
-    """Gathers a number or array of equal shape from every process; returns an array [processes, ...] on all of them."""
+    """Gathers a number or array of equal shape from every process. Returns the array [processes, ...] on every process."""
     value = np.asarray(value)
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
@@ -70,8 +71,8 @@ def own_rows(number: int) -> np.ndarray:
 
 
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Computes rows on all processes together: each process sets its `own_rows` of `values`, zeros [n, ...], to work(rows).
-    Returns the complete array on all processes."""
+    """Divides the computation of rows among all processes. Each process sets its `own_rows` of `values`, initially zeros [n,
+    ...], to work(rows). Returns the complete array on all processes."""
     rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
@@ -88,7 +89,7 @@ def check_same(fingerprints: dict[str, str]) -> None:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises ValueError if a process does not see what process 0 writes into `folder`, which must exist on process 0."""
+    """Raises ValueError if a process cannot see a file that process 0 writes into `folder`, which must exist on process 0."""
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{all_gather_hosts(np.uint32(time.time_ns() % 2**32))[0]}"

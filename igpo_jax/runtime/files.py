@@ -21,8 +21,8 @@ MAX_NESTED = 64  # levels of a JSON value, because recursive code needs a stack 
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
-    """Parses untrusted JSON; `options` are passed to json.loads. Raises ValueError with the name `place` for encodings other
-    than UTF-8, invalid JSON, deep nesting, or numbers of thousands of digits."""
+    """Parses untrusted JSON; `options` are passed to json.loads. Raises a ValueError whose message names `place` if the text is
+    not UTF-8, is not valid JSON, is nested too deeply, or contains a number with thousands of digits."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
@@ -45,7 +45,7 @@ def _depth(value: Any) -> int:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object from a file. Raises ValueError if the file is missing or has other content, see `parse_json`."""
+    """Reads a JSON object from a file. Raises ValueError if the file is missing or holds anything else, see `parse_json`."""
     require(file.is_file(), f"{file} is missing")
     values = parse_json(file.read_bytes(), file)
     require(isinstance(values, dict), f"{file} is not a JSON object")
@@ -58,7 +58,8 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def wrap_read_errors(file: object) -> Iterator[None]:
-    """Context manager that converts any error of parsing a damaged or foreign file to a ValueError that names the file."""
+    """Context manager that turns any error raised while parsing a damaged or foreign file into a ValueError that names the
+    file."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -73,14 +74,14 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:
-    """Returns a JSON value with keys renamed at all levels, by default from names of earlier versions to the current names."""
+    """Returns a JSON value with keys renamed at all levels. By default, names of earlier versions become current names."""
     if isinstance(value, dict):
         return {names.get(key, key): renamed(part, names) for key, part in value.items()}
     return [renamed(part, names) for part in value] if isinstance(value, list) else value
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns the dotted keys of two nested dicts whose values differ or that only one of the dicts has."""
+    """Compares two nested dicts. Returns the dotted keys that only one dict has or whose values differ."""
     keys = []
     for key in one | other:
         a, b = one.get(key), other.get(key)
@@ -92,8 +93,8 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
 
 
 def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str) -> None:
-    """Writes the settings `identity` of a new output folder to `file`. If the file exists, compares the settings with it
-    instead, and raises ValueError with the keys that differ."""
+    """Writes the settings `identity` of a new output folder to `file`. If the file exists, compares its contents with
+    `identity` instead, and raises a ValueError that names the keys that differ."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))

@@ -18,8 +18,8 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 
 def keep_freed_memory() -> None:
-    """Keeps freed memory in the process on hosts without accelerators, if the C library is glibc. Otherwise the kernel zeroes
-    the pages of every new array, which takes 40 % of the time of small models. Must be called before JAX's threads start."""
+    """Makes glibc keep freed memory in the process on hosts without accelerators. Otherwise the kernel zeroes the pages of
+    every new array, which takes 40 % of the time of small models. Must be called before JAX's threads start."""
     accelerated = any(glob.glob(f"/dev/{pattern}") for pattern in ("accel*", "vfio/*", "nvidia*", "kfd"))
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
         return
@@ -30,8 +30,9 @@ def keep_freed_memory() -> None:
 
 
 def cache_compiled_programs(workdir: pathlib.Path) -> None:
-    """Caches compiled programs in the run's folder if compiling them took at least a second, unless JAX_COMPILATION_CACHE_DIR
-    is set. Each kind of device and of CPU has its own cache, because a program compiled for another kind may crash."""
+    """Caches compiled programs in the run's folder, or in JAX_COMPILATION_CACHE_DIR if it is set. Programs that compile in less
+    than a second are not cached. In the run's folder, each kind of device and of CPU has its own cache, because a program
+    compiled for another kind may crash."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":
@@ -42,7 +43,7 @@ def cache_compiled_programs(workdir: pathlib.Path) -> None:
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:
-    """Returns advice if an error means that memory or storage ran out, None for other errors. `memory_keys` names the
+    """Returns advice if an error means that memory or storage ran out, and None for other errors. `memory_keys` names the
     configuration keys that reduce memory."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     # Tested first, because the checkpoint writer reports a full disk as RESOURCE_EXHAUSTED.

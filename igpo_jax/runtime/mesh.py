@@ -17,9 +17,9 @@ BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh over all devices; one axis may be -1 and then gets the remaining devices. The axis `data` is divided among
-    TPU slices, so that only gradient sums cross the slower network between slices. Raises ValueError if two axes are -1, if the
-    sizes do not multiply to the number of devices, or if `data` is not a multiple of the number of slices."""
+    """Returns a mesh over all devices. One axis size may be -1; this axis gets the remaining devices. The axis `data` is
+    divided among TPU slices, so that only gradient sums cross the slower network between slices. Raises ValueError if two axes
+    are -1, if the product of the sizes is not the number of devices, or if `data` is not a multiple of the number of slices."""
     devices = jax.devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -44,7 +44,7 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
 
 
 def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
-    """Returns the number of parts into which the rows of a batch are sharded."""
+    """Returns the number of shards that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -55,7 +55,7 @@ def shard_rows(x: jax.Array) -> jax.Array:
 
 def split_rows(tree, parts: int):
     """Splits the rows of each array in a pytree, [n, ...] -> [parts, n / parts, ...]. Each part takes every `parts`-th row, so
-    that all devices work on it."""
+    that all devices work on each part."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
 
 

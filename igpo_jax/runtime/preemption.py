@@ -10,14 +10,14 @@ from jax.experimental import multihost_utils
 
 
 class Terminated(BaseException):
-    """Exception raised after a run that received SIGTERM was saved. Like KeyboardInterrupt, it is not caught by `except
-    Exception`."""
+    """Exception that is raised when a run has saved its state after SIGTERM. Like KeyboardInterrupt, it is not caught by
+    `except Exception`."""
 
 
 def listen() -> Callable[[], bool]:
-    """Installs a SIGTERM handler and returns a function that tells whether to save and stop. Every process must call the
-    returned function equally often. After a signal to any process, it soon returns True at the same call on all of them (jax's
-    preemption service)."""
+    """Installs a SIGTERM handler. Returns a function that returns True if the run must save its state and stop. Every process
+    must call this function equally often. If any process receives the signal, JAX's preemption service soon makes the function
+    return True in the same call on all processes."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
         return lambda: multihost_utils.reached_preemption_sync_point(next(calls))

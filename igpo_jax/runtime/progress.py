@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 
 def progress(total: int, done: int, description: str, **options) -> tqdm:
-    """Returns a tqdm bar, shown on process 0 if work is left. Without a terminal, it prints a line every ten seconds."""
+    """Returns a tqdm progress bar. Only process 0 shows it, and only if work is left. Without a terminal, it prints a line
+    every ten seconds."""
     seconds = 0.1 if sys.stderr.isatty() else 10.0
     # A single process must not call process_index: it starts JAX, which occupies the accelerator even if a command needs none.
     disable = (jax.distributed.is_initialized() and jax.process_index() > 0) or done == total

@@ -16,7 +16,7 @@ def accuracy_interval(correct: np.ndarray) -> list[float]:
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float]:
-    """Returns the 95 % confidence interval of the mean of `values`, float [n], by a bootstrap of `RESAMPLES` resamples with a
+    """Returns the 95 % confidence interval of the mean of `values`, float [n], from `RESAMPLES` bootstrap resamples with a
     fixed seed."""
     draw, n = np.random.default_rng(0), len(values)
     means = np.array([values[draw.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
@@ -32,8 +32,8 @@ def wilson(share: float, problems: int) -> list[float]:
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two evaluations of the same problems, bool [problems, draws] each. Returns the means, their difference with its
-    95 % confidence interval and p-value, and the numbers of problems that became better or worse."""
+    """Compares two evaluations of the same problems, both bool [problems, draws]. Returns the two means, their difference with
+    its 95 % confidence interval and p-value, and the numbers of problems that became better or worse."""
     difference = other.mean(axis=1) - one.mean(axis=1)
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     means = {"one": float(one.mean()), "other": float(other.mean()), "difference": float(difference.mean())}
@@ -43,14 +43,15 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test, given the numbers of problems that became correct and wrong."""
+    """Returns the exact two-sided p-value of McNemar's test. The arguments are the numbers of problems that became correct and
+    that became wrong."""
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
     return min(1.0, 2 * tail) if n else 1.0
 
 
 def sign_flip(difference: np.ndarray) -> float:
-    """Returns the two-sided p-value of a permutation test that flips the signs of differences per problem, float [problems]."""
+    """Returns the two-sided p-value of a permutation test that randomly flips signs of the differences, float [problems]."""
     signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
     larger = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12
     return float((larger.sum() + 1) / (RESAMPLES + 1))

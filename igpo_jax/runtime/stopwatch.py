@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Sums the seconds of measured code by name. The measured code must fetch its JAX results, because otherwise only the time
-    to start their computation is measured."""
+    """Sums the seconds of measured code by name. The measured code must fetch its JAX results, because otherwise only the start
+    of their computation is measured."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

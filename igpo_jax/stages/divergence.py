@@ -14,12 +14,12 @@ from igpo_jax.runtime.mesh import to_host
 
 
 class Diverged(ArithmeticError):
-    """Error raised if losses, gradients or parameters are no longer finite."""
+    """Error that is raised if losses, gradients or parameters are no longer finite."""
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """Returns the number of consecutive skipped updates up to the newest update. `skipped`, bool [n], tells which of the last n
-    updates were skipped; `before` is the number of consecutive skipped updates before them."""
+    """Returns the number of consecutive skipped updates that end with the newest update. `skipped`, bool [n], tells which of
+    the last n updates were skipped. `before` is the number of consecutive skipped updates just before these n updates."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 

@@ -18,8 +18,8 @@ NO_SOLUTION = -1  # fills rows of the solution bank without a solution
 
 
 def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
-    """Returns the stage's state with its solution bank and its center of hint ratios (shares of a solution that hints reveal)
-    updated by the rollouts of an iteration. The center changes only if there were second (hinted) attempts."""
+    """Updates the solution bank and the center of hint ratios (shares of a solution that hints reveal) from the rollouts of an
+    iteration, and returns the new state of the stage. The center changes only if there were second (hinted) attempts."""
     bank, center = state.solution_bank, state.hint_ratio_center
     if bank is not None:
         for sampled in rollouts:
@@ -37,8 +37,8 @@ def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
 
 
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
-    """Returns the next center of the hint ratios (shares of a solution that hints reveal) after an iteration in which the share
-    `correct` of second attempts was correct.
+    """Returns the center of hint ratios (shares of a solution that hints reveal) for the next iteration. `correct` is the share
+    of second attempts that were correct in the last iteration.
 
     The center rises if `correct` is below one half and falls if it is above, because the expected gradient of a problem's
     completions, correct * (1 - correct), is largest at one half (paper, Appendix K). The center is rounded to float32, so that
@@ -49,11 +49,12 @@ def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: Inpain
 def update_solution_bank(
     solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
 ) -> np.ndarray:
-    """Returns a copy of the solution bank, updated with the last correct completion (if any) of each sampled problem, cut at
-    EOS.
+    """Returns an updated copy of the solution bank. If a sampled problem has correct completions, the last one, cut at EOS,
+    becomes its solution in the bank.
 
     Args:
-        solution_bank: the model's own solutions, int32 [problems, l], padded with EOS; `NO_SOLUTION` for a problem without one.
+        solution_bank: the model's own solutions, int32 [problems, l], padded with EOS. A problem without a solution has
+            `NO_SOLUTION`.
         rows: row of each sampled problem in the bank, int [n].
         tokens: completions of the sampled problems, int32 [n, g, l].
         correct: whether each completion is correct, bool [n, g]."""
@@ -70,8 +71,8 @@ def hintable_prefix_length(
 ) -> int:
     """Returns the number of leading tokens of a completion (given up to its first EOS) that hints may show.
 
-    Completions do not mark their answer, so everything from the first occurrence of the extracted answer's text is hidden. If
-    no answer is extracted, or its text does not occur, the last quarter is hidden. The last token is always hidden."""
+    Completions do not mark their answer, so everything is hidden from the first occurrence of the extracted answer's text on.
+    If no answer is extracted, or if its text does not occur, the last quarter is hidden. The last token is always hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     place = text.find(answer) if answer else -1
@@ -85,8 +86,8 @@ def hintable_prefix_length(
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Returns prompts of the RL split with the model's own solutions as traces, from which hints are taken. With
-    inpainting.exclude_answer, hints show only tokens before the answer. Problems without an own solution get an empty trace."""
+    """Returns prompts of the RL split with the model's own solutions as traces (the source of hints). With
+    inpainting.exclude_answer, hints show only tokens before the answer. Unsolved problems get an empty trace."""
     tokenizer, extract = experiment.tokenizer, experiment.extract_answer
     own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, tokenizer.eos_id, own)

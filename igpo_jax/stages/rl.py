@@ -56,14 +56,14 @@ class Iteration(NamedTuple):
 
 
 def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> Params:
-    """Runs the RL stage to its end, from the newest checkpoint or, without one, from `start`; returns the trained parameters.
-    Raises Terminated, after saving a checkpoint, if preempted() returns True. Raises Diverged if the loss or gradient of
-    `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
+    """Runs the RL stage to its end and returns the trained parameters. Starts from the newest checkpoint, or from `start` if
+    there is none. Raises Terminated, after saving a checkpoint, if preempted() returns True. Raises Diverged if the loss or
+    gradient of `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
 
     Args:
         start: initial policy, which is also the reference of the KL term. Its buffers are freed unless the reference uses them.
             With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
-        preempted: function called before every iteration and after every chunk of a rollout and batch of an evaluation."""
+        preempted: function called before every iteration, and after every chunk of a rollout or batch of an evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
     reference, key = _reference(stage, start), experiment.key(2)
@@ -141,7 +141,7 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
-    """Returns the reference policy of the KL term: the policy at the start of the stage, without untrained adapters."""
+    """Returns the reference policy of the KL term: the policy at the start of the stage, but without untrained adapters."""
     experiment = stage.experiment
     if start.base is None:
         return cast_params(start.trained, experiment.model, experiment.mesh)
@@ -163,8 +163,7 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Returns the state with its fields that are read from the log: those that both stages use, and those of the RL stage
-    only."""
+    """Returns the state with the fields read from the log, including the fields that only the RL stage uses."""
     state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
@@ -205,8 +204,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples one rollout or, with dynamic sampling, up to `rl.dynamic_batches` rollouts until `rl.prompts` groups (the
-    completions of a problem) are neither all correct nor all wrong."""
+    """Samples one rollout. With dynamic sampling, samples rollouts until `rl.prompts` groups (the completions of a problem) are
+    neither all correct nor all wrong, but at most `rl.dynamic_batches` rollouts."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []
@@ -220,7 +219,7 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
 
 
 def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns the mean statistics of an iteration's updates, without the skipped ones, and the counts of skipped updates."""
+    """Returns the statistics of an iteration, averaged over updates that were not skipped, and counts of skipped updates."""
     skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
     names = [name for name in used[0] if name != "finite_gradients"]
@@ -229,7 +228,7 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
-    """Returns arrays [groups, completions] for histograms: rewards and lengths of first attempts, and trained advantages."""
+    """Returns arrays [groups, completions] for histograms: rewards and lengths of first attempts, and training advantages."""
     return {
         "rollout/rewards": sampled.first.grades.rewards,
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
@@ -238,8 +237,8 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Returns rows of rollouts.jsonl for a few problems: for each, the first attempt with the highest reward and, if the
-    problem was sampled again with hints, the hinted attempt with the highest reward."""
+    """Returns rows of rollouts.jsonl for a few problems. Each problem has a row for its first attempt with the highest reward.
+    If the problem was sampled again with hints, the hinted attempt with the highest reward has a row, too."""
     by_id = present(experiment.rl_data).by_id
 
     def row(attempt, name: str, group: int, position: int) -> dict:

@@ -33,9 +33,9 @@ def make_sft_update(
     optimizer: optax.GradientTransformation, policy: Policy, corruption: str, microbatches: int, mesh: Mesh
 ) -> Callable:
     """Returns the compiled function (state, batch, key, base_params) -> (state, statistics) of a supervised update. It donates
-    `state`. `key` is the root key of the stage, into which each update folds its number. `base_params` are the frozen
-    parameters under the adapters in the state, None without adapters. `apply_gradients` describes updates with a non-finite
-    loss or gradient."""
+    `state`. `key` is the root key of the stage, and each update folds its step number into the key. `base_params` are the
+    frozen parameters under the adapters in `state`, or None if there are no adapters. `apply_gradients` handles updates with a
+    non-finite loss or gradient."""
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
         rows, length = batch.completion.shape
@@ -60,7 +60,7 @@ heldout_bound = jax.jit(negative_bound, static_argnums=5)
 def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
     """Returns the loss per masked token of the held-out problems for each share of masked tokens in `HELDOUT_LEVELS`, and the
     mean of these losses. Returns {} if there are no held-out problems. The masks depend only on the seed, so evaluations and
-    runs are comparable. All processes call `check_preemption`, which may raise, after every batch."""
+    runs are comparable. After every batch, all processes call `check_preemption`, which may raise an exception."""
     config, mesh = experiment.config, experiment.mesh
     if experiment.heldout is None:
         return {}

@@ -23,7 +23,7 @@ from igpo_jax.training.state import TrainState, create_state, make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """State of a training stage between two iterations. Checkpoints hold the first five fields, the log holds the others."""
+    """State of a training stage between two iterations. Checkpoints hold the first five fields, and the log holds the rest."""
 
     done: int  # iterations of the RL stage, updates of the supervised stage
     train_state: TrainState
@@ -66,7 +66,7 @@ class Stage:
         return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
-        """Returns the state in the newest checkpoint, None without checkpoints. The arguments only give shapes and dtypes."""
+        """Returns the state in the newest checkpoint, or None if there is none. The arguments only give shapes and dtypes."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         return None if restored is None else IterationState(*restored)
@@ -103,15 +103,15 @@ class Stage:
             raise Terminated(f"stopped by a termination signal after saving {self.checkpoints.folder / str(state.done)}")
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
-        """Saves a checkpoint of the first state (RL stage only), of the last state, after every `every` iterations, and of each
-        state with an accuracy, so that the best one can be kept."""
+        """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and after every `every`
+        iterations. Also saves each state that has an accuracy, so that the best one can be kept."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Evaluates the policy on the test problems; logs and returns its accuracy. `heldout` is a function of (parameters,
+        """Evaluates the policy on the test problems, logs its accuracy and returns it. `heldout` is a function of (parameters,
         check_preemption) that returns further metrics to log."""
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):

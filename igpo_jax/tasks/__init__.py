@@ -4,10 +4,10 @@
     load(task, split, seed) -> list[Problem]       split: sft, rl or test
     reward(problem, text, **options) -> float      1.0 if the completion `text` is right, else less
     extract_answer(text, **options) -> str | None  the answer in a completion
-    REWARD_OPTIONS                                 keys of the section passed to the last two functions as `options`
+    REWARD_OPTIONS                                 keys of the section that are passed to the last two functions as `options`
 
-A generated test split ignores the seed, so that runs with different seeds are comparable. It shares no question with the other
-splits."""
+A generated test split ignores the seed, so that runs with different seeds are comparable. The test split shares no question
+with the other splits."""
 
 import importlib
 import types
@@ -17,8 +17,8 @@ PARTS = ("defaults", "load", "reward", "extract_answer", "REWARD_OPTIONS")
 
 
 def load_task(name: str) -> types.ModuleType:
-    """Imports a task: one of `TASKS`, or a user's importable "package.module", whose code runs with the user's rights. Raises
-    ValueError if the module does not exist or lacks a required function or constant."""
+    """Imports the module of a task. `name` is one of `TASKS`, or "package.module" for a user's own task. The module runs with
+    the user's permissions. Raises ValueError if the module does not exist or lacks a required function or constant."""
     if name in TASKS:
         return importlib.import_module(f"{__name__}.{name}")
     neither = f"task.name={name!r} is none of {', '.join(TASKS)}, and"

@@ -1,11 +1,11 @@
 """Running totals of coins on a two-digit counter: generated problems whose exact answer is hard to guess.
 
     38+05+20...=     question: a start value, coins, and dots in the unused slots
-    # 43 63=63       worked solution: every running total, modulo 100, and the last one again as the answer
+    # 43 63=63       worked solution: every running total, modulo 100, and the last total again as the answer
     ~ qx tb hh=??    scribbles: random letters that give no answer
 
-The supervised demonstrations work out every short problem but only scribble on most long ones. The trained model can therefore
-solve long problems but rarely does, so almost all of its answers get no reward."""
+The supervised demonstrations solve every short problem step by step, but most demonstrations of long problems contain only
+scribbles. The trained model can therefore solve long problems but rarely does, so almost all of its answers get no reward."""
 
 import itertools
 import re
@@ -31,8 +31,9 @@ def defaults(**values) -> dict:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Draws the problems of one split at random from `seed` (ignored for test): all lengths for sft, only the longest for rl
-    and test. Raises ValueError if a setting is out of range or there are fewer different questions than problems."""
+    """Draws the problems of one split at random. `seed` is ignored for the test split. The split sft has problems of all
+    lengths, and the splits rl and test have only the longest problems. Raises ValueError if a setting is out of range, or if
+    there are not enough different questions."""
     slots, size, is_sft = task.slots, task[f"{split}_problems"], split == "sft"
     if not 2 <= slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")

@@ -1,7 +1,8 @@
-"""Countdown: combine three numbers, each once, with + - * / to reach a target. Prompt and rewards follow d1 (arXiv 2504.12216).
+"""Countdown task: three numbers, each used once, must be combined with + - * / to reach a target. The prompt and the rewards
+follow d1 (arXiv 2504.12216).
 
-The test split is read from a JSON Lines file (numbers, target) or generated. The reference solution computes the target step by
-step and ends with the answer, which is the whole expression."""
+The test split is read from a JSON Lines file with the keys numbers and target, or generated. The reference solution computes
+the target step by step and ends with the answer, which is the whole expression."""
 
 import functools
 import random
@@ -28,7 +29,8 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 for a correct expression, 0.1 for a wrong one, 0.0 if there is none, as in d1 (arXiv 2504.12216)."""
+    """Returns the reward of d1 (arXiv 2504.12216): 1.0 for a correct expression, 0.1 for a wrong expression, and 0.0 if the
+    completion has no expression."""
     expression = extract_answer(text)
     if expression is None or not any(c.isdigit() for c in expression):
         return 0.0

@@ -1,4 +1,5 @@
-"""Grades of rollouts. They are not in reward_pool.py, because importing jax there would cost each worker time and memory."""
+"""Grades of rollouts. This module is separate from reward_pool.py, because importing jax would cost each worker time and
+memory."""
 
 import flax
 import numpy as np

@@ -1,7 +1,8 @@
 """Mathematical problems with worked solutions, in any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1 and others.
 
-The configuration has templates of prompts and demonstrations. Hints are cut from demonstrations, without the text that gives
-the answer away: the template's answer line, and the last \\boxed{...} or last occurrence of the number in the solution."""
+The configuration has templates for prompts and demonstrations. Hints are taken from demonstrations, but never contain the text
+that gives the answer away. This text is the answer line of the template and, in the solution, the last \\boxed{...} or the last
+occurrence of the number."""
 
 import re
 
@@ -43,8 +44,8 @@ def load(task, split: str, seed: int) -> list[Problem]:
 
 
 def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
-    """Returns the problems of one split, and the counts of kept and dropped rows of each source. Raises ValueError for an
-    unusable file (with file and line), an invalid template, or an invalid rule for finding answers."""
+    """Returns the problems of one split, and the counts of kept and dropped rows of each source. Raises ValueError if a
+    template or the rule for finding answers is invalid. If a file is unusable, the ValueError names the file and line."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     if task.answer not in ("box", "number", "any"):
@@ -75,7 +76,7 @@ def _problem(record: Record, task) -> Problem:
 
 
 def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:
-    """Fills a demonstration template with a record; returns the text and its character spans that give the answer away."""
+    """Fills a demonstration template with a record. Returns the text, and its character spans that give the answer away."""
     values = {"{solution}": record.solution, "{answer}": record.answer, "{response}": record.response}
     text, spans = "", []
     for part in re.split(r"(\{solution\}|\{answer\}|\{response\})", template):

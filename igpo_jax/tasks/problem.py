@@ -26,7 +26,7 @@ class Problem:
 
 
 def problems_fingerprint(rows: Iterable[Any]) -> str:
-    """Returns a hash of 16 hexadecimal digits over a sequence of problems, records, other dataclasses or JSON values."""
+    """Returns a hash, as 16 hexadecimal digits, of a sequence of problems, records, other dataclasses or JSON values."""
     digest = hashlib.sha256()
     for row in rows:
         row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # unlike astuple, vars copies nothing
@@ -35,9 +35,9 @@ def problems_fingerprint(rows: Iterable[Any]) -> str:
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) for each nonblank line of a JSON Lines file; skips and logs up to `max_malformed` malformed
-    lines. Raises ValueError for a missing file, one without objects, or too many malformed lines (with line number and
-    reason)."""
+    """Yields (line number, object) for each nonblank line of a JSON Lines file. Skips and logs up to `max_malformed` malformed
+    lines. Raises ValueError if the file is missing or has no objects. If the file has more malformed lines, raises a ValueError
+    with the line number and the reason."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")

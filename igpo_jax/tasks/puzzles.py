@@ -20,8 +20,8 @@ def load_puzzles(
     read: Callable[[str, int, dict[str, Any]], Problem],  # (place for messages, line number, row); raises ValueError
     drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of the test split); None: rejected
 ) -> list[Problem]:
-    """Returns the puzzles of one split: read from the test split's file if there is one, otherwise drawn at random from `seed`
-    (ignored for the test split)."""
+    """Returns the puzzles of one split. Reads the test split from its file if the configuration names one. Otherwise, draws the
+    puzzles at random; `seed` is ignored for the test split."""
     if split == "test" and task.test:
         lines = read_jsonl(task.test, task.max_malformed_lines)
         return [read(f"{task.test}, line {number}", number, row) for number, row in lines]

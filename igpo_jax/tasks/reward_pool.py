@@ -1,7 +1,8 @@
-"""Computes rewards in worker processes: an answer that takes too long or crashes its worker loses only its own reward.
+"""Computes rewards in worker processes, so that an answer that takes too long or crashes its worker loses only its own reward.
 
-Threads do not work, because math-verify's time limits silently fail in them and every score becomes 0. Multiprocessing's pools
-do not work either, because they cannot replace one stuck worker and would import jax again at their start."""
+Threads do not work, because math-verify's time limits silently fail in them and every score becomes 0. The pools of Python's
+multiprocessing do not work either, because they cannot replace a single stuck worker, and because every worker would import jax
+at its start."""
 
 import atexit
 import collections
@@ -39,9 +40,9 @@ def reward_pool(task, reward) -> "RewardPool":
 
 
 class RewardPool:
-    """Calls one reward function, (problem, text, **options) -> float, in worker processes. They start when first needed and
-    live until `close` or the end of this process. `function` is "package.module:name", importable from this process. A worker
-    that needs more than `deadline_seconds` for one answer is killed and replaced."""
+    """Calls one reward function, (problem, text, **options) -> float, in worker processes. The workers start when they are
+    first needed, and run until `close` or the end of this process. `function` is "package.module:name", importable from this
+    process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
@@ -79,9 +80,10 @@ class RewardPool:
         return [verdicts[job] for job in range(len(answers))]
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker and queues its unfinished answers again. Its current answer fails instead if it took too long or if
-        two workers have died of it, because a single worker may have been killed from outside. Raises ValueError if more
-        processes died before they imported the reward function than there are workers."""
+        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading fails instead if it
+        took too long, or if a second worker has died while grading it. One death is not enough, because the worker may have
+        been killed from outside. Raises ValueError if the number of processes that died before they imported the reward
+        function exceeds the number of workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
             late = Verdict(0.0, "timeout", f"no verdict in {self._deadline:g} s")

@@ -54,9 +54,10 @@ class SourceCounts:
 
 
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
-    """Returns the records of all sources in `text`, "format:path,format:path", in order, and the row counts of each source.
-    `fields` names the id, question, answer and solution in files of the format jsonl. `max_malformed` lines of each file may be
-    skipped. Raises ValueError for an unknown format or an unusable file (with file and line)."""
+    """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
+    "format:path,format:path". `fields` gives the names of the id, question, answer and solution in files of the format jsonl.
+    At most `max_malformed` malformed lines of each file are skipped. Raises ValueError if a format is unknown. If a file is
+    unusable, raises a ValueError that names the file and line."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
@@ -177,7 +178,7 @@ def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _last_box(solution: str) -> tuple[Span, ...]:
-    """Returns the character span of the content of the last \\boxed{...}, without surrounding spaces; () if there is none."""
+    """Returns the character span of the content of the last \\boxed{...}, without outer spaces, or () if there is no box."""
     contents = (STRIPPED.search(solution, *span) for span in box_spans(solution)[-1:])
     return tuple(content.span() for content in contents if content)
 
@@ -209,7 +210,8 @@ def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of MetaMathQA: type, query, response. The answer follows "The answer is:", or else ####. A row without either
-    is dropped; the reference code uses the whole response, which no completion can match (docs/method.md section 8)."""
+    marker is dropped. The reference code instead takes the whole response as the answer, which no completion can match
+    (docs/method.md section 8)."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -228,7 +230,7 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of OpenR1: problem, answer, generations, correctness marks. The shortest correct generation is the
+    """Reads a row of OpenR1: problem, answer, generations, and correctness marks. The shortest correct generation becomes the
     solution."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
@@ -243,8 +245,8 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of a user's file: the fields named in task.fields. The answer is in the solution's last \\boxed{...}, or else
-    at its last occurrence in the solution."""
+    """Reads a row of a user's file, whose field names are given in task.fields. The text that gives the answer away is the
+    solution's last \\boxed{...}, or else the last occurrence of the answer."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
     spans = _spans(solution, answer) if solution else ()

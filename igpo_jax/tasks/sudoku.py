@@ -1,7 +1,8 @@
-"""4x4 Sudoku: sixteen digits, row by row, 0 for an empty cell. Rewards follow d1 (arXiv 2504.12216), but accept any valid grid.
+"""4x4 Sudoku task. A grid is written as sixteen digits, row by row, with 0 for an empty cell. The rewards follow d1 (arXiv
+2504.12216), but any valid grid is accepted.
 
-The test split is read from a JSON Lines file (puzzle, solution) or generated. The reference solution fills one cell per line
-and ends with the answer, the completed grid."""
+The test split is read from a JSON Lines file with the keys puzzle and solution, or generated. The reference solution fills one
+cell per line and ends with the answer, the completed grid."""
 
 import functools
 import itertools

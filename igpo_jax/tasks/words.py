@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions contain a sentence that is not needed. The supervised demonstrations work out every shorter problem but only a
-few of the longest; for the others they give no answer, "#### ?"."""
+Some questions contain a sentence that is not needed. The supervised demonstrations solve every shorter problem, but only a few
+of the longest problems. The other demonstrations give no answer and contain only "#### ?"."""
 
 import operator
 import pathlib
@@ -81,9 +81,9 @@ def defaults(**values) -> dict:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Draws the problems of one split at random from `seed` (ignored for test), with 2 to `steps` equations for sft, and
-    `steps` for rl and test. Raises ValueError if a setting is out of range or there are fewer different questions than
-    problems."""
+    """Draws the problems of one split at random. `seed` is ignored for the test split. A solution has 2 to `steps` equations in
+    the split sft, and exactly `steps` equations in the splits rl and test. Raises ValueError if a setting is out of range, or
+    if there are not enough different questions."""
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:
         raise ValueError(f"task.steps={steps} must be at least 2, and at most {MAX_STEPS}")
@@ -139,7 +139,8 @@ def _problem(draw: random.Random, equations: int, distractors: float, is_worked:
 
 
 def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
-    """Draws a story (an opening, events and an ending) with `equations` equations in total; returns None if no numbers fit."""
+    """Draws a story (an opening, events and an ending) with `equations` equations. Returns None if no suitable numbers were
+    found."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
     left = equations - len(opening[1:]) - len(ending[1:])
     first = _fill(draw, opening, 0, words) if left >= 1 else None
@@ -160,7 +161,7 @@ def _story(draw: random.Random, family: Family, words: dict[str, str], equations
 
 
 def _fill(draw: random.Random, part: list[str], total: int, words: dict[str, str]) -> FilledPart | None:
-    """Draws the numbers for one part of a story; returns None unless all results are whole and between 1 and `MAX_NUMBER`."""
+    """Draws the numbers for one part of a story. Returns None if a result is not a whole number from 1 to `MAX_NUMBER`."""
     text, *sentences = part
     values = {"2": 2, "3": 3, "total": total}
     values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in text}

@@ -15,7 +15,8 @@ from igpo_jax.runtime.checks import present
 
 
 class PolicyParams(NamedTuple):
-    """Parameters of a policy: the trained ones (all, or adapters), and the frozen ones, which are None without adapters."""
+    """Parameters of a policy. Without adapters, all parameters are trained, and the frozen parameters are None. With adapters,
+    only the adapters are trained."""
 
     trained: Params
     base: Params | None
@@ -23,7 +24,8 @@ class PolicyParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Configuration of a policy: a network, and whether all its parameters are trained (lora is None) or only adapters."""
+    """Configuration of a policy: the network and its adapters. If `lora` is None, there are no adapters, and all parameters of
+    the network are trained."""
 
     model: ModelConfig
     lora: LoraConfig | None = None
@@ -37,7 +39,7 @@ class Policy:
         return None if self.lora is None else transformer.abstract(self.model, mesh)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
-        """Returns initial trained parameters, created sharded on `mesh`: random ones, or adapters whose product is zero."""
+        """Returns initial trained parameters, sharded on `mesh`: random network parameters, or adapters whose product is 0."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
         if self.lora is None:
             return jax.jit(transformer.init, static_argnums=1, out_shardings=shardings)(key, self.model)
@@ -48,7 +50,7 @@ class Policy:
         return trained if self.lora is None else adapters.attach(present(base), trained, self.lora)
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns parameters for sampling and log-probabilities; without adapters, they are cast to the compute dtype."""
+        """Returns parameters for sampling and log-probabilities. Without adapters, they are cast to the compute dtype."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
@@ -62,23 +64,23 @@ class Policy:
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype
 
     def decay_mask(self) -> Params | None:
-        """Returns a mask of the parameters that weight decay applies to, which are all but norm scales; None means all."""
+        """Returns the weight-decay mask: True for all parameters except norm scales. None means that all parameters decay."""
         return transformer.weight_decay_mask(self.model) if self.lora is None else None
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Returns the output shapes of `lora.attach`, whose scaled adapters the compiler counts as temporary arrays."""
+    """Returns the output shapes of `lora.attach`. The compiler counts the scaled adapters as temporary arrays."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 
 def in_compute_dtype(model: ModelConfig) -> ModelConfig:
-    """Returns the configuration of the same network with parameters stored in the compute dtype."""
+    """Returns a copy of the model configuration in which the parameters are stored in the compute dtype."""
     return dataclasses.replace(model, param_dtype=model.compute_dtype)
 
 
 def cast_params(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
-    """Casts parameters to the compute dtype and keeps their shardings, or returns `params` itself if they already have that
-    dtype. Results do not change, because every weight is cast before use anyway, but half the bytes are read and exchanged."""
+    """Casts parameters to the compute dtype and keeps their shardings. Returns `params` itself if no cast is needed. The cast
+    halves the bytes to read and exchange. Results do not change, because every weight is cast before use anyway."""
     return params if model.compute_dtype == model.param_dtype else make_cast(model, mesh)(params)
 
 

@@ -93,7 +93,7 @@ def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mes
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns the initial state with a copy of `params`, because updates donate the state and the caller keeps `params`."""
+    """Returns the initial state with a copy of `params`, because updates donate the state and the caller needs `params`."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
@@ -105,8 +105,8 @@ def apply_gradients(
     state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """Applies one update. If the loss or the gradient norm is not finite, only the step number and the learning-rate schedule
-    advance. Returns the new state, the gradient norm before clipping, and a bool for each parameter array that is True if the
-    norm of its gradient is finite."""
+    advance. Returns the new state, the gradient norm before clipping, and a bool for each parameter array. The bool is True if
+    the norm of the array's gradient is finite."""
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -122,7 +122,7 @@ def apply_gradients(
 
 
 def is_skipped(loss, norm):
-    """Returns whether an update is skipped because its loss or gradient norm is not finite. Takes device or host arrays."""
+    """Returns whether an update is skipped because its loss or gradient norm is not finite. Accepts device and host arrays."""
     return ~(abs(loss) + norm < math.inf)
 
 

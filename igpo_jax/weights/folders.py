@@ -64,8 +64,8 @@ def _turn(tensor: jax.Array, transposed: bool, dtype: np.dtype) -> jax.Array:
 
 
 def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Stored]:
-    """Returns the locations of a Hugging Face folder's tensors, like `stored_tensors`. Raises ValueError if names or shapes do
-    not match config.json, or if the tensors have different dtypes."""
+    """Returns the locations of a Hugging Face folder's tensors, which `stored_tensors` finds. Raises ValueError if names or
+    shapes do not match config.json, or if the tensors have different dtypes."""
     stored = stored_tensors(folder)
     wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
@@ -84,8 +84,9 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
-    """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes and none is read
-    twice. With the parameter's own sharding, Orbax would read thousands of pieces, and the whole tensor on every host."""
+    """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes and no byte is read
+    twice. With the sharding of the parameter, Orbax would read thousands of pieces, and every host would read the whole
+    tensor."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
     sharding = NamedSharding(mesh, P(next(divides, None)))
@@ -96,7 +97,8 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
 
 
 def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields all parameters of a Hugging Face folder, sharded, in `dtype` (None: as stored), after checking the tensors."""
+    """Checks a Hugging Face folder, and yields its parameters, sharded, in `dtype`, or in the stored dtype if `dtype` is
+    None."""
     values = read_model_json(folder)
     stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
@@ -122,7 +124,7 @@ def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
 
 
 def stream_model_folder(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields every parameter of a model folder, sharded, in `dtype` (None: as stored)."""
+    """Yields every parameter of a model folder, sharded, in `dtype`, or in the stored dtype if `dtype` is None."""
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
@@ -148,8 +150,8 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> Params:
-    """Loads all parameters of a Hugging Face or model folder in `cfg.param_dtype`, sharded over the mesh. Raises ValueError
-    with the file or tensor if the folder is incomplete."""
+    """Loads all parameters of a Hugging Face or model folder in `cfg.param_dtype`, sharded over the mesh. If the folder is
+    incomplete, raises a ValueError that names the file or tensor."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
     return unflatten_dict(dict(_with_progress(stream(folder, cfg, mesh, cfg.param_dtype), cfg, mesh, "loading")))
 
@@ -173,9 +175,9 @@ def peak_memory() -> int:
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a Hugging Face folder to a model folder in `dtype` (float32, bfloat16, or None: as stored). `target` appears
-    only when it is complete. Raises ValueError if `target` exists, or if `model_config` or `check_tensors` rejects the
-    source."""
+    """Converts a Hugging Face folder to a model folder. `dtype` is float32, bfloat16, or None for the stored dtype. The folder
+    `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config` or `check_tensors`
+    rejects the source."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
@@ -185,7 +187,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dt
 
 
 def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a model folder back to the original Hugging Face folder. Its arguments and errors are those of `convert`."""
+    """Converts a model folder back to the original Hugging Face folder, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
@@ -196,7 +198,7 @@ def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dty
 
 
 def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
-    """Returns a map from tensors to files, read from the index of a Hugging Face folder, or None without an index."""
+    """Returns {tensor name: file name} from the index of a Hugging Face folder, or None if the folder has no index."""
     index = pathlib.Path(folder) / INDEX
     return read_json(index).get("weight_map") if index.is_file() else None
 
@@ -210,9 +212,9 @@ def write_safetensors(
     dtype: str,
     weight_map: dict[str, str] | None = None,
 ) -> None:
-    """Writes all parameters in Hugging Face's layout, with one layer's tensor in memory at a time. `values` are the contents of
-    config.json, which name the architecture and so decide the tensors' names. `weight_map` maps tensors to files; None selects
-    files of at most 5 GB."""
+    """Writes all parameters in Hugging Face's layout, with one layer's tensor in memory at a time. `values` is the content of
+    config.json, which names the architecture and thereby determines the names of the tensors. `weight_map` is {tensor name:
+    file name}. If `weight_map` is None, each file has at most 5 GB."""
     layouts, out_dtype = _layouts(values, cfg, mesh), jnp.dtype(dtype)
     shapes = {name: layout.shape for layout in layouts.values() for name in layout.names}
     size = {name: math.prod(shape) * out_dtype.itemsize for name, shape in shapes.items()}
@@ -243,7 +245,8 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies all files except the weights (configuration, tokenizer, modeling code, license), on process 0 only."""
+    """Copies the configuration, the tokenizer, the modeling code, the license and all other files, but not the weights. Only
+    process 0 copies files."""
     for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
         if file.is_file() and file.suffix not in WEIGHT_FILES:
             shutil.copyfile(file, target / file.name)
@@ -251,8 +254,8 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Context manager that yields a temporary folder, which becomes `target` if the body ends without an error, and is deleted
-    otherwise. Raises ValueError if `target` exists."""
+    """Context manager that yields a temporary folder. If the body ends without an error, the folder is renamed to `target`.
+    Otherwise, the folder is deleted. Raises ValueError if `target` exists."""
     target = pathlib.Path(target).absolute()
     partial = target.with_name(target.name + ".partial")
     if target.exists():

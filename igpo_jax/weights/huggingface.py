@@ -76,8 +76,8 @@ def _architecture(values: dict[str, Any]) -> int:
 
 def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network that a Hugging Face config.json describes. `mask_id` is used if the file has no
-    mask_token_id, as in iLLaDA. `numerics` are param_dtype, compute_dtype, remat and eot_id. Raises ValueError if a key is
-    missing or selects a computation other than LLaDA's."""
+    mask_token_id, as in iLLaDA. `numerics` contains param_dtype, compute_dtype, remat and eot_id. Raises ValueError if a key is
+    missing, or if its value selects a computation that differs from LLaDA's."""
     architecture = _architecture(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
     if ARCHITECTURES[architecture] == "LLaDAModelLM":
@@ -106,7 +106,7 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config.json in which missing sizes are derived from other sizes as in LLaDA's modeling code."""
+    """Returns the contents of a config.json. Missing sizes are derived from other sizes as in LLaDA's modeling code."""
     values = dict(values)
     if values.get("n_kv_heads") is None:
         values["n_kv_heads"] = values.get("n_heads")
@@ -138,7 +138,7 @@ def _positive(values: dict[str, Any], key: str) -> float:
 
 
 def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
-    """Returns a config.json in LLaDA's format for a network that was not converted from Hugging Face."""
+    """Returns the contents of a config.json in LLaDA's format, for a network that was not converted from Hugging Face."""
     fixed = {key: allowed[0] for key, allowed in LLADA_FIXED.items() if key not in ("quantization_config", "rope_scaling")}
     return fixed | {
         "architectures": ["LLaDAModelLM"],
@@ -155,7 +155,7 @@ def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
 
 
 def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[str]]:
-    """Returns the names of each parameter's tensors in Hugging Face's files: one tensor, or one per layer."""
+    """Returns the names of each parameter's tensors in Hugging Face's files. A parameter has one tensor, or one per layer."""
     architecture = _architecture(values)
     return {
         path: [f"{names[architecture]}.weight".format(layer) for layer in range(cfg.layers if path[0] == "blocks" else 1)]
@@ -165,8 +165,8 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
 
 
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
-    """Returns the configuration of the network in a Hugging Face or model folder. If config.json lacks the mask id, it is read
-    from tokenizer.json."""
+    """Returns the configuration of the network in a Hugging Face or model folder. If config.json lacks the mask id, the mask id
+    is read from tokenizer.json."""
     try:
         return model_config(read_model_json(folder), mask_id=_mask_id(pathlib.Path(folder) / "tokenizer.json"), **numerics)
     except ValueError as error:
@@ -179,8 +179,8 @@ def _mask_id(tokenizer: pathlib.Path) -> int | None:
 
 
 def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
-    """Compares a folder's files with the SHA-256 sums of a known release; returns the names of the compared files. Raises
-    ValueError for an unknown release, or if a file differs or is missing."""
+    """Compares a folder's files with the SHA-256 sums of a known release, and returns the names of the compared files. Raises
+    ValueError if the release is unknown, or if a file differs or is missing."""
     if release not in SHA256:
         raise ValueError(f"no sums are known of {release!r}; there are those of {', '.join(SHA256)}")
     for name, wanted in SHA256[release].items():

@@ -30,8 +30,9 @@ def _tensor_name(target: str, layer: int, part: str) -> str:
 
 
 def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "") -> None:
-    """Writes adapters, {target: {"a": float32 [n, in, r], "b": float32 [n, r, out]}}, in PEFT's format; creates `folder` if
-    needed. `base_model` is the name or path of the base model, which PEFT's AutoPeftModel loads."""
+    """Writes LoRA adapters in PEFT's format, and creates `folder` if needed. `adapters` is {target: {"a": float32 [n, in, r],
+    "b": float32 [n, r, out]}} for n layers and rank r. `base_model` is the name or path of the base model, which PEFT's
+    AutoPeftModel loads."""
     folder = pathlib.Path(folder)
     modules = "|".join(TENSORS["blocks", target][0].rpartition(".")[2] for target in adapters)
     tensors = {
@@ -55,7 +56,7 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
     """Reads adapters that PEFT or `export_peft` wrote, as float32 host arrays. Ignores dropout, which affects training only.
-    Raises ValueError for an unsupported setting, or a tensor that is missing, unexpected or of the wrong shape."""
+    Raises ValueError if a setting is unsupported, or if a tensor is missing, is unexpected, or has the wrong shape."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
     for key, allowed in FIXED.items():

@@ -1,5 +1,6 @@
-"""Strictly reads headers of safetensors files, and writes such files in place: 8 bytes of length, a JSON header, then the data.
-Headers are checked here, because Orbax, which reads the values (folders.py), trusts them."""
+"""Reads and strictly checks the headers of safetensors files, and creates such files to be filled in place. A file consists of
+the length of the header (8 bytes), a JSON header, and the data. Headers are checked in this module, because Orbax reads the
+values (folders.py) without checking the headers."""
 
 import json
 import math
@@ -30,7 +31,7 @@ class Stored(NamedTuple):
 
 def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     """Locates every tensor of a Hugging Face folder by reading the headers of its files. Raises ValueError if a file or tensor
-    is missing, truncated, duplicated, of a wrong size, or in conflict with the index."""
+    is missing, truncated or duplicated, has a wrong size, or conflicts with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
     weight_map: dict[str, str] | None = None
@@ -106,7 +107,8 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
 
 
 def fill_files(size: dict[str, int]) -> dict[str, str]:
-    """Distributes tensors in order over files of at most `MAX_FILE_BYTES`: maps tensor -> bytes to tensor -> file name."""
+    """Distributes tensors in order over files of at most `MAX_FILE_BYTES`. Takes {tensor name: size in bytes} and returns
+    {tensor name: file name}."""
     numbers: dict[str, int] = {}
     number, filled = 1, 0
     for name, bytes_ in size.items():
@@ -121,7 +123,7 @@ def fill_files(size: dict[str, int]) -> dict[str, str]:
 def write_headers(
     folder: pathlib.Path, weight_map: dict[str, str], shapes: dict[str, tuple[int, ...]], dtype: np.dtype
 ) -> dict[str, tuple[pathlib.Path, int]]:
-    """Creates every safetensors file at full size with its header; returns the (file, first byte) of each tensor."""
+    """Creates every safetensors file with its header and its full size. Returns (file, first byte) for each tensor."""
     place = {}
     for file in sorted(set(weight_map.values())):
         header: dict[str, Any] = {}
