@@ -36,6 +36,7 @@ def tokens_of(completions):
 LENGTHS = dict(completion_length=16, block_length=8)
 
 
+@pytest.mark.slow
 def test_folder_its_conversion_and_any_mesh_generate_the_same(folder, model, tmp_path, mesh_of):
     convert(folder, tmp_path / "model", mesh_of((1, 2, 1)))
     expected = tokens_of(model.generate(PROMPTS, **LENGTHS))
@@ -47,7 +48,7 @@ def test_folder_its_conversion_and_any_mesh_generate_the_same(folder, model, tmp
         assert tokens_of(igpo_jax.load(path, mesh=mesh).generate(PROMPTS, **LENGTHS)) == expected
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_a_batch_of_mixed_lengths_equals_one_by_one(model, temperature):
     # With an empty prompt all masks of the first block look the same, so rounding would decide between them.
     prompts = [prompt or "no" for prompt in PROMPTS]
@@ -84,6 +85,7 @@ def test_hint_stays_at_the_beginning(model):
         assert (done.unmask_step[: len(hint)] == -1).all() and (done.unmask_step[len(hint) :] >= 0).all()
 
 
+@pytest.mark.slow
 def test_infill_keeps_a_thousand_random_canvases(model):
     draw = np.random.default_rng(0)
     mask_id = model.config.mask_id

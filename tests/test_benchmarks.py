@@ -61,6 +61,7 @@ def test_update_without_torch_installed(load, monkeypatch, capsys):
     assert "not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rollout(load, tmp_path, capsys):
     cases = run(load, "rollout", ROLLOUT, tmp_path, capsys)
     assert [case["name"] for case in cases] == ["rollout, temperature 0.0", "rollout, temperature 1.2"]
@@ -109,8 +110,9 @@ def test_rollout_notices_other_tokens(load, monkeypatch):
         module.main(ROLLOUT)
 
 
+@pytest.mark.slow
 def test_llada_8b_at_small_size(load, tmp_path, capsys):
-    sizes = "--prompt-length 16 --completion-length 16 --steps 2 --repetitions 1".split()
+    sizes = "--prompt-length 16 --completion-length 16 --steps 2 --repetitions 1 --rows 8 --group-size 2".split()
     cases = load("llada_8b").main(["--small", *sizes, "--output", str(tmp_path / "cases.json")])
     assert [(case["name"], case.get("cache")) for case in cases] == [("rollout", "none"), ("rollout", "dual"), ("update", None)]
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == cases

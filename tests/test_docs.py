@@ -33,7 +33,11 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.name in ("CONTRIBUTING.md", "how_it_works.md"))) for path in DOCUMENTS],
+    ids=lambda path: path.name,
+)
 def test_runnable_blocks_run_and_print_what_stands_below_them(path, tmp_path):
     document = path.read_text()
     assert_outputs(document, run_blocks(document, tmp_path))

@@ -28,6 +28,7 @@ MAKERS = {"igpo_jax.stages.sft:make_sft_update": "SFT update", "igpo_jax.stages.
 
 
 def main() -> None:
+    sys.modules["torch"] = None  # tensorboardX would import it if installed; unused here
     for name in IMPORTED:
         importlib.import_module(f"igpo_jax.{name}")
     for line in sys.stdin:

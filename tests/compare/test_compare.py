@@ -3,13 +3,13 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
+import signal
 import time
 
 import numpy as np
 import pytest
 
+import commands
 from igpo_jax.compare import numbers, page
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
 from igpo_jax.runtime.files import atomic_write
@@ -174,27 +174,28 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     """Names a failed run, keeps finished runs, and shares the supervised stage among all arms."""
     sizes = {"sft.updates": 4, "rl.iterations": 2, "evaluation.problems": 4, "evaluation.batch_size": 4, "rl.eval_every": 1}
     sizes |= {"task.sft_problems": 200, "task.rl_problems": 40, "task.test_problems": 4, "sft.batch_size": 8, "rl.prompts": 2}
+    sizes |= {"model.width": 16, "model.layers": 1, "model.mlp_width": 16, "rl.group_size": 4, "rl.checkpoint_every": 1}
+    sizes |= {"sampler.steps": 6, "evaluation.steps": 6}
     flags = [f"--config.{key}={value}" for key, value in sizes.items()]
-    command = [sys.executable, "-m", "igpo_jax.compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0",
-               f"--output={tmp_path}", *flags]  # fmt: skip
+    command = ["compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0", f"--output={tmp_path}", *flags]
     runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": QUICK}
-    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_device)
+    begun = commands.start(*command, stdout=tmp_path / "begun.log", env=one_device)
     while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
         time.sleep(0.2)
-    begun.terminate()
-    assert "run the same command to resume" in begun.communicate(timeout=120)[1] and begun.returncode == 1
+    begun.send_signal(signal.SIGTERM)
+    assert begun.wait(timeout=120) == 1 and "run the same command to resume" in (tmp_path / "begun.log").read_text()
     (runs / "igpo").mkdir()
     (runs / "igpo" / "config.json").write_text("{}")  # belongs to another run
-    done = subprocess.run(command, capture_output=True, text=True, env=one_device)
+    done = commands.run(*command, env=one_device)
     assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
     kept = (runs / "grpo" / "result.json").stat().st_mtime_ns
     shutil.rmtree(runs / "igpo")
-    done = subprocess.run(command, capture_output=True, text=True, env=one_device)
+    done = commands.run(*command, env=one_device)
     assert done.returncode == 0, done.stderr
     assert (runs / "grpo" / "result.json").stat().st_mtime_ns == kept
     logs = [(runs / arm / "metrics.jsonl").read_text() for arm in ("supervised", "grpo", "igpo")]
     losses = [[line for line in log.splitlines() if "sft/loss" in line] for log in logs]
     assert losses[0] == losses[1] == losses[2] and losses[0]
     assert "Hints help" in done.stdout and (tmp_path / "comparison.html").is_file()
-    other = subprocess.run([*command, "--config.rl.iterations=3"], capture_output=True, text=True, env=one_device)
+    other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr

@@ -18,8 +18,13 @@ from igpo_jax.diffusion.corruption import (
     sft_loss,
     stratified_uniform,
 )
-from igpo_jax.model.transformer import ModelConfig, forward, init, unembed
+from igpo_jax.model import transformer
+from igpo_jax.model.transformer import ModelConfig, unembed
 
+# Compiled: op by op, most of the time would go into compiling single operations.
+forward, init = jax.jit(transformer.forward, static_argnums=3), jax.jit(transformer.init, static_argnums=1)
+bound_of, loss_of = jax.jit(negative_bound, static_argnums=5), jax.jit(sft_loss, static_argnums=5)
+gradient_of_loss = jax.jit(jax.grad(sft_loss), static_argnums=5)
 MASK, EOS = 1, 2
 CFG = ModelConfig(vocab_size=16, mask_id=MASK, eos_id=EOS, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
 ROWS = 30_000
@@ -106,10 +111,10 @@ def test_loss_equals_a_loop_over_masked_tokens():
         sum(-log_probs[b, 2 + i, completion[b, i]] for i in range(5) if corruption.masked[b, i]) * corruption.weight[b]
         for b in range(3)
     ]
-    bounds = negative_bound(params, prompt, prompt_mask, completion, corruption, CFG)
+    bounds = bound_of(params, prompt, prompt_mask, completion, corruption, CFG)
     np.testing.assert_allclose(bounds, by_hand, rtol=1e-5)
     np.testing.assert_allclose(
-        sft_loss(params, prompt, prompt_mask, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5
+        loss_of(params, prompt, prompt_mask, completion, corruption, CFG), np.mean(by_hand) / 5, rtol=1e-5
     )
 
 
@@ -118,7 +123,7 @@ def test_network_without_a_head_costs_log_vocabulary():
     params["head"] = jnp.zeros_like(params["head"])
     prompt, completion = jnp.full((2, 3), 5), jnp.full((2, 4), 6)
     corruption = Corruption(jnp.ones((2, 4), bool), jnp.ones(2))
-    loss = sft_loss(params, prompt, jnp.ones((2, 3), bool), completion, corruption, CFG)
+    loss = loss_of(params, prompt, jnp.ones((2, 3), bool), completion, corruption, CFG)
     assert loss == pytest.approx(math.log(16), rel=1e-6)
 
 
@@ -146,7 +151,7 @@ def test_gradient_reaches_the_prompt_but_not_masked_targets():
     corruption = Corruption(jnp.array([[True, False]]), jnp.ones(1))
 
     def gradient(params):
-        return jax.grad(sft_loss)(params, prompt, jnp.ones((1, 2), bool), completion, corruption, CFG)
+        return gradient_of_loss(params, prompt, jnp.ones((1, 2), bool), completion, corruption, CFG)
 
     touched = np.abs(gradient(params)["embedding"]).sum(axis=1) > 0
     assert set(np.flatnonzero(touched)) == {5, 6, MASK, 8}
@@ -173,5 +178,5 @@ def test_the_held_out_loss_is_the_mean_cross_entropy_of_the_masked_tokens():
     hidden = forward(params, noisy, np.ones((1, 6), bool), CFG)
     log_probs = jax.nn.log_softmax(unembed(params, hidden, CFG))[0, 2:]
     expected = -(log_probs[1, 3] + log_probs[3, 2]) / 2
-    found = negative_bound(params, prompt, np.ones((1, 2), bool), completion, corruption, CFG)
+    found = bound_of(params, prompt, np.ones((1, 2), bool), completion, corruption, CFG)
     np.testing.assert_allclose(found, [expected], rtol=1e-5)

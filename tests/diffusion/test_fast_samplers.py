@@ -1,7 +1,7 @@
 """Faster samplers: cached keys and values, several tokens per step."""
 
 import dataclasses
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ def fast(**change):
     return dataclasses.replace(DECODE, steps=8, **change)
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+@pytest.mark.parametrize("cache, cfg_scale", [
+    ("prefix", 0.0), pytest.param("prefix", 1.5, marks=pytest.mark.slow),
+    pytest.param("dual", 0.0, marks=pytest.mark.slow), ("dual", 1.5),
+])  # fmt: skip
 def test_a_cache_that_is_made_anew_in_every_step_is_exact(params, cache, cfg_scale):
     exact = decode(params, batch_of(), fast(cfg_scale=cfg_scale))
     cached = decode(params, batch_of(), fast(cache=cache, refresh=1, cfg_scale=cfg_scale))
@@ -34,6 +36,7 @@ def test_a_cache_that_is_made_anew_in_every_step_is_exact(params, cache, cfg_sca
     assert cached.evaluations == exact.evaluations and cached.flops == exact.flops
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def by_hand(params, tokens, begin, end, cache, prompt_mask):
     """Hidden states of tokens[begin:end] of one row, layer by layer, with the cached keys and values of all other positions."""
     x, blocks = params["embedding"][tokens][None, begin:end], params["blocks"]
@@ -71,7 +74,7 @@ def test_a_window_sees_itself_as_it_is_and_the_rest_as_it_was(window, fresh, par
     assert (np.abs(found - whole).max() > 1e-3) == (window != (9, 13)), "what has changed elsewhere is not seen"
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
 def test_cached_rows_keep_hints_ignore_padding_neighbours_and_mesh(params, cache, mesh_of):
     setting, batch = fast(cache=cache, refresh=3), batch_of()
     done = decode(params, batch, setting)
@@ -117,7 +120,10 @@ def test_counted_flops_are_those_of_the_compiled_block(cache, params):
 # Parallel commits
 
 
-@pytest.mark.parametrize("commit, fallback", itertools.product(["threshold", "factor"], ["leftmost", "most_confident"]))
+@pytest.mark.parametrize("commit, fallback", [
+    ("threshold", "leftmost"), pytest.param("threshold", "most_confident", marks=pytest.mark.slow),
+    pytest.param("factor", "leftmost", marks=pytest.mark.slow), ("factor", "most_confident"),
+])  # fmt: skip
 def test_parallel_commits_write_everything_in_fewer_evaluations(commit, fallback, params):
     sure = params | {"head": params["head"] * 8}
     done = decode(sure, batch_of(), fast(commit=commit, fallback=fallback, threshold=0.6))

@@ -121,7 +121,10 @@ def test_impossible_decode_configs_are_refused(change, message):
 # Comparison with the released sampler
 
 
-@pytest.mark.parametrize("name", ["one_uneven_b8_s12_g32", "batch3_leftpad_b8_s16", "batch3_leftpad_cfg0.5_b8_s8"])
+@pytest.mark.parametrize("name", [
+    pytest.param("one_uneven_b8_s12_g32", marks=pytest.mark.slow), "batch3_leftpad_b8_s16",
+    pytest.param("batch3_leftpad_cfg0.5_b8_s8", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_canvas_after_every_step_equals_that_of_the_released_sampler(name, mesh):
     """Covers one case; tests/model/test_parity.py covers the others."""
     recorded = np.load(LLADA_FIXTURE / "generate.npz")
@@ -273,7 +276,10 @@ def test_more_left_padding_changes_nothing(params):
     np.testing.assert_array_equal(padded.unmask_step, plain.unmask_step)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [
+    pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2),
+    pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 1, 8), marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_mesh_changes_nothing(params, shape, mesh_of):
     batch, mesh = batch_of(), mesh_of(shape)
     plain = decode(params, batch)
@@ -325,7 +331,7 @@ def test_guidance_masks_prompt_and_hints_in_the_unconditional_input(params):
     assert not np.array_equal(expected, guided(logits(nothing, canvas))), "with hints shown it must differ"
 
 
-@pytest.mark.parametrize("remasking", ["random", "low_confidence"])
+@pytest.mark.parametrize("remasking", [pytest.param("random", marks=pytest.mark.slow), "low_confidence"])
 def test_completions_have_the_exact_distribution_of_the_chain(remasking):
     """Enumerates every path over three letters, two positions, two steps."""
     mask, letters, temperature, rows = 0, (1, 2, 3), 2.0, 8000

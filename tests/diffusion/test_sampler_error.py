@@ -41,7 +41,7 @@ def test_a_cache_that_is_always_new_has_no_error(params):
     assert error["kl"] < 1e-6 and error["changed"] == 0
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
 def test_the_error_is_made_between_refreshes_only(cache, params):
     error = sampler_error(params, *batch(), CFG, dataclasses.replace(CACHED, cache=cache, refresh=2))
     by_step = np.array(error["kl_by_step"])
@@ -59,6 +59,7 @@ def test_what_is_measured_is_the_sampler_itself(params):
     np.testing.assert_array_equal(rows.tokens, sample(params, *batch(), CFG, CACHED).tokens)
 
 
+@pytest.mark.slow
 def test_the_mesh_changes_nothing(params, mesh_of):
     plain, mesh = sampler_error(params, *batch(), CFG, CACHED), mesh_of((2, 2, 2))
     prompt, prompt_mask, canvas, keys = batch()

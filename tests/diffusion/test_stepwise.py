@@ -17,7 +17,7 @@ def watched(call, *arguments, **options):
 
 
 @pytest.mark.parametrize("decoding", [
-    {},
+    pytest.param({}, marks=pytest.mark.slow),
     {"temperature": 0.7, "remasking": "random", "cfg_scale": 0.5},
     {"commit": "threshold", "threshold": 0.02, "cache": "dual", "refresh": 2},
     {"temperature": 0.7, "commit": "threshold", "threshold": 0.02, "remasking": "position_first"},

@@ -49,7 +49,7 @@ class Command:
             while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(workdir)):
                 assert process.poll() is None, f"the run ended before step {step}"
                 assert time.monotonic() < deadline, f"no step {step} in {LIMIT} seconds"
-                time.sleep(0.002)
+                time.sleep(0.01)
         finally:
             process.kill()
         assert process.wait(LIMIT) == -signal.SIGKILL

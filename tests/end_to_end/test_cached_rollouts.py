@@ -1,35 +1,23 @@
 """Rollouts with cached keys and values: the measured error and the fallback to exact sampling."""
 
-import json
 import pathlib
 import runpy
-import shutil
 
 import pytest
 
-from igpo_jax.run.metrics import read_rows
-from run_log import untimed
+from run_log import after_supervised_stage, untimed
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 # Keys and values of the first layer depend only on the token at their position, so a cache errs from the second layer on.
-LAYERS = "--config.model.layers=2"
-CACHED = (LAYERS, "--config.sampler.cache=dual", "--config.rl.probe_every=2")
-
-
-def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Copies a run as it was before its RL stage, without its configuration."""
-    shutil.copytree(finished / "checkpoints/sft", folder / "checkpoints/sft")
-    shutil.copy(finished / "tokenizer.model", folder)
-    rows = [row for row in read_rows(finished / "metrics.jsonl") if row["stage"] == "sft"]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+LAYERS = ("--config.model.layers=2", "--config.sft.batch_size=16")
+CACHED = (*LAYERS, "--config.sampler.cache=dual", "--config.rl.probe_every=2")
 
 
 @pytest.fixture(scope="module")
 def finished(command, tmp_path_factory) -> pathlib.Path:
     """Folder of an exact run with two layers."""
     workdir = tmp_path_factory.mktemp("exact") / "run"
-    process = command.train(workdir, LAYERS)
+    process = command.train(workdir, *LAYERS)
     assert process.returncode == 0, process.stderr
     return workdir
 

@@ -10,6 +10,7 @@ import pytest
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
+from run_log import after_supervised_stage
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 GSM8K_SAMPLE = pathlib.Path(__file__).parents[1] / "tasks" / "gsm8k_sample.jsonl"
@@ -93,7 +94,7 @@ def test_evaluate_without_a_run_is_an_error(command, tmp_path):
 
 
 def test_without_hints_and_with_other_nested_keys(command, finished, tmp_path):
-    workdir = tmp_path / "run"
+    workdir = after_supervised_stage(finished, tmp_path / "run")
     process = command.train(
         workdir, "--config.inpainting.enabled=False", "--config.rl.optimizer.learning_rate=5e-4", "--config.rl.iterations=2"
     )
@@ -169,6 +170,7 @@ def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_fi
         f"--config.task.rl=gsm8k:{gsm8k_files['train']}",
         f"--config.task.test=gsm8k:{gsm8k_files['test']}",
         *("--config.sft.updates=20", "--config.sft.heldout=8", "--config.rl.iterations=2", "--config.objective.inner_steps=1"),
+        *("--config.sft.batch_size=8", "--config.rl.prompts=2", "--config.data.prompt_buckets=(192,)"),
         *("--config.sampler.steps=6", "--config.evaluation.steps=6"),
         *("--config.evaluation.problems=4", "--config.evaluation.batch_size=4"),
     )

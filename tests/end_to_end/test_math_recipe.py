@@ -12,13 +12,14 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from igpo_jax.run.metrics import read_rows
-from processes import DEVICES, LIMIT, ends, start, word_problems
+from processes import LIMIT, ends, start, word_problems
 from run_log import rows_so_far, untimed
 from tokenizer_files import write_tokenizer
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 PROBLEMS = 60
-SHORT = ("completion_length=128", "steps=8")
+DEVICES = 2  # total over all processes of a run
+SHORT = ("completion_length=128", "steps=4")
 
 
 def write_data(folder: pathlib.Path) -> None:
@@ -57,7 +58,9 @@ def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
         f"--config.task.test=metamath:{folder / 'MetaMathQA.json'}",
         *(f"--config.{section}.{key}" for section in ("sampler", "evaluation") for key in SHORT),
         "--config.evaluation.problems=8",
-        "--config.data.prompt_buckets=(256,)",
+        "--config.data.prompt_buckets=(192,)",
+        "--config.rl.prompts=2",
+        "--config.rl.group_size=2",
     ]
 
 

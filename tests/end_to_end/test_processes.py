@@ -39,10 +39,16 @@ def test_hosts_with_another_configuration_or_other_data_are_refused_by_all(tmp_p
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+ITERATIONS = 12
 LONG = (
     "--config.sft.updates=20",
-    "--config.rl.iterations=60",
+    f"--config.rl.iterations={ITERATIONS}",
     "--config.rl.eval_every=0",
+    "--config.sft.batch_size=8",
+    "--config.sft.heldout=8",
+    "--config.evaluation.problems=8",
+    "--config.rl.prompts=4",
+    "--config.rl.group_size=4",
     "--config.rl.show_every=100",
 )
 LONG += ("--config.rl.checkpoint_every=1000",)  # only the signal makes a checkpoint between start and end
@@ -68,19 +74,20 @@ def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_pat
     assert "stopped by a termination signal" in printed[0]
     assert not (workdir / "result.json").exists()
     stopped_at = max(int(path.name) for path in (workdir / "checkpoints" / "rl").iterdir() if path.name.isdigit())
-    assert 0 < stopped_at < 60
+    assert 0 < stopped_at < ITERATIONS
 
     codes, printed = ends(start(1, DEVICES, arguments, folder=tmp_path), tmp_path)
     assert codes == [0], printed
     logged = [row["step"] for row in rows_so_far(workdir) if "reward/final" in row]
-    assert logged == list(range(22, 22 + 2 * 60, 2))
+    assert logged == list(range(22, 22 + 2 * ITERATIONS, 2))
     assert (workdir / "result.json").is_file()
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_continues(tmp_path, killed):
     workdir = tmp_path / "run"
-    arguments = [f"--workdir={workdir}", *LONG[:1], "--config.rl.iterations=30", "--config.rl.checkpoint_every=1"]
+    arguments = [f"--workdir={workdir}", *LONG[:-1], "--config.rl.checkpoint_every=1"]
     started = start_and_wait_for_rollouts(2, arguments, workdir)
     started[killed].kill()
     begin = time.monotonic()
@@ -94,4 +101,4 @@ def test_a_killed_process_ends_the_other_and_the_run_continues(tmp_path, killed)
     codes, printed = ends(start(1, DEVICES, arguments, folder=tmp_path), tmp_path)
     assert codes == [0], printed
     logged = [row["step"] for row in rows_so_far(workdir) if "reward/final" in row]
-    assert logged == list(range(22, 22 + 2 * 30, 2))
+    assert logged == list(range(22, 22 + 2 * ITERATIONS, 2))

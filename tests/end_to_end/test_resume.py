@@ -16,7 +16,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment, read_run_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
-from run_log import untimed
+from run_log import after_supervised_stage, untimed
 
 
 def final_params(workdir: pathlib.Path, stage: str, mesh):
@@ -75,6 +75,8 @@ def test_the_comparison_sees_a_single_update(finished, mesh):
 )
 def test_a_killed_run_continues_to_the_same_end(stage, step, command, finished, tmp_path, mesh):
     workdir = tmp_path / "run"
+    if stage == "rl":
+        after_supervised_stage(finished, workdir)
     command.train_until_killed(workdir, stage, step)
     assert not (workdir / "result.json").exists()
     again = command.train(workdir)
@@ -149,7 +151,7 @@ def test_without_a_readable_checkpoint_the_run_stops_and_says_so(command, finish
     ids=["8 devices to 1", "1 device to 8"],
 )
 def test_a_run_continues_on_another_mesh_with_the_same_data(before, after, command, finished, tmp_path):
-    workdir = tmp_path / "run"
+    workdir = after_supervised_stage(finished, tmp_path / "run")
     command.on_devices(before[0]).train_until_killed(workdir, "rl", 204, *before[1:])
     again = command.on_devices(after[0]).train(workdir, *after[1:])
     assert again.returncode == 0, again.stderr

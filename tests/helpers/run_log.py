@@ -1,6 +1,8 @@
 """Reads a run's log."""
 
+import json
 import pathlib
+import shutil
 
 from igpo_jax.run.metrics import read_rows
 
@@ -17,3 +19,12 @@ def untimed(workdir: pathlib.Path) -> list[dict]:
     """Returns the rows of metrics.jsonl without columns that depend on speed."""
     rows = read_rows(workdir / "metrics.jsonl")
     return [{name: value for name, value in row.items() if not name.startswith(("time/", "speed/"))} for row in rows]
+
+
+def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Copies a run as it was before its RL stage, without its configuration."""
+    shutil.copytree(finished / "checkpoints/sft", folder / "checkpoints/sft")
+    shutil.copy(finished / "tokenizer.model", folder)
+    rows = [row for row in read_rows(finished / "metrics.jsonl") if row["stage"] == "sft"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -6,7 +6,8 @@ import pathlib
 import sys
 
 rank, port, source, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {quick}"
 
 import jax
 

@@ -256,7 +256,7 @@ def test_a_pod_trains_to_the_end_and_the_same_command_trains_no_second_time(stag
     assert [v for v in stage.lines("verbs") if v in ("create", "delete")] == ["create"]
 
 
-@pytest.mark.parametrize("how", ["preempted", "lost"])
+@pytest.mark.parametrize("how", ["preempted", pytest.param("lost", marks=pytest.mark.slow)])
 def test_a_babysat_pod_is_made_again_after_it_was_preempted(stage, how):
     stage.plan(how, how, "complete")
     done = pod(stage, "--babysit")
@@ -273,7 +273,7 @@ def test_without_babysitting_it_says_that_the_same_command_goes_on(stage):
     assert done.returncode == 0 and "complete" in done.stdout
 
 
-@pytest.mark.parametrize("flags, starts", [([], 1), (["--babysit"], 3)])
+@pytest.mark.parametrize("flags, starts", [([], 1), pytest.param(["--babysit"], 3, marks=pytest.mark.slow)])
 def test_a_training_that_fails_again_and_again_is_given_up(stage, flags, starts):
     stage.plan(*["fail"] * 5)
     done = pod(stage, *flags)

@@ -62,7 +62,10 @@ def some_to_some(attention_mask):
 
 
 @pytest.mark.parametrize("valid_axes", [2, 3])
-@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
+@pytest.mark.parametrize(
+    "heads, kv_heads",
+    [pytest.param(4, 4, marks=pytest.mark.slow), (4, 2), pytest.param(4, 1, marks=pytest.mark.slow), (6, 3)],
+)
 def test_own_gradients_are_those_of_differentiation(heads, kv_heads, valid_axes):
     arguments, attention_mask, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
     sees = attention_mask if valid_axes == 2 else some_to_some(attention_mask)
@@ -70,7 +73,9 @@ def test_own_gradients_are_those_of_differentiation(heads, kv_heads, valid_axes)
     assert_close(*results, attention_mask, 2e-6)
 
 
-@pytest.mark.parametrize("peak, shift", [(1, 0), (8, 0), (1, 10), (8, 10)])
+@pytest.mark.parametrize(
+    "peak, shift", [(1, 0), pytest.param(8, 0, marks=pytest.mark.slow), pytest.param(1, 10, marks=pytest.mark.slow), (8, 10)]
+)
 @pytest.mark.parametrize("valid_axes", [2, 3])
 def test_own_gradients_in_bfloat16_are_as_near_to_float32_as_those_of_differentiation(valid_axes, peak, shift):
     """Includes peaked attention, and a large common part of keys and values, which gradients must not contain."""
@@ -87,8 +92,8 @@ def test_own_gradients_in_bfloat16_are_as_near_to_float32_as_those_of_differenti
     assert (errors(xla) < 1.1 * errors(differentiated)).all()
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2)])
-@pytest.mark.parametrize("shape", [(2, 1, 2), (1, 2, 2), (1, 4, 1)])
+@pytest.mark.parametrize("heads, kv_heads", [pytest.param(4, 4, marks=pytest.mark.slow), (4, 2)])
+@pytest.mark.parametrize("shape", [(2, 1, 2), (1, 2, 2), pytest.param((1, 4, 1), marks=pytest.mark.slow)])
 def test_own_gradients_on_meshes(shape, heads, kv_heads, mesh_of):
     arguments, attention_mask, weight = inputs(length=24, heads=heads, kv_heads=kv_heads)
     with jax.set_mesh(mesh := mesh_of(shape)):
@@ -113,14 +118,18 @@ def test_queries_of_a_window_look_at_whole_rows():
     assert_close(*results, attention_mask[window], 2e-6)
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "heads, kv_heads", [pytest.param(4, 4, marks=pytest.mark.slow), (4, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
 def test_splash_equals_xla_forward_and_backward(heads, kv_heads):
     arguments, attention_mask, weight = inputs(heads=heads, kv_heads=kv_heads)
     results = [value_and_gradients(attention, arguments, attention_mask, weight) for attention in (splash, xla)]
     assert_close(*results, attention_mask, 2e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2), (1, 4, 1)])
+@pytest.mark.parametrize(
+    "shape", [pytest.param((2, 1, 2), marks=pytest.mark.slow), (2, 2, 2), pytest.param((1, 4, 1), marks=pytest.mark.slow)]
+)
 def test_splash_equals_xla_on_meshes(shape, mesh_of):
     arguments, attention_mask, weight = inputs()
     with jax.set_mesh(mesh_of(shape)):
@@ -134,6 +143,7 @@ def test_splash_takes_lengths_that_are_no_power_of_two():
     assert_close(*results, attention_mask, 2e-5)
 
 
+@pytest.mark.slow
 def test_splash_in_bfloat16_is_as_near_to_float32_as_xla():
     (q, k, v), attention_mask, weight = inputs()
     exact = value_and_gradients(xla, (q, k, v), attention_mask, weight)

@@ -102,7 +102,7 @@ def test_random_parameters_keep_the_residual_stream_at_unit_scale():
     assert 0.5 < float(logits.std()) < 2
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_recomputation_does_not_change_gradients(remat):
     params, tokens = init(jax.random.key(4), CFG), tokens_of()
 
@@ -153,7 +153,9 @@ def test_logits_equal_those_of_the_released_llada(case, mesh):
 
 
 @pytest.mark.parametrize("rows", [8, 3], ids=["rows that divide", "rows that do not"])
-@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [
+    pytest.param((1, 8, 1), marks=pytest.mark.slow), pytest.param((1, 2, 4), marks=pytest.mark.slow), (2, 2, 2),
+])  # fmt: skip
 def test_embedding_lookup_exchanges_rows_and_never_the_table(shape, rows, mesh_of):
     mesh, cfg = mesh_of(shape), dataclasses.replace(CFG, vocab_size=4096)
     table = jax.random.normal(jax.random.key(0), (cfg.vocab_size, cfg.width))

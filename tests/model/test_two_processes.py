@@ -18,6 +18,7 @@ from tokenizer_files import write_tokenizer
 HERE = pathlib.Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_two_processes_convert_export_and_generate(tmp_path, mesh):
     source = tmp_path / "hf"
     shutil.copytree(HERE / "fixtures" / "llada_tiny" / "bf16_sharded", source)

@@ -38,7 +38,7 @@ NUMERICS = {
         pytest.param("float32", (2, 2, 2), marks=pytest.mark.slow),
         ("bfloat16 copy", (1, 1, 1)),
         pytest.param("bfloat16 copy", (2, 2, 2), marks=pytest.mark.slow),
-        ("supervised stage before", (2, 2, 2)),
+        pytest.param("supervised stage before", (2, 2, 2), marks=pytest.mark.slow),
         pytest.param("supervised stage alone", (2, 2, 2), marks=pytest.mark.slow),
     ],
 )
@@ -49,7 +49,7 @@ def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypa
     assert_planned(config_of(TINY, **values), mesh_of(shape), tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("updates", [0, 2])
+@pytest.mark.parametrize("updates", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_memory_is_what_a_run_of_adapters_holds(updates, mesh, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(TESTS / "model" / "fixtures" / "llada_tiny" / "bf16_sharded", folder)

@@ -20,8 +20,10 @@ from run_configs import CONFIGS, parsed
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
 
 
-@pytest.mark.parametrize("remat, passes", [("none", 3), ("full", 4)])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape, remat, passes", [
+    pytest.param((1, 1, 1), "none", 3, marks=pytest.mark.slow), pytest.param((1, 1, 1), "full", 4, marks=pytest.mark.slow),
+    pytest.param((2, 2, 2), "none", 3, marks=pytest.mark.slow), ((2, 2, 2), "full", 4),
+])  # fmt: skip
 def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     """Counts one forward pass, a backward pass worth two and, with remat, a second forward pass; not one per completion."""
     wide = {"model__width": 64, "model__heads": 4, "model__kv_heads": 2, "model__mlp_width": 192, "model__layers": 3}
@@ -47,7 +49,7 @@ def test_sampling_is_counted_through_all_its_steps(mesh):
     assert record["flops"] == pytest.approx(decode.steps // decode.blocks * rows * row, rel=0.02)
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
 def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
     exact, config = parsed(), parsed(sampler__cache=cache, sampler__steps=16)
     records = {record["name"]: record for record in advice.plan(config, mesh, ["sample", "probe"])["programs"]}
@@ -61,15 +63,16 @@ def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
     assert "probe" not in [program.name for program in planning.programs(exact, model, mesh)]
 
 
+@pytest.mark.slow
 def test_the_remat_that_fits_and_is_fastest_is_named(mesh, monkeypatch):
-    found = advice.remat_choice(parsed(model__layers=6), mesh)
+    found = advice.remat_choice(parsed(model__layers=4), mesh)
     assert list(found["programs"]) == ["none", "dots", "full"] and found["choice"] == "none"
     peaks = [record["peak_gib"] for record in found["programs"].values()]
     assert peaks[0] > peaks[2], "recomputing must save something here"
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: (peaks[0] + peaks[2]) / 2 / advice.MOST)
-    assert advice.remat_choice(parsed(model__layers=6), mesh)["choice"] in ("dots", "full")
+    assert advice.remat_choice(parsed(model__layers=4), mesh)["choice"] in ("dots", "full")
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.0)
-    assert advice.remat_choice(parsed(model__layers=6), mesh)["choice"] is None
+    assert advice.remat_choice(parsed(model__layers=4), mesh)["choice"] is None
 
 
 def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
@@ -108,8 +111,8 @@ def test_what_a_run_does_not_have_does_not_count(mesh):
 
 def test_a_verdict_names_three_changes_of_the_configuration(mesh, monkeypatch):
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.001)
-    config = parsed(model__layers=4, sft__updates=0, model__compute_dtype="bfloat16")
-    result = advice.plan(config, mesh)
+    config = parsed(model__layers=2, sft__updates=0, model__compute_dtype="bfloat16")
+    result = advice.plan(config, mesh, ["sample", "update"])
     assert not result["fits"]
     assert len(result["advice"]) == 3
     saved = [entry["saves_about_gib"] for entry in result["advice"]]

@@ -38,7 +38,7 @@ def test_slices_are_parts_of_the_data_axis():
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("attention", ["xla", "splash"])
+@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.slow), "splash"])
 def test_attention_is_lowered_for_tpus(attention):
     """Compiles the forward pass of the sampler and the backward pass of the update, with and without a kernel."""
     wide = {"model__width": 256, "model__heads": 2, "model__kv_heads": 2, "model__compute_dtype": "bfloat16"}

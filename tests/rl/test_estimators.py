@@ -79,7 +79,9 @@ def estimates(objective, of_masks):
     return logprobs.sum(axis=1), logprobs
 
 
-@pytest.mark.parametrize("estimator, samples", RANDOM)
+@pytest.mark.parametrize(
+    "estimator, samples", [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == 2)) for case in RANDOM]
+)
 def test_lower_bounds_are_unbiased_for_any_order(estimator, samples):
     lower, _ = exact(table())
     found, of_tokens = estimates(ObjectiveConfig(estimator, samples, inner_steps=1), table())
@@ -207,8 +209,9 @@ def replayed(batch, row):
     return logprobs
 
 
-@pytest.mark.parametrize("hinted", [False, True])
-@pytest.mark.parametrize("per_step", [1, 2])
+@pytest.mark.parametrize("per_step, hinted", [
+    (1, False), pytest.param(1, True, marks=pytest.mark.slow), pytest.param(2, False, marks=pytest.mark.slow), (2, True),
+])  # fmt: skip
 def test_a_trace_without_merged_steps_is_what_the_sampler_did(hinted, per_step, mesh):
     decode = DecodeConfig(completion_length=8, block_length=4, steps=8 // per_step, temperature=1.0)
     canvas = np.full(8, MASK, np.int32)

@@ -16,7 +16,9 @@ CFG = ModelConfig(
     vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7
 )
 N, G, P_LENGTH, LENGTH = 8, 4, 5, 6
-MESHES = [(2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
+# (shape, parts of the batch)
+FEW_MESHES = [((2, 2, 2), 1), ((2, 1, 2), 2)]
+MORE_MESHES = [((4, 2, 1), 1), ((8, 1, 1), 1), ((1, 8, 1), 1), ((1, 1, 8), 1), ((1, 1, 1), 2)]
 
 
 def make_params(seed):
@@ -88,8 +90,11 @@ def test_masked_scores_see_what_is_not_masked(mesh):
     np.testing.assert_allclose(logprobs.old, logprobs.reference, atol=1e-6)  # the same sums, possibly in another order
 
 
-@pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("masked", 1), ("coupled", 2)])
-def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
+@pytest.mark.parametrize("meshes", [FEW_MESHES, pytest.param(MORE_MESHES, marks=pytest.mark.slow)], ids=["few", "more"])
+@pytest.mark.parametrize("estimator, samples", [
+    ("mean_field", 1), pytest.param("masked", 1, marks=pytest.mark.slow), pytest.param("coupled", 2, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_scores_do_not_depend_on_the_mesh(estimator, samples, meshes, mesh_of):
     objective = ObjectiveConfig(estimator, samples, inner_steps=2)
 
     def scores_on(shape, parts=1):
@@ -100,7 +105,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, samples, mesh_of):
             return jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), CFG, objective, mesh, parts))
 
     expected = scores_on((1, 1, 1))
-    for shape, parts in [*((shape, 1) for shape in MESHES), ((1, 1, 1), 2), ((2, 1, 2), 2)]:
+    for shape, parts in meshes:
         have = scores_on(shape, parts)
         for name in ("old", "reference", "entropy"):
             np.testing.assert_allclose(getattr(have, name), getattr(expected, name), atol=2e-5, err_msg=f"{name} {shape}")

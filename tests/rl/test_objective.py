@@ -305,8 +305,14 @@ EVERY_ESTIMATOR = [
 ]
 
 
-@pytest.mark.parametrize("how, parts", [(dict(), 1), (dict(ratio="token", kl="k2"), 4)], ids=["sequence", "token"])
-@pytest.mark.parametrize("estimator", EVERY_ESTIMATOR, ids=lambda values: "-".join(map(str, values.values())))
+@pytest.mark.parametrize("estimator, how, parts", [
+    pytest.param(
+        estimator, *how, id="-".join(map(str, [*estimator.values(), name])),
+        marks=[pytest.mark.slow] * ((name == "token") != (estimator["estimator"] == "quadrature")),
+    )
+    for estimator in EVERY_ESTIMATOR
+    for name, how in {"sequence": (dict(), 1), "token": (dict(ratio="token", kl="k2"), 4)}.items()
+])  # fmt: skip
 def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, parts, mesh):
     """Equal row weights make the loss minus the mean advantage: 0 for centered groups, for any division of the rows."""
     # In the second inner step `masked` masks everything, so that every row has tokens in the loss.
@@ -337,16 +343,18 @@ def test_groups_of_equal_rewards_have_no_gradient(mesh):
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), make_batch())))
 
 
-@pytest.mark.parametrize("estimator, reference_code", [("mean_field", False), ("masked", True)])
-def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code, mesh_of):
+@pytest.mark.parametrize("shapes", [SHAPES[:1], pytest.param(SHAPES[1:], marks=pytest.mark.slow)], ids=["few", "more"])
+@pytest.mark.parametrize("estimator, reference_code", [("mean_field", False), pytest.param("masked", True, marks=pytest.mark.slow)])
+def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code, shapes, mesh_of):
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, reference_code=reference_code)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
+    near = moved(old, 0.1)
     logprobs = jax.device_get(first(scores_of(old, reference, batch, objective, one)))
 
     def run(shape):
         mesh = mesh_of(shape)
         with jax.set_mesh(mesh):
-            params = jax.device_put(moved(old, 0.1), shardings(CFG, mesh))
+            params = jax.device_put(near, shardings(CFG, mesh))
             function = jax.jit(
                 jax.value_and_grad(
                     lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True
@@ -357,7 +365,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code,
     expected = run((1, 1, 1))
     (loss, statistics), _ = expected
     assert abs(loss) > 0.01 and 0 < statistics["policy/clip_fraction"] < 1 and statistics["policy/kl"] > 0.01
-    for shape in SHAPES:
+    for shape in shapes:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6, err_msg=str(shape)), run(shape), expected
         )

@@ -83,6 +83,7 @@ def test_state_is_donated_and_the_callers_parameters_are_not(mesh):
         assert not np.array_equal(old, new), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_moments_lie_where_their_parameters_lie(mesh_of):
     mesh, objective, batch = mesh_of((2, 2, 2)), ObjectiveConfig(), make_batch()
     params, state, optimizer = start(mesh)
@@ -172,7 +173,7 @@ def start_adapters(mesh):
     return frozen, adapters, create_state(adapters, optimizer, Policy(CFG, LORA), mesh), optimizer
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
     mesh, objective = mesh_of(shape), ObjectiveConfig()
     frozen, adapters, state, optimizer = start_adapters(mesh)
@@ -197,6 +198,7 @@ def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
         assert leaf.sharding.is_equivalent_to(first.sharding, 3) and moment.sharding.is_equivalent_to(first.sharding, 3)
 
 
+@pytest.mark.slow
 def test_gradients_of_adapters_follow_from_those_of_the_full_parametrisation(mesh):
     """Uses gradients of the objective at a ratio other than 1."""
     objective = ObjectiveConfig(kl_coefficient=0.5, clip_low=0.9, clip_high=9.0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +89,16 @@ def norm(tree) -> float:
     return float(np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree))))
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["all parameters", "adapters"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("shape", MESHES)
+QUICK = ((2, 2, 2), 1.0, True)
+
+
+@pytest.mark.parametrize("shape, temperature, adapters", [
+    pytest.param(
+        *case, id=f"shape{MESHES.index(case[0])}-{case[1]}-{'adapters' if case[2] else 'all parameters'}",
+        marks=[pytest.mark.slow] * (case != QUICK),
+    )
+    for case in itertools.product(MESHES, [0.0, 1.0], [False, True])
+])  # fmt: skip
 def test_a_whole_step_does_not_depend_on_the_mesh(shape, temperature, adapters, mesh_of):
     assert_same(whole_step(mesh_of(shape), temperature, adapters), whole_step(mesh_of((1, 1, 1)), temperature, adapters))
 

@@ -73,8 +73,8 @@ def test_a_summary_counts_what_went_wrong():
 def test_the_bootstrap_covers_as_often_as_it_says():
     draw, held = np.random.default_rng(0), 0
     for _ in range(60):
-        chances = draw.beta(1, 1, 200)
-        low, high = accuracy_interval(draw.uniform(size=(200, 4)) < chances[:, None])
+        chances = draw.beta(1, 1, 100)
+        low, high = accuracy_interval(draw.uniform(size=(100, 4)) < chances[:, None])
         held += low <= 0.5 <= high
     assert held >= 52  # of 60; 57 are expected, and fewer than 52 have probability 1/300
 
@@ -99,5 +99,5 @@ def test_a_planted_change_of_three_points_is_found():
 def test_no_change_is_not_found():
     one, _ = planted(500, 0)
     assert paired(one, one)["p_value"] == 1.0
-    values = [paired(planted(300, 0, seed=s)[0], planted(300, 0, seed=1000 + s)[0])["p_value"] for s in range(100)]
+    values = [paired(planted(100, 0, seed=s)[0], planted(100, 0, seed=1000 + s)[0])["p_value"] for s in range(100)]
     assert np.mean(np.array(values) < 0.05) <= 0.12 and math.isclose(np.median(values), 0.5, abs_tol=0.25)

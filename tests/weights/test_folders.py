@@ -57,8 +57,16 @@ def in_three_files(values, cfg):
     return {name: f"model-{i % 3 + 1:05}-of-00003.safetensors" for i, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("family, cfg", [("llada", PLAIN), ("llada", GROUPED), ("illada", GROUPED)])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+    "family, cfg",
+    [
+        pytest.param("llada", PLAIN, marks=pytest.mark.slow), pytest.param("llada", GROUPED, marks=pytest.mark.slow),
+        ("illada", GROUPED),
+    ],
+)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)]
+)
 def test_folder_survives_conversion_and_export_on_any_mesh(family, cfg, shape, tmp_path, mesh, mesh_of):
     values = llada_config(cfg, 64) if family == "llada" else illada_config(cfg)
     original = tmp_path / "original"
@@ -93,7 +101,7 @@ def test_tensors_lie_as_torch_linear_layers_expect(tmp_path, mesh):
     np.testing.assert_array_equal(tensor("blocks.0.attn_norm"), params["blocks"]["attention_norm"][0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), None])
 def test_dtype_can_be_chosen(dtype, tmp_path, mesh):
     params = write_folder(tmp_path / "hf", mesh, dtype="bfloat16")
     convert(tmp_path / "hf", tmp_path / "model", mesh, dtype)
@@ -323,6 +331,7 @@ def is_refused(folder, params, mesh):
     return False
 
 
+@pytest.mark.slow
 def test_model_folders_with_missing_or_shortened_files_give_an_error_or_the_right_weights(tmp_path, mesh):
     params = write_folder(tmp_path / "hf", mesh)
     convert(tmp_path / "hf", tmp_path / "model", mesh)
@@ -343,6 +352,7 @@ def test_model_folders_with_missing_or_shortened_files_give_an_error_or_the_righ
     assert refused > 10
 
 
+@pytest.mark.slow
 def test_two_hundred_random_corruptions_give_an_error_or_the_right_weights(tmp_path, mesh):
     """Damages files by truncation, flipped bytes of headers, index and configuration, deleted keys and swapped shapes."""
     good = tmp_path / "good"
