@@ -44,10 +44,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
-    t, s]. Gradients are computed from stored probabilities, as in FlashAttention (arXiv 2205.14135, appendix B.2). Automatic
-    differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on a CPU.
-    Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention runs,
-    because it moves fewer bytes on TPUs."""
+    t, s]. Gradients follow from stored probabilities by the formulas of FlashAttention (arXiv 2205.14135, appendix B.2).
+    Automatic differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on
+    a CPU. Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention
+    runs, because it moves fewer bytes on TPUs."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
