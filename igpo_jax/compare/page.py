@@ -138,7 +138,7 @@ def note(found: dict[str, Any]) -> str:
     return (
         f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy "
         "decoding; percent with 95 % intervals of a bootstrap over seeds and problems. For each seed, the cheapest arm sets the"
-        " budget; the other arms are judged by their last evaluation within it. The hardest third is chosen by the other seeds."
+        " budget; the other arms are judged by their last evaluation within it. For each seed, the hardest third of the problems is determined from the other seeds."
         f" {run['device']}, {versions}, {commits}."
     )
 

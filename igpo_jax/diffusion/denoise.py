@@ -193,8 +193,8 @@ class Block(flax.struct.PyTreeNode):
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Returns the possible sizes of the recomputed window for cache=prefix, in ascending order. The window is the last part of
-    the completion. There are only a few sizes, so that one compiled program serves all blocks."""
+    """Returns the sizes, in ascending order, of the part at the end of a completion that cache=prefix recomputes in every step.
+    Each size is a branch of one compiled program, so their number is kept small."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

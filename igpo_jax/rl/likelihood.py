@@ -247,10 +247,10 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Computes the scores of all tokens, float32 [n, g, l]. Each score is the sum over the k views of `weight *
     log-probability`. Both factors are float32 [n, k, g, l].
 
-    Completions with a negative advantage, float32 [n, g], also use the terms of SPG's upper bound (arXiv 2510.09541), because
-    lowering a lower bound need not lower the likelihood. The upper bound is sum_i 1/beta log E p(token_i | written tokens)^beta
-    with beta = cfg.upper_power. It holds if beta is at least the number of tokens (Hoelder's inequality), and lacks a constant
-    otherwise."""
+    For completions with a negative advantage, float32 [n, g], the score is a weighted mean of this lower bound's terms and
+    those of SPG's upper bound (arXiv 2510.09541), because lowering a lower bound need not lower the likelihood. The upper bound
+    is sum_i 1/beta log E p(token_i | written tokens)^beta with beta = cfg.upper_power. It is an upper bound if beta is at least
+    the number of tokens (Hoelder's inequality). For a smaller beta, it is one only up to an additive constant."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower

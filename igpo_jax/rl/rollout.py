@@ -119,12 +119,13 @@ def rollout(
     mesh: Mesh,
     check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Samples and grades a group of completions for each prompt, with the network parameters `params`.
+    """Samples and grades a group of completions for each prompt. If all completions of a group are wrong, samples the group a
+    second time with hints, which are pieces of the reference solution (the trace), and swaps in correct completions.
 
     Args:
         prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
-            and of the product of the mesh sizes data and fsdp. With inpainting.source="own", the traces are solutions that this
-            policy found, and problems without such a solution get no second attempt.
+            and of the product of the mesh sizes data and fsdp. With inpainting.source="own", the traces are earlier correct
+            completions of this policy, and problems without one are not sampled a second time.
         key: PRNG key of the iteration's batch. Random draws depend only on the key, the problem and the completion's index.
         check_preemption: function that may raise an exception. All processes call it after every chunk of prompts."""
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
