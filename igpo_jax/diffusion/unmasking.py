@@ -138,12 +138,13 @@ def rank_descending(values: jax.Array) -> jax.Array:
 def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig) -> jax.Array:
     """Selects the positions of a block that a denoising step writes, bool [b, k] for b rows and k positions.
 
-    The parallel rules (`decode.commit` is threshold or factor) come from Fast-dLLM (arXiv 2505.22618). If they select too few
-    positions, the leftmost masked positions or the most confident ones are added, depending on `decode.fallback`. ForkGRPO
-    reports that RL collapses with the most confident ones.
+    The parallel rules (`decode.commit` is "threshold" or "factor") come from Fast-dLLM (arXiv 2505.22618). If they select too
+    few positions, the leftmost masked positions or the most confident ones are added, depending on `decode.fallback`. ForkGRPO
+    reports that RL collapses if the most confident ones are added.
 
     Args:
-        confidence: confidence of each position, float32 [b, k]. It is a log-probability unless decode.commit is schedule.
+        confidence: confidence of each position, float32 [b, k]. It must be a log-probability unless
+            `decode.commit` is "schedule", for which only its order counts.
         masked: True for masked positions, bool [b, k].
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].
         step: index of the step within the block, int32 []."""

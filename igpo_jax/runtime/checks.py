@@ -1,4 +1,4 @@
-"""Checks of single configuration values, declared with the dataclass fields that hold the values."""
+"""Checks of configuration values. A check is declared beside its field in a dataclass."""
 
 import dataclasses
 import math
