@@ -9,7 +9,7 @@ class KeyPurpose(enum.IntEnum):
 
     FIRST_ATTEMPT = 0  # noise of the sampler in the first attempt
     SECOND_ATTEMPT = 1
-    HINTS = 2  # chunks, ratios and the choice of chunks
+    HINTS = 2  # how solutions are cut into hint chunks, and which of these chunks are shown
     REPLACEMENTS = 3  # the correct second attempts that are swapped in
     LIKELIHOOD_MASKS = 4  # the tokens that random estimators mask
     PROBE = 5  # sampler noise when measuring the cached sampler's error

@@ -247,10 +247,8 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Computes a score for every token, float32 [n, g, l]: the sum over the k views of `weight * log_probs`, which are float32
     [n, k, g, l]. The scores of a completion add up to an estimate of a lower bound of its log-likelihood.
 
-    Lowering a lower bound need not lower the likelihood. If `cfg.upper_weight` is positive, completions with a negative
-    advantage, float32 [n, g], therefore get a weighted mean of this score and of a term of SPG's upper bound (arXiv
-    2510.09541): sum_i 1/beta log E p(token_i | unmasked tokens)^beta with beta = `cfg.upper_power`. By Hoelder's inequality,
-    this sum is an upper bound if beta is at least the number of tokens, and otherwise only up to an additive constant."""
+    Lowering a lower bound need not lower the likelihood. Completions with a negative advantage, float32 [n, g], therefore get a
+    weighted mean of this score and of a term of SPG's upper bound (arXiv 2510.09541; docs/method.md section 9)."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower

@@ -126,7 +126,7 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """Background thread that waits until the grading processes have returned their results."""
+        """Pool of one background thread, which waits until the grading processes have returned their results."""
         return ThreadPoolExecutor(max_workers=1)
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> np.ndarray:
