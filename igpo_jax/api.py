@@ -173,10 +173,10 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). Each of `draws` random draws masks
-        k of the l tokens of the completion. The values of k are spread evenly over 1..l. The estimate is the mean over the
-        draws of `l / k * log-probability of the masked tokens`. For a completion of one token, it is the exact log-probability.
-        Raises ValueError if the completion is empty."""
+        """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). The completion is
+        masked `draws` times. Each time, k of its l tokens are masked at random, with values of k spread evenly over 1..l. The
+        estimate is the mean of `l / k * log-probability of the masked tokens`. For a completion of one token, it is the exact
+        log-probability. Raises ValueError if the completion is empty."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws

@@ -135,7 +135,8 @@ def denoise_block(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
     """Runs the denoising steps of block `number`, int32 [], until the block has no masked positions. Returns the new state and
-    three counts, int32 []: network runs on whole rows, network runs on windows, and rows that have not ended."""
+    three counts, int32 []: forward passes over whole rows, forward passes over windows of the rows, and rows that have not
+    ended."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
 

@@ -171,20 +171,20 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion.
 
-    Only tokens in the loss mask count. A hint token that the entropy filter drops gets no gradient through the sequence ratio
-    or the KL. With cfg.reference_code, such a token does get a gradient through the ratio, and the loss of a completion is
-    multiplied by its number of tokens divided by the mean number in its group (docs/method.md section 10).
+    Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient. With cfg.reference_code,
+    they get a gradient through the sequence ratio, and the loss of a completion is multiplied by its number of tokens divided
+    by the mean number in its group (docs/method.md section 10).
 
     Args:
         new, old, reference: token scores under the three policies, see `likelihood.combine`, float32 [..., l].
         advantages: advantages of the completions, float32 [...]; the last axis is a group.
         loss_mask: mask of the tokens that count in ratio, loss and KL, bool [..., l].
-        scored: mask of the tokens that have log-probabilities, bool [..., l]; needed with cfg.reference_code.
+        scored: mask of the tokens for which a likelihood is estimated, bool [..., l]; needed with cfg.reference_code.
         hint: mask of the hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
 
     Returns:
         The loss and a dict of statistics, each float32 [...]. The statistics are means over the tokens of a completion, except
-        that policy/overflow is a count."""
+        policy/overflow, which counts the tokens whose log-ratio was clipped."""
 
     def token_mean(values, mask=loss_mask):
         return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)

@@ -248,7 +248,7 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
 
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
-    """Returns the metrics of a rollout for the log. Shares are means over groups or completions, and times are in seconds."""
+    """Returns the metrics of a rollout for the log: means over groups or completions, counts, and times in seconds."""
 
     def mean(values) -> float:
         return float(np.mean(values))

@@ -187,7 +187,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dt
 
 
 def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a model folder back to the original Hugging Face folder, with the same arguments and errors as `convert`."""
+    """Converts a model folder back to the Hugging Face format, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
