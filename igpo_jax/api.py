@@ -74,7 +74,7 @@ class DiffusionLM:
     params: Params  # split over `mesh`
     tokenizer: Tokenizer | None  # None: token ids only
     mesh: Mesh
-    origin: dict[str, str | int] = dataclasses.field(default_factory=dict)  # path; a run's stage and step; adapters' folder
+    origin: dict[str, str | int] = dataclasses.field(default_factory=dict)  # keys: path, stage, step, adapters
     # Defaults of `generate`; for a training run, the settings of its evaluations.
     decode: DecodeConfig = DecodeConfig(completion_length=128, block_length=32, steps=128)
 
@@ -97,13 +97,14 @@ class DiffusionLM:
         Args:
             chat: whether a text prompt becomes a user message in the model's chat template. Conversations always use the
                 template.
-            hint: the text or token ids at the beginning of every completion, which stay unchanged.
-            completion_length: the number of tokens, including the hint; by default `self.decode.completion_length`.
+            hint: the text or token ids that every completion begins with. They stay unchanged.
+            completion_length: the number of tokens of each completion, including the hint. The default is
+                `self.decode.completion_length`.
             steps: the total number of denoising steps, a multiple of the number of blocks. By default `self.decode.steps`, or
                 one step per token if `completion_length` or `block_length` is given.
             watch: a function that is called for each batch before the first denoising step and after every step. The last row
-                of a batch may be repeated to fill the batch. The function makes the generation slower, and may raise an
-                exception to stop it.
+                of a batch may be repeated to fill the batch. Watching makes the generation slower. The function may raise an
+                exception to stop the generation.
             decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `remasking` or `cache`."""
         length = self.decode.completion_length if completion_length is None else completion_length
         block_length = decoding.pop("block_length", None)
@@ -173,10 +174,10 @@ class DiffusionLM:
     def score(
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
-        """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). The completion is
-        masked `draws` times. Each time, k of its l tokens are masked at random, with values of k spread evenly over 1..l. The
-        estimate is the mean of `l / k * log-probability of the masked tokens`. For a completion of one token, it is the exact
-        log-probability. Raises ValueError if the completion is empty."""
+        """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). Makes `draws` masked copies of the
+        completion. In each copy, k of the l tokens are masked at random, and the values of k are spread evenly over 1..l. The
+        estimate is the mean over the copies of `l / k * (sum of the log-probabilities of the masked tokens)`. If the completion
+        has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         draws = 1 if answer.size == 1 else draws
@@ -279,11 +280,11 @@ def load(
 
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
-        dtype: the dtype of the parameters and activations, but not of the adapters: float32 or bfloat16. The default is
-            bfloat16, or float32 on CPUs.
-        mesh: the device mesh that holds the parameters; by default all devices.
-        stage: the stage of a training run whose newest checkpoint is loaded: sft, rl, or by default the last stage. Only
-            allowed if the folder is a training run."""
+        dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of the adapters. The default is
+            bfloat16 on accelerators and float32 on CPUs.
+        mesh: the device mesh that holds the parameters. The default mesh contains all devices.
+        stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
+            has a checkpoint. Only allowed if `path` is the folder of a training run."""
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
@@ -312,5 +313,5 @@ def load(
 
 
 def default_dtype() -> str:
-    """Returns the default dtype of parameters and activations: bfloat16 on accelerators, float32 on CPUs."""
+    """Returns the default dtype of parameters and activations, which is bfloat16 on accelerators and float32 on CPUs."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -35,7 +35,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def resolve_config_path(argument: str) -> str:
     """Returns the path of a config file, given a name such as `math.py` or `math.py:variant`. A name without a folder is also
-    looked up in ./configs and in the repository's configs/. If it is not found, a ValueError lists all config files."""
+    looked up in ./configs and in the repository's configs/. If there is no such file, raises a ValueError that lists all config
+    files."""
     name, colon, variant = argument.partition(":")
     folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
     for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):

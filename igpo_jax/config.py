@@ -103,10 +103,11 @@ class RLConfig:
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
-    # An iteration samples at most this many batches of `prompts`, until `prompts` groups are neither all correct nor all wrong.
+    # Maximum number of batches that an iteration samples until `prompts` groups are neither all correct nor all wrong.
     dynamic_batches: int = checked(1, at_least(1))
-    # With sampler.cache: iterations between measurements of its error (0: none), and the error (KL between a token's exact
-    # and cached distributions, nats) above which rollouts are exact until the next measurement (0: no limit).
+    # With sampler.cache, the sampler's error (KL between a token's exact and cached distributions, in nats) is measured every
+    # `probe_every` iterations (0: never). If it exceeds `probe_limit` (0: no limit), rollouts are exact until it is measured
+    # again.
     probe_every: int = checked(20, at_least(0))
     probe_limit: float = checked(0.0, at_least(0))
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)

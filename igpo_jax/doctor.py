@@ -176,8 +176,8 @@ def host() -> Iterator[Finding]:
 
 
 def host_memory() -> tuple[int, int]:
-    """Returns the total and the free memory in bytes: of this machine, or of the container if the container's limit is
-    lower."""
+    """Returns the total and the free memory of this machine in bytes. If the process runs in a container with a memory limit,
+    both numbers respect this limit."""
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # systems other than Linux have no such file
         if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
@@ -232,7 +232,7 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
 
 
 def compile_cache() -> Iterator[Finding]:
-    """Checks that the folder for compiled programs, JAX_COMPILATION_CACHE_DIR, can be written."""
+    """Checks that the folder for compiled programs, JAX_COMPILATION_CACHE_DIR, is writable."""
     name, folder = "compiled programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         yield Finding("ok", name, "are kept in each run's folder; JAX_COMPILATION_CACHE_DIR names a shared one")

@@ -76,8 +76,8 @@ def main(_):
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
-    """Completes the prompts with the options of the command line. If templates are given, fills every template after every
-    prompt instead."""
+    """Completes the prompts with the options of the command line. If templates are given, instead fills in each template once
+    for each prompt, with the prompt before the template."""
     options: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
     options |= {flag.name: flag.value for flag in DECODING if flag.value is not None}
     if not TEMPLATE.value:

@@ -36,7 +36,8 @@ def main(_):
 
 
 def inspect(config: Config, samples: int) -> Iterator[str]:
-    """Yields lines that describe the data, with `samples` examples per split. Raises ValueError if the data are invalid."""
+    """Yields lines that describe the data and show `samples` example problems of each split. Raises ValueError if the data are
+    invalid."""
     task = load_task(config.task.name)
     problems = load_run_problems(config)
     with tempfile.TemporaryDirectory() as folder:

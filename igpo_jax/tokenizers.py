@@ -225,10 +225,10 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
-    """Trains a SentencePiece model deterministically and writes the model file atomically. `kind` is char, unigram or bpe, and
-    `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding inverts
-    encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown token if `kind` is char.
-    Raises ValueError if `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
+    """Trains a SentencePiece model deterministically and writes the model file atomically. `kind` is "char", "unigram" or
+    "bpe", and `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding
+    inverts encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown token if `kind` is
+    "char". Raises ValueError if `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
     texts = list(texts)
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")

@@ -60,8 +60,8 @@ def main(_) -> None:
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Trains all unfinished runs of a comparison: first the supervised stage of each seed, if the configuration has one, then
-    the arms. If a run fails, starts no other runs, waits for the runs in progress, and raises RuntimeError."""
+    """Trains all unfinished runs of a comparison. If the configuration has a supervised stage, trains this stage for each seed
+    before the arms. If a run fails, starts no other runs, waits for the runs in progress, and raises RuntimeError."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
@@ -114,7 +114,7 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
 
 def create_run_folder(folder: pathlib.Path, run: pathlib.Path) -> None:
     """Creates the folder of a run, with a link to the compiled programs that all runs share. If the supervised stage of the
-    same seed exists, copies it into the folder, because this stage is bitwise equal for all arms."""
+    same seed was trained, copies its results into the folder, because this stage is bitwise equal for all arms."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

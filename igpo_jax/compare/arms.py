@@ -1,4 +1,5 @@
-"""Arms of a comparison of training methods, and the claims to test. Each arm is a set of configuration overrides."""
+"""Arms of a comparison of training methods, and the claims to test. An arm is a variant of the training method, given as a set
+of configuration overrides."""
 
 import dataclasses
 from typing import Any
@@ -10,19 +11,19 @@ from igpo_jax import config as configuration
 Overrides = dict[str, Any]
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
-# The reference code's hints and loss (docs/method.md section 15): the answer leaks, the entropy filter is bypassed. `stretch`
-# is left out, because it keeps hints out of the last 30 positions of a canvas, which are all positions of a short one.
+# The reference code's hints and loss (docs/method.md section 15): hints show the answer, and the entropy filter is bypassed.
+# `stretch` is left out, because it keeps hints out of the last 30 positions, so a short canvas would get no hints.
 REFERENCE_CODE: Overrides = {
     "inpainting.exclude_answer": False,
     "inpainting.round_up": True,
     "inpainting.by_completion": True,
     "objective.reference_code": True,
 }
-FEW: Overrides = {"task.rl_problems": 64}  # problems recur, so that earlier answers exist
+FEW: Overrides = {"task.rl_problems": 64}  # few enough that problems recur and have earlier answers
 # More chunks, because with one or two, different ratios show the same hints
 SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
-# Samples the model's own distribution, for which the order of sampling and choosing positions matters most
+# Samples from the model's own distribution. There, the order of sampling tokens and choosing positions matters most.
 HOT: Overrides = {"sampler.temperature": 1.0}
 FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
 NO_HINT_TOKENS: Overrides = {"objective.entropy_keep": 0.0}
@@ -66,7 +67,7 @@ ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Claim that the arm `better` exceeds the best of the arms `worse` by more than `margin` percentage points."""
+    """Claim that the arm `better` exceeds the best of the arms `worse` in `measure` by more than `margin` percentage points."""
 
     text: str
     better: str

@@ -87,8 +87,8 @@ def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) ->
 def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np.ndarray], hard: np.ndarray) -> dict[str, Any]:
     """Judges a claim by the 95% confidence interval of the paired difference between its arms. The verdict is "held" if the
     whole interval is above the claim's margin, "not held" if the whole interval is below the margin, and otherwise "undecided".
-    Shares of all-wrong groups are paired by iteration, because arms without dynamic sampling see the same prompts in the same
-    iterations."""
+    If the claim is about the share of all-wrong groups (groups without a correct completion), the shares are paired by
+    iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
 
     def all_wrong(arm: str) -> np.ndarray:  # [seeds, iterations]
         return np.array([[row["groups/all_wrong_before"] for row in run.rollouts] for run in runs[arm]])

@@ -34,7 +34,8 @@ class Requests:
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns a sampler's array arguments in order: prompts, prompt mask and canvas, sharded over `mesh`, and row keys."""
+        """Returns a sampler's array arguments in order: prompts, prompt mask and canvas, sharded over `mesh`, and one PRNG key
+        per row."""
         keys = completion_keys(key, self.problem_id, self.draw, attempt)
         return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
 

@@ -23,7 +23,7 @@ class Corruption(NamedTuple):
 
 def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
     """Returns stratified uniform random values in [0, 1), float32 [rows]: the interval is divided into `rows` equal parts, and
-    each part contains one value. Stratification lowers the variance of the loss weights 1/t."""
+    each part contains one value. Stratification lowers the variance of the loss, whose weights depend on these values."""
     order_key, offset_key = jax.random.split(key)
     strata = jax.random.permutation(order_key, rows)
     return (strata + jax.random.uniform(offset_key, (rows,))) / rows
@@ -40,8 +40,8 @@ def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
 def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
     """Masks exactly k random tokens of each row, with k uniform in 1..length. The loss of the row has the weight length / k.
 
-    The expected loss equals that of `mask_independently`, because both give each number k of masked tokens the total weight
-    1/k. In `mask_independently`, this weight is the integral of the weights 1/t. The variance is lower, because every row has a
+    The expected loss equals that of `mask_independently` (for eps = 0), because in both functions the probability of masking k
+    tokens, multiplied by the mean weight of rows with k masked tokens, is 1/k. The variance is lower, because every row has a
     masked token and no weight exceeds `length`."""
     level_key, mask_key = jax.random.split(key)
     k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
@@ -53,9 +53,9 @@ HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # masked shares of a complet
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """Masks the k = ceil(share * length) tokens with the lowest `rank` in every completion, so that a larger share masks a
-    superset. With the weight 1/k, the loss bound becomes a mean over masked tokens. Each row of `rank`, int32 [b, length], is a
-    permutation of 0..length-1, and `share` is in (0, 1]."""
+    """Masks the k = ceil(share * length) tokens with the lowest `rank` in every completion, so that the tokens masked for one
+    share are also masked for all larger shares. The weight is 1/k, so that the loss is a mean over masked tokens. Each row of
+    `rank`, int32 [b, length], is a permutation of 0..length-1, and `share` is in (0, 1]."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 

@@ -83,7 +83,7 @@ class Block(flax.struct.PyTreeNode):
     params: Params
     state: DecodeState  # before the block
     number: Array  # int32 [], index of the block
-    masks_at_entry: Array  # int32 [b], masks of the block before its first step
+    masks_at_entry: Array  # int32 [b], number of masked positions in the block before its first step
     attention_mask: Array  # bool [b, p + l]; twice the rows with guidance
     cfg: ModelConfig = flax.struct.field(pytree_node=False)
     decode: DecodeConfig = flax.struct.field(pytree_node=False)
@@ -110,7 +110,7 @@ class Block(flax.struct.PyTreeNode):
 
     def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
         """Runs the network on whole rows. Returns the logits of the block, float32 [rows, block length, vocabulary], and the
-        keys and values of all positions. Without a cache, None replaces the keys and values."""
+        keys and values of all positions. If `decode.cache` is "none", returns None instead of the keys and values."""
         rows, out_slice = self._network_input(tokens), (self.state.prompt.shape[1] + self.start, self.decode.block_length)
         if self.decode.cache == "none":
             return self._logits(forward(self.params, rows, self.attention_mask, self.cfg, out_slice)), None
@@ -118,7 +118,8 @@ class Block(flax.struct.PyTreeNode):
         return self._logits(hidden), cache
 
     def cached_forward(self, tokens: Array, cache: KVCache) -> jax.Array:
-        """Runs the network on a window of the rows. Returns the block's logits, float32 [rows, block length, vocabulary]."""
+        """Runs the network on a window of positions in each row, with the keys and values in `cache` for the other positions.
+        Returns the logits of the block, float32 [rows, block length, vocabulary]."""
         rows, prompt_length, length = self._network_input(tokens), self.state.prompt.shape[1], self.decode.completion_length
         first = prompt_length + self.start
 

@@ -77,7 +77,8 @@ def sample(
 
 
 def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConfig, decode: DecodeConfig) -> int:
-    """Returns the FLOPs of one row in one block: `full` network runs on `length` positions, and `partial` runs on a window."""
+    """Returns the FLOPs of one row in one block. `full` is the number of forward passes over all `length` positions of the row,
+    and `partial` is the number of forward passes over a window."""
     rest = decode.completion_length - block * decode.block_length
     window = decode.block_length if decode.cache == "dual" else next(size for size in window_sizes(decode) if size >= rest)
     full_flops = forward_flops(cfg, length, decode.block_length)
@@ -120,9 +121,9 @@ def _put_back(tokens: jax.Array, unmask_step: jax.Array, state: DecodeState) -> 
 
 @flax.struct.dataclass
 class BlockCarry:
-    """Values that change in the loop over a block. An iteration runs the network once on whole rows, and then runs the cached
-    steps. The loop bodies increment the counters, so that plan/hlo_cost.py can read the number of iterations from the
-    program."""
+    """Values that change in the loop that denoises a block. Each iteration runs the network once on whole rows, and then runs
+    the steps that use cached keys and values. The loop bodies increment the counters, so that plan/hlo_cost.py can read the
+    number of iterations from the program."""
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
@@ -141,7 +142,7 @@ def denoise_block(
     block = Block.begin(params, state, number, cfg, decode)
 
     def run_full(carry: BlockCarry) -> BlockCarry:
-        """Runs the network once on whole rows, and then runs the steps that reuse the keys and values of this run."""
+        """Runs the network once on whole rows, and then runs the steps that reuse the resulting keys and values."""
         first = carry.full * every
         logits, cache = block.full_forward(carry.tokens)
         after, _ = block.denoise_step(DenoiseCarry(carry.tokens, carry.unmask_step, jnp.int32(0)), logits, first)
@@ -168,5 +169,5 @@ def denoise_block(
 
 
 def refresh_interval(decode: DecodeConfig) -> int:
-    """Returns the number of denoising steps from one network run on whole rows to the next."""
+    """Returns the number of denoising steps from one forward pass over whole rows to the next."""
     return 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block

@@ -38,7 +38,7 @@ class ProbeCarry:
 def sampler_error(
     params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
-    """Samples with a cache, with the arguments of `sampler.sample`, and also computes the exact logits of each step.
+    """Samples with a cache, and also computes the exact logits of each step. The arguments are those of `sampler.sample`.
 
     Returns:
         A dict: `kl` is the mean of KL(exact, cached) over masked positions and steps, in nats. `kl_by_step` is this mean for

@@ -26,20 +26,21 @@ class DecodeConfig:
     steps: int  # largest number of denoising steps for a completion
     temperature: float = checked(0.0, not_negative)
     cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0 turns it off
-    # Positions written first: low_confidence (probable drawn token), position_first (probable likeliest token, whichever is
-    # drawn), entropy (low entropy) or random.
+    # Positions written first. "low_confidence": those with the most probable drawn token. "position_first": those with the most
+    # probable likeliest token, whichever token is drawn. "entropy": those with the lowest entropy. "random": random ones.
     remasking: str = checked("low_confidence", one_of(*REMASKINGS))
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
-    # Tokens written per step: schedule (the same number in every step), threshold (all with a probability above `threshold`) or
-    # factor (the n likeliest while (n + 1) (1 - probability) < `factor`). If these are too few to finish within `steps`,
-    # `fallback` adds the leftmost or the most_confident.
+    # Tokens written per step. "schedule": the same number in every step. "threshold": all with a probability above `threshold`.
+    # "factor": the n likeliest, as long as (n + 1) * (1 - probability of the nth) < `factor`. If these are too few to finish
+    # within `steps`, more tokens are written, which `fallback` selects.
     commit: str = checked("schedule", one_of(*COMMITS))
     threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
     factor: float = checked(1.0, positive)
     fallback: str = checked("leftmost", one_of("leftmost", "most_confident"))
-    # Keys and values reused from the last full evaluation: none, prefix (positions left of the block) or dual (positions
-    # outside of it). Full evaluations run at the start of a block and every `refresh` steps; 0: only at the start.
+    # Positions whose keys and values are reused from the last full evaluation. "none": no positions. "prefix": all left of the
+    # block. "dual": all outside of it. Full evaluations run at the start of each block, and after every `refresh` steps unless
+    # this is 0.
     cache: str = checked("none", one_of(*CACHES))
     refresh: int = checked(0, at_least(0))
 
@@ -84,14 +85,14 @@ def propose(
     """Draws a token for every position, int32 [b, k], and computes the token's confidence, float32 [b, k].
 
     The token is drawn from softmax(logits / T) with temperature T, as the argmax of logits + T * gumbel. The reference code's
-    exp(logits) / (-log u)^T has the same argmax, but can overflow. `decode.remasking` selects the confidence. low_confidence
-    uses the log-probability of the drawn token, and position_first the log-probability of the likeliest token, both without
-    noise. entropy uses the negative entropy, and random uses a random number.
+    exp(logits) / (-log u)^T, with uniform random u, has the same argmax, but can overflow. `decode.remasking` selects the
+    confidence: "low_confidence" is the log-probability of the drawn token, "position_first" that of the likeliest token (both
+    without noise), "entropy" is the negative entropy, and "random" is a random number.
 
     Args:
         logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.
         gumbel: Gumbel noise, float32 [b, k, v], or None at temperature 0.
-        uniform: random confidences, float32 [b, k], if remasking is random, otherwise None."""
+        uniform: random confidences, float32 [b, k], if `decode.remasking` is "random", otherwise None."""
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
     noisy = logits if gumbel is None else logits + decode.temperature * gumbel
@@ -143,8 +144,8 @@ def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, st
     reports that RL collapses if the most confident ones are added.
 
     Args:
-        confidence: confidence of each position, float32 [b, k]. It must be a log-probability unless
-            `decode.commit` is "schedule", for which only its order counts.
+        confidence: confidence of each position, float32 [b, k]. If `decode.commit` is "schedule", only the order of the values
+            matters. Otherwise the values must be log-probabilities.
         masked: True for masked positions, bool [b, k].
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].
         step: index of the step within the block, int32 []."""

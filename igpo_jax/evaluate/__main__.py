@@ -5,7 +5,7 @@ python -m igpo_jax.evaluate diff DIR DIR
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
 Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
-parallel sampler with the exact sampler: their accuracies, network evaluations, and logits at each step."""
+parallel sampler with the exact sampler in accuracy, in the number of network evaluations, and in the logits at each step."""
 
 import json
 import pathlib
@@ -117,7 +117,7 @@ def open_model(config: ConfigDict) -> DiffusionLM:
 
 
 def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
-    """Creates the folder of an evaluation and returns the path. By default, the folder is inside the evaluated run. Raises
+    """Creates the folder of an evaluation and returns its path. By default, the folder is inside the evaluated run. Raises
     ValueError on all processes if the folder holds another evaluation, or if a process cannot see the files of process 0."""
     if OUTPUT.value:
         folder = pathlib.Path(OUTPUT.value)

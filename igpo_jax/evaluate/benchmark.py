@@ -151,8 +151,9 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Summarizes the rows of a benchmark: pass@1 with its 95% confidence interval, pass@k for every k that is a power of two or
-    the number of draws, the mean reward, and the number of completions with each grading outcome other than success."""
+    """Returns statistics of the rows of a benchmark. They include pass@1 with its 95% confidence interval, pass@k for every k
+    that is a power of two or the number of draws, the mean reward, and the number of completions with each grading outcome
+    other than success."""
     correct = correct_of(rows)
     problems, draws = correct.shape
     completions = [c for row in rows for c in row["completions"]]

@@ -43,8 +43,8 @@ def base_evaluation() -> ConfigDict:
 
 def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
     """Returns the configuration of one benchmark. `task` has the same keys as the section `task` in a run's configuration, and
-    `draws` is the number of completions per problem. Only the first `problems` problems are used, or all problems if `problems`
-    is 0."""
+    `draws` is the number of completions per problem. `problems` is the number of problems to use from the beginning of the test
+    split, or 0 to use all."""
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
@@ -83,8 +83,8 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems, without solutions. If the file is unusable, raises a ValueError that names the
-    benchmark."""
+    """Loads a benchmark's problems and removes their traces (reference solutions). If the file is unusable, raises a ValueError
+    that names the benchmark."""
     part = config.benchmarks[name]
     try:
         problems = load_task(part.task.name).load(part.task, "test", 0)
@@ -94,8 +94,8 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the names, the sizes, and samples of the contents of a model's files. Copies of a model have the same
-    hash, and training changes the hash."""
+    """Returns a hash of the name and size of each of a model's files, and of samples of its content. Copies of a model have the
+    same hash, and training changes the hash."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]

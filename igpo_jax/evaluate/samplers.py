@@ -1,4 +1,4 @@
-"""Comparison of a cached or parallel sampler with the exact sampler on equal problems and noise: accuracy, logits and cost."""
+"""Compares accuracy, logits and cost of a cached or parallel sampler and the exact sampler on equal problems and noise."""
 
 import pathlib
 from collections.abc import Sequence

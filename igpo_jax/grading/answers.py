@@ -66,7 +66,7 @@ def boxes(text: str) -> list[str]:
 
 
 def box_spans(text: str) -> list[tuple[int, int]]:
-    """Returns the (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order."""
+    """Returns (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order."""
     found: list[tuple[int, int]] = []
     closing, end = _closing_braces(text), 0
     for match in re.finditer(r"\\(?:boxed|fbox)\s*\{?", text):
@@ -95,12 +95,12 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """Returns the final answer of a completion, or None if the completion has no answer. `rule` selects how the answer is
-    found:
+    """Returns the final answer of a completion, or None if the completion has no answer. `rule` names a list of candidates. The
+    answer is the first candidate that exists.
 
-    box: the last closed \\boxed{...}.
-    number (GSM8K): the number after the last ####, else the number in the last box, else in <answer>, else the last number.
-    any: the content of the last box, else of <answer>, else the number after the last ####, else the last number."""
+    box: the content of the last closed \\boxed{...}.
+    number (GSM8K): the number after the last ####, the number in the last box, the number in <answer>, the last number.
+    any: the content of the last box, the content of <answer>, the number after the last ####, the last number."""
     text = SPECIAL.sub(" ", text[-TAIL_CHARS:])
     boxed = boxes(text)
     box = _unwrapped(boxed[-1]) if boxed else None
@@ -249,7 +249,8 @@ def _scales(texts: list[str]) -> set[str]:
 
 
 def _condensed(text: str) -> str:
-    """Normalizes an answer for textual comparison: one form of fractions, no spaces, no \\text around letters."""
+    """Normalizes an answer for textual comparison. Writes all fractions in one form, and removes spaces and \\text around
+    letters."""
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\frac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}", text)
@@ -284,7 +285,8 @@ def _is_costly(text: str) -> bool:
 
 
 def _same_parsed(wanted: list, found: list) -> bool:
-    """Compares two results of math-verify's parser: plain numbers by exact value, everything else with math-verify."""
+    """Returns whether two results of math-verify's parser are equal. Compares plain numbers by exact value, and all other
+    results with math-verify."""
     import math_verify
 
     if len(wanted) > 1 and len(found) > 1:

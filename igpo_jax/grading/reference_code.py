@@ -1,6 +1,6 @@
-"""Rewards of the paper's reference code (docs/method.md section 8): the first \\boxed{...} as answer, textual normalization,
-and a format reward. The faults of the reference code are kept for comparison: 5.0 does not equal 5, and 1,000 does not equal
-1000."""
+"""Rewards as in the paper's reference code (docs/method.md section 8). The answer is the first \\boxed{...}, answers are
+compared as normalized texts, and there is a format reward. The faults of the reference code are kept for comparison: 5.0 does
+not equal 5, and 1,000 does not equal 1000."""
 
 import re
 
@@ -62,6 +62,7 @@ def _braced_fractions(text: str) -> str:
 
 
 def format_reward(text: str) -> float:
-    """Returns a reward of 0 to 0.75: 0.125 for each tag of the paper's format that occurs exactly once, 0.25 for a \\boxed."""
+    """Returns a reward from 0 to 0.75. Each of the four tags of the paper's format adds 0.125 if it occurs exactly once, and a
+    \\boxed adds 0.25."""
     tags = ("<reasoning>\n", "</reasoning>", "<answer>\n", "</answer>")
     return 0.125 * sum(text.count(tag) == 1 for tag in tags) + 0.25 * ("\\boxed{" in text)

@@ -1,5 +1,5 @@
-"""Bidirectional attention behind one function, with three back ends that agree at all positions except padding. xla runs
-everywhere, cudnn is NVIDIA's fused kernel, and splash is JAX's TPU kernel, which never stores the matrix of scores."""
+"""Bidirectional attention behind one function, with three back ends that agree at all positions except padding. The back end
+xla runs everywhere, cudnn is NVIDIA's fused kernel, and splash is JAX's TPU kernel, which never stores the matrix of scores."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 
     Args:
         q: queries, [b, t, n, h].
-        k, v: keys and values with k heads, [b, t, k, h]; n is a multiple of k.
+        k, v: keys and values with m heads, [b, t, m, h]; n is a multiple of m.
         attention_mask: bool [b, t], True for positions that may be attended to. The back ends xla and cudnn also accept bool
             [b, t, t], True if the query (first t) may attend to the key (second t).
         implementation: name of the back end (xla, cudnn or splash)."""

@@ -105,7 +105,8 @@ def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | N
 
 
 def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None) -> None:
-    """Raises a ValueError that names two sizes if a parameter or an adapter does not divide evenly over the mesh."""
+    """Raises ValueError if an axis of a parameter or an adapter cannot be split evenly over the mesh. The message names the
+    size of the axis and the number of parts."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     checks = [
         ("model.width", model.width, "mesh.fsdp", fsdp),

@@ -1,4 +1,5 @@
-"""Sharding rules: they map each axis of a parameter to mesh axes, once for storage and once for use."""
+"""Sharding rules, which map each axis of a parameter to mesh axes. Stored parameters and parameters in use have different
+rules."""
 
 import dataclasses
 import functools

@@ -79,7 +79,8 @@ def setting(result: dict) -> str:
 
 
 def program_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table with one row per compiled program: its memory, work and estimated time."""
+    """Returns the lines of a Markdown table of the memory, work and estimated time of the compiled programs, with one row per
+    program."""
     rows = []
     for record in result["programs"]:
         name = record["name"] + ("" if record["used"] else " (not in this run)")
@@ -117,7 +118,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def received(record: dict) -> str:
-    """Returns a text with the gigabytes that one device receives through each kind of collective."""
+    """Returns a text with the gigabytes that one device receives through each kind of collective operation."""
     kinds = sorted(record.get("received_bytes", {}).items())
     return ", ".join(f"{kind} {n / 1e9:.2f}" for kind, n in kinds if n >= 5e6) or "nothing"
 

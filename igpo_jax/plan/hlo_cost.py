@@ -1,8 +1,8 @@
 """Cost of one execution of a compiled program on one device, read from the program's HLO text.
 
 XLA's own cost analysis counts the body of a loop once. This module multiplies the cost of a body by the number of iterations,
-or by their maximum number if the loop may end early. The cost covers matrix products, HBM traffic into and out of fusions, and
-bytes received through collectives."""
+or by the maximum number of iterations if the loop may end early. The cost covers matrix products, HBM traffic into and out of
+fusions, and bytes received through collectives."""
 
 import collections
 import dataclasses
@@ -149,8 +149,8 @@ class _Program:
         return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + written(self._same[fusion])
 
     def _trips(self, loop: Instruction) -> int:
-        """Returns the number of iterations of a loop whose counter starts at 0. This is the trip count that the compiler has
-        stored or, if there is none, the limit in the loop's condition divided by the step in the loop's body, rounded up."""
+        """Returns the number of iterations of a loop whose counter starts at 0. Uses the trip count that the compiler has
+        stored. If there is none, divides the limit in the loop's condition by the step in the loop's body and rounds up."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
         condition, body = (self._computations[_called(loop, part)[0]] for part in ("condition", "body"))
@@ -289,8 +289,9 @@ def _border_bytes(instruction: Instruction) -> float:
 
 
 def _flops(instruction: Instruction) -> float:
-    """Returns the FLOPs of a matrix product, a convolution or a custom kernel. A multiply-add counts as two FLOPs. The count of
-    a custom kernel is the number that the kernel reports. The splash attention kernel reports no number and counts as 0."""
+    """Returns the FLOPs of a matrix product, a convolution or a custom kernel, and 0 for other instructions. A multiply-add
+    counts as two FLOPs. For a custom kernel, returns the number that the kernel reports, or 0 for kernels that report none,
+    such as splash attention."""
     library = 'custom_call_target="__cublas$' in instruction.attributes
     if instruction.opcode == "custom-call" and not library:
         estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
@@ -350,8 +351,8 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Returns the device ids that a notation such as "[4,2]T(1,0)" describes: the ids 0, 1, ... in shape [4, 2], then
-    transposed."""
+    """Returns the array of device ids that a notation such as "[4,2]T(1,0)" describes. This example describes the ids 0 to 7 in
+    an array of shape [4, 2] that is then transposed."""
     shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

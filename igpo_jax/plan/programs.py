@@ -166,9 +166,9 @@ def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
 
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
-    """Compiles a program and measures its needs on one device. Returns a record for JSON with memory in GiB, FLOPs, bytes, and
-    estimated seconds. If the compiler rejects the program because it is too large, `error` in the record is the compiler's
-    message, and `peak_gib` is computed from this message."""
+    """Compiles a program and measures how much memory and work it needs on one device. Returns a record for JSON with memory in
+    GiB, FLOPs, bytes, and estimated seconds. If the compiler rejects the program because it is too large, `error` in the record
+    is the compiler's message, and `peak_gib` is computed from this message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}
@@ -209,8 +209,8 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Returns the leaves of a tree that are arrays on devices, which are the leaves with a sharding. Omits arrays in host
-    memory and configurations."""
+    """Returns the leaves of a tree that represent arrays on devices. These are the leaves with a sharding. Arrays in host
+    memory and configurations are omitted."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 

@@ -44,8 +44,8 @@ def gif(animation: Any) -> bytes:
 
 
 def parse_animation(animation: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
-    """Checks an animation and returns its cells, with visible line breaks, and the number of frames. The cells of given tokens
-    get frame 0. Other cells with frame 0 are never drawn and get frame -1."""
+    """Checks an animation and returns its cells, in which line breaks are made visible, and the number of frames. The cells of
+    given tokens get frame 0. Other cells with frame 0 get frame -1, so that they are never drawn."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]
@@ -79,7 +79,7 @@ def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, fl
 
 
 def is_dark(color: str) -> bool:
-    """Returns whether white text has more contrast than black text on a background color #rrggbb (luminance of WCAG 2.2)."""
+    """Returns whether white text has more contrast than black text on a background color #rrggbb (by WCAG 2.2 luminance)."""
     parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

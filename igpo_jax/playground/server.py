@@ -116,8 +116,8 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
 
 
 def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
-    """Generates a completion for a job and sends events to the job's client: first start, then one event for each step, and
-    finally done or error."""
+    """Generates a completion for a job and sends events to the job's client. The first event has the type "start". It is
+    followed by an event for each step, and by an event of the type "done" or "error" at the end."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -184,7 +184,7 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 async def read_json_body(request: Request, most: int) -> Any:
     """Returns the JSON content of a request, which may have at most `most` bytes. Requires the content type application/json,
-    because a browser asks this server for permission before it sends such a request for the page of another site."""
+    because a browser sends such a request for another site's page only if this server permits it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -222,8 +222,8 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
 
 
 def read_page() -> tuple[str, str]:
-    """Returns the HTML page and its Content-Security-Policy. It allows only the page's own script, and only connections to this
-    server."""
+    """Returns the HTML page and its Content-Security-Policy. The policy allows only the page's own script and connections to
+    this server."""
     text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
 
     def digest(tag: str) -> str:

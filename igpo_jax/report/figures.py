@@ -184,8 +184,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:
-    """Returns the Plotly figure of a panel, or None if there are no data. Draws smoothed curves and, for one run, faint raw
-    values."""
+    """Returns the Plotly figure of a panel, or None if there are no data. Smooths the curves if `panel.noisy` is true and there
+    are enough values. If there is only one run, also draws the raw values of smoothed curves as faint lines."""
     traces, several = [], len(runs) > 1
     for run_color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         for series, dash in zip(panel.series, itertools.cycle(DASHES), strict=False):

@@ -152,7 +152,8 @@ def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
 
 
 def numbers(run: Run) -> dict[str, str]:
-    """Returns the measured results of a run as {name: text}. The text of a share includes its 95% confidence interval."""
+    """Returns the measured results of a run as {name: text}. Accuracies and shares of groups include their 95% confidence
+    intervals."""
     found = {}
     training, evals = stage_rows(run.rows, "rl", "reward/first_try"), evaluations(run.rows)
 
@@ -252,7 +253,8 @@ def _table(title: str, note: str, header: list[str], rows: list[list[str]], empt
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
     """Converts a row of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and adds
-    new tokens to `indices`. Rows of earlier versions do not have the keys `correct`, `outcome` and `extracted_answer`."""
+    new tokens to `indices`. Rows that were written by earlier versions of this package lack the keys `correct`, `outcome` and
+    `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1),

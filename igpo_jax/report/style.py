@@ -38,10 +38,10 @@ def plotly_source() -> str:
 def document(
     figures: list[dict[str, Any]], plotly: str, rollouts: dict[str, Any] | None = None, style: str = "", **parts: str
 ) -> str:
-    """Returns a page as one HTML file that loads no other files. Plotly figure number i of `figures` fills the element
-    `figure-i`. `plotly` is Plotly's JavaScript, `rollouts` is the result of `report.page.embedded_rollouts`, and `style` is
-    additional CSS. `parts` contains the HTML of the other fields of page.html: title, header, summary, sections and
-    settings."""
+    """Returns a page as one HTML file that loads no other files. Plotly draws figure number i of `figures` into the HTML
+    element with the id `figure-i`. `plotly` is Plotly's JavaScript, `rollouts` is the result of
+    `report.page.embedded_rollouts`, and `style` is additional CSS. `parts` contains the HTML of the other fields of page.html:
+    title, header, summary, sections and settings."""
     fields = {"style": STYLE + style, "plotly": plotly if figures else "", "script": SHARED + CANVAS}
     return PAGE.format(data=embed({"figures": figures, "rollouts": rollouts}), **fields, **parts)
 

@@ -4,8 +4,8 @@ Makes concise solutions for supervised training. With --endpoint, a language mod
 given solutions; without --endpoint, the solutions are only filtered. Keeps a solution if its length is within the limits and
 the grader finds the right answer in it. Run the same command again to resume after an interruption.
 
-Writes to DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data source of the
-format jsonl), card.json and card.html."""
+The folder DIR receives settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
+source of the format jsonl), card.json and card.html."""
 
 import contextlib
 import fcntl
@@ -166,8 +166,8 @@ def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
 
 
 def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the reply to each problem. The outcome is "rewritten" if the reply states the right answer, otherwise the reason
-    for rejecting the reply."""
+    """Judges the reply to each problem. The outcome is "rewritten" if the reply states the right answer. Otherwise, the outcome
+    is the reason for rejecting the reply."""
     judged: list[Judged] = []
     for record in records:
         reply = replies.get(record.id)

@@ -1,5 +1,5 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples batches of prompts until enough groups (completions of the
-same prompt) are neither all correct nor all wrong."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts, up to a limit, while fewer than
+`rl.prompts` groups (completions of the same prompt) are neither all correct nor all wrong."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses n groups (completions of one prompt) from several batches of n groups. The first n groups that are True in
-    `mixed`, bool [batches, n], are chosen. If fewer than n are True, other groups of the last batch are added. Returns
+    """Chooses n groups (completions of one prompt) from several batches of n groups. These are the first n groups that `mixed`,
+    bool [batches, n], marks as True. If it marks fewer than n groups, unmarked groups of the last batch are added. Returns
     ascending indices into the concatenated batches, int [n]."""
     batches, n = mixed.shape
     taken = np.flatnonzero(mixed)[:n]

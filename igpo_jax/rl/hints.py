@@ -2,8 +2,8 @@
 section 6; paper Eq. 4).
 
 `segment` cuts the solution into chunks, `choose` selects some, `destinations` places them, and `overwrite` writes them. Every
-function works on whole batches and compiles once. Defaults follow the paper; comments marked "REF" describe different choices
-of the released code."""
+function works on whole batches and compiles once. Defaults follow the paper; comments marked "REF" state where the released
+code differs."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: longest stretched gap between chunks
 MAX_STRETCH = 1.5  # REF: largest factor by which gaps are stretched
 CHUNK_KEYS = ("chunk_min", "chunk_max", "round_up", "stretch")
-UNUSED_KEYS = {  # keys that each policy does not use
+UNUSED_KEYS = {  # configuration keys that each hint policy does not use
     "chunks": (),
     "prefix": CHUNK_KEYS,
     "none": ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer", *CHUNK_KEYS),
@@ -32,10 +32,10 @@ class InpaintingConfig:
     """Configuration of hints and of the second attempts that use hints. docs/method.md section 15 lists the options."""
 
     enabled: bool = True
-    # Hints of a second attempt. chunks: random pieces of the solution, all of it with ratio_min=ratio_max=1. prefix: its
-    # beginning, at most up to the first token that may not be shown. none: no hints, a baseline with equally many samples.
+    # Hints of a second attempt. "chunks": random pieces of the solution, or all of it if ratio_min=ratio_max=1. "prefix": its
+    # beginning, at most up to the first token that may not be shown. "none": no hints (baseline with equally many samples).
     policy: str = checked("chunks", one_of(*UNUSED_KEYS))
-    # Source of hints. own: the newest correct first attempt at the same problem; without one there is no second attempt.
+    # Source of hints. "own": the newest correct first attempt at the same problem; if none exists, no second attempt is made.
     source: str = checked("solution", one_of("solution", "own"))
     # Rate at which all ratios adapt until half of the second attempts are correct, see `next_hint_ratio_center`; 0: fixed.
     curriculum: float = checked(0.0, not_negative)
@@ -85,7 +85,8 @@ def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, c
 
 def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
     """Returns how many chunks to reveal, given the number of chunks, int32 [b], and the share to reveal, `ratio`, float32 [b].
-    Adds 1e-5 before rounding down, because in float32 100 * 0.53 is smaller than 53, and 5 * (1 - 0.6) is smaller than 2."""
+    The number is rounded up if `round_up` is True. Otherwise it is rounded down, but not to 0 if `ratio` is positive. Adds 1e-5
+    before rounding down, because in float32 100 * 0.53 is smaller than 53, and 5 * (1 - 0.6) is smaller than 2."""
     if round_up:
         return chunks - jnp.floor(chunks * (1 - ratio) + 1e-5).astype(jnp.int32)
     at_least = jnp.minimum(chunks, jnp.where(ratio > 0, 1, 0))
@@ -168,8 +169,9 @@ def inpaint(
     """Writes hints onto the canvases of n problems with G completions each. IGPO adds this step to a rollout.
 
     Args:
-        key: PRNG key. The chunks depend on the key and the problem, and with cfg.by_completion also on the completion. The
-            ratios and the choice of chunks depend on the key, the problem and the completion.
+        key: PRNG key. How a solution is cut into chunks depends on the key and the problem, and with cfg.by_completion also on
+            the completion. The hint ratio (share of the solution to reveal) and the choice of the chunks to reveal depend on
+            the key, the problem and the completion.
         problem_id: number of each problem, uint32 [n].
         canvas: canvases of length l, usually all MASK, int32 [n * G, l]; rows of a problem are adjacent.
         trace, hintable: reference solutions, int32 [n, l], and a mask that is True for tokens that may be shown, bool [n, l].
@@ -210,7 +212,7 @@ def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
 
 def ratio_range(hint_ratio_center: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
     """Returns the minimum and the width of the range of hint ratios (shares of a solution to reveal). The default is the
-    configured range. If `hint_ratio_center` is given, the range has this center and the same width, clipped to [0, 1]."""
+    configured range. If `hint_ratio_center` is given, the configured range is moved to this center and clipped to [0, 1]."""
     if hint_ratio_center is None:
         return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
     half = (cfg.ratio_max - cfg.ratio_min) / 2

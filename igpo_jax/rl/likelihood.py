@@ -88,9 +88,9 @@ class GroupBatch:
 
 @flax.struct.dataclass
 class Views:
-    """Views (network inputs in which some tokens are masked) of all completions, and the weights of the log-probabilities. In
-    shapes, e is the number of inner steps (1 if all steps share their views), and k is the number of views of a completion. r
-    is the number of rows per prompt (1 if the completions of a prompt share a row, otherwise the group size g)."""
+    """Views (network inputs in which some tokens are masked) of all completions, and the weight of each token in each view. In
+    the shapes below, e is the number of inner steps (1 if all steps share their views), and k is the number of views of a
+    completion. r is the number of rows per prompt (1 if its completions share a row, otherwise the group size g)."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -163,7 +163,7 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m random tokens of one completion in every view, for `row_views`. Each m is drawn uniformly from 1..length."""
+    """Masks m random tokens of one completion in every view, for `row_views`. Every view draws m uniformly from 1..length."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
@@ -195,7 +195,8 @@ def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> Array:
-    """Returns how many tokens each sample masks, int32 [steps, samples] in 1..length, evenly spaced within an inner step."""
+    """Returns how many tokens to mask in each sample, int32 [steps, samples]. The numbers of the samples of an inner step are
+    evenly spaced in 1..length."""
     place = (jnp.arange(samples) + jax.random.uniform(key, (steps, 1))) / samples
     return 1 + jnp.minimum(jnp.floor(length * place).astype(jnp.int32), length - 1)
 
@@ -247,8 +248,9 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Computes a score for every token, float32 [n, g, l]: the sum over the k views of `weight * log_probs`, which are float32
     [n, k, g, l]. The scores of a completion add up to an estimate of a lower bound of its log-likelihood.
 
-    Lowering a lower bound need not lower the likelihood. Completions with a negative advantage, float32 [n, g], therefore get a
-    weighted mean of this score and of a term of SPG's upper bound (arXiv 2510.09541; docs/method.md section 9)."""
+    Lowering a lower bound need not lower the likelihood. In completions with a negative advantage, float32 [n, g], each score
+    is therefore the weighted mean of the sum above and a term of SPG's upper bound (arXiv 2510.09541; docs/method.md section
+    9). The term has the weight `cfg.upper_weight`."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower

@@ -24,8 +24,8 @@ MAX_LOG_RATIO = 20.0  # keeps exp finite; the number of clipped log-ratios is lo
 class ObjectiveConfig(LikelihoodConfig):
     """Configuration of the RL objective. Defaults follow the paper; docs/method.md section 15 lists the options."""
 
-    # clipped: min(ratio A, clip(ratio) A). wd1 (arXiv 2507.08838): no ratio, but the log-likelihood weighted by softmax(A)
-    # - softmax(-A) over the group.
+    # "clipped": min(ratio * A, clip(ratio) * A) for the advantage A. "wd1" (arXiv 2507.08838): no ratio, but the
+    # log-likelihood weighted by softmax(A) - softmax(-A) over the group.
     loss: str = checked("clipped", one_of("clipped", "wd1"))
     ratio: str = checked("sequence", one_of("sequence", "token"))
     # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
@@ -36,7 +36,7 @@ class ObjectiveConfig(LikelihoodConfig):
     entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that are trained on; 0: none
     # Weight of a supervised loss, -log pi of hint tokens, in completions with a positive advantage.
     hint_supervision: float = checked(0.0, not_negative)
-    # Mean over a completion's tokens (completion), or their sum divided by the length of the canvas (canvas; Dr. GRPO, arXiv
+    # "completion": mean over a completion's tokens. "canvas": their sum divided by the length of the canvas (Dr. GRPO, arXiv
     # 2503.20783), so that a token has the same weight in short and long completions.
     normalization: str = checked("completion", one_of("completion", "canvas"))
     normalize_advantages: bool = False  # divide by the group's standard deviation
@@ -106,7 +106,7 @@ def compute_logprobs(
 ) -> LogProbs:
     """Computes token scores under the old and the reference policy, and the loss mask after the entropy filter. `params` are
     the parameters of the policy that sampled the rollout, `reference` are the parameters of the policy in the KL term, and
-    `key` is the iteration's key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
+    `key` is the iteration's PRNG key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
     per_row = P(BATCH)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=(per_row, per_row))
@@ -177,7 +177,7 @@ def policy_terms(
 
     Args:
         new, old, reference: token scores under the three policies, see `likelihood.combine`, float32 [..., l].
-        advantages: advantages of the completions, float32 [...]; the last axis is a group.
+        advantages: advantages of the completions, float32 [...]; the last axis runs over a group.
         loss_mask: mask of the tokens that count in ratio, loss and KL, bool [..., l].
         scored: mask of the tokens for which a likelihood is estimated, bool [..., l]; needed with cfg.reference_code.
         hint: mask of the hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
@@ -233,8 +233,8 @@ def loss_and_statistics(
     inner step, so they have no leading axis for it.
 
     The transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
-    reduction are computed under `shard_map`. Prompts are split over the mesh axes data and fsdp, and the vocabulary over
-    tensor. The result does not depend on the number of devices."""
+    sums over completions are computed under `shard_map`. Prompts are split over the mesh axes data and fsdp, and the vocabulary
+    over tensor. The result does not depend on the number of devices."""
     rows = batch.advantages.size
     per_row = P(BATCH)
 

@@ -125,7 +125,7 @@ def rollout(
     Args:
         prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
             and of the product of the mesh sizes data and fsdp. With inpainting.source="own", the traces are earlier correct
-            completions of this policy, and problems without one are not sampled a second time.
+            completions of this policy, and problems that have none are not sampled a second time.
         key: PRNG key of the iteration's batch. Random draws depend only on the key, the problem and the completion's index.
         check_preemption: function that may raise an exception. All processes call it after every chunk of prompts."""
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
@@ -206,8 +206,9 @@ def _sample_attempt(
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
-    """Chooses the completions of the second attempt that replace wrong completions in each triggered group. They are a random
-    subset of the correct ones, with at most floor(lambda * G) elements for group size G and lambda = `replace_fraction`."""
+    """Chooses the completions of the second attempt that replace wrong completions in each group whose first attempts are all
+    wrong. At most floor(lambda * G) correct completions are chosen at random for group size G and lambda =
+    `replace_fraction`."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
@@ -217,8 +218,8 @@ def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Ar
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Replaces completions of each triggered group by the completions of the second attempt that `source` selects. The last
-    completions of the group are replaced, or the first with `from_front`; all completions of a triggered group are wrong.
+    """Replaces completions of the groups `triggered`, whose first attempts are all wrong, by the completions of the second
+    attempt that `source` selects. The last completions of each group are replaced, or the first if `from_front` is True.
     Returns the final attempt and the mask of replaced completions, bool [n, g]."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
@@ -239,8 +240,8 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
     """Appends copies of the first group, so that the sampler is compiled for only a few batch sizes. The result consists of
-    full chunks of `most` groups, followed by a smaller chunk for the remaining groups. The smaller chunk is a quarter, a half
-    or all of a full one: the smallest size that holds the remaining groups and divides evenly over the devices."""
+    full chunks of `most` groups, followed by a chunk for the remaining groups. The size of this last chunk is a quarter of
+    `most`, half of `most`, or `most`: the smallest that holds the remaining groups and divides evenly over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
@@ -248,7 +249,8 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
 
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
-    """Returns the metrics of a rollout for the log: means over groups or completions, counts, and times in seconds."""
+    """Returns the metrics of a rollout by their names in the log. Rewards, correctness and hint metrics are means. Times are in
+    seconds."""
 
     def mean(values) -> float:
         return float(np.mean(values))

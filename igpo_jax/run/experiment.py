@@ -71,7 +71,8 @@ class Experiment:
     pool: RewardPool
 
     def key(self, purpose: int) -> jax.Array:
-        """Returns the PRNG root key for one of four purposes: 0 initialization, 1 supervised stage, 2 RL stage, 3 adapters."""
+        """Returns the PRNG root key for a purpose, which is 0 for initialization, 1 for the supervised stage, 2 for the RL
+        stage, and 3 for adapters."""
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
@@ -85,7 +86,7 @@ class Experiment:
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
-        """Decodes the graded part of a completion: up to the first EOS, or the whole completion with reward.after_eos."""
+        """Decodes the part of a completion that is graded. This part ends at the first EOS, unless reward.after_eos is True."""
         return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
     def extract_answer(self, text: str) -> str | None:

@@ -88,7 +88,8 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because it cannot end them."""
+    """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because text cannot end a block
+    of this kind."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
     if "extracted_answer" in row:
@@ -133,7 +134,7 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
 
 def device_memory() -> dict[str, float]:
     """Returns the current and peak memory use, in GiB, of the fullest device of this process. Returns {} if the backend does
-    not report memory use (CPUs)."""
+    not report memory use, as on CPUs."""
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}

@@ -38,8 +38,8 @@ class Restored:
 
 
 def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
-    """Loads the newest checkpoint of one stage of a run, sft or rl. The default is the last stage that has a checkpoint. Does
-    not need the run's data. Raises ValueError if there is no run or no readable checkpoint."""
+    """Loads the newest checkpoint of one stage of a run. `stage` is "sft" or "rl"; the default is the last stage that has a
+    checkpoint. Does not need the run's data. Raises ValueError if there is no run or no readable checkpoint."""
     workdir = pathlib.Path(workdir).absolute()
     config = configuration.parse(read_run_config(workdir))
     tokenizer = run_tokenizer(workdir, config)

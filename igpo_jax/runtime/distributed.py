@@ -1,4 +1,4 @@
-"""Coordinates the processes of one run: joining them, sharing host work, and failing together."""
+"""Connects the processes of one run, divides work on the host among them, and makes them fail together."""
 
 import contextlib
 import os

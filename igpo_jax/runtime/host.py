@@ -19,7 +19,7 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory in the process on hosts without accelerators. Otherwise the kernel zeroes the pages of
-    every new array, which takes 40 % of the time of small models. Must be called before JAX's threads start."""
+    every new array, which takes 40 % of the run time of small models. Must be called before JAX's threads start."""
     accelerated = any(glob.glob(f"/dev/{pattern}") for pattern in ("accel*", "vfio/*", "nvidia*", "kfd"))
     if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
         return

@@ -9,8 +9,8 @@ RESAMPLES = 10_000  # of bootstrap and permutation tests
 
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
-    """Returns the 95 % confidence interval of the mean of verdicts, bool [problems, draws]: Wilson's interval if there is one
-    draw per problem, otherwise a bootstrap over problems."""
+    """Returns the 95 % confidence interval of the mean of `correct`, bool [problems, completions per problem]. It is Wilson's
+    interval if there is one completion per problem, otherwise a bootstrap interval over problems."""
     several = correct.shape[1] > 1
     return bootstrap_interval(correct.mean(axis=1)) if several else wilson(float(correct.mean()), len(correct))
 
@@ -32,8 +32,8 @@ def wilson(share: float, problems: int) -> list[float]:
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two evaluations of the same problems, both bool [problems, draws]. Returns the two means, their difference with
-    its 95 % confidence interval and p-value, and the numbers of problems that became better or worse."""
+    """Compares two evaluations of the same problems, both bool [problems, completions per problem]. Returns the two means,
+    their difference with its 95 % confidence interval and p-value, and the numbers of problems that became better or worse."""
     difference = other.mean(axis=1) - one.mean(axis=1)
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     means = {"one": float(one.mean()), "other": float(other.mean()), "difference": float(difference.mean())}

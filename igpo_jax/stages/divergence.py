@@ -18,8 +18,8 @@ class Diverged(ArithmeticError):
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """Returns how many of the newest updates were skipped without a successful one in between. `skipped`, bool [n], tells
-    which of the last n updates were skipped, and `before` is this function's result before these n updates."""
+    """Returns how many consecutive updates, up to and including the newest one, were skipped. `skipped`, bool [n], tells which
+    of the last n updates were skipped, and `before` is this function's result before these n updates."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 

@@ -71,8 +71,9 @@ def hintable_prefix_length(
 ) -> int:
     """Returns the number of leading tokens of a completion (given up to its first EOS) that hints may show.
 
-    Completions do not mark their answer, so everything is hidden from the first occurrence of the extracted answer's text on.
-    If no answer is extracted, or if its text does not occur, the last quarter is hidden. The last token is always hidden."""
+    Completions do not mark their answer, so everything after the start of the first occurrence of the extracted answer's text
+    is hidden. If no answer is extracted, or if its text does not occur, the last quarter is hidden. The last token is always
+    hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     place = text.find(answer) if answer else -1

@@ -204,8 +204,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples one rollout. With dynamic sampling, samples rollouts until `rl.prompts` groups (the completions of a problem) are
-    neither all correct nor all wrong, but at most `rl.dynamic_batches` rollouts."""
+    """Samples rollouts until `rl.prompts` groups (a group is the completions of a problem) are neither all correct nor all
+    wrong, or until there are `rl.dynamic_batches` rollouts. By default, it samples one rollout."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []

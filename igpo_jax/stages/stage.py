@@ -77,7 +77,8 @@ class Stage:
         return IterationState(0, train_state, key, solution_bank)
 
     def with_counters(self, state: IterationState) -> IterationState:
-        """Returns the state with the fields read from the log. Call this after `MetricsWriter` has removed later rows."""
+        """Returns the state with the fields read from the log. Call this after `MetricsWriter` has removed rows of later
+        steps."""
         skips = int(self.last_logged("update/consecutive_skips") or 0)
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 

@@ -1,4 +1,4 @@
-"""Running totals of coins on a two-digit counter: generated problems whose exact answer is hard to guess.
+"""Task of adding coins on a two-digit counter. The problems are generated, and their exact answers are hard to guess.
 
     38+05+20...=     question: a start value, coins, and dots in the unused slots
     # 43 63=63       worked solution: every running total, modulo 100, and the last total again as the answer

@@ -1,5 +1,5 @@
-"""Grades of rollouts. This module is separate from reward_pool.py, because importing jax would cost each worker time and
-memory."""
+"""Grades of rollouts. This module imports jax through flax. It is separate from reward_pool.py, because this import would cost
+each worker time and memory."""
 
 import flax
 import numpy as np

@@ -2,7 +2,7 @@
 
 The configuration has templates for prompts and demonstrations. Hints are taken from demonstrations, but never contain the text
 that gives the answer away. This text is the answer line of the template and, in the solution, the last \\boxed{...} or the last
-occurrence of the number."""
+occurrence of the answer."""
 
 import re
 

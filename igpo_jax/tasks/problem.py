@@ -36,8 +36,8 @@ def problems_fingerprint(rows: Iterable[Any]) -> str:
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, object) for each nonblank line of a JSON Lines file. Skips and logs up to `max_malformed` malformed
-    lines. Raises ValueError if the file is missing or has no objects. If the file has more malformed lines, raises a ValueError
-    with the line number and the reason."""
+    lines. Raises ValueError if the file is missing or has no objects. If the file has more than `max_malformed` malformed
+    lines, raises a ValueError with the line number and the reason."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")

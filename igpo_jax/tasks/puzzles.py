@@ -1,4 +1,4 @@
-"""Code shared by puzzle tasks: the test split is read from a JSON Lines file or generated, other splits are generated."""
+"""Code shared by puzzle tasks. The test split is read from a JSON Lines file or generated. Other splits are generated."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,8 @@ from igpo_jax.tasks.problem import Problem, read_jsonl
 
 
 def puzzle_defaults(name: str, **values) -> dict[str, Any]:
-    """Returns the section `task` of a puzzle's configuration. The key `test` is a file, or "" for a generated test split."""
+    """Returns the section `task` of a puzzle's configuration. The key `test` is the path of a file, or "" for a generated test
+    split."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
     return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
 

@@ -41,8 +41,8 @@ def reward_pool(task, reward) -> "RewardPool":
 
 class RewardPool:
     """Calls one reward function, (problem, text, **options) -> float, in worker processes. The workers start when they are
-    first needed, and run until `close` or the end of this process. `function` is "package.module:name", importable from this
-    process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced."""
+    first needed, and run until `close` is called or this process ends. `function` is "package.module:name", importable from
+    this process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
@@ -80,10 +80,10 @@ class RewardPool:
         return [verdicts[job] for job in range(len(answers))]
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading fails instead if it
-        took too long, or if a second worker has died while grading it. One death is not enough, because the worker may have
-        been killed from outside. Raises ValueError if the number of processes that died before they imported the reward
-        function exceeds the number of workers."""
+        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading is not queued again
+        but fails if the grading took too long, or if another worker has already died while grading this answer. One death is
+        not enough, because the worker may have been killed from outside. Raises ValueError if the number of processes that died
+        before they imported the reward function exceeds the number of workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
             late = Verdict(0.0, "timeout", f"no verdict in {self._deadline:g} s")

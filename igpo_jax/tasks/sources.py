@@ -38,7 +38,8 @@ class Record:
 
 
 class Dropped(ValueError):
-    """Error raised for a row that a format's rules exclude. Its message is the reason, and rows are counted by reason."""
+    """Error raised for a row that the rules of a format exclude. The message is the reason, and dropped rows are counted by
+    reason."""
 
 
 @dataclasses.dataclass
@@ -190,7 +191,8 @@ def _spans(solution: str, answer: str = "") -> tuple[Span, ...]:
 
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of GSM8K: question and answer (or problem and raw_answer). The final answer follows the last ####."""
+    """Reads a row of GSM8K with the keys question and answer, or problem and raw_answer. The final answer follows the last
+    ####."""
     names = ("question", "answer") if "question" in row else ("problem", "raw_answer")
     question, response = (_text(row, name) for name in names)
     solution, separator, answer = response.rpartition("####")
@@ -202,16 +204,17 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of MATH: problem, answer, and solution (absent in AMC). The answer is in the solution's last \\boxed{...}."""
+    """Reads a row of MATH with the keys problem, answer and solution. Rows of AMC have no solution. The answer is in the
+    solution's last \\boxed{...}."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
     return Record(_id(row), question, answer, solution, _spans(solution) if solution else (), solution)
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of MetaMathQA: type, query, response. The answer follows "The answer is:", or else ####. A row without either
-    marker is dropped. The reference code instead takes the whole response as the answer, which no completion can match
-    (docs/method.md section 8)."""
+    """Reads a row of MetaMathQA with the keys type, query and response. The answer follows "The answer is:" or, if this text is
+    missing, ####. A row with neither marker is dropped. The reference code instead takes the whole response as the answer,
+    which no completion can match (docs/method.md section 8)."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -230,8 +233,8 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of OpenR1: problem, answer, generations, and correctness marks. The shortest correct generation becomes the
-    solution."""
+    """Reads a row of OpenR1, which has several generated solutions with marks of correctness. The shortest correct one becomes
+    the solution."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:

@@ -34,8 +34,8 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. Otherwise returns the share of
-    empty cells that agree with the known solution (d1's reward, arXiv 2504.12216), at most 0.99."""
+    """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. Otherwise returns the share of the
+    puzzle's empty cells that are filled in as in the known solution (d1's reward, arXiv 2504.12216), but at most 0.99."""
     digits = extract_answer(text) or ""
     puzzle, solution = problem.answer.split(" -> ")
     if right(digits, puzzle):

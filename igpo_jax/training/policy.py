@@ -69,7 +69,8 @@ class Policy:
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Returns the output shapes of `lora.attach`. The compiler counts the scaled adapters as temporary arrays."""
+    """Returns the shapes of the parameters that `lora.attach` returns. The compiler counts the memory of the scaled adapters
+    among the temporary arrays."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 

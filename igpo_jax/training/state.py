@@ -93,7 +93,8 @@ def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mes
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns the initial state with a copy of `params`, because updates donate the state and the caller needs `params`."""
+    """Returns the initial state. It holds a copy of `params`, because updates donate the state and the caller still needs
+    `params`."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))

@@ -1,8 +1,8 @@
 """Reads and writes weights of LLaDA and iLLaDA (docs/method.md section 3).
 
 A Hugging Face folder has config.json and safetensors files. A model folder, this project's own format, has the same small
-files, and params/ with one Orbax checkpoint per parameter. Parameters are processed one at a time: memory holds one parameter
-(all layers stacked) and one layer's tensor, sharded over the mesh. No two processes read the same bytes."""
+files, and params/ with one Orbax checkpoint per parameter. Parameters are sharded over the mesh and processed one at a time, so
+that memory holds only one parameter (all layers stacked) and one layer's tensor. No two processes read the same bytes."""
 
 import contextlib
 import functools
@@ -64,8 +64,8 @@ def _turn(tensor: jax.Array, transposed: bool, dtype: np.dtype) -> jax.Array:
 
 
 def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[str, Stored]:
-    """Returns the locations of a Hugging Face folder's tensors, which `stored_tensors` finds. Raises ValueError if names or
-    shapes do not match config.json, or if the tensors have different dtypes."""
+    """Returns the locations of all tensors of a Hugging Face folder, as found by `stored_tensors`. Raises ValueError if names
+    or shapes do not match config.json, or if the tensors have different dtypes."""
     stored = stored_tensors(folder)
     wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
@@ -85,7 +85,7 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
     """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes and no byte is read
-    twice. With the sharding of the parameter, Orbax would read thousands of pieces, and every host would read the whole
+    twice. With the parameter's own sharding, Orbax would read thousands of pieces, and every host would read the whole
     tensor."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
@@ -97,8 +97,8 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
 
 
 def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Checks a Hugging Face folder, and yields its parameters, sharded, in `dtype`, or in the stored dtype if `dtype` is
-    None."""
+    """Checks a Hugging Face folder and yields its parameters as sharded arrays. Their dtype is `dtype`, or the stored dtype if
+    `dtype` is None."""
     values = read_model_json(folder)
     stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
@@ -124,7 +124,8 @@ def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
 
 
 def stream_model_folder(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
-    """Yields every parameter of a model folder, sharded, in `dtype`, or in the stored dtype if `dtype` is None."""
+    """Yields every parameter of a model folder as a sharded array. Its dtype is `dtype`, or the stored dtype if `dtype` is
+    None."""
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
@@ -150,8 +151,8 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> Params:
-    """Loads all parameters of a Hugging Face or model folder in `cfg.param_dtype`, sharded over the mesh. If the folder is
-    incomplete, raises a ValueError that names the file or tensor."""
+    """Loads all parameters of a Hugging Face or model folder. They have the dtype `cfg.param_dtype` and are sharded over the
+    mesh. If the folder is incomplete, raises a ValueError that names the file or tensor."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
     return unflatten_dict(dict(_with_progress(stream(folder, cfg, mesh, cfg.param_dtype), cfg, mesh, "loading")))
 
@@ -187,7 +188,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dt
 
 
 def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
-    """Converts a model folder back to the Hugging Face format, with the same arguments and errors as `convert`."""
+    """Converts a model folder to a Hugging Face folder, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
@@ -245,7 +246,7 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies the configuration, the tokenizer, the modeling code, the license and all other files, but not the weights. Only
+    """Copies all files except the weights, such as the configuration, the tokenizer, the modeling code and the license. Only
     process 0 copies files."""
     for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
         if file.is_file() and file.suffix not in WEIGHT_FILES:

@@ -1,5 +1,6 @@
-"""Reads Hugging Face folders of LLaDA and iLLaDA: config.json, tensor names, checksums (docs/method.md section 3). The formats
-are taken from LLaDA's released configuration and modeling code, and from iLLaDA's modeling code."""
+"""Reads the configuration of Hugging Face folders of LLaDA and iLLaDA, names their tensors, and compares checksums
+(docs/method.md section 3). The formats are taken from LLaDA's released configuration and modeling code, and from iLLaDA's
+modeling code."""
 
 import hashlib
 import os
@@ -77,7 +78,7 @@ def _architecture(values: dict[str, Any]) -> int:
 def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network that a Hugging Face config.json describes. `mask_id` is used if the file has no
     mask_token_id, as in iLLaDA. `numerics` contains param_dtype, compute_dtype, remat and eot_id. Raises ValueError if a key is
-    missing, or if its value selects a computation that differs from LLaDA's."""
+    missing, or if a value selects a computation that differs from LLaDA's."""
     architecture = _architecture(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
     if ARCHITECTURES[architecture] == "LLaDAModelLM":
@@ -106,7 +107,8 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the contents of a config.json. Missing sizes are derived from other sizes as in LLaDA's modeling code."""
+    """Returns the contents of a config.json with missing sizes added. They are derived from other sizes as in LLaDA's modeling
+    code."""
     values = dict(values)
     if values.get("n_kv_heads") is None:
         values["n_kv_heads"] = values.get("n_heads")
