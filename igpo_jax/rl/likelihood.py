@@ -245,12 +245,15 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Computes a score for every token, float32 [n, g, l]: the sum over the k views of `weight * log_probs`, which are float32
-    [n, k, g, l]. The scores of a completion add up to an estimate of a lower bound of its log-likelihood.
+    """Computes a score for every token, float32 [n, g, l]: the sum of `weight * log_probs` over the k views (network inputs with
+    some tokens masked). The scores of a completion add up to an estimate of a lower bound of its log-likelihood.
 
-    Lowering a lower bound need not lower the likelihood. In completions with a negative advantage, float32 [n, g], each score
-    is therefore the weighted mean of the sum above and a term of SPG's upper bound (arXiv 2510.09541; docs/method.md section
-    9). The term has the weight `cfg.upper_weight`."""
+    Lowering a lower bound need not lower the likelihood. If the advantage of a completion is negative, each of its scores is
+    therefore a weighted mean of this sum and of a term of SPG's upper bound (arXiv 2510.09541; docs/method.md section 9). The
+    term has the weight `cfg.upper_weight`.
+
+    Args:
+        log_probs, weight: float32 [n, k, g, l]. advantages: float32 [n, g]."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower
