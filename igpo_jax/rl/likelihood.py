@@ -245,15 +245,15 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Computes a score for every token, float32 [n, g, l]: the sum of `weight * log_probs` over the k views (network inputs with
-    some tokens masked). The scores of a completion add up to an estimate of a lower bound of its log-likelihood.
+    """Combines the log-probabilities of a token in all views into one score per token, float32 [n, g, l].
 
-    Lowering a lower bound need not lower the likelihood. If the advantage of a completion is negative, each of its scores is
-    therefore a weighted mean of this sum and of a term of SPG's upper bound (arXiv 2510.09541; docs/method.md section 9). The
-    term has the weight `cfg.upper_weight`.
+    The score is the sum of `weight * log_probs` over the views. If the completion has a negative advantage, the score is
+    (1 - w) times this sum plus w times the token's term in SPG's upper bound (docs/method.md section 9), where w is
+    `cfg.upper_weight`. The reason is that lowering a lower bound need not lower the likelihood.
 
     Args:
-        log_probs, weight: float32 [n, k, g, l]. advantages: float32 [n, g]."""
+        log_probs, weight: float32 [n, k, g, l] for n prompts, k views, g completions and l tokens.
+        advantages: float32 [n, g]."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:
         return lower
