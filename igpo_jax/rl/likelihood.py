@@ -245,11 +245,12 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Combines the log-probabilities of a token in all views into one score per token, float32 [n, g, l].
+    """Combines a token's log-probabilities in several views into one score, float32 [n, g, l]. Views are network inputs in
+    which different tokens of the completion are masked.
 
-    The score is the sum of `weight * log_probs` over the views. If the completion has a negative advantage, the score is
-    (1 - w) times this sum plus w times the token's term in SPG's upper bound (docs/method.md section 9), where w is
-    `cfg.upper_weight`. The reason is that lowering a lower bound need not lower the likelihood.
+    The score is the sum of `weight * log_probs` over the views. Over a completion, these sums estimate a lower bound of its
+    log-likelihood. Lowering a lower bound need not lower the likelihood, so if the advantage is negative, the score is
+    (1 - w) * sum + w * (the token's term in SPG's upper bound, docs/method.md section 9), where w is `cfg.upper_weight`.
 
     Args:
         log_probs, weight: float32 [n, k, g, l] for n prompts, k views, g completions and l tokens.
