@@ -248,9 +248,10 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Combines a token's log-probabilities in several views into one score, float32 [n, g, l]. Views are network inputs in
     which different tokens of the completion are masked.
 
-    The score is the sum of `weight * log_probs` over the views. Over a completion, these sums estimate a lower bound of its
-    log-likelihood. Lowering a lower bound need not lower the likelihood, so if the advantage is negative, the score is
-    (1 - w) * sum + w * (the token's term in SPG's upper bound, docs/method.md section 9), where w is `cfg.upper_weight`.
+    The score is the sum of `weight * log_probs` over the views. The scores of all tokens of a completion add up to an estimate
+    of a lower bound of its log-likelihood. Lowering a lower bound need not lower the likelihood. If the advantage is negative,
+    the score is therefore (1 - w) * sum + w * (the token's term in the upper bound of SPG, arXiv 2510.09541), where w is
+    `cfg.upper_weight` (docs/method.md section 9).
 
     Args:
         log_probs, weight: float32 [n, k, g, l] for n prompts, k views, g completions and l tokens.

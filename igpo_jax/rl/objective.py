@@ -229,8 +229,8 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss and the statistics, averaged over all completions of the batch. `logprobs` are those of one of the
-    updates of a rollout, so its arrays lack the first axis of `LogProbs`.
+    """Returns the loss and the statistics, averaged over all completions of the batch. `logprobs` is the part of a `LogProbs`
+    that belongs to this update, so its arrays have one axis less.
 
     The transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
     sums over completions are computed under `shard_map`. Prompts are split over the mesh axes data and fsdp, and the vocabulary
