@@ -139,9 +139,9 @@ def rank_descending(values: jax.Array) -> jax.Array:
 def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig) -> jax.Array:
     """Selects the positions of a block that a denoising step writes, bool [b, k] for b rows and k positions.
 
-    The parallel rules (`decode.commit` is "threshold" or "factor") come from Fast-dLLM (arXiv 2505.22618). If they select too
-    few positions, the leftmost masked positions or the most confident ones are added, depending on `decode.fallback`. ForkGRPO
-    reports that RL collapses if the most confident ones are added.
+    The parallel rules (`decode.commit` is "threshold" or "factor") come from Fast-dLLM (arXiv 2505.22618). If they select
+    fewer positions than are needed to finish the block within its steps, other masked positions are added: the leftmost ones or
+    the most confident ones, depending on `decode.fallback`. The authors of ForkGRPO report that RL collapses with the latter.
 
     Args:
         confidence: confidence of each position, float32 [b, k]. If `decode.commit` is "schedule", only the order of the values

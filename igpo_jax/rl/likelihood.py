@@ -248,13 +248,14 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Combines a token's log-probabilities in several views into one score, float32 [n, g, l]. Views are network inputs in
     which different tokens of the completion are masked.
 
-    The score is the sum of `weight * log_probs` over the views. The scores of all tokens of a completion add up to an estimate
-    of a lower bound of its log-likelihood. Lowering a lower bound need not lower the likelihood. If the advantage is negative,
-    the score is therefore (1 - w) * sum + w * (the token's term in the upper bound of SPG, arXiv 2510.09541), where w is
-    `cfg.upper_weight` (docs/method.md section 9).
+    If the completion's advantage is not negative, the score is the sum of `weight * log_probs` over the views. The scores of a
+    completion add up to an estimate of a lower bound of its log-likelihood. If the advantage is negative, training lowers the
+    likelihood, which calls for an upper bound. The score is then (1 - w) times this sum plus w times the token's term in the
+    upper bound of SPG (arXiv 2510.09541; docs/method.md section 9), where w is `cfg.upper_weight`.
 
     Args:
-        log_probs, weight: float32 [n, k, g, l] for n prompts, k views, g completions and l tokens.
+        log_probs, weight: log-probabilities of n prompts' g completions in k views, and the estimator's weights of the views,
+            float32 [n, k, g, l].
         advantages: float32 [n, g]."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:

@@ -229,12 +229,12 @@ def policy_terms(
 def loss_and_statistics(
     params: Params, batch: GroupBatch, logprobs: LogProbs, cfg: ModelConfig, objective: ObjectiveConfig, mesh: Mesh
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss and the statistics, averaged over all completions of the batch. `logprobs` is the part of a `LogProbs`
-    that belongs to this update, so its arrays have one axis less.
+    """Returns the loss and the statistics, averaged over all completions of the batch.
 
+    `logprobs` has the arrays for one update, which are one element along the first axis of the arrays of `compute_logprobs`.
     The transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
-    sums over completions are computed under `shard_map`. Prompts are split over the mesh axes data and fsdp, and the vocabulary
-    over tensor. The result does not depend on the number of devices."""
+    sums over completions are computed under `shard_map`, with prompts split over the mesh axes `data` and `fsdp` and the
+    vocabulary over the mesh axis `tensor`. The result does not depend on the number of devices."""
     rows = batch.advantages.size
     per_row = P(BATCH)
 
