@@ -167,8 +167,8 @@ def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
 
 def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     """Compiles a program and measures how much memory and work it needs on one device. Returns a record for JSON with memory in
-    GiB, FLOPs, bytes, and estimated seconds. If the compiler rejects the program because it is too large, `error` in the record
-    is the compiler's message, and `peak_gib` is computed from this message."""
+    GiB, FLOPs, bytes of memory traffic, and estimated seconds. If the compiler rejects the program because it is too large,
+    `error` in the record is the compiler's message, and `peak_gib` is computed from this message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}

@@ -11,6 +11,6 @@ class KeyPurpose(enum.IntEnum):
     SECOND_ATTEMPT = 1
     HINTS = 2  # how solutions are cut into hint chunks, and which of these chunks are shown
     REPLACEMENTS = 3  # the correct second attempts that are swapped in
-    LIKELIHOOD_MASKS = 4  # the tokens that random estimators mask
+    LIKELIHOOD_MASKS = 4  # the tokens that estimators mask at random
     PROBE = 5  # sampler noise when measuring the cached sampler's error
     MORE_PROMPTS = 6  # second and later batches of an iteration

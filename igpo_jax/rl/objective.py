@@ -231,8 +231,8 @@ def loss_and_statistics(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss and the statistics, averaged over all completions of the batch.
 
-    `logprobs` has the arrays for one update, which are one element along the first axis of the arrays of `compute_logprobs`.
-    The transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
+    `logprobs` is the part of the result of `compute_logprobs` that belongs to one update, without the axis of the updates. The
+    transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
     sums over completions are computed under `shard_map`, with prompts split over the mesh axes `data` and `fsdp` and the
     vocabulary over the mesh axis `tensor`. The result does not depend on the number of devices."""
     rows = batch.advantages.size

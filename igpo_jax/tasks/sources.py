@@ -179,7 +179,8 @@ def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _last_box(solution: str) -> tuple[Span, ...]:
-    """Returns the character span of the content of the last \\boxed{...}, without outer spaces, or () if there is no box."""
+    """Returns the character span of the content of the last \\boxed{...}, without leading and trailing spaces, or () if there
+    is no box."""
     contents = (STRIPPED.search(solution, *span) for span in box_spans(solution)[-1:])
     return tuple(content.span() for content in contents if content)
 
