@@ -245,17 +245,14 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Combines a token's log-probabilities in several views into one score, float32 [n, g, l]. Views are network inputs in
-    which different tokens of the completion are masked.
+    """Combines the log-probabilities of each token in the k views into one score, float32 [n, g, l] (docs/method.md section 9).
 
-    If the completion's advantage is not negative, the score is the sum of `weight * log_probs` over the views. The scores of a
-    completion add up to an estimate of a lower bound of its log-likelihood. If the advantage is negative, training lowers the
-    likelihood, which calls for an upper bound. The score is then (1 - w) times this sum plus w times the token's term in the
-    upper bound of SPG (arXiv 2510.09541; docs/method.md section 9), where w is `cfg.upper_weight`.
+    The score is their weighted sum, a term of a lower bound of the completion's log-likelihood. If the completion has a
+    negative advantage, the score is a mean, weighted by `cfg.upper_weight`, of this sum and a term of SPG's upper bound (arXiv
+    2510.09541): training then lowers the likelihood, and lowering a lower bound need not do that.
 
     Args:
-        log_probs, weight: log-probabilities of n prompts' g completions in k views, and the estimator's weights of the views,
-            float32 [n, k, g, l].
+        log_probs, weight: float32 [n, k, g, l].
         advantages: float32 [n, g]."""
     lower = jnp.sum(weight * log_probs, axis=1)
     if not cfg.upper_weight:

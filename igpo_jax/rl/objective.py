@@ -231,10 +231,12 @@ def loss_and_statistics(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss and the statistics, averaged over all completions of the batch.
 
-    `logprobs` is the part of the result of `compute_logprobs` that belongs to one update, without the axis of the updates. The
-    transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
+    The transformer runs under automatic sharding. The product with the output matrix, the log-probabilities, the ratios and the
     sums over completions are computed under `shard_map`, with prompts split over the mesh axes `data` and `fsdp` and the
-    vocabulary over the mesh axis `tensor`. The result does not depend on the number of devices."""
+    vocabulary over the mesh axis `tensor`. The result does not depend on the number of devices.
+
+    Args:
+        logprobs: one update's slice of the result of `compute_logprobs`."""
     rows = batch.advantages.size
     per_row = P(BATCH)
 
