@@ -240,6 +240,7 @@ def test_options_reach_the_sampler(model):
     assert eos_of(logits_eos_inf=True) == 0
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_for_is_as_the_model_decodes(model):
     """Defaults are the lengths, steps and sampler of a run's evaluations; each argument overrides one of them."""
     decode = DecodeConfig(completion_length=16, block_length=8, steps=4, temperature=0.7, remasking="random")

@@ -43,6 +43,7 @@ def run(load, name, arguments, tmp_path, capsys):
     return cases
 
 
+@pytest.mark.slow
 def test_update(load, tmp_path, capsys):
     tiled, *rest = run(load, "update", UPDATE, tmp_path, capsys)
     assert [case["baseline"] for case in rest] == ["torch"] * (importlib.util.find_spec("torch") is not None)

@@ -12,6 +12,7 @@ import commands
 from igpo_jax import doctor
 
 
+@pytest.mark.slow
 def test_it_finds_what_this_host_has_and_a_tiny_run_works(tmp_path):
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{quick} --xla_force_host_platform_device_count=2"}

@@ -72,6 +72,7 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
     np.testing.assert_array_equal(memory, expected)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_what_it_remembered(chance, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     for step in (FIRST + 4, FIRST + 8):

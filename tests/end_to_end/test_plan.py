@@ -10,6 +10,7 @@ TINY = pathlib.Path(__file__).parent / "tiny.py"
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
 
 
+@pytest.mark.slow
 def test_the_devices_that_are_here(command):
     done = command("plan", f"--config={TINY}", "--config.rl.microbatches=2")
     assert done.returncode == 0, done.stderr

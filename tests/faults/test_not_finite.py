@@ -98,6 +98,7 @@ def last_line(process) -> str:
     return process.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     workdir = tmp_path / "run"
     config = spoiled(tiny, tmp_path, "igpo_jax.stages.sft", [5, 6, 30, *range(45, 60)])

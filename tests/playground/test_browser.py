@@ -214,6 +214,7 @@ def test_the_gif_has_a_picture_for_every_step(visit, gate):
         assert Image.open(io.BytesIO(file.read())).n_frames == 17
 
 
+@pytest.mark.slow
 def test_twenty_at_once_are_queued_with_their_place_shown_and_all_are_served(visit, gate):
     pages = [visit() for _ in range(10)]
     for page in pages:

@@ -144,6 +144,7 @@ def test_every_kind_of_reply_gets_its_verdict_and_only_right_ones_are_kept(tmp_p
     assert again["outcomes"] == card["outcomes"]
 
 
+@pytest.mark.slow
 def test_after_kill_9_no_request_whose_reply_is_written_is_repeated(tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine", "limits", "wrong"] * 40)
     _, port = start()

@@ -96,6 +96,7 @@ def test_a_planted_change_of_three_points_is_found():
     assert several["p_value"] < 0.01 and several["difference"] == pytest.approx(0.03, abs=0.001)
 
 
+@pytest.mark.slow
 def test_no_change_is_not_found():
     one, _ = planted(500, 0)
     assert paired(one, one)["p_value"] == 1.0
