@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from igpo_jax.runtime.files import first_line
+
 GIB = 2**30
 MIN_MEMORY, MIN_DISK, MIN_SHARED = 4 * GIB, 5 * GIB, GIB  # with less, a run may fail
 MIN_OPEN_FILES = 4096
@@ -222,7 +224,7 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
             yield Finding("ok", name, f"{package}, {len(jax.devices(platform_name))} devices")
         except RuntimeError as error:
             if files:
-                yield Finding("problem", name, f"{package} does not start: {str(error).splitlines()[0]}", plug_in.if_broken)
+                yield Finding("problem", name, f"{package} does not start: {first_line(error)}", plug_in.if_broken)
             else:
                 yield Finding("note", name, f"{package} is there, the device is not", "igpo_jax.plan compiles with libtpu")
     elif files and package:

@@ -2,7 +2,6 @@
 JSON Lines file with one row per problem. A finished evaluation also has card.json. An interrupted evaluation can be resumed.
 The rows do not depend on the batch size or the mesh."""
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
-from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, renamed, wrap_read_errors
+from igpo_jax.runtime.files import as_json_lines, atomic_write, differing_keys, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import accuracy_interval, paired
@@ -67,7 +66,7 @@ def run_benchmark(
                 waiting, done = waiting[draws:], done + 1
             if jax.process_index() == 0:
                 with file.open("a", encoding="utf-8") as opened:
-                    opened.write(_as_lines(rows))
+                    opened.write(as_json_lines(rows))
             bar.update(len(numbers))
     pool.close()
     return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
@@ -97,13 +96,9 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the rows of a benchmark's file. If a killed process has left an incomplete last line, deletes this line."""
     rows = read_rows(file)
-    if file.is_file() and _as_lines(rows) != file.read_text("utf-8", errors="replace"):
-        atomic_write(file, _as_lines(rows))
+    if file.is_file() and as_json_lines(rows) != file.read_text("utf-8", errors="replace"):
+        atomic_write(file, as_json_lines(rows))
     return rows
-
-
-def _as_lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import jax
 from jax.experimental import topologies
 
 from igpo_jax.runtime.chips import device_memory_gib
+from igpo_jax.runtime.files import first_line
 
 
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
@@ -28,5 +29,4 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
         device_memory_gib(devices[0])
         return devices
     except (ValueError, RuntimeError, NotImplementedError) as error:  # the type depends on what is wrong with the name
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--topology={name}: {reason}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None
+        raise ValueError(f"--topology={name}: {first_line(error)}; examples: v5e:2x4, v6e:4x4, v5p:2x2x4") from None

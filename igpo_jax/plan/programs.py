@@ -30,6 +30,7 @@ from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
+from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
 from igpo_jax.stages.sft import heldout_bound, make_sft_update
 from igpo_jax.training.policy import Policy, abstract_attach, in_compute_dtype, make_cast
@@ -187,7 +188,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
         peak = float(used[1]) / (1 if used[2] == "G" else 1024) + others
-        return record | {"peak_gib": peak, "error": str(error).splitlines()[0][:300]}
+        return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # one array, two arguments

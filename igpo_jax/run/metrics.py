@@ -3,7 +3,6 @@ step is the number of optimizer updates since the start of the run, counted over
 
 import contextlib
 import functools
-import json
 import math
 import os
 import pathlib
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from igpo_jax.runtime.distributed import all_gather_hosts
-from igpo_jax.runtime.files import atomic_write, parse_json, renamed
+from igpo_jax.runtime.files import as_json_lines, atomic_write, parse_json, renamed
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -34,7 +33,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
                 evaluated = {(row["step"], row["stage"]) for row in rows if "eval/accuracy" in row}
             elif name == "evaluations.jsonl":
                 rows = [row for row in rows if (row["step"], row["stage"]) in evaluated]
-            atomic_write(workdir / name, _lines(rows))
+            atomic_write(workdir / name, as_json_lines(rows))
             self._files[name] = (workdir / name).open("a", encoding="utf-8")
 
     @functools.cached_property
@@ -79,12 +78,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
-            self._files[name].write(_lines(rows))
+            self._files[name].write(as_json_lines(rows))
             self._files[name].flush()
-
-
-def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _as_markdown(row: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from igpo_jax.runtime.checks import require
@@ -50,6 +50,11 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     values = parse_json(file.read_bytes(), file)
     require(isinstance(values, dict), f"{file} is not a JSON object")
     return values
+
+
+def as_json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Formats rows as JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def first_line(error: BaseException) -> str:
