@@ -8,10 +8,10 @@ import pathlib
 import shutil
 import zlib
 
+from commands import QUICK
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling these tiny programs costs far more than running them, so disable expensive LLVM passes.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 COMPILED_LIMIT = 2**30  # bytes
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from processes import QUICK
+from commands import QUICK
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODEL = "--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5".split()

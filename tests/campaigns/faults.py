@@ -26,10 +26,13 @@ from datetime import UTC, datetime
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "helpers"))
+
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from commands import QUICK
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.run.results import environment
 
@@ -128,8 +131,7 @@ class Runs:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Compiling costs more than running here. One device.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "XLA_FLAGS": QUICK,  # one device
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot be forked
             "PYTHONPATH": str(HERE.parents[1]),
         }

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import commands
+from commands import QUICK
 from igpo_jax.compare import numbers, page
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
 from igpo_jax.runtime.files import atomic_write
-from processes import QUICK
 
 PROBLEMS, EVERY = 30, 2  # one evaluation every two rollouts
 

@@ -23,8 +23,7 @@ class Command:
         self._folder = folder
         self._env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            # Compiling costs more than running here. One device instead of the eight of tests/conftest.py.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "XLA_FLAGS": commands.QUICK,  # one device instead of the eight of tests/conftest.py,
         }
 
     def on_devices(self, number: int) -> "Command":

@@ -22,6 +22,12 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# XLA flags of all tests: they compile tiny programs, which costs far more than running them. Without optimizations, fusion
+# emitters and modules split for several threads, it costs a third.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 # Variables read when libraries or the interpreter load: a fork cannot change them.
 READ_AT_START = ("JAX_", "PYTHON", "LD_")
 CHANGEABLE = "JAX_COORDINATOR_PORT"  # read by jax.distributed.initialize

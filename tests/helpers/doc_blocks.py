@@ -13,11 +13,12 @@ import re
 import subprocess
 import sys
 
+from commands import QUICK
+
 BLOCK = re.compile(
     r"^<!-- (run|output|example output|file: (?P<name>\S+)) -->\n```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
 BETWEEN = "\x1e\n"  # printed after every python block
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ import shutil
 import socket
 
 import commands
+from commands import QUICK
 
 TINY = pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny.py"
 DEVICES = 4  # total over all processes of a run
 LIMIT = 600  # seconds per process
 HEARTBEAT = 10  # seconds
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 CHROMIUM = next(

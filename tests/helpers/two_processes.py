@@ -5,9 +5,10 @@ import os
 import pathlib
 import sys
 
+from commands import QUICK
+
 rank, port, source, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
-quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {quick}"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {QUICK}"
 
 import jax
 

@@ -49,7 +49,8 @@ def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypa
     assert_planned(config_of(TINY, **values), mesh_of(shape), tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("updates", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [0, 2])
 def test_memory_is_what_a_run_of_adapters_holds(updates, mesh, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(TESTS / "model" / "fixtures" / "llada_tiny" / "bf16_sharded", folder)
