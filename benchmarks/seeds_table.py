@@ -36,8 +36,9 @@ def table(results: list[dict]) -> str:
     one = results[0]
     versions = ", ".join(f"{name} {one['versions'][name]}" for name in ("jax", "flax", "optax"))
     lines.append(
-        f"\nAll numbers in percent, greedy decoding of {one['after_rl']['problems']} held-out long problems; the start is the "
-        f"first {one['rl_start']['rollouts']} rollouts. {one['device']}, Python {one['python']}, {versions}."
+        f"\nAll numbers are percentages. Evaluations use {one['after_rl']['problems']} held-out long problems and greedy decoding. "
+        f"The start is the mean over the first {one['rl_start']['rollouts']} rollouts. "
+        f"Measured on {one['device']}, Python {one['python']}, {versions}."
     )
     return "\n".join(lines) + "\n"
 

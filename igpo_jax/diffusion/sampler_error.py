@@ -97,6 +97,6 @@ def block_errors(
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """Computes KL(exact, other) in nats, [...], from logits, [..., v]. Tokens with exact probability 0 are left out."""
+    """Computes KL(exact, other) in nats, with shape [...], from logits of shape [..., v]. Tokens with exact probability 0 are left out."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

@@ -75,7 +75,8 @@ def shardings(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
 
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Returns differentiable parameters for `transformer.forward`: `base`, which is not copied, and the scaled adapters."""
+    """Combines `base`, which is not copied, and the scaled adapters into parameters for `transformer.forward`. The result is
+    differentiable with respect to `adapters`."""
     scaled = {target: {"a": adapter["a"], "b": adapter["b"] * lora.scale} for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | {"adapters": scaled}}
 

@@ -49,7 +49,7 @@ COLUMNS += ("est. s", "comm.", "compile s")
 def as_text(result: dict) -> str:
     """Returns the estimates as text with Markdown tables, for a terminal and for BUILD.md."""
     lines = [setting(result), "", "Per device, GiB and one run of each program:", "", *program_table(result)]
-    lines += ["", "Resident beside the arguments:"]
+    lines += ["", "Resident arrays (in memory besides the arguments), GiB:"]
     for record in result["programs"]:
         held = ", ".join(f"{name} {size:.2f}" for name, size in record["resident_gib"].items())
         lines.append(f"- {record['name']}: {held or 'nothing'}")
@@ -125,8 +125,9 @@ def received(record: dict) -> str:
 
 def verdict(result: dict) -> str:
     limit, fits = MOST * result["memory_gib"], result["fits"]
-    gap = f"{abs(limit - result['peak_gib']):.2f} {'below' if fits else 'above'} {MOST:.0%} of {result['memory_gib']:.2f}"
-    return f"**{'fits' if fits else 'does not fit'}**: at most {result['peak_gib']:.2f} GiB, {gap}."
+    gap = f"{abs(limit - result['peak_gib']):.2f} GiB {'are left' if fits else 'are missing'}"
+    allowed = f"{limit:.2f} GiB ({MOST:.0%} of {result['memory_gib']:.2f})"
+    return f"**{'fits' if fits else 'does not fit'}**: needs {result['peak_gib']:.2f} of {allowed}; {gap}."
 
 
 if __name__ == "__main__":

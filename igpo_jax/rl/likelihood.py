@@ -245,11 +245,13 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Combines the log-probabilities of each token in the k views into one score, float32 [n, g, l] (docs/method.md section 9).
+    """Combines the log-probabilities of each token under k random maskings (views) into one score, float32 [n, g, l] for n prompts,
+    g completions and l tokens (docs/method.md section 9).
 
-    The score is their weighted sum, a term of a lower bound of the completion's log-likelihood. If the completion has a
-    negative advantage, the score is a mean, weighted by `cfg.upper_weight`, of this sum and a term of SPG's upper bound (arXiv
-    2510.09541): training then lowers the likelihood, and lowering a lower bound need not do that.
+    The score is the weighted sum over the views: the token's term in a lower bound of the completion's log-likelihood. Training
+    decreases the likelihood of a completion with a negative advantage, and decreasing a lower bound does not guarantee that.
+    Its score is therefore the mean, weighted by `cfg.upper_weight`, of this sum and of the token's term in SPG's upper bound
+    (arXiv 2510.09541).
 
     Args:
         log_probs, weight: float32 [n, k, g, l].

@@ -103,9 +103,9 @@ class Rollout:
     groups: GroupBatch  # the input of the updates
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
-    triggered: np.ndarray  # int[t], groups without a correct first attempt that may have a second one
+    triggered: np.ndarray  # int[t], groups that have no correct first attempt and are allowed a second one
     replaced: np.ndarray  # bool[n, g], True for completions of `final` from the second attempt
-    final: Attempt  # the first attempt after replacement
+    final: Attempt  # `first`, with some completions replaced by those of `second`
     stats: SampleStats
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # over all sampled groups, see `rollout_metrics`
 

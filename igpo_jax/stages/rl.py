@@ -141,7 +141,8 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
-    """Returns the reference policy of the KL term: the policy at the start of the stage, but without untrained adapters."""
+    """Returns the reference policy of the KL term: the policy at the start of the stage. Adapters that this stage creates are left
+    out, because they change nothing before their first update."""
     experiment = stage.experiment
     if start.base is None:
         return cast_params(start.trained, experiment.model, experiment.mesh)

@@ -1,8 +1,8 @@
 """Mathematical problems with worked solutions, in any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1 and others.
 
-The configuration has templates for prompts and demonstrations. Hints are taken from demonstrations, but never contain the text
-that gives the answer away. This text is the answer line of the template and, in the solution, the last \\boxed{...} or the last
-occurrence of the answer."""
+The configuration has a template for the prompt and one for the demonstration: the worked solution, then a line with the answer.
+Hints are pieces of the demonstration. They never contain the text that gives the answer away: the line with the answer and, in
+the solution, the last \\boxed{...} or the last occurrence of the answer."""
 
 import re
 

@@ -80,8 +80,8 @@ class RewardPool:
         return [verdicts[job] for job in range(len(answers))]
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading is not queued again
-        but fails if the grading took too long, or if another worker has already died while grading this answer. One death is
+        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading fails if the grading
+        took too long, or if another worker has already died while grading it; otherwise it is queued again, too. One death is
         not enough, because the worker may have been killed from outside. Raises ValueError if the number of processes that died
         before they imported the reward function exceeds the number of workers."""
         jobs = list(worker.jobs)
