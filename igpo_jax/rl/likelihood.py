@@ -248,10 +248,11 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Combines the log-probabilities of each token under k random maskings (views) into one score, float32 [n, g, l] for n prompts,
     g completions and l tokens (docs/method.md section 9).
 
-    The score is the weighted sum over the views: the token's term in a lower bound of the completion's log-likelihood. Training
-    decreases the likelihood of a completion with a negative advantage, and decreasing a lower bound does not guarantee that.
-    Its score is therefore the mean, weighted by `cfg.upper_weight`, of this sum and of the token's term in SPG's upper bound
-    (arXiv 2510.09541).
+    For completions with a positive or zero advantage, the score is the weighted sum of the log-probabilities over the views. It
+    is the token's term in a lower bound of the completion's log-likelihood.
+    For completions with a negative advantage, the score is (1 - w) times this term plus w times the token's term in SPG's upper
+    bound (arXiv 2510.09541), with w = `cfg.upper_weight`. Training decreases the likelihood of these completions, and
+    decreasing a lower bound does not guarantee that.
 
     Args:
         log_probs, weight: float32 [n, k, g, l].

@@ -75,7 +75,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def to_host(tree):
-    """Gathers device arrays to complete host arrays that are equal on every process."""
+    """Copies device arrays to host arrays. Every process gets the complete arrays."""
 
     def gather(x):
         is_local = not isinstance(x, jax.Array) or x.is_fully_addressable

@@ -61,8 +61,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     gradient of `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
 
     Args:
-        start: initial policy, which is also the reference of the KL term. Its buffers are freed unless the reference uses them.
-            With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
+        start: initial policy, which is also the reference of the KL term. The buffers of `start` are freed unless the reference
+        uses them. With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
         preempted: function called before every iteration, and after every chunk of a rollout or batch of an evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
