@@ -55,11 +55,13 @@ def make_test_mesh(shape: tuple[int, int, int]) -> Mesh:
 
 # Slowest files first: pytest-xdist distributes whole files, and a slow one at the end would leave cores idle.
 LONGEST = (
-    "end_to_end/test_processes.py end_to_end/test_resume.py end_to_end/test_math_recipe.py compare/test_compare.py "
-    "end_to_end/test_evaluate.py end_to_end/test_llada.py end_to_end/test_commands.py faults/test_not_finite.py "
-    "faults/test_kills.py diffusion/test_sampler.py end_to_end/test_cached_rollouts.py end_to_end/test_hint_state.py "
-    "test_benchmarks.py faults/test_host.py plan/test_tpus.py end_to_end/test_plan.py rl/test_objective.py "
-    "rl/test_estimators.py rl/test_whole_step.py test_api.py test_docs.py"
+    "end_to_end/test_resume.py plan/test_tpus.py test_benchmarks.py rl/test_whole_step.py plan/test_memory.py "
+    "end_to_end/test_processes.py end_to_end/test_llada.py end_to_end/test_math_recipe.py faults/test_kills.py "
+    "weights/test_folders.py test_docs.py rl/test_objective.py end_to_end/test_cached_rollouts.py "
+    "model/test_against_torch.py model/test_parity.py end_to_end/test_hint_state.py launch/test_launch.py "
+    "fuzz/test_hostile_files.py playground/test_browser.py test_api.py end_to_end/test_commands.py "
+    "compare/test_compare.py plan/test_programs.py rl/test_likelihood.py rl/test_update.py diffusion/test_sampler.py "
+    "rewrite/test_rewrite.py test_style.py"
 ).split()
 
 

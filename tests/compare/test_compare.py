@@ -76,6 +76,7 @@ def test_the_hardest_third_is_chosen_by_the_other_seeds():
     assert numbers.hardest_third({"one": correct[:1]})[0].tolist() == [True] * 3 + [False] * 6
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """Simulates effects of seeds and of problems. Three seeds are too few for the full 95 % coverage."""
     draw, held = np.random.default_rng(0), []

@@ -70,6 +70,7 @@ def test_a_summary_counts_what_went_wrong():
     assert found["timeout"] == 3 and found["without_answer"] == 1.0 and found["pass@1"] == 0.0 and "avg@1" not in found
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_as_often_as_it_says():
     draw, held = np.random.default_rng(0), 0
     for _ in range(60):
