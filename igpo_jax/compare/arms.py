@@ -19,8 +19,8 @@ REFERENCE_CODE: Overrides = {
     "inpainting.by_completion": True,
     "objective.reference_code": True,
 }
-FEW: Overrides = {"task.rl_problems": 64}  # few enough that problems recur and have earlier answers
-# More chunks, because with one or two, different ratios show the same hints
+FEW: Overrides = {"task.rl_problems": 64}  # so few that problems recur and can get hints from earlier answers
+# Small chunks, so that there are many. With only one or two chunks, different hint ratios would give the same hints.
 SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
 # Samples from the model's own distribution. There, the order of sampling tokens and choosing positions matters most.
@@ -61,7 +61,7 @@ ARMS = {
     "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
 }
 
-# Measures of a claim: accuracy on all problems or on the hardest third, or minus the share of all-wrong groups before hints
+# Measures of a claim: accuracy on all problems, accuracy on the hardest third, negated share of all-wrong groups before hints
 ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
 
 

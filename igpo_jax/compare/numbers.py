@@ -12,14 +12,14 @@ from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
 
-REACHED = 0.5  # accuracy whose cost in prompts and evaluations is reported
+REACHED = 0.5  # the report gives the prompts and network evaluations that an arm needs for this accuracy
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
 Budget = Literal["prompts", "evaluations"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunNumbers:
-    """Results of one training run, which was evaluated k times."""
+    """Results of one training run, which was evaluated k times on the test problems."""
 
     prompts: np.ndarray  # f64[k], prompts sampled until each evaluation
     evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
@@ -47,7 +47,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
     """Returns, for each arm, whether it solves each problem at equal budgets: {arm: bool [seeds, problems]}. The budget of a
-    seed is the total that the cheapest arm spends with this seed. The last evaluation of each arm within the budget counts."""
+    seed is the total that the cheapest arm spends with it. Each arm is judged by its last evaluation within the budget."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
     def verdicts(run: RunNumbers, most: float) -> np.ndarray:
@@ -71,8 +71,8 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
     """Returns the mean of `values`, [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
-    problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values that
-    count; by default, all values count."""
+    problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values to
+    average; by default, all."""
     values = np.asarray(values, float)
     counted = np.ones(values.shape, bool) if counted is None else counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
@@ -99,7 +99,7 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
         counted = hard if claim.measure == HARD else None
         return mean_with_interval(correct[claim.better].astype(float) - correct[worse], counted)
 
-    # The best of several arms leaves the smallest difference.
+    # The strongest of the arms in `claim.worse` is the one with the smallest difference.
     worse, found = min(((arm, difference(arm)) for arm in claim.worse), key=lambda pair: pair[1]["mean"])
     low, high = found["interval95"]
     margin = claim.margin / 100

@@ -13,7 +13,7 @@ from igpo_jax.compare.numbers import REACHED
 from igpo_jax.report.style import COLORS, GREEN, GREY, RED, details, table_rows
 from igpo_jax.runtime.files import atomic_write
 
-DASHES = ("", "7 3", "2 3")  # one for each round of colors
+DASHES = ("", "7 3", "2 3")  # the next pattern is used when all colors have been used
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
 LEGEND_COLUMNS = 3
 VERDICTS = {"held": GREEN, "not held": RED, "undecided": GREY}

@@ -11,14 +11,14 @@ from igpo_jax.model.logprobs import token_log_probs
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, forward
 
-MIN_NOISE = 1e-3  # eps of LLaDA's forward process, which keeps 1/p finite
+MIN_NOISE = 1e-3  # eps of LLaDA's forward process: the smallest masking probability p, so that the weight 1/p is bounded
 
 
 class Corruption(NamedTuple):
     """One random draw of the forward process: the masked tokens, and the weight of each row in the loss."""
 
     masked: Array  # bool [b, l]
-    weight: Array  # float32 [b], weight of each row's cross-entropy, such as 1/p
+    weight: Array  # float32 [b], weight of each row's cross-entropy
 
 
 def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
@@ -40,16 +40,16 @@ def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
 def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
     """Masks exactly k random tokens of each row, with k uniform in 1..length. The loss of the row has the weight length / k.
 
-    The expected loss equals that of `mask_independently` (for eps = 0), because in both functions the probability of masking k
-    tokens, multiplied by the mean weight of rows with k masked tokens, is 1/k. The variance is lower, because every row has a
-    masked token and no weight exceeds `length`."""
+    Let P(k) be the probability that a row has k masked tokens, and w(k) the mean weight of such rows. Here and in
+    `mask_independently` (for eps = 0), P(k) w(k) = 1/k, so the expected loss is the same. The variance is lower here, because
+    every row has a masked token and no weight exceeds `length`."""
     level_key, mask_key = jax.random.split(key)
     k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (rows, length)), axis=-1), axis=-1)
     return Corruption(rank < k[:, None], length / k)
 
 
-HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # masked shares of a completion
+HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # shares of a completion's tokens that are masked
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:

@@ -71,7 +71,7 @@ class DenoiseCarry(flax.struct.PyTreeNode):
 
 
 class StepInfo(flax.struct.PyTreeNode):
-    """Result of one denoising step in the active block: the drawn tokens, and a mask of the positions that it wrote."""
+    """Result of one denoising step in the active block: the drawn tokens, and a mask of the written positions."""
 
     drawn: Array  # int32 [b, k]
     written: Array  # bool [b, k]
@@ -84,7 +84,7 @@ class Block(flax.struct.PyTreeNode):
     state: DecodeState  # before the block
     number: Array  # int32 [], index of the block
     masks_at_entry: Array  # int32 [b], number of masked positions in the block before its first step
-    attention_mask: Array  # bool [b, p + l]; twice the rows with guidance
+    attention_mask: Array  # bool [b, p + l], or [2 b, p + l] with classifier-free guidance
     cfg: ModelConfig = flax.struct.field(pytree_node=False)
     decode: DecodeConfig = flax.struct.field(pytree_node=False)
 

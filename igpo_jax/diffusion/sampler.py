@@ -26,8 +26,8 @@ class Sample:
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` for hints
-    evaluations: int  # steps that ran; each runs the network once on a batch (twice with guidance)
-    rows_evaluated: int  # evaluations summed over the rows of their batches; at most b * steps
+    evaluations: int  # steps that ran; each runs the network once on a batch (with guidance, on twice the rows)
+    rows_evaluated: int  # sum of the batch sizes of all evaluations, without the factor 2 of guidance; at most b * steps
     flops: int  # FLOPs of matrix products, see `forward_flops`
 
 
@@ -49,8 +49,8 @@ def sample(
     Each step draws a token for every masked position of the active block, writes some of them (by default the likeliest, see
     `to_write`) and leaves the others masked. MASK itself is never drawn. A row whose block contains only EOS has ended, and its
     remaining MASK tokens become EOS. Each block runs in one compiled program. Between blocks, the host reads how many rows have
-    not ended. If these rows fit into a smaller batch, the next block runs on it. There are only a few batch sizes. The tokens
-    do not depend on the batch size, unless rounding decides between nearly equal values.
+    not ended. If these rows fit into one of a few smaller batch sizes, the next block runs on that smaller batch. The tokens do
+    not depend on the batch size, unless rounding decides between nearly equal values.
 
     Args:
         prompt, prompt_mask: prompts padded on the left and their mask, int32 and bool [b, p].
@@ -87,9 +87,9 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Replaces the shardings in the state by an equivalent sharding over the mesh axes (data, fsdp), because JAX recompiles a
-    program for a sharding that is equivalent but written differently. Arrays that span several processes keep their sharding,
-    so programs for them are compiled once more."""
+    """Writes the shardings of all arrays in the state in the same form, over the mesh axes (data, fsdp). Otherwise, JAX would
+    recompile a program for a sharding that is equivalent but written differently. Arrays that span several processes keep
+    their sharding, so programs for them are compiled once more."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state

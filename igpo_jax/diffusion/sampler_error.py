@@ -1,4 +1,5 @@
-"""Measures the error of a sampler that caches keys and values, by comparison with exact logits for the same canvases."""
+"""Measures the error of a sampler that caches keys and values: compares its logits with exact logits, which are computed
+without a cache for the same canvases."""
 
 import functools
 from typing import Any
@@ -22,9 +23,9 @@ PROBED = 8  # minimum number of completions on which training measures the error
 class StepErrors:
     """Errors of a cached sampler for each step of a block, float32 [steps], summed over the rows that have not ended."""
 
-    kl: Array  # KL(exact, cached) of the logits of all masked positions of the block, nats
+    kl: Array  # KL(exact, cached), in nats, summed over the masked positions of the block
     masked: Array  # number of masked positions
-    changed: Array  # number of written tokens that exact logits with the same noise would have drawn differently
+    changed: Array  # number of written tokens that differ from the tokens drawn from exact logits with the same noise
     written: Array  # number of written tokens
 
 
@@ -97,6 +98,6 @@ def block_errors(
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """Computes KL(exact, other) in nats, with shape [...], from logits of shape [..., v]. Tokens with exact probability 0 are left out."""
+    """Computes KL(exact, other), [...] in nats, from logits, [..., v]. Leaves out tokens whose probability in `exact` is 0."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

@@ -100,7 +100,7 @@ def advance(
     probabilities = jax.nn.softmax(logits)
     probability = jnp.take_along_axis(probabilities, info.drawn[..., None], axis=-1)[..., 0]
     likelihood, likeliest = jax.lax.top_k(probabilities, min(ALTERNATIVES, cfg.vocab_size))
-    # While the block has masks left, this ends only rows whose block is all EOS already.
+    # `finish` also runs while the block still has masked positions. It then ends only rows whose block is already all EOS.
     return block.finish(carry.tokens, carry.unmask_step), cache, (probability, likeliest, likelihood)
 
 

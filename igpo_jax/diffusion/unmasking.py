@@ -26,21 +26,22 @@ class DecodeConfig:
     steps: int  # largest number of denoising steps for a completion
     temperature: float = checked(0.0, not_negative)
     cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0 turns it off
-    # Positions written first. "low_confidence": those with the most probable drawn token. "position_first": those with the most
-    # probable likeliest token, whichever token is drawn. "entropy": those with the lowest entropy. "random": random ones.
+    # Positions written first. "low_confidence": those whose drawn token has the highest probability. "position_first": those
+    # whose likeliest token has the highest probability, even if another token is drawn. "entropy": those with the lowest
+    # entropy. "random": random ones.
     remasking: str = checked("low_confidence", one_of(*REMASKINGS))
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
     # Tokens written per step. "schedule": the same number in every step. "threshold": all with a probability above `threshold`.
-    # "factor": the n likeliest, as long as (n + 1) * (1 - probability of the nth) < `factor`. If these are too few to finish
-    # within `steps`, more tokens are written, which `fallback` selects.
+    # "factor": the n likeliest, for the largest n with (n + 1) * (1 - probability of the nth) < `factor`. If these are too few
+    # to finish within `steps`, more tokens are written, which `fallback` selects.
     commit: str = checked("schedule", one_of(*COMMITS))
     threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
     factor: float = checked(1.0, positive)
     fallback: str = checked("leftmost", one_of("leftmost", "most_confident"))
     # Positions whose keys and values are reused from the last full evaluation. "none": no positions. "prefix": all left of the
-    # block. "dual": all outside of it. Full evaluations run at the start of each block, and after every `refresh` steps unless
-    # this is 0.
+    # block. "dual": all outside of the block. Full evaluations run at the start of each block. If `refresh` is not 0, they also
+    # run after every `refresh` steps.
     cache: str = checked("none", one_of(*CACHES))
     refresh: int = checked(0, at_least(0))
 
@@ -141,7 +142,7 @@ def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, st
 
     The parallel rules (`decode.commit` is "threshold" or "factor") come from Fast-dLLM (arXiv 2505.22618). If they select
     fewer positions than are needed to finish the block within its steps, other masked positions are added: the leftmost ones or
-    the most confident ones, depending on `decode.fallback`. The authors of ForkGRPO report that RL collapses with the latter.
+    the most confident ones, depending on `decode.fallback`. The ForkGRPO authors report that RL collapses with most_confident.
 
     Args:
         confidence: confidence of each position, float32 [b, k]. If `decode.commit` is "schedule", only the order of the values

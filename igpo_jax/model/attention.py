@@ -13,7 +13,7 @@ from igpo_jax.runtime.mesh import BATCH
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 LANES = 128  # splash: the numbers of positions and the head size are multiples of this
 MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
-LARGEST_BLOCK = 1024  # splash: scores of this many positions squared fit the chip's vector memory
+LARGEST_BLOCK = 1024  # splash: positions on each side of a square of scores that fits the chip's vector memory
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, implementation: str) -> jax.Array:
@@ -44,7 +44,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
-    t, s]. Gradients follow from stored probabilities by the formulas of FlashAttention (arXiv 2205.14135, appendix B.2).
+    t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix B.2).
     Automatic differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on
     a CPU. Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention
     runs, because it moves fewer bytes on TPUs."""

@@ -33,8 +33,8 @@ def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chu
     """Returns the log-probability of every completion token, and the entropy of the network's distribution at this token's
     position. Both are float32 [n, g, l] for g completions of each of n prompts. Runs inside `shard_map`, with the vocabulary
     split over the mesh axis tensor. Only the logits of `chunk` positions exist at a time (of all positions if `chunk` is 0),
-    and the backward pass recomputes them. `hidden` is [n, r, l, d]; g / r completions share a row. `head`, this device's part
-    of the output matrix, is [d / size of fsdp, v / size of tensor], see `HEAD`."""
+    and the backward pass recomputes them. `hidden` is [n, r, l, d] for r rows per prompt; g / r completions share a row.
+    `head`, this device's part of the output matrix, is [d / size of fsdp, v / size of tensor], see `HEAD`."""
     head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
     n, r, length, width = hidden.shape
     per_state = completions.shape[1] // r

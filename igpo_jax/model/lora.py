@@ -82,7 +82,7 @@ def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 
 
 def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Adds scale * A B to the adapted matrices of `base`, in their dtype. Rounding to bfloat16 loses most of a small change."""
+    """Adds scale * A B to the adapted matrices of `base` and keeps their dtype. In bfloat16, most of a small change is lost."""
     blocks = {target: merge_matrix(base["blocks"][target], adapter, lora)[0] for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | blocks}
 

@@ -19,7 +19,7 @@ SHARDING_RULES = {
     "layers": None, "vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "norm": None, "rank": None,
     "adapter of embed": ("fsdp", "tensor"), "adapter of heads": ("tensor", "fsdp"), "adapter of mlp": ("tensor", "fsdp"),
 }  # fmt: skip
-# Exceptions while a layer is computed: rows are split over fsdp then, so weights must not be.
+# Rules for weights while a layer is computed. The rows of activations are split over fsdp then, so weights must not be.
 RULES_IN_USE = SHARDING_RULES | {
     "embed": None, "adapter of embed": None, "adapter of heads": "tensor", "adapter of mlp": "tensor"
 }  # fmt: skip

@@ -44,9 +44,9 @@ class ModelConfig:
     eot_id: int | None = None  # end of a turn, if the vocabulary has one
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: str = "none"  # none | dots | full: the backward pass recomputes nothing, all but products with weights, or layers
+    remat: str = "none"  # what the backward pass recomputes. none: nothing; dots: all but products with weights; full: layers
     attention: str = "xla"  # xla | cudnn | splash, see attention.py
-    head_chunk: int = 1024  # positions whose logits exist at a time if only targets matter (logprobs.py); 0: all
+    head_chunk: int = 1024  # positions whose logits exist at a time in `logprobs.token_scores`; 0: all positions
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
@@ -144,7 +144,7 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
-    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales, although stacked scales have two axes."""
+    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales, even if they are stacked over layers."""
     return jax.tree.map(lambda info: info.stddev is not None, parameter_table(cfg))
 
 
@@ -223,7 +223,7 @@ def _run_layers(
 
 def _is_unrolled(cfg: ModelConfig) -> bool:
     """Returns whether the layers are unrolled instead of scanned. If they are unrolled, the last layer computes only the
-    requested output positions, which saves a quarter of an update on a CPU."""
+    requested output positions, which saves a quarter of an update's time on a CPU."""
     return cfg.layers <= FEW_LAYERS and cfg.attention == "xla"
 
 

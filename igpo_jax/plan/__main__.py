@@ -95,8 +95,8 @@ def program_table(result: dict) -> list[str]:
 
 
 def remat_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table that compares the values of model.remat, which selects the activations to
-    recompute, and a line with the recommended value."""
+    """Returns the lines of a Markdown table that compares the values of model.remat (which activations to recompute),
+    followed by a line with the recommended value."""
     rows = []
     for remat, record in result["remat"]["programs"].items():
         cells = [remat, cell(record, "peak_gib"), f"{record['peak_gib'] / result['memory_gib']:.0%}"]

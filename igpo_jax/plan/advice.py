@@ -16,7 +16,7 @@ from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
 
-MOST = 0.9  # usable share of the memory: the compiler does not count fragmentation and the runtime's own memory
+MOST = 0.9  # largest usable share of the memory, because the compiler counts neither fragmentation nor the runtime's memory
 
 
 def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
-    # Without estimates (unknown chip), chooses the first, which recomputes least.
+    # If the chip is unknown, there are no estimates. Then this is the first value that fits, which recomputes least.
     choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)
     return {"choice": choice, "programs": records}
 

@@ -17,7 +17,7 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
     # Without these variables, the compiler's library waits for a TPU machine's metadata server, and only one process at a time
-    # can load it, although it uses no chip here.
+    # can load the library.
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     variables |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for variable, value in variables.items():

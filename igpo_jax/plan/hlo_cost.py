@@ -20,7 +20,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 FREE |= {"while", "conditional", "call", "iota", "copy-done", "async-done", "slice-done", "opt-barrier"}
 FREE |= {f"{kind}-done" for kind in ("recv", "send", "all-gather", "all-reduce", "collective-permute")}
-PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # users of a fusion's parameter that do not read it
+PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # opcodes that use a fusion's parameter without reading its data
 
 
 @dataclasses.dataclass
@@ -69,7 +69,7 @@ class _Program:
                 instruction = _parse_instruction(line, known)
                 known[instruction.name] = instruction
                 current.append(instruction)
-        # A parameter inside a fusion -> the fusion's operand; a fusion -> its root inside.
+        # Maps each parameter inside a fusion to the fusion's operand, and each fusion to the root instruction inside it.
         self._same: dict[Instruction, Instruction] = {}
         instructions = itertools.chain.from_iterable(self._computations.values())
         for fusion in (i for i in instructions if i.opcode == "fusion"):
@@ -106,8 +106,8 @@ class _Program:
                     total.add(self.cost(callee))
             elif opcode == "fusion":
                 total.bytes += self._fusion_bytes(instruction)
-                # The TPU compiler spreads one collective over several fusions, to overlap it with computation; the clones share
-                # a channel and are one entry here.
+                # To overlap a collective with computation, the TPU compiler copies it into several fusions. The copies have the
+                # same channel and therefore the same key, so that they count once.
                 for inner in self._with_fused(self._fused(instruction)):
                     total.flops += _flops(inner)
                     collectives |= _collective(inner)

@@ -47,10 +47,10 @@ LLADA_8B = ModelConfig(
 class Program:
     name: str
     function: Any  # jitted
-    arguments: tuple  # those of a call in the run; shapes with shardings represent the arrays
+    arguments: tuple  # of a call in the run, with shapes and shardings in place of arrays
     resident: dict[str, Any]  # name -> shapes of arrays in memory during the call; `measure` does not count arguments twice
     used: bool  # whether the run calls the program
-    per_iteration: int = 0  # calls in an RL iteration without second attempts and with one batch of prompts
+    per_iteration: int = 0  # calls in an RL iteration that has one batch of prompts and no second attempts
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
@@ -191,7 +191,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
-    twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # one array, two arguments
+    twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # bytes of repeated arguments
     own = {
         "arguments_gib": memory.argument_size_in_bytes - twice,
         "outputs_gib": memory.output_size_in_bytes - memory.alias_size_in_bytes,

@@ -18,8 +18,8 @@ Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
 
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": PURPLE, "time/update": YELLOW}
-DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles of a panel's series: Plotly's name -> CSS's
-MOST_POINTS = 1000  # points of a curve: more than a panel can show, but few enough for a fast browser
+DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles: name in Plotly -> name in CSS
+MOST_POINTS = 1000  # limit for a curve: more points than a panel can show, but few enough for a fast page
 # Options of a y axis
 ALL_SHARES = {"tickformat": ".0%", "rangemode": "tozero", "range": [0, 1.03]}  # from 0 to 100%
 PERCENT = {"tickformat": ".3~p", "rangemode": "tozero"}

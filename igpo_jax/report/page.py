@@ -24,9 +24,9 @@ from igpo_jax.runtime.statistics import paired, wilson
 Row = dict[str, Any]
 
 MOST_RUNS = len(COLORS)
-MOST_ROLLOUTS = 1000  # rollouts of all runs together, so that the browser's list stays fast
-ROLLOUT_BYTES = 3_000_000  # limit for a page; Plotly takes 4.6 million bytes, the curves less than one million
-# Fields of rollouts.jsonl that the page gets unchanged
+MOST_ROLLOUTS = 1000  # total over all runs; more rollouts would make the list on the page slow
+ROLLOUT_BYTES = 3_000_000  # limit for the rollouts; Plotly adds 4.6 million bytes to the page, the curves less than one million
+# Fields of rollouts.jsonl that are embedded in the page unchanged
 KEPT = ("step", "question", "answer", "trace", "unmask_step", "end", "reward", "text", "extracted_answer", "rescued", "outcome")
 
 
@@ -123,8 +123,8 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Returns a name for each folder: the shortest suffix of its path that is unique among the folders. Raises ValueError if a
-    folder is given twice."""
+    """Returns a different name for each folder, made of the last parts of its path. All names have the same number of parts,
+    which is as small as possible. Raises ValueError if a folder is given twice."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -134,8 +134,8 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
     """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rows}}. In the rows, tokens are
-    indices into `pieces`. Omits runs without rollouts. If the page would be too large, keeps only evenly spaced rollouts of
-    each run."""
+    indices into `pieces`. Omits runs without rollouts. If there are too many rollouts or bytes, keeps only evenly spaced
+    rollouts of each run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
     while True:
@@ -232,8 +232,8 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
-    """Returns a table row with the paired difference in latest accuracy between a run and a reference run, or [] if the two
-    runs were not evaluated on the same problems."""
+    """Returns a table row with the difference in newest accuracy, paired by problem, between a run and a reference run. Returns
+    [] if the two runs were not evaluated on the same problems."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:

@@ -1,5 +1,5 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts, up to a limit, while fewer than
-`rl.prompts` groups (completions of the same prompt) are neither all correct nor all wrong."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts until `rl.prompts` groups
+(completions of the same prompt) contain both correct and wrong completions, or until a limit is reached."""
 
 import dataclasses
 from collections.abc import Sequence

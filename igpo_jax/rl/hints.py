@@ -37,15 +37,15 @@ class InpaintingConfig:
     policy: str = checked("chunks", one_of(*UNUSED_KEYS))
     # Source of hints. "own": the newest correct first attempt at the same problem; if none exists, no second attempt is made.
     source: str = checked("solution", one_of("solution", "own"))
-    # Rate at which all ratios adapt until half of the second attempts are correct, see `next_hint_ratio_center`; 0: fixed.
+    # Rate at which hint ratios adapt so that half of the second attempts are correct, see `next_hint_ratio_center`; 0: fixed.
     curriculum: float = checked(0.0, not_negative)
     chunk_min: int = 5
     chunk_max: int = 10
     ratio_min: float = 0.2  # eta ~ U[ratio_min, ratio_max)
     ratio_max: float = 0.6
     replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
-    exclude_answer: bool = True  # REF: False, and then the last chunk is always revealed
-    round_up: bool = False  # False: reveals floor(ratio * N) chunks, at least one. REF: True, N - floor(N * (1 - ratio))
+    exclude_answer: bool = True  # hints never show the answer. REF: False, the last chunk is always revealed
+    round_up: bool = False  # of N chunks, False reveals floor(ratio * N), at least one. REF: True, N - floor(N * (1 - ratio))
     stretch: bool = False  # False: hints keep their positions in the trace. REF: True, they are spread over the canvas
     # False: chunks are cut once per problem, ratios are independent, and a group's last completions are replaced. REF: True,
     # chunks are cut for every completion, a group's ratios ascend, and its first completions are replaced.

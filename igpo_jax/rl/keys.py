@@ -4,8 +4,8 @@ import enum
 
 
 class KeyPurpose(enum.IntEnum):
-    """Numbers that stand for the purposes of PRNG keys. A number is folded into the key of an iteration or of a batch. Changing
-    a number changes the results of a run."""
+    """Purposes of PRNG keys. The number of a purpose is folded into the key of an iteration or of a batch. Changing a number
+    changes the results of a run."""
 
     FIRST_ATTEMPT = 0  # noise of the sampler in the first attempt
     SECOND_ATTEMPT = 1

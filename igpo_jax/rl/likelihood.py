@@ -24,7 +24,7 @@ from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.runtime.checks import at_least, check_fields, checked, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
-NOISE_LEVELS = 128  # estimator masked: number of noise levels T, in steps of the released sampler
+NOISE_LEVELS = 128  # estimator masked: at noise level t, a token is masked with probability t / NOISE_LEVELS
 LOWEST_LEVEL = 30  # estimator masked: lowest noise level that the first inner step draws
 PROMPT_SHARE = 0.15  # estimator prompt_masked: probability that a prompt token is masked
 
@@ -34,7 +34,7 @@ class LikelihoodConfig:
     """Configuration of the likelihood estimator, which masks completions and scores their tokens (section `objective`)."""
 
     estimator: str = checked("mean_field", lambda value: one_of(*ESTIMATORS)(value))
-    samples: int = 1  # K, views per completion, for elbo, quadrature, coupled (even numbers only) and trace
+    samples: int = 1  # K: views per completion. Only elbo, quadrature, coupled (even K) and trace can have several
     # SPG: weight of the upper bound in the score of a completion with a negative advantage, and the power beta in this bound.
     upper_weight: float = checked(0.0, within(0, 1))
     upper_power: float = checked(1.0, lambda value: "" if 1 <= value < math.inf else " must be at least 1 and finite")
@@ -66,7 +66,7 @@ class GroupBatch:
     problem_id: Array  # u32[n]
     completions: Array  # i32[n, g, l]
     unmask_step: Array  # i32[n, g, l], see `sampler.Sample`
-    loss_mask: Array  # bool[n, g, l], True up to and including the first EOS
+    loss_mask: Array  # bool[n, g, l], True up to and including the first EOS, or everywhere with RolloutConfig.after_eos
     advantages: Array  # f32[n, g]
 
     @property
@@ -245,14 +245,14 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Combines the log-probabilities of each token under k random maskings (views) into one score, float32 [n, g, l] for n prompts,
-    g completions and l tokens (docs/method.md section 9).
+    """Combines the log-probabilities of each token in k views (maskings) into one score, float32 [n, g, l] for n prompts, g
+    completions and l tokens (docs/method.md section 9).
 
-    For completions with a positive or zero advantage, the score is the weighted sum of the log-probabilities over the views. It
-    is the token's term in a lower bound of the completion's log-likelihood.
-    For completions with a negative advantage, the score is (1 - w) times this term plus w times the token's term in SPG's upper
-    bound (arXiv 2510.09541), with w = `cfg.upper_weight`. Training decreases the likelihood of these completions, and
-    decreasing a lower bound does not guarantee that.
+    For completions with a positive or zero advantage, the score is the weighted sum of the log-probabilities over the views. If
+    the estimator is elbo, quadrature or coupled, it is the token's term in a lower bound of the completion's log-likelihood.
+    For completions with a negative advantage, the score is (1 - w) times this sum plus w times the token's term in SPG's upper
+    bound (arXiv 2510.09541), with w = `cfg.upper_weight`. Training should decrease the likelihood of these completions, but
+    decreasing only a lower bound does not guarantee that the likelihood decreases.
 
     Args:
         log_probs, weight: float32 [n, k, g, l].

@@ -36,12 +36,13 @@ class ObjectiveConfig(LikelihoodConfig):
     entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that are trained on; 0: none
     # Weight of a supervised loss, -log pi of hint tokens, in completions with a positive advantage.
     hint_supervision: float = checked(0.0, not_negative)
-    # "completion": mean over a completion's tokens. "canvas": their sum divided by the length of the canvas (Dr. GRPO, arXiv
-    # 2503.20783), so that a token has the same weight in short and long completions.
+    # Loss of a completion. "completion": mean over its tokens. "canvas": sum over its tokens, divided by the length of the
+    # canvas (Dr. GRPO, arXiv 2503.20783), so that a token has the same weight in short and long completions.
     normalization: str = checked("completion", one_of("completion", "canvas"))
     normalize_advantages: bool = False  # divide by the group's standard deviation
-    # False: tokens up to the first EOS count, except for filtered hints, and completions have equal weights. True, as in the
-    # reference code: tokens after EOS count, filtered hints count in the sequence ratio, completions are weighted by length.
+    # False: the loss uses the tokens up to the first EOS, without the hints that the entropy filter drops, and all completions
+    # have equal weights. True, as in the reference code: the loss also uses tokens after EOS, the sequence ratio also uses the
+    # dropped hints, and completions are weighted by their number of tokens.
     reference_code: bool = False
 
     def __post_init__(self):
@@ -81,7 +82,7 @@ class LogProbs:
     old: Array  # f32[e, n, g, l]
     reference: Array  # f32[e, n, g, l]
     views: Views
-    loss_mask: Array  # bool[e, n, g, l], the tokens that count in ratio, loss and KL
+    loss_mask: Array  # bool[e, n, g, l], the tokens that ratio, loss and KL use
     entropy: Array  # f32[e, n, g, l], entropy of the old policy, mean over views
 
     @classmethod
@@ -143,7 +144,7 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 def group_weights(advantages: Array) -> jax.Array:
     """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for a group's advantages A. The weights
-    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the paper's sum."""
+    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the sum in wd1."""
     plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
     return (plus - minus) * advantages.shape[-1]
 
@@ -151,7 +152,7 @@ def group_weights(advantages: Array) -> jax.Array:
 def kl_estimate(new: Array, reference: Array, kind: str) -> jax.Array:
     """Estimates KL(new || reference) from one sample with the log-ratio d = log reference - log new. The estimators are k1 = -d
     (unbiased), k2 = d^2 / 2, and k3 = e^d - d - 1 (unbiased and never negative, Schulman 2020). All estimates are 0 before the
-    first update of a run, because the new, old and reference policies are still the same network with the same views
+    first update of the RL stage, because the new, old and reference policies are still the same network with the same views
     (docs/method.md section 10)."""
     to_reference = jnp.clip(reference - new, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k1":
@@ -171,14 +172,15 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion.
 
-    Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient. With cfg.reference_code,
-    they get a gradient through the sequence ratio, and the loss of a completion is multiplied by its number of tokens divided
-    by the mean number in its group (docs/method.md section 10).
+    Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient, with two exceptions. With
+    cfg.hint_supervision, hint tokens of completions with a positive advantage get the gradient of the supervised loss. With
+    cfg.reference_code, scored tokens get a gradient through the sequence ratio, and the loss of a completion is multiplied by
+    its number of tokens in the loss mask, divided by the mean of this number in the group (docs/method.md section 10).
 
     Args:
         new, old, reference: token scores under the three policies, see `likelihood.combine`, float32 [..., l].
         advantages: advantages of the completions, float32 [...]; the last axis runs over a group.
-        loss_mask: mask of the tokens that count in ratio, loss and KL, bool [..., l].
+        loss_mask: mask of the tokens that ratio, loss and KL use, bool [..., l].
         scored: mask of the tokens for which a likelihood is estimated, bool [..., l]; needed with cfg.reference_code.
         hint: mask of the hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
 

@@ -27,8 +27,8 @@ from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.tasks.grades import Grades
 
-# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]; returns a function that waits for the grades. A Future
-# would not do: waiting gathers grades over hosts, which only the main thread may do, in the order of its other collectives.
+# Starts grading completions, int32 [n, g, l], of problems, uint32 [n]. Returns a function that waits for the grades. It is not
+# a Future, because the wait runs a collective over hosts, and the main thread must run all collectives in a fixed order.
 Grade = Callable[[np.ndarray, np.ndarray], Callable[[], Grades]]
 
 
@@ -156,7 +156,7 @@ def rollout(
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
     """Samples new completions of the triggered groups (groups without a correct completion) from canvases with hints."""
     cfg = context.cfg
-    # Hints are drawn for every prompt, so that shapes never change; they are cheap.
+    # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
     padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(context.mesh))
     chosen, start = take_rows((prompts, hints), padded)

@@ -31,7 +31,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         keep: number of newest checkpoints to keep.
         identity: fingerprints to save with each checkpoint.
         best: whether to also keep the checkpoint with the highest accuracy.
-        read_only: whether to leave unfinished saves alone, because another process may be writing them."""
+        read_only: whether to keep unfinished saves instead of deleting them. Another process may still be writing them."""
 
     def __init__(
         self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, read_only: bool = False
@@ -77,7 +77,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
             unlogged: lists of floats that were measured after the last line of the log was written."""
         if jax.default_backend() == "cpu":
-            # On CPUs the saver reads device memory in place, while the next update already overwrites it.
+            # On CPUs, the saver reads the arrays in place. Without a copy, the next update could overwrite them meanwhile.
             state = jax.tree.map(jnp.copy, state)
         saved = {"state": state, "progress": _progress(key, solution_bank)}
         about = {"data_position": step, "unlogged": list(unlogged), "sums": integrity.array_sums(saved), **self._identity}
@@ -98,7 +98,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
-            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes. A run without a bank passes None."""
+            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes. If there is no bank, pass None."""
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None

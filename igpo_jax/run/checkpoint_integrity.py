@@ -29,8 +29,8 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def array_sums(tree) -> dict[str, int]:
-    """Maps the name of each array in a pytree to a checksum: the sum, modulo 2^32, of its elements' bits as unsigned integers.
-    The checksums do not depend on the device mesh."""
+    """Returns {name: checksum} for the arrays in a pytree. An array's checksum is the sum, modulo 2^32, of its elements when
+    their bits are read as unsigned integers. The checksums do not depend on the device mesh."""
     leaves = jax.tree.leaves(tree)
     keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves]
     return dict(zip(leaf_names(tree), map(int, to_host(_bit_sums(keys))), strict=True))
@@ -47,7 +47,7 @@ def is_about_this_machine(error: Exception) -> bool:
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics files, because Orbax reads the metrics of all checkpoints on opening and fails if one is bad."""
+    """Removes damaged metrics of checkpoints. Otherwise Orbax, which reads all metrics on opening the folder, would fail."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save

@@ -82,7 +82,7 @@ class Experiment:
         return Policy(self.model).init(self.key(0), self.mesh)
 
     def initial_adapters(self) -> Params:
-        """Returns untrained LoRA adapters. Their product is zero, so they do not change the network."""
+        """Returns untrained LoRA adapters. The product of an adapter's two matrices is zero, so the network is unchanged."""
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
@@ -101,8 +101,8 @@ class Experiment:
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
         """Starts grading g completions of l tokens for each of n problems, int32 [n, g, l]. Each process grades some of the
-        problems. Returns a function that waits for the grades and gathers them from all processes. All processes must call this
-        function at the same point."""
+        problems. Returns a function that waits for the grades and gathers them from all processes. All processes must call the
+        returned function at the same point."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def load_run_problems(config: Config) -> Splits:
     task = load_task(config.task.name)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
     problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
-    # Evaluations use no solutions, so a test problem is not dropped for a long solution.
+    # Evaluations use no solutions. Without its solution, no test problem is dropped because the solution is too long.
     test = problems["test"][: config.evaluation.problems]
     problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
     return problems
@@ -215,7 +215,7 @@ def _with_data(
             sft_data, heldout = _hold_out(sft_data, config.sft.heldout, config.seed)
     if "rl" in problems:
         rl_data = ProblemSet(*prompt_arrays(problems["rl"], tokenizer, **fit, exclude_answer=exclude))
-    # Long test prompts are cut, which keeps all test problems.
+    # Long test prompts are cut, so that no test problem is dropped.
     test_data = ProblemSet(*prompt_arrays(problems["test"], tokenizer, **fit | {"overflow": "cut"}, exclude_answer=exclude))
     prompts = rl_data.prompts if rl_data else None
     for arrays, key, size in (sft_data, "sft.batch_size", config.sft.batch_size), (prompts, "rl.prompts", config.rl.prompts):

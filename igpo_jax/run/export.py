@@ -24,9 +24,9 @@ def export_run(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh
     adapt. Raises ValueError if `target` exists or if `restore_run` cannot load the run.
 
     Args:
-        dtype: float32 or bfloat16. The default is the run's parameter dtype. For merged adapters, the default is float32,
-            because rounding to bfloat16 loses most of the learned change. If bfloat16 is requested, a warning states how much
-            is lost."""
+        dtype: float32 or bfloat16. If there are adapters, the default is float32, because rounding to bfloat16 loses most of
+            what they learned; with bfloat16, a warning states how much is lost. Without adapters, the default is the run's
+            parameter dtype."""
     run = restore_run(workdir, mesh)
     config, base, adapters = run.config, run.config.model.path, run.adapters or {}
     dtype = dtype or ("float32" if adapters else run.model.param_dtype)

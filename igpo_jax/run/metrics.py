@@ -17,8 +17,8 @@ from igpo_jax.runtime.files import as_json_lines, atomic_write, parse_json, rena
 
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps and all rows of
-    the stage `starting`. It also removes evaluations whose metrics were not logged, because they run again. Therefore the logs
-    of a resumed run equal those of an uninterrupted run."""
+    the stage `starting`. It also removes evaluations whose metrics were not logged, because a resumed run repeats these
+    evaluations. Therefore the logs of a resumed run equal those of an uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._workdir, self._step = workdir, step
@@ -83,8 +83,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because text cannot end a block
-    of this kind."""
+    """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because no text can end a
+    block of this kind."""
     verdict = "correct" if row["correct"] else "wrong"
     parts = {"question": row["question"], "completion": row["text"]}
     if "extracted_answer" in row:
@@ -99,7 +99,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not pathlib.Path(path).is_file():
         return []
     rows = []
-    lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")  # the last line may end within a character
+    lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")  # the last line may end inside a character
     for number, line in enumerate(lines, 1):
         try:
             row = parse_json(line, path)

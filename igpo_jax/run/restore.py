@@ -45,7 +45,7 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     tokenizer = run_tokenizer(workdir, config)
     model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
     check_model_divides(model, mesh, config.lora)
-    # A stage may have begun without a checkpoint yet.
+    # A stage that has begun may not have a checkpoint yet.
     folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
     saved = [name for name, steps in folders.items() if any(step.name.isdigit() for step in steps)]
     stage = stage or (saved[-1] if saved else "sft")

@@ -16,7 +16,7 @@ from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.statistics import wilson
 
-EDGE_ROLLOUTS = 4  # rollouts averaged for the start and for the end of the RL stage
+EDGE_ROLLOUTS = 4  # number of rollouts to average at the start of the RL stage, and at its end
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Check = Callable[[Any], str]  # value -> the rest of the error message after "key=value", "" for a value that works
+Check = Callable[[Any], str]  # value -> text to put after "key=value" in the error message, or "" if the value is valid
 
 
 def checked(default: Any, check: Check) -> Any:

@@ -71,8 +71,8 @@ def own_rows(number: int) -> np.ndarray:
 
 
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Divides the computation of rows among all processes. Each process sets its `own_rows` of `values`, initially zeros [n,
-    ...], to work(rows). Returns the complete array on all processes."""
+    """Divides the computation of rows among all processes. `values` is an array of zeros, [n, ...]. Each process
+    sets values[rows] to work(rows), where rows is `own_rows(n)`. Returns the complete array on all processes."""
     rows = own_rows(len(values))
     if rows.size:
         values[rows] = work(rows)
@@ -80,7 +80,7 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
 
 
 def check_same(fingerprints: dict[str, str]) -> None:
-    """Raises ValueError on all processes if one of the hexadecimal fingerprints of a process differs from that of process 0."""
+    """Raises ValueError on all processes if, on any process, a hexadecimal fingerprint differs from the one on process 0."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
     found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
     for process, index in np.argwhere((found != found[0]).any(axis=2))[:1]:

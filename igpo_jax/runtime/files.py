@@ -17,7 +17,7 @@ RENAMED = {
     "hint/centre": "hint/ratio_center",
     "update/skipped_in_a_row": "update/consecutive_skips",
 }
-MAX_NESTED = 64  # levels of a JSON value, because recursive code needs a stack frame per level
+MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursive code needs a stack frame per level
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
@@ -32,7 +32,7 @@ def parse_json(content: str | bytes, place: object, **options) -> Any:
             raise RecursionError
     except UnicodeError as error:
         raise ValueError(f"{place}: not UTF-8 ({error})") from None
-    except ValueError as error:  # not only JSONDecodeError: numbers with too many digits
+    except ValueError as error:  # a JSONDecodeError, or a number with too many digits
         raise ValueError(f"{place}: not JSON ({error})") from None
     except RecursionError:
         raise ValueError(f"{place}: not JSON (more than {MAX_NESTED} levels)") from None

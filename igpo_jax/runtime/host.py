@@ -10,8 +10,8 @@ import zlib
 
 import jax
 
-# (parameter, value) of glibc's mallopt: one pool for all threads, never returned to the kernel. Threads contend for the pool,
-# so launch/local.sh prefers tcmalloc, which has no such parameters.
+# Arguments (parameter, value) of glibc's mallopt. They select one pool for all threads, and never return its memory to the
+# kernel. Threads contend for the pool, so launch/local.sh prefers tcmalloc, which ignores these parameters.
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"

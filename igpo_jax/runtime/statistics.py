@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 10_000  # of bootstrap and permutation tests
+RESAMPLES = 10_000  # number of resamples for a bootstrap interval, and of random sign flips for a permutation test
 
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
@@ -33,7 +33,8 @@ def wilson(share: float, problems: int) -> list[float]:
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """Compares two evaluations of the same problems, both bool [problems, completions per problem]. Returns the two means,
-    their difference with its 95 % confidence interval and p-value, and the numbers of problems that became better or worse."""
+    the difference other - one with its 95 % confidence interval and p-value, and the numbers of problems on which `other` is
+    better and worse."""
     difference = other.mean(axis=1) - one.mean(axis=1)
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     means = {"one": float(one.mean()), "other": float(other.mean()), "difference": float(difference.mean())}

@@ -80,7 +80,7 @@ def hintable_prefix_length(
     if place < 0:
         return len(tokens) * 3 // 4
     shown = bisect.bisect_right(range(len(tokens)), place, key=lambda number: len(decode(tokens[:number]))) - 1
-    # A character may span several tokens; the first of them alone may decode to no text, or to more text than all together.
+    # A character may span several tokens; the first of them alone may decode to no text, or to more text than all of them.
     while not text[:place].startswith(decode(tokens[:shown])):
         shown -= 1
     return shown

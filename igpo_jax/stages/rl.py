@@ -33,17 +33,17 @@ from igpo_jax.stages.stage import IterationState, Stage, is_due
 from igpo_jax.training.policy import Policy, PolicyParams, cast_params
 from igpo_jax.training.state import is_skipped
 
-ROLLOUTS_SHOWN = 2  # groups per logged step whose completions are kept for the report
+ROLLOUTS_SHOWN = 2  # number of problems per logged step with rows in rollouts.jsonl
 
 
 class RLRun(NamedTuple):
     """Models, data and settings of the RL stage that stay the same in all iterations."""
 
     stage: Stage
-    reference: Params  # of the KL term
+    reference: Params  # parameters of the reference policy in the KL term
     order: grain.MapDataset[PromptBatch]
     update: Callable  # see `make_update`
-    rollout: RolloutConfig  # with the configured sampler, which an iteration may replace by the exact one
+    rollout: RolloutConfig  # with the configured sampler, which an iteration may replace by `exact_sampler`
 
 
 class Iteration(NamedTuple):
@@ -61,8 +61,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     gradient of `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
 
     Args:
-        start: initial policy, which is also the reference of the KL term. The buffers of `start` are freed unless the reference
-        uses them. With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
+        start: initial policy, which is also the reference of the KL term. The buffers of `start.trained` are freed unless the
+            reference uses them. With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
         preempted: function called before every iteration, and after every chunk of a rollout or batch of an evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
@@ -141,8 +141,8 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
-    """Returns the reference policy of the KL term: the policy at the start of the stage. Adapters that this stage creates are left
-    out, because they change nothing before their first update."""
+    """Returns the reference policy of the KL term: the policy at the start of the stage. Adapters that this stage creates are
+    left out, because they change nothing before their first update."""
     experiment = stage.experiment
     if start.base is None:
         return cast_params(start.trained, experiment.model, experiment.mesh)
@@ -177,7 +177,7 @@ def _choose_sampler(
     run: RLRun, state: IterationState, policy: Params, key: jax.Array, watch: Stopwatch
 ) -> tuple[float | None, RolloutConfig, dict[str, float]]:
     """Returns (last measured error of the cached sampler, configuration of this rollout, metrics). If the error exceeds
-    `rl.probe_limit`, the exact sampler replaces the cached sampler."""
+    `rl.probe_limit` and this limit is not 0, `exact_sampler` replaces the cached sampler."""
     rl, fast = run.stage.experiment.config.rl, run.rollout.decode
     cfg = dataclasses.replace(run.rollout, hint_ratio_center=state.hint_ratio_center)
     if fast.cache == "none":

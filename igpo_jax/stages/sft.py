@@ -1,4 +1,4 @@
-"""The supervised stage: masked-diffusion training on demonstrations."""
+"""The supervised stage: masked-diffusion training on demonstrations (reference solutions)."""
 
 import dataclasses
 import functools

@@ -25,10 +25,10 @@ from igpo_jax.training.state import TrainState, create_state, make_optimizer
 class IterationState:
     """State of a training stage between two iterations. Checkpoints hold the first five fields, and the log holds the rest."""
 
-    done: int  # iterations of the RL stage, updates of the supervised stage
+    done: int  # finished iterations of the RL stage, or finished updates of the supervised stage
     train_state: TrainState
     key: jax.Array  # root key of the stage
-    solution_bank: np.ndarray | None = None  # i32[problems, l], see `update_solution_bank`; None: own hints are off
+    solution_bank: np.ndarray | None = None  # i32[problems, l], see `update_solution_bank`; None unless inpainting.source="own"
     unlogged: Sequence = ()  # supervised stage: [loss, gradient norm] of each update since the last line of the log
     evaluated: bool = False  # the log has an evaluation of this state
     consecutive_skips: int = 0
@@ -77,8 +77,8 @@ class Stage:
         return IterationState(0, train_state, key, solution_bank)
 
     def with_counters(self, state: IterationState) -> IterationState:
-        """Returns the state with the fields read from the log. Call this after `MetricsWriter` has removed rows of later
-        steps."""
+        """Reads `evaluated` and `consecutive_skips` from the log and returns the state with them. Call this after
+        `MetricsWriter` has removed rows of later steps."""
         skips = int(self.last_logged("update/consecutive_skips") or 0)
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 

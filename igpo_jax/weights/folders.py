@@ -1,8 +1,8 @@
 """Reads and writes weights of LLaDA and iLLaDA (docs/method.md section 3).
 
-A Hugging Face folder has config.json and safetensors files. A model folder, this project's own format, has the same small
-files, and params/ with one Orbax checkpoint per parameter. Parameters are sharded over the mesh and processed one at a time, so
-that memory holds only one parameter (all layers stacked) and one layer's tensor. No two processes read the same bytes."""
+A Hugging Face folder has config.json and safetensors files. A model folder is this project's own format. It has the same files
+except the weights, and params/ with one Orbax checkpoint per parameter. Parameters are sharded over the mesh and processed one
+at a time. Therefore a conversion holds only one parameter (all layers stacked) and one layer's tensor in memory."""
 
 import contextlib
 import functools
@@ -84,9 +84,9 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
-    """Reads a tensor with its rows sharded over all devices, so that each process reads one range of bytes and no byte is read
-    twice. With the parameter's own sharding, Orbax would read thousands of pieces, and every host would read the whole
-    tensor."""
+    """Reads a tensor with its rows sharded over all devices, or over fewer mesh axes if the rows cannot be divided evenly. Thus
+    each process reads one range of bytes. With the parameter's own sharding, Orbax would read thousands of pieces, and every
+    host would read the whole tensor."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
     sharding = NamedSharding(mesh, P(next(divides, None)))
@@ -109,7 +109,7 @@ def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
             def insert(stack, tensor, layer, turn=turn):
                 return jax.lax.dynamic_update_index_in_dim(stack, turn(tensor), layer, 0)
 
-            # Layers are written in place, so that the stacked parameter never exists twice; .at[].set() would copy it on CPUs.
+            # Layers are written in place, so that the stacked parameter never exists twice. On CPUs, .at[].set() would copy it.
             insert_layer = jax.jit(insert, donate_argnums=0, out_shardings=leaf.sharding)
             value = jax.jit(functools.partial(jnp.zeros, leaf.shape, out_dtype), out_shardings=leaf.sharding)()
             for layer, name in enumerate(names):

@@ -15,7 +15,7 @@ from igpo_jax.tokenizers import added_tokens
 Path = tuple[str, ...]  # of a parameter in the nested dict
 ARCHITECTURES = ("LLaDAModelLM", "ILLaDAForCausalLM")
 
-# Parameter -> tensor of LLaDA, tensor of iLLaDA. Their matrices are [out, in]; this package's are [in, out].
+# Parameter -> tensor of LLaDA, tensor of iLLaDA. Matrices except the embedding are [out, in] there, and [in, out] here.
 TENSORS: dict[Path, tuple[str, str]] = {
     ("embedding",): ("model.transformer.wte", "model.embed_tokens"),
     ("blocks", "attention_norm"): ("model.transformer.blocks.{}.attn_norm", "model.layers.{}.input_layernorm"),
@@ -78,7 +78,7 @@ def _architecture(values: dict[str, Any]) -> int:
 def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network that a Hugging Face config.json describes. `mask_id` is used if the file has no
     mask_token_id, as in iLLaDA. `numerics` contains param_dtype, compute_dtype, remat and eot_id. Raises ValueError if a key is
-    missing, or if a value selects a computation that differs from LLaDA's."""
+    missing, or if a value is invalid or selects an unsupported computation."""
     architecture = _architecture(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
     if ARCHITECTURES[architecture] == "LLaDAModelLM":
@@ -107,8 +107,7 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the contents of a config.json with missing sizes added. They are derived from other sizes as in LLaDA's modeling
-    code."""
+    """Returns the contents of a config.json. Derives missing sizes from the other sizes, as LLaDA's modeling code does."""
     values = dict(values)
     if values.get("n_kv_heads") is None:
         values["n_kv_heads"] = values.get("n_heads")
