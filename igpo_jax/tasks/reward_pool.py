@@ -1,8 +1,8 @@
-"""Computes rewards in worker processes, so that an answer that takes too long or crashes its worker loses only its own reward.
+"""Computes rewards in worker processes. If an answer takes too long or crashes its worker, only this answer gets no reward.
 
 Threads do not work, because math-verify's time limits silently fail in them and every score becomes 0. The pools of Python's
 multiprocessing do not work either, because they cannot replace a single stuck worker, and because every worker would import jax
-at its start."""
+when it starts."""
 
 import atexit
 import collections
@@ -22,7 +22,7 @@ from igpo_jax.tasks.problem import Problem
 
 OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # answers sent to a worker at a time, at most
-STARTING = 60.0  # seconds for a worker to import the function
+STARTING = 60.0  # time limit in seconds for importing the reward function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +80,16 @@ class RewardPool:
         return [verdicts[job] for job in range(len(answers))]
 
     def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
-        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading fails if the grading
-        took too long, or if another worker has already died while grading it; otherwise it is queued again, too. One death is
-        not enough, because the worker may have been killed from outside. Raises ValueError if the number of processes that died
-        before they imported the reward function exceeds the number of workers."""
+        """Kills a worker and queues its unfinished answers again. There are two exceptions for the answer that
+        the worker was grading. If the grading took too long, the verdict is "timeout". If a second worker dies of this answer,
+        the verdict is "error"; a single worker may have been killed from outside. Raises ValueError if the number of processes
+        that died before they imported the reward function exceeds the number of workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
             late = Verdict(0.0, "timeout", f"no verdict in {self._deadline:g} s")
             verdicts[jobs.pop(0)] = late if worker.alive() else Verdict(0.0, "error", "two processes died of it")
-        died.update(jobs[:1])
+        elif jobs:
+            died.add(jobs[0])
         waiting.extendleft(reversed(jobs))
         worker.kill()
         self._workers.remove(worker)
@@ -114,7 +115,7 @@ class _Worker:
         theirs.close()
         self._function, self.imported = command[0], False
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
-        self.since = time.monotonic()  # time of the start, the last jobs sent, or the last answer
+        self.since = time.monotonic()  # time of the latest event: process started, jobs sent or result received
 
     def ready(self) -> bool:
         if not self.imported:

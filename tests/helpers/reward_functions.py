@@ -1,6 +1,7 @@
 """User-written reward functions that misbehave."""
 
 import os
+import pathlib
 import time
 
 
@@ -23,4 +24,10 @@ def moody(problem, text, scale=1.0):
             raise TimeoutError("too long")
         case "no number":
             return "many"
+        case _ if text.startswith("die unless there is "):
+            file = pathlib.Path(text.removeprefix("die unless there is "))
+            if not file.exists():
+                file.touch()
+                os._exit(1)
+            return scale
     return scale * float(text)

@@ -58,6 +58,13 @@ def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
     assert [v.reward for v in graded(one, "7", "8")] == [7.0, 8.0]  # the pool still works
 
 
+def test_one_death_of_the_answer_after_a_late_one_is_not_its_second(pool, tmp_path):
+    """The late answer and the next are in the hands of the same worker, but only the late one was being graded."""
+    verdicts = graded(pool(workers=1), "sleep", f"die unless there is {tmp_path / 'file'}", "3", "4")
+    assert [v.outcome for v in verdicts] == ["timeout", "ok", "ok", "ok"], verdicts
+    assert [v.reward for v in verdicts] == [0.0, 1.0, 3.0, 4.0]
+
+
 def test_an_empty_list_starts_nothing(pool):
     one = pool("no_such_module:reward")
     assert graded(one) == []
