@@ -55,7 +55,7 @@ Watch = Callable[[Step], None] | None
 @dataclasses.dataclass(frozen=True)
 class Completion:
     text: str | None  # up to the first EOS; None if the model has no tokenizer
-    tokens: np.ndarray  # int32 [l]
+    tokens: np.ndarray  # int32 [l], where l is the completion length
     unmask_step: np.ndarray  # int32 [l], the denoising step that wrote each token, -1 for given tokens
 
 
@@ -90,8 +90,8 @@ class DiffusionLM:
         watch: Watch = None,
         **decoding,
     ) -> list[Completion]:
-        """Returns a completion for every prompt. A completion does not depend on the other prompts: its noise depends on the
-        seed, the prompt, and the number of times that the same prompt occurs earlier in `prompts`. Raises ValueError if the
+        """Returns a completion for every prompt. The noise of a completion depends on the seed, on the prompt, and on how many
+        times the same prompt occurs earlier in `prompts`, but not on other prompts. Raises ValueError if the
         lengths are incompatible, if the hint is longer than the completion, or if text is given and the model has no tokenizer.
 
         Args:
@@ -160,7 +160,8 @@ class DiffusionLM:
         return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
-        """Returns the network's logits, float32 [b, t, v]. The logits at position i predict token i, not token i + 1.
+        """Returns the network's logits, float32 [b, t, v], for b rows, t tokens and v vocabulary entries. The logits at
+        position i predict token i, not token i + 1.
 
         Args:
             tokens: int32 [b, t], with `config.mask_id` at the positions to predict.
@@ -284,7 +285,7 @@ def load(
             bfloat16 on accelerators and float32 on CPUs.
         mesh: the device mesh that holds the parameters. The default mesh contains all devices.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
-            has a checkpoint. Only allowed if `path` is the folder of a training run."""
+            has a checkpoint. The argument is only allowed if `path` is a run's folder."""
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():

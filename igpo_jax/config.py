@@ -103,11 +103,11 @@ class RLConfig:
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
-    # Maximum number of batches that an iteration samples until `prompts` groups are neither all correct nor all wrong.
+    # An iteration samples batches until `prompts` groups are neither all correct nor all wrong, but at most this many batches.
     dynamic_batches: int = checked(1, at_least(1))
     # With sampler.cache, the sampler's error (KL between a token's exact and cached distributions, in nats) is measured every
-    # `probe_every` iterations (0: never). If it exceeds `probe_limit` (0: no limit), rollouts are exact until it is measured
-    # again.
+    # `probe_every` iterations (0: never). While the last measured error exceeds `probe_limit` (0: no limit), rollouts use the
+    # exact sampler.
     probe_every: int = checked(20, at_least(0))
     probe_limit: float = checked(0.0, at_least(0))
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)
@@ -144,7 +144,7 @@ class Config:
     task: ConfigDict  # keys as in `defaults` of the task's module
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: NetworkConfig = NetworkConfig()
-    lora: LoraConfig | None = None  # None: rank 0, all parameters are trained; else adapters of a frozen model
+    lora: LoraConfig | None = None  # adapters of a frozen model; None (rank 0): all parameters are trained
     data: DataConfig = DataConfig()
     sampler: DecodeConfig = DecodeConfig(completion_length=256, block_length=32, steps=128, temperature=1.2)  # of rollouts
     evaluation: EvaluationConfig = EvaluationConfig(completion_length=256, block_length=32, steps=128)
@@ -162,7 +162,7 @@ NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the sect
 # Keys of the section `model`
 NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
-# Keys that affect where and in how many parts a run computes, but not the result; a run may resume with other values.
+# A run may resume with other values of these keys. They affect how a run computes, but not what it is meant to compute.
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
@@ -282,8 +282,8 @@ def folder_model(config: Config) -> ModelConfig | None:
 
 
 def model_config(config: Config, tokenizer) -> ModelConfig:
-    """Returns the configuration of the run's network. The vocabulary of a trained tokenizer is rounded up to a multiple of 8,
-    so that 2, 4 or 8 devices can share the output head."""
+    """Returns the configuration of the run's network. If the run has trained its tokenizer, the vocabulary size is rounded up
+    to a multiple of 8, so that 2, 4 or 8 devices can share the output head."""
     from_folder = folder_model(config)
     if from_folder is not None:
         return with_tokenizer(from_folder, tokenizer, config.model.path)
@@ -302,8 +302,8 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
-    """Returns the configuration of a network with the shape given in the section `model`. `vocabulary` contains its vocab_size,
-    mask_id and eos_id."""
+    """Returns the configuration of a network with the shape given in the section `model`. `vocabulary` contains vocab_size,
+    mask_id and eos_id of this network."""
     keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
     return ModelConfig(**keys)
 

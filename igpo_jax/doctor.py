@@ -32,7 +32,7 @@ MIN_MEMORY, MIN_DISK, MIN_SHARED = 4 * GIB, 5 * GIB, GIB  # with less, a run may
 MIN_OPEN_FILES = 4096
 DEVICE_TIMEOUT = 120.0  # seconds
 
-# extra -> its purpose; cuda and tpu are checked as plug-ins.
+# Purpose of each optional extra. The extras cuda and tpu are missing here, because they are checked as plug-ins.
 EXTRAS = {"report": "report.html", "data": "Parquet files, and endpoints of igpo_jax.rewrite"}
 EXTRAS |= {"playground": "igpo_jax.playground", "test": "the tests"}
 

@@ -27,7 +27,7 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts: one a line, o
 CHAT = flags.DEFINE_bool("chat", False, "Put prompts as a user's messages into the model's chat template.")
 HINT = flags.DEFINE_string("hint", "", "Fixed text with which each completion begins.")
 TEMPLATE = flags.DEFINE_multi_string("template", [], 'Text with blanks, such as "The answer is [MASK:4] because".')
-# None means as in the run's evaluations. Other models decode 128 tokens in blocks of 32, greedily, one token per step.
+# None selects the run's evaluation settings. Models without a run decode 128 tokens in blocks of 32, greedily, one per step.
 LENGTH = flags.DEFINE_integer("completion_length", None, "Tokens of a completion; by default the run's, or 128.", lower_bound=1)
 BLOCK = flags.DEFINE_integer(
     "block_length", None, "Tokens of a block; blocks are filled from left to right. By default the run's, or 32.", lower_bound=1
@@ -92,7 +92,7 @@ def read_prompts(path: str) -> list[str]:
     file = pathlib.Path(path)
     require(file.is_file(), f"there is no file {path!r}")
     prompts: list[str] = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # bytes: JSON strings may contain other line ends
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # not str: JSON strings may hold other line ends
         if not line.strip():
             continue
         place = f"{path}, line {number}"

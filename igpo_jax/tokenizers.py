@@ -68,7 +68,7 @@ class SentencePieceTokenizer:
         mapping = self._processor.encode_as_offset_mapping(text)
         offsets, end = [], len(text)
         for begin, stop in reversed(mapping["offsets"]):
-            end = stop if stop > begin else end  # all bytes of a character except the last have width 0
+            end = stop if stop > begin else end  # if a character has several byte pieces, all but the last have width 0
             offsets.append((begin, end))
         return mapping["ids"], offsets[::-1]
 
@@ -87,7 +87,7 @@ class HuggingFaceTokenizer:
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
         values = read_json(path)
-        for token in added_tokens(path, values):  # iLLaDA's file does not mark its mask as special; text must not encode to it
+        for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
@@ -126,7 +126,7 @@ class HuggingFaceTokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # A piece ends where the next begins: for characters merged by normalization, the library reports only the first.
+        # Of characters merged by normalization, the library reports only the first, so a piece ends where the next begins.
         offsets, end, next_begin = [], len(text), len(text)
         for begin, _ in reversed(encoding.offsets):
             end = next_begin if begin < next_begin else end
@@ -235,7 +235,7 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
     longest = max(len(text.encode()) for text in texts)
     if longest > MAX_TEXT_BYTES:
         raise ValueError(f"a text of {longest} bytes; SentencePiece would silently drop those above {MAX_TEXT_BYTES}")
-    # Without this check kind `char` silently drops rare characters, and the others fail with internal messages.
+    # Without this check, kind `char` silently drops rare characters, and the other kinds fail with internal messages.
     least = len(set("".join(texts)) | {"\n"}) + UNKNOWN + 1 + (0 if kind == "char" else 256)
     if vocab_size < least:
         raise ValueError(f"tokenizer.vocab_size={vocab_size} is too small for these texts; kind {kind} needs {least}")

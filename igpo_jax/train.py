@@ -61,7 +61,7 @@ def main(_):
         shortage = explain_shortage(error, MEMORY_KEYS)
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
             print(f"error: {shortage or error}", file=sys.stderr)
-            raise  # ends this process at once, because an orderly exit would wait for the others
+            raise  # ends this process at once, because an orderly exit would wait for the other processes
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")

@@ -29,8 +29,8 @@ class PromptBatch(flax.struct.PyTreeNode):
     tokens: np.ndarray  # i32[n, p], padded on the left
     prompt_mask: np.ndarray  # bool[n, p], False on padding
     trace: np.ndarray  # i32[n, l], padded with EOS
-    trace_length: np.ndarray  # i32[n], number of leading tokens that hints are cut from
-    hintable: np.ndarray  # bool[n, l], False on tokens that touch an answer span
+    trace_length: np.ndarray  # i32[n], number of leading trace tokens that hints may come from
+    hintable: np.ndarray  # bool[n, l], False on tokens that overlap an answer span
 
 
 class SFTBatch(flax.struct.PyTreeNode):
@@ -48,7 +48,7 @@ def prompt_arrays(
     prompt_length: int,
     completion_length: int,
     exclude_answer: bool,  # hints end before a trace's last answer span and show no tokens of any span
-    overflow: str,  # error | drop, see `_fitting` | cut: keeps the last tokens of a long prompt
+    overflow: str,  # "error" or "drop" (see `_fitting`), or "cut", which keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
     """Tokenizes problems. Returns the problems whose prompts fit into `prompt_length` tokens, and a `PromptBatch` of them."""
     encoded = []
@@ -56,7 +56,7 @@ def prompt_arrays(
         ids, offsets = tokenizer.encode_with_offsets(problem.trace)
         question = encode_question(problem, tokenizer, chat) + (tokenizer.encode(prefix) if prefix else [])
         question = question[-prompt_length:] if overflow == "cut" else question
-        # Longer traces are cut: hints beyond the completion's end are not shown.
+        # Longer traces are cut, because a hint cannot lie beyond the end of the completion.
         encoded.append((question, ids[:completion_length], offsets[:completion_length]))
     keep = _fitting(problems, [(len(q), 0) for q, _, _ in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
@@ -124,7 +124,7 @@ def take_rows(arrays, index: np.ndarray):
 
 
 def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
-    """Cuts the padding of prompts to the smallest length in `buckets` that holds the longest prompt."""
+    """Removes padding from prompts. Their new length is the smallest one in `buckets` that holds the longest prompt."""
     longest = arrays.prompt_mask.sum(axis=1).max()
     length = next(size for size in buckets if size >= longest)
     return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])

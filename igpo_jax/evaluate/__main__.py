@@ -5,7 +5,8 @@ python -m igpo_jax.evaluate diff DIR DIR
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
 Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
-parallel sampler with the exact sampler in accuracy, in the number of network evaluations, and in the logits at each step."""
+parallel sampler with the exact sampler, which has no cache and a scheduled number of tokens per step. The comparison includes
+the accuracy, the number of network evaluations, and the logits at each step."""
 
 import json
 import pathlib
@@ -64,7 +65,7 @@ def main(_):
     except Exception as error:
         shortage = explain_shortage(error, "a lower --config.batch_size; the same command then resumes")
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
-            raise  # ends this process at once; others may not have noticed the error
+            raise  # ends this process at once, because other processes may not have noticed the error
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         print(card)

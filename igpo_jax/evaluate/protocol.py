@@ -28,7 +28,7 @@ def base_evaluation() -> ConfigDict:
         "adapters": "",  # a folder in PEFT's format
         "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
         "chat": True,  # put questions as a user's message into the chat template
-        "prefix": "",  # beginning of each answer, part of the prompt
+        "prefix": "",  # beginning of each answer, appended to the prompt
         "decode": decode,
         "seed": 0,
         "prompt_buckets": (640,),
@@ -72,7 +72,7 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
     """Returns all settings that affect the results of a benchmark, except the model."""
     part = config.benchmarks[name].to_dict()
     task = part["task"]
-    deciding = ("name", "prompt", *load_task(task["name"]).REWARD_OPTIONS)  # `data` identifies the problems
+    deciding = ("name", "prompt", *load_task(task["name"]).REWARD_OPTIONS)  # the other keys select problems, see `data`
     protocol: dict[str, Any] = {"task": {key: task[key] for key in deciding if key in task}}
     protocol["reward"] = {key: config.reward[key] for key in ("function", "deadline_seconds", "after_eos")}
     protocol |= {"dtype": config.dtype or default_dtype(), "draws": part["draws"], "problems": len(problems)}
@@ -94,8 +94,8 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the name and size of each of a model's files, and of samples of its content. Copies of a model have the
-    same hash, and training changes the hash."""
+    """Returns a hash of the name, the size and samples of the content of every file of a model. Copies of a model have the same
+    hash, and training changes the hash."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]

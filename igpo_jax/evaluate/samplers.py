@@ -1,4 +1,4 @@
-"""Compares accuracy, logits and cost of a cached or parallel sampler and the exact sampler on equal problems and noise."""
+"""Compares a cached or parallel sampler with the exact sampler in accuracy, logits and cost, on the same problems and noise."""
 
 import pathlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks.problem import Problem
 
-PROBED = 64  # problems on which logits and work are compared
+PROBED = 64  # problems on which logits, network evaluations and FLOPs are compared
 
 
 def compare_samplers(

@@ -1,7 +1,8 @@
 """Finds the final answer of a completion, and decides whether two answers are equal.
 
-`equal` compares plain numbers by exact value, then normalized texts, and uses math-verify for everything else. math-verify may
-be slow, and its time limits silently fail in threads, so answers are graded in separate processes (tasks/reward_pool.py)."""
+`equal` compares plain numbers by value. It compares other answers as normalized texts and, if these differ, with math-verify.
+math-verify may be slow, and its time limits silently fail in threads. Therefore, answers are graded in separate processes
+(tasks/reward_pool.py)."""
 
 import functools
 import logging
@@ -16,7 +17,7 @@ from igpo_jax.grading.exact import Number, evaluate
 MAX_ANSWER_CHARS = 2000  # longer answers are not given to math-verify
 TAIL_CHARS = 20_000  # characters that are read at a completion's end
 MAX_NESTED_BOXES = 50
-MATH_VERIFY_SECONDS = 2  # for parsing, and again for comparing; math-verify takes whole seconds
+MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
 BARE = re.compile(r"[^\s$\\{}]+")  # content of a box without braces
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
 AFTER_HASHES = re.compile(r"####\s*([^#\n]+)")
@@ -48,7 +49,7 @@ MIXED = re.compile(r"(?<![\w.,])(\d{1,99})\s+(\d{1,99})/(\d{1,99})(?![\w.,])")  
 SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\s\d{3})+(?![\d.,])")  # 5 000
 # Expressions that math-verify could take seconds to evaluate
 WILD = (
-    r"\d{400,}",  # first: on so many digits in a row the other patterns take seconds
+    r"\d{400,}",  # must be first, because the other patterns take seconds on so many consecutive digits
     r"\^\s*\{?\s*[-+]?\d{5,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^",  # towers of powers
     r"(?<!\d)\d{4,}\s*!|!\s*!\s*!",
@@ -154,8 +155,8 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _as_numbers(wanted: str, found: str) -> bool | None:
-    """Returns whether the exact values of two answers are equal, or None if one of the answers is not a plain number. 50%
-    equals both 50 and 0.5."""
+    """Returns whether two answers are equal as numbers, or None if one of them is not a plain number. Two numbers are equal
+    if their exact values are equal, or if one `_rounds_to` the other. 50% equals both 50 and 0.5."""
     (number, percent), (other, other_percent) = _number(wanted), _number(found)
     if number is None or other is None:
         return None
@@ -167,7 +168,7 @@ def _as_numbers(wanted: str, found: str) -> bool | None:
 
 
 def _number(text: str) -> tuple[Number | None, bool]:
-    """Returns the value of an answer, or None if the answer is not a number, and whether the answer is a percentage. Ignores a
+    """Returns the value of an answer (None if the answer is not a number), and whether the answer is a percentage. Ignores a
     name before an equals sign, as in x = 5."""
     percent = re.search(r"\s*(?:\\?%|\\?\s*percent(?:age)?|pct)$", text)
     if percent:
@@ -181,8 +182,8 @@ def _number(text: str) -> tuple[Number | None, bool]:
 
 
 def _rounds_to(decimal: Number, exact: Number) -> bool:
-    """Returns whether rounding or truncating the infinite decimal `exact` gives `decimal`, which must have at least six decimal
-    places. For example, rounding 1/12 gives 0.0833333."""
+    """Returns whether rounding or truncating `exact` gives `decimal`, as for 1/12 and 0.0833333. Returns False if `decimal` has
+    fewer than six decimal places, or if `exact` is a finite decimal."""
     mantissa, point, places = decimal.literals[0].lower().partition("e")[0].replace(",", "").partition(".")
     if not point or len(places) < 6 or not decimal.value:
         return False
@@ -200,8 +201,8 @@ def _without_tens(number: int) -> int:
 
 
 def _unstyled(text: str) -> str:
-    """Removes markup, as in \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a sign inside
-    it."""
+    """Removes markup, as in \\text{-}, \\mathbf{7}, \\text{x} and \\(...\\), because math-verify would drop a minus sign
+    inside the markup."""
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     for _ in range(3):
         text = STYLED.sub(r"\1", text)
@@ -233,7 +234,7 @@ def _clean(text: str) -> str:
     if whole:
         text = whole[1].strip()
     elif re.search(r"\d", text):
-        # \text after a number holds its unit, but between two numbers it may be "and".
+        # \text after a number contains the number's unit, but \text between two numbers may contain "and".
         without = UNITS.sub(" ", text).strip()
         if evaluate(re.sub(r"\\?%$", "", without)) is not None and not _scales(UNITS.findall(text)):
             text = without
@@ -271,7 +272,7 @@ def _contradict(wanted: str, found: str) -> bool:
         return True
     for number, other in ((wanted, found), (found, wanted)):
         if _number(number)[0] is not None and (RELATION.search(other) or re.search(r"\d[a-zA-Z]{1,3}$", other)):
-            return True  # 10ab, whose letters `_clean` did not take for a unit
+            return True  # such as 10ab, whose letters `_clean` did not remove as a unit
     base = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
     bases = [base.fullmatch(re.sub(r"\\text|\\mathrm|\s", "", text)) for text in (wanted, found)]
     if any(bases):
@@ -305,7 +306,7 @@ def _parse(box: str) -> list:
     return _in_time(math_verify.parse, _braced(box), extraction_config=formulas, parsing_timeout=MATH_VERIFY_SECONDS)
 
 
-_parse_gold = functools.lru_cache(maxsize=1024)(_parse)  # all completions of a group share it
+_parse_gold = functools.lru_cache(maxsize=1024)(_parse)  # all completions of a group share the correct answer
 
 
 def _braced(text: str) -> str:

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from igpo_jax.runtime.checks import require
 
-MAX_BITS = 4096  # in a numerator or denominator, so that towers of powers have no value
+MAX_BITS = 4096  # of a numerator or denominator; for larger results `evaluate` returns None
 MAX_DEPTH = 60  # of nested brackets
 MAX_CHARS = 500  # in an expression
 

@@ -53,7 +53,7 @@ def main(_):
     except OSError as error:
         sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error.strerror}; give another port")
     print(f"http://{f'[{HOST.value}]' if is_v6 else HOST.value}:{PORT.value}/", flush=True)
-    # On shutdown the server does not wait for open connections.
+    # On shutdown, the server waits at most one second for open connections.
     config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run([listening])
 

@@ -17,7 +17,7 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 def gif(animation: Any) -> bytes:
     """Returns an animated GIF. `animation` is {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text
-    on the background color #rrggbb. The cell appears in its frame (1..n), or at the start if `given` is true. Raises ValueError
+    on the background color #rrggbb. The cell appears in its frame (1..n), or in frame 0 if `given` is true. Raises ValueError
     if the structure is invalid, or if there are too many frames, cells or characters."""
     cells, frames = parse_animation(animation)
     font = ImageFont.load_default(size=15)

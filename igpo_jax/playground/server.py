@@ -36,7 +36,7 @@ from igpo_jax.report.style import SHARED
 
 REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
 WAITING = 32  # generations that may wait for the device
-PROGRAMS = 64  # compiled programs to keep
+PROGRAMS = 64  # number of compiled programs above which all of them are discarded
 
 log = logging.getLogger(__name__)
 

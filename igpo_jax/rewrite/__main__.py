@@ -2,7 +2,8 @@
 
 Makes concise solutions for supervised training. With --endpoint, a language model behind an OpenAI-compatible API rewrites the
 given solutions; without --endpoint, the solutions are only filtered. Keeps a solution if its length is within the limits and
-the grader finds the right answer in it. Run the same command again to resume after an interruption.
+the grader finds the right answer in it. A rewritten solution must also be shorter than the original. Run the same command again
+to resume after an interruption.
 
 The folder DIR receives settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
 source of the format jsonl), card.json and card.html."""
@@ -242,8 +243,8 @@ def read_replies(file: BinaryIO) -> list[Reply]:
 
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
     """Judges the given solutions. The outcome of a solution that states the right answer is "unchanged", or "shortened" if a
-    model's thinking was removed from it. Otherwise, the outcome is the reason for rejecting it. `Record.solution` omits the
-    last line of the source's text, such as #### 72. If only this line states the answer, adds it to the solution."""
+    model's thinking was removed from it. Otherwise, the outcome is the reason for rejecting it. `Record.solution` may omit
+    the last line of the source's text, such as #### 72. If only this line states the answer, adds the line to the solution."""
     judged: list[Judged] = []
     for record in records:
         text = without_thought(record)

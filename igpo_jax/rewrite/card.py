@@ -1,4 +1,4 @@
-"""Writes card.json and card.html, which report the number of kept solutions, their lengths before and after, and the cost."""
+"""Writes card.json and card.html, with the number of kept solutions, their lengths before and after rewriting, and the cost."""
 
 import html
 import itertools

@@ -28,8 +28,8 @@ class _NoReplies(Exception):
 def ask_all(
     conversations: Iterable[tuple[str, Messages]], on_reply: Callable[[Reply], None], endpoint: Endpoint, requests: int
 ) -> tuple[dict[str, str], str]:
-    """Sends all conversations, given as (id, messages), to an endpoint, at most `requests` at a time, and calls `on_reply` with
-    each reply as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with increasing delays.
+    """Sends conversations, each (id, messages), to an endpoint, at most `requests` at a time. Calls `on_reply` with each reply
+    as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with increasing delays.
 
     A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens and attempts. The numbers of tokens
     are None if the endpoint does not report them. Returns {id: error} for conversations without a reply, and the reason for

@@ -1,11 +1,11 @@
-"""Task of adding coins on a two-digit counter. The problems are generated, and their exact answers are hard to guess.
+"""Task of adding coin values on a two-digit counter. The problems are generated, and their answers are hard to guess.
 
-    38+05+20...=     question: a start value, coins, and dots in the unused slots
+    38+05+20...=     question: a start value, a coin in each used slot, and dots in each unused slot
     # 43 63=63       worked solution: every running total, modulo 100, and the last total again as the answer
     ~ qx tb hh=??    scribbles: random letters that give no answer
 
-The supervised demonstrations solve every short problem step by step, but most demonstrations of long problems contain only
-scribbles. The trained model can therefore solve long problems but rarely does, so almost all of its answers get no reward."""
+The targets of supervised training (demonstrations) solve every short problem step by step, but for most long problems they are
+only scribbles. Therefore, the trained model can solve long problems but rarely does, and almost all answers get no reward."""
 
 import itertools
 import re
@@ -24,8 +24,8 @@ REWARD_OPTIONS = ()
 def defaults(**values) -> dict:
     return {
         "name": "arithmetic",
-        "slots": 6,  # additions of a long problem
-        "worked_share": 0.03,  # share of long problems with a worked-out demonstration
+        "slots": 6,  # number of additions in a long problem
+        "worked_share": 0.03,  # share of long problems whose demonstration is the solution, not scribbles
         **DRAWN_SIZES,
     } | values
 

@@ -1,8 +1,8 @@
 """Countdown task: three numbers, each used once, must be combined with + - * / to reach a target. The prompt and the rewards
 follow d1 (arXiv 2504.12216).
 
-The test split is generated, or read from a JSON Lines file with the keys "numbers" and "target". The reference solution computes
-the target step by step and ends with the answer, which is the whole expression."""
+The test split is generated, or read from a JSON Lines file with the keys "numbers" and "target". The reference solution
+of a generated problem computes the target step by step and ends with the answer, which is the whole expression."""
 
 import functools
 import random

@@ -1,8 +1,8 @@
 """Mathematical problems with worked solutions, in any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1 and others.
 
-The configuration has a template for the prompt and one for the demonstration: the worked solution, then a line with the answer.
-Hints are pieces of the demonstration. They never contain the text that gives the answer away: the line with the answer and, in
-the solution, the last \\boxed{...} or the last occurrence of the answer."""
+The configuration has templates for the prompt and for the demonstration. By default, the demonstration is the worked solution,
+followed by the answer. Hints are pieces of the demonstration. With inpainting.exclude_answer, hints omit the text that gives
+the answer away: the line with the answer and, in the solution, the last \\boxed{...} or the answer's last occurrence."""
 
 import re
 
@@ -11,7 +11,7 @@ from igpo_jax.grading.answers import equal, extract
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Record, SourceCounts, Span, load_sources
 
-# The paper's prompt (docs/method.md section 4). The reference code's prompt has a backspace for the unescaped \b of \boxed.
+# The paper's prompt (docs/method.md section 4). In the reference code's prompt, the \b of \boxed is a backspace.
 BOXED_PROMPT = (
     "Respond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n\\boxed{<Your answer>}\n</answer>\n\n\n"
     "{question}"
@@ -30,7 +30,7 @@ def defaults(**values) -> dict:
         "name": "math",
         **dict.fromkeys(("sft", "rl", "test"), ""),  # sources, "format:path,..."; by default sft uses those of rl
         "prompt": BOXED_PROMPT,  # template with {question}
-        "demonstration": BOXED_DEMONSTRATION,  # template with {solution} and {answer}, or {response}, the file's own text
+        "demonstration": BOXED_DEMONSTRATION,  # template with {solution} and {answer}, or with {response} (text of the file)
         "answer": "box",  # rule of `grading.answers.extract`
         "reference_code": False,  # grade by the reference code's rules
         "fields": {"id": "id", "question": "question", "answer": "answer", "solution": "solution"},  # of format jsonl
@@ -86,7 +86,7 @@ def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]
             spans += [(begin + first, begin + last) for first, last in record.spans]
         elif part == "{answer}":
             spans.append((begin, len(text)))
-    # Hides the whole line of the template's answer, because the line announces it.
+    # Hides the whole line that contains the template's {answer}, because the rest of the line announces the answer.
     answers = [span for span in spans if text[slice(*span)] == record.answer]
     if "{answer}" in template and answers:
         first, last = answers[-1]

@@ -12,7 +12,7 @@ from igpo_jax.runtime.files import parse_json
 
 log = logging.getLogger(__name__)
 
-DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}  # of tasks that draw their problems
+DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}  # defaults of the tasks arithmetic and words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Problem:
     question: str  # the prompt as the model sees it
     answer: str  # the correct answer, which completions are compared with
     trace: str  # the whole solution, with the answer
-    answer_spans: tuple[tuple[int, int], ...]  # characters of `trace` that give the answer away, never shown as hints
-    demonstration: str  # target of supervised training: usually the trace, in some tasks a text without answer
+    answer_spans: tuple[tuple[int, int], ...]  # (begin, end) in `trace` of text that gives the answer away
+    demonstration: str  # target of supervised training: usually the trace, for some problems a text without an answer
 
 
 def problems_fingerprint(rows: Iterable[Any]) -> str:

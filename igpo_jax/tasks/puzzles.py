@@ -19,7 +19,7 @@ def load_puzzles(
     split: str,
     seed: int,
     read: Callable[[str, int, dict[str, Any]], Problem],  # (place for messages, line number, row); raises ValueError
-    drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of the test split); None: rejected
+    drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of test problems); None rejects a draw
 ) -> list[Problem]:
     """Returns the puzzles of one split. Reads the test split from its file if the configuration names one. Otherwise, draws the
     puzzles at random; `seed` is ignored for the test split."""

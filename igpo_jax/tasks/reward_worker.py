@@ -9,7 +9,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-MEMORY = 4 * 2**30  # bytes of address space, so that a greedy answer raises MemoryError before the machine runs out of memory
+MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
 
 
 def main(fd: str, name: str, options: str) -> None:
@@ -30,9 +30,9 @@ def main(fd: str, name: str, options: str) -> None:
             for problem, text in connection.recv():
                 try:
                     result = float(reward(problem, text, **keywords))
-                except TimeoutError:  # the function's own limit counts like the pool's
+                except TimeoutError:  # a time limit of the function counts like the pool's
                     result = None
-                except Exception as error:  # the answer gets no reward and is counted
+                except Exception as error:  # the answer gets no reward and the outcome "error"
                     result = f"{type(error).__name__}: {error}"[:500]
                 connection.send(result)
 

@@ -38,8 +38,8 @@ class Record:
 
 
 class Dropped(ValueError):
-    """Error raised for a row that the rules of a format exclude. The message is the reason, and dropped rows are counted by
-    reason."""
+    """Error raised for a row that the rules of a format exclude. The message is the reason, by which `SourceCounts`
+    groups dropped rows."""
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ class SourceCounts:
 
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
-    "format:path,format:path". `fields` gives the names of the id, question, answer and solution in files of the format jsonl.
+    "format:path,format:path". `fields` maps id, question, answer and solution to their names in files of the format jsonl.
     At most `max_malformed` malformed lines of each file are skipped. Raises ValueError if a format is unknown. If a file is
     unusable, raises a ValueError that names the file and line."""
     records: dict[str, Record] = {}
@@ -164,8 +164,8 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the character span of the answer's last occurrence in a solution. A number matches in any notation, such as
-    1,000.00 for 1000."""
+    """Returns the character span of the answer's last occurrence in a solution, or () if there is none. A number matches in any
+    notation, such as 1,000.00 for 1000."""
     wanted = evaluate(answer)
     for match in reversed(list(WRITTEN.finditer(solution)) if wanted else []):
         text = match[0].rstrip(",")
@@ -205,8 +205,8 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of MATH with the keys problem, answer and solution. Rows of AMC have no solution. The answer is in the
-    solution's last \\boxed{...}."""
+    """Reads a row of MATH with the keys problem, answer and solution. Rows of AMC have no solution. In a solution,
+    the last \\boxed{...} gives the answer away."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
     return Record(_id(row), question, answer, solution, _spans(solution) if solution else (), solution)
@@ -214,8 +214,8 @@ def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of MetaMathQA with the keys type, query and response. The answer follows "The answer is:" or, if this text is
-    missing, ####. A row with neither marker is dropped. The reference code instead takes the whole response as the answer,
-    which no completion can match (docs/method.md section 8)."""
+    missing, ####. A row with neither marker is dropped. From such a row, the reference code takes the whole response as
+    the answer, which no completion can match (docs/method.md section 8)."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -234,8 +234,8 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of OpenR1, which has several generated solutions with marks of correctness. The shortest correct one becomes
-    the solution."""
+    """Reads a row of OpenR1, which has several generated solutions, each marked as right or wrong. The shortest right one
+    becomes the solution."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:

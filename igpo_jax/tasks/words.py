@@ -7,8 +7,8 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions contain a sentence that is not needed. The supervised demonstrations solve every shorter problem, but only a few
-of the longest problems. The other demonstrations give no answer and contain only "#### ?"."""
+Some questions contain a sentence that is not needed. The targets of supervised training (demonstrations) solve every
+shorter problem, but only a few of the longest problems. The other demonstrations give no answer and contain only "#### ?"."""
 
 import operator
 import pathlib
@@ -21,12 +21,12 @@ from igpo_jax.tasks.problem import DRAWN_SIZES, Problem
 MAX_NUMBER = 999
 MAX_STEPS = 1000
 ENDING_TRIES = 20  # draws of an ending's numbers before the story is redrawn
-MAX_REPEATS = 1000  # known questions drawn in a row before the supply counts as exhausted
+MAX_REPEATS = 1000  # consecutive draws without a new question, after which the supply is considered exhausted
 OPEN = "#### ?"
 ANSWER = re.compile(r"^#### ([0-9]+)$", re.MULTILINE)
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 EQUATION = re.compile(r"\[(\w+) (.) (\w+)\]")
-ONE = re.compile(r"\b1 ([a-z]+)s\b")  # every counted noun has a plural in -s
+ONE = re.compile(r"\b1 ([a-z]+)s\b")  # every noun after a number has a plural in -s
 REWARD_OPTIONS = ()
 
 # Values of the names in braces in word_stories.txt.
@@ -75,7 +75,7 @@ def defaults(**values) -> dict:
         "name": "words",
         "steps": 4,  # equations of the longest problems
         "distractors": 0.3,  # probability of a sentence that is not needed
-        "worked_share": 0.03,  # share of the longest problems with a worked-out demonstration
+        "worked_share": 0.03,  # share of the longest problems whose demonstration is the solution
         **DRAWN_SIZES,
     } | values
 
