@@ -323,8 +323,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Returns a hash of the configuration values that affect results, which are the values of all keys except
-    `RESUMABLE_KEYS`."""
+    """Returns a hash of the values of all keys except `RESUMABLE_KEYS`, which may change when a run resumes."""
     values = to_json(config)
     for key in RESUMABLE_KEYS:
         section, _, name = key.rpartition(".")

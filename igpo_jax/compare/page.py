@@ -135,10 +135,12 @@ def note(found: dict[str, Any]) -> str:
     run = found["runs"][0]
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
     commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
+    others = "from the other seeds" if len(found["seeds"]) > 1 else "from the same seed"
     return (
         f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy "
         "decoding; percent with 95 % intervals of a bootstrap over seeds and problems. For each seed, the cheapest arm sets the"
-        " budget; the other arms are judged by their last evaluation within it. For each seed, the hardest third of the problems is determined from the other seeds."
+        " budget; the other arms are judged by their last evaluation within it. For each seed, the hardest third of the "
+        f"problems is determined {others}."
         f" {run['device']}, {versions}, {commits}."
     )
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import commands
-from commands import QUICK
 from igpo_jax.compare import numbers, page
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
 from igpo_jax.runtime.files import atomic_write
@@ -179,7 +178,7 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     sizes |= {"sampler.steps": 6, "evaluation.steps": 6}
     flags = [f"--config.{key}={value}" for key, value in sizes.items()]
     command = ["compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0", f"--output={tmp_path}", *flags]
-    runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": QUICK}
+    runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": commands.QUICK}
     begun = commands.start(*command, stdout=tmp_path / "begun.log", env=one_device)
     while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
         time.sleep(0.2)
@@ -197,6 +196,6 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     logs = [(runs / arm / "metrics.jsonl").read_text() for arm in ("supervised", "grpo", "igpo")]
     losses = [[line for line in log.splitlines() if "sft/loss" in line] for log in logs]
     assert losses[0] == losses[1] == losses[2] and losses[0]
-    assert "Hints help" in done.stdout and (tmp_path / "comparison.html").is_file()
+    assert "Hints help" in done.stdout and "from the same seed" in done.stdout and (tmp_path / "comparison.html").is_file()
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr

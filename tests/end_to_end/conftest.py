@@ -23,7 +23,7 @@ class Command:
         self._folder = folder
         self._env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": commands.QUICK,  # one device instead of the eight of tests/conftest.py,
+            "XLA_FLAGS": commands.QUICK,  # one device instead of the eight of tests/conftest.py
         }
 
     def on_devices(self, number: int) -> "Command":

@@ -7,7 +7,6 @@ import shutil
 import socket
 
 import commands
-from commands import QUICK
 
 TINY = pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny.py"
 DEVICES = 4  # total over all processes of a run
@@ -39,7 +38,7 @@ def start(
     }
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{commands.QUICK} --xla_force_host_platform_device_count={devices}",
     }
     started = []
     for rank in range(processes):
