@@ -195,7 +195,8 @@ class Block(flax.struct.PyTreeNode):
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
     """Returns the possible sizes, in ascending order, of the window that a step recomputes if `decode.cache` is "prefix". The
-    window ends where the completion ends. Each size is a branch of one compiled program, so there are only a few."""
+    window ends where the completion ends. Each size is a branch of one compiled program and costs
+    compile time, so there are only a few sizes."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)
