@@ -232,8 +232,8 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
-    """Returns a table row with the difference in accuracy between the latest evaluations of a run and of a reference run, paired
-    by problem. Returns [] if the two runs were not evaluated on the same problems."""
+    """Returns a table row with the difference in accuracy between the latest evaluations of a run and of a reference run,
+    paired by problem. Returns [] if the two runs were not evaluated on the same problems."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:
