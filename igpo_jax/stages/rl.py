@@ -64,7 +64,7 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
         start: initial policy, which is also the reference of the KL term. The buffers of `start.trained` are freed unless the
             reference uses them. With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
         preempted: function called before every iteration, after every chunk of a rollout, and after every batch of an
-        evaluation."""
+            evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
     reference, key = _reference(stage, start), experiment.key(2)
