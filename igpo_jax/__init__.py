@@ -1,11 +1,15 @@
 """IGPO in JAX: reinforcement learning for masked diffusion language models with inpainted hints (arXiv 2509.10396)."""
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "DiffusionLM", "Score", "load"]
+__all__ = ["Completion", "DiffusionLM", "Score", "grade", "load"]
 
 
 def __getattr__(name: str):
     """Imports the Python API on first use, because the processes that grade completions do not need jax."""
+    if name == "grade":
+        from igpo_jax.grading import grade
+
+        return grade
     if name in __all__:
         from igpo_jax import api
 
