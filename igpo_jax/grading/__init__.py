@@ -1,6 +1,7 @@
 """Grading of completions. Does not import JAX."""
 
-from igpo_jax.grading.answers import equal, extract
+from igpo_jax.grading.answers import extract
+from igpo_jax.grading.equality import equal
 
 
 def grade(gold: str, text: str, rule: str = "any") -> bool:
