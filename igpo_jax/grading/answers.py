@@ -3,7 +3,7 @@
 import re
 
 from igpo_jax.grading.equality import equal
-from igpo_jax.grading.typed import Formula, Quantity, is_stated, read
+from igpo_jax.grading.typed import is_stated, read
 
 __all__ = ["box_spans", "boxes", "equal", "extract"]
 
@@ -21,8 +21,12 @@ NUMBER = re.compile(
 )  # 9-5 holds 9 and 5, not -5
 FINAL = re.compile(r"(?i)\bfinal answer is\s*:?\s*(\S.*?)(?=\.?\s*(?:\n|$)|\.\s)")  # few-shot format of MATH
 ANNOUNCED = re.compile(r"(?i)\banswer(?:\s+is|\s*[:=])\s*:?\s*(\S.*?)(?=\.?\s*(?:\n|$)|\.\s)")
-JOINT = re.compile(r"(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*(?:and|or|,)(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*\\(?:boxed|fbox)\s*\{?")
-MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+)\$(?:\s*(?:\\?%|percent\b|pct\b|miles\b))?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+JOINT = re.compile(
+    r"(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*(?:and|or|,)(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*\\(?:boxed|fbox)\s*\{?"
+)
+MATH = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+)\$(?:\s*(?:\\?%|percent\b|pct\b|miles\b))?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
 
 
 def boxes(text: str) -> list[str]:
@@ -139,8 +143,7 @@ def _unmarked(text: str) -> str | None:
 
 def _number_of(place: str) -> str | None:
     """Returns the number that a place states, or None."""
-    value = read(place).value
-    if isinstance(value, (Quantity, Formula)) and any(c.isdigit() for c in place):
+    if read(place).kind in ("number", "percent", "formula") and any(c.isdigit() for c in place):
         return place
     announced = ANNOUNCED.findall(place)
     if announced:
