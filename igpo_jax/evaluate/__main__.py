@@ -2,11 +2,14 @@
 python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--output=DIR]
 python -m igpo_jax.evaluate --sampler-error --workdir=RUN [--sampler=cache=dual,commit=threshold]
 python -m igpo_jax.evaluate diff DIR DIR
+python -m igpo_jax.evaluate --regrade=RUN_OR_FILE [--rule=box|number|any] [--output=DIR]
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
 Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
 parallel sampler with the exact sampler, which has no cache and a scheduled number of tokens per step. The comparison includes
-the accuracy, the number of network evaluations, and the logits at each step."""
+the accuracy, the number of network evaluations, and the logits at each step. --regrade grades stored generations with several
+graders side by side, without a model or device. It reads evaluations, samples files of lm-evaluation-harness, and JSON Lines files
+with the keys gold and text."""
 
 import json
 import pathlib
@@ -25,9 +28,11 @@ from igpo_jax.cli import parse_flags
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
+from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
@@ -37,16 +42,29 @@ from igpo_jax.tasks.problem import Problem
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to evaluate on its own test problems.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "The stage whose newest checkpoint is evaluated; by default the last.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write; with --workdir by default RUN/evaluations/STAGE-STEP.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder to write; with --workdir by default RUN/evaluations/STAGE-STEP, with --regrade by default none."
+)
 SAMPLER_ERROR = flags.DEFINE_boolean(
     "sampler-error", False, "Compare the sampler (with --workdir that of the rollouts) with the exact one."
 )
 SAMPLER = flags.DEFINE_list("sampler", [], "With --sampler-error: changes to the sampler, key=value,...")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all whose file is given.")
+REGRADE = flags.DEFINE_string("regrade", None, "An evaluation's folder or a JSON Lines file, to grade its texts again.")
+RULE = flags.DEFINE_enum(
+    "rule", None, ["box", "number", "any"], "With --regrade: igpo_jax's rule; by default that of the protocol, or any."
+)
+
+
+def main(_):
+    if REGRADE.value is None and RULE.value is None:
+        evaluate_model()
+    else:
+        print_regraded()
 
 
 @distributed.ending_at_once()
-def main(_):
+def evaluate_model() -> None:
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
@@ -69,6 +87,22 @@ def main(_):
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         print(card)
+
+
+def print_regraded() -> None:
+    """Prints the results of --regrade. Must not initialize JAX, because another process may hold the devices."""
+    try:
+        if not REGRADE.value:
+            raise ValueError("--rule goes with --regrade=RUN_OR_FILE")
+        for flag in (CONFIG, WORKDIR, STAGE, SAMPLER_ERROR, SAMPLER):
+            require(not flag.value, f"--{flag.name} does not go with --regrade, which reads stored texts")
+        output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+        print(regrade(pathlib.Path(REGRADE.value), RULE.value, BENCHMARKS.value, output))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:

@@ -1,0 +1,182 @@
+"""Reads stored generations. A file is a benchmark of an evaluation by igpo_jax, a samples file that EleutherAI's
+lm-evaluation-harness writes with --log_samples, or JSON Lines with the keys gold (or answer) and text (or completion). The keys
+of the first row decide which."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import parse_json, read_json, wrap_read_errors
+
+SEVERAL_ANSWERS = ("countdown", "sudoku")  # tasks that accept other answers than the one in the file
+HARNESS_SCORES = ("exact_match", "math_verify")  # metrics of the harness that are 0 or 1 for each text
+FORMATS = "an evaluation's row has 'completions', a row of lm-evaluation-harness 'resps', other rows 'gold' and 'text'"
+
+Rows = Iterator[tuple[str, dict[str, Any]]]  # (place for error messages, row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    id: str  # of the problem; several samples of one problem have the same id
+    sample: int  # number of the sample, from 0
+    gold: str
+    text: str
+    stored: dict[str, bool]  # name -> score in the file
+
+
+Placed = Iterator[tuple[str, Generation]]  # (place for error messages, generation)
+
+
+def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, str]]:
+    """Returns the files to read, and the reason for each benchmark of an evaluation that is left out. `path` is a file, the
+    folder of an evaluation, or a folder that holds exactly one evaluation or samples file. `benchmarks` selects benchmarks of
+    an evaluation; if it is empty, all are selected. Raises ValueError if there is nothing to read."""
+    if not path.is_dir():
+        require(path.is_file(), f"--regrade={path}: there is no such file or folder")
+        require(not benchmarks, "--benchmarks selects benchmarks of an evaluation's folder, and --regrade is a file")
+        return [path], {}
+    if not (path / "protocol.json").is_file():
+        found = sorted(file.parent for file in path.glob("evaluations/*/protocol.json"))
+        found += sorted([*path.glob("samples_*.jsonl"), *path.glob("*/samples_*.jsonl")])
+        none = f"{path} holds no evaluation (protocol.json) and no samples_*.jsonl; give a JSON Lines file itself"
+        require(found, none)
+        require(len(found) == 1, f"{path} holds several generations; give one of: {', '.join(map(str, found))}")
+        return find_files(found[0], benchmarks)
+    tasks = _tasks(path)
+    unknown = ", ".join(sorted(set(benchmarks) - tasks.keys()))
+    require(not unknown, f"--benchmarks={unknown}: {path} has {', '.join(tasks)}")
+    left_out = {name: "has no rows" for name in tasks if not (path / f"{name}.jsonl").is_file()}
+    left_out |= {name: "accepts several answers" for name, task in tasks.items() if task.get("name") in SEVERAL_ANSWERS}
+    left_out = {name: reason for name, reason in left_out.items() if not benchmarks or name in benchmarks}
+    files = [path / f"{name}.jsonl" for name in benchmarks or tasks if name not in left_out]
+    reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
+    samplers = " (--sampler-error: give a file in its folder exact or fast)" if (path / "exact").is_dir() else ""
+    require(files, f"{path} has no benchmark to regrade: {reasons}{samplers}")
+    return files, left_out
+
+
+def protocol_rule(file: pathlib.Path) -> str | None:
+    """Returns the rule that finds answers (`igpo_jax.grade`) in the protocol of the evaluation that wrote a file. Returns None
+    if the file is not part of an evaluation, or if the benchmark's task has no such rule."""
+    in_evaluation = (file.parent / "protocol.json").is_file()
+    return _tasks(file.parent).get(file.stem, {}).get("answer") if in_evaluation else None
+
+
+def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns {benchmark: section `task` of its protocol} of an evaluation."""
+    file = folder / "protocol.json"
+    values = read_json(file)
+    with wrap_read_errors(file):
+        return {name: dict(part["task"]) for name, part in values["protocol"].items()}
+
+
+def read_generations(file: pathlib.Path) -> list[Generation]:
+    """Reads all generations of a file in order. Raises a ValueError that names the file, the line and the key if a row is
+    unusable, or if rows with the same id have different gold answers."""
+    _, first = next(_rows(file), ("", {}))
+    require(first, f"{file}: the file has no rows")
+    if "completions" in first:
+        read = _evaluation
+    elif "resps" in first:
+        read = _harness
+    else:
+        known = first.keys() & {"gold", "answer", "text", "completion"}
+        require(known, f"{file}, line 1: unknown format with the keys {', '.join(first)}; {FORMATS}")
+        read = _plain
+    generations, golds = [], dict[str, str]()
+    for place, generation in read(_rows(file)):
+        require(generation.gold, f"{place}: the gold answer is empty")
+        other = golds.setdefault(generation.id, generation.gold)
+        same = f"{place}: the id {generation.id!r} has come before with the gold answer {other!r}, not {generation.gold!r}"
+        require(other == generation.gold, same)
+        generations.append(generation)
+    return generations
+
+
+def _rows(file: pathlib.Path) -> Rows:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f"{file}, line {number}"
+                row = parse_json(line, place)
+                require(isinstance(row, dict), f"{place}: not a JSON object")
+                yield place, row
+
+
+def _evaluation(rows: Rows) -> Placed:
+    for place, row in rows:
+        name, gold = _string(row, place, "id"), _string(row, place, "answer").strip()
+        for number, completion in enumerate(_list(row, place, "completions")):
+            place_of_one = f"{place}: completions[{number}]"
+            require(isinstance(completion, dict), f"{place_of_one} is not an object")
+            correct = completion.get("correct")
+            stored = {"correct": correct} if isinstance(correct, bool) else {}
+            yield place, Generation(name, number, gold, _string(completion, place_of_one, "text"), stored)
+
+
+def _harness(rows: Rows) -> Placed:
+    """Reads rows of lm-evaluation-harness. The harness writes a row per document and filter, all with the same texts, so only
+    the first row of a document gives generations. Its scores belong to one filtered answer per document, and are given to the
+    first text."""
+    documents: dict[str, tuple[str, str, list[str], dict[str, bool]]] = {}
+    filters = collections.defaultdict[str, list[str]](list)  # of each document so far
+    for place, row in rows:
+        name, gold = _string(row, place, "doc_id"), _harness_gold(row, place)
+        texts = _list(row, place, "resps")
+        texts = texts[0] if len(texts) == 1 else []
+        generated = isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
+        require(generated, f"{place}: 'resps' is not [[text, ...]]; only tasks that generate text can be regraded")
+        first = documents.setdefault(name, (place, gold, texts, {}))
+        require(first[2] == texts, f"{place}: 'resps' of doc_id {name} differs from {first[0]}; give the file of one run")
+        used = str(row.get("filter", f"filter {len(filters[name]) + 1}"))  # old versions do not name the filter
+        require(used not in filters[name], f"{place}: doc_id {name} has come before with the filter {used!r}")
+        filters[name].append(used)
+        for metric in HARNESS_SCORES:
+            if row.get(metric) in (0, 1):
+                first[3][f"{metric},{used}"] = bool(row[metric])
+    for name, (place, gold, texts, scores) in documents.items():
+        for number, text in enumerate(texts):
+            yield place, Generation(name, number, gold, text, {} if number else scores)
+
+
+def _harness_gold(row: dict[str, Any], place: str) -> str:
+    """Returns the gold answer of a row of lm-evaluation-harness: the end of `target` after its last ####, or the whole `target`
+    if it is one line without \\boxed. Otherwise `target` is a solution (or empty), and the gold answer is doc["answer"]."""
+    target = _string(row, place, "target").strip()
+    if target and "####" not in target and ("\\boxed" in target or "\n" in target):
+        target = ""
+    doc = row.get("doc")
+    if not target and isinstance(doc, dict) and doc.get("answer") not in (None, ""):
+        target = _string(doc, f"{place}: doc", "answer")
+    needed = "'target' is no answer: it has no '####', is empty or a whole solution; and 'doc' has no key 'answer'"
+    require(target, f"{place}: {needed}")
+    return target.rpartition("####")[2].strip()
+
+
+def _plain(rows: Rows) -> Placed:
+    samples: dict[str, int] = {}
+    for place, row in rows:
+        name = _string(row, place, "id") if row.get("id") is not None else place.rpartition(", ")[2]
+        samples[name] = samples.get(name, -1) + 1
+        gold, text = _string(row, place, "gold", "answer").strip(), _string(row, place, "text", "completion")
+        yield place, Generation(name, samples[name], gold, text, {})
+
+
+def _string(row: dict[str, Any], place: str, *keys: str) -> str:
+    """Returns the value of the first of `keys` that a row has, which must be a text or a number, as a string."""
+    key = next((key for key in keys if row.get(key) is not None), None)
+    if key is None:
+        raise ValueError(f"{place}: the key {' or '.join(map(repr, keys))} is missing")
+    value = row[key]
+    require(type(value) in (str, int, float), f"{place}: {key!r} is {type(value).__name__}, not text")
+    return str(value)
+
+
+def _list(row: dict[str, Any], place: str, key: str) -> list:
+    value = row.get(key)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{place}: the key {key!r} is missing or is no list with entries")
+    return value
