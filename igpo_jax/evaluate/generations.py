@@ -60,9 +60,9 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
 
 def protocol_rule(file: pathlib.Path) -> str | None:
     """Returns the rule that finds answers (`igpo_jax.grade`) in the protocol of the evaluation that wrote a file. Returns None
-    if the file is not part of an evaluation, or if the benchmark's task has no such rule."""
-    in_evaluation = (file.parent / "protocol.json").is_file()
-    return _tasks(file.parent).get(file.stem, {}).get("answer") if in_evaluation else None
+    if the file is not part of an evaluation, or if the benchmark's task is not math, which alone has such a rule."""
+    task = _tasks(file.parent).get(file.stem, {}) if (file.parent / "protocol.json").is_file() else {}
+    return task["answer"] if task.get("name") == "math" else None
 
 
 def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -154,7 +154,8 @@ def as_text(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         table.append((name, *shares, *(found[key] for key in ("right", "verdicts", "timeout", "error"))))
     pairs = [("first", "second", "n", "only first right", "only second right", "p (McNemar)")]
     for pair in result["pairs"]:
-        pairs.append((*(pair[key] for key in ("first", "second", "n", "only_first", "only_second")), f"{pair['p_value']:.3g}"))
+        p_value = f"{pair['p_value']:.3g}" if pair["p_value"] else "< 1e-300"  # smaller numbers are 0 in float64
+        pairs.append((*(pair[key] for key in ("first", "second", "n", "only_first", "only_second")), p_value))
     parts = [head, aligned(table, 1), aligned(pairs, 2)]
     if result["texts"] > result["problems"]:
         parts.append("The accuracies use all samples of a problem, and the pairs use the first one.")

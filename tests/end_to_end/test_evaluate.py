@@ -112,6 +112,17 @@ def test_two_evaluations_are_compared_problem_by_problem(command, config, finish
     assert found["sums"]["difference"] == pytest.approx(accuracies[1] - accuracies[0]) and 0 < found["sums"]["p_value"] <= 1
 
 
+def test_stored_texts_of_an_evaluation_are_graded_again(command, expected, tmp_path):
+    done = command("evaluate", f"--regrade={expected[0]}", f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    card = json.loads((expected[0] / "card.json").read_text())["benchmarks"]
+    found = json.loads((tmp_path / "regrade.json").read_text())["results"]
+    for name, draws in (("sums", 1), ("drawn", 3)):
+        stored = found[name]["graders"]["stored correct"]
+        assert stored["accuracy"] == pytest.approx(card[name]["pass@1"]) and stored["interval95"] == card[name]["interval95"]
+        assert found[name]["texts"] == draws * found[name]["problems"] == draws * card[name]["problems"]
+
+
 def test_a_run_hands_its_grader_and_its_numbers_to_its_evaluation(tmp_path):
     config = runpy.run_path(str(TINY))["get_config"]()
     config.reward.update({"function": "mine:f", "after_eos": True, "deadline_seconds": 3.0})

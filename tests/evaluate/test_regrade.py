@@ -1,7 +1,9 @@
 """Stored generations are read from three formats, and every grader gives the same verdicts as when it is called alone."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 import time
 
@@ -39,7 +41,7 @@ def assert_graded_as_alone(generations, rule):
         found = grade_all(generations, rule, bar)
     for number, one in enumerate(generations):
         assert {name: found[name][number] for name in GRADERS} == graded_alone(one.gold, one.text, rule), one
-    assert {tuple(column) for column in found.values()} != {tuple(found["igpo_jax"])}  # the graders differ on these texts
+    assert len({tuple(column) for column in found.values()}) > 1  # the graders differ on these texts
 
 
 def write_lines(path, rows):
@@ -106,6 +108,13 @@ def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path)
         {"exact_match,strict-match": False, "exact_match,flexible-extract": True},
     ]
     assert_graded_as_alone(generations, "number")
+
+
+def test_a_score_of_the_harness_belongs_to_the_first_of_several_texts(tmp_path):
+    rows = harness_rows([gsm8k("7", "7", "8", "9")], ["maj@3"])
+    generations = read_generations(write_lines(tmp_path / "samples.jsonl", rows))
+    assert [(one.id, one.sample, one.text) for one in generations] == [("0", 0, "7"), ("0", 1, "8"), ("0", 2, "9")]
+    assert [one.stored for one in generations] == [{"exact_match,maj@3": True}, {}, {}]
 
 
 def test_scores_of_old_harness_files_without_names_of_filters_are_numbered(tmp_path):
@@ -198,7 +207,6 @@ def test_a_report_names_graders_stored_scores_and_all_disagreements(tmp_path):
     expected = [(f"p{i}", draw) for i, verdicts in enumerate(alone) for draw in (0, 1) if len(set(verdicts.values())) > 1]
     assert [(row["id"], row["sample"]) for row in rows] == expected and len(expected) == found["disagreements"]
     assert all(row["verdicts"] == alone[int(row["id"][1:])] for row in rows)
-    assert f"igpo_jax           {found['graders']['igpo_jax']['accuracy']:.4f}" not in report  # columns are aligned, not fixed
     assert "Not regraded: countdown, which accepts several answers." in report and "    gold: 7\n" in report
 
 
@@ -264,15 +272,22 @@ def test_the_command_needs_no_device_and_writes_nothing_by_default(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
 
 
+def command_line(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
 def test_an_interrupt_ends_the_command_and_its_workers(tmp_path):
     file = write_lines(tmp_path / "texts.jsonl", [dict(zip(("gold", "text"), HANGING, strict=True))] * 100)
     log = tmp_path / "log"
     process = commands.start("evaluate", f"--regrade={file}", f"--output={tmp_path / 'out'}", stdout=log)
-    deadline = time.monotonic() + 120
-    while "graded" not in (log.read_text() if log.exists() else ""):
+    deadline, workers = time.monotonic() + 120, []
+    while not any("graders:math_verify" in command_line(worker) for worker in workers):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+        workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(60) == 130 and not any(map(command_line, workers))
     assert "interrupted; nothing was written" in log.read_text() and "Traceback" not in log.read_text()
     assert list((tmp_path / "out").iterdir()) == []
