@@ -62,7 +62,7 @@ def protocol_rule(file: pathlib.Path) -> str | None:
     """Returns the rule that finds answers (`igpo_jax.grade`) in the protocol of the evaluation that wrote a file. Returns None
     if the file is not part of an evaluation, or if the benchmark's task is not math, which alone has such a rule."""
     task = _tasks(file.parent).get(file.stem, {}) if (file.parent / "protocol.json").is_file() else {}
-    return task["answer"] if task.get("name") == "math" else None
+    return task.get("answer") if task.get("name") == "math" else None
 
 
 def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
