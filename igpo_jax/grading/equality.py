@@ -2,7 +2,9 @@
 math-verify. It may be slow, and its time limits silently fail in threads, so answers are graded in separate processes
 (tasks/reward_pool.py)."""
 
+import collections
 import functools
+import itertools
 import logging
 import math
 import re
@@ -18,17 +20,16 @@ MAX_ANSWER_CHARS = 2000  # longer answers are only compared as texts
 MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
 ORDERED = re.compile(r"<|>|\\[lgn]e ")
 # Formulas that math-verify could take seconds to evaluate. They are only compared as texts.
-COSTLY = (
+COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\d{400,}",  # must be first, because the other patterns take seconds on so many consecutive digits
-    r"\^\s*\{?\s*[-+]?\d{5,}",  # 2^{1000000000}
-    r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}",  # towers of powers
-    r"(?<!\d)\d{4,}\s*!|!\s*!\s*!",
-    r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}",
-    r"\\(?:sum|prod|int)",
-    r"\\sqrt\s*\[\s*\d{4,}",
-    r"(?:[(\[{]\s*){30}",
-    r"(?:\\frac\s*\{[^{}]*\}\s*\{\s*){8}",
-)
+    r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
+    r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}|(?:\^\s*\{?\s*\w+\s*){3}",  # towers of powers
+    r"(?<!\d)\d{4,}\s*!|!\s*\)*\s*!", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
+    r"\\(?:sum|prod|int)", r"\\sqrt\s*\[\s*\d{4,}", r"(?:[(\[{]\s*){30}",
+)]  # fmt: skip
+TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
+MAX_DEPTH = 12  # of brackets in a formula
+MAX_REWRITTEN = 12  # formulas of a list that may be written differently
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -48,12 +49,8 @@ def same(gold: Answer, answer: Answer) -> bool:
     if not one or not other or one == other:
         return bool(one) and one == other
     kinds = gold.kind, answer.kind
-    if (
-        kinds == ("formula", "formula")
-        and gold.name != answer.name
-        and all("=" in a.latex and letters(a.latex) for a in (gold, answer))
-    ):
-        return _equal_formulas(gold.latex, answer.latex)  # y = 2x + 3 and 2x - y = -3
+    if gold.name != answer.name and kinds == ("formula", "formula") and "=" in gold.latex and "=" in answer.latex:
+        return len(gold.name) < 2 and len(answer.name) < 2 and _equal_equations(gold.latex, answer.latex)
     if gold.name and answer.name and gold.name != answer.name:
         return False
     factor = Fraction(1)
@@ -72,7 +69,7 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
     """Compares two answers of the same type."""
     one, other = gold.value, answer.value
     if gold.kind == "formula":
-        return _equal_formulas(one, other)
+        return _equal_equations(one, other) if "=" in one and "=" in other else _equal_formulas(one, other)
     if gold.kind in ("list", "set", "union"):
         return _in_any_order(gold.items, answer.items)
     if gold.kind == "clock":
@@ -92,7 +89,13 @@ def _equal_types(one: Answer, other: Answer) -> bool:
     """Compares two answers of different types."""
     kinds = one.kind, other.kind
     if kinds == ("number", "formula"):
-        return not letters(other.value) and _equal_formulas(_latex(one.value), other.value)
+        value = None if letters(other.value) or _is_costly(other.value) else _closed_value(other.value)
+        exact = one.value.value
+        if value is None:
+            return not letters(other.value) and _equal_formulas(
+                f"\\frac{{{exact.numerator}}}{{{exact.denominator}}}", other.value
+            )
+        return _is_near(exact, value) or _rounds_to(one.value, value)
     if kinds == ("ratio", "number"):
         return len(one.value) == 2 and one.value[1] != 0 and one.value[0] / one.value[1] == other.value.value
     if kinds == ("list", "tuple"):
@@ -109,19 +112,20 @@ def _equal_numbers(gold: Answer, answer: Answer, factor: Fraction) -> bool:
         return True
     if gold.kind != answer.kind:
         return first.value == second.value / 100 if answer.kind == "percent" else first.value / 100 == second.value
-    return factor == 1 and (_rounds_to(first, second) or _rounds_to(second, first))
+    pairs = [(a, b.value) for a, b in ((first, second), (second, first)) if _without_tens(b.value.denominator) > 1]
+    return factor == 1 and any(_rounds_to(*pair) for pair in pairs)
 
 
-def _rounds_to(decimal: Number, exact: Number) -> bool:
+def _rounds_to(decimal: Number, exact: Fraction) -> bool:
     """Returns whether rounding or truncating `exact` gives `decimal`, as for 1/12 and 0.0833333. Returns False if `decimal` has
-    fewer than six decimal places, or if `exact` is a finite decimal."""
+    fewer than six decimal places."""
     literal = decimal.literals[0].lower().partition("e")[0] if decimal.literals else ""
     whole, _, places = literal.replace(",", "").partition(".")
-    if len(places) < 6 or not decimal.value or _without_tens(exact.value.denominator) == 1:
+    if len(places) < 6 or not decimal.value:
         return False
     last = abs(decimal.value) / int(whole + places)  # one unit of the last decimal place, as a power of ten
-    missing = abs(exact.value) - abs(decimal.value)
-    is_near = decimal.value * exact.value > 0 and (abs(missing) <= last / 2 or 0 < missing < last)
+    missing = abs(exact) - abs(decimal.value)
+    is_near = decimal.value * exact > 0 and (abs(missing) <= last / 2 or 0 < missing < last)
     return is_near and _without_tens(last.numerator) == _without_tens(last.denominator) == 1
 
 
@@ -130,34 +134,60 @@ def _without_tens(number: int) -> int:
     return number // math.gcd(number, 10 ** number.bit_length())
 
 
-def _latex(number: Number) -> str:
-    literal = number.literals[0] if len(number.literals) == 1 else ""
-    is_decimal = "." in literal and Fraction(literal.replace(",", "")) == number.value  # math-verify compares six of its digits
-    return literal if is_decimal else f"\\frac{{{number.value.numerator}}}{{{number.value.denominator}}}"
-
-
 def _in_order(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
     return len(gold) == len(answer) and all(map(same, gold, answer))
 
 
 def _in_any_order(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
-    left = list(answer)
-    for item in gold if len(gold) == len(answer) else ():
-        found = next((place for place, other in enumerate(left) if same(item, other)), None)
-        if found is None:
+    texts = collections.Counter(condensed(item.latex) for item in gold) & collections.Counter(
+        condensed(item.latex) for item in answer
+    )
+    left = []
+    for items in (gold, answer):
+        found = collections.Counter(texts)
+        left.append([item for item in items if not found[condensed(item.latex)] or found.subtract([condensed(item.latex)])])
+    if len(gold) != len(answer) or sum(item.kind not in ("number", "percent", "text") for item in left[0]) > MAX_REWRITTEN:
+        return False
+    for item in left[0]:
+        place = next((place for place, other in enumerate(left[1]) if same(item, other)), None)
+        if place is None:
             return False
-        left.pop(found)
-    return len(gold) == len(answer)
+        left[1].pop(place)
+    return True
+
+
+def _equal_equations(gold: str, answer: str) -> bool:
+    """Compares equations such as y = 2x + 3 and 2x - y = -3. If they share one side only, they differ."""
+    sides = [{condensed(side) for side in text.split("=")} for text in (gold, answer)]
+    return not sides[0] & sides[1] and bool(letters(gold) and letters(answer)) and _equal_formulas(gold, answer)
 
 
 def _equal_formulas(gold: str, answer: str) -> bool:
-    if bool(ORDERED.search(gold)) != bool(ORDERED.search(answer)) or any(
-        re.search(c, t) for t in (gold, answer) for c in COSTLY
-    ):
+    if bool(ORDERED.search(gold)) != bool(ORDERED.search(answer)) or _is_costly(gold) or _is_costly(answer):
         return False
+    if not letters(gold) and not letters(answer):
+        values = _closed_value(gold), _closed_value(answer)
+        if values[0] is not None and values[1] is not None:
+            return _is_near(values[0], values[1])
     import math_verify
 
     return bool(_in_time(math_verify.verify, _parse_gold(gold), _parse(answer), timeout_seconds=MATH_VERIFY_SECONDS))
+
+
+def _is_costly(formula: str) -> bool:
+    depths = itertools.accumulate((c in "({") - (c in ")}") for c in formula)
+    return max(depths, default=0) > MAX_DEPTH or any(pattern.search(formula) for pattern in COSTLY)
+
+
+def _closed_value(formula: str) -> Fraction | None:
+    """Returns the value of a formula without variables to 40 digits, or None if it is not known to be a real number."""
+    expression = next(iter(_parse(formula)), None)
+    value = expression.evalf(40) if getattr(expression, "is_number", False) else None
+    return Fraction(str(value)) if value is not None and value.is_Float and value.is_finite else None
+
+
+def _is_near(one: Fraction, other: Fraction) -> bool:
+    return abs(one - other) <= TOLERANCE * max(abs(one), abs(other)) or max(abs(one), abs(other)) < Fraction(1, 10**100)
 
 
 def _parse(formula: str) -> list:
@@ -169,7 +199,7 @@ def _parse(formula: str) -> list:
     # It misreads \frac\pi 2, 30^\circ and \cdot i.
     formula = re.sub(r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}", formula)
     formula = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})", formula)
-    formula = re.sub(r"\\cdot\s*(?=i(?![a-zA-Z]))", "", formula)
+    formula = re.sub(r"(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", "", formula)
     config = [math_verify.LatexExtractionConfig(normalization_config=options)]
     return _in_time(math_verify.parse, f"\\boxed{{{formula}}}", extraction_config=config, parsing_timeout=MATH_VERIFY_SECONDS)
 

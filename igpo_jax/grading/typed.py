@@ -32,8 +32,8 @@ RENAMED = [(re.compile(pattern), written) for pattern, written in (
     (r"(?<![a-zA-Z\\{])(and|or)(?![a-zA-Z}])", r"\\text{\1}"),
 )]  # fmt: skip
 LEAD = re.compile(
-    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*[:=]?\s+(?=\S)|^\s*=\s*|"
-    r"^\s*\\approx\s*",
+    r"^(?:{so|thus|therefore|hence},?\s+)?(?:{the}\s+)?(?:{final|correct}\s+)?{answer}(?:\s+{is})?\s*[:=]?\s+(?=\S)|^\s*=\s*|"
+    r"^\s*\\approx\s*".replace("{", r"(?:\\text\{)?(?:").replace("}", r")\}?"),
     re.IGNORECASE,
 )
 COMMAND = r"(?:[dtc]?frac|sqrt|left|right|leq?|geq?|neq?|text|boxed|pi|cdot|times|infty|cup|circ)(?![a-zA-Z])"
@@ -49,7 +49,7 @@ RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|approx)")
 NAME = re.compile(
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|hat)\s*)?(?:\\[a-zA-Z]+|[a-zA-Z]{1,3}|\{[a-zA-Z]+\}|[a-zA-Z]{4,}(?:\s+[a-zA-Z]+)*)"
     r"(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?(?:\\prime|')\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*[a-zA-Z](?:_\w)?\s*,?)+\)|"
-    r"(?:\\text\{[^{}]*\}\s*)+|\|[a-zA-Z]\|"
+    r"(?:\\text\{[^{}]*\}\s*)+|\|[A-Z]{2,}\|"
 )
 BASED = re.compile(
     r"(-?)\s*(?:\(\s*([\w.]+)\s*\)|\\text\{([\w.]+)\}|([0-9A-Za-z.]+))\s*_\s*\{?\s*(?:\\text\{(\w+)\}|(\d+))\s*\}?", re.A
@@ -59,7 +59,7 @@ RATIO = re.compile(r"[-\d./]+(?:\s*:\s*[-\d./]+)+")
 CHOICE = re.compile(r"(?:[oO]ption|[cC]hoice)?\s*\(?\s*([A-Z])\s*\)?\s*[.:)]?")
 PERCENT = re.compile(r"(?:\\?%|(?i:percentage|percent|pct))\s*$")
 WORDS_BEGIN = re.compile(
-    r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|\s*¢)"
+    r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=\d)\s+[mgL](?![a-zA-Z])|\s*¢)"
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
 )
 RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
@@ -95,8 +95,7 @@ def normalize(text: str) -> str:
     text = "".join(UNICODE.get(c, c) for c in text)
     text = re.sub(r"^\s*(?:\*\*|__|`+)\s*(.*?)\s*(?:\*\*|__|`+)\s*$", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", text)
-    if "\\begin" not in text:
-        text = re.sub(r"\\\\\s*$", "", DOUBLED.sub(r"\\", text).rstrip())
+    text = re.sub(r"\\\\\s*$", "", text if "\\begin" in text else DOUBLED.sub(r"\\", text))
     text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", re.sub(r",\s*\\!\s*", ",", text)).replace("\\$", "\\$ ")
     for _ in range(3):
         text = TEXT.sub(_words, text)
@@ -108,7 +107,7 @@ def normalize(text: str) -> str:
         previous = text
         text = LEAD.sub("", re.sub(r"(?<=[^.\\])[.,;:]$", "", text.strip()).strip())
         inner = re.fullmatch(r"\{((?:[^{}]|\{[^{}]*\})*)\}", text)
-        text = inner[1] if inner and "," not in inner[1] else text
+        text = inner[1] if inner and "," not in THOUSANDS.sub("", inner[1]) else text
     text = MIXED.sub(
         lambda m: f"{m[1]}\\frac{{{m[2]}}}{{{m[3]}}}" if int(m[2]) < int(m[3]) else m[0], REPEATING.sub(_fraction, text)
     )
@@ -116,10 +115,11 @@ def normalize(text: str) -> str:
 
 
 def _words(match: re.Match) -> str:
-    """Splits \\text{...} into one \\text for each word. Single letters leave it, except for units of one letter after a number."""
-    content, before = match[1].replace("\n", " "), match.string[: match.start()]
-    if len(content.strip()) == 1 and content.strip() in "mgshLlNJWVAKC" and re.search(r"[\d})]\s*$", before):
-        return f"\\text{{{content.strip()}}}"
+    """Splits \\text{...} into one \\text for each word. Single letters leave it, except for units such as m/s after a number."""
+    content = match[1].replace("\n", " ")
+    is_unit = re.search(r"[\d})](?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
+    if is_unit and re.fullmatch(r"\s*[mgshLlNJWVAKC](?:\s*/\s*[mgshL]|\^\d)*\s*", content):
+        return re.sub(r"([a-zA-Z])", r"\\text{\1}", content)
     word = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?:[a-zA-Z'-]|\.(?=[a-zA-Z]))*")
     return word.sub(lambda found: found[0] if len(found[0]) == 1 else f"\\text{{{found[0]}}}", content)
 
@@ -273,7 +273,8 @@ def _measured(text: str) -> Answer:
     stated, before = read_unit(words[0]), core[: words.start()].strip()
     found = _value(before) if stated else answer
     is_argument = found.kind == "formula" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", before)  # \sin 30^\circ
-    if stated and found.kind != "text" and not is_argument:
+    is_letter = re.fullmatch(r"\s*[mgL].*", words[0]) and found.kind != "number"  # 2x m is a product
+    if stated and found.kind != "text" and not is_argument and not is_letter:
         return dataclasses.replace(found, unit=stated if stated[0] else unit or stated)
     return dataclasses.replace(answer, unit=unit)
 
@@ -361,6 +362,7 @@ def condensed(text: str) -> str:
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\[,;!: ]|~|\\(?:limits|cdot|quad)(?![a-zA-Z])", " ", text)
+    text = re.sub(r"(\\(?:sum|prod|int))\s*(\^\s*(?:\{[^{}]*\}|\\?\w+))\s*(_\s*(?:\{[^{}]*\}|\w))", r"\1\3\2", text)
     text = re.sub(r"([_^])\s*\{\s*(\\?[a-zA-Z]+|\d)\s*\}", r"\1\2 ", text)
     text = re.sub(r"(?<!\\)\s+", "", re.sub(r"(?<=\d)\s+(?=\d)", r"\\ ", text))  # 5 1/2 is not 51/2
     return text.casefold() if re.fullmatch(r"[a-zA-Z.,'-]{2,}", text) else text

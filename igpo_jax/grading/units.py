@@ -65,7 +65,7 @@ def _unit(words: list[str], is_text: bool) -> Unit | None:
             continue
         if word.startswith("^") and last:
             power = int(re.sub(r"[^\d-]", "", word)) - 1
-        elif name in UNITS and not last and (len(word) > 1 or is_text or word in (*CURRENCIES, "¢")):
+        elif name in UNITS and not last and (len(word) > 1 or is_text or word in (*CURRENCIES, *"¢mgL")):
             last = UNITS[name]
         else:
             return None
