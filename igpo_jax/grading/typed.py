@@ -346,7 +346,8 @@ def is_math(text: str) -> bool:
     is_product = all(
         (len(run) <= 3 or (run.isupper() and len(run) <= 4)) and run.lower() not in LIMITING - {"pi"} for run in runs
     )
-    is_clean = bare.strip() and not braces and not re.search(r"\d\s+\d|[?\"@#`%]|\\[$%]", bare)
+    is_sentence = re.search(r"(?<![a-zA-Z\\])(?!(?:sin|cos|tan|log|ln)\s)[a-zA-Z]{2,}\s+[a-zA-Z\\\d]", bare)
+    is_clean = bare.strip() and not braces and not is_sentence and not re.search(r"\d\s+\d|[?\"@#`%]|\\[$%]", bare)
     return bool(is_clean and is_product and set(re.findall(r"\\([a-zA-Z]+)", bare)) <= SYMBOLS)
 
 
