@@ -79,7 +79,8 @@ def tidy(text: str) -> str:
 
 def plain(text: str) -> Fraction | None:
     """Reads an integer, a decimal, a fraction or a mixed number."""
-    text = re.sub(r"\s|\\\$", "", tidy(text)) if not re.search(r"\d\s+\d", tidy(text)) else tidy(text)
+    text = tidy(text)
+    text = text if re.search(r"\d,?\s+\d", text) else re.sub(r"\s|\\\$", "", text)  # 5 6 and 5, 600 are no numbers
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text) else text
     if match := FRACTION.fullmatch(text):
         sign, whole, *_ = match.groups()

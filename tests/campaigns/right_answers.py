@@ -155,6 +155,8 @@ def name(draw: random.Random, golds: Golds) -> Made:
     text = gold.text.strip().removesuffix(".")
     free = [letter for letter in LETTERS if letter not in re.sub(r"\\[a-z]+|\\begin\{\w+\}", "", text)]
     names = [*draw.sample(free, 3), r"\text{Area}", "f(3)", "x_1", r"\text{Total}", r"\text{Answer}"]
+    if gold.shape in ("unit", "percent"):
+        names = [*names[:3], r"\text{Total}", r"\text{Answer}"]
     if gold.shape == "formula":
         names = ["f(x)", "y"] if re.search("(?<![a-z])x", text) and "y" not in text else [r"\text{Answer}", r"\text{Result}"]
     if gold.shape == "tuple":
@@ -205,7 +207,6 @@ def degree(draw: random.Random, golds: Golds) -> Made:
         "%s°",
         "%s degrees",
         r"%s \text{ degrees}",
-        r"%s^{\text{o}}",
         r"%s\degree",
     ]
     answer = draw.choice([*ways, r"%s ^\circ", r"%s~\text{degrees}", r"%s\,^\circ", r"{%s}^\circ"]).replace("%s", text)
@@ -281,7 +282,7 @@ def inequality(draw: random.Random, golds: Golds) -> Made:
 def code(draw: random.Random, golds: Golds) -> Made:
     gold = pick(draw, golds, "formula", "relation")
     text = re.sub(r"\^\s*(\d)(?!\d)", r"^{\1}", gold.text) if draw.random() < 0.3 else gold.text
-    if text == gold.text and "frac" not in text:
+    if text == gold.text and "\\" not in text:
         text = re.sub(r"\^\s*(?:\{(\d+)\}|(\d))", lambda match: f"**{match[1] or match[2]}", gold.text)
     return (gold.file, gold.text, text) if text != gold.text else None
 
@@ -397,7 +398,8 @@ def permuted(draw: random.Random, golds: Golds) -> Made:
     gold = pick(draw, golds, "list", "set", "number", "letters")
     if gold.shape == "number":
         gold, parts = numbers(draw, golds, draw.randint(2, 5))
-        write = draw.choice([r"\{%s\}", "%s"])
+        three_digits = any(re.fullmatch(r"\d{3}", part) for part in parts)  # 54, 803 might be read as 54,803
+        write = r"\{%s\}" if three_digits else draw.choice([r"\{%s\}", "%s"])
         stated = write % ", ".join(parts)
     else:
         parts, stated = list(gold.parts), gold.text
@@ -423,7 +425,7 @@ def sums(draw: random.Random, golds: Golds) -> Made:
         draw.choice(["%s^2", r"\frac{1}{%s}", "a_%s", "f(%s)", r"\frac{%s}{2^%s}", "2%s + 1", r"\binom{n}{%s}"]),
     )
     term = term.replace("%s", letter)
-    if "e" in low + high or not low.isdigit():
+    if not (low.isdigit() and high.isdigit()):
         return None
     top = draw.choice(["n", high, r"\infty"]) if draw.random() < 0.8 else "n+1"
     if draw.random() < 0.4:

@@ -37,7 +37,7 @@ FRONT = (
 )  # fmt: skip
 FRONT_SIGNS = (
     r"\neq %s", r"\ne %s", r"\ge %s", r"\geq %s", r"\le %s", "<%s", ">%s", r"\pm %s", r"\sqrt{%s}", r"\log %s", r"\ln %s",
-    r"\frac{1}{%s}", r"\sin %s", "2^{%s}", "2 - %s", r"\sqrt[3]{%s}", "|x| = %s", "x^2 = %s", r"\not= %s", r"\lt %s",
+    r"\frac{1}{%s}", r"\sin %s", "2^{%s}", "2 - %s", r"\sqrt[3]{%s}", r"\not= %s", r"\lt %s",
 )  # fmt: skip
 BEHIND = (
     "elevenths", "halves", "thirds", "tenths", "hundredths", "sevenths", "twelfths", "lakh", "crore", "dozen", "hundred",
@@ -81,11 +81,13 @@ def number(draw: random.Random, golds: Golds, least: int = 3, whole: bool = Fals
 def numbers(draw: random.Random, golds: Golds, count: int) -> tuple[Gold, list[str]]:
     """Draws distinct numbers, as texts from the smallest on, and the gold that one of them is from."""
     found: dict[Fraction, Gold] = {}
-    while len(found) < count:
+    for _ in range(1000):
         gold, exact = number(draw, golds, least=-1000)
         if len(gold.text) < 16 and "," not in gold.text and "$" not in gold.text:
             found[exact] = gold
-    return gold, [tidy(found[exact].text) for exact in sorted(found)]
+        if len(found) == count:
+            return gold, [tidy(found[exact].text) for exact in sorted(found)]
+    raise ValueError(f"fewer than {count} different numbers among the golds")
 
 
 def styled(draw: random.Random, words: str) -> str:
@@ -410,7 +412,8 @@ def element(draw: random.Random, golds: Golds) -> Made:
     if gold.shape == "number":
         gold, parts = numbers(draw, golds, draw.randint(2, 5))
         draw.shuffle(parts)
-        write = draw.choice([r"\{%s\}", "%s"])
+        three_digits = any(re.fullmatch(r"\d{3}", part) for part in parts)  # 54, 803 might be read as 54,803
+        write = r"\{%s\}" if three_digits else draw.choice([r"\{%s\}", "%s"])
         stated = write % ", ".join(parts)
     else:
         parts, stated = list(gold.parts), gold.text
