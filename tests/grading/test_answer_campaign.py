@@ -11,10 +11,9 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "campaigns"))
 import answers
 from answer_meaning import leaves, plain, read, same, surely_differ, value
 from hostile_answers import hostile
+from igpo_jax.tasks.reward_pool import Verdict
 from right_answers import RIGHT
 from wrong_answers import WRONG
-
-from igpo_jax.tasks.reward_pool import Verdict
 
 TEXTS = (
     "5", "12", "101", "340", "1204", "9600", "31415", "880000", "-7", "64", r"\frac{3}{4}", r"-\frac{5}{2}", "2.5", "0.125", r"8\text{ cm}", r"45^\circ",
@@ -43,7 +42,7 @@ def test_every_kind_has_its_share_and_the_seed_decides(part, kinds):
 def test_too_few_golds_are_an_error():
     with pytest.raises(ValueError, match="fewer than 2 different numbers among the golds"):
         answers.made("wrong", answers.by_shape({"15": "inline"}), 130, 0)
-    with pytest.raises(ValueError, match="only 20 of 25 wrong answers of kind 'swap'; give more golds"):
+    with pytest.raises(ValueError, match="only 20 of 25 wrong answers of kind 'sign'; give more golds"):
         answers.made("wrong", answers.by_shape(dict.fromkeys(["15", "16", "17", "18", "19"], "inline")), 325, 0)
 
 
