@@ -92,7 +92,7 @@ def hangs(rows: list[dict]) -> dict:
     pool = RewardPool(REWARD, {"answer": "box"}, 1, DEADLINE)
     ordinary = (problem("x^2+1"), boxed("1+x^2"))
     pool([ordinary])
-    seconds, outcomes, late, broken, wrong = [], collections.Counter(), [], [], []
+    seconds, outcomes, late, none, broken, wrong = [], collections.Counter(), [], [], [], []
     for row in rows:
         begin = time.monotonic()
         [verdict] = pool([(problem(row["gold"]), row["pred"])])
@@ -100,6 +100,8 @@ def hangs(rows: list[dict]) -> dict:
         outcomes[verdict.outcome] += 1
         if seconds[-1] > DEADLINE + SLACK:
             late.append(row["id"])
+        if verdict.outcome != "ok":
+            none.append(row["id"])
         if row["expected"] is False and verdict.reward:
             wrong.append(row["id"])
         [after] = pool([ordinary])
@@ -109,7 +111,7 @@ def hangs(rows: list[dict]) -> dict:
     return {
         "strings": len(rows), "deadline_seconds": DEADLINE, "most_seconds": round(max(seconds), 2),
         "median_seconds": round(statistics.median(seconds), 4), "outcomes": dict(outcomes), "late": late,
-        "next_answer_not_right": broken, "false_accepts": wrong, "ok": not (late or broken or wrong),
+        "without_verdict": none, "next_answer_not_right": broken, "false_accepts": wrong, "ok": not (late or broken or wrong),
     }  # fmt: skip
 
 
