@@ -19,13 +19,13 @@ from igpo_jax.grading.typed import Answer, condensed, letters, read
 MAX_ANSWER_CHARS = 2000  # longer answers are only compared as texts
 MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
 ORDERED = re.compile(r"<|>|\\[lgn]e ")
-# Formulas that math-verify could take seconds to evaluate. They are only compared as texts.
+# Formulas that math-verify could take seconds to evaluate or misreads. They are only compared as texts.
 COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\d{400,}",  # must be first, because the other patterns take seconds on so many consecutive digits
     r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}|(?:\^\s*\{?\s*\w+\s*){3}",  # towers of powers
     r"(?<!\d)\d{4,}\s*!|!\s*\)*\s*!", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
-    r"\\(?:sum|prod|int)", r"\\sqrt\s*\[\s*\d{4,}", r"(?:[(\[{]\s*){30}",
+    r"\\(?:sum|prod|int)|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"(?:[(\[{]\s*){30}",
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
@@ -165,7 +165,10 @@ def _equal_equations(gold: str, answer: str) -> bool:
 def _equal_formulas(gold: str, answer: str) -> bool:
     if bool(ORDERED.search(gold)) != bool(ORDERED.search(answer)) or _is_costly(gold) or _is_costly(answer):
         return False
-    if not letters(gold) and not letters(answer):
+    variables = letters(gold), letters(answer)
+    if bool(variables[0]) != bool(variables[1]) or (variables[0] and not variables[0] & variables[1]):
+        return False
+    if not variables[0]:
         values = _closed_value(gold), _closed_value(answer)
         if values[0] is not None and values[1] is not None:
             return _is_near(values[0], values[1])
@@ -199,7 +202,7 @@ def _parse(formula: str) -> list:
     # It misreads \frac\pi 2, 30^\circ and \cdot i.
     formula = re.sub(r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}", formula)
     formula = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})", formula)
-    formula = re.sub(r"(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", "", formula)
+    formula = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", "", formula)
     config = [math_verify.LatexExtractionConfig(normalization_config=options)]
     return _in_time(math_verify.parse, f"\\boxed{{{formula}}}", extraction_config=config, parsing_timeout=MATH_VERIFY_SECONDS)
 
