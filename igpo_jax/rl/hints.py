@@ -12,6 +12,7 @@ import math
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from igpo_jax.model.sharding import Array
 from igpo_jax.runtime.checks import check_fields, checked, not_negative, one_of, require, within
@@ -114,14 +115,23 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
     if not stretch:
         return chunks.start
     usable = max(0, length - FREE_TAIL)
-    factor = jnp.clip(usable / jnp.maximum(trace_length, 1), 1.0, MAX_STRETCH)[:, None]
     end = jnp.where(revealed, chunks.start + chunks.size, 0)
     previous_end = jnp.pad(jax.lax.cummax(end, axis=1)[:, :-1], ((0, 0), (1, 0)))
     is_first = revealed & (previous_end == 0)
-    gap = jnp.floor(factor * (chunks.start - previous_end)).astype(jnp.int32)
+    gap = jnp.asarray(stretched(usable))[jnp.minimum(trace_length, usable)[:, None], chunks.start - previous_end]
     gap = jnp.where(is_first, gap, jnp.minimum(gap, MAX_GAP))
     advance = jnp.where(revealed, gap + chunks.size, 0)
     return jnp.cumsum(advance, axis=1) - chunks.size
+
+
+@functools.lru_cache(maxsize=4)
+def stretched(usable: int) -> np.ndarray:
+    """Returns floor(factor * gap) for each length of a trace and each gap from 0 to `usable`, int32 [usable + 1, usable + 1].
+    The factor is usable / length, clipped to [1, `MAX_STRETCH`]. Computes in float64, as the released code does: there,
+    226 / 164 * 82 is smaller than 113, its exact value. In float32, other products are."""
+    lengths = np.arange(usable + 1)
+    factor = np.clip(usable / np.maximum(lengths, 1), 1.0, MAX_STRETCH)
+    return np.floor(factor[:, None] * lengths).astype(np.int32)
 
 
 def overwrite(

@@ -102,6 +102,31 @@ def test_stretched_gaps(pieces, trace_length, written):
     assert place(pieces, [True] * len(pieces), trace_length, 256, stretch=True)[0] == written
 
 
+@pytest.mark.parametrize("length", [20, 31, 60, 64, 128, 256, 512, 1024])
+def test_stretched_positions_equal_those_of_python_floats(length):
+    """Checks the first and the second chunk of every trace. The released code computes int(gap * factor) with Python floats,
+    which differs from exact arithmetic, as for 226 / 164 * 82, and from float32, as for 226 / 180 * 90."""
+    usable = max(0, length - FREE_TAIL)
+    pairs = [(n, gap) for n in range(1, length + 1) for gap in range(min(n, usable) + 1)]
+    expected = [int(gap * min(1.5, max(1, usable / n))) for n, gap in pairs]
+    trace_length, gap = np.array(pairs, np.int32).T
+    start, one = np.stack([0 * gap, 1 + gap], axis=1), np.ones((len(pairs), 2), np.int32)
+    alone = jit_destinations(Chunks(gap[:, None], one[:, :1]), one[:, :1] > 0, trace_length, length, True)
+    np.testing.assert_array_equal(alone[:, 0], expected)
+    inside = gap < usable
+    second = jit_destinations(Chunks(start, one), one > 0, trace_length, length, True)
+    np.testing.assert_array_equal(second[inside, 1], 1 + np.minimum(expected, 100)[inside])
+
+
+jit_destinations = jax.jit(destinations, static_argnums=(3, 4))
+
+
+def test_stretched_gaps_are_neither_exact_nor_float32():
+    pairs = [(164, 82, 112), (172, 86, 112), (180, 90, 113)]  # exact: 113 each; float32: 113, 113, 112
+    for trace_length, gap, position in pairs:
+        assert place([(gap, gap + 5)], [True], trace_length, 256, stretch=True)[0][0] == position
+
+
 def test_hints_keep_their_place_by_default():
     pieces = [(0, 6), (6, 11), (11, 20), (20, 26)]
     written, read = place(pieces, [False, True, False, True], 26, 32, stretch=False)
