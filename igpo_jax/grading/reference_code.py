@@ -1,60 +1,99 @@
 """Rewards as in the paper's reference code (docs/method.md section 8). The answer is the first \\boxed{...}, answers are
 compared as normalized texts, and there is a format reward. The faults of the reference code are kept for comparison: 5.0 does
-not equal 5, and 1,000 does not equal 1000."""
+not equal 5, 1,000 does not equal 1000, and 5 km/h, which cannot be normalized, does not equal 5km/h."""
 
 import re
 
-from igpo_jax.grading.answers import boxes
+BRACE = re.compile("[{}]")  # the reference code also counts escaped braces
 
 
 def correct(gold: str, text: str) -> bool:
     """Returns whether the first \\boxed{...} of a completion equals the correct answer. Compares the normalized texts, or the
-    original texts if normalization fails."""
+    original texts if one of them cannot be normalized."""
     answer = first_box(text)
+    if answer is None:
+        return False
     try:
         return normalize(answer) == normalize(gold)
     except (ValueError, IndexError):
         return answer == gold
 
 
-def first_box(text: str) -> str:
-    """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close."""
-    _, opening, rest = text.partition("\\boxed{")
-    found = boxes(opening + rest)
-    if not found or not rest.startswith(found[0]):
-        return ""
-    inner = boxes(found[0])
-    return inner[-1] if inner else found[0]
+def first_box(text: str) -> str | None:
+    """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close. Of boxes
+    within the content, the last one counts; returns None if its braces do not close."""
+    rest = text.partition("\\boxed{")[2]
+    content = rest[: max(_closing_brace(rest, 0, 1), 0)].strip()
+    answer = _last_inner_box(content)
+    tag = None if answer else re.search(r"<answer>(.*?)</answer>", content, re.DOTALL)
+    return tag[1].strip() if tag else answer
+
+
+def _closing_brace(text: str, begin: int, depth: int) -> int:
+    """Returns the position from `begin` on at which a closing brace leaves no brace open, or -1. `depth` braces are open at
+    first."""
+    for brace in BRACE.finditer(text, begin):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0 and brace[0] == "}":
+            return brace.start()
+    return -1
+
+
+def _last_inner_box(content: str) -> str | None:
+    """Returns the content of the last box in the content of a box, or all of it if it has no box. Does not remove the name of
+    an \\fbox{...}."""
+    if "\\boxed " in content:
+        return content.rpartition("\\boxed ")[2].partition("$")[0]
+    begin = content.rfind("\\boxed" if "\\boxed" in content else "\\fbox")
+    if begin < 0:
+        return content
+    end = _closing_brace(content, begin, 0)
+    if end < 0:
+        return None
+    name = "\\boxed{"
+    return content[begin + len(name) : end] if content.startswith(name, begin) else content[begin : end + 1]
 
 
 def normalize(text: str) -> str:
     """Normalizes an answer in the same way as the reference code. Raises ValueError if the answer contains `\\text{ ` more than
-    once."""
+    once, or has exactly one slash that is not between two integers, as in x/y and 5 km/h. Raises IndexError if it has nothing
+    after a \\sqrt or \\frac."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
     if "\\text{ " in text:
         text, _ = text.split("\\text{ ")  # a unit, on the right
-    text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    text = text.replace("\\%", "").replace("\\%", "")  # \\%% has another one after the first is removed
+    text = text.replace(" .", " 0.").replace("{.", "{0.")
     if text.startswith("."):
         text = "0" + text
     sides = text.split("=")
     if len(sides) == 2 and len(sides[0]) <= 2:
         text = sides[1]
-    text = _braced_fractions(re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", ""))
+    text = _braced_fractions(_braced_roots(text).replace(" ", ""))
     if text == "0.5":
         return "\\frac{1}{2}"
-    slash = re.fullmatch(r"(-?\d+)/(-?\d+)", text)
-    if slash and all(part == str(int(part)) for part in slash.groups()):
-        return f"\\frac{{{slash[1]}}}{{{slash[2]}}}"
+    if text.count("/") == 1:
+        numerator, denominator = map(int, text.split("/"))
+        if text == f"{numerator}/{denominator}":  # not +1/2 or 01/2
+            return f"\\frac{{{numerator}}}{{{denominator}}}"
     return text
 
 
+def _braced_roots(text: str) -> str:
+    """Adds the missing braces to LaTeX roots such as \\sqrt2."""
+    head, *parts = text.split("\\sqrt")
+    return head + "".join(f"\\sqrt{part}" if part[0] == "{" else f"\\sqrt{{{part[0]}}}{part[1:]}" for part in parts)
+
+
 def _braced_fractions(text: str) -> str:
-    """Adds the missing braces to LaTeX fractions such as \\frac12 and \\frac1{72}."""
+    """Adds the missing braces to LaTeX fractions such as \\frac12 and \\frac1{72}. Returns the text as it is if one of them has
+    only a single character."""
     head, *parts = text.split("\\frac")
     for part in parts:
-        if part[:1] != "{" and len(part) > 1:
+        if part[0] != "{":
+            if len(part) == 1:
+                return text
             denominator = part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}"
             part = f"{{{part[0]}}}{denominator}"
         head += f"\\frac{part}"
