@@ -6,10 +6,12 @@ of a generated problem computes the target step by step and ends with the answer
 
 import functools
 import random
+import re
 from typing import Any
 
 from igpo_jax.grading.answers import extract
 from igpo_jax.grading.exact import evaluate
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
@@ -20,6 +22,18 @@ PROMPT = (
     "provide only your final expression inside \\boxed{} tags without including an equals sign or the target number. For "
     "example: \\boxed{a + b * c}"
 )
+# Patterns of other notation, with what replaces them
+NOTATION = (
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|quad)(?![a-zA-Z])|\\[,;:! ()\[\]]|[$~]", " "),
+    (r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r"\1"),
+    (r"\\(?:times|cdot|ast)(?![a-zA-Z])|\\\*|[×·⋅∗]|(?<![a-zA-Z\\])[xX](?![a-zA-Z])", "*"),
+    (r"\\div(?![a-zA-Z])|[÷∕]", "/"),
+    (r"[−–]", "-"),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+)
+FRACTION = re.compile(r"\\[dtc]?frac\s*(?:([0-9])|\{([^{}]*)\})\s*(?:([0-9])|\{([^{}]*)\})")
+ALLOWED = re.compile(r"[-+*/()\[\]0-9\s]+")
+JUXTAPOSED = re.compile(r"[0-9)\]]\s*[(\[]|[)\]]\s*[0-9]")
 REWARD_OPTIONS = ()
 defaults = functools.partial(puzzle_defaults, "countdown")
 
@@ -30,21 +44,40 @@ def extract_answer(text: str) -> str | None:
 
 def reward(problem: Problem, text: str) -> float:
     """Returns the reward of d1 (arXiv 2504.12216): 1.0 for a correct expression, 0.1 for a wrong expression, and 0.0 if the
-    completion has no expression."""
-    expression = extract_answer(text)
-    if expression is None or not any(c.isdigit() for c in expression):
+    completion has no expression. In an equation, one side must be a correct expression, and no side may have another value."""
+    answer = extract_answer(text)
+    if answer is None or not any(c.isdigit() for c in answer):
         return 0.0
     numbers, target = problem.answer.split(" -> ")
-    found = evaluate(expression.replace("x", "*").split("=")[0])
-    right = found is not None and sorted(found.literals) == sorted(numbers.split()) and found.value == int(target)
-    return 1.0 if right else PARTIAL
+    sides = _plain(answer).split("=")
+    values = [found.value for found in map(evaluate, sides) if found is not None]
+    return 1.0 if set(values) == {int(target)} and any(_uses(side, numbers.split()) for side in sides) else PARTIAL
+
+
+def _plain(answer: str) -> str:
+    """Removes the markup around an expression, and writes the signs of multiplication and division as * and /. Writes
+    \\frac{6}{2} as ((6)/(2)), and 1,000 as 1000."""
+    for pattern, plain in NOTATION:
+        answer = re.sub(pattern, plain, answer)
+    fractions = 1
+    while fractions:
+        answer, fractions = FRACTION.subn(r"((\1\2)/(\3\4))", answer)
+    return answer.strip(" \n*_`").removesuffix(".")
+
+
+def _uses(expression: str, numbers: list[str]) -> bool:
+    """Returns whether an expression has only numbers, + - * / and brackets, and has each of the given numbers once. Juxtaposed
+    numbers, as in 2(3) and 1\\frac12, are neither a product nor a sum."""
+    written = ALLOWED.fullmatch(expression) and not JUXTAPOSED.search(expression)
+    return bool(written) and sorted(re.findall("[0-9]+", expression)) == sorted(numbers)
 
 
 def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
     try:
-        numbers, target = [int(n) for n in row["numbers"]], int(row["target"])
+        numbers, target = [int(str(n)) for n in row["numbers"]], int(str(row["target"]))  # int(2.5) would be 2
         expression = str(row.get("reference_expression") or "")
-    except (KeyError, OverflowError, TypeError, ValueError):
+        require(bool(numbers) and min(numbers) >= 0, "an expression cannot contain these numbers")
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{place}: no numbers and target") from None
     return _problem(str(row.get("id", number)), numbers, target, expression, "")
 

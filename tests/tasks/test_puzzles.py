@@ -27,7 +27,8 @@ def test_drawn_problems_are_solved_by_their_demonstrations(task):
 
 
 @pytest.mark.parametrize("text, reward", [
-    (r"\boxed{44 + 19 - 35}", 1.0), (r"\boxed{(44+19)-35}", 1.0), (r"\boxed{19-35+44}", 1.0), (r"\boxed{44 + 19 - 35 = 28}", 1.0),
+    (r"\boxed{44 + 19 - 35}", 1.0), (r"\boxed{(44+19)-35}", 1.0), (r"\boxed{19-35+44}", 1.0),
+    (r"\boxed{44 + 19 - 35 = 28}", 1.0),
     (r"\boxed{44 - 19 + 35}", 0.1), (r"\boxed{28}", 0.1), (r"\boxed{44 + 19}", 0.1), (r"\boxed{44 + 19 - 35 + 0*1}", 0.1),
     (r"\boxed{44 + 19 - 35 - 44 + 44}", 0.1), (r"\boxed{44 / (19 - 19)}", 0.1), (r"\boxed{4419 - 35}", 0.1),
     (r"\boxed{no idea}", 0.0), ("", 0.0), (r"\boxed{__import__('os').getpid()}", 0.0), ("<answer>44+19-35</answer>", 1.0),
@@ -35,6 +36,59 @@ def test_drawn_problems_are_solved_by_their_demonstrations(task):
 def test_countdown_rewards(text, reward):
     problem = Problem("i", "?", "44 19 35 -> 28", "", (), "")
     assert countdown.reward(problem, text) == reward
+
+
+@pytest.mark.parametrize("expression, reward", [
+    ("2*3*4", 1.0), ("2 * 3 * 4", 1.0), ("(4*3) * 2", 1.0), ("[4*3] * 2", 1.0), ("-2*-3*4", 1.0), ("4/(3/(2))*3", 0.1),
+    # Powers, roots, percentages, decimals and exponents are no operations of d1.
+    ("2**3*4", 0.1), ("2^3*4", 0.1), ("(2*3)^1*4", 0.1), (r"2*3*4^{1}", 0.1), (r"\sqrt{2*2}*3*4", 0.1), ("2*3*4%", 0.1),
+    (r"2*3*4\%", 0.1), ("2.0*3*4", 0.1), ("2e0*3*4", 0.1), ("4!", 0.1), ("2*3//1*4", 0.1), ("8:2*3*2", 0.1),
+    # A product needs its sign. A mixed number is no sum.
+    ("2(3)(4)", 0.1), ("2(3*4)", 0.1), ("(2)(3)*4", 0.1), ("(2*3)4", 0.1), ("2 3*4", 0.1), (r"2\cdot 3\frac{4}{1}", 0.1),
+    # Other notation
+    ("2x3 X 4", 1.0), (r"2\times3 \times 4", 1.0), (r"2 \cdot 3 \ast 4", 1.0), ("2·3×4", 1.0), (r"2 \* 3 \* 4", 1.0),
+    ("$2*3*4$", 1.0), (r"\(2*3*4\)", 1.0), (r"\left(2 \times 3\right) \times 4", 1.0), (r"\text{2 * 3 * 4}", 1.0),
+    ("{2*3}*4", 0.1),
+    ("**2*3*4**", 1.0), ("`2*3*4`", 1.0), ("2*3*4.", 1.0), ("2*3*4<|eot_id|>", 1.0),
+    # Equations
+    ("2*3*4 = 24", 1.0), ("24 = 2*3*4", 1.0), ("2*3*4 = 6*4 = 24", 1.0), ("N = 2*3*4 = ?", 1.0), ("2*3*4 = 25", 0.1),
+    ("2*3 = 6*4 = 24", 0.1), ("2*3 = 6, 6*4 = 24", 0.1), ("24", 0.1), ("24 = 24", 0.1),
+    # Two values, text, other numbers
+    ("2*3*4 or 4*3*2", 0.1), ("the product 2*3*4", 0.1), ("02*3*4", 0.1), ("2*3*4*1", 0.1), ("2*3+4", 0.1), ("6*4", 0.1),
+    ("?", 0.0),
+])  # fmt: skip
+def test_only_written_operations_count_in_countdown(expression, reward):
+    problem = Problem("i", "?", "2 3 4 -> 24", "", (), "")
+    for text in (f"\\boxed{{{expression}}}", f"<answer>{expression}</answer>"):
+        assert countdown.reward(problem, text) == reward
+
+
+@pytest.mark.parametrize("numbers, target, expression, reward", [
+    ("2 4", 12, "2^3 + 4", 0.1), ("9 3 1", 6, r"\sqrt{9} + 3*1", 0.1), ("9 3 1", 6, r"\sqrt9+3*1", 0.1),
+    ("6 2 5", 8, r"\frac{6}{2} + 5", 1.0), ("6 2 5", 8, r"\dfrac62+5 = 8", 1.0), ("6 2 5", 8, r"6 \div 2 + 5", 1.0),
+    ("6 2 5", 8, "6÷2+5", 1.0),
+    ("6 2 5", 8, "6/2 = 3 + 5 = 8", 0.1), ("3 1 2", 2, r"\frac{3+1}{2}", 1.0), ("9 3 3", 1, r"\frac{\frac{9}{3}}{3}", 1.0),
+    ("6 5 7", 7, r"\frac657", 0.1), ("1 1 2", 3, r"2 \cdot 1\frac{1}{2}", 0.1), ("1 1 1", 2, r"1\frac11", 0.1),
+    ("1000 5 2", 505, "1,000/2 + 5", 1.0), ("1000 5 2", 505, "(1,000)/2 + 5", 1.0), ("100 0 20", 120, "1,0020", 0.1),
+    ("44 19 35", 28, "44 + 19 − 35", 1.0), ("44 19 35", 28, "-35 + 44 + 19", 1.0), ("3 5", -2, "3 - 5", 1.0),
+    ("3 5", -2, "3 - 5 = -2", 1.0),
+    ("3 0 1", 3, "3 / (0 * 1)", 0.1),
+])  # fmt: skip
+def test_countdown_notation_of_divisions_and_large_numbers(numbers, target, expression, reward):
+    assert countdown.reward(Problem("i", "?", f"{numbers} -> {target}", "", (), ""), f"\\boxed{{{expression}}}") == reward
+
+
+@pytest.mark.parametrize("text, reward", [
+    (r"\boxed{3+8+2} no, \boxed{3*8/2}", 1.0), (r"\boxed{3*8/2} no, \boxed{3+8+2}", 0.1),
+    (r"\boxed{3*8/2}. This uses all numbers.", 1.0),
+    ("<answer>3*8/2 = 12. This uses all numbers.</answer>", 1.0), ("<answer>\n```\n3 * 8 / 2\n```\n</answer>", 1.0),
+    ("<answer>3*8/2", 1.0),
+    (r"**\boxed{3*8/2}**", 1.0), (r"<answer>\boxed{3*8/2}</answer>", 1.0),
+    # Without a box or a tag, the last number is read, which is an expression, but a wrong one.
+    ("3*8/2", 0.1), ("#### 3*8/2", 0.1), ("#### 18 apples", 0.1), ("", 0.0), ("I do not know.", 0.0), (r"\boxed{}", 0.0),
+])  # fmt: skip
+def test_countdown_reads_the_last_box_or_tag(text, reward):
+    assert countdown.reward(Problem("i", "?", "3 8 2 -> 12", "", (), ""), text) == reward
 
 
 def test_sudoku_rewards():
@@ -57,7 +111,11 @@ def test_any_right_grid_is_right_also_another_than_the_known_one():
 
 
 @pytest.mark.parametrize("task, row, message", [
-    (countdown, {"numbers": [1, 2]}, "line 1: no numbers and target"), (sudoku, {"puzzle": "12", "solution": "1"}, "line 1: no 4x4 puzzle"),
+    (countdown, {"numbers": [1, 2]}, "line 1: no numbers and target"),
+    (countdown, {"numbers": [], "target": 0}, "line 1: no numbers"),
+    (countdown, {"numbers": [1, 2.5], "target": 3}, "line 1: no numbers"),
+    (countdown, {"numbers": [-1, 2], "target": 1}, "line 1: no numbers"),
+    (sudoku, {"puzzle": "12", "solution": "1"}, "line 1: no 4x4 puzzle"),
     (sudoku, {"puzzle": "0" * 16, "solution": "1" * 16}, "line 1: no 4x4 puzzle"),
 ])  # fmt: skip
 def test_files_that_hold_something_else_are_named(task, row, message, tmp_path):
