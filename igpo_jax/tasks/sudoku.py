@@ -10,6 +10,7 @@ import random
 import re
 from typing import Any
 
+from igpo_jax.grading.answers import SPECIAL
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
@@ -23,26 +24,84 @@ UNITS = [
     *([4 * r + c for r in range(4)] for c in range(4)),
     *([4 * (r + i) + c + j for i in range(2) for j in range(2)] for r in (0, 2) for c in (0, 2)),
 ]
+ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+NO_CELL = re.compile(  # 4x4; 16 cells, but not the last cell in "4 2 3 1 rows"
+    r"\b\d+\s*(?:x|×|\\times|by|-by-)\s*\d+\b"
+    r"|(?<![\d_|,][ ])\b\d{1,2}[ -]*(?:rows?|columns?|cols?|box(?:es)?|blocks?|(?:sub)?grids?|cells?|digits?|numbers?)\b",
+    re.IGNORECASE,
+)
+ROW_LABEL = re.compile(  # Row 1:, R1, 2nd row, and the numbers of a list
+    r"\b(?:(?:row|line)[\s_#]*|r)(?:[1-4]|one|two|three|four)\b\s*[).]?|^[ \t]*[1-4][.):]\s"
+    r"|\b(?:first|second|third|fourth|last|[1-4](?:st|nd|rd|th))\s+(?:row|line)\b|\b(?:and|is|then)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+MARKUP = re.compile(r"\\(?:begin|end)\s*\{\w*\*?\}(?:\s*\{[clr|\s]*\})?|\\[a-zA-Z]+|\\\\|<br\s*/?>")
+WORD = re.compile(r"(?<!\w)\w*[^\W\d_]\w*")
 EMPTY = (6, 10)  # range of the number of empty cells in a drawn puzzle
 REWARD_OPTIONS = ()
 defaults = functools.partial(puzzle_defaults, "sudoku")
 
 
 def extract_answer(text: str) -> str | None:
-    tagged = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, re.DOTALL)
-    return "".join(re.findall(r"\d", tagged[-1])) if tagged else None
+    """Returns the last complete grid inside <answer> tags, as 16 digits, or None if there is no grid. If no grid is complete,
+    returns the last incomplete one, with 0 for each empty cell. A grid that the end of the completion cuts off after a row is
+    incomplete, too."""
+    text = SPECIAL.sub(" ", text)
+    segments = [part for answer in ANSWER.findall(text) for part in WORD.split(_without_labels(answer))]
+    found = [grid for segment in segments for grid in _grids(segment)]
+    complete = [grid for grid in found if "0" not in grid]
+    if found:
+        return (complete or found)[-1]
+    *before, last = ["".join(itertools.chain(*_cells(segment))) for segment in segments] or [""]
+    is_cut_off = "</answer>" not in text.rpartition("<answer>")[2] and all(len(cells) < 4 for cells in before)
+    return last.ljust(16, "0") if is_cut_off and 4 <= len(last) < 16 else None
+
+
+def _without_labels(answer: str) -> str:
+    """Replaces markup and labels of rows with line breaks, and other numbers, such as 4x4, with letters."""
+    return MARKUP.sub("\n", ROW_LABEL.sub("\n", NO_CELL.sub(" x ", answer)))
+
+
+def _cells(segment: str) -> list[list[str]]:
+    """Returns the groups of adjacent cells in each line that has cells. Empty cells become 0. Removes full stops and
+    underscores around groups that have neither 1, 4 nor 16 cells."""
+    lines = [re.findall("[0-9._]+", line) for line in segment.splitlines()]
+    groups = [[group if len(group) in (1, 4, 16) else group.strip("._") for group in line] for line in lines]
+    return [[re.sub("[._]", "0", group) for group in line if group] for line in groups if any(line)]
+
+
+def _grids(segment: str) -> list[str]:
+    """Returns the grids in a text without words. If it does not have 16 cells in all, a grid is a group of 16 adjacent cells,
+    or four consecutive lines of four cells, counted from the last line."""
+    lines = _cells(segment)
+    cells = "".join(itertools.chain(*lines))
+    if len(cells) == 16:
+        return [cells]
+    found: list[str] = []
+    rows: list[str] = []
+    for line in reversed(lines):
+        found += [group for group in reversed(line) if len(group) == 16]
+        row = "".join(line)
+        rows = [row, *rows] if len(row) == 4 else []
+        if len(rows) == 4:
+            found.append("".join(rows))
+            rows = []
+    return found[::-1]
 
 
 def reward(problem: Problem, text: str) -> float:
     """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. Otherwise returns the share of the
-    puzzle's empty cells that are filled in as in the known solution (d1's reward, arXiv 2504.12216), but at most 0.99."""
-    digits = extract_answer(text) or ""
-    puzzle, solution = problem.answer.split(" -> ")
-    if right(digits, puzzle):
+    puzzle's empty cells that are filled in as in the nearest solution (d1's reward, arXiv 2504.12216, which knows only one
+    solution), but at most 0.99."""
+    puzzle, _ = problem.answer.split(" -> ")
+    grid = extract_answer(text)
+    if grid is None:
+        return 0.0
+    if right(grid, puzzle):
         return 1.0
-    grid = digits[:16].ljust(16, "0")
     empty = [cell for cell in range(16) if puzzle[cell] == "0"]
-    return min(0.99, sum(grid[cell] == solution[cell] for cell in empty) / max(len(empty), 1))
+    nearest = max(sum(grid[cell] == solution[cell] for cell in empty) for solution in solutions(puzzle))
+    return min(0.99, nearest / max(len(empty), 1))
 
 
 def right(grid: str, puzzle: str) -> bool:
@@ -57,6 +116,12 @@ def grids() -> list[str]:
     """Returns all 288 completed 4x4 grids."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
     return [g for g in map("".join, itertools.product(rows, repeat=4)) if right(g, "0" * 16)]
+
+
+@functools.lru_cache(maxsize=1024)
+def solutions(puzzle: str) -> list[str]:
+    """Returns all completed grids that keep the puzzle's given digits."""
+    return [grid for grid in grids() if right(grid, puzzle)]
 
 
 def _read(place: str, number: int, row: dict[str, Any]) -> Problem:

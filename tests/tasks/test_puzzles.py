@@ -102,6 +102,125 @@ def test_sudoku_rewards():
     assert sudoku.reward(problem, f"<answer>{puzzle}</answer>") == 0.0
 
 
+GRID = "1324423131422413"
+ROWS = [GRID[begin : begin + 4] for begin in range(0, 16, 4)]
+OTHER = "4321214334121234"
+ORDINALS = ("First", "Second", "Third", "Fourth")
+
+
+def lines(form, rows=ROWS):
+    """Writes each row in a form with {row}, {cells} (spaced), {list} (with commas) or {n}."""
+    values = [{"row": row, "cells": " ".join(row), "list": ", ".join(row), "n": n} for n, row in enumerate(rows, start=1)]
+    return "\n".join(form.format(**value) for value in values)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        GRID,
+        f"The 4x4 grid: {GRID}",
+        f"4 x 4: {GRID}",
+        f"$4 \\times 4$ {GRID}",
+        f"The 4-by-4 grid = {GRID}",
+        f"{GRID}.",
+        f"**{GRID}**",
+        f"__{GRID}__",
+        f'"{GRID}"',
+        f"`{GRID}`",
+        f"\\boxed{{{GRID}}}",
+        f"\\[\\boxed{{\\text{{{GRID}}}}}\\]",
+        f"```\n{GRID}\n```",
+        f"```text\n{GRID}\n```",
+        f"{GRID}<|eot_id|>",
+        " ".join(ROWS),
+        ",".join(GRID),
+        "-".join(ROWS),
+        "/".join(ROWS),
+        "<br>".join(ROWS),
+        " and ".join(ROWS),
+        lines("{row}"),
+        lines("{cells}"),
+        lines("|{cells}|"),
+        lines("[{list}]"),
+        f"[{lines('[{list}],')}]",
+        lines("* {row}"),
+        lines("{n}. {row}"),
+        lines("{n}) {cells}"),
+        lines("Row {n}: {row}"),
+        lines("Row {n}: {row}").replace("\n", " "),
+        lines("row {n} : {cells}"),
+        lines("**Row {n}:** {row}"),
+        lines("- Line {n}: {list}"),
+        lines("R{n}: {cells}"),
+        lines("row_{n} = {row}"),
+        lines("| r{n} | {cells} |"),
+        lines("{row} (row {n})"),
+        lines("Row {n} is {cells}."),
+        ", ".join(f"{ordinal} row: {row}" for ordinal, row in zip(ORDINALS, ROWS, strict=True)),
+        "|   |   |   |   |\n|---|---|---|---|\n" + lines("| {cells} |").replace(" ", " | "),
+        f"1 2 3 4\n{lines('{cells}')}",
+        "+---+---+\n"
+        + "\n+---+---+\n".join(f"|{a[:2]}|{a[2:]}|\n|{b[:2]}|{b[2:]}|" for a, b in (ROWS[:2], ROWS[2:]))
+        + "\n+---+---+",
+        "\\begin{array}{|cc|cc|}\\hline "
+        + lines("{cells}").replace(" ", " & ").replace("\n", " \\\\ ")
+        + " \\\\ \\hline\\end{array}",
+        # Text and other grids beside the grid
+        f"{GRID}\nAll 4 rows are valid.",
+        f"{GRID}. 4 rows are valid.",
+        f"{lines('{cells}')}\nall 4 rows, 4 columns and four 2x2 boxes",
+        f"{GRID} (16 digits)",
+        f"Puzzle: {'0' * 15}3\nSolution: {GRID}",
+        f"{GRID}, from the puzzle 1324000000002413",
+        f"{OTHER}, or rather {GRID}",
+        f"{lines('{row}', [OTHER[:4]] * 4)}\n\n{lines('{row}')}",
+    ],
+)
+def test_a_sudoku_grid_is_read_in_any_layout(answer):
+    problem = Problem("i", "?", f"1324000000002413 -> {GRID}", "", (), "")
+    twice = f"<answer>{OTHER}</answer><answer>{answer}</answer> in <answer> tags"
+    for text in (f"<answer>{answer}</answer>", f"<answer>\n{answer}\n", twice):
+        assert sudoku.extract_answer(text) == GRID and sudoku.reward(problem, text) == 1.0
+    assert sudoku.extract_answer(f"<answer>{answer}</answer><answer>{OTHER}</answer>") == OTHER
+
+
+@pytest.mark.parametrize(
+    "answer", ["1.2.\n....\n..1.\n4..3", "1 . 2 .\n. . . .\n. . 1 .\n4 . . 3", "1_2_ ____ __1_ 4__3", "1020 0000 0010 4003."]
+)
+def test_empty_cells_of_a_grid_are_zeros(answer):
+    assert sudoku.extract_answer(f"<answer>{answer}</answer>") == "1020000000104003"
+
+
+@pytest.mark.parametrize("text, grid", [
+    # The completion ends after some rows.
+    ("<answer>13244231", "1324423100000000"), ("<answer>1324\n42", "1324420000000000"),
+    ("<answer>Row 1: 1324 Row 2: 4231", "1324423100000000"),
+    # No grid
+    ("<answer>13244231</answer>", None), (f"<answer>{GRID[:15]}</answer>", None), (f"<answer>{GRID}1</answer>", None),
+    ("<answer>132", None),
+    ("<answer>all 4", None), ("<answer>The 4x4 grid has 16 cells and 4 rows.</answer>", None), ("<answer></answer>", None),
+    ("<answer>", None),
+    ("", None), (GRID, None), (f"\\boxed{{{GRID}}}", None), (f"#### {GRID}", None), ("<answer>12 or 13</answer>", None),
+    (f"<answer>{lines('Column {n}: {row}')}</answer>", None), (f"<answer>{lines('Column {n}: {row}')}", None),
+    (f"<answer>{lines('{row} -> {row}')}</answer>", None), ("<answer>-1</answer>", None),
+    ("<answer>1324 4231 3142</answer>", None),
+])  # fmt: skip
+def test_text_without_a_sudoku_grid_has_no_answer(text, grid):
+    problem = Problem("i", "?", f"1324000000002413 -> {GRID}", "", (), "")
+    assert sudoku.extract_answer(text) == grid and (sudoku.reward(problem, text) > 0) == (grid is not None)
+
+
+def test_partial_credit_goes_by_the_nearest_right_grid():
+    puzzle, known, other = "3040413004000304", "3241413224131324", "3241413214232314"
+    problem = Problem("i", "?", f"{puzzle} -> {known}", "", (), "")
+    assert sudoku.solutions(puzzle) == [other, known]
+    assert sudoku.reward(problem, f"<answer>{other}</answer>") == 1.0
+    unfinished = f"{other[0]}0{other[2:]}"  # seven of eight empty cells as in `other`, three as in `known`
+    assert sudoku.reward(problem, f"<answer>{unfinished}</answer>") == pytest.approx(7 / 8)
+    assert sudoku.reward(problem, f"<answer>{puzzle}</answer>") == 0.0
+    assert sudoku.reward(problem, f"<answer>1{other[1:]}</answer>") == 0.99  # changes a given digit
+
+
 def test_any_right_grid_is_right_also_another_than_the_known_one():
     empty = Problem("i", "?", f"{'0' * 16} -> 1234341221434321", "", (), "")
     assert sudoku.reward(empty, "<answer>4321214334121234</answer>") == 1.0
