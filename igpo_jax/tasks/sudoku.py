@@ -10,7 +10,6 @@ import random
 import re
 from typing import Any
 
-from igpo_jax.grading.answers import SPECIAL
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
 
@@ -46,7 +45,6 @@ def extract_answer(text: str) -> str | None:
     """Returns the last complete grid inside <answer> tags, as 16 digits, or None if there is no grid. If no grid is complete,
     returns the last incomplete one, with 0 for each empty cell. A grid that the end of the completion cuts off after a row is
     incomplete, too."""
-    text = SPECIAL.sub(" ", text)
     segments = [part for answer in ANSWER.findall(text) for part in WORD.split(_without_labels(answer))]
     found = [grid for segment in segments for grid in _grids(segment)]
     complete = [grid for grid in found if "0" not in grid]
@@ -58,7 +56,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def _without_labels(answer: str) -> str:
-    """Replaces markup and labels of rows with line breaks, and other numbers, such as 4x4, with letters."""
+    """Replaces markup and labels of rows with line breaks, and sizes and counts, such as 4x4 and 16 cells, with a letter."""
     return MARKUP.sub("\n", ROW_LABEL.sub("\n", NO_CELL.sub(" x ", answer)))
 
 
@@ -115,7 +113,8 @@ def right(grid: str, puzzle: str) -> bool:
 def grids() -> list[str]:
     """Returns all 288 completed 4x4 grids."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
-    return [g for g in map("".join, itertools.product(rows, repeat=4)) if right(g, "0" * 16)]
+    halves = [a + b for a, b in itertools.product(rows, repeat=2) if not {*a[:2]} & {*b[:2]}]
+    return [grid for grid in map("".join, itertools.product(halves, repeat=2)) if right(grid, "0" * 16)]
 
 
 @functools.lru_cache(maxsize=1024)

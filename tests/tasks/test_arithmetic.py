@@ -2,6 +2,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from igpo_jax.tasks import arithmetic
+from igpo_jax.tasks.problem import Problem
 
 SIZES = {"sft_problems": 500, "rl_problems": 200, "test_problems": 50}
 
@@ -24,3 +25,23 @@ def test_more_problems_than_there_are_questions_is_an_error_and_no_endless_searc
     assert len(arithmetic.load(task(**{f"{split}_problems": most}), split, seed=0)) == most
     with pytest.raises(ValueError, match=f"task.{split}_problems={most + 1}, but task.slots=2 makes only {most} different"):
         arithmetic.load(task(**{f"{split}_problems": most + 1}), split, seed=0)
+
+
+@pytest.mark.parametrize("text, reward", [
+    ("# 43 63=63", 1.0), ("=63", 1.0), ("63=63", 1.0), ("# 43 63=63\n", 1.0), ("=12=63", 1.0), ("=63=12", 0.0),
+    # Everything else than two digits between the last equals sign and the end earns nothing.
+    ("63", 0.0), ("=63.", 0.0), ("= 63", 0.0), ("=63 ", 0.0), ("=**63**", 0.0), ("**=63**", 0.0), ("=$63$", 0.0),
+    (r"=\boxed{63}", 0.0),
+    (r"\boxed{63}", 0.0), ("<answer>63</answer>", 0.0), ("#### 63", 0.0), ("=63 coins", 0.0), ("=63<|eot_id|>", 0.0),
+    ("=62 or 63", 0.0),
+    ("=-63", 0.0), ("=063", 0.0), ("=163", 0.0), ("=6,3", 0.0), ("=63.0", 0.0), ("=٦٣", 0.0), ("=??", 0.0), ("", 0.0),
+])  # fmt: skip
+def test_only_two_digits_after_the_last_equals_sign_state_an_answer(text, reward):
+    """The model learns the format of the demonstrations, and must keep it."""
+    assert arithmetic.reward(Problem("i", "?", "63", "", (), ""), text) == reward
+
+
+def test_leading_zeros_belong_to_an_answer():
+    problem = Problem("i", "?", "03", "", (), "")
+    assert arithmetic.reward(problem, "=03") == 1.0 and arithmetic.reward(problem, "=3") == 0.0
+    assert arithmetic.reward(Problem("i", "?", "", "", (), ""), "=") == 0.0, "no answer is right for an empty one"

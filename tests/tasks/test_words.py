@@ -14,6 +14,7 @@ from igpo_jax.config import parse
 from igpo_jax.data.pipeline import prompt_arrays, sft_arrays
 from igpo_jax.run.experiment import train_tokenizer
 from igpo_jax.tasks import words
+from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import load_tokenizer
 from run_configs import CONFIGS
 
@@ -125,6 +126,24 @@ def test_only_the_last_line_of_its_form_states_an_answer(text, answer):
     [problem] = words.load(task(rl_problems=1, test_problems=1), "rl", seed=0)
     assert words.extract_answer(text) == answer
     assert words.reward(problem, text.replace("12", problem.answer)) == (answer == "12")
+
+
+@pytest.mark.parametrize("line", [
+    "**#### 12**", "#### **12**", "#### $12$", r"#### \boxed{12}", r"\boxed{12}", r"\boxed{12", "<answer>12</answer>", "#### 12.",
+    "#### 12.0", "#### 012", "#### +12", "#### 12 apples", "#### 12 or 13", "#### 6 + 6 = 12", "#### 12 (the answer)", " #### 12", "####  12",
+    "###12", "#### 12<|eot_id|>", "#### twelve", "#### -12", "#### 1,2", "#### 12%", "#### ١٢",
+])  # fmt: skip
+def test_other_ways_to_state_an_answer_earn_nothing(line):
+    """The model learns the format of the demonstrations, and must keep it."""
+    problem = Problem("i", "?", "12", "", (), "")
+    assert words.reward(problem, line) == 0.0 and words.reward(problem, f"{line}\n#### 12") == 1.0
+
+
+def test_text_around_the_last_line_of_an_answer_does_not_matter():
+    problem = Problem("i", "?", "12", "", (), "")
+    assert words.reward(problem, "#### 12\nThis is the answer.") == words.reward(problem, "#### 13\n#### 12\n") == 1.0
+    assert words.reward(problem, "#### 12\n#### 13") == words.reward(problem, "#### 13\n#### 12 apples") == 0.0
+    assert words.reward(Problem("i", "?", "", "", (), ""), "#### ") == 0.0, "no answer is right for an empty one"
 
 
 @pytest.fixture
