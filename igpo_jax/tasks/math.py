@@ -69,6 +69,11 @@ def reward(problem: Problem, text: str, answer: str = "box", reference_code: boo
     return float(extracted is not None and equal(problem.answer, extracted))
 
 
+def warm_up() -> None:
+    """Compares two formulas, so that a worker process has loaded math-verify and SymPy before it grades answers."""
+    equal("x^2+1", "1+x^2")
+
+
 def _problem(record: Record, task) -> Problem:
     question, (text, spans) = task.prompt.replace("{question}", record.question), demonstration(record, task.demonstration)
     trace, spans = (text, spans) if record.solution else ("", ())

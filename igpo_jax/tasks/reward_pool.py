@@ -22,14 +22,14 @@ from igpo_jax.tasks.problem import Problem
 
 OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # answers sent to a worker at a time, at most
-STARTING = 60.0  # time limit in seconds for importing the reward function
+STARTING = 60.0  # time limit in seconds for importing the reward function and for its `warm_up()`
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     reward: float  # 0.0 unless outcome is "ok"
     outcome: str  # one of `OUTCOMES`
-    reason: str = ""  # of an error or timeout
+    reason: str = ""  # of an error or timeout, with the id of the problem
 
 
 def reward_pool(task, reward) -> "RewardPool":
@@ -42,17 +42,20 @@ def reward_pool(task, reward) -> "RewardPool":
 class RewardPool:
     """Calls one reward function, (problem, text, **options) -> float, in worker processes. The workers start when they are
     first needed, and run until `close` is called or this process ends. `function` is "package.module:name", importable from
-    this process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced."""
+    this process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced.
+
+    Imports do not count against the deadline: a worker gets its first answer after it has imported the function and called
+    `warm_up()`, if the module of the function defines it. `warm_up` must load what the function itself would load later."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
-        self._died_importing = 0  # processes that died since the last successful import
+        self._died_loading = 0  # processes that died since one was last ready
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Returns a verdict for each (problem, text), in order. Raises ValueError if the reward function cannot be imported."""
+        """Returns a verdict for each (problem, text), in order. Raises ValueError if the reward function cannot be loaded."""
         verdicts: dict[int, Verdict] = {}
         waiting, died = collections.deque(range(len(answers))), set[int]()
         size = max(1, min(JOBS, len(answers) // (2 * self._number)))
@@ -62,7 +65,7 @@ class RewardPool:
                 self._workers.append(_Worker(self._command))
             for worker in self._workers:
                 if worker.ready() and worker.alive() and not worker.jobs and waiting:
-                    self._died_importing = 0
+                    self._died_loading = 0
                     jobs = [waiting.popleft() for _ in range(min(size, len(waiting)))]
                     worker.hand(jobs, [answers[job] for job in jobs])
             since = min((worker.since for worker in self._workers if worker.jobs), default=time.monotonic())
@@ -73,29 +76,37 @@ class RewardPool:
                     if isinstance(result, float):
                         verdicts[job] = Verdict(result, "ok")
                     else:  # None: the function raised TimeoutError
-                        verdicts[job] = Verdict(0.0, "timeout" if result is None else "error", result or "TimeoutError")
+                        outcome = "timeout" if result is None else "error"
+                        verdicts[job] = no_verdict(answers[job][0], outcome, result or "TimeoutError")
                 is_late = worker.jobs and time.monotonic() - worker.since > self._deadline
                 if is_late or not worker.alive():
-                    self._replace(worker, verdicts, waiting, died)
+                    self._replace(worker, answers, verdicts, waiting, died)
         return [verdicts[job] for job in range(len(answers))]
 
-    def _replace(self, worker: "_Worker", verdicts: dict[int, Verdict], waiting: collections.deque, died: set[int]) -> None:
+    def _replace(
+        self,
+        worker: "_Worker",
+        answers: Sequence[tuple[Problem, str]],
+        verdicts: dict[int, Verdict],
+        waiting: collections.deque,
+        died: set[int],
+    ) -> None:
         """Kills a worker and queues its unfinished answers again. There are two exceptions for the answer that
         the worker was grading. If the grading took too long, the verdict is "timeout". If a second worker dies of this answer,
         the verdict is "error"; a single worker may have been killed from outside. Raises ValueError if the number of processes
-        that died before they imported the reward function exceeds the number of workers."""
+        that died before they were ready exceeds the number of workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or jobs[0] in died):
-            late = Verdict(0.0, "timeout", f"no verdict in {self._deadline:g} s")
-            verdicts[jobs.pop(0)] = late if worker.alive() else Verdict(0.0, "error", "two processes died of it")
+            job, late = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
+            verdicts[job] = no_verdict(answers[job][0], *late if worker.alive() else ("error", "two processes died of it"))
         elif jobs:
             died.add(jobs[0])
         waiting.extendleft(reversed(jobs))
         worker.kill()
         self._workers.remove(worker)
-        self._died_importing += not worker.imported
-        if self._died_importing > self._number:
-            raise unusable(self._command[0], "processes die while they import it, see above")
+        self._died_loading += not worker.loaded
+        if self._died_loading > self._number:
+            raise unusable(self._command[0], "processes die while they load it, see above")
 
     def close(self) -> None:
         for worker in self._workers:
@@ -113,21 +124,21 @@ class _Worker:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
         theirs.close()
-        self._function, self.imported = command[0], False
+        self._function, self.loaded = command[0], False  # loaded: the reward function is imported and warmed up
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
         self.since = time.monotonic()  # time of the latest event: process started, jobs sent or result received
 
     def ready(self) -> bool:
-        if not self.imported:
+        if not self.loaded:
             with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
                 if self.connection.poll(0):
                     trouble = self.connection.recv()
                     if trouble is not None:
                         raise unusable(self._function, trouble)
-                    self.imported = True
-            if not self.imported and time.monotonic() - self.since > STARTING:
-                raise unusable(self._function, f"it took more than {STARTING:g} s to import")
-        return self.imported
+                    self.loaded = True
+            if not self.loaded and time.monotonic() - self.since > STARTING:
+                raise unusable(self._function, f"it took more than {STARTING:g} s to import and warm up")
+        return self.loaded
 
     def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
         with contextlib.suppress(OSError):  # it died, see `alive`
@@ -151,6 +162,10 @@ class _Worker:
         self._process.kill()
         self._process.wait()
         self.connection.close()
+
+
+def no_verdict(problem: Problem, outcome: str, reason: str) -> Verdict:
+    return Verdict(0.0, outcome, f"problem {problem.id!r}: {reason}")
 
 
 def unusable(function: str, trouble: str) -> ValueError:

@@ -3,13 +3,17 @@
 import contextlib
 import importlib
 import json
+import math
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
+LARGEST = 1e30  # of a reward; rewards are stored in float32, which ends at 3.4e38, and may be scaled
 
 
 def main(fd: str, name: str, options: str) -> None:
@@ -19,7 +23,7 @@ def main(fd: str, name: str, options: str) -> None:
     module, _, function = name.partition(":")
     connection = Connection(int(fd))
     try:
-        reward = getattr(importlib.import_module(module), function)
+        reward = load(module, function)
     except Exception as error:  # a user's module may raise anything; the pool reports it
         connection.send(f"{type(error).__name__}: {error}")
         return
@@ -29,12 +33,32 @@ def main(fd: str, name: str, options: str) -> None:
         while True:
             for problem, text in connection.recv():
                 try:
-                    result = float(reward(problem, text, **keywords))
+                    result = as_reward(reward(problem, text, **keywords))
                 except TimeoutError:  # a time limit of the function counts like the pool's
                     result = None
                 except Exception as error:  # the answer gets no reward and the outcome "error"
                     result = f"{type(error).__name__}: {error}"[:500]
                 connection.send(result)
+
+
+def load(module: str, function: str) -> Callable[..., Any]:
+    """Imports the reward function of a module, and calls the module's function `warm_up()` if there is one."""
+    imported = importlib.import_module(module)
+    reward = getattr(imported, function)
+    with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded
+        getattr(imported, "warm_up", lambda: None)()
+    return reward
+
+
+def as_reward(value: Any) -> float:
+    """Converts the value of a reward function to float. Raises ValueError if it is no number, NaN, infinite or too large."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (OverflowError, TypeError, ValueError):
+        number = math.nan
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"the function returned {value!r}; a reward is a number from {-LARGEST:g} to {LARGEST:g}")
+    return number
 
 
 if __name__ == "__main__":

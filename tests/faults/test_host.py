@@ -130,7 +130,7 @@ def test_graders_that_cannot_start_are_one_error(monkeypatch, tmp_path):
     (tmp_path / "deadly.py").write_text("import os\n\nos._exit(1)\n")
     monkeypatch.syspath_prepend(tmp_path)
     pool = RewardPool("deadly:reward", {}, 2, 5.0)
-    message = "^the reward function 'deadly:reward' cannot be used: processes die while they import it, see above$"
+    message = "^the reward function 'deadly:reward' cannot be used: processes die while they load it, see above$"
     with pytest.raises(ValueError, match=message):
         pool([(PROBLEM, "1")])
     pool.close()
