@@ -19,7 +19,7 @@ from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, req
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.checks import ascending_lengths, at_least, check_fields, checked, one_of, positive, require
+from igpo_jax.runtime.checks import ascending_lengths, at_least, check_fields, checked, one_of, positive, require, within
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
@@ -121,6 +121,8 @@ class RewardConfig:
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
     workers: int = checked(2, at_least(1))
     deadline_seconds: float = checked(5.0, positive)  # per answer
+    # A run stops if a larger share of the completions of an iteration or evaluation gets no verdict (late, or the function failed)
+    max_ungraded: float = checked(0.2, within(0, 1))
     scale: float = checked(1.0, positive)  # factor of the function's value; reference code: 3
     format: bool = False  # add up to 0.75 for the paper's tags and a box; reference code: True
     after_eos: bool = False  # also grade the text after the first EOS; reference code: True
@@ -165,7 +167,7 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 # A run may resume with other values of these keys. They affect how a run computes, but not what it is meant to compute.
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
-RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "skip_limit")
+RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
 
 
 def base_config(**task) -> ConfigDict:

@@ -23,7 +23,7 @@ class RunNumbers:
 
     prompts: np.ndarray  # f64[k], prompts sampled until each evaluation
     evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
-    correct: np.ndarray  # bool[k, problems]
+    correct: np.ndarray  # f64[k, problems], 1, 0, or NaN if there is no verdict
     rollouts: list[dict[str, Any]]  # rows of metrics.jsonl
     result: dict[str, Any]  # result.json
 
@@ -41,12 +41,12 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
             np.array([sum(row[name] for row in rollouts if row["step"] <= verdict["step"]) for verdict in verdicts])
             for name in ("sampler/prompts", "sampler/rows")
         )
-        correct = np.array([row["correct"] for row in verdicts], bool)
+        correct = np.array([row["correct"] for row in verdicts], float)
         return RunNumbers(prompts, evaluations, correct, rollouts, result)
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Returns, for each arm, whether it solves each problem at equal budgets: {arm: bool [seeds, problems]}. The budget of a
+    """Returns, for each arm, its verdicts on the problems at equal budgets: {arm: float [seeds, problems]}. The budget of a
     seed is the total that the cheapest arm spends with it. Each arm is judged by its last evaluation within the budget."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
@@ -60,21 +60,21 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
     """Returns a mask of the hardest third of the problems for each seed, bool [seeds, problems]. A seed's hardest problems are
     the problems that all arms together solved least often with the other seeds, so that a run does not select the problems on
     which it is judged. If there is only one seed, its own results are used."""
-    mean = np.mean(list(correct.values()), axis=0)
+    mean = np.nanmean(list(correct.values()), axis=0)
     seeds, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
     for seed in range(seeds):
         others = mean if seeds == 1 else np.delete(mean, seed, axis=0)
-        hard[seed, np.argsort(others.mean(axis=0), kind="stable")[: max(1, problems // 3)]] = True
+        hard[seed, np.argsort(np.nanmean(others, axis=0), kind="stable")[: max(1, problems // 3)]] = True
     return hard
 
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
     """Returns the mean of `values`, [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
     problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values to
-    average; by default, all."""
-    values = np.asarray(values, float)
-    counted = np.ones(values.shape, bool) if counted is None else counted
+    average; by default, all. NaN, which is no verdict, is never counted."""
+    known = ~np.isnan(values)
+    values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
     seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
     problem_counts = rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES)
@@ -110,9 +110,9 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
 def arm_numbers(
     arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of one arm for comparison.json. `by_evaluations` marks the problems that the arm solves if all arms
-    get the same number of network evaluations. `by_prompts` marks the problems that the arm solves if all arms get the same
-    number of prompts. `hard` marks the hardest third of the problems. All three are bool [seeds, problems]."""
+    """Returns the results of one arm for comparison.json. `by_evaluations` holds the verdicts on the problems if all arms get
+    the same number of network evaluations, and `by_prompts` those if all arms get the same number of prompts, float [seeds,
+    problems]. `hard`, bool [seeds, problems], marks the hardest third of the problems."""
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
@@ -121,7 +121,7 @@ def arm_numbers(
     def cost(budget: Budget) -> float | None:
         """Returns the number of prompts or network evaluations that are spent until the accuracy reaches `REACHED`. This is the
         median over seeds, or None if most seeds never reach this accuracy."""
-        reached = [getattr(run, budget)[run.correct.mean(axis=1) >= REACHED] for run in runs]
+        reached = [getattr(run, budget)[np.nanmean(run.correct, axis=1) >= REACHED] for run in runs]
         costs = sorted(spent[0] if len(spent) else np.inf for spent in reached)
         median = costs[(len(runs) - 1) // 2]
         return float(median) if np.isfinite(median) else None
@@ -132,7 +132,7 @@ def arm_numbers(
         "equal_evaluations": mean_with_interval(by_evaluations),
         "equal_prompts": mean_with_interval(by_prompts),
         "hardest_third": mean_with_interval(by_evaluations, hard),
-        "of_each_seed": by_evaluations.mean(axis=1).tolist(),
+        "of_each_seed": np.nanmean(by_evaluations, axis=1).tolist(),
         "all_wrong": [mean_of("groups/all_wrong_before", part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
         "rescue_rate": rescue_rate([row for run in runs for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),
@@ -168,7 +168,7 @@ def _curves(run: RunNumbers) -> dict[str, list[float]]:
     return {
         "prompts": run.prompts.tolist(),
         "evaluations": run.evaluations.tolist(),
-        "accuracy": run.correct.mean(axis=1).tolist(),
+        "accuracy": np.nanmean(run.correct, axis=1).tolist(),
         "sampled": np.cumsum([row["sampler/prompts"] for row in run.rollouts]).tolist(),
         "all_wrong": [row["groups/all_wrong_before"] for row in run.rollouts],
     }

@@ -23,7 +23,7 @@ from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
 from igpo_jax.runtime.files import as_json_lines, atomic_write, differing_keys, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
-from igpo_jax.runtime.statistics import accuracy_interval, paired
+from igpo_jax.runtime.statistics import accuracy_interval, paired, problem_means
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
@@ -36,7 +36,7 @@ def run_benchmark(
     """Completes and grades the problems that are not yet in `<folder>/<name>.jsonl`, and returns the `summary` of all rows of
     this file. A row has the id, question and answer of a problem, and its completions. A completion has the graded text, the
     extracted answer, the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that
-    wrote the text."""
+    wrote the text. If the outcome is not "ok", there is no verdict, and the completion is neither correct nor wrong."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
@@ -80,8 +80,13 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Returns whether each completion in the rows of a benchmark is correct, bool [problems, draws]."""
-    return np.array([[c["correct"] for c in row["completions"]] for row in rows])
+    """Returns the verdicts on the completions in the rows of a benchmark, float [problems, draws]: 1 for a correct completion, 0
+    for a wrong one, and NaN if there is no verdict."""
+
+    def verdict(completion: dict[str, Any]) -> float:
+        return float(completion["correct"]) if completion.get("outcome", "ok") == "ok" else math.nan
+
+    return np.array([[verdict(completion) for completion in row["completions"]] for row in rows])
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
@@ -102,8 +107,8 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Compares two evaluation folders. For each benchmark in both folders, returns the accuracies, their difference with a
-    confidence interval, and the p-value of a paired test. Returns None for a benchmark in only one folder. Raises ValueError
+    """Compares two evaluation folders. For each benchmark in both folders, returns the result of `paired`, which uses only
+    problems with a verdict in both. Returns None for a benchmark in only one folder. Raises ValueError
     if a folder has no card.json, or if no benchmark is in both folders. If the protocols differ, raises a ValueError that names
     the differing settings."""
     with wrap_read_errors(f"{one} or {other}"):
@@ -128,7 +133,10 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
             raise ValueError(f"{one} has no rows of benchmark {name}; {reason}")
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
-        result[name] = paired(*map(correct_of, rows))
+        try:
+            result[name] = paired(*map(correct_of, rows))
+        except ValueError as error:
+            raise ValueError(f"benchmark {name}: {error}") from None
     return result
 
 
@@ -147,23 +155,34 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns statistics of the rows of a benchmark. They include pass@1 with its 95% confidence interval, pass@k for every k
-    that is a power of two or the number of draws, the mean reward, and the number of completions with each grading outcome
-    other than success."""
+    that is a power of two or the number of draws, the mean reward, the number of completions without a verdict (`ungraded`), and
+    the number of completions with each grading outcome other than success. Rewards and pass@k are over the completions with a
+    verdict; a problem counts for pass@k if it has at least k of them. A statistic of no completions is None."""
     correct = correct_of(rows)
-    problems, draws = correct.shape
+    (problems, draws), graded = correct.shape, ~np.isnan(correct)
     completions = [c for row in rows for c in row["completions"]]
-    result = {"problems": problems, "draws": draws, "pass@1": float(correct.mean()), "interval95": accuracy_interval(correct)}
+    result: dict[str, Any] = {"problems": problems, "draws": draws, "ungraded": int((~graded).sum())}
+    result["pass@1"] = mean_or_none(problem_means(correct))
+    result["interval95"] = accuracy_interval(correct) if graded.any() else None
     if draws > 1:
         result[f"avg@{draws}"] = result["pass@1"]
+        counts = list(zip(graded.sum(axis=1).tolist(), (correct == 1).sum(axis=1).tolist(), strict=True))
         for k in sorted({2**i for i in range(1, draws.bit_length())} | {draws}):
-            result[f"pass@{k}"] = float(np.mean([pass_at_k(draws, int(c), k) for c in correct.sum(axis=1)]))
-        result["of_each_draw"] = correct.mean(axis=0).tolist()
+            result[f"pass@{k}"] = mean_or_none([pass_at_k(n, right, k) for n, right in counts if n >= k])
+        result["of_each_draw"] = [mean_or_none(column) for column in correct.T]
     return result | {
-        "reward": float(np.mean([c["reward"] for c in completions])),
+        "reward": mean_or_none([c["reward"] for c, known in zip(completions, graded.flat, strict=True) if known]),
         "without_answer": float(np.mean([c["extracted_answer"] is None for c in completions])),
         "steps": float(np.mean([c["steps"] for c in completions])),
         **{name: sum(c["outcome"] == name for c in completions) for name in OUTCOMES[1:]},
     }
+
+
+def mean_or_none(values: Sequence[float] | np.ndarray) -> float | None:
+    """Returns the mean of the values that are not NaN, or None if there are none."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else None
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:

@@ -5,8 +5,11 @@ if (element("rollouts")) {
   const {pieces, runs} = data.rollouts;
   const fill = (id, text) => { element(id).textContent = text; };
   const KINDS = {All: () => true, Rewarded: (rollout) => rollout.reward > 0, Rescued: (rollout) => rollout.rescued,
-    Failed: (rollout) => !rollout.correct, Hinted: (rollout) => rollout.hinted};
+    Failed: (rollout) => rollout.correct === false, Hinted: (rollout) => rollout.hinted};
   const MOST_BARS = 40;
+  // A rollout without a verdict is neither correct nor wrong.
+  const word = ({correct}) => correct === null ? "no verdict" : correct ? "correct" : "wrong";
+  const color = ({correct}) => correct === null ? "" : correct ? "good" : "bad";
   let rollouts = [], bars = [], shown = [], current = null, boxes = [], steps = 1, open = false;
   const pause = makePlayer(element("time"), element("play"), show);
 
@@ -51,10 +54,12 @@ if (element("rollouts")) {
     const within = (bar) => found.filter((rollout) => bar.from <= rollout.step && rollout.step <= bar.to);
     const highest = Math.max(1, ...bars.map((bar) => within(bar).length));
     for (const bar of bars) {
-      const right = within(bar).filter((rollout) => rollout.correct).length, wrong = within(bar).length - right;
+      const [right, wrong, none] = [true, false, null].map((kind) =>
+        within(bar).filter((rollout) => rollout.correct === kind).length);
       bar.span.replaceChildren(...[["bad", wrong], ["good", right]].map(([className, number]) =>
         make("i", className, "", {style: "height: " + 100 * number / highest + "%"})));
-      bar.span.parentNode.title = bar.name + ": " + right + " correct, " + wrong + " wrong";
+      bar.span.parentNode.title = bar.name + ": " + right + " correct, " + wrong + " wrong" +
+        (none ? ", " + none + " without a verdict" : "");
     }
     const bar = bars[chosen("times") - 1];
     fill("when", bar ? bar.name : "all updates");
@@ -62,9 +67,9 @@ if (element("rollouts")) {
     fill("count", shown.length + " of " + rollouts.length + " rollouts");
     element("list").replaceChildren(...shown.map((rollout) => {
       const item = make("li", ""), onclick = () => choose(rollout);
-      const button = make("button", rollout.correct ? "good" : "bad", "", {type: "button", onclick});
+      const button = make("button", color(rollout), "", {type: "button", onclick});
       button.append(make("span", "", "update " + rollout.step + (rollout.hinted ? ", with hints" : "")),
-        make("span", "", rollout.rescued ? "rescued" : rollout.correct ? "correct" : "wrong"),
+        make("span", "", rollout.rescued ? "rescued" : word(rollout)),
         make("span", "", rollout.question.replaceAll("\n", " ").slice(0, 80)));
       item.append(button);
       return item;
@@ -88,13 +93,13 @@ if (element("rollouts")) {
     const tokens = rollout.tokens.map((token) => pieces[token]), hint = new Set(rollout.hint);
     element("badges").replaceChildren(badge("update " + rollout.step, ""),
       rollout.hinted ? badge("with hints", "hinted") : badge("first try", ""),
-      rollout.correct ? badge("correct", "good") : badge("wrong", "bad"),
+      badge(word(rollout), color(rollout)),
       ...(rollout.rescued ? [badge("rescued its group", "good")] : []));
     for (const name of ["question", "trace", "text", "answer"]) fill(name, rollout[name]);
     fill("extracted-answer", rollout.extracted_answer ?? ("extracted_answer" in rollout ? "none found" : "not recorded"));
     element("extracted-answer").className = rollout.extracted_answer == null ? "unset" : "";
-    const trouble = {timeout: ", no verdict in time", error: ", the grader failed"}[rollout.outcome] ?? "";
-    fill("verdict", (rollout.correct ? "correct" : "wrong") + ", reward " + Number(rollout.reward.toPrecision(4)) + trouble);
+    const trouble = {timeout: "no verdict in time", error: "no verdict, because the grader failed"}[rollout.outcome];
+    fill("verdict", trouble ?? word(rollout) + ", reward " + Number(rollout.reward.toPrecision(4)));
     showInitialCanvas(tokens, hint);
     steps = Math.max(...rollout.unmask_step, 0) + 1;
     fill("last-step", "step " + steps);

@@ -238,7 +238,10 @@ def _difference(name: str, reference: Run, run: Run) -> list[str]:
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:
         return []
-    found = paired(*(np.array(correct, bool)[:, None] for correct in (one, other)))
+    verdicts = [np.array(correct, float)[:, None] for correct in (one, other)]  # null, which is no verdict, becomes NaN
+    if np.isnan(verdicts[0] + verdicts[1]).all():
+        return []
+    found = paired(*verdicts)
     points = (100 * share for share in (found["difference"], *found["interval95"]))
     difference, p_value = "{:+.1f} ({:+.1f} to {:+.1f})".format(*points), f"{found['p_value']:.2g}"
     steps = f"{run.verdicts[-1]['step']:,} and {reference.verdicts[-1]['step']:,}"
@@ -253,11 +256,11 @@ def _table(title: str, note: str, header: list[str], rows: list[list[str]], empt
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
     """Converts a row of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and adds
-    new tokens to `indices`. Rows that were written by earlier versions of this package lack the keys `correct`, `outcome` and
-    `extracted_answer`."""
+    new tokens to `indices`. `correct` becomes None if there is no verdict. Rows that were written by earlier versions of this
+    package lack the keys `correct`, `outcome` and `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
-        "correct": row.get("correct", row["reward"] >= 1),
+        "correct": row.get("correct", row["reward"] >= 1) if row.get("outcome", "ok") == "ok" else None,
         "tokens": [indices.setdefault(piece, len(indices)) for piece in row["tokens"]],
         "hint": [place for place, given in enumerate(row["hint"]) if given],
     }

@@ -21,9 +21,9 @@ def key_of_batch(key: jax.Array, number: int) -> jax.Array:
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Marks the groups of completions that are neither all correct nor all wrong, bool [batches, groups per batch]."""
-    correct = [part.final.grades.correct for part in parts]
-    return np.stack([groups.any(axis=1) & ~groups.all(axis=1) for groups in correct])
+    """Marks the groups with both correct and wrong completions, bool [batches, groups per batch]."""
+    grades = [part.final.grades for part in parts]
+    return np.stack([each.correct.any(axis=1) & ~each.all_correct for each in grades])
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:

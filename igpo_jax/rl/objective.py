@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -65,12 +66,18 @@ class ObjectiveConfig(LikelihoodConfig):
         )
 
 
-def advantages(rewards: Array, normalize: bool) -> Array:
-    """Returns the advantages, float32 [n, g]: each reward minus the mean reward of its group. If `normalize` is True, the
-    difference is divided by the standard deviation of the rewards in the group."""
-    centered = rewards - rewards.mean(axis=1, keepdims=True)
+def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.ndarray:
+    """Returns the advantages, float32 [n, g], of completions with the given rewards, float32 [n, g]. The advantage is the reward
+    minus the mean reward of the group. If `normalize` is True, this difference is divided by the standard deviation of the
+    rewards in the group. Both statistics are over the completions that `graded`, bool [n, g], marks; others get advantage 0."""
+
+    def group_mean(values):
+        number = np.maximum(graded.sum(axis=1, keepdims=True, dtype=values.dtype), 1)
+        return np.where(graded, values, 0).sum(axis=1, keepdims=True) / number
+
+    centered = np.where(graded, rewards - group_mean(rewards), 0)
     if normalize:
-        centered = centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
+        centered = centered / (np.sqrt(group_mean(centered**2)) + 1e-6)
     return centered
 
 
@@ -142,10 +149,11 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
     return candidates & (order < kept)
 
 
-def group_weights(advantages: Array) -> jax.Array:
+def group_weights(advantages: Array, used: Array) -> jax.Array:
     """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for a group's advantages A. The weights
-    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the sum in wd1."""
-    plus, minus = jax.nn.softmax(advantages, axis=-1), jax.nn.softmax(-advantages, axis=-1)
+    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the sum in wd1. `used`,
+    bool [..., g], marks the completions that the softmax is over; the others get weight 0."""
+    plus, minus = (jax.nn.softmax(sign * advantages, axis=-1, where=used) for sign in (1, -1))
     return (plus - minus) * advantages.shape[-1]
 
 
@@ -202,7 +210,8 @@ def policy_terms(
         log_ratio = jnp.broadcast_to(sequence_mean[..., None], new.shape)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     if cfg.loss == "wd1":
-        surrogate = group_weights(advantages)[..., None] * new
+        has_no_verdict = ~loss_mask.any(axis=-1) & (advantages == 0)  # see `rollout`
+        surrogate = group_weights(advantages, ~has_no_verdict)[..., None] * new
         clip_fraction = jnp.zeros_like(advantages)
     else:
         advantage = advantages[..., None]

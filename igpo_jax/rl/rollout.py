@@ -6,6 +6,7 @@ Sampling runs on the mesh. Decisions that depend on the samples are made on the 
 all processes make the same decisions."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import flax
@@ -103,7 +104,7 @@ class Rollout:
     groups: GroupBatch  # the input of the updates
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
-    triggered: np.ndarray  # int[t], groups that have no correct first attempt and are allowed a second one
+    triggered: np.ndarray  # int[t], groups whose first attempts are all wrong, and that are allowed a second one
     replaced: np.ndarray  # bool[n, g], True for completions of `final` from the second attempt
     final: Attempt  # `first`, with some completions replaced by those of `second`
     stats: SampleStats
@@ -120,7 +121,8 @@ def rollout(
     check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Samples and grades a group of completions for each prompt. If all completions of a group are wrong, samples the group a
-    second time with hints, which are pieces of the reference solution (the trace), and swaps in correct completions.
+    second time with hints, which are pieces of the reference solution (the trace), and swaps in correct completions. A
+    completion without a verdict does not count as wrong. It gets advantage 0 and no tokens in the loss mask.
 
     Args:
         prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
@@ -131,7 +133,7 @@ def rollout(
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
     first, stats = _sample_attempt(context, prompts, _blank_canvas(prompts, cfg), KeyPurpose.FIRST_ATTEMPT)
     no_hint_available = (prompts.trace_length == 0) & (cfg.inpainting.source == "own")
-    triggered = np.flatnonzero(~first.grades.correct.any(axis=1) & ~no_hint_available)
+    triggered = np.flatnonzero(first.grades.all_wrong & ~no_hint_available)
 
     second, final, replaced = None, first, np.zeros(first.grades.correct.shape, bool)
     if cfg.inpainting.enabled and triggered.size:
@@ -140,21 +142,23 @@ def rollout(
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
 
+    graded = final.grades.graded
+    until_end = np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id)
     groups = GroupBatch(
         prompt=prompts.tokens,
         prompt_mask=prompts.prompt_mask,
         problem_id=prompts.problem_id,
         completions=final.tokens,
         unmask_step=final.unmask_step,
-        loss_mask=np.ones(final.tokens.shape, bool) if cfg.after_eos else up_to_first_eos(final.tokens, cfg.model.eos_id),
-        advantages=np.asarray(advantages(final.grades.rewards, cfg.normalize_advantages)),
+        loss_mask=until_end & graded[..., None],
+        advantages=advantages(final.grades.rewards, graded, cfg.normalize_advantages),
     )
     sampled = Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, stats)
     return dataclasses.replace(sampled, metrics=rollout_metrics(sampled, cfg.model.eos_id))
 
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
-    """Samples new completions of the triggered groups (groups without a correct completion) from canvases with hints."""
+    """Samples new completions of the triggered groups (all completions are wrong) from canvases with hints."""
     cfg = context.cfg
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
@@ -220,12 +224,15 @@ def swap(
 ) -> tuple[Attempt, np.ndarray]:
     """Replaces completions of the groups `triggered`, whose first attempts are all wrong, by the completions of the second
     attempt that `source` selects. The last completions of each group are replaced, or the first if `from_front` is True.
-    Returns the final attempt and the mask of replaced completions, bool [n, g]."""
+    Completions without a verdict are replaced before wrong ones, because only wrong ones are trained on. Returns the final
+    attempt and the mask of replaced completions, bool [n, g]."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
+    order = np.arange(first.tokens.shape[1])[:: 1 if from_front else -1]
     for row, (group, chosen) in enumerate(zip(triggered, source, strict=True)):
         if chosen.size:
-            places = slice(len(chosen)) if from_front else slice(-len(chosen), None)
+            ungraded_first = order[np.argsort(first.grades.graded[group, order], kind="stable")]
+            places = np.sort(ungraded_first[: len(chosen)])
             replaced[group, places] = True
             for values, better in zip(jax.tree.leaves(final), jax.tree.leaves(second), strict=True):
                 values[group, places] = better[row, chosen]
@@ -250,21 +257,25 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
     """Returns the metrics of a rollout by their names in the log. Rewards, correctness and hint metrics are means. Times are in
-    seconds."""
+    seconds. Means of rewards and correctness are over the completions with a verdict, or the groups with such a completion, and
+    NaN if there are none."""
 
-    def mean(values) -> float:
-        return float(np.mean(values))
+    def mean(values, where=...) -> float:
+        values = np.asarray(values)[where]
+        return float(np.mean(values)) if values.size else math.nan
 
     first, second, final, stats = sampled.first, sampled.second, sampled.final, sampled.stats
     attempts = [first] if second is None else [first, second]
+    tried, trained = first.grades, final.grades
+    has_verdict = tried.graded.any(axis=1)
     metrics = {
-        "reward/first_try": mean(first.grades.rewards),
-        "reward/final": mean(final.grades.rewards),
-        "correct/first_try": mean(first.grades.correct),
-        "correct/final": mean(final.grades.correct),
-        "groups/all_wrong_before": mean(~first.grades.correct.any(axis=1)),
-        "groups/all_wrong_after": mean(~final.grades.correct.any(axis=1)),
-        "groups/all_correct": mean(first.grades.correct.all(axis=1)),
+        "reward/first_try": mean(tried.rewards, tried.graded),
+        "reward/final": mean(trained.rewards, trained.graded),
+        "correct/first_try": mean(tried.correct, tried.graded),
+        "correct/final": mean(trained.correct, trained.graded),
+        "groups/all_wrong_before": mean(tried.all_wrong, has_verdict),
+        "groups/all_wrong_after": mean(trained.all_wrong, has_verdict),
+        "groups/all_correct": mean(tried.all_correct, has_verdict),
         "groups/distinct": distinct_share(first.tokens, eos_id),
         "hint/replaced": mean(sampled.replaced.sum(axis=1)),
         "grading/late": float(sum(attempt.grades.late.sum() for attempt in attempts)),
@@ -272,7 +283,7 @@ def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
     }
     if second is not None:
         metrics |= {
-            "hint/rescue_rate": mean(second.grades.correct.any(axis=1)),
+            "hint/rescue_rate": mean(second.grades.correct.any(axis=1), second.grades.graded.any(axis=1)),
             "hint/ratio": mean(second.ratio),
             "hint/tokens": mean(second.hint.sum(axis=-1)),
         }

@@ -70,9 +70,12 @@ class MetricsWriter(contextlib.AbstractContextManager):
             if self._files and finite.size:
                 self._events.add_histogram(name, finite, step, bins=30)
 
-    def write_evaluation(self, step: int, stage: str, correct: np.ndarray, scalars: dict[str, float]) -> None:
-        """Appends the verdicts on the test problems, bool [problems], and the evaluation's metrics, including eval/accuracy."""
-        verdicts = np.asarray(correct, int).tolist()
+    def write_evaluation(
+        self, step: int, stage: str, correct: np.ndarray, graded: np.ndarray, scalars: dict[str, float]
+    ) -> None:
+        """Appends the verdicts on the test problems, and the evaluation's metrics, including eval/accuracy. `correct` and
+        `graded` are bool [problems]; the verdict on a problem that is not graded is null."""
+        verdicts = [int(right) if known else None for right, known in zip(correct, graded, strict=True)]
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
 
@@ -85,7 +88,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
 def _as_markdown(row: dict[str, Any]) -> str:
     """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because no text can end a
     block of this kind."""
-    verdict = "correct" if row["correct"] else "wrong"
+    verdict = {"timeout": "no verdict in time", "error": "the grader failed"}.get(row.get("outcome", "ok"))
+    verdict = verdict or ("correct" if row["correct"] else "wrong")
     parts = {"question": row["question"], "completion": row["text"]}
     if "extracted_answer" in row:
         parts["answer read"] = str(row["extracted_answer"])

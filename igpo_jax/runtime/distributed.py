@@ -65,6 +65,14 @@ def all_gather_hosts(value) -> np.ndarray:
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
 
+def gather_texts(text: str, size: int = 400) -> list[str]:
+    """Gathers a text, cut to `size` bytes of UTF-8, from every process. Returns the same list on every process."""
+    data = np.zeros(size, np.uint8)
+    encoded = text.encode("utf-8", "replace")[:size]
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return [row.tobytes().rstrip(b"\0").decode("utf-8", "ignore") for row in all_gather_hosts(data)]
+
+
 def own_rows(number: int) -> np.ndarray:
     """Returns the indices of the rows, out of `number` rows, that this process works on."""
     return np.arange(jax.process_index(), number, jax.process_count())

@@ -1,18 +1,33 @@
-"""Confidence intervals and paired tests of accuracies."""
+"""Confidence intervals and paired tests of accuracies.
+
+`correct` is float [problems, completions per problem]: 1 for a correct completion, 0 for a wrong one, and NaN for a completion
+without a verdict, which does not count. Arrays of bool are accepted."""
 
 import math
 from typing import Any
 
 import numpy as np
 
+from igpo_jax.runtime.checks import require
+
 RESAMPLES = 10_000  # number of resamples for a bootstrap interval, and of random sign flips for a permutation test
 
 
+def problem_means(correct: np.ndarray) -> np.ndarray:
+    """Returns the mean of the verdicts on each problem, float64 [problems]; NaN for a problem without any verdict."""
+    graded = ~np.isnan(correct)
+    number = graded.sum(axis=1)
+    means = np.where(graded, correct, 0).sum(axis=1) / np.maximum(number, 1)
+    return np.where(number > 0, means, np.nan)
+
+
 def accuracy_interval(correct: np.ndarray) -> list[float]:
-    """Returns the 95 % confidence interval of the mean of `correct`, bool [problems, completions per problem]. It is Wilson's
-    interval if there is one completion per problem, otherwise a bootstrap interval over problems."""
-    several = correct.shape[1] > 1
-    return bootstrap_interval(correct.mean(axis=1)) if several else wilson(float(correct.mean()), len(correct))
+    """Returns the 95 % confidence interval of the mean over problems. It is Wilson's interval if there is one completion per
+    problem, otherwise a bootstrap interval over problems. Problems without a verdict are left out; at least one must have
+    one."""
+    means = problem_means(correct)
+    means = means[~np.isnan(means)]
+    return bootstrap_interval(means) if correct.shape[1] > 1 else wilson(float(means.mean()), len(means))
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float]:
@@ -32,14 +47,19 @@ def wilson(share: float, problems: int) -> list[float]:
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two evaluations of the same problems, both bool [problems, completions per problem]. Returns the two means,
-    the difference other - one with its 95 % confidence interval and p-value, and the numbers of problems on which `other` is
-    better and worse."""
-    difference = other.mean(axis=1) - one.mean(axis=1)
+    """Compares two evaluations of the same problems, both given as `correct`. Uses the problems with a verdict in both. Returns
+    their number, the number of problems left out, the two means over problems, the difference other - one with its 95 %
+    confidence interval and p-value, and the numbers of problems on which `other` is better and worse. Raises ValueError if no
+    problem has a verdict in both."""
+    before, after = problem_means(one), problem_means(other)
+    both = ~np.isnan(before - after)
+    require(both.any(), "no problem has a verdict in both evaluations")
+    before, after = before[both], after[both]
+    difference = after - before
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    means = {"one": float(one.mean()), "other": float(other.mean()), "difference": float(difference.mean())}
+    means = {"one": float(before.mean()), "other": float(after.mean()), "difference": float(difference.mean())}
     p_value = mcnemar(gained, lost) if one.shape[1] == 1 else sign_flip(difference)
-    counts = {"problems": len(difference), "better": gained, "worse": lost}
+    counts = {"problems": len(difference), "left_out": int((~both).sum()), "better": gained, "worse": lost}
     return {**means, "interval95": bootstrap_interval(difference), "p_value": p_value, **counts}
 
 

@@ -19,15 +19,17 @@ NO_SOLUTION = -1  # fills rows of the solution bank without a solution
 
 def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
     """Updates the solution bank and the center of hint ratios (shares of a solution that hints reveal) from the rollouts of an
-    iteration, and returns the new state of the stage. The center changes only if there were second (hinted) attempts."""
+    iteration, and returns the new state of the stage. The center changes only if there were second (hinted) attempts
+    with a verdict."""
     bank, center = state.solution_bank, state.hint_ratio_center
     if bank is not None:
         for sampled in rollouts:
             rows, first = present(experiment.rl_data).rows_of(to_host(sampled.groups.problem_id)), sampled.first
             bank = update_solution_bank(bank, rows, first.tokens, first.grades.correct, experiment.model.eos_id)
-    correct = [sampled.second.grades.correct for sampled in rollouts if sampled.second is not None]
-    if center is not None and correct:
-        center = next_hint_ratio_center(center, float(np.concatenate(correct).mean()), experiment.config.inpainting)
+    second = [sampled.second.grades for sampled in rollouts if sampled.second is not None]
+    correct = np.concatenate([grades.correct[grades.graded] for grades in second]) if second else np.zeros(0)
+    if center is not None and correct.size:
+        center = next_hint_ratio_center(center, float(correct.mean()), experiment.config.inpainting)
     return dataclasses.replace(state, solution_bank=bank, hint_ratio_center=center)
 
 
@@ -38,7 +40,7 @@ def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
 
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
     """Returns the center of hint ratios (shares of a solution that hints reveal) for the next iteration. `correct` is the share
-    of second attempts that were correct in the last iteration.
+    of correct ones among the graded second attempts of the last iteration.
 
     The center rises if `correct` is below one half and falls if it is above, because the expected gradient of a problem's
     completions, correct * (1 - correct), is largest at one half (paper, Appendix K). The center is rounded to float32, so that

@@ -100,7 +100,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
 
 
 def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, Iteration]:
-    """Samples groups of completions, computes their log-probabilities, and updates the policy. Donates the training state."""
+    """Samples groups of completions, computes their log-probabilities, and updates the policy. Donates the training state.
+    Raises ValueError if too many completions have no verdict."""
     stage, config = run.stage, run.stage.experiment.config
     model, mesh, objective, watch = stage.experiment.model, stage.experiment.mesh, config.objective, Stopwatch()
     with watch.measure("time/total"):
@@ -109,6 +110,8 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
 
         sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, policy, key, watch)
         parts = _sample_batches(run, state, policy, key, cfg)
+        attempts = [attempt for part in parts for attempt in (part.first, part.second) if attempt is not None]
+        stage.stop_if_ungraded(state, [attempt.grades for attempt in attempts])
         sampled = merge(parts, mesh, cfg)
         groups = sampled.groups
 
@@ -135,7 +138,7 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
     if state.hint_ratio_center is not None:
         metrics["hint/ratio_center"] = state.hint_ratio_center
     metrics |= means | watch.seconds | device_memory() | {"policy/entropy": entropy} | skips
-    tokens = sum(attempt.tokens.size for part in parts for attempt in (part.first, part.second) if attempt is not None)
+    tokens = sum(attempt.tokens.size for attempt in attempts)
     metrics["speed/tokens_per_second"] = tokens / metrics["time/rollout"]
     batch = {"groups": groups, "old": logprobs.old, "reference": logprobs.reference}
     return state, Iteration(sampled, metrics, batch, last_update)
@@ -206,8 +209,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples rollouts until `rl.prompts` groups (a group is the completions of a problem) are neither all correct nor all
-    wrong, or until there are `rl.dynamic_batches` rollouts. By default, it samples one rollout."""
+    """Samples rollouts until `rl.prompts` groups (a group is the completions of a problem) have correct and wrong completions,
+    or until there are `rl.dynamic_batches` rollouts. By default, it samples one rollout."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []
@@ -230,21 +233,23 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
-    """Returns arrays [groups, completions] for histograms: rewards and lengths of first attempts, and training advantages."""
+    """Returns arrays for histograms: rewards of graded first attempts, lengths of first attempts, and training advantages."""
     return {
-        "rollout/rewards": sampled.first.grades.rewards,
+        "rollout/rewards": sampled.first.grades.rewards[sampled.first.grades.graded],
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
         "rollout/advantages": to_host(sampled.groups.advantages),
     }
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Returns rows of rollouts.jsonl for a few problems. Each problem has a row for its first attempt with the highest reward.
-    If the problem was sampled again with hints, the hinted attempt with the highest reward has a row, too."""
+    """Returns rows of rollouts.jsonl for a few problems. Each problem has a row for its first attempt with the highest reward,
+    among the graded ones if there are any. If the problem was sampled again with hints, the hinted attempt with the highest
+    reward has a row, too."""
     by_id = present(experiment.rl_data).by_id
 
     def row(attempt, name: str, group: int, position: int) -> dict:
-        place = position, int(attempt.grades.rewards[position].argmax())
+        rewards = np.where(attempt.grades.graded, attempt.grades.rewards, -np.inf)
+        place = position, int(rewards[position].argmax())
         problem, tokens = by_id[int(problem_ids[group])], attempt.tokens[place]
         text = experiment.graded_text(tokens)
         grades = {field: values[place] for field, values in vars(attempt.grades).items()}
@@ -262,7 +267,7 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "hint": attempt.hint[place].tolist(),
             "end": next((i for i, token in enumerate(tokens.tolist()) if token == experiment.model.eos_id), None),
             "reward": float(grades["rewards"]),
-            "correct": bool(grades["correct"]),
+            "correct": bool(grades["correct"]),  # False if the outcome is not "ok"
             "outcome": "timeout" if grades["late"] else "error" if grades["broken"] else "ok",
             "text": text,
             **extracted,

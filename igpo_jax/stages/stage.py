@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import check_parameters, stop_diverged
+from igpo_jax.tasks.grades import Grades
 from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import TrainState, create_state, make_optimizer
 
@@ -95,13 +97,24 @@ class Stage:
         """Saves the state and raises Terminated if a termination signal has arrived. The resumed run repeats unfinished work.
         Every process must call this method the same number of times."""
         if self.preempted():
-            check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
-            unlogged = np.array(to_host(state.unlogged), float).tolist()
+            raise Terminated(f"stopped by a termination signal after saving {self._save_now(state)}")
+
+    def stop_if_ungraded(self, state: IterationState, grades: Sequence[Grades]) -> None:
+        """Saves the state and raises ValueError if too many completions have no verdict, see `Experiment.lack_of_verdicts`. The
+        resumed run repeats unfinished work."""
+        trouble = self.experiment.lack_of_verdicts(grades)
+        if trouble:
+            raise ValueError(f"{trouble}. The same command then continues the run from {self._save_now(state)}")
+
+    def _save_now(self, state: IterationState) -> pathlib.Path:
+        """Saves the state, unless it is saved already, and returns the folder of the checkpoint."""
+        check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
+        unlogged = np.array(to_host(state.unlogged), float).tolist()
+        self.checkpoints.wait()
+        if state.done not in self.checkpoints.steps():
+            self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, unlogged=unlogged)
             self.checkpoints.wait()
-            if state.done not in self.checkpoints.steps():
-                self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, unlogged=unlogged)
-                self.checkpoints.wait()
-            raise Terminated(f"stopped by a termination signal after saving {self.checkpoints.folder / str(state.done)}")
+        return self.checkpoints.folder / str(state.done)
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
         """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and after every `every`
@@ -112,16 +125,19 @@ class Stage:
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Evaluates the policy on the test problems, logs its accuracy and returns it. `heldout` is a function of (parameters,
-        check_preemption) that returns further metrics to log."""
+        """Evaluates the policy on the test problems, logs its accuracy and returns it. The accuracy is over the completions with
+        a verdict; raises ValueError if too many have none. `heldout` is a function of (parameters, check_preemption) that
+        returns further metrics to log."""
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
             params = self.sampling_params(state)
             metrics = heldout(params, check_preemption)
-            correct = self.experiment.verdicts(params, check_preemption)
-        accuracy = float(correct.mean(dtype=np.float64))
-        metrics |= {"eval/accuracy": accuracy, "eval/problems": len(correct)}
-        log.write_evaluation(self.step_of(state.done), self.name, correct, metrics | watch.seconds)
+            grades = self.experiment.verdicts(params, check_preemption)
+        self.stop_if_ungraded(state, [grades])
+        correct, graded = grades.correct[:, 0], grades.graded[:, 0]
+        accuracy = float(correct[graded].mean(dtype=np.float64))
+        metrics |= {"eval/accuracy": accuracy, "eval/problems": graded.sum(), "eval/ungraded": (~graded).sum()}
+        log.write_evaluation(self.step_of(state.done), self.name, correct, graded, metrics | watch.seconds)
         return accuracy
 
     def stop_if_diverged(self, state: IterationState, last_update: dict[str, Any], batch: Any) -> None:

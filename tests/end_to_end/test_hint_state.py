@@ -173,12 +173,12 @@ def test_every_evaluation_leaves_its_verdicts(run, request):
 def test_an_evaluation_that_was_cut_off_between_its_two_logs_is_made_again(tmp_path):
     with MetricsWriter(tmp_path, 0) as log:
         for step in (0, 2):
-            log.write_evaluation(step, "rl", np.array([True, False]), {"eval/accuracy": 0.5})
+            log.write_evaluation(step, "rl", np.array([True, False]), np.ones(2, bool), {"eval/accuracy": 0.5})
         log._append("evaluations.jsonl", [{"step": 4, "stage": "rl", "correct": [1, 1]}])
     with MetricsWriter(tmp_path, 4) as log:
-        log.write_evaluation(4, "rl", np.array([False, False]), {"eval/accuracy": 0.0})
+        log.write_evaluation(4, "rl", np.array([False, False]), np.array([True, False]), {"eval/accuracy": 0.0})
     assert [(row["step"], row["correct"]) for row in read_rows(tmp_path / "evaluations.jsonl")] == [
-        (0, [1, 0]), (2, [1, 0]), (4, [0, 0])
+        (0, [1, 0]), (2, [1, 0]), (4, [0, None])
     ]  # fmt: skip
     with MetricsWriter(tmp_path, 2):
         pass

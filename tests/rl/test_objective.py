@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, init, shardings
@@ -72,17 +74,40 @@ def random_terms(rows=4, length=6, seed=0):
 
 
 def test_advantages_are_centred_in_each_group():
-    rewards = jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]])
+    rewards = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]], np.float32)
     expected = [[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0], [-0.5, 0.5, -0.5, 0.5]]
-    np.testing.assert_allclose(advantages(rewards, normalize=False), expected)
+    np.testing.assert_allclose(advantages(rewards, np.ones((3, 4), bool), normalize=False), expected)
 
 
 def test_advantages_may_be_divided_by_the_standard_deviation():
-    rewards = jnp.array([[1.0, 0, 0, 0], [1, 1, 1, 1]])
+    rewards = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1]], np.float32)
     deviation = math.sqrt(3) / 4
-    np.testing.assert_allclose(
-        advantages(rewards, normalize=True), [[0.75 / deviation] + [-0.25 / deviation] * 3, [0, 0, 0, 0]], rtol=1e-4
-    )
+    expected = [[0.75 / deviation] + [-0.25 / deviation] * 3, [0, 0, 0, 0]]
+    np.testing.assert_allclose(advantages(rewards, np.ones((2, 4), bool), normalize=True), expected, rtol=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
+def test_with_all_verdicts_advantages_are_the_plain_ones_to_the_bit(seed, size, normalize):
+    draw = np.random.default_rng(seed)
+    rewards = draw.choice([0, 0.125, 0.75, 1, 3, draw.normal()], (5, size)).astype(np.float32)
+    plain = rewards - rewards.mean(axis=1, keepdims=True)
+    if normalize:
+        plain = plain / (rewards.std(axis=1, keepdims=True) + 1e-6)
+    found = advantages(rewards, np.ones(rewards.shape, bool), normalize)
+    assert found.dtype == np.float32 and found.tobytes() == plain.tobytes()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans())
+def test_advantages_are_over_the_completions_with_a_verdict(seed, size, normalize):
+    draw = np.random.default_rng(seed)
+    rewards, graded = draw.normal(size=(4, size)).astype(np.float32), draw.uniform(size=(4, size)) < draw.uniform()
+    found = advantages(rewards, graded, normalize)
+    for group, known, row in zip(rewards, graded, found, strict=True):
+        assert (row[~known] == 0).all()
+        if known.any():
+            kept = group[known]
+            deviation = kept.std() + 1e-6 if normalize else 1
+            np.testing.assert_allclose(row[known], (kept - kept.mean()) / deviation, rtol=1e-4, atol=1e-4)
 
 
 # One row at a time
@@ -110,7 +135,25 @@ def test_wd1_pulls_up_what_is_better_and_pushes_down_what_is_worse():
     means = np.array([new[row][loss_mask[row]].mean() for row in range(len(new))])
     assert rows.mean() == pytest.approx(-np.sum(weights * means), rel=1e-5)
     np.testing.assert_allclose(policy_terms(new, new, reference, advantage, loss_mask, cfg)[0], rows)
-    np.testing.assert_allclose(group_weights(jnp.zeros(4)), 0)
+    np.testing.assert_allclose(group_weights(jnp.zeros(4), jnp.ones(4, bool)), 0)
+
+
+@pytest.mark.parametrize("loss", ["clipped", "wd1"])
+def test_a_completion_without_a_verdict_is_as_if_it_had_not_been_sampled(loss):
+    """Apart from the divisor, which is the number of sampled completions."""
+    new, old, reference, advantage, loss_mask = random_terms()
+    kept = np.array([True, False, True, True])
+    advantage, loss_mask = np.where(kept, advantage, 0), loss_mask & kept[:, None]
+    cfg = ObjectiveConfig(loss=loss, kl_coefficient=0.0 if loss == "wd1" else 0.1)
+
+    def gradient(new, rows):
+        terms = old[rows], reference[rows], advantage[rows], loss_mask[rows], cfg
+        return jax.grad(lambda new: policy_terms(new, *terms)[0].mean())(new[rows]) * rows.sum()
+
+    every, without = gradient(new, np.ones(4, bool)), gradient(new, kept)
+    assert (every[1] == 0).all() and (without != 0).any()
+    # wd1 multiplies the weights by the size of the group.
+    np.testing.assert_allclose(every[kept], without * (4 / 3 if loss == "wd1" else 1), rtol=1e-4, atol=1e-6)
 
 
 def test_over_the_canvas_a_token_weighs_the_same_in_short_and_long_completions():
@@ -330,13 +373,13 @@ def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, par
     assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert statistics["policy/kl"] == pytest.approx(0, abs=1e-6)
     assert statistics["policy/clip_fraction"] == statistics["policy/overflow"] == 0
-    centred = batch.replace(advantages=np.asarray(advantages(batch.advantages, normalize=False)))
+    centred = batch.replace(advantages=advantages(batch.advantages, np.ones((N, G), bool), normalize=False))
     assert run(centred)[0] == pytest.approx(0, abs=1e-5)
 
 
 def test_groups_of_equal_rewards_have_no_gradient(mesh):
     objective, params = ObjectiveConfig(kl_coefficient=0.0), make_params(0)
-    batch = make_batch().replace(advantages=np.asarray(advantages(jnp.ones((N, G)), normalize=True)))
+    batch = make_batch().replace(advantages=advantages(np.ones((N, G), np.float32), np.ones((N, G), bool), normalize=True))
     logprobs = first(scores_of(params, params, batch, objective, mesh))
     gradient = jax.jit(jax.grad(lambda p, b: loss_and_statistics(p, b, logprobs, CFG, objective, mesh)[0]))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient(moved(params, 0.1), batch)))

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from igpo_jax.data.pipeline import PromptBatch, take_rows
 from igpo_jax.diffusion.sampler import HINT
@@ -38,6 +40,9 @@ def prompts() -> PromptBatch:
         trace_length=np.full(PROBLEMS, 10, np.int32),
         hintable=np.arange(LENGTH)[None].repeat(PROBLEMS, 0) < 10,
     )
+
+
+NONE = -1  # in a table of rewards: no verdict
 
 
 class Grader:
@@ -121,6 +126,51 @@ def test_partial_credit_is_not_being_right(params, mesh):
     np.testing.assert_allclose(np.asarray(result.groups.advantages)[0], expected, atol=1e-6)
     assert result.metrics["reward/first_try"] == pytest.approx(1.8 / 16)
     assert result.metrics["correct/first_try"] == pytest.approx(1 / 16)
+
+
+def test_a_completion_without_a_verdict_is_not_wrong(params, mesh):
+    """Groups without any verdict are not sampled again, and only graded correct completions replace others."""
+    table = {
+        100: ((NONE,) * 4, ALL),
+        101: ((NONE, 1, NONE, 0), ALL),
+        102: ((0, NONE, 0, 0), (NONE, 1, 1, NONE)),
+        103: (WRONG, (NONE,) * 4),
+    }
+    result, grader = run(params, mesh, table=table)
+    assert result.triggered.tolist() == [2, 3] and {102, 103} == set(grader.calls[1][0].tolist())
+    # The completion without a verdict is replaced first.
+    assert result.replaced.tolist() == [[False] * 4, [False] * 4, [False, True, False, True], [False] * 4]
+    np.testing.assert_array_equal(np.asarray(result.groups.completions)[2, [1, 3]], result.second.tokens[0, [1, 2]])
+    expected = [[0.0] * 4, [0, 0.5, 0, -0.5], [-0.5, 0.5, -0.5, 0.5], [0.0] * 4]
+    np.testing.assert_array_equal(np.asarray(result.groups.advantages), expected)
+    trained = np.asarray(result.groups.loss_mask).any(axis=-1)
+    assert trained.tolist() == [[False] * 4, [False, True, False, True], [True] * 4, [True] * 4]
+    metrics = result.metrics
+    assert metrics["reward/first_try"] == pytest.approx(1 / 9) == metrics["correct/first_try"]
+    assert metrics["correct/final"] == pytest.approx(3 / 10)
+    assert metrics["groups/all_wrong_before"] == pytest.approx(2 / 3) and metrics["groups/all_correct"] == 0
+    assert metrics["groups/all_wrong_after"] == pytest.approx(1 / 3) and metrics["hint/rescue_rate"] == 1.0
+    assert metrics["grading/late"] == 7 + 6
+
+
+def test_the_first_completions_are_replaced_but_before_them_one_without_a_verdict(params, mesh):
+    cfg = dataclasses.replace(CFG, inpainting=dataclasses.replace(CFG.inpainting, by_completion=True))
+    result, _ = run(params, mesh, table=TABLE | {100: ((0, 0, NONE, 0), ALL)}, cfg=cfg)
+    assert result.replaced[0].tolist() == [True, False, True, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_metrics_without_any_verdict_are_not_numbers(params, mesh):
+    result, _ = run(params, mesh, table=dict.fromkeys(TABLE, ((NONE,) * 4, ALL)))
+    assert result.second is None and not np.asarray(result.groups.advantages).any()
+    assert np.isnan([value for name, value in result.metrics.items() if name.split("/")[0] in ("reward", "correct")]).all()
+    assert np.isnan(result.metrics["groups/all_wrong_before"]) and result.metrics["grading/late"] == 16
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12))
+def test_a_mean_over_all_completions_is_the_plain_mean_to_the_bit(seed, groups, size):
+    rewards = np.random.default_rng(seed).normal(size=(groups, size)).astype(np.float32)
+    assert np.mean(rewards[np.ones(rewards.shape, bool)]) == np.mean(rewards)
 
 
 def test_without_inpainting_there_is_one_try(params, mesh):

@@ -59,8 +59,8 @@ def test_each_program_is_compiled_once(mesh_of):
             problem, completion = np.repeat(batch.problem_id, G), np.tile(np.arange(G, dtype=np.uint32), N)
             keys = completion_keys(jax.random.key(step), problem, completion, 0)
             tokens = jax.device_get(sample(state.params, *rows, keys, CFG, DECODE).tokens).reshape(N, G, LENGTH)
-            rewards = (tokens > 15).mean(axis=-1)
-            batch = batch.replace(completions=tokens, advantages=np.asarray(advantages(rewards, False), np.float32))
+            rewards = (tokens > 15).mean(axis=-1, dtype=np.float32)
+            batch = batch.replace(completions=tokens, advantages=advantages(rewards, np.ones((N, G), bool), False))
             batch = shard_batch(batch, mesh)
             logprobs = compute_logprobs(state.params, reference, batch, jax.random.key(step), CFG, objective, mesh)
             for inner_step in range(objective.inner_steps):

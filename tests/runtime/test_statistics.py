@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpo_jax.evaluate.benchmark import pass_at_k, summary
-from igpo_jax.runtime.statistics import accuracy_interval, mcnemar, paired, sign_flip, wilson
+from igpo_jax.evaluate.benchmark import correct_of, pass_at_k, summary
+from igpo_jax.runtime.statistics import accuracy_interval, mcnemar, paired, problem_means, sign_flip, wilson
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -67,7 +67,52 @@ def test_a_summary_of_several_draws():
 
 def test_a_summary_counts_what_went_wrong():
     found = summary(rows(np.zeros((3, 1)), outcome="timeout", extracted_answer=None))
-    assert found["timeout"] == 3 and found["without_answer"] == 1.0 and found["pass@1"] == 0.0 and "avg@1" not in found
+    assert found["timeout"] == found["ungraded"] == 3 and found["without_answer"] == 1.0 and "avg@1" not in found
+    assert found["pass@1"] is found["interval95"] is found["reward"] is None
+
+
+def with_outcomes(correct, outcomes):
+    """Returns rows; an outcome other than "ok" makes a completion neither correct nor wrong."""
+    made = rows(correct)
+    for row, wanted in zip(made, outcomes, strict=True):
+        for completion, outcome in zip(row["completions"], wanted, strict=True):
+            completion |= {"outcome": outcome} | ({} if outcome == "ok" else {"correct": False, "reward": 0.0})
+    return made
+
+
+def test_a_summary_is_over_the_completions_with_a_verdict():
+    correct = np.array([[1, 1, 0], [0, 1, 0], [1, 1, 1]])
+    outcomes = [["ok"] * 3, ["ok", "timeout", "error"], ["error"] * 3]
+    found = summary(with_outcomes(correct, outcomes))
+    assert (found["problems"], found["ungraded"], found["timeout"], found["error"]) == (3, 5, 1, 4)
+    assert found["pass@1"] == pytest.approx((2 / 3 + 0) / 2)  # the last problem has no verdict
+    assert found["pass@2"] == 1.0 and found["pass@3"] == 1.0  # only the first problem has two or three
+    assert found["of_each_draw"] == [0.5, 1.0, 0.0] and found["reward"] == 0.5
+    found = summary(with_outcomes([[1], [0], [1], [0]], [["ok"], ["ok"], ["ok"], ["timeout"]]))
+    assert found["pass@1"] == pytest.approx(2 / 3) and found["interval95"] == wilson(2 / 3, 3)
+
+
+def test_rows_of_evaluations_without_outcomes_are_read():
+    made = rows([[1], [0]])
+    for row in made:
+        del row["completions"][0]["outcome"]
+    assert correct_of(made).tolist() == [[1.0], [0.0]]
+
+
+def test_problems_are_paired_if_both_evaluations_have_a_verdict():
+    one = np.array([[1, 0], [np.nan, 1], [np.nan, np.nan], [0, 0]])
+    other = np.array([[1, 1], [0, 1], [1, 1], [np.nan, np.nan]])
+    found = paired(one, other)
+    assert (found["problems"], found["left_out"], found["better"], found["worse"]) == (2, 2, 1, 1)
+    assert (found["one"], found["other"], found["difference"]) == (0.75, 0.75, 0.0)
+    with pytest.raises(ValueError, match="no problem has a verdict in both"):
+        paired(one[2:], other[2:])
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_with_all_verdicts_the_means_are_plain(problems, draws, seed):
+    correct = np.random.default_rng(seed).uniform(size=(problems, draws)) < 0.5
+    assert problem_means(correct).tobytes() == correct.mean(axis=1).tobytes()
 
 
 @pytest.mark.slow

@@ -13,17 +13,17 @@ from igpo_jax.tasks.problem import Problem
 
 EOS = 3
 PIECES = ["1", "=", "12", "<eos>"]
-# Two groups of two completions; the second is late in one group and correct in the other.
+# Two groups of two completions: all are late in the first group, and the second is correct in the other.
 TOKENS = np.array([[[0, 1, 2, EOS], [0, 0, 0, 0]], [[0, 0, EOS, EOS], [0, 1, 2, EOS]]])
 GRADES = Grades(
     rewards=np.array([[0.0, 0.25], [0.0, 1.0]], np.float32),
     correct=np.array([[False, False], [False, True]]),
-    late=np.array([[False, True], [False, False]]),
+    late=np.array([[True, True], [False, False]]),
     broken=np.zeros((2, 2), bool),
 )
 
 
-def rows(function=""):
+def rows(function="", grades=GRADES):
     problem = Problem("p", "6+6=", "12", "1=12", (), "1=12")
     config = SimpleNamespace(task=_Section(name="arithmetic"), reward=SimpleNamespace(function=function))
     experiment = SimpleNamespace(
@@ -35,7 +35,7 @@ def rows(function=""):
         extract_answer=functools.partial(Experiment.extract_answer, SimpleNamespace(config=config)),
     )
     first = SimpleNamespace(
-        tokens=TOKENS, unmask_step=np.zeros(TOKENS.shape, int), hint=np.zeros(TOKENS.shape, bool), grades=GRADES
+        tokens=TOKENS, unmask_step=np.zeros(TOKENS.shape, int), hint=np.zeros(TOKENS.shape, bool), grades=grades
     )
     sampled = SimpleNamespace(
         first=first, second=None, triggered=np.array([0]), groups=SimpleNamespace(problem_id=np.array([7, 8], np.uint32))
@@ -49,9 +49,15 @@ class _Section(dict):
 
 def test_a_row_says_what_was_read_and_how_it_was_judged():
     late, right = rows()
-    assert (late["extracted_answer"], late["correct"], late["outcome"], late["reward"]) == (None, False, "timeout", 0.25)
+    assert (late["extracted_answer"], late["correct"], late["outcome"], late["reward"]) == ("12", False, "timeout", 0.0)
     assert (right["extracted_answer"], right["correct"], right["outcome"], right["reward"]) == ("12", True, "ok", 1.0)
     assert right["text"] == "1=12" and right["end"] == 3
+
+
+def test_a_completion_without_a_verdict_is_shown_only_if_there_is_no_other():
+    late = np.array([[False, True], [False, False]])
+    first, _ = rows(grades=GRADES.replace(late=late))
+    assert (first["text"], first["outcome"], first["reward"]) == ("1=12", "ok", 0.0)  # the late one has reward 0.25
 
 
 @pytest.mark.parametrize("function, read", [("", True), ("package.module:name", False)])
