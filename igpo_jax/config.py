@@ -103,7 +103,7 @@ class RLConfig:
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
-    # An iteration samples batches until `prompts` groups are neither all correct nor all wrong, but at most this many batches.
+    # An iteration samples batches until `prompts` groups have correct and wrong completions, but at most this many batches.
     dynamic_batches: int = checked(1, at_least(1))
     # With sampler.cache, the sampler's error (KL between a token's exact and cached distributions, in nats) is measured every
     # `probe_every` iterations (0: never). While the last measured error exceeds `probe_limit` (0: no limit), rollouts use the
@@ -117,11 +117,12 @@ class RLConfig:
 class RewardConfig:
     """Section `reward` of the configuration: grading of completions in separate processes."""
 
-    # "package.module:name" of a function (problem, text) -> float; "" selects the task's own reward
+    # "package.module:name" of a function (problem, text) -> float; "" selects the task's own reward. The module may define
+    # warm_up(), which loads what the function needs.
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
     workers: int = checked(2, at_least(1))
     deadline_seconds: float = checked(5.0, positive)  # per answer
-    # A run stops if a larger share of the completions of an iteration or evaluation gets no verdict (late, or the function failed)
+    # A run stops if a larger share of an iteration's or evaluation's completions has no verdict: it is late, or the function fails.
     max_ungraded: float = checked(0.2, within(0, 1))
     scale: float = checked(1.0, positive)  # factor of the function's value; reference code: 3
     format: bool = False  # add up to 0.75 for the paper's tags and a box; reference code: True

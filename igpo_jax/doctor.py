@@ -270,12 +270,13 @@ def tiny_run() -> Iterator[Finding]:
                 trained = run_rl(experiment, start, saved, lambda: False)
         read = restore_run(folder, experiment.mesh).params
         same = jax.tree.all(jax.tree.map(np.array_equal, trained, read))
-        broken, hints = (last_logged(folder, "rl", name) for name in ("grading/broken", "hint/tokens"))
+        late, broken, hints = (last_logged(folder, "rl", name) for name in ("grading/late", "grading/broken", "hint/tokens"))
     seconds = f"{time.monotonic() - begin:.0f} s"
     if not same:
         yield Finding("problem", "tiny run", "the checkpoint read back differs from the saved parameters", "check the disk")
-    elif broken or not hints:
-        text = f"{broken or 0:.0f} answers could not be graded, {hints or 0:.1f} hint tokens in a completion"
+    elif late or broken or not hints:
+        ungraded = (late or 0) + (broken or 0)
+        text = f"{ungraded:.0f} answers could not be graded, {hints or 0:.1f} hint tokens in a completion"
         yield Finding("problem", "tiny run", text, "run bash launch/test.sh for details")
     else:
         yield Finding("ok", "tiny run", f"update, rollout with hints, update, checkpoint read: {seconds}, mostly compilation")

@@ -1,5 +1,6 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts until `rl.prompts` groups
-(completions of the same prompt) contain both correct and wrong completions, or until a limit is reached."""
+(completions of the same prompt) contain both correct and wrong completions, or until a limit is reached. Completions without a
+verdict do not count."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -92,6 +92,25 @@ def test_an_interval_counts_what_is_counted():
     assert found["mean"] == 0.5 and 0 <= found["interval95"][0] <= found["interval95"][1] <= 1
 
 
+def test_problems_without_a_verdict_do_not_count():
+    """NaN is no verdict."""
+    better, worse = np.array([[1, np.nan, 1, 0]]), np.array([[0, 1, np.nan, 0]])
+    found = numbers.judge(Claim("", "igpo", ("grpo",)), {}, {"igpo": better, "grpo": worse}, np.ones((1, 4), bool))
+    assert found["mean"] == 0.5
+    assert numbers.hardest_third({"igpo": better, "grpo": worse}).tolist() == [[False, False, False, True]]
+
+
+def test_verdicts_that_are_missing_are_read(folder):
+    file = folder / "seed-0" / "igpo" / "evaluations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[-1]["correct"][0] = None
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS)
+    assert not re.search("NaN", json.dumps(found))
+    last = numbers.read_run_numbers(file.parent).correct[-1]
+    assert np.flatnonzero(np.isnan(last)).tolist() == [0]
+
+
 @pytest.mark.parametrize("difference, verdict", [(0.5, "held"), (-0.5, "not held"), (0.0, "undecided")])
 def test_verdicts(difference, verdict, folder):
     draw = np.random.default_rng(1)

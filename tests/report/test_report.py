@@ -174,6 +174,20 @@ def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_
     assert "<title>arithmetic · IGPO run</title>" in done.stdout and "<img" not in done.stdout.split("<script")[0]
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize(
+    "outcome, verdict", [("timeout", "no verdict in time"), ("error", "no verdict, because the grader failed")]
+)
+def test_a_browser_shows_a_completion_without_a_verdict_as_neither_correct_nor_wrong(outcome, verdict, run, tmp_path):
+    run(RUN, [rollout_row(6, correct=False, reward=0.0, outcome=outcome)])
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert f'<p id="verdict">{verdict}</p>' in shown
+    assert len(re.findall("<span[^>]*>no verdict</span>", shown)) == 2  # in the list, and as a badge
+    assert 'title="update 6: 0 correct, 0 wrong, 1 without a verdict"' in shown
+
+
 def test_nothing_is_loaded_from_elsewhere(run):
     from plotly.offline import get_plotlyjs
 
@@ -238,6 +252,11 @@ def test_rollouts_of_earlier_versions_are_shown_without_what_they_lack():
     assert "extracted_answer" not in first and first["hint"] == [1]
 
 
+def test_rollouts_without_a_verdict_are_neither_correct_nor_wrong():
+    rows = [rollout_row(1, correct=False, outcome=outcome) for outcome in ("ok", "timeout", "error")]
+    assert [row["correct"] for row in embedded_rollouts({"a": rows})["runs"]["a"]] == [False, None, None]
+
+
 def test_smoothing_keeps_lines_and_lowers_noise():
     line = np.arange(96.0)
     np.testing.assert_allclose(smooth(line)[4:-4], line[4:-4])
@@ -297,6 +316,16 @@ def test_runs_are_compared_by_their_numbers_verdicts_and_settings(two_runs):
     assert table_after(text, "Results")["newest accuracy"] == ["60.0% (50.2% to 69.1%)"] * 2
     difference = table_after(text, "Newest accuracy, against one")["other"]
     assert difference[0].startswith("+50.0 (") and difference[2:] == ["2 / 0", "4", "10 and 10"]
+
+
+def test_problems_without_a_verdict_are_not_compared(two_runs):
+    """null in evaluations.jsonl is no verdict."""
+    (two_runs[1] / "evaluations.jsonl").write_text(json.dumps({"step": 10, "stage": "rl", "correct": [1, None, 1, 0]}))
+    runs = {"one": read_run_folder(two_runs[0]), "other": read_run_folder(two_runs[1])}
+    assert table_after(report_html(runs), "Newest accuracy, against one")["other"][2:4] == ["1 / 0", "3"]
+    (two_runs[0] / "evaluations.jsonl").write_text(json.dumps({"step": 10, "stage": "rl", "correct": [None, 1, None, None]}))
+    runs = {"one": read_run_folder(two_runs[0]), "other": read_run_folder(two_runs[1])}
+    assert "No other run has verdicts on the same problems." in report_html(runs)
 
 
 def test_verdicts_on_other_problems_are_not_compared(two_runs):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from igpo_jax.run.metrics import MetricsWriter, device_memory, read_rows
+from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, read_rows
 
 
 def rollout_row(step, text="4"):
@@ -102,9 +102,17 @@ def test_rollouts_and_histograms_go_to_tensorboard(tmp_path):
     assert set(values) == {"rollout/completions/text_summary", "rollout/rewards"}
     assert values["rollout/rewards"].histo.num == 2
     markdown = values["rollout/completions/text_summary"].tensor.string_val[0].decode()
-    assert markdown.count("reward 1**") == 2
+    assert markdown.count("reward 1**") == 2 and markdown.count("first try, correct") == 2
     # Markdown does not interpret indented lines.
     assert all(line.startswith("    ") for line in markdown.splitlines() if re.search("```|script|title|2\\+2", line))
+
+
+@pytest.mark.parametrize(
+    "outcome, verdict", [("timeout", "no verdict in time"), ("error", "the grader failed"), ("ok", "wrong")]
+)
+def test_a_completion_without_a_verdict_is_not_called_wrong(outcome, verdict):
+    row = rollout_row(1) | {"correct": False, "outcome": outcome, "reward": 0.0}
+    assert _as_markdown(row).startswith(f"**first try, {verdict}, reward 0**")
 
 
 def events_of(file):

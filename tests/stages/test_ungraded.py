@@ -32,9 +32,10 @@ def lack(late, broken, total, limit=0.2):
 
 
 @pytest.mark.parametrize("late, broken, total, limit, stops", [
-    (0, 0, 100, 0.0, False), (20, 0, 100, 0.2, False), (21, 0, 100, 0.2, True), (10, 11, 100, 0.2, True), (29, 0, 100, 0.29, False),
-    (1, 0, 4, 0.2, False), (FEW, 0, 8, 0.2, False), (FEW + 1, 0, 8, 0.2, True), (FEW, 0, 100, 0.0, False), (FEW + 1, 0, 100, 0.0, True),
-    (99, 0, 100, 1.0, False), (4, 0, 4, 0.2, True), (0, 100, 100, 1.0, True),
+    (0, 0, 100, 0.0, False), (20, 0, 100, 0.2, False), (21, 0, 100, 0.2, True), (10, 11, 100, 0.2, True),
+    (29, 0, 100, 0.29, False), (1, 0, 4, 0.2, False), (FEW, 0, 8, 0.2, False), (FEW + 1, 0, 8, 0.2, True),
+    (FEW, 0, 100, 0.0, False), (FEW + 1, 0, 100, 0.0, True), (99, 0, 100, 1.0, False), (4, 0, 4, 0.2, True),
+    (0, 100, 100, 1.0, True),
 ])  # fmt: skip
 def test_a_run_stops_above_a_share_of_more_than_a_few_and_without_any_verdict(late, broken, total, limit, stops):
     assert bool(lack(late, broken, total, limit)) == stops

@@ -15,6 +15,7 @@ from igpo_jax.tasks.reward_pool import RewardPool
 
 HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
 PROBLEM = Problem("id", "2+2?", "4", "2+2=4", (), "4")
+REWARD = "def reward(problem, text):\n    return 1.0\n"
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
     ("time.sleep(1000)", 2.0, "it took more than 2 s to import and warm up"),
 ])  # fmt: skip
 def test_a_function_that_cannot_be_warmed_up_is_one_clear_error(warm_up, starting, message, pool, tmp_path, monkeypatch):
-    (tmp_path / "cold.py").write_text(f"import time\n\ndef warm_up():\n    {warm_up}\n\ndef reward(problem, text):\n    return 1.0\n")
+    (tmp_path / "cold.py").write_text(f"import time\n\ndef warm_up():\n    {warm_up}\n\n{REWARD}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(reward_pool, "STARTING", starting)
     with pytest.raises(ValueError, match=f"^the reward function 'cold:reward' cannot be used: {message}"):
@@ -94,7 +95,7 @@ def test_a_function_that_cannot_be_warmed_up_is_one_clear_error(warm_up, startin
 
 def test_a_time_limit_of_the_warm_up_itself_is_no_error(pool, tmp_path, monkeypatch):
     """The time limits of math-verify may end its first comparison on a busy machine."""
-    (tmp_path / "tired.py").write_text("def warm_up():\n    raise TimeoutError\n\ndef reward(problem, text):\n    return 1.0\n")
+    (tmp_path / "tired.py").write_text(f"def warm_up():\n    raise TimeoutError\n\n{REWARD}")
     monkeypatch.syspath_prepend(tmp_path)
     assert [v.reward for v in graded(pool("tired:reward"), "1")] == [1.0]
 
