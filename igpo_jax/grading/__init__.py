@@ -1,11 +1,19 @@
-"""Grading of completions. Does not import JAX."""
+"""Grading of completions (docs/grading.md). Does not import JAX."""
 
+from igpo_jax.grading import reference_code
 from igpo_jax.grading.answers import extract
 from igpo_jax.grading.equality import equal
 
+RULES = ("box", "number", "any", "reference_code")
+
 
 def grade(gold: str, text: str, rule: str = "any") -> bool:
-    """Returns whether the answer that a text states equals the correct answer `gold`. `rule` is a rule of `answers.extract`.
-    Raises TimeoutError if math-verify took too long."""
+    """Returns whether the answer that a text states equals the correct answer `gold`. `rule` is "box", "number" or "any"
+    (docs/grading.md), or "reference_code", which grades as the paper's code does (docs/method.md section 8). Raises ValueError
+    if there is no such rule, and TimeoutError if the comparison of two formulas took too long."""
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r} is none of {', '.join(RULES)}")
+    if rule == "reference_code":
+        return reference_code.correct(gold, text)
     answer = extract(text, rule)
     return answer is not None and equal(gold, answer)

@@ -332,7 +332,7 @@ def is_name(text: str) -> bool:
     pair = re.fullmatch(r"\\frac\{([A-Z]+)\}\{([A-Z]+)\}|(\S+?)\s*:\s*(\S+)", text)
     if pair:
         return all(is_name(part) for part in pair.groups() if part)
-    words = {word.lower() for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{[^{}]*\}", "", _unworded(text)))}
+    words = {word if word.isupper() else word.lower() for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{[^{}]*\}", "", _unworded(text)))}
     return bool(NAME.fullmatch(text)) and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
 
 

@@ -6,8 +6,9 @@ the answer away: the line with the answer and, in the solution, the last \\boxed
 
 import re
 
+from igpo_jax.grading import grade
 from igpo_jax.grading import reference_code as reference_rules  # `reference_code` is a key of the configuration
-from igpo_jax.grading.answers import equal, extract
+from igpo_jax.grading.answers import extract
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Record, SourceCounts, Span, load_sources
 
@@ -63,15 +64,12 @@ def extract_answer(text: str, answer: str = "box", reference_code: bool = False)
 
 def reward(problem: Problem, text: str, answer: str = "box", reference_code: bool = False) -> float:
     """Returns 1.0 if the answer in a completion equals the problem's answer, else 0.0."""
-    if reference_code:
-        return float(reference_rules.correct(problem.answer, text))
-    extracted = extract(text, answer)
-    return float(extracted is not None and equal(problem.answer, extracted))
+    return float(grade(problem.answer, text, "reference_code" if reference_code else answer))
 
 
 def warm_up() -> None:
     """Compares two formulas, so that a worker process has loaded math-verify and SymPy before it grades answers."""
-    equal("x^2+1", "1+x^2")
+    grade("x^2+1", "\\boxed{1+x^2}", "box")
 
 
 def _problem(record: Record, task) -> Problem:

@@ -51,7 +51,9 @@ def main() -> None:
             tests |= {"sudoku": data / puzzle} | ({"countdown": data / "countdown3_test.jsonl"} if files else {})
             named = [f"--config.benchmarks.{name}.task.test={path}" for name, path in tests.items()]
             only = [f"--benchmarks={','.join(tests)}", f"--output={scratch}/{puzzle}", f"--config.model={run}"]
-            card = json.loads(command("evaluate", "--config=evaluate_math.py:paper", "--config.chat=False", *only, *named, *small))
+            card = json.loads(
+                command("evaluate", "--config=evaluate_math.py:paper", "--config.chat=False", *only, *named, *small)
+            )
             graded.append(card["benchmarks"])
             of_puzzles = {puzzle: "sudoku"} | ({"countdown3_test.jsonl": "countdown"} if files else {})
             for file, name in of_puzzles.items():

@@ -30,7 +30,9 @@ sys.path.insert(0, str(HERE.parents[1] / "helpers"))
 TARGETS = {
     "model": ("model", "weights", "adapters"),
     "tokenizers": ("tokenizer.json", "tokenizer.model"),
-    "problems": tuple(f"problems {name}" for name in ("gsm8k.jsonl", "math.json", "metamath.json", "jsonl.jsonl", "countdown.jsonl")),
+    "problems": tuple(
+        f"problems {name}" for name in ("gsm8k.jsonl", "math.json", "metamath.json", "jsonl.jsonl", "countdown.jsonl")
+    ),
     "tables": ("problems openr1.parquet", "problems amc.array_record", "problems sudoku.jsonl"),
     "configs": ("config.json",),
     "runs": ("report", "comparison", "evaluations"),
@@ -38,7 +40,18 @@ TARGETS = {
     "texts": ("answers", "templates"),
 }
 MOST_BYTES, MOST_MIB, MOST_SECONDS = 100_000, 4096, 60  # per input; per process; per input, on a busy machine
-PACKAGES = ("igpo_jax", "atheris", "jax", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "array_record", "openai", "ml_collections")
+PACKAGES = (
+    "igpo_jax",
+    "atheris",
+    "jax",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "pyarrow",
+    "array_record",
+    "openai",
+    "ml_collections",
+)
 
 
 def run_target(target: str, minutes: float, folder: pathlib.Path) -> None:
@@ -71,7 +84,13 @@ def run_target(target: str, minutes: float, folder: pathlib.Path) -> None:
                 input = folder / f"finding-{len(seen)}"
                 input.write_bytes(data[1:])
                 with (folder / "findings.jsonl").open("a") as opened:
-                    row = {"parser": attack.parser.name, "file": name, "input": str(input), "finding": str(finding), "at": places[-3:]}
+                    row = {
+                        "parser": attack.parser.name,
+                        "file": name,
+                        "input": str(input),
+                        "finding": str(finding),
+                        "at": places[-3:],
+                    }
                     opened.write(json.dumps(row) + "\n")
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
@@ -100,7 +119,9 @@ def fuzz(target: str, minutes: float, folder: pathlib.Path) -> dict:
     file = folder / "findings.jsonl"
     findings = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if code:  # a crash of native code, or a memory or time limit
-        findings.append({"parser": target, "finding": f"exit status {code}", "input": str(folder), "at": text.splitlines()[-3:]})
+        findings.append(
+            {"parser": target, "finding": f"exit status {code}", "input": str(folder), "at": text.splitlines()[-3:]}
+        )
     begun = int(next(iter(re.findall(r"INITED cov: (\d+)", text)), 0))
     return {
         "target": target, "parsers": list(TARGETS[target]), "minutes": minutes, "executions": executions,
@@ -118,7 +139,9 @@ def configurations(number: int) -> dict:
         try:
             message = build(config)
         except Finding as finding:
-            findings.append({"number": i, "changes": {key: repr(value) for key, value in changes.items()}, "finding": str(finding)})
+            findings.append(
+                {"number": i, "changes": {key: repr(value) for key, value in changes.items()}, "finding": str(finding)}
+            )
             continue
         built += not message
         messages.update([re.sub(r"=.*|\d+", "", message)[:60]] if message else [])
@@ -129,7 +152,11 @@ def configurations(number: int) -> dict:
 
 
 def setting() -> dict:
-    names = [line.partition(":")[2].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.partition(":")[2].strip()
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "device": names[0] if names else platform.processor(),
         "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version(),

@@ -22,9 +22,7 @@ _nested = st.tuples(
     ]),
     st.integers(2, 2500), st.integers(0, 3),
 ).map(lambda drawn: drawn[0][0] * drawn[1] + "5" + drawn[0][1] * (drawn[1] - drawn[2]))  # fmt: skip
-_digits = st.integers(1, 6000).flatmap(
-    lambda n: st.sampled_from(["7" * n, "1." + "3" * n, "1/" + "9" * n, f"2^{{{'9' * n}}}"])
-)
+_digits = st.integers(1, 6000).flatmap(lambda n: st.sampled_from(["7" * n, "1." + "3" * n, "1/" + "9" * n, f"2^{{{'9' * n}}}"]))
 soups = st.one_of(_soup, _soup, _soup, st.text(max_size=60), _repeated, _nested, _digits)
 _completions = st.sampled_from([r"\boxed{%s}", r"So it is \boxed{%s}.", "<answer>%s</answer>", "#### %s", "%s"])
 texts = st.tuples(soups, _completions).map(lambda pair: pair[1].replace("%s", pair[0]))

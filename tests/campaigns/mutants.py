@@ -147,7 +147,13 @@ def run_mutant(mutant: Mutant, compiled: str) -> tuple[str, float]:
         begin = time.monotonic()
         try:
             done = subprocess.run(
-                [*command, *mutant.tests.split()], cwd=project, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+                [*command, *mutant.tests.split()],
+                cwd=project,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return f"more than {SECONDS} s", time.monotonic() - begin

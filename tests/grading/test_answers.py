@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from answer_texts import equal_texts
-from igpo_jax.grading import answers, reference_code
+from igpo_jax.grading import equality, grade, reference_code
 from igpo_jax.grading.answers import boxes, equal, extract
 
 
@@ -20,7 +19,7 @@ def box(text: str) -> str:
 
 @pytest.mark.parametrize("text, found", [
     (r"a \boxed{5} b \boxed{\frac{1}{2}}", ["5", r"\frac{1}{2}"]), (r"\boxed{\boxed{5}}", [r"\boxed{5}"]),
-    (r"\fbox{7} and \boxed 5", ["7", "5"]), (r"\boxed{5", []), (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]), ("", []),
+    (r"\fbox{7} and \boxed 5", ["7"]), (r"so \boxed 5", ["5"]), (r"\boxed{5", []), (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]), ("", []),
     (r"\boxed", []),
     (r"\boxed{5} \boxed{6", ["5"]), (r"\boxed {5}", ["5"]), (r"\boxed{}", [""]),
 ])  # fmt: skip
@@ -47,7 +46,7 @@ def test_long_answers_are_decided_at_once(text):
 
 @pytest.mark.parametrize("rule, text, answer", [
     ("box", r"\boxed{3} then \boxed{5}", "5"), ("box", r"\boxed{\boxed{5}}", "5"), ("box", "<answer>5</answer>", None),
-    ("box", "#### 5", None), ("box", r"\boxed{7<|eot_id|>}", "7 "), ("box", "", None),
+    ("box", "#### 5", None), ("box", r"\boxed{7<|eot_id|>}", "7"), ("box", "", None),
     ("number", "so 1250\n#### 1,250", "1,250"), ("number", r"\boxed{72} dollars, i.e. 12*6", "72"),
     ("number", "<answer>72</answer> in 3 days", "72"), ("number", "\\boxed{72}\n#### Step", "72"),
     ("number", "The answer is 18, #### Answer", "18"), ("number", "9-5=4", "4"), ("number", "none", None),
@@ -149,9 +148,14 @@ def test_no_text_breaks_anything(text, gold, rule):
             assert equal(gold, found) in (True, False)
 
 
-def test_texts_without_boxes_are_math_verifys_to_read():
-    assert equal_texts("$9$", "so the answer is $3^2$") and not equal_texts("$9$", "so the answer is $10$")
-    assert equal_texts(box("5"), f"I say {box('5.0')}") and not equal_texts("5", "7")
+def test_texts_without_boxes_are_read_as_a_whole():
+    assert grade("9", "so the answer is $3^2$", "any") and not grade("9", "so the answer is $10$", "any")
+    assert not grade("2", r"$\frac{1+\sqrt{5}}{2}$", "any") and not grade("(0,9)", "[0,9)", "any")
+
+
+def test_an_unknown_rule_is_an_error():
+    with pytest.raises(ValueError, match="rule='last' is none of box, number, any, reference_code"):
+        grade("5", "5", "last")
 
 
 # The reference code's rules: vectors computed by its functions (docs/method.md section 8)
@@ -186,7 +190,7 @@ def test_the_released_rules_take_any_text(text):
 
 def test_an_answer_that_takes_too_long_has_no_verdict_and_does_not_spoil_the_next(monkeypatch):
     """On a timeout math-verify returns an empty result, as for a text that it cannot parse."""
-    monkeypatch.setattr(answers, "MATH_VERIFY_SECONDS", 0)
+    monkeypatch.setattr(equality, "MATH_VERIFY_SECONDS", 0)
     with pytest.raises(TimeoutError):
         equal("x^2+17y", "not read")
     monkeypatch.undo()
