@@ -93,7 +93,7 @@ def normalize(text: str) -> str:
     """Writes an answer in one notation. Drops spacing, styles, math delimiters, "the answer is", and a final full stop."""
     text = re.sub(r"<\|[^<>|]{1,40}\|>", " ", text)
     text = "".join(UNICODE.get(c, c) for c in text)
-    text = re.sub(r"^\s*(?:\*\*|__|`+)\s*(.*?)\s*(?:\*\*|__|`+)\s*$", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"(?<![\w)}])\*\*+|\*\*+(?![\w({\\])|^\s*(?:__|`+)|(?:__|`+)\s*$", "", text)
     text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", text)
     text = re.sub(r"\\\\\s*$", "", text if "\\begin" in text else DOUBLED.sub(r"\\", text))
     text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", re.sub(r",\s*\\!\s*", ",", text)).replace("\\$", "\\$ ")
@@ -332,7 +332,10 @@ def is_name(text: str) -> bool:
     pair = re.fullmatch(r"\\frac\{([A-Z]+)\}\{([A-Z]+)\}|(\S+?)\s*:\s*(\S+)", text)
     if pair:
         return all(is_name(part) for part in pair.groups() if part)
-    words = {word if word.isupper() else word.lower() for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{[^{}]*\}", "", _unworded(text)))}
+    words = {
+        word if word.isupper() else word.lower()
+        for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{[^{}]*\}", "", _unworded(text)))
+    }
     return bool(NAME.fullmatch(text)) and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
 
 

@@ -63,7 +63,7 @@ def _unit(words: list[str], is_text: bool) -> Unit | None:
         if word.lower() in POWERS and not last:
             power = POWERS[word.lower()]
             continue
-        if word.startswith("^") and last:
+        if re.fullmatch(r"\^\D*\d\D*", word) and last:
             power = int(re.sub(r"[^\d-]", "", word)) - 1
         elif name in UNITS and not last and (len(word) > 1 or is_text or word in (*CURRENCIES, *"¢mgL")):
             last = UNITS[name]
