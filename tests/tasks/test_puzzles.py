@@ -84,8 +84,8 @@ def test_countdown_notation_of_divisions_and_large_numbers(numbers, target, expr
     ("<answer>3*8/2 = 12. This uses all numbers.</answer>", 1.0), ("<answer>\n```\n3 * 8 / 2\n```\n</answer>", 1.0),
     ("<answer>3*8/2", 1.0),
     (r"**\boxed{3*8/2}**", 1.0), (r"<answer>\boxed{3*8/2}</answer>", 1.0),
-    # Without a box or a tag, the last number is read, which is an expression, but a wrong one.
-    ("3*8/2", 0.1), ("#### 3*8/2", 0.1), ("#### 18 apples", 0.1), ("", 0.0), ("I do not know.", 0.0), (r"\boxed{}", 0.0),
+    # Without a box or a tag, a number is an expression, but a wrong one.
+    ("It is 12.", 0.1), ("#### 18 apples", 0.1), ("", 0.0), ("I do not know.", 0.0), (r"\boxed{}", 0.0),
 ])  # fmt: skip
 def test_countdown_reads_the_last_box_or_tag(text, reward):
     assert countdown.reward(Problem("i", "?", "3 8 2 -> 12", "", (), ""), text) == reward
