@@ -49,9 +49,9 @@ def reward(problem: Problem, text: str) -> float:
     if answer is None or not any(c.isdigit() for c in answer):
         return 0.0
     numbers, target = problem.answer.split(" -> ")
-    sides = _plain(answer).split("=")
-    values = [found.value for found in map(evaluate, sides) if found is not None]
-    return 1.0 if set(values) == {int(target)} and any(_uses(side, numbers.split()) for side in sides) else PARTIAL
+    values = {side: found.value for side in _plain(answer).split("=") if (found := evaluate(side)) is not None}
+    right = set(values.values()) == {int(target)} and any(_uses(side, numbers.split()) for side in values)
+    return 1.0 if right else PARTIAL
 
 
 def _plain(answer: str) -> str:
