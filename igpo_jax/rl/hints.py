@@ -128,7 +128,7 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 def stretched(usable: int) -> np.ndarray:
     """Returns floor(factor * gap) for each length of a trace and each gap from 0 to `usable`, int32 [usable + 1, usable + 1].
     The factor is usable / length, clipped to [1, `MAX_STRETCH`]. Computes in float64, as the released code does: there,
-    226 / 164 * 82 is smaller than 113, its exact value. In float32, other products are."""
+    226 / 164 * 82 is smaller than 113, its exact value. In float32, other products are too small."""
     lengths = np.arange(usable + 1)
     factor = np.clip(usable / np.maximum(lengths, 1), 1.0, MAX_STRETCH)
     return np.floor(factor[:, None] * lengths).astype(np.int32)
