@@ -32,7 +32,8 @@ def _inside_name(text: str, place: int) -> bool:
     before, after = text[:place], text[place:]
     thousands = re.search(r"\d(?:,|\{,)$", before) and re.match(r"(?:\\[!,]|\})?\s*\d{3}", after)
     command = re.search(r"\\(?:left|right|[dt]?frac|sqrt|begin|phantom)?$|\\(?:left|right)[(\[]$|\^$|\\sqrt\[$", before)
-    return bool(thousands or command or re.match(r"\\?\}", after) and before.endswith("{,"))
+    exponent = re.search(r"\de-?$", before)
+    return bool(thousands or command or exponent or re.match(r"\\?\}", after) and before.endswith("{,"))
 
 
 def style(draw: random.Random, golds: Golds) -> Made:
