@@ -1,6 +1,6 @@
 """Reads answers independently of the package: their shape, their parts, and the values of the parts.
 
-The campaign answers.py uses it to be sure that a made answer is wrong: `surely_differ` says yes only if both answers can be read.
+The campaign answers.py uses it to be sure that a made answer is wrong. `surely_differ` needs to read both answers.
 """
 
 import cmath
@@ -15,16 +15,8 @@ FRACTION = re.compile(r"(-?)(\d*)\\frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
 TEXT = r"\\(?:text|textnormal|mbox|mathrm|textbf)\s*\{"
 BASE = re.compile(r"(-?)([0-9A-Z.]+)_\{?(\d+)\}?")
 RELATIONS = {
-    "<": "<",
-    ">": ">",
-    "=": "=",
-    r"\le": "<=",
-    r"\leq": "<=",
-    r"\ge": ">=",
-    r"\geq": ">=",
-    r"\ne": "!=",
-    r"\neq": "!=",
-}
+    "<": "<", ">": ">", "=": "=", r"\le": "<=", r"\leq": "<=", r"\ge": ">=", r"\geq": ">=", r"\ne": "!=", r"\neq": "!=",
+}  # fmt: skip
 RELATION = re.compile(r"\\(?:leq?|geq?|neq?)(?![a-zA-Z])|[<>=]")
 GREEK = "alpha beta gamma delta theta lambda omega phi tau zeta rho sigma hbar mu".split()
 FUNCTIONS = {

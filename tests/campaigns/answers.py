@@ -2,10 +2,10 @@
 
     python tests/campaigns/answers.py --data=FOLDER [--wrong=10000] [--right=3450] [--list=FILE] [--parts=wrong]
 
-The answers are made from the correct answers (field `answer`) of the data files in `FILES` by code that does not use the package
-(wrong_answers.py, right_answers.py). Part hostile grades the texts of hostile_answers.py, made to hang a grader. Prints one JSON
-line per kind, then a summary; exit status 1 if a target is missed. `--list` writes every accepted wrong answer, every refused right
-answer, and every answer without a verdict. The data files are not in this repository.
+wrong_answers.py and right_answers.py make the answers from the correct answers (field `answer`) of the data files in `FILES`,
+without code of the package. Part hostile grades the texts of hostile_answers.py, which are made to hang a grader. Prints one
+JSON line per kind, then a summary; exit status 1 if a target is missed. `--list` writes every accepted wrong answer, every
+refused right answer and every answer without a verdict. The data files are not in this repository.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def by_shape(answers: dict[str, str]) -> Golds:
 
 
 def made(part: str, golds: Golds, number: int, seed: int) -> list[dict[str, str]]:
-    """Makes `number` distinct answers, equally many of each kind (the first kinds have one more). Raises ValueError if the golds
-    do not suffice for a kind."""
+    """Makes `number` distinct answers, equally many of each kind (the first kinds may have one more). Raises ValueError if the
+    golds do not suffice for a kind."""
     kinds, rows = PARTS[part], []
     for place, (kind, make) in enumerate(kinds.items()):
         share = number // len(kinds) + (place < number % len(kinds))

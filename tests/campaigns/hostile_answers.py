@@ -8,7 +8,7 @@ Row = tuple[str, str, str]  # name, gold, completion
 
 
 def hostile() -> list[dict]:
-    """Returns rows {"id", "gold", "pred", "expected"} as `grading.hangs` takes them. `expected` is False, since none is right."""
+    """Returns rows {"id", "gold", "pred", "expected"} for `grading.hangs`. `expected` is False, since no answer is right."""
     rows = [*powers(), *large_numbers(), *bounds(), *nested(), *long_ones(), *unusual_letters(), *shapes()]
     return [{"id": name, "gold": gold, "pred": text, "expected": False} for name, gold, text in rows]
 
@@ -34,7 +34,8 @@ def powers() -> Iterator[Row]:
 
 def large_numbers() -> Iterator[Row]:
     numbers = [
-        "123456789!", "(7!)!!", wrapped("(", "5", ")!", 30), "99999999!!", r"\frac{500000!}{499999!}", r"\binom{300000000}{150000000}",
+        "123456789!", "(7!)!!", wrapped("(", "5", ")!", 30), "99999999!!", r"\frac{500000!}{499999!}",
+        r"\binom{300000000}{150000000}",
         r"{123456 \choose 61728}", r"\binom{\binom{90}{45}}{3}", "_{7654321}P_{1234567}",
         r"\gcd(10^{9999999}, 6^{9999999})", r"\text{lcm}(" + ",".join(map(str, range(1, 900))) + ")", r"31^{31^{31}} \pmod{97}",
         r"\log_{10} (17^{17^{17}})", r"\lceil 10^{4444444} / 3 \rceil", "-4.5E-777777777", "0." + "0" * 9000 + "1",
@@ -47,17 +48,13 @@ def large_numbers() -> Iterator[Row]:
 
 def bounds() -> Iterator[Row]:
     ways = [
-        r"\sum_{j=1}^{10^{15}} \frac{j^j}{j!}",
-        r"\sum_{i=0}^{N}\sum_{j=0}^{N}\sum_{k=0}^{N} \binom{N}{i+j+k}",
-        r"\prod_{p=2}^{7777777} \left(1-\frac{1}{p^2}\right)",
-        r"\int_{-\infty}^{\infty} e^{-x^{6}+\cos(x^{5})}\,dx",
+        r"\sum_{j=1}^{10^{15}} \frac{j^j}{j!}", r"\sum_{i=0}^{N}\sum_{j=0}^{N}\sum_{k=0}^{N} \binom{N}{i+j+k}",
+        r"\prod_{p=2}^{7777777} \left(1-\frac{1}{p^2}\right)", r"\int_{-\infty}^{\infty} e^{-x^{6}+\cos(x^{5})}\,dx",
         r"\int_0^{10^9} \int_0^x \int_0^y \tan(\sin(z^{z}))\,dz\,dy\,dx",
-        r"\int_{a}^{b} \frac{dx}{\sqrt{x^{7}+x^{5}+x+1}}",
-        r"\lim_{n \to \infty} \left(\frac{n!}{n^n}\right)^{1/n^{n}}",
-        r"\sum_{n=1}^{\infty} \frac{(-1)^{n!}}{n^{\sin n}}",
-        r"\frac{d^{500}}{dx^{500}} \left(x^{500} \sin^{500} x\right)",
+        r"\int_{a}^{b} \frac{dx}{\sqrt{x^{7}+x^{5}+x+1}}", r"\lim_{n \to \infty} \left(\frac{n!}{n^n}\right)^{1/n^{n}}",
+        r"\sum_{n=1}^{\infty} \frac{(-1)^{n!}}{n^{\sin n}}", r"\frac{d^{500}}{dx^{500}} \left(x^{500} \sin^{500} x\right)",
         r"\prod_{k=1}^{\infty} \sum_{j=1}^{k^{k}} \zeta(j)",
-    ]
+    ]  # fmt: skip
     for place, text in enumerate(ways):
         yield f"bounds {place}", GOLDS[place % 3], boxed(text)
 
@@ -77,7 +74,8 @@ def long_ones() -> Iterator[Row]:
     ways = [
         "," * 9000, "7," * 5000 + "7", "7" + r"\text{ cm}" * 2000, "7 " + "meters per " * 900 + "second", "7 = " * 3000 + "8",
         "+".join(f"x^{{{k}}}" for k in range(2, 700)), "*".join(f"(x-{k})" for k in range(2, 200)), "7<" * 2500 + "8",
-        r"(0,1)" + r"\cup(0,1)" * 1200, "(" + ",".join(["7"] * 4000) + ")", r"\{" + ",".join(f"{k}.5" for k in range(2000)) + r"\}",
+        r"(0,1)" + r"\cup(0,1)" * 1200, "(" + ",".join(["7"] * 4000) + ")",
+        r"\{" + ",".join(f"{k}.5" for k in range(2000)) + r"\}",
         r"\text{" + "or more " * 1500 + "}7", "7" + "!" * 4000, "7" + "^2" * 3000, "-" * 9001 + "7", r"\neg" * 3000 + " 7",
         r"7\," * 6000, "7 or " * 2500 + "8",
     ]  # fmt: skip

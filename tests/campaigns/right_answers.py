@@ -1,7 +1,7 @@
 """Makes other notations of correct answers, of the kinds in `RIGHT`. Each is right beyond doubt.
 
-A function of `RIGHT` takes a random generator and the golds by shape, and returns (file, gold, right answer), or None if its draw
-is not suitable. The gold is a correct answer of a data file, or made of one (a unit added, two joined to an interval).
+A function of `RIGHT` takes a random generator and the golds by shape. It returns (file, gold, right answer), or None if its
+draw is not suitable. The gold is a correct answer of a data file, or made of one (a unit added, two joined to an interval).
 """
 
 import random
@@ -40,37 +40,20 @@ def style(draw: random.Random, golds: Golds) -> Made:
     gold = pick(draw, golds, "number", "number", "formula", "tuple", "interval", "word", "choice")
     text = gold.text.strip()
     ways = [
-        r"{\bf %s}",
-        r"\large %s",
-        r"\displaystyle %s",
-        r"\boldsymbol{%s}",
-        r"\Large{%s}",
-        r"{\displaystyle %s}",
+        r"{\bf %s}", r"\large %s", r"\displaystyle %s", r"\boldsymbol{%s}", r"\Large{%s}", r"{\displaystyle %s}",
         r"\bm{%s}",
-    ]
+    ]  # fmt: skip
     if gold.shape in ("word", "choice"):
         text = gold.parts[0]
         ways = [
-            r"\text{%s}",
-            r"\textbf{%s}",
-            r"\mathrm{%s}",
-            r"\textrm{%s}",
-            r"\mbox{%s}",
-            r"\textit{%s}",
-            r"\mathbf{%s}",
+            r"\text{%s}", r"\textbf{%s}", r"\mathrm{%s}", r"\textrm{%s}", r"\mbox{%s}", r"\textit{%s}", r"\mathbf{%s}",
             "%s",
-        ]
+        ]  # fmt: skip
     elif gold.text.isdigit():
         ways += [
-            r"\text{%s}",
-            r"\mathbf{%s}",
-            r"\textbf{%s}",
-            r"\mathrm{%s}",
-            r"{\rm %s}",
-            r"\mathit{%s}",
-            r"\mbox{%s}",
+            r"\text{%s}", r"\mathbf{%s}", r"\textbf{%s}", r"\mathrm{%s}", r"{\rm %s}", r"\mathit{%s}", r"\mbox{%s}",
             r"\mathsf{%s}",
-        ]
+        ]  # fmt: skip
     return gold.file, gold.text, draw.choice(ways).replace("%s", text)
 
 
@@ -106,22 +89,16 @@ def bracket(draw: random.Random, golds: Golds) -> Made:
     if gold.shape in ("number", "formula") and not re.search(r"[(\[]", text):
         if draw.random() < 0.8 or "," in text:
             return None
-        return (
-            gold.file,
-            gold.text,
-            draw.choice(["(%s)", r"\left(%s\right)", r"\left( %s \right)", r"\bigl(%s\bigr)"]) % text.strip(),
-        )
+        way = draw.choice(["(%s)", r"\left(%s\right)", r"\left( %s \right)", r"\bigl(%s\bigr)"])
+        return gold.file, gold.text, way % text.strip()
     if r"\sqrt[" in text:
         return None
     before, after = draw.choice(
         [(r"\left", r"\right"), (r"\bigl", r"\bigr"), (r"\Big", r"\Big"), (r"\big", r"\big"), ("", ""), (r"\left", r"\right")]
     )
     space = draw.choice(["", " "]) if before else ""
-    return (
-        gold.file,
-        gold.text,
-        re.sub(r"([)\]])", rf"{re.escape(after)}\1", re.sub(r"([(\[])", rf"{re.escape(before)}\1{space}", text)),
-    )
+    text = re.sub(r"([(\[])", rf"{re.escape(before)}\1{space}", text)
+    return gold.file, gold.text, re.sub(r"([)\]])", rf"{re.escape(after)}\1", text)
 
 
 def thousands(draw: random.Random, golds: Golds) -> Made:
@@ -174,12 +151,9 @@ def sentence(draw: random.Random, golds: Golds) -> Made:
         ["The answer is", "the answer is", "Therefore, the answer is", "The final answer is", "Answer:", "So the answer is"]
     )
     ways = [
-        f"{words} {text}",
-        f"{words} ${text}$",
-        rf"\text{{{words} }}{text}",
-        rf"\text{{{words} }} {text}",
+        f"{words} {text}", f"{words} ${text}$", rf"\text{{{words} }}{text}", rf"\text{{{words} }} {text}",
         f"{words} {text}.",
-    ]
+    ]  # fmt: skip
     return gold.file, gold.text, draw.choice(ways)
 
 
@@ -201,15 +175,8 @@ def degree(draw: random.Random, golds: Golds) -> Made:
         return None
     stated = gold.text if gold.shape == "unit" else rf"{text}^\circ"
     ways = [
-        r"%s^\circ",
-        r"%s^{\circ}",
-        r"%s{}^\circ",
-        r"%s^o",
-        "%s°",
-        "%s degrees",
-        r"%s \text{ degrees}",
-        r"%s\degree",
-    ]
+        r"%s^\circ", r"%s^{\circ}", r"%s{}^\circ", r"%s^o", "%s°", "%s degrees", r"%s \text{ degrees}", r"%s\degree",
+    ]  # fmt: skip
     answer = draw.choice([*ways, r"%s ^\circ", r"%s~\text{degrees}", r"%s\,^\circ", r"{%s}^\circ"]).replace("%s", text)
     return (gold.file, stated, answer) if answer != stated else None
 
@@ -223,11 +190,9 @@ def base(draw: random.Random, golds: Golds) -> Made:
     word = dict(zip("23456789", "two three four five six seven eight nine".split(), strict=True)).get(of, of)
     ways = [f"{digits}_{{{of}}}", f"({digits})_{{{of}}}", rf"{digits}_{{\text{{{of}}}}}", rf"\text{{{digits}}}_{{{of}}}"]
     ways += [
-        f"{digits} _{{{of}}}",
-        rf"{digits}_{{\text{{{word}}}}}",
-        rf"({digits})_{{\text{{{word}}}}}",
+        f"{digits} _{{{of}}}", rf"{digits}_{{\text{{{word}}}}}", rf"({digits})_{{\text{{{word}}}}}",
         f"${digits}_{{{of}}}$",
-    ]
+    ]  # fmt: skip
     ways += [f"({digits})_{of}", f"{digits}_{of}"] if len(of) == 1 else []
     answer = draw.choice([way for way in ways if way != stated])
     return gold.file, stated, answer
@@ -253,11 +218,9 @@ def inequality(draw: random.Random, golds: Golds) -> Made:
     if gold.shape == "union":
         text = gold.text
         ways = [
-            text.replace(r"\cup", r"\bigcup"),
-            text.replace(r"\cup", r"\,\cup\,"),
-            rf"x \in {text}",
+            text.replace(r"\cup", r"\bigcup"), text.replace(r"\cup", r"\,\cup\,"), rf"x \in {text}",
             text.replace(r"\infty", "+\\infty"),
-        ]
+        ]  # fmt: skip
         answer = draw.choice(ways[:3] if re.search(r"-\s*\\infty", text) else ways)
         return gold.file, gold.text, answer
     if gold.shape == "number":
@@ -317,27 +280,13 @@ def choice(draw: random.Random, golds: Golds) -> Made:
     letter = draw.choice("ABCDE") if draw.random() < 0.7 else gold.parts[0]
     stated = draw.choice([letter, rf"\text{{{letter}}}", rf"\text{{({letter})}}", f"({letter})"])
     ways = [
-        "%s.",
-        "Option %s",
-        "(%s)",
-        "%s)",
-        r"\text{(%s)}",
-        r"\text{%s}",
-        r"\textbf{(%s)}",
-        r"\mathbf{%s}",
-        r"\mathrm{(%s)}",
-        "option %s",
-    ]
+        "%s.", "Option %s", "(%s)", "%s)", r"\text{(%s)}", r"\text{%s}", r"\textbf{(%s)}", r"\mathbf{%s}",
+        r"\mathrm{(%s)}", "option %s",
+    ]  # fmt: skip
     ways += [
-        r"\text{Option %s}",
-        r"\text{%s.}",
-        r"\textbf{%s}",
-        "choice %s",
-        "$%s$",
-        r"\text{Choice (%s)}",
-        "%s",
+        r"\text{Option %s}", r"\text{%s.}", r"\textbf{%s}", "choice %s", "$%s$", r"\text{Choice (%s)}", "%s",
         r"\mathrm{%s}",
-    ]
+    ]  # fmt: skip
     answer = draw.choice(ways).replace("%s", letter)
     return (gold.file, stated, answer) if answer != stated else None
 

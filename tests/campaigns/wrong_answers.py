@@ -1,7 +1,7 @@
 """Makes wrong answers from correct ones, of the kinds in `WRONG`. Each is wrong beyond doubt.
 
-A function of `WRONG` takes a random generator and the golds by shape. It returns (file, gold, wrong answer), or None if its draw
-may be right. The gold is a correct answer of a data file, or made of one (a unit added, two joined to an interval).
+A function of `WRONG` takes a random generator and the golds by shape. It returns (file, gold, wrong answer), or None if its
+draw may be right. The gold is a correct answer of a data file, or made of one (a unit added, two joined to an interval).
 """
 
 import random
@@ -44,8 +44,9 @@ BEHIND = (
     "thousand", "million", "billion", "trillion", "or more", "or less", "or fewer", "or greater", "and up",
     "at least", "at most", "doubled", "tripled", "halved", "squared", "cubed", "factorial", "times two", "times ten",
     "times itself", "minus one", "minus 1", "plus one", "plus two", "and a half", "and a quarter", "point five", "false",
-    "is false", "is wrong", "is incorrect", "is not the answer", "(wrong)", "th root", "th root of 2", "below zero", "out of 97",
-    "divided by 2", "over two", "to the fourth power", "or 97", "and 97", "choose 2", "hundred thousand", "dozens", "millions",
+    "is false", "is wrong", "is incorrect", "is not the answer", "(wrong)", "th root", "th root of 2", "below zero",
+    "out of 97", "divided by 2", "over two", "to the fourth power", "or 97", "and 97", "choose 2", "hundred thousand",
+    "dozens", "millions",
 )  # fmt: skip
 BEHIND_SIGNS = (
     "k", "!", r"\ldots", r"\cdots", ", \\ldots", r" + \ldots", "^2", "^3", "x", "y", "n", r"\pi", "i", r"\sqrt{2}", r" \pm 1",
@@ -54,7 +55,8 @@ BEHIND_SIGNS = (
 NEGATIONS = ("not", "anything but", "never", "everything except", "all but", "neither", "certainly not", "anything other than")
 COMPARISONS = ("at least", "at most", "less than", "more than", "not", "twice", "half of", "greater than", "anything but")
 NAMES = (
-    ("f(x)", "g(x)", "h(x)"), ("f(2)", "f(3)", "f(4)"), ("x_1", "x_2", "x_3"), ("a_n", "b_n", "a_{n+1}"), ("P(A)", "P(B)", "P(C)"),
+    ("f(x)", "g(x)", "h(x)"), ("f(2)", "f(3)", "f(4)"), ("x_1", "x_2", "x_3"), ("a_n", "b_n", "a_{n+1}"),
+    ("P(A)", "P(B)", "P(C)"),
     (r"\angle ABC", r"\angle ABD", r"\angle BCD"), ("AB", "AC", "BC"), (r"\sin x", r"\cos x", r"\tan x"),
     (r"\text{Area}", r"\text{Perimeter}", r"\text{Volume}"), (r"\text{area}", r"\text{length}", r"\text{width}"),
     ("f(x)", "f'(x)", "f^{-1}(x)"), (r"\alpha", r"\beta", r"\gamma"), ("E[X]", r"\text{Var}(X)", "P(X)"), ("x^2", "x", "x^3"),
@@ -453,25 +455,21 @@ def false_chain(draw: random.Random, golds: Golds) -> Made:
     if found is None or found == exact:
         return None
     ways = [
-        f"{text} = {wrong}",
-        f"{wrong} = {text}",
-        f"x = {text} = {wrong}",
-        f"x = {wrong} = {text}",
+        f"{text} = {wrong}", f"{wrong} = {text}", f"x = {text} = {wrong}", f"x = {wrong} = {text}",
         f"{text} = {wrong} = {text}",
-    ]
+    ]  # fmt: skip
     if abs(found - exact) > max(exact / 10, Fraction(1, 2)):
         ways += [rf"{text} \approx {wrong}", rf"{wrong} \approx {text}", rf"x = {text} \approx {wrong}"]
     if exact.denominator == 1:
         ways += [
-            f"{exact - 2} + 1 = {text}",
-            f"2 + {exact - 1} = {text}",
-            rf"2 \cdot {exact} = {text}",
+            f"{exact - 2} + 1 = {text}", f"2 + {exact - 1} = {text}", rf"2 \cdot {exact} = {text}",
             f"{text} = {exact} + 1",
-        ]
+        ]  # fmt: skip
     return gold.file, gold.text, draw.choice(ways)
 
 
 WRONG: dict[str, Callable[[random.Random, Golds], Made]] = {
-    "unit": unit, "name": name, "base": base, "word before": word_before, "word behind": word_behind, "sign": sign, "digit": digit,
-    "order": order, "endpoint": endpoint, "relation": relation, "element": element, "swap": swap, "false chain": false_chain,
+    "unit": unit, "name": name, "base": base, "word before": word_before, "word behind": word_behind, "sign": sign,
+    "digit": digit, "order": order, "endpoint": endpoint, "relation": relation, "element": element, "swap": swap,
+    "false chain": false_chain,
 }  # fmt: skip
