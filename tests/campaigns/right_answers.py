@@ -206,6 +206,8 @@ def vector(draw: random.Random, golds: Golds) -> Made:
         text = text.replace(r" \\ ", draw.choice([r"\\", r" \\ ", "\\\\\n"])).replace(" & ", draw.choice(["&", " & "]))
         return (gold.file, gold.text, text) if text != gold.text else None
     inner = ", ".join(gold.parts)
+    if r"\pi" in inner:  # polar coordinates are no vector
+        return None
     return (
         gold.file,
         gold.text,
