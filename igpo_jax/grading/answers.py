@@ -1,5 +1,6 @@
 """Finds the final answer of a completion (docs/grading.md)."""
 
+import functools
 import re
 
 from igpo_jax.grading.equality import equal
@@ -15,16 +16,22 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{?")
 BARE = re.compile(r"[-−]?\\?\$?(?:\d[^\s$\\{}]*|[a-zA-Z](?![a-zA-Z]))")  # content of a box without braces
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
 MARKDOWN = re.compile(r"(?<![\w)}])\*\*+|\*\*+(?![\w({\\])|(?<!\w)__(?=\w)|(?<=\w)__(?!\w)")  # not in x**2
-TAG = re.compile(r"<answer>(.*?)(?:</|<answer>|$)", re.DOTALL)
+TAG = re.compile(r"<answer>(.*?)(?=</|<answer>|$)", re.DOTALL | re.IGNORECASE)
 PLACEHOLDER = re.compile(r"[\s.…]*|<[^<>]*>|\\l?dots")  # content of a box that is no answer
 HASHES = re.compile(r"####[ \t]*([^#\n]+)")
 NUMBER = re.compile(
-    r"(?:(?<![\w)])[-−])?(?:\\?\$)?(?<![a-zA-Z_])(?:\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
-    r"(?:\s*\\?%|\s+(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)\b)?"
+    r"(?:(?<![\w)])[-−–])?(?:\\?\$)?(?<![a-zA-Z_])(?:\d+(?:(?:,|\{,\}|\\,)\d{3})+(?:\.\d+)?(?!\d)|\d+\s\d+/\d+|\d+(?:\.\d+)?|(?<!\d)\.\d+)"
+    r"(?:[eE][-+]?\d+)?(?:/\d+)?(?:\s*\\?%|\s+(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)\b)?"
 )  # 9-5 holds 9 and 5, not -5
-ANNOUNCED = re.compile(r"(?i)\banswer(?:\s+is|\s*[:=])\s*:?\s*(\S.*?)(?=\.?\s*(?:\n|$)|\.\s)")
+ANNOUNCED = re.compile(
+    r"(?i)\banswer(?:\s+is|\s*+[:=])\s*+:?+\s*+(\\\[[\s\S]*?\\\]|\$\$[\s\S]*?\$\$|\S.*?)(?=\.?[ \t]*+(?:\n|$)|\.\s)"
+)
 FINAL = re.compile(ANNOUNCED.pattern.replace("answer", "final answer"))
-REMARK = re.compile(r"\s+\(|[.,;:!?]\s")
+REMARK = re.compile(r"\s+\(|,?\s+(?:because|since|as|for)\s")
+HEADING = re.compile(r"\d{1,2}(?:\.\d+)?[.):]?\s+(?:-\s+)?[A-Z]|\d{1,2}:")
+HEADINGS = set("solution answer final step steps explanation conclusion summary result".split())
+UNREAD = re.compile(r"[-$\d]|(?:[a-z]+\s+){1,3}[-$]?\d")  # a line such as "at least 5"
+NO_ANSWER = {"problem", "step", "question", "part", "cannot"}  # words before a number that is no answer
 JOINT = re.compile(
     r"(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*(?:and|or|,)(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*\\(?:boxed|fbox)\s*\{?"
 )
@@ -85,33 +92,36 @@ def extract(text: str, rule: str) -> str | None:
     any: the last of box and <answer>, else the text after the first ####, else the text after "the answer is", else the whole
         text if it is short and an answer, else the last formula, else the last number."""
     text = MARKDOWN.sub("", SPECIAL.sub(" ", text[-TAIL_CHARS:]))
+    if rule != "box":
+        text = re.sub(
+            r"(?<![\\\w])(boxed|fbox)\{", r"\\\1{", text.rpartition("</think>")[2] if text[-9:] != "</think>" else text
+        )
     spans = box_spans(text)
     is_open = _is_open(text, spans[-1][1] if spans else 0)
     spans = [span for span in spans if not PLACEHOLDER.fullmatch(text[slice(*span)])]
-    box = _joined(text, spans) if spans and not is_open else None
+    box = (_joined(text, spans) if rule != "number" else _inner(text[slice(*spans[-1])])) if spans and not is_open else None
     if rule == "box":
         return box
-    is_numeric = rule == "number"
     tags = [tag for tag in TAG.finditer(text) if not PLACEHOLDER.fullmatch(BOX.sub("", tag[1]).strip(" \n}"))]
-    tag = _unmarked(tags[-1][1]) if tags else ""
-    lines = (_stated(_unmarked(line), is_numeric, is_line=True) for line in HASHES.findall(text))
-    concluded = [box, tag] if not tags or (box and spans[-1][1] > tags[-1].start()) else [tag, box]
-    if is_numeric:
-        places = (_stated(place, is_numeric) for place in concluded if place)
-        return next(filter(None, (*lines, *places)), None) or _last_value(text, formulas=False)
+    tag = tags[-1][1].strip().strip("`") if tags and (not spans or spans[-1][1] < tags[-1].start()) else None
+    concluded = tag or box
+    lines = [line.partition("<")[0].strip() for line in HASHES.findall(text)]
+    line = next((stated for stated in map(functools.partial(_stated, rule=rule, is_line=True), lines) if stated), None)
+    unread = next((line for line in lines if UNREAD.match(line) and not HEADING.match(line)), None)
+    announced = ANNOUNCED.findall(text)[-1:]
+    if rule == "number":
+        first = line or (concluded and (_stated(concluded, rule) or concluded)) or unread
+        return first or next(filter(None, (_stated(part, rule) for part in announced)), None) or _last_value(text, rule)
     final = FINAL.findall(text, max([0, *(span[1] for span in spans[-1:]), *(tag.end() for tag in tags[-1:])]))
-    if final and any(concluded) and not is_open and is_stated(read(final[-1])):
+    if final and concluded and not is_open and is_stated(read(final[-1])):
         return final[-1]
-    if any(concluded) or (spans and is_open):
-        found = concluded[0] if concluded[0] or (spans and is_open) else concluded[1]
-        return found if found is None or found == box else _stated(found, is_numeric) or found
-    line = next(filter(None, lines), None)
-    announced = ANNOUNCED.findall(text)
+    if concluded or (spans and is_open):
+        return (_stated(concluded, rule) if concluded != box else None) or concluded
     if line or announced:
-        return line or _stated(announced[-1], is_numeric) or _last_value(announced[-1]) or announced[-1]
-    whole = _unmarked(text)
-    is_short = len(whole) <= MAX_STATED_CHARS and "\n" not in whole
-    return whole if whole and is_short and is_stated(read(whole)) else _last_value(text)
+        return line or _stated(announced[0], rule) or _last_value(announced[0], rule) or announced[0]
+    whole = text.strip()
+    is_answer = len(whole) <= MAX_STATED_CHARS and "\n" not in whole and is_stated(read(whole))
+    return unread or (whole if whole and is_answer else _last_value(text, rule))
 
 
 def _joined(text: str, spans: list[tuple[int, int]]) -> str:
@@ -128,40 +138,41 @@ def _is_open(text: str, begin: int) -> bool:
 
 
 def _inner(content: str) -> str:
+    """Returns the content of a box in a box. -\\boxed{5} is left as it is."""
     for _ in range(MAX_NESTED_BOXES):
-        inner = boxes(content)
-        if not inner:
+        spans, stripped = box_spans(content), content.strip()
+        if len(spans) != 1 or not BOX.match(stripped) or spans[0][1] != len(content.rstrip()) - 1:
             break
-        content = inner[-1]
+        content = content[slice(*spans[0])]
     return content
 
 
-def _unmarked(text: str) -> str:
-    """Returns the content of boxed{4} without a backslash, and of backticks."""
-    return re.sub(r"(?<![\\\w])(?:boxed|fbox)\{([^{}]*)\}?", r"\1", text).strip().strip("`").strip()
+def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
+    """Returns what a short text states: the whole text, the part after "answer is" or after a label, the part before a remark, its
+    only formula, or its only number if no word changes that number. Returns None if it states no answer (no number under the rule
+    `number`), or if it is a `####` line that looks like a heading."""
+    label, _, after = place.rpartition(": ")
+    words = set(re.findall(r"[a-z]+", place.lower()))
+    parts = [place, *ANNOUNCED.findall(place)[-1:], *([] if is_line or LIMITING & words else [after]), *REMARK.split(place)[:1]]
+    for part in parts if not (is_line and HEADING.match(place)) else ():
+        answer = read(part) if part else None
+        is_number = answer and (answer.kind in ("number", "percent", "formula") if rule == "number" else is_stated(answer))
+        if is_number and (re.search(r"\d|\\", part) or (rule == "any" and part == place and not words & HEADINGS)):
+            return part
+    formulas = [match[0] for match in MATH.finditer(place)]
+    if is_line or words & (LIMITING | NO_ANSWER) or ("\\" in place and not formulas):
+        return None
+    if formulas and not NUMBER.search(place.rpartition(formulas[-1])[2]):
+        return formulas[0] if len(formulas) == 1 else None
+    place = place.rpartition(formulas[-1])[2] if formulas else place
+    numbers = {match[0].strip() for match in re.finditer(rf"(?<![\^_{{\[(<])(?:{NUMBER.pattern})(?![\w^_}}\])])", place)}
+    return numbers.pop() if len(numbers) == 1 and len(words) > 1 else None
 
 
-def _stated(place: str, is_numeric: bool, is_line: bool = False) -> str | None:
-    """Returns what a short text states: the whole text, the part after "answer is", the part before a remark, or its only number
-    if no word changes that number. Returns None if it states no answer, or with `is_numeric` no number. A `####` line may be a
-    heading, so it must begin with its answer; if that cannot be read, the answer is the line."""
-    beginning = REMARK.split(place)[0]
-    for part in (place, *ANNOUNCED.findall(place)[-1:], beginning if beginning != place else ""):
-        answer = read(part)
-        is_number = answer.kind in ("number", "percent", "formula") if is_numeric else is_stated(answer)
-        if is_number and (any(c.isdigit() for c in part) or not (is_numeric or is_line or part == beginning != place)):
-            return None if is_line and re.match(r"\d{1,2}[.)]\s+[A-Z]", place) else part
-    numbers = {match[0].strip() for match in NUMBER.finditer(place)}
-    words = re.findall(r"[a-z]+", place.lower())
-    if is_line:
-        is_answer = re.match(r"[-$\d]", place) or (numbers and len(words) < 5 and LIMITING.intersection(words))
-        return place if is_answer and not re.match(r"\d{1,2}[.)]\s+[A-Z]", place) else None
-    return numbers.pop() if len(numbers) == 1 and len(words) > 1 and not LIMITING.intersection(words) else None
-
-
-def _last_value(text: str, formulas: bool = True) -> str | None:
+def _last_value(text: str, rule: str) -> str | None:
     """Returns the last formula between dollar signs or \\( and \\), or the number after it."""
-    maths, numbers = list(MATH.finditer(text)) if formulas else [], list(NUMBER.finditer(text))
-    if maths and not (numbers and numbers[-1].end() > maths[-1].end()):
-        return maths[-1][0]
+    formulas, numbers = list(MATH.finditer(text)), list(NUMBER.finditer(text))
+    if formulas and not (numbers and numbers[-1].end() > formulas[-1].end()):
+        if rule == "any" or read(formulas[-1][0]).kind in ("number", "percent", "formula"):
+            return formulas[-1][0]
     return numbers[-1][0].strip() if numbers else None

@@ -3,6 +3,7 @@ math-verify. It may be slow, and its time limits silently fail in threads, so an
 (tasks/reward_pool.py)."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import logging
@@ -25,7 +26,7 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}|(?:\^\s*\{?\s*\w+\s*){3}",  # towers of powers
     r"(?<!\d)\d{4,}\s*!|!\s*\)*\s*!", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
-    r"\\(?:sum|prod|int)|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"(?:[(\[{]\s*){30}",
+    r"\\(?:sum|prod|int)|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
@@ -49,6 +50,8 @@ def same(gold: Answer, answer: Answer) -> bool:
     if not one or not other or one == other:
         return bool(one) and one == other
     kinds = gold.kind, answer.kind
+    if not _is_consistent(gold) or not _is_consistent(answer):
+        return False
     if gold.name != answer.name and kinds == ("formula", "formula") and "=" in gold.latex and "=" in answer.latex:
         return len(gold.name) < 2 and len(answer.name) < 2 and _equal_equations(gold.latex, answer.latex)
     if gold.name and answer.name and gold.name != answer.name:
@@ -69,7 +72,8 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
     """Compares two answers of the same type."""
     one, other = gold.value, answer.value
     if gold.kind == "formula":
-        return _equal_equations(one, other) if "=" in one and "=" in other else _equal_formulas(one, other)
+        equations = [text for text in (one, other) if "=" in text]
+        return _equal_equations(one, other) if len(equations) == 2 else not equations and _equal_formulas(one, other)
     if gold.kind in ("list", "set", "union"):
         return _in_any_order(gold.items, answer.items)
     if gold.kind == "clock":
@@ -99,7 +103,8 @@ def _equal_types(one: Answer, other: Answer) -> bool:
     if kinds == ("ratio", "number"):
         return len(one.value) == 2 and one.value[1] != 0 and one.value[0] / one.value[1] == other.value.value
     if kinds == ("list", "tuple"):
-        return other.value == "()" and _in_order(one.items, other.items)
+        names = [item.name for item in one.items]  # x = 1, y = 2
+        return other.value == "()" and names == sorted(names) and _in_order(one.items, other.items)
     if kinds == ("tuple", "formula"):
         return bool(ORDERED.search(other.value)) and _equal_formulas(one.latex, other.value)
     return set(kinds) in ({"list", "set"}, {"list", "union"}) and _in_any_order(one.items, other.items)
@@ -157,14 +162,43 @@ def _in_any_order(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
 
 
 def _equal_equations(gold: str, answer: str) -> bool:
-    """Compares equations such as y = 2x + 3 and 2x - y = -3. If they share one side only, they differ."""
-    sides = [{condensed(side) for side in text.split("=")} for text in (gold, answer)]
-    return not sides[0] & sides[1] and bool(letters(gold) and letters(answer)) and _equal_formulas(gold, answer)
+    """Compares equations such as y = 2x + 3 and 2x - y = -3. If they share one side, the other sides must be equal."""
+    sides = [{condensed(side): side for side in text.split("=")} for text in (gold, answer)]
+    shared, *rest = (set(sides[0]) & set(sides[1]), *(set(side) - set(other) for side, other in (sides, sides[::-1])))
+    if shared and shared != {"0"}:
+        return rest == [set(), set()] or (
+            len(rest[0]) == len(rest[1]) == 1 and same(read(sides[0][rest[0].pop()]), read(sides[1][rest[1].pop()]))
+        )
+    return bool(letters(gold) and letters(answer)) and _equal_formulas(gold, answer)
+
+
+def _is_consistent(answer: Answer) -> bool:
+    """Returns whether the sides of an equation are equal, unlike in 2 = 3."""
+    last = dataclasses.replace(answer, sides=(), rounding=None, name="")
+    return _is_rounded(answer) and all(same(side, last) for side in answer.sides)
+
+
+def _is_rounded(answer: Answer) -> bool:
+    """Returns whether the side after \\approx is a rounding of the answer, as in 1/3 \\approx 0.33."""
+    decimal = answer.rounding
+    if decimal is None or decimal.kind not in ("number", "percent"):
+        return decimal is None
+    if answer.kind in ("number", "percent"):
+        exact = answer.value.value / (100 if answer.kind == "percent" else 1)
+    else:
+        exact = _closed_value(answer.value) if answer.kind == "formula" and not _is_costly(answer.value) else None
+    places = (
+        len(decimal.value.literals[-1].partition(".")[2]) + 2 * (decimal.kind == "percent") if decimal.value.literals else 0
+    )
+    value = decimal.value.value / (100 if decimal.kind == "percent" else 1)
+    return exact is not None and abs(value - exact) <= Fraction(1, 2 * 10**places)
 
 
 def _equal_formulas(gold: str, answer: str) -> bool:
     if bool(ORDERED.search(gold)) != bool(ORDERED.search(answer)) or _is_costly(gold) or _is_costly(answer):
         return False
+    if condensed(gold) == condensed(answer):
+        return True
     variables = letters(gold), letters(answer)
     if bool(variables[0]) != bool(variables[1]) or (variables[0] and not variables[0] & variables[1]):
         return False
@@ -199,7 +233,8 @@ def _parse(formula: str) -> list:
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time-out
     # By default math-verify would drop units, and search an unreadable formula for a number.
     options = math_verify.parser.NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="last")
-    # It misreads \frac\pi 2, 30^\circ and \cdot i.
+    formula = re.sub(r"\\exp\s*\{", "e^{", formula)
+    # It misreads \exp{x}, \frac\pi 2, 30^\circ and \cdot i.
     formula = re.sub(r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}", formula)
     formula = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})", formula)
     formula = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", "", formula)

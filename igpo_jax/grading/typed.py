@@ -26,6 +26,9 @@ RENAMED = [(re.compile(pattern), written) for pattern, written in (
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", r"\\le "),
     (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", r"\\ge "), (r"\\(?:neq|ne)(?![a-zA-Z])|\\not\s*=|!=", r"\\ne "),
     (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"\\(?:approx|simeq|sim)(?![a-zA-Z])", r"\\approx "),
+    (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"), (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"), (r"\\end\{array\}", r"\\end{pmatrix}"), (r"\\\\\[\w.]*\]", r"\\\\"),
+    (r"\\mathbb\s*\{?R\}?", r"(-\\infty, \\infty)"), (r"\{:\}", ":"), (r"\\therefore(?![a-zA-Z])", ""),
     (r"\\bigcup(?![a-zA-Z])", r"\\cup "), (r"\\varnothing(?![a-zA-Z])", r"\\emptyset "), (r"\\textminus(?![a-zA-Z])", "-"),
     (r"(?:\{\s*\})?\^\s*(?:\{\s*(?:\\circ|\\degree|o)\s*\}|\\circ|\\degree|o(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
     (r"\\(?:lor)(?![a-zA-Z])", r"\\text{or}"), (r"\\(?:land)(?![a-zA-Z])", r"\\text{and}"), (r"\{,\}", ","), (r"\*\*", "^"), ("==", "="),
@@ -48,8 +51,8 @@ SEPARATOR = re.compile(r"[,;]|\\text\{(?:and|or)\}")
 RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|approx)")
 NAME = re.compile(
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|hat)\s*)?(?:\\[a-zA-Z]+|[a-zA-Z]{1,3}|\{[a-zA-Z]+\}|[a-zA-Z]{4,}(?:\s+[a-zA-Z]+)*)"
-    r"(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?(?:\\prime|')\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*[a-zA-Z](?:_\w)?\s*,?)+\)|"
-    r"(?:\\text\{[^{}]*\}\s*)+|\|[A-Z]{2,}\|"
+    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|')\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*[a-zA-Z](?:_\w)?\s*,?)+\)|"
+    r"(?:\\text\{[^{}]*\}\s*)+(?:[A-Z]{1,4})?|\|[A-Z]{2,}\||\[[A-Z]{3,}\]"
 )
 BASED = re.compile(
     r"(-?)\s*(?:\(\s*([\w.]+)\s*\)|\\text\{([\w.]+)\}|([0-9A-Za-z.]+))\s*_\s*\{?\s*(?:\\text\{(\w+)\}|(\d+))\s*\}?", re.A
@@ -57,7 +60,7 @@ BASED = re.compile(
 CLOCK = re.compile(r"(\d{1,2})(?::(\d\d)(?::(\d\d))?)?\s*(?:([aApP])\.?\s*[mM]\.?)?")
 RATIO = re.compile(r"[-\d./]+(?:\s*:\s*[-\d./]+)+")
 CHOICE = re.compile(r"(?:[oO]ption|[cC]hoice)?\s*\(?\s*([A-Z])\s*\)?\s*[.:)]?")
-PERCENT = re.compile(r"(?:\\?%|(?i:percentage|percent|pct))\s*$")
+PERCENT = re.compile(r"(?:\\?%|(?:\\text\{)?(?i:percentage|percent|pct)\}?)\s*$")
 WORDS_BEGIN = re.compile(
     r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=\d)\s+[mgL](?![a-zA-Z])|\s*¢)"
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
@@ -76,12 +79,15 @@ class Answer:
     name: str = ""  # before "=", such as x or f(x)
     unit: Unit | None = None
     latex: str = ""  # the normalized text
+    sides: tuple["Answer", ...] = ()  # of an equation without variables; an answer is consistent if they are equal
+    rounding: "Answer | None" = None  # the side after \\approx
 
 
 def is_stated(answer: Answer) -> bool:
-    """Returns whether no part of an answer is a text of several words."""
-    is_words = answer.kind == "text" and not re.fullmatch(r"[a-zA-Z]+", answer.value)
-    return not is_words and all(is_stated(item) for item in answer.items)
+    """Returns whether an answer is no sentence: none of its parts is a text of several words, or a word beside other types."""
+    is_words = answer.kind == "text" and not re.fullmatch(r"[a-zA-Z]+", _unworded(answer.latex))
+    words = [item.kind == "text" and len(item.value) > 1 for item in answer.items]
+    return not is_words and all(is_stated(item) for item in answer.items) and len(set(words)) < 2
 
 
 def read(text: str) -> Answer:
@@ -92,7 +98,8 @@ def read(text: str) -> Answer:
 def normalize(text: str) -> str:
     """Writes an answer in one notation. Drops spacing, styles, math delimiters, "the answer is", and a final full stop."""
     text = re.sub(r"<\|[^<>|]{1,40}\|>", " ", text)
-    text = "".join(UNICODE.get(c, c) for c in text)
+    text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
+    text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = re.sub(r"(?<![\w)}])\*\*+|\*\*+(?![\w({\\])|^\s*(?:__|`+)|(?:__|`+)\s*$", "", text)
     text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", text)
     text = re.sub(r"\\\\\s*$", "", text if "\\begin" in text else DOUBLED.sub(r"\\", text))
@@ -159,6 +166,8 @@ def _typed(text: str, depth: int) -> Answer:
         if kind == "relation" and found:
             return _relation(parts, found, text, depth)
         parts = [part for part in parts if part]
+        if "\\text{and}" in found and re.search(r"<|>|\\[lg]e ", text):  # x > 0 and x < 2
+            return Answer("text", condensed(text))
         if found and 1 < len(parts) <= MAX_ITEMS:
             return _group(kind, parts, depth)
     if "\\begin" in text:
@@ -203,28 +212,18 @@ def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> 
 
 
 def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. Numbers that are not equal, as in 2 = 3, are a text. 2x + z = 1 is a formula."""
+    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. 2x + z = 1 is a formula."""
     rounded = relations[-1] == "\\approx"
     names, values = [side for side in sides if is_name(side)], [side for side in sides if not is_name(side)]
     if len(names) > 1 or not values or "\\approx" in relations[:-1]:
         return _value(text)
     answers = [_read(value, depth + 1) for value in values]
-    numbers = [answer.value.value / (100 if answer.kind == "percent" else 1) for answer in answers
-               if answer.kind in ("number", "percent")]  # fmt: skip
     exact = len(values) - (rounded and len(values) > 1)
-    if len(numbers) < len(values) and len(values) > 1 and not all(not letters(v) or v.startswith("\\lim") for v in values):
+    if len(values) > 1 and any(letters(value) and not value.startswith("\\lim") for value in values):
         return _value(text)
-    if len(numbers) == len(values) and (
-        len(set(numbers[:exact])) > 1 or (numbers[exact:] and not _rounds(values[-1], numbers[0]))
-    ):
-        return Answer("text", condensed(text))
-    return dataclasses.replace(answers[exact - 1], name=condensed("".join(names)))
-
-
-def _rounds(decimal: str, exact: Fraction) -> bool:
-    number = evaluate(re.sub(r"\\text\{[^{}]*\}|\\?%|\\\$", "", decimal).strip())
-    places = len(decimal.partition(".")[2].strip(" })")) if "." in decimal else 0
-    return number is not None and abs(number.value - exact) <= Fraction(1, 2 * 10**places)
+    sides = tuple(side for side in answers[: exact - 1] if not re.search(r"\\lim|mod", side.latex))
+    named = dataclasses.replace(answers[exact - 1], name=condensed("".join(names)), sides=sides)
+    return dataclasses.replace(named, rounding=answers[exact] if answers[exact:] else None)
 
 
 def _bracketed(text: str, depth: int) -> Answer | None:
@@ -270,7 +269,8 @@ def _measured(text: str) -> Answer:
     answer, words = _value(core), WORDS_BEGIN.search(core)
     if answer.kind == "number" or not words:
         return dataclasses.replace(answer, unit=unit)
-    stated, before = read_unit(words[0]), core[: words.start()].strip()
+    symbol = re.sub(r"[\s\d.,-]", "", text.replace(core, "")) if unit else ""  # of \$5 per hour
+    stated, before = read_unit(f"{symbol} {words[0]}"), core[: words.start()].strip()
     found = _value(before) if stated else answer
     is_argument = found.kind == "formula" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", before)  # \sin 30^\circ
     is_letter = re.fullmatch(r"\s*[mgL].*", words[0]) and found.kind != "number"  # 2x m is a product
@@ -291,6 +291,9 @@ def _number(text: str) -> Number | None:
     plain = _unworded(text)
     if plain.lower() in NUMBERS:
         return Number(Fraction(NUMBERS[plain.lower()]), ())
+    tens, _, ones = plain.lower().partition("-")  # twenty-one
+    if NUMBERS.get(tens, 0) >= 20 and 0 < NUMBERS.get(ones, 0) < 10:
+        return Number(Fraction(NUMBERS[tens] + NUMBERS[ones]), ())
     scaled = re.fullmatch(r"(.*?)\s*([a-zA-Z]+)", plain, re.DOTALL)
     factor = SCALES.get(scaled[2].lower()) if scaled else None
     if scaled and factor:
@@ -334,9 +337,10 @@ def is_name(text: str) -> bool:
         return all(is_name(part) for part in pair.groups() if part)
     words = {
         word if word.isupper() else word.lower()
-        for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{[^{}]*\}", "", _unworded(text)))
+        for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{(?:[^{}]|\{[^{}]*\})*\}", "", _unworded(text)))
     }
-    return bool(NAME.fullmatch(text)) and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
+    in_order = not text.startswith("(") or re.findall(r"[a-zA-Z]", text) == sorted(re.findall(r"[a-zA-Z]", text))  # not (y,x)
+    return bool(NAME.fullmatch(text)) and in_order and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
 
 
 def is_math(text: str) -> bool:
@@ -346,24 +350,22 @@ def is_math(text: str) -> bool:
     while "{}" in braces:
         braces = braces.replace("{}", "")
     runs = [run for run in RUN.findall(bare) if run not in FUNCTIONS]
-    is_product = all(
-        (len(run) <= 3 or (run.isupper() and len(run) <= 4)) and run.lower() not in LIMITING - {"pi"} for run in runs
-    )
+    is_product = all(len(run) <= 3 - run.isupper() and (run.lower() not in LIMITING or run == "pi") for run in runs)
     is_sentence = re.search(r"(?<![a-zA-Z\\])(?!(?:sin|cos|tan|log|ln)\s)[a-zA-Z]{2,}\s+[a-zA-Z\\\d]", bare)
-    is_clean = bare.strip() and not braces and not is_sentence and not re.search(r"\d\s+\d|[?\"@#`%]|\\[$%]", bare)
+    is_clean = bare.strip() and not braces and not is_sentence and not re.search(r"\d\s+\d|\d\s*[_']|[?\"@#`%]|\\[$%]", bare)
     return bool(is_clean and is_product and set(re.findall(r"\\([a-zA-Z]+)", bare)) <= SYMBOLS)
 
 
 def letters(text: str) -> set[str]:
     """Returns the variables of a formula: its letters and Greek letters, but not e, i and \\pi."""
-    text = re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}", "", text)
+    text = re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}|\\text\{[^{}]*\}", "", text)
     runs = [run for run in RUN.findall(text) if run not in FUNCTIONS and run != "pi"]
     return ((set(re.findall(r"\\([a-zA-Z]+)", text)) & GREEK) | {letter for run in runs for letter in run}) - {"e", "i"}
 
 
 def condensed(text: str) -> str:
     """Normalizes a text for literal comparison: no \\text, no spaces between words or symbols, no braces around one symbol."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?i)^(?:the|an?)\s+(?=[a-z]{3})", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip('"“”` ').lstrip("+"))
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\[,;!: ]|~|\\(?:limits|cdot|quad)(?![a-zA-Z])", " ", text)
     text = re.sub(r"(\\(?:sum|prod|int))\s*(\^\s*(?:\{[^{}]*\}|\\?\w+))\s*(_\s*(?:\{[^{}]*\}|\w))", r"\1\3\2", text)

@@ -10,7 +10,9 @@ NOUN: Unit = ((), Fraction(1))  # unit of counted nouns, which is compared with 
 CURRENCIES = ("\\$", "€", "£", "¥", "₹")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 SPEEDS = {"mph": ("mi", "h"), "kph": ("km", "h"), "fps": ("ft", "s")}
-FRACTION = re.compile(r"(?!(?:mon|bir|dea|pa|ba|mo|mou|clo|my|leng|dep|wid|boo)ths).*(?:th|rd|nd|st)s")  # elevenths
+FRACTION = re.compile(
+    r"(?!(?:mon|bir|dea|pa|ba|mo|mou|clo|my|leng|dep|wid|boo|nor|sou|too|you)ths?).*ths?|.*illions?"
+)  # elevenths
 
 
 def _read_words() -> tuple[dict[str, list[str]], dict[str, list[tuple[str, Fraction, int]]]]:
@@ -49,7 +51,8 @@ def read_unit(phrase: str) -> Unit | None:
         if unit and (end == len(words) or (words[end] in AFTER and _is_harmless(words[end:]))):
             return unit
     words = [word for word in words if word.lower() not in POWERS and not word.startswith("^")]  # "square units", "units^2"
-    is_noun = 0 < len(words) <= 6 and _is_harmless(words) and any(_is_plural(word.lower()) for word in words)
+    noun = next((place for place, word in enumerate(words) if _is_plural(word.lower())), len(words))
+    is_noun = noun < len(words) <= 6 and _is_harmless(words) and (noun + 1 == len(words) or words[noun + 1] in AFTER)
     return NOUN if is_noun or phrase.strip() in ("st", "nd", "rd", "th") else None
 
 
@@ -77,9 +80,9 @@ def _unit(words: list[str], is_text: bool) -> Unit | None:
 
 
 def _is_harmless(words: list[str]) -> bool:
-    return all(
-        re.fullmatch(r"[a-zA-Z'-]+", w) and w.lower() not in LIMITING and not FRACTION.fullmatch(w.lower()) for w in words
-    )
+    parts = [part for word in words for part in re.split("[-']", word.lower())]
+    is_limiting = any({part, part.removesuffix("s")} & LIMITING or FRACTION.fullmatch(part) for part in parts)
+    return all(re.fullmatch(r"[a-zA-Z'-]+", word) for word in words) and not is_limiting
 
 
 def _is_plural(word: str) -> bool:

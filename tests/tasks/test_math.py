@@ -84,7 +84,7 @@ def test_what_cannot_work_is_said(values, message):
 
 RIGHT = [
     "#### 1250", "#### 1,250", "####1250", "#### $1,250.00", "#### 1250.", "#### 1250 dollars", "She saves 5 a day.\n#### 1250\n",
-    "#### 1250\n\nQuestion: How old is she?\n#### 7", "#### 7 or rather #### 1250", "that is 1300-50=1250\n####", "1300-1250", "She has $1,250.",
+    "#### 1250\n\nQuestion: How old is she?\n#### 7", "that is 1300-50=1250\n####", "1300-1250", "She has $1,250.",
     "5 months make 1250", "\\boxed{1250} dollars", "<answer>1250</answer> in 5 months",
 ]  # fmt: skip
 WRONG = ["", "none", "####", "#### none", "1250\n#### 7", "#### 7\n#### 1250", "#### -1250", "#### 125", "#### 12500", "#### 1250.5",
