@@ -15,10 +15,11 @@ from fractions import Fraction
 from typing import Any
 
 from igpo_jax.grading.exact import Number
-from igpo_jax.grading.typed import Answer, condensed, letters, read
+from igpo_jax.grading.typed import REVERSED, Answer, condensed, is_name, letters, read
 
 MAX_ANSWER_CHARS = 2000  # longer answers are only compared as texts
 MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
+SUM_OF_NAMES = re.compile(r"[a-zA-Z](?:\s*\+\s*[a-zA-Z])+\s*=")
 ORDERED = re.compile(r"<|>|\\[lgn]e ")
 # Formulas that math-verify could take seconds to evaluate or misreads. They are only compared as texts.
 COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
@@ -26,7 +27,7 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}|(?:\^\s*\{?\s*\w+\s*){3}",  # towers of powers
     r"(?<!\d)\d{4,}\s*!|!\s*\)*\s*!", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
-    r"\\(?:sum|prod|int)|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
+    r"\\(?:sum|prod|int)|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|[^\d\s]\s*\^\s*\\circ|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
@@ -72,8 +73,10 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
     """Compares two answers of the same type."""
     one, other = gold.value, answer.value
     if gold.kind == "formula":
-        equations = [text for text in (one, other) if "=" in text]
-        return _equal_equations(one, other) if len(equations) == 2 else not equations and _equal_formulas(one, other)
+        if "=" in one and "=" in other:
+            return _equal_equations(one, other)
+        sides = [side for text in (one, other) for side in text.split("=") if not is_name(side.strip()) or side in (one, other)]
+        return all(_equal_formulas(sides[0], side) for side in sides[1:])  # (x+1)^2 = x^2+2x+1
     if gold.kind in ("list", "set", "union"):
         return _in_any_order(gold.items, answer.items)
     if gold.kind == "clock":
@@ -92,6 +95,8 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
 def _equal_types(one: Answer, other: Answer) -> bool:
     """Compares two answers of different types."""
     kinds = one.kind, other.kind
+    if kinds == ("number", "formula") and SUM_OF_NAMES.match(other.value):  # m + n = 5
+        return same(one, read(other.value.partition("=")[2]))
     if kinds == ("number", "formula"):
         value = None if letters(other.value) or _is_costly(other.value) else _closed_value(other.value)
         exact = one.value.value
@@ -99,12 +104,12 @@ def _equal_types(one: Answer, other: Answer) -> bool:
             return not letters(other.value) and _equal_formulas(
                 f"\\frac{{{exact.numerator}}}{{{exact.denominator}}}", other.value
             )
-        return _is_near(exact, value) or _rounds_to(one.value, value)
+        return _is_near(value[1], Fraction(0)) and (_is_near(exact, value[0]) or _rounds_to(one.value, value[0]))
     if kinds == ("ratio", "number"):
         return len(one.value) == 2 and one.value[1] != 0 and one.value[0] / one.value[1] == other.value.value
     if kinds == ("list", "tuple"):
         names = [item.name for item in one.items]  # x = 1, y = 2
-        return other.value == "()" and names == sorted(names) and _in_order(one.items, other.items)
+        return other.value == "()" and names not in REVERSED and _in_order(one.items, other.items)
     if kinds == ("tuple", "formula"):
         return bool(ORDERED.search(other.value)) and _equal_formulas(one.latex, other.value)
     return set(kinds) in ({"list", "set"}, {"list", "union"}) and _in_any_order(one.items, other.items)
@@ -186,7 +191,8 @@ def _is_rounded(answer: Answer) -> bool:
     if answer.kind in ("number", "percent"):
         exact = answer.value.value / (100 if answer.kind == "percent" else 1)
     else:
-        exact = _closed_value(answer.value) if answer.kind == "formula" and not _is_costly(answer.value) else None
+        value = _closed_value(answer.value) if answer.kind == "formula" and not _is_costly(answer.value) else None
+        exact = value[0] if value and not value[1] else None
     places = (
         len(decimal.value.literals[-1].partition(".")[2]) + 2 * (decimal.kind == "percent") if decimal.value.literals else 0
     )
@@ -202,10 +208,11 @@ def _equal_formulas(gold: str, answer: str) -> bool:
     variables = letters(gold), letters(answer)
     if bool(variables[0]) != bool(variables[1]) or (variables[0] and not variables[0] & variables[1]):
         return False
+    gold, answer = _without_capitals(gold, answer)
     if not variables[0]:
         values = _closed_value(gold), _closed_value(answer)
         if values[0] is not None and values[1] is not None:
-            return _is_near(values[0], values[1])
+            return all(map(_is_near, *values))
     import math_verify
 
     return bool(_in_time(math_verify.verify, _parse_gold(gold), _parse(answer), timeout_seconds=MATH_VERIFY_SECONDS))
@@ -216,11 +223,32 @@ def _is_costly(formula: str) -> bool:
     return max(depths, default=0) > MAX_DEPTH or any(pattern.search(formula) for pattern in COSTLY)
 
 
-def _closed_value(formula: str) -> Fraction | None:
-    """Returns the value of a formula without variables to 40 digits, or None if it is not known to be a real number."""
+def _without_capitals(gold: str, answer: str) -> tuple[str, str]:
+    """Renames capital letters, because math-verify does not distinguish them from small ones. Keeps a constant C or c."""
+    used = {letter.lower() for letter in letters(gold) | letters(answer)}
+    free = iter(sorted(set("abcfghjklmnopqrstuvwxyz") - used))
+    capitals = sorted(
+        {letter for text in (gold, answer) for letter in re.findall(r"(?<![a-zA-Z\\])[A-Z]+|\\(?:Delta|Omega|Phi|Psi)", text)}
+    )
+    renamed = {
+        c: next(free, c) for run in capitals for c in ([run] if run[0] == "\\" else run) if c != "C" or "c" in gold + answer
+    }
+    pattern = re.compile(
+        "|".join(rf"{re.escape(c)}(?![a-zA-Z])" if c[0] == "\\" else rf"(?<!\\){c}" for c in renamed) or "(?!)"
+    )
+    first, second = (pattern.sub(lambda m: f" {renamed[m[0]]} ", text) for text in (gold, answer))
+    return first, second
+
+
+def _closed_value(formula: str) -> tuple[Fraction, Fraction] | None:
+    """Returns the real and imaginary part of a formula without variables to 40 digits, or None if they are not known."""
     expression = next(iter(_parse(formula)), None)
-    value = expression.evalf(40) if getattr(expression, "is_number", False) else None
-    return Fraction(str(value)) if value is not None and value.is_Float and value.is_finite else None
+    try:
+        value = expression.evalf(40) if getattr(expression, "is_number", False) else None
+        parts = value.as_real_imag() if value is not None and value.is_finite else ()
+        return (Fraction(str(parts[0])), Fraction(str(parts[1]))) if parts else None
+    except (ArithmeticError, AttributeError, TypeError, ValueError):  # SymPy raises them for poles such as \csc 0
+        return None
 
 
 def _is_near(one: Fraction, other: Fraction) -> bool:
@@ -238,8 +266,15 @@ def _parse(formula: str) -> list:
     formula = re.sub(r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}", formula)
     formula = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})", formula)
     formula = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", "", formula)
+    formula = re.sub(r"\\pi\s*(?=\()", r"\\pi\\cdot ", formula)
     config = [math_verify.LatexExtractionConfig(normalization_config=options)]
-    return _in_time(math_verify.parse, f"\\boxed{{{formula}}}", extraction_config=config, parsing_timeout=MATH_VERIFY_SECONDS)
+    parsed = _in_time(math_verify.parse, f"\\boxed{{{formula}}}", extraction_config=config, parsing_timeout=MATH_VERIFY_SECONDS)
+    if parsed and hasattr(parsed[0], "free_symbols") and any(symbol.name == "i" for symbol in parsed[0].free_symbols):
+        import sympy
+
+        same_names = {s: sympy.I if s.name == "i" else sympy.Symbol(s.name, real=True) for s in parsed[0].free_symbols}
+        parsed = [parsed[0].xreplace(same_names), *parsed[1:]]
+    return parsed
 
 
 _parse_gold = functools.lru_cache(maxsize=1024)(_parse)

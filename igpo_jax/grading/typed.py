@@ -15,17 +15,20 @@ UNICODE = {symbol: f"{written} " for symbol, written in zip(WORDS["unicode"][::2
 FUNCTIONS, GREEK = set(WORDS["functions"]), set(WORDS["greek"])
 SYMBOLS = FUNCTIONS | GREEK | set(WORDS["symbols"])
 TEXT = re.compile(
-    r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|md)?|math(?:rm|up|bf|it|sf|tt|normal)|boldsymbol|bm|textnormal|mbox|hbox|operatorname\*?)"
+    r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|md)?|math(?:rm|up|bf|it|sf|tt|normal)|boldsymbol|bm|textnormal|mbox|hbox|underline|operatorname\*?)"
     r"\s*\{([^{}]*)\}"
 )
 STYLE = re.compile(
     r"\\\\|\\(?:displaystyle|textstyle|limits|left|right|[bB]ig{1,2}[lrm]?|large|Large|LARGE|small|normalsize|bf|it|rm|sf|tt|bfseries|"
-    r"itshape|boldsymbol|bm|math(?:bf|it|sf|tt|normal)|phantom|quad|qquad|thinspace)(?![a-zA-Z])\s*|\\[,!;:> ]|~|\\(?=\s|$)"
+    r"itshape|boldsymbol|bm|math(?:bf|it|sf|tt|normal)|quad|qquad|thinspace)(?![a-zA-Z])\s*|\\[,!;:> ]|~|\\(?=\s|$)"
 )
 RENAMED = [(re.compile(pattern), written) for pattern, written in (
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", r"\\le "),
     (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", r"\\ge "), (r"\\(?:neq|ne)(?![a-zA-Z])|\\not\s*=|!=", r"\\ne "),
     (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"\\(?:approx|simeq|sim)(?![a-zA-Z])", r"\\approx "),
+    (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", ""), (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\text\{(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|gcd|lcm)\}", r"\\\1 "), (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+    (r"(?<![a-zA-Z\\])sqrt\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])(sin|cos|tan|ln|log|arcsin|arccos|arctan)(?=\()", r"\\\1"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"), (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"), (r"\\end\{array\}", r"\\end{pmatrix}"), (r"\\\\\[\w.]*\]", r"\\\\"),
     (r"\\mathbb\s*\{?R\}?", r"(-\\infty, \\infty)"), (r"\{:\}", ":"), (r"\\therefore(?![a-zA-Z])", ""),
@@ -51,7 +54,7 @@ SEPARATOR = re.compile(r"[,;]|\\text\{(?:and|or)\}")
 RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|approx)")
 NAME = re.compile(
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|hat)\s*)?(?:\\[a-zA-Z]+|[a-zA-Z]{1,3}|\{[a-zA-Z]+\}|[a-zA-Z]{4,}(?:\s+[a-zA-Z]+)*)"
-    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|')\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*[a-zA-Z](?:_\w)?\s*,?)+\)|"
+    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|')\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\w)?\s*,?)+\)|"
     r"(?:\\text\{[^{}]*\}\s*)+(?:[A-Z]{1,4})?|\|[A-Z]{2,}\||\[[A-Z]{3,}\]"
 )
 BASED = re.compile(
@@ -65,6 +68,7 @@ WORDS_BEGIN = re.compile(
     r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=\d)\s+[mgL](?![a-zA-Z])|\s*¢)"
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
 )
+REVERSED = (["y", "x"], ["z", "y", "x"], ["b", "a"])  # names of coordinates in another order
 RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
 
 
@@ -217,10 +221,12 @@ def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Ans
     names, values = [side for side in sides if is_name(side)], [side for side in sides if not is_name(side)]
     if len(names) > 1 or not values or "\\approx" in relations[:-1]:
         return _value(text)
+    if rounded and is_name(sides[-1]):
+        return Answer("text", condensed(text))
     answers = [_read(value, depth + 1) for value in values]
     exact = len(values) - (rounded and len(values) > 1)
     if len(values) > 1 and any(letters(value) and not value.startswith("\\lim") for value in values):
-        return _value(text)
+        return Answer("text", condensed(text)) if rounded else _value(text)
     sides = tuple(side for side in answers[: exact - 1] if not re.search(r"\\lim|mod", side.latex))
     named = dataclasses.replace(answers[exact - 1], name=condensed("".join(names)), sides=sides)
     return dataclasses.replace(named, rounding=answers[exact] if answers[exact:] else None)
@@ -262,6 +268,8 @@ def _measured(text: str) -> Answer:
         sign = re.match(rf"(-?)\s*{re.escape(symbol)}\s*", core)
         if sign or core.endswith(symbol):
             core, unit = sign[1] + core[sign.end() :] if sign else core[: -len(symbol)].rstrip(), read_unit(symbol)
+    if not unit and "\\$" in core:  # 5 \times \$6
+        core, unit = core.replace("\\$", ""), read_unit("\\$")
     percent = PERCENT.search(core)
     if percent:
         number = _number(core[: percent.start()])
@@ -270,7 +278,10 @@ def _measured(text: str) -> Answer:
     if answer.kind == "number" or not words:
         return dataclasses.replace(answer, unit=unit)
     symbol = re.sub(r"[\s\d.,-]", "", text.replace(core, "")) if unit else ""  # of \$5 per hour
-    stated, before = read_unit(f"{symbol} {words[0]}"), core[: words.start()].strip()
+    before = core[: words.start()].strip()
+    stated = read_unit(f"{symbol} {words[0]}", is_one=before == "1")
+    if stated == read_unit("degrees") and "\\pi" in before:
+        return Answer("text", condensed(text))
     found = _value(before) if stated else answer
     is_argument = found.kind == "formula" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", before)  # \sin 30^\circ
     is_letter = re.fullmatch(r"\s*[mgL].*", words[0]) and found.kind != "number"  # 2x m is a product
@@ -291,7 +302,7 @@ def _number(text: str) -> Number | None:
     plain = _unworded(text)
     if plain.lower() in NUMBERS:
         return Number(Fraction(NUMBERS[plain.lower()]), ())
-    tens, _, ones = plain.lower().partition("-")  # twenty-one
+    tens, _, ones = plain.lower().replace(" ", "-").partition("-")  # twenty-one
     if NUMBERS.get(tens, 0) >= 20 and 0 < NUMBERS.get(ones, 0) < 10:
         return Number(Fraction(NUMBERS[tens] + NUMBERS[ones]), ())
     scaled = re.fullmatch(r"(.*?)\s*([a-zA-Z]+)", plain, re.DOTALL)
@@ -339,20 +350,27 @@ def is_name(text: str) -> bool:
         word if word.isupper() else word.lower()
         for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{(?:[^{}]|\{[^{}]*\})*\}", "", _unworded(text)))
     }
-    in_order = not text.startswith("(") or re.findall(r"[a-zA-Z]", text) == sorted(re.findall(r"[a-zA-Z]", text))  # not (y,x)
-    return bool(NAME.fullmatch(text)) and in_order and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
+    is_reversed = re.findall(r"[a-z]", text) in REVERSED
+    return (
+        bool(NAME.fullmatch(text)) and not is_reversed and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
+    )
 
 
 def is_math(text: str) -> bool:
     """Returns whether a text has only symbols that math-verify reads, so that it would drop nothing."""
     bare = re.sub(r"_\s*\{\s*\\text\s*\{[^{}]*\}\s*\}", "", re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}", "|", text))
-    braces = re.sub(r"[^{}]", "", re.sub(r"\\.", "", bare))
-    while "{}" in braces:
-        braces = braces.replace("{}", "")
+    braces = re.sub(r"[^{}()]", "", re.sub(r"\\.", "", bare).translate(str.maketrans("[]", "()")))
+    while re.search(r"\{\}|\(\)", braces):
+        braces = re.sub(r"\{\}|\(\)", "", braces)
     runs = [run for run in RUN.findall(bare) if run not in FUNCTIONS]
     is_product = all(len(run) <= 3 - run.isupper() and (run.lower() not in LIMITING or run == "pi") for run in runs)
     is_sentence = re.search(r"(?<![a-zA-Z\\])(?!(?:sin|cos|tan|log|ln)\s)[a-zA-Z]{2,}\s+[a-zA-Z\\\d]", bare)
-    is_clean = bare.strip() and not braces and not is_sentence and not re.search(r"\d\s+\d|\d\s*[_']|[?\"@#`%]|\\[$%]", bare)
+    is_clean = (
+        bare.strip()
+        and not braces
+        and not is_sentence
+        and not re.search(r"(?<![_^\d])\d+\s+\d|\d\s*[_']|[?\"@#`%]|\\[$%]", bare)
+    )
     return bool(is_clean and is_product and set(re.findall(r"\\([a-zA-Z]+)", bare)) <= SYMBOLS)
 
 

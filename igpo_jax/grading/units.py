@@ -37,9 +37,9 @@ LIMITING = {*WORDS["limiting"], *NUMBERS, *SCALES}  # words that change what a n
 NOUNS, AFTER = set(WORDS["nouns"]), set(WORDS["after"])
 
 
-def read_unit(phrase: str) -> Unit | None:
+def read_unit(phrase: str, is_one: bool = False) -> Unit | None:
     """Returns the unit that a phrase after a number states, such as "square feet", "km/h" or "^\\circ", or `NOUN` for a counted
-    noun such as "red marbles". Returns None for other phrases, such as "elevenths" or "or more"."""
+    noun such as "red marbles" (singular if `is_one`). Returns None for other phrases, such as "elevenths" or "or more"."""
     is_text = "\\text" in phrase
     phrase = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", re.sub(r"\^\s*\\circ\s*([CF]\b)?", r" degrees \1 ", phrase))
     phrase = re.sub(
@@ -51,7 +51,7 @@ def read_unit(phrase: str) -> Unit | None:
         if unit and (end == len(words) or (words[end] in AFTER and _is_harmless(words[end:]))):
             return unit
     words = [word for word in words if word.lower() not in POWERS and not word.startswith("^")]  # "square units", "units^2"
-    noun = next((place for place, word in enumerate(words) if _is_plural(word.lower())), len(words))
+    noun = next((place for place, word in enumerate(words) if _is_plural(word.lower() + "s" * is_one)), len(words))
     is_noun = noun < len(words) <= 6 and _is_harmless(words) and (noun + 1 == len(words) or words[noun + 1] in AFTER)
     return NOUN if is_noun or phrase.strip() in ("st", "nd", "rd", "th") else None
 
@@ -68,7 +68,11 @@ def _unit(words: list[str], is_text: bool) -> Unit | None:
             continue
         if re.fullmatch(r"\^\D*\d\D*", word) and last:
             power = int(re.sub(r"[^\d-]", "", word)) - 1
-        elif name in UNITS and not last and (len(word) > 1 or is_text or word in (*CURRENCIES, *"¢mgL")):
+        elif (
+            name in UNITS
+            and (not last or (is_text and len(word) == 1))
+            and (len(word) > 1 or is_text or word in (*CURRENCIES, *"¢mgL"))
+        ):
             last = UNITS[name]
         else:
             return None
@@ -81,7 +85,9 @@ def _unit(words: list[str], is_text: bool) -> Unit | None:
 
 def _is_harmless(words: list[str]) -> bool:
     parts = [part for word in words for part in re.split("[-']", word.lower())]
-    is_limiting = any({part, part.removesuffix("s")} & LIMITING or FRACTION.fullmatch(part) for part in parts)
+    is_limiting = any(
+        {part, part.removesuffix("s"), part.removesuffix("es")} & LIMITING or FRACTION.fullmatch(part) for part in parts
+    )
     return all(re.fullmatch(r"[a-zA-Z'-]+", word) for word in words) and not is_limiting
 
 
