@@ -57,6 +57,8 @@ def same(gold: Answer, answer: Answer) -> bool:
         return len(gold.name) < 2 and len(answer.name) < 2 and _equal_equations(gold.latex, answer.latex)
     if gold.name and answer.name and gold.name != answer.name:
         return False
+    if kinds == ("number", "formula") and SUM_OF_NAMES.match(answer.value):  # m + n = 5
+        return same(gold, read(answer.value.partition("=")[2]))
     factor = Fraction(1)
     if gold.unit and answer.unit and gold.unit[0] and answer.unit[0]:
         factor = answer.unit[1] / gold.unit[1]
@@ -95,8 +97,6 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
 def _equal_types(one: Answer, other: Answer) -> bool:
     """Compares two answers of different types."""
     kinds = one.kind, other.kind
-    if kinds == ("number", "formula") and SUM_OF_NAMES.match(other.value):  # m + n = 5
-        return same(one, read(other.value.partition("=")[2]))
     if kinds == ("number", "formula"):
         value = None if letters(other.value) or _is_costly(other.value) else _closed_value(other.value)
         exact = one.value.value
@@ -201,10 +201,10 @@ def _is_rounded(answer: Answer) -> bool:
 
 
 def _equal_formulas(gold: str, answer: str) -> bool:
-    if bool(ORDERED.search(gold)) != bool(ORDERED.search(answer)) or _is_costly(gold) or _is_costly(answer):
-        return False
     if condensed(gold) == condensed(answer):
         return True
+    if bool(ORDERED.search(gold)) != bool(ORDERED.search(answer)) or _is_costly(gold) or _is_costly(answer):
+        return False
     variables = letters(gold), letters(answer)
     if bool(variables[0]) != bool(variables[1]) or (variables[0] and not variables[0] & variables[1]):
         return False
@@ -230,9 +230,9 @@ def _without_capitals(gold: str, answer: str) -> tuple[str, str]:
     capitals = sorted(
         {letter for text in (gold, answer) for letter in re.findall(r"(?<![a-zA-Z\\])[A-Z]+|\\(?:Delta|Omega|Phi|Psi)", text)}
     )
-    renamed = {
-        c: next(free, c) for run in capitals for c in ([run] if run[0] == "\\" else run) if c != "C" or "c" in gold + answer
-    }
+    keeps_c = not any({"c", "C"} <= letters(text) for text in (gold, answer))
+    names = [c for run in capitals for c in ([run] if run[0] == "\\" else run) if c != "C" or not keeps_c]
+    renamed = {c: next(free, c) for c in names}
     pattern = re.compile(
         "|".join(rf"{re.escape(c)}(?![a-zA-Z])" if c[0] == "\\" else rf"(?<!\\){c}" for c in renamed) or "(?!)"
     )
