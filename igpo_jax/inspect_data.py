@@ -1,7 +1,7 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
-Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used and
-why the others are dropped. For each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few
+Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used, why
+the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few
 example problems. In the solutions of the examples, [[double brackets]] mark text that gives the answer away."""
 
 import pathlib
@@ -15,10 +15,12 @@ from ml_collections import config_flags
 
 from igpo_jax.cli import parse_flags
 from igpo_jax.config import Config, parse
-from igpo_jax.data.pipeline import encode_question
+from igpo_jax.data.pipeline import encode_question, hintable_tokens
+from igpo_jax.grading.spans import occurrences
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
+from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tokenizers import Tokenizer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
@@ -47,7 +49,7 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
         for split, rows in problems.items():
             yield f"{split}: {len(rows)} problems, fingerprint {problems_fingerprint(rows)}"
             if hasattr(task, "load_counted"):  # tasks that generate their problems have no files to count
-                yield from (f"  {count}" for count in task.load_counted(config.task, split)[1])
+                yield from _files(split, rows, task.load_counted(config.task, split)[1], tokenizer, config)
             yield from _lengths(split, rows, tokenizer, config)
             yield ""
     tested = {problem.question for problem in problems["test"]}
@@ -57,6 +59,26 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
     for split, rows in problems.items():
         for number in np.sort(np.random.default_rng(config.seed).permutation(len(rows))[:samples]):
             yield from _sample(split, rows[number])
+
+
+def _files(
+    split: str, problems: list[Problem], counts: list[SourceCounts], tokenizer: Tokenizer, config: Config
+) -> Iterator[str]:
+    begin = 0
+    for count in counts:
+        rows, begin = problems[begin : begin + count.kept], begin + count.kept
+        yield f"  {count}"
+        if split == "rl" and config.inpainting.exclude_answer and any(problem.trace for problem in rows):
+            found = sum(_shows_answer(problem, tokenizer, config.sampler.completion_length) for problem in rows)
+            yield f"    answer also in text that hints may show: {found} of {len(rows)} ({found / len(rows):.1%})"
+
+
+def _shows_answer(problem: Problem, tokenizer: Tokenizer, length: int) -> bool:
+    """Returns whether the answer occurs anywhere in the tokens that hints may show, for example as a given number."""
+    offsets = tokenizer.encode_with_offsets(problem.trace)[1][:length]
+    hintable, shown = hintable_tokens(offsets, problem.answer_spans)
+    places = {place for (begin, end), may in zip(offsets[:shown], hintable, strict=False) if may for place in range(begin, end)}
+    return any(places.issuperset(range(*span)) for span in occurrences(problem.trace, problem.answer))
 
 
 def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: Config) -> Iterator[str]:

@@ -126,11 +126,12 @@ class HuggingFaceTokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # Of characters merged by normalization, the library reports only the first, so a piece ends where the next begins.
+        # Of characters merged by normalization, the library reports only the first, so a piece ends where the next begins. If
+        # two byte-level pieces share a character, the first reports that it ends behind this character.
         offsets, end, next_begin = [], len(text), len(text)
-        for begin, _ in reversed(encoding.offsets):
+        for begin, stop in reversed(encoding.offsets):
             end = next_begin if begin < next_begin else end
-            offsets.append((begin, end))
+            offsets.append((begin, max(stop, end)))
             next_begin = begin
         return encoding.ids, offsets[::-1]
 

@@ -14,6 +14,7 @@ import grain
 import jax
 import numpy as np
 
+from igpo_jax.grading.spans import Span
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, encode_chat
 
@@ -66,11 +67,17 @@ def prompt_arrays(
         _, ids, offsets = encoded[index]
         spans = problems[index].answer_spans if exclude_answer else ()
         trace[row, : len(ids)] = ids
-        hintable[row, : len(ids)] = [all(end <= first or begin >= last for first, last in spans) for begin, end in offsets]
-        last_answer = max((first for first, _ in spans), default=math.inf)
-        trace_length[row] = sum(end <= last_answer for _, end in offsets)
+        hintable[row, : len(ids)], trace_length[row] = hintable_tokens(offsets, spans)
     kept = [problems[i] for i in keep]
     return kept, PromptBatch(_problem_numbers(kept), tokens, prompt_mask, trace, trace_length, hintable)
+
+
+def hintable_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:
+    """Returns which tokens of a trace overlap no answer span, and the number of leading tokens that end before the last span.
+    `offsets` and `spans` are (begin, end) in characters."""
+    hintable = [all(end <= first or begin >= last for first, last in spans) for begin, end in offsets]
+    last_answer = max((first for first, _ in spans), default=math.inf)
+    return hintable, sum(end <= last_answer for _, end in offsets)
 
 
 def _problem_numbers(problems: Sequence[Problem]) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Hint settings that change in training: the center of hint ratios (a curriculum), and a bank of the model's own solutions."""
 
-import bisect
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from igpo_jax.data.pipeline import PromptBatch
+from igpo_jax.data.pipeline import PromptBatch, hintable_tokens
+from igpo_jax.grading.spans import Span, answer_spans, occurrences
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.rollout import Rollout
 from igpo_jax.run.experiment import Experiment
@@ -15,6 +17,8 @@ from igpo_jax.runtime.mesh import to_host
 from igpo_jax.stages.stage import IterationState
 
 NO_SOLUTION = -1  # fills rows of the solution bank without a solution
+STATED = re.compile(r"<answer>(.*?)(?=</answer>|\Z)|####(?!.*####)(.*)", re.DOTALL)
+NUMBER = re.compile(r"[-\d.,$%]+")
 
 
 def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
@@ -68,34 +72,43 @@ def update_solution_bank(
     return solution_bank
 
 
-def hintable_prefix_length(
+def own_hintable_tokens(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
-) -> int:
-    """Returns the number of leading tokens of a completion (given up to its first EOS) that hints may show.
+) -> tuple[list[bool], int]:
+    """Returns the same as `hintable_tokens` for a completion, given up to its first EOS.
 
-    Completions do not mark their answer, so everything after the start of the first occurrence of the extracted answer's text
-    is hidden. If no answer is extracted, or if its text does not occur, the last quarter is hidden. The last token is always
-    hidden."""
+    The answer spans are those of the extracted answer, the contents of <answer> tags, the text after the last ####, and, if
+    the answer is no number, all places where it occurs. If no answer is extracted, or if it occurs nowhere, the last quarter
+    of the completion is hidden. The last token is always hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
-    place = text.find(answer) if answer else -1
-    if place < 0:
-        return len(tokens) * 3 // 4
-    shown = bisect.bisect_right(range(len(tokens)), place, key=lambda number: len(decode(tokens[:number]))) - 1
-    # A character may span several tokens; the first of them alone may decode to no text, or to more text than all of them.
-    while not text[:place].startswith(decode(tokens[:shown])):
-        shown -= 1
-    return shown
+    found = list(answer_spans(text, answer)) if answer else []
+    if answer and not NUMBER.fullmatch(answer):
+        found += occurrences(text, answer)
+    stated = [match.span(match.lastindex or 0) for match in STATED.finditer(text)]
+    hintable, length = hintable_tokens(decoded_offsets(tokens, decode), [*found, *stated])
+    return hintable, min(length, len(tokens) - 1 if found or (answer and stated) else len(tokens) * 3 // 4)
+
+
+def decoded_offsets(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[Span]:
+    """Returns (begin, end) in characters of each token in the decoded text. If several tokens make up a character, each of them
+    spans it."""
+    text = decode(tokens)
+    prefixes = [decode(tokens[:number]) for number in range(len(tokens))]
+    clean = [len(prefix) if text.startswith(prefix) else 0 for prefix in prefixes] + [len(text)]
+    begins = itertools.accumulate(clean[:-1], max)  # a part of a character decodes to no text, or to a replacement character
+    return [(begin, next((end for end in clean[number:] if end > begin), begin)) for number, begin in enumerate(begins, 1)]
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
     """Returns prompts of the RL split with the model's own solutions as traces (the source of hints). With
-    inpainting.exclude_answer, hints show only tokens before the answer. Unsolved problems get an empty trace."""
+    inpainting.exclude_answer, hints do not show the answer. Unsolved problems get an empty trace."""
     tokenizer, extract = experiment.tokenizer, experiment.extract_answer
     own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, tokenizer.eos_id, own)
     length = (trace != tokenizer.eos_id).sum(axis=1, dtype=np.int32)
+    hintable = np.arange(trace.shape[1]) < length[:, None]
     if experiment.config.inpainting.exclude_answer:
-        completions = (row[:end].tolist() for row, end in zip(trace, length, strict=True))
-        length = np.array([hintable_prefix_length(tokens, tokenizer.decode, extract) for tokens in completions], np.int32)
-    return prompts.replace(trace=trace, trace_length=length, hintable=np.arange(trace.shape[1]) < length[:, None])
+        for row, end in enumerate(length.tolist()):
+            hintable[row, :end], length[row] = own_hintable_tokens(trace[row, :end].tolist(), tokenizer.decode, extract)
+    return prompts.replace(trace=trace, trace_length=length, hintable=hintable)

@@ -2,15 +2,16 @@
 
 The configuration has templates for the prompt and for the demonstration. By default, the demonstration is the worked solution,
 followed by the answer. Hints are pieces of the demonstration. With inpainting.exclude_answer, hints omit the text that gives
-the answer away: the line with the answer and, in the solution, the last \\boxed{...} or the answer's last occurrence."""
+the answer away: the template's line with the answer and the answer spans of the solution (docs/method.md section 6)."""
 
 import re
 
 from igpo_jax.grading import grade
 from igpo_jax.grading import reference_code as reference_rules  # `reference_code` is a key of the configuration
 from igpo_jax.grading.answers import extract
+from igpo_jax.grading.spans import Span, merged
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.sources import Record, SourceCounts, Span, load_sources
+from igpo_jax.tasks.sources import Record, SourceCounts, load_sources
 
 # The paper's prompt (docs/method.md section 4). In the reference code's prompt, the \b of \boxed is a backspace.
 BOXED_PROMPT = (
@@ -81,18 +82,15 @@ def _problem(record: Record, task) -> Problem:
 def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:
     """Fills a demonstration template with a record. Returns the text, and its character spans that give the answer away."""
     values = {"{solution}": record.solution, "{answer}": record.answer, "{response}": record.response}
-    text, spans = "", []
+    text, spans, answers = "", [], []
     for part in re.split(r"(\{solution\}|\{answer\}|\{response\})", template):
         begin = len(text)
         text += values.get(part, part)
         if part == "{solution}":
             spans += [(begin + first, begin + last) for first, last in record.spans]
         elif part == "{answer}":
-            spans.append((begin, len(text)))
-    # Hides the whole line that contains the template's {answer}, because the rest of the line announces the answer.
-    answers = [span for span in spans if text[slice(*span)] == record.answer]
-    if "{answer}" in template and answers:
-        first, last = answers[-1]
+            answers.append((begin, len(text)))
+    for first, last in answers:  # the whole line, because its other words announce the answer
         line_end = text.find("\n", last)
-        spans[spans.index((first, last))] = (text.rfind("\n", 0, first) + 1, len(text) if line_end < 0 else line_end)
-    return text, tuple(spans)
+        spans.append((text.rfind("\n", 0, first) + 1, len(text) if line_end < 0 else line_end))
+    return text, tuple(merged(spans))

@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from igpo_jax.grading.answers import box_spans
-from igpo_jax.grading.exact import evaluate
+from igpo_jax.grading.spans import Span, answer_spans, merged, occurrences
 from igpo_jax.runtime.files import first_line, parse_json
 from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
-WRITTEN = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # a number in any notation
 STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
+# Marks of a missing answer. Answers in words, such as \\text{None} or "no solution", are not in this list.
+PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
+MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 
-Span = tuple[int, int]
 Rows = Iterator[tuple[dict[str, Any], str]]  # (row, its place for messages)
 
 
@@ -73,6 +74,7 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)
+                _require_answer(record.answer)
                 if kind == "metamath" and record.question in metamath_questions:
                     raise Dropped("of a question that came before")
             except Dropped as dropped:
@@ -163,32 +165,24 @@ def _text(row: dict[str, Any], name: str) -> str:
     return value.strip()
 
 
-def _last_occurrence(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the character span of the answer's last occurrence in a solution, or () if there is none. A number matches in any
-    notation, such as 1,000.00 for 1000."""
-    wanted = evaluate(answer)
-    for match in reversed(list(WRITTEN.finditer(solution)) if wanted else []):
-        text = match[0].rstrip(",")
-        for begin in (match.start(), match.end() - len(match[0].lstrip("-"))):  # 9-5 ends in 5 as well as in -5
-            number = evaluate(text[begin - match.start() :])
-            if wanted and number and number.value == wanted.value:
-                return ((begin, match.start() + len(text)),)
-    is_plain = not answer or (wanted and WRITTEN.fullmatch(answer))
-    begin = -1 if is_plain else solution.rfind(answer)  # such as \frac{1}{2}
-    return () if begin < 0 else ((begin, begin + len(answer)),)
+def _require_answer(answer: str) -> None:
+    """Raises `Dropped` for an answer that a completion would match without solving the problem, such as an empty one."""
+    if not MARKUP.sub("", answer):
+        raise Dropped("without an answer")
+    if answer.casefold() in PLACEHOLDERS:
+        raise Dropped(f"with {answer.casefold()!r} for an answer")
 
 
-def _last_box(solution: str) -> tuple[Span, ...]:
-    """Returns the character span of the content of the last \\boxed{...}, without leading and trailing spaces, or () if there
-    is no box."""
-    contents = (STRIPPED.search(solution, *span) for span in box_spans(solution)[-1:])
-    return tuple(content.span() for content in contents if content)
+def _spans(solution: str, answer: str) -> tuple[Span, ...]:
+    """Returns the character spans of a solution that give the answer away: all that `answer_spans` finds, and the content of
+    the last \\boxed{...} or, if there is no box, the last occurrence of the answer."""
+    boxes = [content.span() for span in box_spans(solution)[-1:] if (content := STRIPPED.search(solution, *span))]
+    return tuple(merged([*answer_spans(solution, answer), *(boxes or occurrences(solution, answer)[-1:])]))
 
 
-def _spans(solution: str, answer: str = "") -> tuple[Span, ...]:
-    """Returns the character span of a solution that gives the answer away: the content of the last \\boxed{...}, else the last
-    occurrence of the answer, else the whole solution."""
-    return _last_box(solution) or _last_occurrence(solution, answer) or ((0, len(solution)),)
+def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
+    """Returns `_spans`, or the whole solution if they are empty, because it may write the answer in another notation."""
+    return _spans(solution, answer) or (((0, len(solution)),) if solution else ())
 
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
@@ -201,15 +195,14 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
         raise TypeError("the answer has no #### line")
     solution, answer = ANNOTATION.sub("", solution).strip(), answer.strip()
     response = ANNOTATION.sub("", response)
-    return Record(_id(row), question, answer, solution, _last_occurrence(solution, answer), response)
+    return Record(_id(row), question, answer, solution, _spans(solution, answer), response)
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of MATH with the keys problem, answer and solution. Rows of AMC have no solution. In a solution,
-    the last \\boxed{...} gives the answer away."""
+    """Reads a row of MATH with the keys problem, answer and solution. Rows of AMC have no solution."""
     question, answer = _text(row, "problem"), _text(row, "answer")
     solution = _text(row, "solution") if row.get("solution") else ""
-    return Record(_id(row), question, answer, solution, _spans(solution) if solution else (), solution)
+    return Record(_id(row), question, answer, solution, _spans_or_whole(solution, answer), solution)
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
@@ -227,9 +220,7 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     solution, answer = solution.rstrip(), answer.strip()
     marks = solution.find("####", solution.rfind("\n") + 1)
     solution = solution if marks < 0 else solution[:marks].rstrip()
-    spans = _last_box(solution) or _last_occurrence(solution, answer)
-    if not spans and kind.startswith("MATH"):  # the solution may write the answer in another notation
-        spans = ((0, len(solution)),)
+    spans = _spans_or_whole(solution, answer) if kind.startswith("MATH") else _spans(solution, answer)
     return Record(_id(row), question, answer, solution, spans, response)
 
 
@@ -245,16 +236,14 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
         raise Dropped("without a correct trace")
     response = min(right, key=len).strip()
     solution = re.sub(r"</?think>", "", response).strip()
-    return Record(_id(row, "uuid"), question, answer, solution, _spans(solution), response)
+    return Record(_id(row, "uuid"), question, answer, solution, _spans_or_whole(solution, answer), response)
 
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of a user's file, whose field names are given in task.fields. The text that gives the answer away is the
-    solution's last \\boxed{...}, or else the last occurrence of the answer."""
+    """Reads a row of a user's file, whose field names are given in task.fields."""
     question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
     solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
-    spans = _spans(solution, answer) if solution else ()
-    return Record(_id(row, fields["id"]), question, answer, solution, spans, solution)
+    return Record(_id(row, fields["id"]), question, answer, solution, _spans_or_whole(solution, answer), solution)
 
 
 def _id(row: dict[str, Any], name: str = "id") -> str:

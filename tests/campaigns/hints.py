@@ -2,9 +2,10 @@
 
     python tests/campaigns/hints.py --gsm8k=gsm8k_train.jsonl --math=math_train7500.jsonl [--output=FILE]
 
-The following must stay hidden (igpo_jax/tasks/sources.py). GSM8K: the template's answer line, and the last occurrence of the
-gold number in the solution. MATH: the template's answer line, and the content of the solution's last box. This script
-finds the spans in the trace text and compares them with the tokenizer's offsets, not with the arrays that hide them:
+The following must stay hidden (docs/method.md section 6): the template's answer line, the content of the last box or, without
+a box, the last occurrence of the answer, and everything equal to the answer in a box, right after an equals sign, and among the
+numbers of the last sentence and the last line. This script finds these places with plain string operations, not with
+igpo_jax/grading/spans.py, and compares them with the tokenizer's offsets, not with the arrays that hide them:
 
     leaks       canvases with a token that overlaps such a span; exit status 1 unless 0
     residual    canvases whose hint text contains the answer anyway, because the trace also has it elsewhere
@@ -38,28 +39,69 @@ LENGTH = 256
 MASK = -1  # not a token id
 PAPER = InpaintingConfig()
 REFERENCE_CODE = InpaintingConfig(exclude_answer=False, round_up=True, stretch=True)
-NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
+NUMBER = re.compile(r"(?<![\d.])(?<!\d,)(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?!\d)|\.\d+)")
 
 
 def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
     """Returns the spans of a trace that must be hidden, from its text: the template's line, the answer in the solution."""
-    text = problem.trace
+    text, answer = problem.trace, problem.answer
     line = text.rindex("\\boxed{")
-    spans = [(line, text.index("\n", line))]
     solution = text[: text.rindex("\n</reasoning>")]
-    if kind == "gsm8k":
-        wanted = abs(value(problem.answer))
-        places = [match.span() for match in NUMBER.finditer(solution) if value(match[0]) == wanted]
-        return [*spans, *places[-1:]]
-    begin = max(solution.rfind("\\boxed{"), solution.rfind("\\fbox{"))
-    if begin >= 0:
-        begin, depth = solution.index("{", begin) + 1, 1
-        for end in range(begin, len(solution)):
-            depth += {"{": 1, "}": -1}.get(solution[end], 0) if solution[end - 1] != "\\" else 0
+    boxes, numbers = box_contents(solution), numbers_equal(solution, answer)
+    # Of numbers after an equals sign, those that a text, a unit or nothing follows are results, but not factors or summands.
+    results = [
+        (begin, end)
+        for begin, end in numbers
+        if solution[:begin].rstrip(" &$-").endswith(("=", "\\approx", "\\equiv"))
+        and re.match(r"\s*(?:$|[.,;]?\s*(?:$|\n|\\\\|\$|[a-zA-Z]{3})|\\text|\\\]|=)", solution[end:])
+    ]
+    bare = solution.rstrip().rstrip(".!?$")
+    sentence = max(
+        bare.rfind(mark + sign + space) for mark in ".!?" for sign in ("", "$", "$$", ")", "}", "\\]") for space in " \n"
+    )
+    last = min(bare.rfind("\n"), sentence)
+    found = [(line, text.index("\n", line)), *results, *(span for span in numbers if span[0] > last)]
+    found += [span for span in boxes if says([solution[slice(*span)]], answer) and same(solution[slice(*span)], answer)]
+    found += boxes[-1:] if kind == "math" else numbers[-1:]
+    # Formulas that are the answer letter for letter: after an equals sign, and in the last sentence.
+    for match in re.finditer(r"[=$]\s*([^=$\n]*[^=$\n\s.,])[.,]?\s*(?=[=$\n]|\\\\|$)", solution):
+        if same(match[1], answer) and (match[0][0] == "=" or match.start() > last):
+            found.append(match.span(1))
+    return found
+
+
+def same(text: str, answer: str) -> bool:
+    return text.replace(" ", "") == answer.replace(" ", "")
+
+
+def numbers_equal(text: str, answer: str) -> list[tuple[int, int]]:
+    """Returns the spans of all whole numbers of a text that equal a numerical answer."""
+    bare = answer.replace("\\!", "").replace(" ", "").replace("$", "").replace("\\", "")
+    if not NUMBER.fullmatch(bare.removeprefix("-")):
+        return []
+    wanted, found = value(bare), []
+    for match in NUMBER.finditer(text):
+        begin = match.start()
+        inside_word = re.search(r"(?<!\\)\b[a-zA-Z]\w*$", text[:begin]) and not text[:begin].endswith("x")
+        negative = re.search(r"(?:^|[^\w)}\] ] ?)-$", text[:begin]) is not None
+        if not inside_word and value(match[0]) * (-1 if negative else 1) == wanted:
+            found.append(match.span())
+    return found
+
+
+def box_contents(text: str) -> list[tuple[int, int]]:
+    """Returns the spans of the contents of all outermost closed boxes, without surrounding spaces."""
+    found, place = [], 0
+    while match := re.compile(r"\\(?:boxed|fbox)\{").search(text, place):
+        begin = place = match.end()
+        depth = 1
+        for end in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
             if depth == 0:
-                content = solution[begin:end]  # without surrounding spaces
-                return [*spans, (begin + len(content) - len(content.lstrip()), begin + len(content.rstrip()))]
-    return spans
+                content, place = text[begin:end], end
+                found.append((begin + len(content) - len(content.lstrip()), begin + len(content.rstrip())))
+                break
+    return found
 
 
 def value(text: str) -> Fraction:

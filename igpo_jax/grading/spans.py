@@ -1,0 +1,188 @@
+"""Finds the places where a worked solution states its answer. Hints do not show these places (docs/method.md section 6)."""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+from igpo_jax.grading.answers import box_spans, equal
+
+Span = tuple[int, int]
+
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NUMBER_WORDS = {word: number for number, word in enumerate(ONES)} | {
+    f"{ten}-{ONES[one]}" if one else ten: 10 * tens + one for tens, ten in enumerate(TENS, 2) for one in range(10)
+}
+VALUE = re.compile(
+    r"([-+]?)(?:\\[dtc]?frac(\d|{\d+})(\d|{\d+})|(\d+|\d{1,3}(?:,\d{3})+)/(\d+)|(?=\.?\d)([\d,]*(?:\.\d+)?))(%?)"
+)
+STYLE = re.compile(r"\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{([^{}]*)\}")
+RELATION = r"(?:=|\\(?:approx|equiv|simeq|cong|in)(?![a-zA-Z])|[≈≡])"
+STATEMENT = re.compile(  # what a result follows, and spaces, markup and opening signs of formulas
+    rf"(?:{RELATION}|####|<answer>|(?i:\banswer)(?:\*\*)?\s*(?:is|was|:)(?:\s*:)?)"
+    r"(?:[\s&:*~]|\\[,;:!() \[]|\\(?:displaystyle|q?quad)(?![a-zA-Z])|\\(?:boxed|fbox)\s*{|\$(?!\.?\d))*"
+)
+CLAUSE = re.compile(  # brackets, LaTeX's spaces, and signs that end a clause outside of brackets
+    rf"(?P<open>\\?{{|[(\[]|\\begin)|(?P<close>\\?}}|[)\]]|\\end)|(?P<space>\\[,;:! $%&])|{RELATION}|\\\\|\\[()\[\]]"
+    r"|\\(?:neq?|[lg]eq?|[lg]t)(?![a-zA-Z])|[$\n<>&≠≤≥]|\*\*|[.,;:!?](?=\s|$|\*)"
+)
+REMARK = re.compile(  # a unit or other text after a result
+    r"\\(?:text\w*|mbox|q?quad|hspace|[bp]?mod|implies|to|(?:R|r|Longr)ightarrow)(?![a-zA-Z])|(?<=\d)\s+\("
+    r"|(?<=[\d\s])[a-zA-Z]{2,}|(?<=\s)a\s|[-/](?=[a-zA-Z]{2})"
+)
+ARITHMETIC = re.compile(
+    r"(?:[-+*/(){}\d\s.−×÷·]|\^{?\d{1,3}}?|\\(?:[dt]?frac|cdot|times|div|left|right)(?![a-zA-Z])|\\[,;:! ])+[\d)}]"
+)
+SYMBOL = re.compile(r"\\[a-z]+|[a-z]|\d+(?:\.\d+)?")
+NOTATION = re.compile(r"\\(?:[dtc]?frac|text(?:bf|rm|it)?|mbox|math(?:rm|bf)|cdot|times|left|right|q?quad|boxed|displaystyle)")
+FORMULA = re.compile(r"\\\$|\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+CONTENT = re.compile(r"(?:[^\s.,;:*]|\.(?=\d))(?:.*[^\s.,;:*&\\])?", re.DOTALL)
+SENTENCE_END = re.compile(r"[.!?](?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!St\.)(?:[\"'”)*$}\]]|\\[\])])*\s+(?=[^a-z\s])")
+OPERAND = re.compile(r"[\w)}\]]\s?\Z")  # before a minus sign that is not the sign of the number after it
+WORD = re.compile(r"(?<![\\\w])[a-zA-Z]\w*\Z")
+SIDE_BEGIN = re.compile(r"(?:^|[\n&,;:=$({\[≈]|(?<![\\a-zA-Z])[a-zA-Z]{2,}|\\[\\(\[])\s*\Z")
+SIDE_END = re.compile(rf"\s*&?{RELATION}")
+
+
+@functools.lru_cache(maxsize=1 << 14)  # the stages load the same files
+def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
+    """Returns (begin, end) of the places of a solution that state its answer, sorted and disjoint. Such a place `states` the
+    answer and is the content of a box, or the result after a relation sign, "answer is", "answer:", "####" or "<answer>", or
+    alone on the left side of a relation, or any number, word or formula of the last sentence or the last line."""
+    ended = text.rstrip()
+    sentences = [match.end() for match in SENTENCE_END.finditer(ended)]
+    last = min(ended.rfind("\n") + 1, sentences[-1] if sentences else 0)
+    found = [span for span in _candidates(text, 3 * len(answer) + 60, last) if states(text[slice(*span)], answer)]
+    for begin, end in occurrences(text, answer):
+        if begin >= last or (SIDE_END.match(text, end) and SIDE_BEGIN.search(text[max(0, begin - 20) : begin])):
+            found.append((begin, end))
+    return tuple(merged(found))
+
+
+def occurrences(text: str, answer: str) -> list[Span]:
+    """Returns (begin, end) of all numbers of a text that equal an answer, in any notation, and of all places where the text
+    of the answer occurs and is not part of a longer number or word. The spans are sorted and disjoint."""
+    pattern, found = _pattern(answer), []
+    for match in pattern.finditer(text) if pattern else ():
+        begin, end = match.span()
+        if match.lastgroup and match["sign"] and max(_values(answer)) >= 0:
+            if not OPERAND.search(text[max(0, begin - 2) : begin]):  # 5 is in 9-5, but not in "it is -5"
+                continue
+            begin = match.end("sign")
+        if not (match.lastgroup and WORD.search(text[max(0, begin - 20) : begin])):
+            found.append((begin, end))
+    return merged(found)
+
+
+def states(text: str, answer: str) -> bool:
+    """Returns whether a short text equals an answer. Decides numbers by value, and asks `equal`, which may take milliseconds,
+    only about arithmetic expressions and texts with the same symbols. Returns True if `equal` takes too long."""
+    wanted, found = _values(answer), _values(text)
+    if text == answer or wanted & found:
+        return True
+    comparable = ARITHMETIC.fullmatch(text) if wanted else _symbols(text) == _symbols(answer)
+    if found or not comparable or len(text) > 3 * len(answer) + 60:
+        return False
+    try:
+        return equal(answer, text)
+    except TimeoutError:
+        return True
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Merges overlapping and adjacent spans."""
+    found: list[Span] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1]:
+            begin, end = found[-1][0], max(end, found.pop()[1])
+        found.append((begin, end))
+    return found
+
+
+def _candidates(text: str, limit: int, last: int) -> Iterator[Span]:
+    places = box_spans(text)
+    places += [match.span(match.lastindex or 0) for match in FORMULA.finditer(text) if match.end() > last]
+    for match in STATEMENT.finditer(text):
+        begin = match.end()
+        end = _clause_end(text, begin, min(len(text), begin + limit))
+        remark = REMARK.search(text[begin:end])
+        places += [(begin, end), (begin, begin + remark.start())] if remark else [(begin, end)]
+    for begin, end in places:
+        content = CONTENT.search(text, begin, end)
+        if content:
+            yield content.span()
+
+
+def _clause_end(text: str, begin: int, limit: int) -> int:
+    depth = 0
+    for match in CLAUSE.finditer(text, begin, limit):
+        depth += bool(match["open"]) - bool(match["close"])
+        currency = match[0] == "$" and match.start() == begin
+        if depth < 0 or (depth == 0 and not match.lastgroup and not currency):
+            return match.start()
+    return limit
+
+
+@functools.lru_cache(maxsize=4096)
+def _values(text: str) -> frozenset[Fraction]:
+    """Returns the value of a number, both values of a percentage (50 and 0.5 for 50%), and nothing for other texts."""
+    if len(text) > 100:
+        return frozenset()
+    text = re.sub(r"^\s*[a-zA-Z](?:_\w)?\s*=", "", text)  # the name in x = 5
+    text = re.sub(r"\{,\}|,\\!", ",", STYLE.sub(lambda style: "" if re.search(r"\d", text) else style[1], text))
+    text = re.sub(r"\\[,;:! ]|\^\{?\\circ\}?|[\s$€£°]|\\(?=[$%])", "", text).replace("−", "-").rstrip(".")
+    if text.lower() in NUMBER_WORDS:
+        return frozenset([Fraction(NUMBER_WORDS[text.lower()])])
+    match = VALUE.fullmatch(text)
+    if not match or ("," in text and not re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?%?", text)):
+        return frozenset()
+    sign, top, bottom, over, under, plain, percent = match.groups()
+    over, under = (part and part.strip("{}") for part in (top or over, bottom or under))
+    if under and not int(under):
+        return frozenset()
+    value = Fraction(int(over), int(under)) if under else Fraction(plain.replace(",", ""))
+    value = -value if sign == "-" else value
+    return frozenset([value, value / 100] if percent else [value])
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(answer: str) -> re.Pattern | None:
+    """Returns a pattern of a number in all notations or, for other answers, of the text with any spacing. Returns None for an
+    empty answer."""
+    values = _values(answer)
+    if values:
+        shares = [rf"{_notations(100 * value)}\s?\\?%" for value in values if value.denominator > 1]
+        numbers = "|".join([*shares, *map(_notations, values)])
+        words = "|".join([word for word, number in NUMBER_WORDS.items() if number in values] or ["(?!)"])
+        return re.compile(
+            rf"(?<![\d.])(?<!\d,(?=\d{{3}}(?!\d)))(?:(?P<sign>[-−]{'' if max(values) < 0 else '?'})(?P<number>\\?[$€£]?(?:{numbers}))"
+            rf"(?!\d|\.\d|,\d{{3}}(?!\d))|(?<![\w\\-])(?i:{words})\b(?!-(?:{'|'.join(ONES[1:10])})))"
+        )
+    bare = STYLE.sub(r"\1", answer).replace("$", "").strip()
+    parts = [re.escape(part) for part in re.findall(r"\\[a-zA-Z]+|\w+|\S", bare)]
+    text = r"\s*".join(r"\\[dtc]?frac" if part == r"\\frac" else part for part in parts)
+    case = "i" if len(bare) > 1 and bare.isalpha() else ""
+    return re.compile(rf"(?<![\w\\])(?{case}:{text})(?!(?<=\w)\w)") if parts else None
+
+
+def _notations(value: Fraction) -> str:
+    """Returns a pattern of the absolute value as a decimal number or a fraction."""
+    top, bottom = abs(value.numerator), value.denominator
+    fraction = rf"{top}/{bottom}|\\[dtc]?frac\s*{{?{top}}}?\s*{{?{bottom}}}?"
+    places = next((places for places in range(8) if 10**places % bottom == 0), None)
+    if places is None:
+        return f"(?:{fraction})"
+    whole, part = divmod(top * 10**places // bottom, 10**places)
+    digits = f"{whole:,}".replace(",", r"(?:,|\{,\}|,\\!\s*)?") if whole else "" if part else "0"
+    decimals = rf"\.{part:0{places}}0*" if part else r"(?:\.0+)?"
+    return rf"(?:0*{digits}{decimals}{'|' + fraction if places else ''})"
+
+
+@functools.lru_cache(maxsize=64)
+def _symbols(text: str) -> list[str]:
+    """Returns all letters, numbers and commands, except 1 and those that only concern the notation."""
+    return sorted(part for part in SYMBOL.findall(text.casefold()) if part != "1" and not NOTATION.fullmatch(part))
