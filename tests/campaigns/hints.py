@@ -17,6 +17,8 @@ leak. Prints one JSON line per data set and switch, then a table.
 import argparse
 import dataclasses
 import datetime
+import functools
+import itertools
 import json
 import pathlib
 import platform
@@ -24,6 +26,8 @@ import re
 import sys
 import tempfile
 from fractions import Fraction
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "helpers"))
 
 import jax
 import numpy as np
@@ -34,6 +38,7 @@ from igpo_jax.rl.hints import InpaintingConfig, inpaint
 from igpo_jax.tasks import math
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from tokenizer_files import write_tokenizer
 
 LENGTH = 256
 MASK = -1  # not a token id
@@ -42,6 +47,7 @@ REFERENCE_CODE = InpaintingConfig(exclude_answer=False, round_up=True, stretch=T
 NUMBER = re.compile(r"(?<![\d.])(?<!\d,)(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?!\d)|\.\d+)")
 
 
+@functools.cache
 def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
     """Returns the spans of a trace that must be hidden, from its text: the template's line, the answer in the solution."""
     text, answer = problem.trace, problem.answer
@@ -52,8 +58,8 @@ def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
     results = [
         (begin, end)
         for begin, end in numbers
-        if solution[:begin].rstrip(" &$-").endswith(("=", "\\approx", "\\equiv"))
-        and re.match(r"\s*(?:$|[.,;]?\s*(?:$|\n|\\\\|\$|[a-zA-Z]{3})|\\text|\\\]|=)", solution[end:])
+        if solution[max(0, begin - 20) : begin].rstrip(" &$-").endswith(("=", "\\approx", "\\equiv"))
+        and re.match(r"\s*(?:$|[.,;]?\s*(?:$|\n|\\\\|\$|[a-zA-Z]{3})|\\text|\\\]|=)", solution[end : end + 20])
     ]
     bare = solution.rstrip().rstrip(".!?$")
     sentence = max(
@@ -61,7 +67,7 @@ def answer_spans(kind: str, problem: Problem) -> list[tuple[int, int]]:
     )
     last = min(bare.rfind("\n"), sentence)
     found = [(line, text.index("\n", line)), *results, *(span for span in numbers if span[0] > last)]
-    found += [span for span in boxes if says([solution[slice(*span)]], answer) and same(solution[slice(*span)], answer)]
+    found += [span for span in boxes if span in numbers or same(solution[slice(*span)], answer)]
     found += boxes[-1:] if kind == "math" else numbers[-1:]
     # Formulas that are the answer letter for letter: after an equals sign, and in the last sentence.
     for match in re.finditer(r"[=$]\s*([^=$\n]*[^=$\n\s.,])[.,]?\s*(?=[=$\n]|\\\\|$)", solution):
@@ -82,8 +88,8 @@ def numbers_equal(text: str, answer: str) -> list[tuple[int, int]]:
     wanted, found = value(bare), []
     for match in NUMBER.finditer(text):
         begin = match.start()
-        inside_word = re.search(r"(?<!\\)\b[a-zA-Z]\w*$", text[:begin]) and not text[:begin].endswith("x")
-        negative = re.search(r"(?:^|[^\w)}\] ] ?)-$", text[:begin]) is not None
+        inside_word = re.search(r"(?<!\\)\b[a-zA-Z]\w*$", text[max(0, begin - 20) : begin]) and not text[:begin].endswith("x")
+        negative = re.search(r"(?:^|[^\w)}\] ] ?)-$", text[max(0, begin - 3) : begin]) is not None
         if not inside_word and value(match[0]) * (-1 if negative else 1) == wanted:
             found.append(match.span())
     return found
@@ -201,6 +207,17 @@ def load(kind: str, path: str) -> list[Problem]:
     return [problem for problem in math.load(task, "rl", 0) if problem.trace]
 
 
+def trained_tokenizers(data: dict[str, list[Problem]], vocabulary: int) -> dict[str, Tokenizer]:
+    """Trains a SentencePiece and a byte-level tokenizer on all traces."""
+    traces = [problem.trace for problems in data.values() for problem in problems]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        train_sentencepiece(traces, folder / "tokenizer.model", kind="unigram", vocab_size=vocabulary)
+        pieces = load_tokenizer(folder / "tokenizer.model")
+        special = write_tokenizer(folder, vocab_size=vocabulary, texts=traces)
+        return {"SentencePiece": pieces, "byte-level": load_tokenizer(folder / "tokenizer.json", special["<|mdm_mask|>"])}
+
+
 def main(arguments: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", required=True)
@@ -211,13 +228,10 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--output", type=pathlib.Path, help="a file for the JSON lines")
     given = parser.parse_args(arguments)
     data = {"gsm8k": load("gsm8k", given.gsm8k), "math": load("math", given.math)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "tokenizer.model"
-        traces = [problem.trace for problems in data.values() for problem in problems]
-        train_sentencepiece(traces, path, kind="unigram", vocab_size=given.vocabulary)
-        tokenizer = load_tokenizer(path)
     results = []
-    for switch, cfg in (("PAPER", PAPER), ("REF", REFERENCE_CODE)):
+    for (form, tokenizer), (switch, cfg) in itertools.product(
+        trained_tokenizers(data, given.vocabulary).items(), (("PAPER", PAPER), ("REF", REFERENCE_CODE))
+    ):
         for kind, problems in data.items():
             kept, arrays = prompt_arrays(
                 problems, tokenizer, prompt_length=640, completion_length=LENGTH, exclude_answer=cfg.exclude_answer,
@@ -227,10 +241,12 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             chosen = np.random.default_rng(0).choice(len(kept), number, replace=number > len(kept))
             some = [kept[i] for i in chosen]
             made = canvases(some, take_rows(arrays, chosen), tokenizer, jax.random.key(0), given.group, cfg)
+            before_answer = np.arange(LENGTH) < arrays.trace_length[:, None]
             result = {
-                "name": f"{kind} {switch}", "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "name": f"{kind} {switch} {form}", "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "device": jax.devices()[0].device_kind, "python": platform.python_version(), "jax": jax.__version__,
                 "length": LENGTH, "vocabulary": tokenizer.vocab_size, "settings": dataclasses.asdict(cfg),
+                "hintable_tokens_of_all_problems": int((arrays.hintable & before_answer).sum()),
                 "all_problems": len(kept), "exposed_tokens_of_all_problems": exposed(kind, kept, arrays, tokenizer),
                 **count(kind, made, tokenizer),
             }  # fmt: skip

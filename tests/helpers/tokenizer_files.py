@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -15,8 +16,11 @@ TEXT = [
 ]
 
 
-def write_tokenizer(folder: pathlib.Path, instruct: bool = True, vocab_size: int = 320) -> dict[str, int]:
-    """Writes tokenizer.json and tokenizer_config.json; returns the ids of the special tokens."""
+def write_tokenizer(
+    folder: pathlib.Path, instruct: bool = True, vocab_size: int = 320, texts: Iterable[str] = TEXT
+) -> dict[str, int]:
+    """Trains a tokenizer on `texts`, writes tokenizer.json and tokenizer_config.json, and returns the ids of the special
+    tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
@@ -25,7 +29,7 @@ def write_tokenizer(folder: pathlib.Path, instruct: bool = True, vocab_size: int
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     special = BASE + (INSTRUCT if instruct else ())
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     tokenizer.save(str(folder / "tokenizer.json"))

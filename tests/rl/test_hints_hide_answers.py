@@ -3,15 +3,20 @@
 import importlib.util
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from igpo_jax.data.pipeline import prompt_arrays
+from igpo_jax.grading.spans import answer_spans
 from igpo_jax.tasks import math
 from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
+from tokenizer_files import write_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 LENGTH, GROUP = 96, 40
@@ -27,6 +32,9 @@ MATH = {
     "beyond the canvas": ("Long?", LONG + "So it is \\boxed{31}.", "31"),
     "long after the answer": ("Early?", "So it is \\boxed{31}. " + LONG, "31"),
     "no box": ("Nothing?", "Nobody knows what it is, and nobody will say so in a box.", "8"),
+    "boxed twice": ("What is 1+270?", "Hence, it is \\boxed{271}. Then we check it, and so $1 + 270 = \\boxed{271}$.", "271"),
+    "after a root sign": ("Which root?", "It is $x = √5$, and √5 √5 is 5. We have \\boxed{√5}.", "√5"),
+    "several results": ("Cost?", "They pay 2*4=$8.\nOf 8 friends, each pays 8 - 0 = 8 dollars.\nSo the answer is 8, not 9.", "8"),
     "empty box": ("Empty?", "Here is what we found after all: \\boxed{}.", "0"),
 }  # fmt: skip
 
@@ -41,7 +49,7 @@ def load_hints():
 hints = load_hints()
 
 
-@pytest.fixture(scope="module", params=["unigram", "bpe"])
+@pytest.fixture(scope="module", params=["unigram", "bpe", "byte-level"])
 def world(request, tmp_path_factory):
     """{kind: problems}, and a tokenizer whose tokens cross the borders of answers."""
     folder = tmp_path_factory.mktemp("hints")
@@ -50,8 +58,49 @@ def world(request, tmp_path_factory):
     data = {"math": hints.load("math", str(folder / "math.jsonl"))}
     data["gsm8k"] = hints.load("gsm8k", str(ROOT / "tests" / "tasks" / "gsm8k_sample.jsonl"))
     texts = [problem.trace for problems in data.values() for problem in problems]
+    if request.param == "byte-level":
+        special = write_tokenizer(folder, vocab_size=700, texts=texts * 5)
+        return data, load_tokenizer(folder / "tokenizer.json", special["<|mdm_mask|>"])
     train_sentencepiece(texts * 5, folder / "tokenizer.model", kind=request.param, vocab_size=700)
     return data, load_tokenizer(folder / "tokenizer.model")
+
+
+RESULTS = [
+    "= {}",
+    "$x = {}$",
+    "\\boxed{{{}}}",
+    "${} = x$",
+    "The answer is {}.",
+    "&= {} \\\\",
+    "\\approx {},",
+    "=${}.",
+    "= {} dollars",
+]
+OTHERS = ["She had {} apples.", "Then 7 more come.", "It is √2 or 1{} or {}.5.", "For $x > 3$ we go on."]
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2000), st.lists(st.sampled_from(RESULTS + OTHERS), min_size=1, max_size=8), st.sampled_from([" ", "\n"]))
+def test_no_result_that_equals_the_answer_is_hintable(world, answer, parts, space):
+    solution = (
+        space.join(part.format(answer, answer) for part in parts) + f"{space}So it is {answer}, and no more than {answer}."
+    )
+    spans = answer_spans(solution, str(answer))
+    trace = f"<reasoning>\n{solution}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
+    shift, line = len("<reasoning>\n"), trace.rindex("\\boxed{")
+    hidden = [(begin + shift, end + shift) for begin, end in spans] + [(line, trace.index("\n", line))]
+    problem = hints.Problem("i", "q", str(answer), trace, tuple(hidden), trace)
+    _, arrays = prompt_arrays(
+        [problem], world[1], prompt_length=64, completion_length=2048, exclude_answer=True, overflow="error"
+    )  # fmt: skip
+    assert hints.exposed("gsm8k", [problem], arrays, world[1]) == 0
+    if space == "\n":  # in one line, every number that equals the answer is hidden
+        given = sum(part.startswith("She") for part in parts)
+        assert sum(not any(b <= place < e for b, e in spans) for place in starts_of(f"had {answer} a", solution)) == given
+
+
+def starts_of(text, solution):
+    return [match.start() + 4 for match in re.finditer(re.escape(text), solution)]
 
 
 def made(world, kind, cfg):
@@ -130,15 +179,13 @@ def test_residual_matches(hidden, answer, found):
 
 
 @pytest.mark.parametrize("kind, solution, answer, hidden", [
-    ("gsm8k", "6 and 6, so 6, done", "6", ["\\boxed{6}", "6"]), ("gsm8k", "it is none", "7", ["\\boxed{7}"]),
+    ("gsm8k", "6 and 6, so 6, done", "6", ["\\boxed{6}", "6", "6", "6"]), ("gsm8k", "it is none", "7", ["\\boxed{7}"]),
     ("math", "\\boxed{1} or \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}", ["\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"]),
 ])  # fmt: skip
 def test_the_benchmark_finds_answers_on_its_own(kind, solution, answer, hidden):
     trace = f"<reasoning>\n{solution}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
     problem = hints.Problem("i", "q", answer, trace, (), trace)
-    assert [trace[slice(*span)] for span in hints.answer_spans(kind, problem)] == hidden
-    if kind == "gsm8k" and len(hidden) > 1:
-        assert hints.answer_spans(kind, problem)[1][0] == trace.index("6, done")
+    assert [trace[slice(*span)] for span in sorted(set(hints.answer_spans(kind, problem)), key=lambda span: -span[0])] == hidden
 
 
 def test_a_leak_is_noticed():

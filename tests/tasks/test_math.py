@@ -33,7 +33,12 @@ def test_the_papers_format():
     solution = "She saves 250*5 = $1,250."
     assert found.demonstration == f"<reasoning>\n{solution}\n</reasoning>\n<answer>\n\\boxed{{1,250}}\n</answer>"
     assert found.trace == found.demonstration
-    assert hidden(found) == ["1,250", "\\boxed{1,250}"]
+    assert hidden(found) == ["$1,250", "\\boxed{1,250}"]
+
+
+def test_every_line_of_a_template_with_the_answer_is_hidden():
+    found = math.load(task(demonstration="The answer {answer} comes first.\n{solution}\n#### {answer}"), "rl", seed=0)[1]
+    assert hidden(found) == ["The answer 1,250 comes first.", "$1,250", "#### 1,250"]
 
 
 def test_the_released_accident_is_a_backspace():

@@ -31,7 +31,7 @@ def test_gsm8k_as_published_and_with_other_names(tmp_path):
     records, [count] = load(f"gsm8k:{SAMPLE}")
     assert (count.rows, count.kept) == (5, 5) and str(count).endswith("gsm8k_sample.jsonl: 5 of 5 rows")
     assert [record.id for record in records] == [f"gsm8k_sample-{i}" for i in range(5)]
-    assert records[1].answer == "1,250" and shown(records[1]) == ["1,250"]
+    assert records[1].answer == "1,250" and shown(records[1]) == ["$1,250"]
     assert "<<" not in records[1].solution and "####" not in records[1].solution and "####" in records[1].response
     rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
     renamed = [
@@ -45,15 +45,45 @@ def test_gsm8k_as_published_and_with_other_names(tmp_path):
 
 
 @pytest.mark.parametrize("answer, solution, found", [
-    ("18", "9*2 = $18.00 a day", "18.00"), ("5", "9-5=4, so 4+1 = 5", "5"), ("-5", "it is 4-9=-5", "-5"), ("4", "9-5 = 4.", "4"),
-    ("1000", "that is 1,000 then", "1,000"), ("72", "no such number", None), ("7", "17 and 7.5 and 70", None), ("5", "9-5", "5"),
-    ("25", ".50-.25 = $0.25", None), ("1/2", "2/4, that is 1/2.", "1/2"), ("72", "72, 36 and 72 again", "72"),
+    ("18", "9*2 = $18.00 a day", ["$18.00"]), ("5", "9-5=4, so 4+1 = 5", ["5", "5"]), ("-5", "it is 4-9=-5", ["-5"]),
+    ("4", "9-5 = 4.", ["4"]), ("1000", "that is 1,000 then", ["1,000"]), ("72", "no such number", []),
+    ("7", "17 and 7.5 and 70", []), ("5", "9-5", ["5"]), ("25", ".50-.25 = $0.25", []), ("1/2", "2/4, that is 1/2.", ["1/2"]),
+    ("5", "She had 5 apples.\n10 = 5 + 5, 9-4=5.\nShe ate one. Then 5 were left. Mr. Fox had five.", ["5", "5", "five"]),
+    ("8", "2*4=$8.\nHe pays 8 = 2*4 dollars for 8 men.\nThat is all", ["$8", "8", "2*4", "8"]),
+    ("6", "6 apples.\n3*2=6 apples, then 3+3=6 pears of 6 kinds.\nThe end", ["6", "6", "6"]), ("3", "It is 3\nall", ["3"]),
 ])  # fmt: skip
-def test_where_a_solution_states_its_number_last(answer, solution, found, tmp_path):
+def test_where_a_solution_gives_its_number_away(answer, solution, found, tmp_path):
     [record], _ = records_of("gsm8k", [{"question": "q", "answer": f"{solution}\n#### {answer}"}], tmp_path)
-    assert shown(record) == ([] if found is None else [found])
-    if found:
-        assert record.spans[0][0] == solution.rindex(found)
+    assert shown(record) == found
+
+
+@pytest.mark.parametrize("answer, solution, found", [
+    ("271", r"Hence, $n + (n + 1) = \boxed{271}$. We add.\n\nSo it is $\boxed{271}$.", ["271", "271"]),
+    (r"\frac{1}{2}", "We have $p = 1/2$ and \\frac{1}{2} of it.\nSo $p = \\dfrac12$ as well.\nIt is $\\boxed{ 0.5 }$.", ["1/2", "\\dfrac12", "0.5"]),
+    (r"\text{Alice}", "Alice is first. Bob is next.\nThus \\boxed{\\text{Alice}} wins, and Alice smiles.", ["\\text{Alice}", "Alice"]),
+    ("x+1", "We get $y = x+1$ and $z = x + 12$, but no x+1.\nHence $y = 1 + x$.", ["x+1", "x+1", "1 + x"]),
+    ("(3,4)", "The point is \\begin{align*} p &= (3, 4)\\\\ &= q \\end{align*} here.\nThe answer: $(3,4)$", ["(3, 4)", "(3,4)"]),
+    ("A", "Alice says so. The answer is A\nAs we know, A is it.", ["A", "A"]), ("12", "The 12 men.\nWe have x \\equiv 12 \\pmod{20}.\nThat is all.", ["12"]),
+    (r"\frac{3}{4}", "Another notation\nhas no place.", ["Another notation\nhas no place."]),
+])  # fmt: skip
+def test_where_any_solution_gives_its_answer_away(answer, solution, found, tmp_path):
+    fields = {"question": "q", "answer": answer, "solution": solution}
+    [record], _ = records_of("jsonl", [fields], tmp_path)
+    assert shown(record) == found
+
+
+@pytest.mark.parametrize("answer, reason", [
+    ("", "without an answer"), (r"\boxed{}", "without an answer"), ("$ $", "without an answer"), (r"\text{ }.", "without an answer"),
+    ("NaN", "with 'nan' for an answer"), ("proof", "with 'proof' for an answer"), ("N/A", "with 'n/a' for an answer"),
+    ("None", "with 'none' for an answer"), ("not found", "with 'not found' for an answer"),
+])  # fmt: skip
+def test_rows_without_an_answer_are_dropped(answer, reason, tmp_path):
+    rows = [
+        {"problem": "p", "answer": answer},
+        *({"problem": "p", "answer": a} for a in (r"\text{None}", "no solution", r"\{\}", "0")),
+    ]
+    records, [count] = records_of("math", rows, tmp_path)
+    assert len(records) == 4 and count.dropped == {reason: 1}
 
 
 def test_math_and_its_last_box(tmp_path):
