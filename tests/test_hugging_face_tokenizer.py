@@ -180,3 +180,15 @@ def test_names_may_be_in_the_other_file_and_pad_is_eos_by_default(tmp_path):
 ])  # fmt: skip
 def test_known_answers_of_the_real_tokenizer(text, ids):
     assert load_tokenizer(os.environ["LLADA_TOKENIZER"], 126336).encode(text) == ids
+
+
+def test_a_token_that_shares_a_character_with_the_next_spans_all_of_it(tmp_path):
+    special = write_tokenizer(tmp_path, vocab_size=258, texts=[" √ ∞ ≈ ≤ √ ≡"] * 20)  # merges a space with two of three bytes
+    tokenizer = load_tokenizer(tmp_path, special["<|mdm_mask|>"])
+    text = "is √5 ≈ 2"
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    place = text.index("√")
+    touching = [number for number, (begin, end) in enumerate(offsets) if begin <= place < end]
+    assert len(touching) > 1 and offsets[touching[0]] == (place - 1, place + 1)
+    for tokens in (ids[: touching[0]], ids[touching[-1] + 1 :]):  # other tokens show no byte of it
+        assert "\ufffd" not in tokenizer.decode(tokens)

@@ -9,17 +9,11 @@ from igpo_jax.grading.answers import box_spans, equal
 
 Span = tuple[int, int]
 
-ONES = (
+NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen"
+    "nineteen twenty"
 ).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NUMBER_WORDS = {word: number for number, word in enumerate(ONES)} | {
-    f"{ten}-{ONES[one]}" if one else ten: 10 * tens + one for tens, ten in enumerate(TENS, 2) for one in range(10)
-}
-VALUE = re.compile(
-    r"([-+]?)(?:\\[dtc]?frac(\d|{\d+})(\d|{\d+})|(\d+|\d{1,3}(?:,\d{3})+)/(\d+)|(?=\.?\d)([\d,]*(?:\.\d+)?))(%?)"
-)
+VALUE = re.compile(r"([-+]?)(?:\\[dtc]?frac(\d|{\d+})(\d|{\d+})|(\d+)/(\d+)|(?=\.?\d)([\d,]*(?:\.\d+)?))(%?)")
 STYLE = re.compile(r"\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{([^{}]*)\}")
 RELATION = r"(?:=|\\(?:approx|equiv|simeq|cong|in)(?![a-zA-Z])|[≈≡])"
 STATEMENT = re.compile(  # what a result follows, and spaces, markup and opening signs of formulas
@@ -136,7 +130,7 @@ def _values(text: str) -> frozenset[Fraction]:
     text = re.sub(r"\{,\}|,\\!", ",", STYLE.sub(lambda style: "" if re.search(r"\d", text) else style[1], text))
     text = re.sub(r"\\[,;:! ]|\^\{?\\circ\}?|[\s$€£°]|\\(?=[$%])", "", text).replace("−", "-").rstrip(".")
     if text.lower() in NUMBER_WORDS:
-        return frozenset([Fraction(NUMBER_WORDS[text.lower()])])
+        return frozenset([Fraction(NUMBER_WORDS.index(text.lower()))])
     match = VALUE.fullmatch(text)
     if not match or ("," in text and not re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?%?", text)):
         return frozenset()
@@ -157,10 +151,10 @@ def _pattern(answer: str) -> re.Pattern | None:
     if values:
         shares = [rf"{_notations(100 * value)}\s?\\?%" for value in values if value.denominator > 1]
         numbers = "|".join([*shares, *map(_notations, values)])
-        words = "|".join([word for word, number in NUMBER_WORDS.items() if number in values] or ["(?!)"])
+        words = "|".join([word for number, word in enumerate(NUMBER_WORDS) if number in values] or ["(?!)"])
         return re.compile(
-            rf"(?<![\d.])(?<!\d,(?=\d{{3}}(?!\d)))(?:(?P<sign>[-−]{'' if max(values) < 0 else '?'})(?P<number>\\?[$€£]?(?:{numbers}))"
-            rf"(?!\d|\.\d|,\d{{3}}(?!\d))|(?<![\w\\-])(?i:{words})\b(?!-(?:{'|'.join(ONES[1:10])})))"
+            rf"(?<![\d.])(?<!\d,(?=\d{{3}}(?!\d)))(?:(?P<sign>[-−]{'' if max(values) < 0 else '?'})"
+            rf"(?P<number>\\?[$€£]?(?:{numbers}))(?!\d|\.\d|,\d{{3}}(?!\d))|(?<![\w\\-])(?i:{words})(?![\w-]))"
         )
     bare = STYLE.sub(r"\1", answer).replace("$", "").strip()
     parts = [re.escape(part) for part in re.findall(r"\\[a-zA-Z]+|\w+|\S", bare)]

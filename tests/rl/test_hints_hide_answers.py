@@ -34,7 +34,7 @@ MATH = {
     "no box": ("Nothing?", "Nobody knows what it is, and nobody will say so in a box.", "8"),
     "boxed twice": ("What is 1+270?", "Hence, it is \\boxed{271}. Then we check it, and so $1 + 270 = \\boxed{271}$.", "271"),
     "after a root sign": ("Which root?", "It is $x = √5$, and √5 √5 is 5. We have \\boxed{√5}.", "√5"),
-    "several results": ("Cost?", "They pay 2*4=$8.\nOf 8 friends, each pays 8 - 0 = 8 dollars.\nSo the answer is 8, not 9.", "8"),
+    "several results": ("Cost?", "They pay 2*4=$8.\nOf 8 friends, each pays 8-0 = 8 dollars.\nThe answer is 8, not 9.", "8"),
     "empty box": ("Empty?", "Here is what we found after all: \\boxed{}.", "0"),
 }  # fmt: skip
 
