@@ -8,8 +8,10 @@ import shutil
 import pytest
 
 from igpo_jax.config import to_json
+from igpo_jax.evaluate.benchmark import compare
 from igpo_jax.evaluate.protocol import benchmark_protocol, run_evaluation, weights_digest
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.runtime.files import as_json_lines
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 UPDATES, ITERATIONS = 200, 6  # as in tiny.py
@@ -179,3 +181,18 @@ def test_configs_of_the_repository_are_protocols():
     paper = get_config()
     assert (paper.benchmarks.amc.draws, paper.benchmarks.amc.temperature) == (16, 0.1)
     assert paper.decode.to_dict()["steps"] == 128 and get_config("d1-512").decode.steps == 256
+
+
+def test_a_problem_without_a_verdict_on_one_side_is_left_out(expected, tmp_path):
+    folder = shutil.copytree(expected[0], tmp_path / "late")
+    rows = read_rows(folder / "sums.jsonl")
+    rows[0]["completions"][0] |= {"outcome": "timeout", "correct": False, "reward": 0.0}
+    (folder / "sums.jsonl").write_text(as_json_lines(rows))
+    for pair in ((folder, expected[0]), (expected[0], folder)):
+        found = compare(*pair)["sums"]
+        assert (found["problems"], found["left_out"], found["difference"]) == (19, 1, 0.0)
+    for row in rows:
+        row["completions"][0]["outcome"] = "error"
+    (folder / "sums.jsonl").write_text(as_json_lines(rows))
+    with pytest.raises(ValueError, match="benchmark sums: no problem has a verdict in both evaluations"):
+        compare(folder, expected[0])
