@@ -108,9 +108,9 @@ def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Compares two evaluation folders. For each benchmark in both folders, returns the result of `paired`, which uses only
-    problems with a verdict in both. Returns None for a benchmark in only one folder. Raises ValueError
-    if a folder has no card.json, or if no benchmark is in both folders. If the protocols differ, raises a ValueError that names
-    the differing settings."""
+    problems with a verdict in both. Returns None for a benchmark in only one folder. Raises ValueError if a folder has no
+    card.json, or if no benchmark is in both folders. If the protocols differ, raises a ValueError that names the differing
+    settings."""
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 

@@ -23,8 +23,8 @@ NUMBER = re.compile(r"[-\d.,$%]+")
 
 def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
     """Updates the solution bank and the center of hint ratios (shares of a solution that hints reveal) from the rollouts of an
-    iteration, and returns the new state of the stage. The center changes only if there were second (hinted) attempts
-    with a verdict."""
+    iteration, and returns the new state of the stage. The center changes only if second (hinted) attempts were
+    graded."""
     bank, center = state.solution_bank, state.hint_ratio_center
     if bank is not None:
         for sampled in rollouts:

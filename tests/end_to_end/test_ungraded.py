@@ -6,7 +6,7 @@ from igpo_jax.run.metrics import read_rows
 from processes import ends, start
 from run_log import untimed
 
-# Fails on RL problems, which have a trace, after 200 answers, as long as the file `broken` exists.
+# Fails on RL problems, which have a trace, after 100 answers, as long as the file `broken` exists.
 FICKLE = """import pathlib
 import zlib
 
@@ -17,7 +17,7 @@ def reward(problem, text):
     if problem.trace and (HERE / "broken").exists():
         with (HERE / "calls").open("a") as file:
             file.write("x")
-        if (HERE / "calls").stat().st_size > 200:
+        if (HERE / "calls").stat().st_size > 100:
             return float("nan")
     return (1.0, 0.5, 0.0, 0.0)[zlib.crc32((problem.answer + text).encode()) % 4]
 """
@@ -27,7 +27,7 @@ FLAGS = (
     "--config.sft.eval_every=0",
     "--config.rl.group_size=4",
 )
-FLAGS += ("--config.rl.checkpoint_every=1000", "--config.rl.eval_every=0", "--config.rl.iterations=6")
+FLAGS += ("--config.rl.checkpoint_every=1000", "--config.rl.eval_every=0", "--config.rl.iterations=4")
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -48,7 +48,7 @@ def test_a_run_without_verdicts_stops_and_nothing_is_lost(tmp_path, processes):
         assert "timeouts: 0, errors: " in error and "Example of an error: problem '" in error, error
         assert "the function returned nan" in error and "repair the reward function (reward.max_ungraded=0.2)" in error
     last = max(int(path.name) for path in (tmp_path / "run/checkpoints/rl").iterdir() if path.name.isdigit())
-    assert 0 < last < 6 and f"continues the run from {tmp_path / 'run/checkpoints/rl' / str(last)}" in error
+    assert 0 < last < 4 and f"continues the run from {tmp_path / 'run/checkpoints/rl' / str(last)}" in error
     (tmp_path / "broken").unlink()
     assert train("run")[0] == [0] * processes
     assert untimed(tmp_path / "run") == untimed(tmp_path / "undisturbed")

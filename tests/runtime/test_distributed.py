@@ -100,6 +100,11 @@ def test_a_single_task_of_slurm_and_a_single_host_of_gke_are_one_process():
     assert run([slurm(0, 1)]) == run([gke_slice(0, 1)], tpu=True) == [{"index": 0, "count": 1, "ranks": [0]}]
 
 
+def test_texts_are_gathered_and_cut_between_characters():
+    assert distributed.gather_texts("") == [""] and distributed.gather_texts("é" * 300) == ["é" * 200]
+    assert distributed.gather_texts("aéé", size=4) == ["aé"]
+
+
 def test_processes_with_other_files_are_named(monkeypatch):
     own = {"configuration": "0123456789abcdef", "split rl": "ffffffffffffffff"}
     distributed.check_same(own)
