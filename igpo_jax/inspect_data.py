@@ -16,9 +16,9 @@ from ml_collections import config_flags
 from igpo_jax.cli import parse_flags
 from igpo_jax.config import Config, parse
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
-from igpo_jax.grading.spans import occurrences
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.answer_spans import occurrences
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tokenizers import Tokenizer

@@ -14,7 +14,7 @@ import grain
 import jax
 import numpy as np
 
-from igpo_jax.grading.spans import Span
+from igpo_jax.tasks.answer_spans import Span
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, encode_chat
 

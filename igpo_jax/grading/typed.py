@@ -65,7 +65,7 @@ RATIO = re.compile(r"[-\d./]+(?:\s*:\s*[-\d./]+)+")
 CHOICE = re.compile(r"(?:[oO]ption|[cC]hoice)?\s*\(?\s*([A-Z])\s*\)?\s*[.:)]?")
 PERCENT = re.compile(r"(?:\\?%|(?:\\text\{)?(?i:percentage|percent|pct)\}?)\s*$")
 WORDS_BEGIN = re.compile(
-    r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=\d)\s+[mgL](?![a-zA-Z])|\s*¢)"
+    r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=[\d}])\s+[mgL](?![a-zA-Z])|\s*¢)"
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
 )
 REVERSED = (["y", "x"], ["z", "y", "x"], ["b", "a"])  # names of coordinates in another order

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from igpo_jax.data.pipeline import PromptBatch, hintable_tokens
-from igpo_jax.grading.spans import Span, answer_spans, occurrences
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.rollout import Rollout
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.stages.stage import IterationState
+from igpo_jax.tasks.answer_spans import Span, answer_spans, occurrences
 
 NO_SOLUTION = -1  # fills rows of the solution bank without a solution
 STATED = re.compile(r"<answer>(.*?)(?=</answer>|\Z)|####(?!.*####)(.*)", re.DOTALL)

@@ -9,7 +9,7 @@ import re
 from igpo_jax.grading import grade
 from igpo_jax.grading import reference_code as reference_rules  # `reference_code` is a key of the configuration
 from igpo_jax.grading.answers import extract
-from igpo_jax.grading.spans import Span, merged
+from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Record, SourceCounts, load_sources
 

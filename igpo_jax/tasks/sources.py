@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from igpo_jax.grading.answers import box_spans
-from igpo_jax.grading.spans import Span, answer_spans, merged, occurrences
 from igpo_jax.runtime.files import first_line, parse_json
+from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
 from igpo_jax.tasks.problem import read_jsonl
 
 log = logging.getLogger(__name__)

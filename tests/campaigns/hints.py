@@ -5,7 +5,7 @@
 The following must stay hidden (docs/method.md section 6): the template's answer line, the content of the last box or, without
 a box, the last occurrence of the answer, and everything equal to the answer in a box, right after an equals sign, and among the
 numbers of the last sentence and the last line. This script finds these places with plain string operations, not with
-igpo_jax/grading/spans.py, and compares them with the tokenizer's offsets, not with the arrays that hide them:
+igpo_jax/tasks/answer_spans.py, and compares them with the tokenizer's offsets, not with the arrays that hide them:
 
     leaks       canvases with a token that overlaps such a span; exit status 1 unless 0
     residual    canvases whose hint text contains the answer anyway, because the trace also has it elsewhere

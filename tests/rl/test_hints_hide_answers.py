@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from igpo_jax.data.pipeline import prompt_arrays
-from igpo_jax.grading.spans import answer_spans
 from igpo_jax.tasks import math
+from igpo_jax.tasks.answer_spans import answer_spans
 from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 from tokenizer_files import write_tokenizer
 

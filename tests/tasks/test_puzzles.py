@@ -81,7 +81,7 @@ def test_countdown_notation_of_divisions_and_large_numbers(numbers, target, expr
 
 @pytest.mark.parametrize("text, reward", [
     (r"\boxed{3+8+2} no, \boxed{3*8/2}", 1.0), (r"\boxed{3*8/2} no, \boxed{3+8+2}", 0.1),
-    (r"\boxed{3*8/2}. This uses all numbers.", 1.0),
+    (r"\boxed{3*8/2}. This uses all numbers.", 1.0), (r"\boxed{3*8/2} (using \boxed notation)", 1.0),
     ("<answer>3*8/2 = 12. This uses all numbers.</answer>", 1.0), ("<answer>\n```\n3 * 8 / 2\n```\n</answer>", 1.0),
     ("<answer>3*8/2", 1.0),
     (r"**\boxed{3*8/2}**", 1.0), (r"<answer>\boxed{3*8/2}</answer>", 1.0),
