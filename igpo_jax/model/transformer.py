@@ -166,8 +166,8 @@ def forward(
             does not change the result, because rotary embeddings are relative.
         out_slice: the positions whose hidden states are returned.
         window: if given, `tokens` hold only a window of each row, and `window.cache` holds the keys and values of whole rows.
-            `attention_mask` covers whole rows, `out_slice` counts from the start of the window, and the hidden states
-            returned for positions before `window.fresh_from` must not be used."""
+            `attention_mask` covers whole rows, and `out_slice` counts from the start of the window. Do not use the hidden
+            states of positions before `window.fresh_from`: their keys and values come from the cache and may be outdated."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
 

@@ -4,11 +4,11 @@
     load(task, split, seed) -> list[Problem]       split: sft, rl or test
     reward(problem, text, **options) -> float      1.0 if the completion `text` is right, otherwise less
     extract_answer(text, **options) -> str | None  the answer in a completion
-    REWARD_OPTIONS                                 keys of the section `task` to pass to both functions as `options`
+    REWARD_OPTIONS                                 keys of the section `task` that are the `options` above
     warm_up() -> None                              optional: loads what `reward` needs, before a worker process grades answers
 
-A generated test split ignores the seed, so that runs with different seeds are comparable. The test split shares no question
-with the other splits."""
+Some tasks generate their problems. Their test split ignores the seed, so that runs with different seeds are comparable. The
+test split shares no question with the other splits."""
 
 import importlib
 import types

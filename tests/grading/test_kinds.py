@@ -226,7 +226,6 @@ x^2+3x+2 << f(x) = (x+1)(x+2) = x^2+3x+2
 1 << 1 \text{ way}
 1 << 1 student
 (-\infty, 2) \cup (3, \infty) << (-\infty, 2) U (3, \infty)
-5 \text{ m/s} << 5 \text{ m s}^{-1}
 \sin x << \operatorname{sin} x
 \sin x << sin(x)
 \ln 2 << ln(2)
