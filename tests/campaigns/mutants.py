@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant("stages/hint_state.py", "cfg.curriculum * (0.5 - correct)", "cfg.curriculum * (correct - 0.5)", HINTS),
     Mutant("rl/hints.py", "math.floor(cfg.replace_fraction * group_size + 1e-9)", "math.ceil(cfg.replace_fraction * group_size)", HINTS),
     Mutant("rl/hints.py", "longest = jnp.cumprod(may_show, axis=1).sum(axis=1)", "longest = may_show.sum(axis=1)", HINTS),
-    Mutant("stages/hint_state.py", "return len(tokens) * 3 // 4", "return len(tokens)", HINTS),
+    Mutant("stages/hint_state.py", "else len(tokens) * 3 // 4)", "else len(tokens))", HINTS),
     Mutant("rl/likelihood.py", "jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])", "batch.completions[:, None, :r]", LIKELIHOOD),
     Mutant("rl/likelihood.py", "masked * (length / (number.shape[1] * number))[..., None]", "masked * (length / number)[..., None]", LIKELIHOOD),
     Mutant("rl/likelihood.py", "other = jnp.where(number == length, length, length - number)", "other = length - number", LIKELIHOOD),
@@ -114,7 +114,7 @@ MUTANTS = (
     Mutant("grading/answers.py", "for place in (hashed, box, tag) if place", "for place in (box, hashed, tag) if place", GRADING),
     Mutant("tasks/math.py", "return float(extracted is not None and equal(problem.answer, extracted))", "return float(extracted is None or equal(problem.answer, extracted))", GRADING),
     Mutant("tasks/math.py", "spans += [(begin + first, begin + last)", "spans += [(first, last)", GRADING),
-    Mutant("tasks/math.py", "spans[spans.index((first, last))] = (text.rfind(\"\\n\", 0, first) + 1,", "spans[spans.index((first, last))] = (first,", GRADING),
+    Mutant("tasks/math.py", "spans.append((text.rfind(\"\\n\", 0, first) + 1,", "spans.append((first,", GRADING),
 )  # fmt: skip
 
 # Mutants that no test can detect, and why: {text before: reason}.
