@@ -1,6 +1,7 @@
 """Countdown and Sudoku: d1's rewards, and solvable problems."""
 
 import json
+import re
 
 import pytest
 from ml_collections import ConfigDict
@@ -208,7 +209,9 @@ def test_empty_cells_of_a_grid_are_zeros(answer):
 ])  # fmt: skip
 def test_text_without_a_sudoku_grid_has_no_answer(text, grid):
     problem = Problem("i", "?", f"1324000000002413 -> {GRID}", "", (), "")
-    assert sudoku.extract_answer(text) == grid and (sudoku.reward(problem, text) > 0) == (grid is not None)
+    reward = sudoku.reward(problem, text)
+    is_padded = re.fullmatch(r"<answer>[\d\s]+(?:</answer>)?", text) is not None  # partial credit as in d1
+    assert sudoku.extract_answer(text) == grid and (reward < 1 if is_padded else (reward > 0) == (grid is not None))
 
 
 def test_partial_credit_goes_by_the_nearest_right_grid():
