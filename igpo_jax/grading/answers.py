@@ -116,7 +116,7 @@ def extract(text: str, rule: str) -> str | None:
     if final and concluded and not is_open and is_stated(read(final[-1])):
         return final[-1]
     if concluded or (spans and is_open):
-        return (_stated(concluded, rule) if concluded != box else None) or concluded
+        return (_stated(concluded, rule) if concluded and concluded != box else None) or concluded
     if line or announced:
         return line or _stated(announced[0], rule) or _last_value(announced[0], rule) or announced[0]
     whole = text.strip()

@@ -210,9 +210,9 @@ def _equal_formulas(gold: str, answer: str) -> bool:
         return False
     gold, answer = _without_capitals(gold, answer)
     if not variables[0]:
-        values = _closed_value(gold), _closed_value(answer)
-        if values[0] is not None and values[1] is not None:
-            return all(map(_is_near, *values))
+        one, other = _closed_value(gold), _closed_value(answer)
+        if one is not None and other is not None:
+            return all(map(_is_near, one, other))
     import math_verify
 
     return bool(_in_time(math_verify.verify, _parse_gold(gold), _parse(answer), timeout_seconds=MATH_VERIFY_SECONDS))
@@ -242,7 +242,7 @@ def _without_capitals(gold: str, answer: str) -> tuple[str, str]:
 
 def _closed_value(formula: str) -> tuple[Fraction, Fraction] | None:
     """Returns the real and imaginary part of a formula without variables to 40 digits, or None if they are not known."""
-    expression = next(iter(_parse(formula)), None)
+    expression: Any = next(iter(_parse(formula)), None)
     try:
         value = expression.evalf(40) if getattr(expression, "is_number", False) else None
         parts = value.as_real_imag() if value is not None and value.is_finite else ()

@@ -177,11 +177,8 @@ def _typed(text: str, depth: int) -> Answer:
     if "\\begin" in text:
         return _value(text)
     if re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text) and not re.match(r"[(\[]|\\[{l]", text):
-        signs = [
-            re.sub(r"\\(pm|mp)(?![a-zA-Z])", lambda m, s=sign: s[m[1]], text)
-            for sign in ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
-        ]
-        return _group("list", [re.sub(r"^\s*\+", "", sign) for sign in signs], depth)
+        plus, minus = (re.sub(r"\\mp(?![a-zA-Z])", low, re.sub(r"\\pm(?![a-zA-Z])", high, text)) for high, low in ("+-", "-+"))
+        return _group("list", [plus.lstrip(" +"), minus.lstrip(" +")], depth)
     return _bracketed(text, depth) or _measured(text)
 
 
