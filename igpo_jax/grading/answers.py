@@ -93,6 +93,7 @@ def extract(text: str, rule: str) -> str | None:
         text if it is short and an answer, else the last formula, else the last number."""
     text = MARKDOWN.sub("", SPECIAL.sub(" ", text[-TAIL_CHARS:]))
     if rule != "box":
+        text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator
         text = re.sub(
             r"(?<![\\\w])(boxed|fbox)\{", r"\\\1{", text.rpartition("</think>")[2] if text[-9:] != "</think>" else text
         )
@@ -111,14 +112,16 @@ def extract(text: str, rule: str) -> str | None:
     announced = ANNOUNCED.findall(text)[-1:]
     if rule == "number":
         first = line or (concluded and (_stated(concluded, rule) or concluded)) or unread
-        return first or next(filter(None, (_stated(part, rule) for part in announced)), None) or _last_value(text, rule)
+        return first or next((_announced(part, rule) or part for part in announced), None) or _last_value(text, rule)
     final = FINAL.findall(text, max([0, *(span[1] for span in spans[-1:]), *(tag.end() for tag in tags[-1:])]))
     if final and concluded and not is_open and is_stated(read(final[-1])):
         return final[-1]
     if concluded or (spans and is_open):
         return (_stated(concluded, rule) if concluded and concluded != box else None) or concluded
     if line or announced:
-        return line or _stated(announced[0], rule) or _last_value(announced[0], rule) or announced[0]
+        is_limited = announced and LIMITING.intersection(re.findall("[a-z]+", announced[0].lower()))
+        value = None if is_limited else _last_value(announced[0], rule) if announced else None
+        return line or _announced(announced[0], rule) or value or announced[0]
     whole = text.strip()
     is_answer = len(whole) <= MAX_STATED_CHARS and "\n" not in whole and is_stated(read(whole))
     return unread or (whole if whole and is_answer else _last_value(text, rule))
@@ -167,6 +170,13 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
     place = place.rpartition(formulas[-1])[2] if formulas else place
     numbers = {match[0].strip() for match in re.finditer(rf"(?<![\^_{{\[(<])(?:{NUMBER.pattern})(?![\w^_}}\])])", place)}
     return numbers.pop() if len(numbers) == 1 and len(words) > 1 else None
+
+
+def _announced(part: str, rule: str) -> str | None:
+    """Returns what the text after "answer is" states, or the number at its beginning: 18 in "18, which is 9 times 2"."""
+    number = NUMBER.match(part)
+    words = re.findall("[a-z]+", part[number.end() :].lower())[:3] if number else []
+    return _stated(part, rule) or (number[0].strip() if number and not LIMITING.intersection(words) else None)
 
 
 def _last_value(text: str, rule: str) -> str | None:

@@ -27,11 +27,17 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}|(?:\^\s*\{?\s*\w+\s*){3}",  # towers of powers
     r"(?<!\d)\d{4,}\s*!|!\s*\)*\s*!", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
-    r"\\(?:sum|prod|int)|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|[^\d\s]\s*\^\s*\\circ|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
+    r"\\(?:sum|prod|int|[bp]?mod)(?![a-z])|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|[^\d\s]\s*\^\s*\\circ|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
 MAX_REWRITTEN = 12  # formulas of a list that may be written differently
+
+
+MISREAD = [(re.compile(pattern), written) for pattern, written in (  # by math-verify's parser
+    (r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}"), (r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})"),
+    (r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", ""), (r"\\exp\s*\{", "e^{"), (r"\\pi\s*(?=\()", r"\\pi\\cdot "),
+)]  # fmt: skip
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -57,7 +63,7 @@ def same(gold: Answer, answer: Answer) -> bool:
         return len(gold.name) < 2 and len(answer.name) < 2 and _equal_equations(gold.latex, answer.latex)
     if gold.name and answer.name and gold.name != answer.name:
         return False
-    if kinds == ("number", "formula") and SUM_OF_NAMES.match(answer.value):  # m + n = 5
+    if kinds == ("number", "formula") and not gold.name and SUM_OF_NAMES.match(answer.value):  # m + n = 5
         return same(gold, read(answer.value.partition("=")[2]))
     factor = Fraction(1)
     if gold.unit and answer.unit and gold.unit[0] and answer.unit[0]:
@@ -208,14 +214,22 @@ def _equal_formulas(gold: str, answer: str) -> bool:
     variables = letters(gold), letters(answer)
     if bool(variables[0]) != bool(variables[1]) or (variables[0] and not variables[0] & variables[1]):
         return False
-    gold, answer = _without_capitals(gold, answer)
+    if {"c", "C"} == variables[0] ^ variables[1]:  # a constant of integration
+        gold, answer = (re.sub(r"(?<![a-zA-Z\\])C", "c", text) for text in (gold, answer))
     if not variables[0]:
         one, other = _closed_value(gold), _closed_value(answer)
         if one is not None and other is not None:
             return all(map(_is_near, one, other))
+    wanted, found = _parse_gold(gold), _parse(answer)
+    if wanted is None or found is None:
+        return False
     import math_verify
 
-    return bool(_in_time(math_verify.verify, _parse_gold(gold), _parse(answer), timeout_seconds=MATH_VERIFY_SECONDS))
+    begin = time.monotonic()
+    verdict = math_verify.verify(wanted, found, timeout_seconds=MATH_VERIFY_SECONDS)
+    if not verdict and time.monotonic() - begin >= MATH_VERIFY_SECONDS:
+        raise TimeoutError(f"math-verify took more than {MATH_VERIFY_SECONDS} s")  # its result does not mean a wrong answer
+    return bool(verdict)
 
 
 def _is_costly(formula: str) -> bool:
@@ -223,26 +237,9 @@ def _is_costly(formula: str) -> bool:
     return max(depths, default=0) > MAX_DEPTH or any(pattern.search(formula) for pattern in COSTLY)
 
 
-def _without_capitals(gold: str, answer: str) -> tuple[str, str]:
-    """Renames capital letters, because math-verify does not distinguish them from small ones. Keeps a constant C or c."""
-    used = {letter.lower() for letter in letters(gold) | letters(answer)}
-    free = iter(sorted(set("abcfghjklmnopqrstuvwxyz") - used))
-    capitals = sorted(
-        {letter for text in (gold, answer) for letter in re.findall(r"(?<![a-zA-Z\\])[A-Z]+|\\(?:Delta|Omega|Phi|Psi)", text)}
-    )
-    keeps_c = not any({"c", "C"} <= letters(text) for text in (gold, answer))
-    names = [c for run in capitals for c in ([run] if run[0] == "\\" else run) if c != "C" or not keeps_c]
-    renamed = {c: next(free, c) for c in names}
-    pattern = re.compile(
-        "|".join(rf"{re.escape(c)}(?![a-zA-Z])" if c[0] == "\\" else rf"(?<!\\){c}" for c in renamed) or "(?!)"
-    )
-    first, second = (pattern.sub(lambda m: f" {renamed[m[0]]} ", text) for text in (gold, answer))
-    return first, second
-
-
 def _closed_value(formula: str) -> tuple[Fraction, Fraction] | None:
     """Returns the real and imaginary part of a formula without variables to 40 digits, or None if they are not known."""
-    expression: Any = next(iter(_parse(formula)), None)
+    expression = _parse(formula)
     try:
         value = expression.evalf(40) if getattr(expression, "is_number", False) else None
         parts = value.as_real_imag() if value is not None and value.is_finite else ()
@@ -255,36 +252,32 @@ def _is_near(one: Fraction, other: Fraction) -> bool:
     return abs(one - other) <= TOLERANCE * max(abs(one), abs(other)) or max(abs(one), abs(other)) < Fraction(1, 10**100)
 
 
-def _parse(formula: str) -> list:
-    import math_verify
+def _parse(formula: str) -> Any:
+    """Returns a formula as a SymPy expression, or None if it cannot be read. Uses math-verify's parser directly, because
+    `math_verify.parse` searches an unreadable formula for a number, drops units, and ignores the case of letters. Raises
+    TimeoutError after `MATH_VERIFY_SECONDS`."""
+    import sympy
+    from latex2sympy2_extended import latex2sympy2
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every time-out
-    # By default math-verify would drop units, and search an unreadable formula for a number.
-    options = math_verify.parser.NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="last")
-    formula = re.sub(r"\\exp\s*\{", "e^{", formula)
-    # It misreads \exp{x}, \frac\pi 2, 30^\circ and \cdot i.
-    formula = re.sub(r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}", formula)
-    formula = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})", formula)
-    formula = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", "", formula)
-    formula = re.sub(r"\\pi\s*(?=\()", r"\\pi\\cdot ", formula)
-    config = [math_verify.LatexExtractionConfig(normalization_config=options)]
-    parsed = _in_time(math_verify.parse, f"\\boxed{{{formula}}}", extraction_config=config, parsing_timeout=MATH_VERIFY_SECONDS)
-    if parsed and hasattr(parsed[0], "free_symbols") and any(symbol.name == "i" for symbol in parsed[0].free_symbols):
-        import sympy
-
-        same_names = {s: sympy.I if s.name == "i" else sympy.Symbol(s.name, real=True) for s in parsed[0].free_symbols}
-        parsed = [parsed[0].xreplace(same_names), *parsed[1:]]
-    return parsed
+    for pattern, written in MISREAD:
+        formula = pattern.sub(written, formula)
+    options = latex2sympy2.NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    config = latex2sympy2.ConversionConfig(lowercase_symbols=False)
+    try:
+        normalized = latex2sympy2.normalize_latex(formula, config=options)
+        read_formula = timeout(MATH_VERIFY_SECONDS)(latex2sympy2.latex2sympy)
+        expression = read_formula(
+            normalized, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=config
+        )
+        units = {symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"}
+        return expression.xreplace(units) if units else expression
+    except TimeoutException:
+        raise TimeoutError(f"the parser took more than {MATH_VERIFY_SECONDS} s") from None
+    except Exception:  # the parser and SymPy raise many types for formulas that they cannot read
+        return None
 
 
 _parse_gold = functools.lru_cache(maxsize=1024)(_parse)
-
-
-def _in_time(function, *arguments, **options) -> Any:
-    """Calls a function of math-verify. Raises TimeoutError if the function reaches its time limit, because the empty result
-    that math-verify returns in that case does not mean that the answer is wrong."""
-    begin = time.monotonic()
-    result = function(*arguments, **options)
-    if not result and time.monotonic() - begin >= MATH_VERIFY_SECONDS:
-        raise TimeoutError(f"math-verify took more than {MATH_VERIFY_SECONDS} s")
-    return result

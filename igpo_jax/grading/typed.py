@@ -26,11 +26,11 @@ RENAMED = [(re.compile(pattern), written) for pattern, written in (
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", r"\\le "),
     (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", r"\\ge "), (r"\\(?:neq|ne)(?![a-zA-Z])|\\not\s*=|!=", r"\\ne "),
     (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"\\(?:approx|simeq|sim)(?![a-zA-Z])", r"\\approx "),
-    (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", ""), (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    (r"\\text\{(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|gcd|lcm)\}", r"\\\1 "), (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+    (r"^\s*(?:\\text\{)?(?i:negative|minus)\}?\s+(?=[\d\\])", "-"), (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", ""), (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\text\{(sin|cos|tan|cot|csc|ln|log|arcsin|arccos|arctan|gcd|lcm)\}", r"\\\1 "), (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
     (r"(?<![a-zA-Z\\])sqrt\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])(sin|cos|tan|ln|log|arcsin|arccos|arctan)(?=\()", r"\\\1"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"), (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"), (r"\\end\{array\}", r"\\end{pmatrix}"), (r"\\\\\[\w.]*\]", r"\\\\"),
+    (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"), (r"\\end\{array\}", r"\\end{pmatrix}"), (r"\\\\\[[\w.]*\]", r"\\\\"),
     (r"\\mathbb\s*\{?R\}?", r"(-\\infty, \\infty)"), (r"\{:\}", ":"), (r"\\therefore(?![a-zA-Z])", ""),
     (r"\\bigcup(?![a-zA-Z])", r"\\cup "), (r"\\varnothing(?![a-zA-Z])", r"\\emptyset "), (r"\\textminus(?![a-zA-Z])", "-"),
     (r"(?:\{\s*\})?\^\s*(?:\{\s*(?:\\circ|\\degree|o)\s*\}|\\circ|\\degree|o(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
@@ -54,18 +54,19 @@ SEPARATOR = re.compile(r"[,;]|\\text\{(?:and|or)\}")
 RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|approx)")
 NAME = re.compile(
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|hat)\s*)?(?:\\[a-zA-Z]+|[a-zA-Z]{1,3}|\{[a-zA-Z]+\}|[a-zA-Z]{4,}(?:\s+[a-zA-Z]+)*)"
-    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|')\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\w)?\s*,?)+\)|"
+    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|'|-1)\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\w)?\s*,?)+\)|"
     r"(?:\\text\{[^{}]*\}\s*)+(?:[A-Z]{1,4})?|\|[A-Z]{2,}\||\[[A-Z]{3,}\]"
 )
 BASED = re.compile(
-    r"(-?)\s*(?:\(\s*([\w.]+)\s*\)|\\text\{([\w.]+)\}|([0-9A-Za-z.]+))\s*_\s*\{?\s*(?:\\text\{(\w+)\}|(\d+))\s*\}?", re.A
-)
+    r"(-?)\s*[({]?\s*(?:\\text\{)?([0-9A-Za-z.]+)\}?\s*[)}]?\s*(?:_\s*\{?\s*|\(\s*(?=\\text\{base))(?:\\text\{base\}\s*)?(?:\\text\{)?(\w+)"
+    r"\}?\s*[})]?", re.ASCII,
+)  # fmt: skip
 CLOCK = re.compile(r"(\d{1,2})(?::(\d\d)(?::(\d\d))?)?\s*(?:([aApP])\.?\s*[mM]\.?)?")
 RATIO = re.compile(r"[-\d./]+(?:\s*:\s*[-\d./]+)+")
 CHOICE = re.compile(r"(?:[oO]ption|[cC]hoice)?\s*\(?\s*([A-Z])\s*\)?\s*[.:)]?")
 PERCENT = re.compile(r"(?:\\?%|(?:\\text\{)?(?i:percentage|percent|pct)\}?)\s*$")
 WORDS_BEGIN = re.compile(
-    r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=[\d}])\s+[mgL](?![a-zA-Z])|\s*¢)"
+    r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=[\d}])\s+[mgL](?![a-zA-Z])|(?<=\d)\s*/\s*[a-z]{3,}|\s*¢)"
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
 )
 REVERSED = (["y", "x"], ["z", "y", "x"], ["b", "a"])  # names of coordinates in another order
@@ -128,7 +129,7 @@ def normalize(text: str) -> str:
 def _words(match: re.Match) -> str:
     """Splits \\text{...} into one \\text for each word. Single letters leave it, except for units such as m/s after a number."""
     content = match[1].replace("\n", " ")
-    is_unit = re.search(r"[\d})](?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
+    is_unit = re.search(r"(?:[\d})]|\\pi)(?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
     if is_unit and re.fullmatch(r"\s*[mgshLlNJWVAKC](?:\s*/\s*[mgshL]|\^\d)*\s*", content):
         return re.sub(r"([a-zA-Z])", r"\\text{\1}", content)
     word = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?:[a-zA-Z'-]|\.(?=[a-zA-Z]))*")
@@ -222,7 +223,8 @@ def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Ans
         return Answer("text", condensed(text))
     answers = [_read(value, depth + 1) for value in values]
     exact = len(values) - (rounded and len(values) > 1)
-    if len(values) > 1 and any(letters(value) and not value.startswith("\\lim") for value in values):
+    has_variables = any(a.kind in ("formula", "text") and letters(a.latex) and "\\lim" not in a.latex for a in answers)
+    if len(values) > 1 and has_variables:
         return Answer("text", condensed(text)) if rounded else _value(text)
     sides = tuple(side for side in answers[: exact - 1] if not re.search(r"\\lim|mod", side.latex))
     named = dataclasses.replace(answers[exact - 1], name=condensed("".join(names)), sides=sides)
@@ -319,10 +321,9 @@ def _special(text: str) -> Answer | None:
     plain = re.sub(r"\s+", " ", _unworded(text))
     if re.fullmatch(r"[-+]?\s*\\infty", text):
         return Answer("formula", re.sub(r"[+\s]", "", text))
-    based = BASED.fullmatch(text) if re.search(r"\d.*_", text) else None
+    based = BASED.fullmatch(text) if re.search(r"\d.*(?:_|base)", text) else None
     if based:
-        sign, *groups = based.groups()
-        digits, base = [group for group in groups if group]
+        sign, digits, base = based.groups()
         radix = int(base) if base.isdigit() and len(base) < 4 else NUMBERS.get(base.lower(), 0)
         number = evaluate(sign + digits) if radix == 10 else None
         return Answer("number", number) if number else Answer("based", (sign + (digits.upper().lstrip("0") or "0"), radix))
@@ -366,7 +367,7 @@ def is_math(text: str) -> bool:
         bare.strip()
         and not braces
         and not is_sentence
-        and not re.search(r"(?<![_^\d])\d+\s+\d|\d\s*[_']|[?\"@#`%]|\\[$%]", bare)
+        and not re.search(r"(?<![_^\d])\d+\s+\d|\d\s*[_']|[?\"@#`%]|\\[$%{}]", bare)
     )
     return bool(is_clean and is_product and set(re.findall(r"\\([a-zA-Z]+)", bare)) <= SYMBOLS)
 

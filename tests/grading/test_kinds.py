@@ -132,6 +132,22 @@ x+y+z = 0 << 0
 2x+z=1 << 1
 -5 << \phantom{-}5
 5 << 2x = 5
+k = 15 << x+k = 15
+20 << \$20 at best
+20 << \$20 in hex
+18 << 18\text{ ways} per mille
+5 << 5-\{0\}
+x+6 << x+6 \mod 7
+s^2 \le 8r^2 << s^2 \le 8r^2 \approx 1000
+\frac{3}{4} << \frac{3}{4}...
+\frac{3}{4} << \bar{\frac{3}{4}}
+\frac{3}{4} << \frac{3}{4}_2
+\frac{3}{4} << 1000 \mid \frac{3}{4}
+\frac{3}{4} << \sqrt\frac{3}{4}
+1+5i << \max(1+5i,10^9)
+5 << negative 5
+413_6 << 413_7
+413_6 << 413
 """
 RIGHT = r"""
 6\text{ m} << 600 \text{ cm}
@@ -240,6 +256,21 @@ x^2+3x+2 << f(x) = (x+1)(x+2) = x^2+3x+2
 \frac{m}{m+M} << \frac{m}{M+m}
 \sqrt{17} << sqrt(17)
 ce^{-2x} << Ce^{-2x}
+\begin{pmatrix}1\\-2\end{pmatrix} << \begin{pmatrix}1\\[6pt]-2\end{pmatrix}
+36\pi << 36\pi\text{ m}^3
+24 << 24 \text{ ft/sec}
+5 << 5\text{ sec}
+\frac{x-3}{2} << f^{-1}(x) = \frac{x-3}{2}
+413_6 << 413 \text{ (base 6)}
+413_6 << 413_{\text{base }6}
+413_6 << {413}_6
+413_6 << 413_{six}
+-5 << negative 5
+18 << 9 * 2 = 18 dollars
+10 << 10 hours per week
+\text{A5}_{11} << A5_{11}
+-221_3 << -221_{3}
+0.0011_2 << 0.0011_{2}
 """
 # A completion that concludes 73 (a line break is written as a tilde).
 CONCLUDED = r"""
@@ -279,6 +310,13 @@ The answer is:~\[~73~\]
 <think>maybe \boxed{4}</think> The answer is 73.
 <think>\boxed{42}</think><answer>73</answer>
 The total is 73, because there are 73 eggs.
+#### $73 per day
+#### $73/day
+#### $<<70+3=73>>73
+<answer>70 + 3 = 73 dollars</answer>
+The answer is $73 every day for 9 eggs.
+The answer is 73, which is 9 times 2.
+The answer is 73.~~This was solved in 2 ways.
 """
 # A completion that does not conclude 73
 NOT_CONCLUDED = r"""
@@ -297,6 +335,10 @@ The answer is therefore $\sqrt{73}$.
 The model AZ73K
 \boxed{73, 74}
 #### 73, 74
+The answer is negative 73.
+The answer is at least 73.
+The answer is 73 or 74.
+The answer is 9 dollars for 73 eggs.
 """
 
 
