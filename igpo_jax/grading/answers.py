@@ -123,7 +123,9 @@ def extract(text: str, rule: str) -> str | None:
         value = None if is_limited else _last_value(announced[0], rule) if announced else None
         return line or _announced(announced[0], rule) or value or announced[0]
     whole = text.strip()
-    is_answer = len(whole) <= MAX_STATED_CHARS and "\n" not in whole and is_stated(read(whole))
+    is_answer = (
+        len(whole) <= MAX_STATED_CHARS and "\n" not in whole and is_stated(read(whole)) and not whole[1:].strip(".").isalpha()
+    )
     return unread or (whole if whole and is_answer else _last_value(text, rule))
 
 

@@ -2,6 +2,7 @@
 math-verify. It may be slow, and its time limits silently fail in threads, so answers are graded in separate processes
 (tasks/reward_pool.py)."""
 
+import cmath
 import collections
 import dataclasses
 import functools
@@ -15,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from igpo_jax.grading.exact import Number
-from igpo_jax.grading.typed import REVERSED, Answer, condensed, is_name, letters, read
+from igpo_jax.grading.typed import Answer, condensed, is_name, is_reversed, letters, read
 
 MAX_ANSWER_CHARS = 2000  # longer answers are only compared as texts
 MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
@@ -26,7 +27,9 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\d{400,}",  # must be first, because the other patterns take seconds on so many consecutive digits
     r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
     r"\d\s*\^\s*\{[^{}]*\^|\^\s*\{.*\^\s*\{?\d{3}|(?:\^\s*\{?\s*\w+\s*){3}",  # towers of powers
-    r"(?<!\d)\d{4,}\s*!|!\s*\)*\s*!", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
+    r"(?<!\d)\d{4,}\s*\)?\s*!|!\s*\)*\s*!|\^\s*\{?[^{}()]*\}?\s*!|\^\s*\{[^{}]*(?:!|\\times|\\cdot|\\binom|\*)",
+    r"\d\s*\^[^()a-z]*\)\s*\^|\)\s*\^\s*\{?\s*\d{3}|\\(?:exp|sinh|cosh|tanh|Gamma)[^a-z]*(?:\d{4}|\^)",
+    r"\\binom\s*\{[^{}]*[a-z][^{}]*\}\s*\{\s*\d{3}", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
     r"\\(?:sum|prod|int|[bp]?mod)(?![a-z])|\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z])", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|[^\d\s]\s*\^\s*\\circ|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
@@ -115,7 +118,7 @@ def _equal_types(one: Answer, other: Answer) -> bool:
         return len(one.value) == 2 and one.value[1] != 0 and one.value[0] / one.value[1] == other.value.value
     if kinds == ("list", "tuple"):
         names = [item.name for item in one.items]  # x = 1, y = 2
-        return other.value == "()" and names not in REVERSED and _in_order(one.items, other.items)
+        return other.value == "()" and not is_reversed(names) and _in_order(one.items, other.items)
     if kinds == ("tuple", "formula"):
         return bool(ORDERED.search(other.value)) and _equal_formulas(one.latex, other.value)
     return set(kinds) in ({"list", "set"}, {"list", "union"}) and _in_any_order(one.items, other.items)
@@ -180,7 +183,33 @@ def _equal_equations(gold: str, answer: str) -> bool:
         return rest == [set(), set()] or (
             len(rest[0]) == len(rest[1]) == 1 and same(read(sides[0][rest[0].pop()]), read(sides[1][rest[1].pop()]))
         )
-    return bool(letters(gold) and letters(answer)) and _equal_formulas(gold, answer)
+    if not letters(gold) or not letters(answer) or _is_costly(gold) or _is_costly(answer):
+        return False
+    one, other = _parse_gold(gold), _parse(answer)
+    ratios = [] if one is None or other is None else _values_at_points(one, other)
+    if not ratios or not all(map(abs, ratios[0])):
+        return _equal_formulas(gold, answer)
+    return all(abs(a * ratios[0][1] - b * ratios[0][0]) <= 1e-6 * abs(a * ratios[0][1]) for a, b in ratios)
+
+
+def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
+    """Returns the values of two expressions, or of the differences between the sides of two equations, at a few points. Returns
+    an empty list if they have no finite values there."""
+    found = []
+    for point in range(1, 5):
+        values = []
+        for expression in (one, other):
+            try:
+                difference = expression.lhs - expression.rhs if hasattr(expression, "lhs") else expression
+                symbols = sorted((one.free_symbols | other.free_symbols), key=str)
+                place = {symbol: 0.37 + 0.61 * ((7 * point * (number + 2)) % 11) / 7 for number, symbol in enumerate(symbols)}
+                values.append(complex(difference.subs(place).evalf(30)))
+            except (ArithmeticError, AttributeError, TypeError, ValueError):
+                return []
+        if not all(map(cmath.isfinite, values)):
+            return []
+        found.append((values[0], values[1]))
+    return found
 
 
 def _is_consistent(answer: Answer) -> bool:
@@ -222,6 +251,9 @@ def _equal_formulas(gold: str, answer: str) -> bool:
             return all(map(_is_near, one, other))
     wanted, found = _parse_gold(gold), _parse(answer)
     if wanted is None or found is None:
+        return False
+    is_relation = hasattr(wanted, "lhs") or hasattr(found, "lhs")
+    if not is_relation and any(abs(a - b) > 1e-6 * max(abs(a), abs(b)) for a, b in _values_at_points(wanted, found)):
         return False
     import math_verify
 

@@ -69,7 +69,6 @@ WORDS_BEGIN = re.compile(
     r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=[\d}])\s+[mgL](?![a-zA-Z])|(?<=\d)\s*/\s*[a-z]{3,}|\s*¢)"
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
 )
-REVERSED = (["y", "x"], ["z", "y", "x"], ["b", "a"])  # names of coordinates in another order
 RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
 
 
@@ -203,6 +202,8 @@ def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> 
         sides, relations = sides[::-1], [{">": "<", "\\ge": "\\le"}[relation] for relation in relations[::-1]]
     open_ends = [relation == "<" for relation in relations]
     if not set(relations) <= {"<", "\\le"} or len(relations) > 2 or (len(relations) == 1 and not name):
+        return _value(text)
+    if len(relations) == 2 and not is_name(sides[1]):
         return _value(text)
     if len(relations) == 2:
         (low, name, high), (left, right) = sides, open_ends
@@ -348,10 +349,13 @@ def is_name(text: str) -> bool:
         word if word.isupper() else word.lower()
         for word in re.findall(r"[a-zA-Z]+", re.sub(r"_\{(?:[^{}]|\{[^{}]*\})*\}", "", _unworded(text)))
     }
-    is_reversed = re.findall(r"[a-z]", text) in REVERSED
-    return (
-        bool(NAME.fullmatch(text)) and not is_reversed and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
-    )
+    in_order = not text.startswith("(") or not is_reversed(re.findall(r"(?<![\\a-z])[a-z]", text))
+    return bool(NAME.fullmatch(text)) and in_order and not words & (FUNCTIONS | LIMITING | {"infty", "pi"} | set(NUMBERS))
+
+
+def is_reversed(names: list[str]) -> bool:
+    """Returns whether the names of coordinates stand in another order, as in (y, x). A line has m, b."""
+    return len(set(names)) > 1 and names == sorted(names, reverse=True) and names != ["m", "b"]
 
 
 def is_math(text: str) -> bool:

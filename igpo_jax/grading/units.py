@@ -53,8 +53,8 @@ def read_unit(phrase: str, is_one: bool = False) -> Unit | None:
     if words[:1] and words[0] in AFTER | {"/"} and _is_harmless(words[1:]):  # of $5 per hour
         return None if "cent" in words else NOUN
     words = [word for word in words if word.lower() not in POWERS and not word.startswith("^")]  # "square units", "units^2"
-    noun = next((place for place, word in enumerate(words) if _is_plural(word.lower() + "s" * is_one)), len(words))
-    is_noun = noun < len(words) <= 6 and _is_harmless(words) and (noun + 1 == len(words) or words[noun + 1] in AFTER)
+    ends = [place for place, word in enumerate(words) if place + 1 == len(words) or words[place + 1] in AFTER]
+    is_noun = len(words) <= 6 and _is_harmless(words) and any(_is_plural(words[end].lower() + "s" * is_one) for end in ends)
     return NOUN if is_noun or phrase.strip() in ("st", "nd", "rd", "th") else None
 
 
