@@ -192,6 +192,6 @@ def test_an_answer_that_takes_too_long_has_no_verdict_and_does_not_spoil_the_nex
     """On a timeout math-verify returns an empty result, as for a text that it cannot parse."""
     monkeypatch.setattr(equality, "MATH_VERIFY_SECONDS", 0)
     with pytest.raises(TimeoutError):
-        equal("x^2+17y", "x^2+18y")
+        equal("x", r"\sqrt{x^2}")  # equal for positive numbers, so their values do not decide it
     monkeypatch.undo()
     assert equal("x^2+17y", "17y+x^2")
