@@ -37,7 +37,7 @@ values = st.one_of(
 
 STYLES = (
     "%s", "%s", "$%s$", "{%s}", r"\left(%s\right)", "(%s)", "x = %s", r"\displaystyle %s", " %s ", "%s.",
-    r"%s \text{ cm}", "%s units", r"\boxed{%s}", r"\(%s\)", r"%s\text{ apples}", r"%s\,",
+    r"%s \text{ people}", "%s units", r"\boxed{%s}", r"\(%s\)", r"%s\text{ apples}", r"%s\,",
 )  # fmt: skip
 BARE_STYLES = (r"\text{%s}", r"\mathbf{%s}", r"\textbf{%s}", r"\mathrm{%s}", r"\$%s")  # for digits and signs only
 
