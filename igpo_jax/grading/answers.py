@@ -91,7 +91,7 @@ def extract(text: str, rule: str) -> str | None:
     number (GSM8K): the number after the first ####, else in the last box or <answer>, else the last number.
     any: the last of box and <answer>, else the text after the first ####, else the text after "the answer is", else the whole
         text if it is short and an answer, else the last formula, else the last number."""
-    text = MARKDOWN.sub("", SPECIAL.sub(" ", text[-TAIL_CHARS:]))
+    text = MARKDOWN.sub("", SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:])))
     if rule != "box":
         text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator
         text = re.sub(

@@ -54,7 +54,7 @@ SEPARATOR = re.compile(r"[,;]|\\text\{(?:and|or)\}")
 RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|approx)")
 NAME = re.compile(
     r"(?:m\s*)?(?:\\(?:angle|triangle|overline|vec|hat)\s*)?(?:\\[a-zA-Z]+|[a-zA-Z]{1,3}|\{[a-zA-Z]+\}|[a-zA-Z]{4,}(?:\s+[a-zA-Z]+)*)"
-    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|'|-1)\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\w)?\s*,?)+\)|"
+    r"(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w))?'*(?:\^\{?(?:\\prime|'|-1)\}?)?(?:\s*\(\s*[-\w]+(?:\s*,\s*[-\w]+)*\s*\))?|\((?:\s*+(?:[a-zA-Z]|\\[a-z]++)(?:_\w)?+\s*+,?+)++\)|"
     r"(?:\\text\{[^{}]*\}\s*)+(?:[A-Z]{1,4})?|\|[A-Z]{2,}\||\[[A-Z]{3,}\]"
 )
 BASED = re.compile(
@@ -67,7 +67,7 @@ CHOICE = re.compile(r"(?:[oO]ption|[cC]hoice)?\s*\(?\s*([A-Z])\s*\)?\s*[.:)]?")
 PERCENT = re.compile(r"(?:\\?%|(?:\\text\{)?(?i:percentage|percent|pct)\}?)\s*$")
 WORDS_BEGIN = re.compile(
     r"(?<=[\d})\]!a-z])(?:\s*\\text\{[^{}]*\}|\s*\^\\circ|(?<![a-zA-Z\\])\s*[a-zA-Z]{2,}|(?<=\s)[a-zA-Z]{2,}|(?<=[\d}])\s+[mgL](?![a-zA-Z])|(?<=\d)\s*/\s*[a-z]{3,}|\s*¢)"
-    r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*$"
+    r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*+$"
 )
 RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
 
@@ -101,7 +101,7 @@ def read(text: str) -> Answer:
 
 def normalize(text: str) -> str:
     """Writes an answer in one notation. Drops spacing, styles, math delimiters, "the answer is", and a final full stop."""
-    text = re.sub(r"<\|[^<>|]{1,40}\|>", " ", text)
+    text = re.sub(r"<\|[^<>|]{1,40}\|>|\s+", " ", text)
     text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
     text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = re.sub(r"(?<![\w)}])\*\*+|\*\*+(?![\w({\\])|^\s*(?:__|`+)|(?:__|`+)\s*$", "", text)

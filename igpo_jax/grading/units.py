@@ -11,7 +11,7 @@ CURRENCIES = ("\\$", "€", "£", "¥", "₹")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 SPEEDS = {"mph": ("mi", "h"), "kph": ("km", "h"), "fps": ("ft", "s")}
 FRACTION = re.compile(
-    r"(?!(?:mon|bir|dea|pa|ba|mo|mou|clo|my|leng|dep|wid|boo|nor|sou|too|you)ths?).*ths?|.*illions?"
+    r"(?!(?:mon|bir|dea|pa|ba|mo|mou|clo|my|leng|dep|wid|boo|nor|sou|too|you|tee)ths?).*ths?|.*illions?"
 )  # elevenths
 
 
@@ -43,7 +43,7 @@ def read_unit(phrase: str, is_one: bool = False) -> Unit | None:
     is_text = "\\text" in phrase
     phrase = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", re.sub(r"\^\s*\\circ\s*([CF]\b)?", r" degrees \1 ", phrase))
     phrase = re.sub(
-        r"(?i)degrees\s+(c\b|celsius|f\b|fahrenheit)", lambda m: "celsius" if m[1] in "cCelsius" else "fahrenheit", phrase
+        r"(?i)degrees\s+(c\b|celsius|f\b|fahrenheit)", lambda m: "celsius" if m[1][0] in "cC" else "fahrenheit", phrase
     )
     words = re.findall(r"\\\$|[a-zA-Z¢'-]+|/|\^\s*\{?\s*-?\d\s*\}?|\S", re.sub(r"\.(?=\s|$)", " ", phrase))
     for end in range(len(words), 0, -1):

@@ -148,6 +148,7 @@ s^2 \le 8r^2 << s^2 \le 8r^2 \approx 1000
 5 << negative 5
 413_6 << 413_7
 413_6 << 413
+20\text{ degrees Celsius} << 20\text{ degrees Fahrenheit}
 """
 RIGHT = r"""
 6\text{ m} << 600 \text{ cm}
@@ -271,6 +272,8 @@ ce^{-2x} << Ce^{-2x}
 \text{A5}_{11} << A5_{11}
 -221_3 << -221_{3}
 0.0011_2 << 0.0011_{2}
+5 << 5 teeth
+20\text{ degrees Celsius} << 20\text{ degrees celsius}
 """
 # A completion that concludes 73 (a line break is written as a tilde).
 CONCLUDED = r"""
