@@ -13,6 +13,7 @@ with the keys gold and text."""
 
 import json
 import pathlib
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -91,6 +92,7 @@ def evaluate_model() -> None:
 
 def print_regraded() -> None:
     """Prints the results of --regrade. Must not initialize JAX, because another process may hold the devices."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets its jobs ignore ^C
     try:
         if not REGRADE.value:
             raise ValueError("--rule goes with --regrade=RUN_OR_FILE")

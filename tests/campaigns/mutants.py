@@ -27,7 +27,7 @@ NOISE = "tests/diffusion/test_corruption.py"
 LIKELIHOOD = "tests/rl/test_likelihood.py tests/rl/test_estimators.py"
 OBJECTIVE = "tests/rl/test_objective.py tests/rl/test_estimators.py tests/rl/test_update.py"
 ROLLOUT = "tests/rl/test_rollout.py tests/rl/test_whole_step.py"
-GRADING = "tests/grading/test_exact.py tests/grading/test_answers.py tests/tasks/test_math.py"
+GRADING = "tests/grading/test_exact.py tests/grading/test_answers.py tests/grading/test_kinds.py tests/tasks/test_math.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +102,18 @@ MUTANTS = (
     Mutant("rl/dynamic_sampling.py", "each.correct.any(axis=1) & ~each.all_correct", "each.correct.any(axis=1)", "tests/tasks/test_grades.py"),
     Mutant("rl/rollout.py", "grades), np.argsort(order))", "grades), order)", ROLLOUT),
     Mutant("rl/update.py", "logprobs = jax.tree.map(lambda x: x[inner_step % x.shape[0]], logprobs)", "logprobs = jax.tree.map(lambda x: x[0], logprobs)", OBJECTIVE + " tests/rl/test_whole_step.py"),
-    Mutant("grading/exact.py", "value + term if sign == \"+\" else value - term", "value + term", GRADING),
-    Mutant("grading/exact.py", "require(\",\" not in mantissa or THOUSANDS.fullmatch(mantissa),", "require(True,", GRADING),
+    Mutant("grading/exact.py", "value += self.product() if self.take() == \"+\" else -self.product()", "value += self.product() if self.take() else 0", GRADING),
+    Mutant("grading/exact.py", "require(\",\" not in mantissa or THOUSANDS.fullmatch(mantissa) is not None,", "require(True,", GRADING),
     Mutant("grading/exact.py", "require(root * root == value,", "require(True,", GRADING),
-    Mutant("grading/exact.py", "require(self._depth <= MAX_DEPTH,", "require(True,", GRADING),
-    Mutant("grading/answers.py", "number.value == other.value / 100 if other_percent else number.value / 100 == other.value", "False", GRADING),
-    Mutant("grading/answers.py", "abs(missing) <= last / 2 or 0 < missing < last", "abs(missing) <= last", GRADING),
-    Mutant("grading/answers.py", "if _contradict(wanted, found):", "if False:", GRADING),
-    Mutant("grading/answers.py", "_unwrapped(boxed[-1])", "_unwrapped(boxed[0])", GRADING),
+    Mutant("grading/exact.py", "require(self.depth <= MAX_DEPTH,", "require(True,", GRADING),
+    Mutant("grading/equality.py", "first.value == second.value / 100 if answer.kind == \"percent\" else first.value / 100 == second.value", "False", GRADING),
+    Mutant("grading/equality.py", "abs(missing) <= last / 2 or 0 < missing < last", "abs(missing) <= last", GRADING),
+    Mutant("grading/equality.py", "if gold.unit[0] != answer.unit[0]:", "if False:", GRADING),
+    Mutant("grading/equality.py", "gold.name and answer.name and gold.name != answer.name", "False", GRADING),
+    Mutant("grading/equality.py", "if not _is_consistent(gold) or not _is_consistent(answer):", "if False:", GRADING),
     Mutant("grading/answers.py", "if match.start() < end:", "if False:", GRADING),
-    Mutant("grading/answers.py", "for place in (hashed, box, tag) if place", "for place in (box, hashed, tag) if place", GRADING),
-    Mutant("tasks/math.py", "return float(extracted is not None and equal(problem.answer, extracted))", "return float(extracted is None or equal(problem.answer, extracted))", GRADING),
+    Mutant("grading/answers.py", "first = line or (concluded", "first = (concluded", GRADING),
+    Mutant("tasks/math.py", "return float(grade(problem.answer, text, \"reference_code\" if reference_code else answer))", "return 1.0", GRADING),
     Mutant("tasks/math.py", "spans += [(begin + first, begin + last)", "spans += [(first, last)", GRADING),
     Mutant("tasks/math.py", "spans.append((text.rfind(\"\\n\", 0, first) + 1,", "spans.append((first,", GRADING),
 )  # fmt: skip
