@@ -91,7 +91,8 @@ def extract(text: str, rule: str) -> str | None:
     number (GSM8K): the number after the first ####, else in the last box or <answer>, else the last number.
     any: the last of box and <answer>, else the text after the first ####, else the text after "the answer is", else the whole
         text if it is short and an answer, else the last formula, else the last number."""
-    text = MARKDOWN.sub("", SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:])))
+    text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
+    text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
     if rule != "box":
         text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator
         text = re.sub(
@@ -106,6 +107,11 @@ def extract(text: str, rule: str) -> str | None:
     tags = [tag for tag in TAG.finditer(text) if not PLACEHOLDER.fullmatch(BOX.sub("", tag[1]).strip(" \n}"))]
     tag = tags[-1][1].strip().strip("`") if tags and (not spans or spans[-1][1] < tags[-1].start()) else None
     concluded = tag or box
+    if rule == "any" and (concluded or (spans and is_open)):
+        final = FINAL.findall(text, max([0, *(span[1] for span in spans[-1:]), *(tag.end() for tag in tags[-1:])]))
+        if final and concluded and not is_open and is_stated(read(final[-1])):
+            return final[-1]
+        return (_stated(concluded, rule) if concluded and concluded != box else None) or concluded
     lines = [line.partition("<")[0].strip() for line in HASHES.findall(text)]
     line = next((stated for stated in map(functools.partial(_stated, rule=rule, is_line=True), lines) if stated), None)
     unread = next((line for line in lines if UNREAD.match(line) and not HEADING.match(line)), None)
@@ -113,11 +119,6 @@ def extract(text: str, rule: str) -> str | None:
     if rule == "number":
         first = line or (concluded and (_stated(concluded, rule) or concluded)) or unread
         return first or next((_announced(part, rule) or part for part in announced), None) or _last_value(text, rule)
-    final = FINAL.findall(text, max([0, *(span[1] for span in spans[-1:]), *(tag.end() for tag in tags[-1:])]))
-    if final and concluded and not is_open and is_stated(read(final[-1])):
-        return final[-1]
-    if concluded or (spans and is_open):
-        return (_stated(concluded, rule) if concluded and concluded != box else None) or concluded
     if line or announced:
         is_limited = announced and LIMITING.intersection(re.findall("[a-z]+", announced[0].lower()))
         value = None if is_limited else _last_value(announced[0], rule) if announced else None
