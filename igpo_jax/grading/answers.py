@@ -94,10 +94,10 @@ def extract(text: str, rule: str) -> str | None:
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
     text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
     if rule != "box":
-        text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator
-        text = re.sub(
-            r"(?<![\\\w])(boxed|fbox)\{", r"\\\1{", text.rpartition("</think>")[2] if text[-9:] != "</think>" else text
-        )
+        text = text.rpartition("</think>")[2] if text[-9:] != "</think>" else text
+        text = re.sub(r"<<[^<>]*>>", "", text) if "<<" in text else text  # GSM8K's calculator
+        if text.count("boxed{") > text.count("\\boxed{") or "fbox{" in text:
+            text = re.sub(r"(?<![\\\w])(boxed|fbox)\{", r"\\\1{", text)
     spans = box_spans(text)
     is_open = _is_open(text, spans[-1][1] if spans else 0)
     spans = [span for span in spans if not PLACEHOLDER.fullmatch(text[slice(*span)])]
