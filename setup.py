@@ -26,6 +26,7 @@ setup(
     package_data={
         "igpo_jax.playground": ["page.html"],
         "igpo_jax.report": ["page.html", "rollouts.html", "style.css", "shared.js", "canvas.js"],
+        "igpo_jax.grading": ["words.txt"],
         "igpo_jax.tasks": ["word_stories.txt"],
         "igpo_jax.weights": ["checksums.json"],
     },

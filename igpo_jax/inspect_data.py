@@ -1,8 +1,9 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
 Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used, why
-the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few
-example problems. In the solutions of the examples, [[double brackets]] mark text that gives the answer away."""
+the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For
+each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few example problems. In the
+solutions of the examples, [[double brackets]] mark text that gives the answer away."""
 
 import pathlib
 import sys

@@ -1,5 +1,6 @@
-"""Lint rules and type hints, with the tools and settings of pyproject.toml."""
+"""Lint rules and type hints, with the tools and settings of pyproject.toml, and the files of an installation."""
 
+import ast
 import os
 import pathlib
 import subprocess
@@ -16,3 +17,12 @@ def test_the_code_passes(command):
     cache = {"ruff": ["--no-cache"], "mypy": [f"--cache-dir={os.devnull}"]}[command[0]]
     done = subprocess.run([sys.executable, "-m", *command, *cache], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_every_data_file_of_the_package_is_installed():
+    """An installation that is not editable has only the files that setup.py names."""
+    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword)]
+    [named] = [ast.literal_eval(call.value) for call in calls if call.arg == "package_data"]
+    installed = {ROOT.joinpath(*package.split("."), name) for package, names in named.items() for name in names}
+    files = {file for file in (ROOT / "igpo_jax").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert files == installed

@@ -3,11 +3,8 @@
 import functools
 import re
 
-from igpo_jax.grading.equality import equal
 from igpo_jax.grading.typed import is_stated, read
 from igpo_jax.grading.units import LIMITING
-
-__all__ = ["box_spans", "boxes", "equal", "extract"]
 
 TAIL_CHARS = 20_000  # characters that are read at a completion's end
 MAX_NESTED_BOXES = 50
@@ -23,6 +20,7 @@ NUMBER = re.compile(
     r"(?:(?<![\w)])[-−–])?(?:\\?\$)?(?<![a-zA-Z_])(?:\d+(?:(?:,|\{,\}|\\,)\d{3})+(?:\.\d+)?(?!\d)|\d+\s\d+/\d+|\d+(?:\.\d+)?|(?<!\d)\.\d+)"
     r"(?:[eE][-+]?\d+)?(?:/\d+)?(?:\s*\\?%|\s+(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)\b)?"
 )  # 9-5 holds 9 and 5, not -5
+ALONE = re.compile(rf"(?<![\^_{{\[(<])(?:{NUMBER.pattern})(?![\w^_}}\])])")  # a number that is no part of a formula
 ANNOUNCED = re.compile(
     r"(?i)\banswer(?:\s+is|\s*+[:=])\s*+:?+\s*+(\\\[[\s\S]*?\\\]|\$\$[\s\S]*?\$\$|\S.*?)(?=\.?[ \t]*+(?:\n|$)|\.\s)"
 )
@@ -88,9 +86,12 @@ def extract(text: str, rule: str) -> str | None:
     """Returns the final answer of a completion, or None if the completion has no answer.
 
     box: the content of the last \\boxed{...}. None if a later box never closes.
-    number (GSM8K): the number after the first ####, else in the last box or <answer>, else the last number.
-    any: the last of box and <answer>, else the text after the first ####, else the text after "the answer is", else the whole
-        text if it is short and an answer, else the last formula, else the last number."""
+    number (GSM8K): the first #### line that is a number, else the last of box and <answer>, else what follows "answer is", else
+        the last number.
+    any: the last of box and <answer>, or a "final answer is" after both, else the first #### line, else what follows "answer
+        is", else the whole text if it is short and an answer, else the last formula, else the last number.
+
+    A #### line that begins with a number but cannot be read is an answer that equals nothing, unless an earlier choice exists."""
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
     text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
     if rule != "box":
@@ -140,7 +141,8 @@ def _joined(text: str, spans: list[tuple[int, int]]) -> str:
 
 def _is_open(text: str, begin: int) -> bool:
     """Returns whether a box begins after `begin` and never closes: the last answer of the text is cut off."""
-    return any(text[match.end() - 1] == "{" and "</" not in text[match.end() :] for match in BOX.finditer(text, begin))
+    last_tag = text.rfind("</")
+    return any(text[match.end() - 1] == "{" and last_tag < match.end() for match in BOX.finditer(text, begin))
 
 
 def _inner(content: str) -> str:
@@ -171,7 +173,7 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
     if formulas and not NUMBER.search(place.rpartition(formulas[-1])[2]):
         return formulas[0] if len(formulas) == 1 else None
     place = place.rpartition(formulas[-1])[2] if formulas else place
-    numbers = {match[0].strip() for match in re.finditer(rf"(?<![\^_{{\[(<])(?:{NUMBER.pattern})(?![\w^_}}\])])", place)}
+    numbers = {match[0].strip() for match in ALONE.finditer(place)}
     return numbers.pop() if len(numbers) == 1 and len(words) > 1 else None
 
 

@@ -1,5 +1,5 @@
-"""Decides whether two answers are equal, by one rule for each pair of types (docs/grading.md). Only formulas are compared by
-math-verify. It may be slow, and its time limits silently fail in threads, so answers are graded in separate processes
+"""Decides whether two answers are equal, by one rule for each pair of types (docs/grading.md). Only formulas need SymPy and
+math-verify. They may be slow, and math-verify's time limits silently fail in threads, so answers are graded in separate processes
 (tasks/reward_pool.py)."""
 
 import cmath
@@ -35,8 +35,6 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
 MAX_REWRITTEN = 12  # formulas of a list that may be written differently
-
-
 MISREAD = [(re.compile(pattern), written) for pattern, written in (  # by math-verify's parser
     (r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}"), (r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})"),
     (r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", ""), (r"\\exp\s*\{", "e^{"), (r"\\hbar(?![a-zA-Z])", " h_{0} "), (r"\\pi\s*(?=\()", r"\\pi\\cdot "),
@@ -107,12 +105,11 @@ def _equal_types(one: Answer, other: Answer) -> bool:
     """Compares two answers of different types."""
     kinds = one.kind, other.kind
     if kinds == ("number", "formula"):
-        value = None if letters(other.value) or _is_costly(other.value) else _closed_value(other.value)
-        exact = one.value.value
+        if letters(other.value) or _is_costly(other.value):
+            return False
+        value, exact = _closed_value(other.value), one.value.value
         if value is None:
-            return not letters(other.value) and _equal_formulas(
-                f"\\frac{{{exact.numerator}}}{{{exact.denominator}}}", other.value
-            )
+            return _equal_formulas(f"\\frac{{{exact.numerator}}}{{{exact.denominator}}}", other.value)
         return _is_near(value[1], Fraction(0)) and (_is_near(exact, value[0]) or _rounds_to(one.value, value[0]))
     if kinds == ("ratio", "number"):
         return len(one.value) == 2 and one.value[1] != 0 and one.value[0] / one.value[1] == other.value.value
@@ -185,7 +182,7 @@ def _equal_equations(gold: str, answer: str) -> bool:
         )
     if not letters(gold) or not letters(answer) or _is_costly(gold) or _is_costly(answer):
         return False
-    one, other = _parse_gold(gold), _parse(answer)
+    one, other = _parse(gold), _parse(answer)
     ratios = [] if one is None or other is None else _values_at_points(one, other)
     if not ratios or not all(map(abs, ratios[0])):
         return _equal_formulas(gold, answer)
@@ -249,7 +246,7 @@ def _equal_formulas(gold: str, answer: str) -> bool:
         one, other = _closed_value(gold), _closed_value(answer)
         if one is not None and other is not None:
             return all(map(_is_near, one, other))
-    wanted, found = _parse_gold(gold), _parse(answer)
+    wanted, found = _parse(gold), _parse(answer)
     if wanted is None or found is None:
         return False
     is_relation = hasattr(wanted, "lhs") or hasattr(found, "lhs")
@@ -286,6 +283,7 @@ def _is_near(one: Fraction, other: Fraction) -> bool:
     return abs(one - other) <= TOLERANCE * max(abs(one), abs(other)) or max(abs(one), abs(other)) < Fraction(1, 10**100)
 
 
+@functools.lru_cache(maxsize=1024)  # all completions of a group share the correct answer, and a comparison asks twice
 def _parse(formula: str) -> Any:
     """Returns a formula as a SymPy expression, or None if it cannot be read. Uses math-verify's parser directly, because
     `math_verify.parse` searches an unreadable formula for a number, drops units, and ignores the case of letters. Raises
@@ -312,6 +310,3 @@ def _parse(formula: str) -> Any:
         raise TimeoutError(f"the parser took more than {MATH_VERIFY_SECONDS} s") from None
     except Exception:  # the parser and SymPy raise many types for formulas that they cannot read
         return None
-
-
-_parse_gold = functools.lru_cache(maxsize=1024)(_parse)

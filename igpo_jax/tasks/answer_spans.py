@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-from igpo_jax.grading.answers import box_spans, equal
+from igpo_jax.grading.answers import box_spans
+from igpo_jax.grading.equality import equal
+from igpo_jax.grading.units import WORDS
 
 Span = tuple[int, int]
 
-NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
-).split()
+NUMBER_WORDS = [*WORDS["numbers"], WORDS["tens"][0]]  # zero to twenty
 VALUE = re.compile(r"([-+]?)(?:\\[dtc]?frac(\d|{\d+})(\d|{\d+})|(\d+)/(\d+)|(?=\.?\d)([\d,]*(?:\.\d+)?))(%?)")
 STYLE = re.compile(r"\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{([^{}]*)\}")
 RELATION = r"(?:=|\\(?:approx|equiv|simeq|cong|in)(?![a-zA-Z])|[≈≡])"

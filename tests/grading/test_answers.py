@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpo_jax.grading import equality, grade, reference_code
-from igpo_jax.grading.answers import boxes, equal, extract
+from igpo_jax.grading.answers import boxes, extract
+from igpo_jax.grading.equality import equal
 
 
 def box(text: str) -> str:

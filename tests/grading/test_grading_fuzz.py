@@ -11,7 +11,8 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 
-from igpo_jax.grading.answers import equal, extract
+from igpo_jax.grading.answers import extract
+from igpo_jax.grading.equality import equal
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 

@@ -11,7 +11,8 @@ import time
 import pytest
 
 import commands
-from igpo_jax.grading.answers import equal, extract
+from igpo_jax.grading.answers import extract
+from igpo_jax.grading.equality import equal
 from igpo_jax.rewrite.__main__ import KEPT, read_replies
 from igpo_jax.rewrite.endpoint import Endpoint, ask_all
 from igpo_jax.tasks.sources import load_sources
