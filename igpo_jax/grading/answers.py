@@ -17,7 +17,7 @@ TAG = re.compile(r"<answer>(.*?)(?=</|<answer>|$)", re.DOTALL | re.IGNORECASE)
 PLACEHOLDER = re.compile(r"[\s.…]*|<[^<>]*>|\\l?dots")  # content of a box that is no answer
 HASHES = re.compile(r"####[ \t]*([^#\n]+)")
 NUMBER = re.compile(
-    r"(?:(?<![\w)])[-−–])?(?:\\?\$)?(?<![a-zA-Z_])(?:\d+(?:(?:,|\{,\}|\\,)\d{3})+(?:\.\d+)?(?!\d)|\d+\s\d+/\d+|\d+(?:\.\d+)?|(?<!\d)\.\d+)"
+    r"(?:(?<![\w)])[-−–])?(?:\\?\$)?(?<![a-zA-Z_])(?:\d++(?:(?:,|\{,\}|\\,)\d{3})+(?:\.\d+)?(?!\d)|\d++\s\d+/\d+|\d++(?:\.\d+)?|(?<!\d)\.\d+)"
     r"(?:[eE][-+]?\d+)?(?:/\d+)?(?:\s*\\?%|\s+(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)\b)?"
 )  # 9-5 holds 9 and 5, not -5
 ALONE = re.compile(rf"(?<![\^_{{\[(<])(?:{NUMBER.pattern})(?![\w^_}}\])])")  # a number that is no part of a formula

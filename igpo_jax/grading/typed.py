@@ -9,6 +9,7 @@ from typing import Any
 from igpo_jax.grading.exact import Number, evaluate
 from igpo_jax.grading.units import CURRENCIES, LIMITING, NUMBERS, SCALES, WORDS, Unit, read_unit
 
+MAX_ANSWER_CHARS = 2000  # longer answers are texts
 MAX_DEPTH = 8  # of nested brackets
 MAX_ITEMS = 400  # of a list
 UNICODE = {symbol: f"{written} " for symbol, written in zip(WORDS["unicode"][::2], WORDS["unicode"][1::2], strict=True)}
@@ -97,6 +98,8 @@ def is_stated(answer: Answer) -> bool:
 
 def read(text: str) -> Answer:
     """Reads the text of an answer."""
+    if len(text) > MAX_ANSWER_CHARS:
+        return Answer("text", condensed(text), latex=text)
     plain = PLAIN.fullmatch(text)  # the most frequent answers need none of the rules
     if plain:
         return Answer("number", Number(Fraction(plain[0].strip()), (plain[1],)), latex=plain[0].strip())
