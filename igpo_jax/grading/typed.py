@@ -90,7 +90,8 @@ class Answer:
 
 
 def is_stated(answer: Answer) -> bool:
-    """Returns whether an answer is no sentence: none of its parts is a text of several words, or a word beside other types."""
+    """Returns whether an answer is a value and not a sentence. A sentence has a part that is a text of several words, or has a
+    part that is a word and another part that is not."""
     is_words = answer.kind == "text" and not re.fullmatch(r"[a-zA-Z]+", _unworded(answer.latex))
     words = [item.kind == "text" and len(item.value) > 1 for item in answer.items]
     return not is_words and all(is_stated(item) for item in answer.items) and len(set(words)) < 2
@@ -305,7 +306,7 @@ def _value(text: str) -> Answer:
 
 
 def _number(text: str) -> Number | None:
-    """Returns the value of arithmetic, of a number word, or of a number with a scale, as in 2 million."""
+    """Returns the value of an arithmetic expression, of a number word, or of a number with a scale, as in 2 million."""
     plain = _unworded(text)
     if plain.lower() in NUMBERS:
         return Number(Fraction(NUMBERS[plain.lower()]), ())

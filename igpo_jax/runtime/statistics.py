@@ -23,8 +23,8 @@ def problem_means(correct: np.ndarray) -> np.ndarray:
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
     """Returns the 95 % confidence interval of the mean over problems. It is Wilson's interval if there is one completion per
-    problem, otherwise a bootstrap interval over problems. Problems without a verdict are left out; at least one must have
-    one."""
+    problem, otherwise a bootstrap interval over problems. Problems without a verdict are left out. At least one
+    problem must have a verdict."""
     means = problem_means(correct)
     means = means[~np.isnan(means)]
     return bootstrap_interval(means) if correct.shape[1] > 1 else wilson(float(means.mean()), len(means))

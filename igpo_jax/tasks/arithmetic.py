@@ -1,4 +1,4 @@
-"""Task of adding coin values on a two-digit counter. The problems are generated, and their answers are hard to guess.
+"""Task of adding up the values of coins, modulo 100. The problems are generated, and their answers are hard to guess.
 
     38+05+20...=     question: a start value, a coin in each used slot, and dots in each unused slot
     # 43 63=63       worked solution: every running total, modulo 100, and the last total again as the answer

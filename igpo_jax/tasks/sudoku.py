@@ -56,7 +56,8 @@ def extract_answer(text: str) -> str | None:
 
 
 def _without_labels(answer: str) -> str:
-    """Replaces markup and labels of rows with line breaks, and sizes and counts, such as 4x4 and 16 cells, with a letter."""
+    """Removes digits that are not cells. Each piece of markup and each label such as "Row 1:" becomes a line break, and each
+    size or count, such as 4x4 or 16 cells, becomes a letter."""
     return MARKUP.sub("\n", ROW_LABEL.sub("\n", NO_CELL.sub(" x ", answer)))
 
 

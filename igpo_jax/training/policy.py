@@ -69,8 +69,8 @@ class Policy:
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Returns the shapes of the parameters that `lora.attach` returns. The compiler counts the memory of the scaled adapters
-    among the temporary arrays."""
+    """Returns the shapes of the parameters that `lora.attach` returns. The scaled adapters are
+    temporary arrays of the compiled program, so their memory is not counted here."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 
