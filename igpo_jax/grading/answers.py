@@ -140,7 +140,7 @@ def _joined(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def _is_open(text: str, begin: int) -> bool:
-    """Returns whether a box begins after `begin` and never closes: the last answer of the text is cut off."""
+    """Returns whether a box begins after `begin` and is never closed, as in a text that ends in the middle of its answer."""
     last_tag = text.rfind("</")
     return any(text[match.end() - 1] == "{" and last_tag < match.end() for match in BOX.finditer(text, begin))
 

@@ -90,8 +90,8 @@ class Answer:
 
 
 def is_stated(answer: Answer) -> bool:
-    """Returns whether an answer is a value and not a sentence. A sentence has a part that is a text of several words, or has a
-    part that is a word and another part that is not."""
+    """Returns whether an answer is a value and not a sentence. An answer is a sentence if it is a text of several words, if one
+    of its items (such as the elements of a list) is such a text, or if only some of its items are words."""
     is_words = answer.kind == "text" and not re.fullmatch(r"[a-zA-Z]+", _unworded(answer.latex))
     words = [item.kind == "text" and len(item.value) > 1 for item in answer.items]
     return not is_words and all(is_stated(item) for item in answer.items) and len(set(words)) < 2

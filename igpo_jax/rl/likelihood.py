@@ -184,8 +184,8 @@ def _last_masks(key: Array, number: Array, length: int) -> tuple[Array, Array]:
 
 
 def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Draws m for every pair of views from 1..length. The first view of a pair masks m random tokens of one completion, and
-    the second view masks the other length - m tokens. Where m is the length, the second view masks all tokens too."""
+    """Draws a number m in 1..length for each pair of views. The first view of a pair masks m random tokens of one completion,
+    and the second view masks the other length - m tokens. If m is the length, the second view masks all tokens too."""
     number_key, order_key = jax.random.split(key)
     number = _spread_numbers(number_key, steps, samples // 2, length)[..., None]
     rank = _random_ranks(order_key, (steps, samples // 2, length))

@@ -56,8 +56,8 @@ def extract_answer(text: str) -> str | None:
 
 
 def _without_labels(answer: str) -> str:
-    """Removes digits that are not cells. Each piece of markup and each label such as "Row 1:" becomes a line break, and each
-    size or count, such as 4x4 or 16 cells, becomes a letter."""
+    """Removes digits that are not cells. Replaces markup and labels such as "Row 1:" with line breaks, because they separate
+    rows. Replaces sizes and counts, such as 4x4 and 16 cells, with the word x, because they do not."""
     return MARKUP.sub("\n", ROW_LABEL.sub("\n", NO_CELL.sub(" x ", answer)))
 
 

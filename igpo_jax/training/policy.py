@@ -69,8 +69,8 @@ class Policy:
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Returns the shapes of the parameters that `lora.attach` returns. The scaled adapters are
-    temporary arrays of the compiled program, so their memory is not counted here."""
+    """Adds the shapes of the trained adapters to the shapes of the base model's parameters. `lora.attach` returns parameters
+    of these shapes."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 
