@@ -1,8 +1,8 @@
 """Countdown task: three numbers, each used once, must be combined with + - * / to reach a target. The prompt and the rewards
 follow d1 (arXiv 2504.12216).
 
-The test split is generated, or read from a JSON Lines file with the keys "numbers" and "target". The reference solution
-of a generated problem computes the target step by step and ends with the answer, which is the whole expression."""
+The test split is generated, or read from a file with the columns in `LAYOUTS`. The reference solution of a generated problem
+computes the target step by step and ends with the answer, which is the whole expression."""
 
 import functools
 import random
@@ -13,7 +13,8 @@ from igpo_jax.grading.answers import extract
 from igpo_jax.grading.exact import evaluate
 from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
+from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults, puzzle_id
+from igpo_jax.tasks.rows import columns_in, is_null
 
 PARTIAL = 0.1  # reward of a wrong expression
 PROMPT = (
@@ -34,6 +35,7 @@ NOTATION = (
 FRACTION = re.compile(r"\\[dtc]?frac\s*(?:([0-9])|\{([^{}]*)\})\s*(?:([0-9])|\{([^{}]*)\})")
 ALLOWED = re.compile(r"[-+*/()\[\]0-9\s]+")
 JUXTAPOSED = re.compile(r"[0-9)\]]\s*[(\[]|[)\]]\s*[0-9]")
+LAYOUTS = (("numbers", "target"), ("nums", "target"), ("input", "output"))  # own, Countdown-Tasks-3to4, d1
 REWARD_OPTIONS = ()
 defaults = functools.partial(puzzle_defaults, "countdown")
 
@@ -74,12 +76,31 @@ def _uses(expression: str, numbers: list[str]) -> bool:
 
 def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
     try:
-        numbers, target = [int(str(n)) for n in row["numbers"]], int(str(row["target"]))  # int(2.5) would be 2
-        expression = str(row.get("reference_expression") or "")
+        listed, aim = columns_in(row, *LAYOUTS)
+        numbers, target = [_integer(part) for part in _parts(row[listed])], _integer(row[aim])
         require(bool(numbers) and min(numbers) >= 0, "an expression cannot contain these numbers")
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{place}: no numbers and target") from None
-    return _problem(str(row.get("id", number)), numbers, target, expression, "")
+    except ValueError as error:
+        raise ValueError(f"{place}: no numbers and target: {error}") from None
+    expression = row.get("reference_expression")
+    return _problem(puzzle_id(row, number), numbers, target, "" if is_null(expression) else str(expression), "")
+
+
+def _parts(value: Any) -> list[Any]:
+    """Returns the items of a list, or of a text such as 30,100,93, [30, 100, 93], ['30', '100'] or NumPy's [ 30 100  93]."""
+    if isinstance(value, str):
+        inner = re.fullmatch(r"\s*(?:\[(.*)\]|\((.*)\)|(.*?))\s*", value, re.DOTALL)
+        text = next((part for part in inner.groups() if part is not None), "") if inner else ""
+        return [part.strip(" '\"") for part in (text.split(",") if "," in text else text.split())]
+    require(isinstance(value, list | tuple), f"{value!r:.80} is no list of numbers")
+    return list(value)
+
+
+def _integer(value: Any) -> int:
+    """Returns a whole number that is given as a number or as a text. Pandas writes 5.0 if another row has no number."""
+    text = re.fullmatch(r"\s*([+-]?[0-9]+)(?:\.0+)?\s*", str(value))
+    if text is None or isinstance(value, bool):
+        raise ValueError(f"{value!r:.80} is no whole number")
+    return int(text[1])
 
 
 def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:

@@ -1,16 +1,12 @@
-"""The type of a problem, its fingerprint, and a reader of JSON Lines files."""
+"""The type of a problem, its fingerprint, and a reader of problem files."""
 
 import dataclasses
 import hashlib
 import json
-import logging
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from igpo_jax.runtime.files import parse_json
-
-log = logging.getLogger(__name__)
+from igpo_jax.tasks.rows import read_rows
 
 DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}  # defaults of the tasks arithmetic and words
 
@@ -35,29 +31,5 @@ def problems_fingerprint(rows: Iterable[Any]) -> str:
 
 
 def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) for each nonblank line of a JSON Lines file. Skips and logs up to `max_malformed` malformed
-    lines. Raises ValueError if the file is missing or has no objects. If the file has more than `max_malformed` malformed
-    lines, raises a ValueError with the line number and the reason."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise ValueError(f"no data file {str(path)!r}; give the path of a JSONL file")
-    good = malformed = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = parse_json(line, place)
-                if not isinstance(row, dict):
-                    raise ValueError(f"{place}: not a JSON object")
-            except ValueError as error:
-                malformed += 1
-                if malformed > max_malformed:
-                    raise ValueError(f"{error}; task.max_malformed_lines={max_malformed} are allowed") from None
-                log.warning("%s; skipped (%d of %d allowed)", error, malformed, max_malformed)
-                continue
-            good += 1
-            yield number, row
-    if not good:
-        raise ValueError(f"{path}: no problems in this file")
+    """Yields (line number, object) for each row of a problem file. The arguments and errors are those of `rows.read_rows`."""
+    return ((number, row) for _, number, row in read_rows(path, max_malformed))

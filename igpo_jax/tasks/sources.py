@@ -1,20 +1,18 @@
-"""Reads mathematical problems: GSM8K, MATH, AMC, Minerva, MetaMathQA, OpenR1, and a user's own files.
+"""Reads mathematical problems: GSM8K, MATH, AMC, AIME, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
-A source is "format:path"; commas separate several sources. The extension of a file determines how it is read: JSON Lines, a
-JSON array, Parquet (needs the extra "data"), or ArrayRecord with one JSON object per record."""
+A source is "format:path"; commas separate several sources. `rows.read_rows` reads the files."""
 
 import collections
 import dataclasses
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from igpo_jax.grading.answers import box_spans
-from igpo_jax.runtime.files import first_line, parse_json
 from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
-from igpo_jax.tasks.problem import read_jsonl
+from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +23,15 @@ METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
 MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 
-Rows = Iterator[tuple[dict[str, Any], str]]  # (row, its place for messages)
+GSM8K_ANSWER = re.compile(r"^\s*####\s*\S", re.MULTILINE)  # the last line of a solution in a file of GSM8K
+# Columns of each format, for messages; those of the format jsonl are in task.fields.
+WANTED = {
+    "gsm8k": "question and answer, or problem and raw_answer",
+    "metamath": "type, query and response",
+    "openr1": "problem, answer, generations and correctness_math_verify",
+} | dict.fromkeys(
+    ("math", "amc", "aime", "minerva"), "problem, answer and solution (without answer: the last \\boxed in solution)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
         if source in (count.source for count in counts):
             raise ValueError(f"source {source!r} is given twice")
         count = SourceCounts(source)
-        for row, place in _rows(path, max_malformed):
+        for place, _, row in read_rows(path, max_malformed):
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)
@@ -81,7 +87,9 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
                 count.dropped[str(dropped)] += 1
                 continue
             except (KeyError, TypeError, AttributeError, IndexError) as error:
-                reason = f"lacks the field {error}" if isinstance(error, KeyError) else str(error)
+                wanted = WANTED.get(kind, "these of task.fields: " + ", ".join(fields.values()))
+                reason = f"lacks the field {error}; {columns_of(row)}, and the format has {wanted}"
+                reason = reason if isinstance(error, KeyError) else str(error)
                 message = f"{place}: no row of the format {kind}: {reason}"
                 count.dropped["of another format"] += 1
                 if count.dropped["of another format"] > max_malformed:
@@ -91,7 +99,8 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             if kind == "metamath":
                 metamath_questions.add(record.question)
             if not record.id:
-                name = f"{pathlib.Path(path).stem}-{count.rows - 1}"
+                stem = pathlib.Path(re.sub(r"\.gz$", "", path, flags=re.IGNORECASE)).stem
+                name = f"{stem}-{count.rows - 1}"
                 name += f" of source {len(counts)}" if name in records else ""  # a/train.jsonl and b/train.jsonl
                 record = dataclasses.replace(record, id=name)
             if record.id in records:
@@ -104,65 +113,37 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
     return list(records.values()), counts
 
 
-def _rows(path: str, max_malformed: int) -> Rows:
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise ValueError(f"no data file {path!r}")
-    readers = {".parquet": _parquet, ".array_record": _array_record, ".arrayrecord": _array_record, ".json": _json_array}
-    if file.suffix in readers:
-        return readers[file.suffix](file)
-    return ((row, f"{path}, line {number}") for number, row in read_jsonl(path, max_malformed))
-
-
-def _json_array(file: pathlib.Path) -> Rows:
-    try:
-        rows = parse_json(file.read_bytes(), file)
-    except ValueError as error:
-        raise ValueError(f"{error}; JSON lines end in .jsonl") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{file}: no array of JSON objects")
-    for number, row in enumerate(rows):
-        yield row, f"{file}, entry {number} (from 0)"
-
-
-def _parquet(file: pathlib.Path) -> Rows:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f'{file}: reading Parquet needs pyarrow: pip install -e ".[data]"') from None
-    try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(1024)
-        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-            yield row, f"{file}, row {number} (from 0)"
-    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # OverflowError: dates
-        raise ValueError(f"{file}: no Parquet file ({first_line(error)})") from None
-
-
-def _array_record(file: pathlib.Path) -> Rows:
-    import grain
-
-    try:
-        source = grain.sources.ArrayRecordDataSource(str(file))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"{file}: no ArrayRecord file ({error})") from None
-    for number in range(len(source)):
-        place = f"{file}, record {number} (from 0)"
-        try:
-            record = source[number]
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{place}: cannot be read ({first_line(error)})") from None
-        yield parse_json(record, place), place
-
-
 # Formats: each function makes a record from a row, or raises `Dropped`, KeyError or TypeError.
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    value = str(row[name]) if type(row[name]) in (int, float) else row[name]
+    value = row[name]
+    if type(value) is float and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # pandas writes whole numbers as 5.0 if another row has none
+    value = str(value) if type(value) in (int, float) and not is_null(value) else value
     if not isinstance(value, str):
-        raise TypeError(f"the field {name!r} is {type(value).__name__}, not text")
+        raise TypeError(f"the field {name!r} is {'null' if is_null(value) else type(value).__name__}, not text")
     value.encode("utf-8")  # raises for an escaped lone surrogate
     return value.strip()
+
+
+def _answer(row: dict[str, Any], name: str) -> str:
+    """Returns the answer in a column. Raises `Dropped` if it is null, and TypeError if the column has whole solutions, because
+    no completion would match them."""
+    if is_null(row[name]):
+        raise Dropped("without an answer")
+    answer = _text(row, name)
+    if GSM8K_ANSWER.search(answer):
+        raise TypeError(f"the field {name!r} has a line '#### ...', as the solutions of GSM8K; give this file as gsm8k:PATH")
+    if re.search(r"\w.*\n", answer[: max((begin for begin, _ in box_spans(answer)), default=0)]):
+        raise TypeError(
+            f"the field {name!r} has whole solutions with a \\boxed; name it solution, and give this file as math:PATH"
+        )
+    return answer
+
+
+def _solution(row: dict[str, Any], name: str) -> str:
+    return _text(row, name) if row.get(name) and not is_null(row[name]) else ""
 
 
 def _require_answer(answer: str) -> None:
@@ -199,10 +180,20 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of MATH with the keys problem, answer and solution. Rows of AMC have no solution."""
-    question, answer = _text(row, "problem"), _text(row, "answer")
-    solution = _text(row, "solution") if row.get("solution") else ""
-    return Record(_id(row), question, answer, solution, _spans_or_whole(solution, answer), solution)
+    """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. Without the column answer,
+    the answer is the content of the last \\boxed{...} of the solution; a solution that is only this box, as in files of AIME,
+    has no reasoning."""
+    exact = ("problem", "answer", "solution")
+    names = exact if "problem" in row else tuple(column(row, name) or name for name in exact)
+    question, response = _text(row, names[0]), _solution(row, names[2])
+    solution = response
+    if not solution or not is_null(row.get(names[1])):
+        answer = _answer(row, names[1])
+    else:
+        begin, end = next(iter(box_spans(solution)[-1:]), (0, 0))
+        answer = solution[begin:end].strip()
+        solution = solution if MARKUP.sub("", solution[:begin] + solution[end:]) else ""
+    return Record(_id(row), question, answer, solution, _spans_or_whole(solution, answer), response)
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
@@ -227,7 +218,7 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of OpenR1, which has several generated solutions, each marked as right or wrong. The shortest right one
     becomes the solution."""
-    question, answer = _text(row, "problem"), _text(row, "answer")
+    question, answer = _text(row, "problem"), _answer(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:
         raise Dropped("without marks of correctness")
@@ -241,15 +232,15 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 def _jsonl(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of a user's file, whose field names are given in task.fields."""
-    question, answer = _text(row, fields["question"]), _text(row, fields["answer"])
-    solution = _text(row, fields["solution"]) if row.get(fields["solution"]) else ""
+    question, answer = _text(row, fields["question"]), _answer(row, fields["answer"])
+    solution = _solution(row, fields["solution"])
     return Record(_id(row, fields["id"]), question, answer, solution, _spans_or_whole(solution, answer), solution)
 
 
 def _id(row: dict[str, Any], name: str = "id") -> str:
-    return "" if row.get(name) is None else _text(row, name)
+    return "" if is_null(row.get(name)) else _text(row, name)
 
 
 FORMATS: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = dict(
-    gsm8k=_gsm8k, math=_math, amc=_math, minerva=_math, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
+    gsm8k=_gsm8k, math=_math, amc=_math, aime=_math, minerva=_math, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
 )

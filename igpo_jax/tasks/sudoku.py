@@ -1,8 +1,8 @@
 """4x4 Sudoku task. A grid is written as sixteen digits, row by row, with 0 for an empty cell. The rewards follow d1 (arXiv
 2504.12216), but any valid grid is accepted.
 
-The test split is read from a JSON Lines file with the keys puzzle and solution, or generated. The reference solution fills one
-cell per line and ends with the answer, the completed grid."""
+The test split is read from a file with the columns puzzle and solution, or generated. The reference solution fills one cell per
+line and ends with the answer, the completed grid."""
 
 import functools
 import itertools
@@ -11,7 +11,8 @@ import re
 from typing import Any
 
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults
+from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults, puzzle_id
+from igpo_jax.tasks.rows import columns_in
 
 PROMPT = (
     "Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, "
@@ -128,10 +129,16 @@ def solutions(puzzle: str) -> list[str]:
 
 
 def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
-    puzzle, solution = str(row.get("puzzle")), str(row.get("solution"))
+    try:
+        puzzle, solution = (str(row[name]).strip() for name in columns_in(row, ("puzzle", "solution")))
+    except ValueError as error:
+        raise ValueError(f"{place}: no 4x4 puzzle with its solution: {error}") from None
     if not re.fullmatch(r"[0-4]{16}", puzzle) or not right(solution, puzzle):
-        raise ValueError(f"{place}: no 4x4 puzzle with its solution")
-    return _problem(str(row.get("id", number)), puzzle, solution, random.Random(number))
+        reason = f": {puzzle!r:.40} and {solution!r:.40}"
+        if re.fullmatch(r"[0-9]{1,15}", puzzle):
+            reason = f": {puzzle} has {len(puzzle)} digits; if its first zeros are lost, write the column as text"
+        raise ValueError(f"{place}: no 4x4 puzzle with its solution{reason}")
+    return _problem(puzzle_id(row, number), puzzle, solution, random.Random(number))
 
 
 def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:

@@ -1,0 +1,218 @@
+"""Reads problem files as rows: JSON Lines, JSON arrays, CSV, Parquet and ArrayRecord.
+
+The extension of a file determines how it is read, in upper or lower case. Files of JSON Lines, JSON and CSV may be compressed
+(.jsonl.gz). They are UTF-8, with or without a byte order mark. A .json file may hold JSON Lines, and a .jsonl file an array."""
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import logging
+import math
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from igpo_jax.runtime.files import first_line, parse_json
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, number, row or the reason why it is malformed)
+
+BOM = b"\xef\xbb\xbf"
+WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
+
+
+def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
+    """Yields (place for messages, number, row) for each row of a problem file. The number is that of a line, from 1, or of an
+    entry, row or record, from 0. Skips and logs up to `max_malformed` malformed rows. Raises ValueError if the file is missing,
+    unreadable or has no rows. If the file has more than `max_malformed` malformed rows, raises a ValueError with the line and
+    the reason."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")
+    good = malformed = 0
+    for place, number, row in _parsed(file, str(path)):
+        if not isinstance(row, dict):
+            malformed += 1
+            if malformed > max_malformed:
+                raise ValueError(f"{row}; task.max_malformed_lines={max_malformed} are allowed")
+            log.warning("%s; skipped (%d of %d allowed)", row, malformed, max_malformed)
+            continue
+        good += 1
+        yield place, number, row
+    if not good:
+        raise ValueError(f"{path}: no problems in this file")
+
+
+def column(row: Row, *names: str) -> str | None:
+    """Returns the name of the first of the given columns that a row has, or None. Capitals matter only if two columns differ in
+    nothing else."""
+    folded = {name.lower(): name for name in row}
+    return next((name if name in row else folded[name] for name in names if name in row or name in folded), None)
+
+
+def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
+    """Returns the names of two columns, in the first layout whose columns the row has. Raises ValueError if it has none."""
+    for layout in layouts:
+        names = [name for name in (column(row, wanted) for wanted in layout) if name is not None]
+        if len(names) == len(layout):
+            return names
+    raise ValueError(f"the columns must be {', or '.join(map(' and '.join, layouts))}; {columns_of(row)}")
+
+
+def columns_of(row: Row) -> str:
+    """Lists the columns of a row for messages."""
+    return f"it has {', '.join(map(repr, row))}" if row else "it has none"
+
+
+def is_null(value: Any) -> bool:
+    """Returns whether a value is null or NaN, which is how pandas writes missing values."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _parsed(file: pathlib.Path, path: str) -> Parsed:
+    kinds = [suffix.lower() for suffix in file.suffixes]
+    kind = kinds[-1] if kinds else ""
+    if kind == ".parquet":
+        yield from _parquet(file)
+        return
+    if kind in (".array_record", ".arrayrecord"):
+        yield from _array_record(file)
+        return
+    compressed = kind == ".gz"
+    kind = "".join(kinds[-2:-1]) if compressed else kind
+    with contextlib.closing(gzip.open(file) if compressed else file.open("rb")) as stream:
+        try:
+            _skip_byte_order_mark(stream, path)
+            yield from _csv(stream, path) if kind == ".csv" else _json(stream, path, kind == ".json")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: no complete gzip file ({first_line(error)})") from None
+
+
+def _skip_byte_order_mark(stream: Any, path: str) -> None:
+    begin = stream.peek(3)[:3]
+    if begin == BOM:
+        stream.read(len(BOM))
+    if begin[:2] in WIDE_BOMS:
+        raise ValueError(f"{path}: not UTF-8 but UTF-16 or UTF-32; save it as UTF-8")
+    if begin[:2] == b"\x1f\x8b":
+        raise ValueError(f"{path}: not text but a gzip file; its name must end in .gz, such as .jsonl.gz")
+
+
+def _json(stream: Any, path: str, is_array: bool) -> Parsed:
+    """Reads an object per line, or an array of objects. A file named .json is an array if it begins with a bracket. Any other file
+    is an array if it is one as a whole; otherwise, it is read line by line."""
+    lines = enumerate(stream, start=1)
+    number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
+    if line.lstrip().startswith(b"["):
+        content = line + stream.read()
+        array = None
+        with contextlib.nullcontext() if is_array else contextlib.suppress(ValueError):
+            array = parse_json(_decoded(content, path, number), path, object_pairs_hook=_object)
+        if array is not None and (is_array or all(isinstance(row, dict) for row in array)):
+            for entry, row in enumerate(array):
+                place = f"{path}, entry {entry} (from 0)"
+                yield place, entry, row if isinstance(row, dict) else ValueError(f"{place}: not a JSON object")
+            return
+        lines = enumerate(io.BytesIO(content), start=number)  # bytes.splitlines also splits at a carriage return
+    else:
+        lines = itertools.chain([(number, line)], lines)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        row = _json_object(line, f"{path}, line {number}")
+        if is_array and isinstance(row, ValueError):
+            row = ValueError(f"{row}; a .json file is an array of objects, or has one object per line")
+        yield f"{path}, line {number}", number, row
+
+
+def _json_object(line: bytes, place: str) -> Row | ValueError:
+    try:
+        row = parse_json(line, place, object_pairs_hook=_object)
+    except ValueError as error:
+        return error
+    return row if isinstance(row, dict) else ValueError(f"{place}: not a JSON object")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """Makes an object from its keys and values. Raises ValueError if a key is given twice with different values."""
+    row: Row = {}
+    for key, value in pairs:
+        if key in row and row[key] != value:
+            raise ValueError(f"the key {key!r} is given twice, with different values")
+        row[key] = value
+    return row
+
+
+def _csv(stream: Any, path: str) -> Parsed:
+    """Reads CSV with commas, and with the names of the columns in the first line that is not blank."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(_decoded(stream.read(), path), newline=""), strict=True)
+    names: list[str] = []
+    while True:
+        place = f"{path}, line {reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{place}: not CSV ({error})") from None
+        if not "".join(fields).strip():
+            continue
+        if not names:
+            names = [name.strip() for name in fields]
+            _require_distinct(names, place)
+        elif len(fields) != len(names):
+            yield place, reader.line_num, ValueError(f"{place}: {len(fields)} values for {len(names)} columns")
+        else:
+            yield place, reader.line_num, dict(zip(names, fields, strict=True))
+
+
+def _decoded(content: bytes, path: str, first: int = 1) -> str:
+    """Decodes a text whose first line has the number `first`. Raises ValueError with the line that is not UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first + content.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error}); save the file as UTF-8") from None
+
+
+def _require_distinct(names: list[str], place: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{place}: the column {twice[0]!r} is given twice; rename or remove one")
+
+
+def _parquet(file: pathlib.Path) -> Parsed:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f'{file}: reading Parquet needs pyarrow: pip install -e ".[data]"') from None
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        _require_distinct(table.schema_arrow.names, str(file))
+        rows = (row for batch in table.iter_batches(1024) for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            yield f"{file}, row {number} (from 0)", number, row
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # OverflowError: dates
+        raise ValueError(f"{file}: no Parquet file ({first_line(error)})") from None
+
+
+def _array_record(file: pathlib.Path) -> Parsed:
+    import grain
+
+    try:
+        source = grain.sources.ArrayRecordDataSource(str(file))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{file}: no ArrayRecord file ({error})") from None
+    for number in range(len(source)):
+        place = f"{file}, record {number} (from 0)"
+        try:
+            record = source[number]
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{place}: cannot be read ({first_line(error)})") from None
+        yield place, number, _json_object(record, place)
