@@ -2,8 +2,9 @@
 
 Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used, why
 the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For
-each split, shows the lengths in tokens, how many problems fit the configured lengths, and a few example problems. In the
-solutions of the examples, [[double brackets]] mark text that gives the answer away."""
+each split, shows how many problems are dropped because the test split has them, too, how many repeat a question, the lengths in
+tokens, how many problems fit the configured lengths, and a few example problems. In the solutions of the examples,
+[[double brackets]] mark text that gives the answer away."""
 
 import pathlib
 import sys
@@ -20,6 +21,7 @@ from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.answer_spans import occurrences
+from igpo_jax.tasks.decontamination import content_of, repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tokenizers import Tokenizer
@@ -42,7 +44,8 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
     """Yields lines that describe the data and show `samples` example problems of each split. Raises ValueError if the data are
     invalid."""
     task = load_task(config.task.name)
-    problems = load_run_problems(config)
+    problems, dropped = load_run_problems(config)
+    content = content_of(task, config.task)
     with tempfile.TemporaryDirectory() as folder:
         if not config.model.path:
             train_tokenizer(problems, pathlib.Path(folder), config)
@@ -50,24 +53,30 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
         for split, rows in problems.items():
             yield f"{split}: {len(rows)} problems, fingerprint {problems_fingerprint(rows)}"
             if hasattr(task, "load_counted"):  # tasks that generate their problems have no files to count
-                yield from _files(split, rows, task.load_counted(config.task, split)[1], tokenizer, config)
+                loaded, counts = task.load_counted(config.task, split)
+                yield from _files(split, rows, loaded, counts, tokenizer, config)
+            if split in dropped:
+                yield f"  dropped because the test split has them, too: {dropped[split]}"
+            if repeated := repeats(rows, content):
+                yield f"  with the question of an earlier problem (kept): {repeated}"
             yield from _lengths(split, rows, tokenizer, config)
             yield ""
-    tested = {problem.question for problem in problems["test"]}
-    for split in sorted(problems.keys() - {"test"}):
-        shared = len(tested & {problem.question for problem in problems[split]})
-        yield f"questions of the test split that are in {split}, too: {shared} of {len(tested)}"
     for split, rows in problems.items():
         for number in np.sort(np.random.default_rng(config.seed).permutation(len(rows))[:samples]):
             yield from _sample(split, rows[number])
 
 
 def _files(
-    split: str, problems: list[Problem], counts: list[SourceCounts], tokenizer: Tokenizer, config: Config
+    split: str,
+    problems: list[Problem],
+    loaded: list[Problem],  # before test problems were dropped
+    counts: list[SourceCounts],
+    tokenizer: Tokenizer,
+    config: Config,
 ) -> Iterator[str]:
-    begin = 0
+    begin, used = 0, {problem.id for problem in problems}
     for count in counts:
-        rows, begin = problems[begin : begin + count.kept], begin + count.kept
+        rows, begin = [problem for problem in loaded[begin : begin + count.kept] if problem.id in used], begin + count.kept
         yield f"  {count}"
         if split == "rl" and config.inpainting.exclude_answer and any(problem.trace for problem in rows):
             found = sum(_shows_answer(problem, tokenizer, config.sampler.completion_length) for problem in rows)

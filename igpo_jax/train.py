@@ -46,6 +46,11 @@ def main(_):
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         print(f"{experiment.workdir}: {devices}", flush=True)
+        for split, number in experiment.dropped.items():
+            place = (
+                "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
+            )
+            print(f"{number} training problems are {place}", flush=True)
     try:
         train(experiment)
         if jax.process_index() == 0:

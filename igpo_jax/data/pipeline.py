@@ -102,16 +102,16 @@ def sft_arrays(
     prompt_length: int,
     completion_length: int,
     overflow: str,
-) -> SFTBatch:
-    """Tokenizes problems for supervised fine-tuning, and returns a batch with one row for each problem whose prompt and
-    demonstration fit. The arguments are those of `prompt_arrays`."""
+) -> tuple[list[Problem], SFTBatch]:
+    """Tokenizes problems for supervised fine-tuning. Returns the problems whose prompt and demonstration fit, and an `SFTBatch`
+    of them. The arguments are those of `prompt_arrays`."""
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
     for row, (_, ids) in zip(completion, (encoded[i] for i in keep), strict=True):
         row[: len(ids)] = ids
-    return SFTBatch(tokens, prompt_mask, completion)
+    return [problems[i] for i in keep], SFTBatch(tokens, prompt_mask, completion)
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:

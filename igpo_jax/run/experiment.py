@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from igpo_jax.runtime.distributed import check_same, check_shared, gather_texts,
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
@@ -63,6 +65,7 @@ class Experiment:
     config: Config
     fingerprint: str  # of the configuration
     data: dict[str, str]  # split -> fingerprint of its problems, for the splits that the run uses
+    dropped: dict[str, int]  # sft | rl | heldout -> number of training problems that are also in the test split or held out
     tokenizer: Tokenizer
     model: ModelConfig
     mesh: Mesh
@@ -184,9 +187,9 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
         is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
         if not is_new:
             _check_configuration(workdir, requested_json)
-        problems = load_run_problems(config)
+        problems, dropped = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
-        _check_data(workdir, data)
+        _check_data(workdir, data, dropped)
         if jax.process_index() == 0 and is_new:
             workdir.mkdir(parents=True, exist_ok=True)
             if not config.model.path:
@@ -195,24 +198,37 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
     fingerprint = configuration.fingerprint(requested)
     check_same({"configuration": fingerprint} | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
     with raise_on_all_hosts():
-        experiment = _with_data(workdir, config, fingerprint, mesh, problems, data)
+        experiment = _with_data(workdir, config, fingerprint, mesh, problems, data, dropped)
+        if not is_new:
+            _check_dropped(workdir, experiment.dropped)
     with raise_on_all_hosts():
         if jax.process_index() == 0:
-            atomic_write(workdir / "data.json", json.dumps(data, indent=2))
+            written = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
+            atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
     return experiment
 
 
-def load_run_problems(config: Config) -> Splits:
-    """Loads the problems of the splits that the run uses (sft, rl, test). Invalid data raises a ValueError with file and
-    line."""
+def load_run_problems(config: Config) -> tuple[Splits, dict[str, int]]:
+    """Loads the problems of the splits that the run uses (sft, rl, test). Drops the training problems whose content is that of a
+    problem of the whole test split, and returns their number for each split that has any. Invalid data raises a ValueError with
+    file and line."""
     task = load_task(config.task.name)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
     problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
+    content = content_of(task, config.task)
+    dropped: dict[str, int] = {}
+    for split in [split for split in problems if split != "test"]:
+        kept = list(itertools.compress(problems[split], untested(problems[split], problems["test"], content)))
+        if not kept:
+            raise ValueError(f"all {len(problems[split])} problems of the split {split} are in the test split (task.test), too")
+        if len(kept) < len(problems[split]):
+            dropped[split] = len(problems[split]) - len(kept)
+        problems[split] = kept
     # Evaluations use no solutions. Without its solution, no test problem is dropped because the solution is too long.
     test = problems["test"][: config.evaluation.problems]
     problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
-    return problems
+    return problems, dropped
 
 
 def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
@@ -224,7 +240,13 @@ def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> 
 
 
 def _with_data(
-    workdir: pathlib.Path, config: Config, fingerprint: str, mesh: Mesh, problems: Splits, data: dict[str, str]
+    workdir: pathlib.Path,
+    config: Config,
+    fingerprint: str,
+    mesh: Mesh,
+    problems: Splits,
+    data: dict[str, str],
+    dropped: dict[str, int],
 ) -> Experiment:
     """Encodes the loaded problems as tokens and returns the complete `Experiment`."""
     tokenizer = run_tokenizer(workdir, config)
@@ -235,9 +257,11 @@ def _with_data(
     exclude = config.inpainting.exclude_answer
     sft_data = heldout = rl_data = None
     if "sft" in problems:
-        sft_data = sft_arrays(problems["sft"], tokenizer, **fit)
+        kept, sft_data = sft_arrays(problems["sft"], tokenizer, **fit)
         if config.sft.heldout:
-            sft_data, heldout = _hold_out(sft_data, config.sft.heldout, config.seed)
+            sft_data, heldout = _hold_out(kept, sft_data, config)
+            repeated = len(kept) - len(sft_data.tokens) - len(heldout.tokens)
+            dropped = dropped | ({"heldout": repeated} if repeated else {})
     if "rl" in problems:
         rl_data = ProblemSet(*prompt_arrays(problems["rl"], tokenizer, **fit, exclude_answer=exclude))
     # Long test prompts are cut, so that no test problem is dropped.
@@ -247,15 +271,21 @@ def _with_data(
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     pool = reward_pool(config.task, config.reward)
-    return Experiment(workdir, config, fingerprint, data, tokenizer, model, mesh, sft_data, heldout, rl_data, test_data, pool)
+    arrays = (sft_data, heldout, rl_data, test_data)
+    return Experiment(workdir, config, fingerprint, data, dropped, tokenizer, model, mesh, *arrays, pool)
 
 
-def _hold_out(arrays: SFTBatch, problems: int, seed: int) -> tuple[SFTBatch, SFTBatch]:
-    """Splits SFT data into a training set in the original order and a held-out set of `problems` randomly drawn problems."""
-    if problems >= len(arrays.tokens):
-        raise ValueError(f"sft.heldout={problems} leaves none of the {len(arrays.tokens)} problems to train on")
-    order = np.random.default_rng(seed).permutation(len(arrays.tokens))
-    return take_rows(arrays, np.sort(order[problems:])), take_rows(arrays, order[:problems])
+def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tuple[SFTBatch, SFTBatch]:
+    """Splits SFT data, whose rows are `problems`, into a training set in the original order and a held-out set of sft.heldout
+    randomly drawn rows. Drops training rows that have the content of a held-out row, such as another solution of its problem."""
+    size = config.sft.heldout
+    order = np.random.default_rng(config.seed).permutation(len(problems))
+    rest, held_out = np.sort(order[size:]), order[:size]
+    content = content_of(load_task(config.task.name), config.task)
+    keep = rest[np.array(untested([problems[row] for row in rest], [problems[row] for row in held_out], content), bool)]
+    if not len(keep):
+        raise ValueError(f"sft.heldout={size} leaves none of the {len(problems)} problems to train on")
+    return take_rows(arrays, keep), take_rows(arrays, held_out)
 
 
 def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
@@ -275,15 +305,28 @@ def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
         return configuration.from_json(values)
 
 
-def _check_data(workdir: pathlib.Path, data: dict[str, str]) -> None:
-    """Raises ValueError if the problems of a split have changed since the run began."""
+def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, int]) -> None:
+    """Raises ValueError if the problems of a split have changed since the run began, also if more of them are dropped now."""
     file = workdir / "data.json"
     written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
     if changed:
+        drops = ", ".join(f"{number} problems of {split}" for split, number in dropped.items())
+        note = f", without {drops} that are in the test split, too" if drops else ""
         raise ValueError(
             f"{workdir}: the run began with other problems in the split {', '.join(changed)} ({file.name}); give the same "
-            "data to continue that run, or another --workdir"
+            f"data{note} to continue that run, or another --workdir"
+        )
+
+
+def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
+    """Raises ValueError if the run began with other numbers of dropped problems, because the order of the data differs."""
+    file = workdir / "data.json"
+    before = (read_json(file) if file.is_file() else {}).get("dropped", {})
+    if before != dropped:
+        raise ValueError(
+            f"{workdir}: the run began without the training problems {before or 'none'} that are in the test split or held out, "
+            f"and now they are {dropped or 'none'} ({file.name}); give another --workdir"
         )
 
 

@@ -5,10 +5,11 @@
     reward(problem, text, **options) -> float      1.0 if the completion `text` is right, otherwise less
     extract_answer(text, **options) -> str | None  the answer in a completion
     REWARD_OPTIONS                                 keys of the section `task` that are the `options` above
+    content(task, problem) -> (str, str)           optional: equal for equal problems, see decontamination.py
     warm_up() -> None                              optional: loads what `reward` needs, before a worker process grades answers
 
 Some tasks generate their problems. Their test split ignores the seed, so that runs with different seeds are comparable. The
-test split shares no question with the other splits."""
+test split shares no question with the other splits. From problems that are read, a run drops those of the test split."""
 
 import importlib
 import types

@@ -7,11 +7,13 @@ computes the target step by step and ends with the answer, which is the whole ex
 import functools
 import random
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from igpo_jax.grading.answers import extract
 from igpo_jax.grading.exact import evaluate
 from igpo_jax.runtime.checks import require
+from igpo_jax.tasks.decontamination import Content
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults, puzzle_id
 from igpo_jax.tasks.rows import columns_in, is_null
@@ -103,16 +105,28 @@ def _integer(value: Any) -> int:
     return int(text[1])
 
 
-def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:
+def content(task, problem: Problem) -> Content:
+    """Returns the numbers of a problem in ascending order, and its target."""
+    numbers, target = problem.answer.split(" -> ")
+    return _content(map(int, numbers.split()), int(target))
+
+
+def _content(numbers: Iterable[int], target: int) -> Content:
+    return f"{sorted(numbers)} -> {target}", ""
+
+
+def _drawn(draw: random.Random, held_out: set[Content]) -> Problem | Content | None:
     numbers = [draw.randint(1, 99) for _ in range(3)]
     first, second = (draw.choice("+-*/") for _ in range(2))
     a, b, c = draw.sample(numbers, 3)
     inner, outer = evaluate(f"{a}{first}{b}"), evaluate(f"({a}{first}{b}){second}{c}")
     if inner is None or outer is None or inner.value.denominator != 1 or outer.value.denominator != 1:
         return None
-    name = " ".join(map(str, (*numbers, outer.value)))
-    if not 1 <= outer.value <= 999 or name in held_out:
+    if not 1 <= outer.value <= 999:
         return None
+    name, found = " ".join(map(str, (*numbers, outer.value))), _content(numbers, int(outer.value))
+    if found in held_out:
+        return found
     expression = f"({a} {first} {b}) {second} {c}" if first in "+-" and second in "*/" else f"{a} {first} {b} {second} {c}"
     steps = f"{a} {first} {b} = {inner.value}\n{inner.value} {second} {c} = {outer.value}\n"
     return _problem(name, numbers, int(outer.value), expression, steps)
@@ -125,4 +139,4 @@ def _problem(name: str, numbers: list[int], target: int, expression: str, steps:
     return Problem(name, question, answer, trace, ((len(steps), len(trace)),) if trace else (), demonstration=trace)
 
 
-load = functools.partial(load_puzzles, read=_read, drawn=_drawn)
+load = functools.partial(load_puzzles, read=_read, drawn=_drawn, content=content)

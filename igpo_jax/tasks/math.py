@@ -10,6 +10,7 @@ from igpo_jax.grading import grade
 from igpo_jax.grading import reference_code as reference_rules  # `reference_code` is a key of the configuration
 from igpo_jax.grading.answers import extract
 from igpo_jax.tasks.answer_spans import Span, merged
+from igpo_jax.tasks.decontamination import Content, question_content
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.sources import Record, SourceCounts, load_sources
 
@@ -66,6 +67,15 @@ def extract_answer(text: str, answer: str = "box", reference_code: bool = False)
 def reward(problem: Problem, text: str, answer: str = "box", reference_code: bool = False) -> float:
     """Returns 1.0 if the answer in a completion equals the problem's answer, else 0.0."""
     return float(grade(problem.answer, text, "reference_code" if reference_code else answer))
+
+
+def content(task, problem: Problem) -> Content:
+    """Returns the content of a problem's question, without the template task.prompt; see `decontamination`."""
+    before, _, after = task.prompt.partition("{question}")
+    question = problem.question
+    if "{question}" not in after and question.startswith(before) and question.endswith(after):
+        question = question[len(before) : len(question) - len(after)]
+    return question_content(question)
 
 
 def warm_up() -> None:

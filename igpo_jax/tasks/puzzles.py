@@ -1,11 +1,15 @@
 """Code shared by puzzle tasks. The test split is read from a file or generated. Other splits are generated."""
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
 
+from igpo_jax.tasks.decontamination import Content
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.rows import is_null, read_rows
+
+log = logging.getLogger(__name__)
 
 
 def puzzle_defaults(name: str, **values) -> dict[str, Any]:
@@ -25,17 +29,25 @@ def load_puzzles(
     split: str,
     seed: int,
     read: Callable[[str, int, dict[str, Any]], Problem],  # arguments: see `read_rows`; raises ValueError
-    drawn: Callable[[random.Random, set[str]], Problem | None],  # (generator, ids of test problems); None rejects a draw
+    drawn: Callable[[random.Random, set[Content]], Problem | Content | None],  # see below
+    content: Callable[[Any, Problem], Content],
 ) -> list[Problem]:
     """Returns the puzzles of one split. Reads the test split from its file if the configuration names one. Otherwise, draws the
-    puzzles at random; `seed` is ignored for the test split."""
+    puzzles at random; `seed` is ignored for the test split. `drawn` is called with the generator and the contents of the test
+    puzzles. It returns a puzzle, the content of a test puzzle, which is not used, or None for a useless draw."""
     if split == "test" and task.test:
         return [read(*row) for row in read_rows(task.test, task.max_malformed_lines)]
-    held_out = set() if split == "test" else {problem.id for problem in load_puzzles(task, "test", seed, read, drawn)}
+    held_out: set[Content] = set()
+    if split != "test":
+        held_out = {content(task, problem) for problem in load_puzzles(task, "test", seed, read, drawn, content)}
     draw = random.Random(f"{split} {0 if split == 'test' else seed}")
     problems: dict[str, Problem] = {}
+    tested = 0
     while len(problems) < task[f"{split}_problems"]:
         problem = drawn(draw, held_out)
-        if problem is not None:
+        if isinstance(problem, Problem):
             problems[problem.id] = problem
+        tested += isinstance(problem, tuple)
+    if tested and task.test:
+        log.warning("%d drawn puzzles of the split %s are in %s; others were drawn instead", tested, split, task.test)
     return list(problems.values())

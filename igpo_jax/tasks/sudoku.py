@@ -10,6 +10,7 @@ import random
 import re
 from typing import Any
 
+from igpo_jax.tasks.decontamination import Content
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.puzzles import load_puzzles, puzzle_defaults, puzzle_id
 from igpo_jax.tasks.rows import columns_in
@@ -141,11 +142,16 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
     return _problem(puzzle_id(row, number), puzzle, solution, random.Random(number))
 
 
-def _drawn(draw: random.Random, held_out: set[str]) -> Problem | None:
+def content(task, problem: Problem) -> Content:
+    """Returns the digits of a puzzle, without its solution."""
+    return problem.answer.split(" -> ")[0], ""
+
+
+def _drawn(draw: random.Random, held_out: set[Content]) -> Problem | Content:
     solution = draw.choice(grids())
     empty = draw.sample(range(16), draw.randint(*EMPTY))
     puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
-    return None if puzzle in held_out else _problem(puzzle, puzzle, solution, draw)
+    return (puzzle, "") if (puzzle, "") in held_out else _problem(puzzle, puzzle, solution, draw)
 
 
 def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Problem:
@@ -157,4 +163,4 @@ def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Prob
     return Problem(name, question, answer, trace, ((len(steps), len(trace)),), demonstration=trace)
 
 
-load = functools.partial(load_puzzles, read=_read, drawn=_drawn)
+load = functools.partial(load_puzzles, read=_read, drawn=_drawn, content=content)

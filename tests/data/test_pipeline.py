@@ -124,7 +124,7 @@ def test_problems_with_one_checksum_get_different_numbers_and_one_id_is_an_error
 
 
 def test_sft_rows_hold_the_demonstration_then_eos():
-    rows = sft_arrays(
+    _, rows = sft_arrays(
         [problem(demonstration="a careless guess"), problem()],
         TOKENIZER,
         prompt_length=LONG,
@@ -191,7 +191,7 @@ def test_dropping_everything_is_an_error():
 def test_sft_measures_the_demonstration_not_the_trace():
     def sft(example, overflow):
         options = {"prompt_length": LONG, "completion_length": LENGTH, "overflow": overflow}
-        return sft_arrays([problem(), example], TOKENIZER, **options)
+        return sft_arrays([problem(), example], TOKENIZER, **options)[1]
 
     assert len(sft(problem("x", trace="t" * 99, spans=(), demonstration="ok"), "error").tokens) == 2
     with pytest.raises(ValueError, match="1 of 2 .*'x'"):
@@ -246,7 +246,7 @@ def test_rows_stay_together():
 
 def test_sft_batches():
     options = {"prompt_length": LONG, "completion_length": LENGTH, "overflow": "error"}
-    rows = sft_arrays([problem(f"p{i}", demonstration=f"d{i}") for i in range(6)], TOKENIZER, **options)
+    _, rows = sft_arrays([problem(f"p{i}", demonstration=f"d{i}") for i in range(6)], TOKENIZER, **options)
     stream = batches(rows, 3, 0, (SHORT, LONG))
     words = [TOKENIZER.decode(row) for i in range(2) for row in stream[i].completion]
     assert sorted(words) == [f"d{i}" for i in range(6)]

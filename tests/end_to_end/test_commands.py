@@ -175,6 +175,7 @@ def test_gsm8k_hints_are_pieces_of_the_solution_in_their_place(command, gsm8k_fi
         *("--config.evaluation.problems=4", "--config.evaluation.batch_size=4"),
     )
     assert process.returncode == 0, process.stderr
+    assert "8 training problems are in the test split, too; dropped from rl" in process.stdout
     tokenizer = load_tokenizer(workdir / "tokenizer.model")
     rows = [row for row in read_rows(workdir / "rollouts.jsonl") if row["try"] == "hinted"]
     assert rows

@@ -18,7 +18,7 @@ from run_log import rows_so_far, untimed
 from tokenizer_files import write_tokenizer
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
-PROBLEMS = 60
+PROBLEMS, TESTED = 60, 8
 DEVICES = 2  # total over all processes of a run
 SHORT = ("completion_length=128", "steps=4")
 
@@ -37,6 +37,8 @@ def write_data(folder: pathlib.Path) -> None:
         openr1.append({"uuid": f"r1-{number}", "problem": row["question"], "answer": answer} | marks)
     openr1[0]["correctness_math_verify"] = [False] * 3
     (folder / "MetaMathQA.json").write_text(json.dumps(metamath))
+    tested = [{"problem": f"{row['question']}\n", "answer": "1"} for row in rows[:TESTED]]  # the runs drop these from training
+    (folder / "test.json").write_text(json.dumps(tested))
     half = len(openr1) // 2
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(openr1[:half]), folder / "openr1.parquet")
     writer = ArrayRecordWriter(str(folder / "openr1.array_record"), "group_size:1")
@@ -56,7 +58,7 @@ def recipe(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
         f"--config.model.path={folder / 'llada'}",
         f"--config.task.rl=metamath:{folder / 'MetaMathQA.json'}",
         f"--config.task.sft=openr1:{folder / 'openr1.parquet'},openr1:{folder / 'openr1.array_record'}",
-        f"--config.task.test=metamath:{folder / 'MetaMathQA.json'}",
+        f"--config.task.test=math:{folder / 'test.json'}",
         *(f"--config.{section}.{key}" for section in ("sampler", "evaluation") for key in SHORT),
         "--config.evaluation.problems=8",
         "--config.data.prompt_buckets=(192,)",
@@ -115,10 +117,10 @@ def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
     assert f"{PROBLEMS} of the type GSM_SV" in done.stdout and "6 of a question that came before" in done.stdout
     assert any("openr1.parquet: 29 of 30 rows, 1 without a correct trace" in line for line in lines)
     assert any("openr1.array_record: 30 of 30 rows" in line for line in lines)
-    assert any(re.fullmatch(rf"    answer also in text that hints may show: \d+ of {PROBLEMS} \(.*%\)", line) for line in lines)
+    assert any(re.fullmatch(rf"    answer also in text that hints may show: \d+ of {PROBLEMS - TESTED} \(.*%\)", line) for line in lines)
     assert sum(line.startswith("--- sft: r1-") for line in lines) == 2
     assert "--- answer: " in done.stdout and "[[" in done.stdout and "fits: " in done.stdout
-    assert "questions of the test split that are in rl, too: 8 of 8" in done.stdout
+    assert f"  dropped because the test split has them, too: {TESTED}" in done.stdout
 
 
 def test_inspect_without_the_model_is_one_line(command, tmp_path):

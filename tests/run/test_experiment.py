@@ -7,15 +7,16 @@ import pathlib
 import pytest
 
 from igpo_jax import config as configuration
+from igpo_jax.run import experiment as opening
 from igpo_jax.run.experiment import open_experiment, read_run_config
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
 
 @pytest.fixture
 def gsm8k_file(tmp_path) -> pathlib.Path:
-    """File with twenty problems."""
+    """File with twenty problems, none of which is in the test file."""
     path = tmp_path / "train.jsonl"
-    path.write_text(GSM8K_SAMPLE.read_text("utf-8") * 4, "utf-8")
+    path.write_text(GSM8K_SAMPLE.read_text("utf-8").replace('"question": "', '"question": "Say: ') * 4, "utf-8")
     return path
 
 
@@ -156,3 +157,61 @@ def test_a_run_does_not_go_on_with_other_data(gsm8k_file, tmp_path):
 def test_a_folder_without_a_run_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="holds no run: it has no config.json"):
         read_run_config(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Test problems in the training data
+
+
+def shared_files(tmp_path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Two files: twenty problems, and three of these in another form."""
+    train, test = tmp_path / "shared_train.jsonl", tmp_path / "shared_test.jsonl"
+    rows = [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(20)]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test.write_text(
+        "".join(json.dumps(row | {"question": row["question"].replace(" ", "  ").upper()}) + "\n" for row in rows[:3])
+    )
+    return train, test
+
+
+def test_test_problems_are_dropped_from_training_and_counted(tmp_path):
+    train, test = shared_files(tmp_path)
+    config = gsm8k(train, test, evaluation__problems=1)  # the file counts, also beyond the problems that the run evaluates
+    experiment = open_experiment(config, tmp_path / "run")
+    assert experiment.dropped == {"sft": 3, "rl": 3} and len(experiment.rl_data.problems) == 17
+    assert "What is 2 + 1?" not in "".join(problem.question for problem in experiment.rl_data.problems)
+    assert len(experiment.sft_data.tokens) == 17 and len(experiment.test_data.problems) == 1
+    written = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert written == experiment.data | {"dropped": {"sft": 3, "rl": 3}}
+    assert open_experiment(config, tmp_path / "run").dropped == experiment.dropped
+    clean = open_experiment(gsm8k(train), tmp_path / "clean")
+    assert clean.dropped == {} and json.loads((tmp_path / "clean" / "data.json").read_text()) == clean.data
+
+
+def test_a_run_that_began_with_the_test_problems_does_not_go_on_without_them(tmp_path, monkeypatch):
+    train, test = shared_files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "untested", lambda problems, test, content: [True] * len(problems))
+        open_experiment(gsm8k(train, test), tmp_path / "run")
+    message = message_of(gsm8k(train, test), tmp_path / "run")
+    assert "other problems in the split sft, rl" in message and "without 3 problems of sft, 3 problems of rl" in message
+
+
+def test_a_split_of_test_problems_only_is_an_error(tmp_path):
+    train, _ = shared_files(tmp_path)
+    assert "all 20 problems of the split sft are in the test split" in error_of(gsm8k(train, train), tmp_path / "run")
+
+
+def test_other_solutions_of_held_out_problems_are_dropped(tmp_path, monkeypatch):
+    train, _ = shared_files(tmp_path)
+    train.write_text(train.read_text() * 2)
+    config = gsm8k(train, sft__heldout=4)
+    experiment = open_experiment(config, tmp_path / "run")
+    rows = {tuple(row) for row in experiment.heldout.tokens.tolist()}
+    assert len(experiment.heldout.tokens) == 4 and not rows & {tuple(row) for row in experiment.sft_data.tokens.tolist()}
+    dropped = experiment.dropped["heldout"]
+    assert 0 < dropped == 40 - 4 - len(experiment.sft_data.tokens)
+    file = tmp_path / "run" / "data.json"
+    assert json.loads(file.read_text())["dropped"] == {"heldout": dropped}
+    file.write_text(json.dumps(experiment.data))  # of a run that kept them
+    assert "the run began without the training problems none" in message_of(config, tmp_path / "run")

@@ -104,7 +104,7 @@ def test_problems_of_the_configuration_fit_and_hints_never_show_the_answer(varia
     tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
     lengths = {"prompt_length": config.data.prompt_buckets[-1], "completion_length": config.sampler.completion_length}
     fit = lengths | {"overflow": config.data.overflow}
-    assert config.data.overflow == "error" and len(sft_arrays(data["sft"], tokenizer, **fit).tokens) == 3000
+    assert config.data.overflow == "error" and len(sft_arrays(data["sft"], tokenizer, **fit)[1].tokens) == 3000
     problems, rows = prompt_arrays(data["test"] + data["rl"], tokenizer, **fit, exclude_answer=True)
     pieces = [tokenizer.piece(token) for token in set(rows.trace.flat)]
     assert all(len(piece.strip()) == 1 for piece in pieces if re.search("[0-9]", piece)), "a digit is a token"

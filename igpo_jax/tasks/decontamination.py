@@ -1,0 +1,112 @@
+"""Keeps the problems of the test split out of training. Problems are compared by content, because ids may be row numbers.
+
+A task may define content(task, problem), which returns (text, capitals): equal problems have the same text, and the same capitals
+unless one of them has none ("")."""
+
+import re
+import types
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from igpo_jax.tasks.problem import Problem
+
+Content = tuple[str, str]
+
+LETTERS = r"(?![a-zA-Z])"  # the end of a LaTeX command
+SAME = str.maketrans(
+    dict.fromkeys("“”„«»", '"')
+    | dict.fromkeys("‘’ʼ′", "'")
+    | dict.fromkeys("–—−‐‑", "-")
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+    | {"…": "...", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
+    | {"π": "\\pi ", "∞": "\\infty ", "°": "^\\circ "}
+)
+# Layout, markup and synonyms, with what replaces them. Digits and signs stay.
+REWRITES = tuple(
+    (re.compile(pattern, re.MULTILINE), plain)
+    for pattern, plain in (
+        (r"<br\s*/?>|&nbsp;|\\\\|^[ \t]*#{1,6}[ \t]+|`+", " "),
+        (r"(?<=\d)(?:,\\!|\{,\})(?=\d{3}(?!\d))", ","),
+        (r"(?<![\w*)\]}])\*\*(?=[^\s*])([^*\n]+)(?<=\S)\*\*(?![\w*(])", r"\1"),  # **bold**, but not 2**3
+        (r"(?<!\S)(?<![\d)]\s)([*_])([^\W\d_][^*_\n]{2,}?)\1(?=[\s.,;:?!]|$)", r"\2"),  # *emphasis*, but not 2 * x * y
+        (r"(?<!\S)([*_])([^\W\d_]{4,}[^*_\n]*?)\1(?=[\s.,;:?!]|$)", r"\2"),
+        (r"(?<!\w)__(?=[^\s_])([^_\n]+)(?<=\S)__(?!\w)", r"\1"),
+        (r"\\(?:[,;:! ()\[\]]|\$)|\$|(?<=\S)~(?=\S)", " "),
+        (rf"\\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|newline|noindent){LETTERS}", " "),
+        (r"\\(?:text(?:bf|it|rm|normal)?|mathrm|emph|mbox)\s*\{([^{}]*)\}", r" \1 "),
+        (rf"\\[dtc]frac{LETTERS}", r"\\frac"),
+        (rf"\\(leq|geq|neq){LETTERS}", lambda found: f"\\{found[1][:2]} "),
+        (rf"\.{{3,}}|\\[lc]?dots{LETTERS}", r"\\dots "),
+        (r"\\([%#&_])", r"\1"),
+        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+        (r"([_^])\s*\{\s*(\w|\\circ)\s*\}", r"\1\2 "),
+    )
+)
+TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\.\d+|[^\W\d_]+|\S")
+PUNCTUATION = frozenset('.,;:?!"')
+OPENING = frozenset("\"'([{")
+
+
+def content_of(module: types.ModuleType, task: Any) -> Callable[[Problem], Content]:
+    """Returns the function that gives the content of a task's problems. By default, this is the question as it is."""
+    if hasattr(module, "content"):
+        return lambda problem: module.content(task, problem)
+    return lambda problem: (problem.question, "")
+
+
+def untested(problems: Sequence[Problem], test: Sequence[Problem], content: Callable[[Problem], Content]) -> list[bool]:
+    """Returns for each problem whether no test problem has the same content."""
+    tested: dict[str, set[str]] = {}
+    for text, capitals in map(content, test):
+        tested.setdefault(text, set()).add(capitals)
+
+    def is_tested(text: str, capitals: str) -> bool:
+        known = tested.get(text, set())
+        return bool(known) and (not capitals or capitals in known or "" in known)
+
+    return [not is_tested(*content(problem)) for problem in problems]
+
+
+def repeats(problems: Sequence[Problem], content: Callable[[Problem], Content]) -> int:
+    """Returns how many problems repeat an earlier one."""
+    return len(problems) - len({content(problem) for problem in problems})
+
+
+def question_content(question: str) -> Content:
+    """Returns the content of a question in words and formulas. Spacing, Markdown, LaTeX layout, dashes, quotes and the
+    punctuation next to words do not count. Numbers, signs, letters, brackets, and punctuation within formulas and lists do.
+    Capitals of single letters and of short words, such as units, count only if the question is neither in capitals nor in small
+    letters as a whole."""
+    text = unicodedata.normalize("NFC", question).translate(SAME)
+    for pattern, plain in REWRITES:
+        text = pattern.sub(plain, text)
+    tokens = TOKEN.findall(text)
+    kept = [token for i, token in enumerate(tokens) if token not in PUNCTUATION or _counts(tokens, i)]
+    folded = " ".join(token if token[0] == "\\" else token.casefold() for token in kept)
+    words = [token for token in kept if token[0].isalpha()]
+    letters = "".join(words)
+    is_uniform = (letters.islower() or letters.isupper()) and any(len(word) > 1 for word in words)
+    return folded or question, "" if is_uniform else _capitals(tokens)
+
+
+def _counts(tokens: list[str], i: int) -> bool:
+    """Returns whether a punctuation mark has a meaning: between two tokens neither of which is a word, or as a factorial."""
+    before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
+    if tokens[i] == "!":
+        return before[-1:].isdigit() or before in (")", "]", "}", "!") or (len(before) == 1 and before.isalpha())
+    is_word = [not side or side in PUNCTUATION or (side.isalpha() and len(side) > 1) for side in (before, after)]
+    return not any(is_word)
+
+
+def _capitals(tokens: list[str]) -> str:
+    """Returns the letters and words of up to three letters with their capitals, except that of the first word of a sentence."""
+    short, is_first = [], True
+    for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
+        if token.isalpha() and len(token) < 4:
+            is_word = len(token) > 1 or (token == "A" and after.isalpha() and len(after) > 1)
+            short.append(token[0].lower() + token[1:] if is_first and is_word else token)
+        if token not in OPENING:
+            is_first = token in (".", "?", "!", ":")
+    return " ".join(short)
