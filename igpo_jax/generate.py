@@ -103,7 +103,7 @@ def read_prompts(path: str) -> list[str]:
             prompt = row["prompt"]
         else:
             try:
-                prompt = line.decode("utf-8")
+                prompt = line.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: not UTF-8 ({error})") from None
         prompts.append(prompt)

@@ -311,11 +311,11 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, 
     written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
     if changed:
-        drops = ", ".join(f"{number} problems of {split}" for split, number in dropped.items())
-        note = f", without {drops} that are in the test split, too" if drops else ""
+        drops = ", ".join(f"{number} of {split}" for split, number in dropped.items())
+        note = f". Now it drops problems that are in the test split, too: {drops}" if drops else ""
         raise ValueError(
             f"{workdir}: the run began with other problems in the split {', '.join(changed)} ({file.name}); give the same "
-            f"data{note} to continue that run, or another --workdir"
+            f"data to continue that run, or another --workdir{note}"
         )
 
 

@@ -21,10 +21,11 @@ MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursi
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
-    """Parses untrusted JSON; `options` are passed to json.loads. Raises a ValueError whose message names `place` if the text is
-    not UTF-8, is not valid JSON, is nested too deeply, or contains a number with thousands of digits."""
+    """Parses untrusted JSON; `options` are passed to json.loads. Bytes may begin with a byte order mark. Raises a ValueError whose
+    message names `place` if the text is not UTF-8, is not valid JSON, is nested too deeply, or contains a number with thousands of
+    digits."""
     try:
-        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises for an escaped lone surrogate

@@ -194,7 +194,10 @@ def test_a_run_that_began_with_the_test_problems_does_not_go_on_without_them(tmp
         patch.setattr(opening, "untested", lambda problems, test, content: [True] * len(problems))
         open_experiment(gsm8k(train, test), tmp_path / "run")
     message = message_of(gsm8k(train, test), tmp_path / "run")
-    assert "other problems in the split sft, rl" in message and "without 3 problems of sft, 3 problems of rl" in message
+    assert (
+        "other problems in the split sft, rl" in message
+        and "drops problems that are in the test split, too: 3 of sft, 3 of rl" in message
+    )
 
 
 def test_a_split_of_test_problems_only_is_an_error(tmp_path):

@@ -8,6 +8,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from igpo_jax.runtime.files import read_json
 from igpo_jax.tasks import countdown, sudoku
 from igpo_jax.tasks.rows import read_rows
 from igpo_jax.tasks.sources import FORMATS, load_sources
@@ -207,6 +208,10 @@ def test_missing_columns_are_named(tmp_path):
 def test_files_that_cannot_be_read_are_named_with_the_line(name, content, message, tmp_path):
     with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         list(read_rows(str(written(tmp_path / name, content))))
+
+
+def test_other_json_files_may_have_a_byte_order_mark(tmp_path):
+    assert read_json(written(tmp_path / "config.json", codecs.BOM_UTF8 + b'{"a": 1}')) == {"a": 1}
 
 
 def test_twice_the_same_column_of_a_parquet_file_is_refused(tmp_path):
