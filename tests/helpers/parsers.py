@@ -202,6 +202,7 @@ def _write_problems(folder: pathlib.Path) -> None:
                 writer.close()
     (folder / "countdown.jsonl").write_text('{"id": 1, "numbers": [1, 2, 3], "target": 6, "reference_expression": "1+2+3"}\n')
     (folder / "sudoku.jsonl").write_text('{"id": 1, "puzzle": "0234341221434321", "solution": "1234341221434321"}\n')
+    (folder / "sudoku.csv").write_text("Puzzle,Solution\n0234341221434321,1234341221434321\n")
 
 
 class _Characters:
@@ -220,6 +221,9 @@ class _Characters:
 
     def decode(self, ids):
         return "".join(map(chr, ids))
+
+
+PUZZLE_FILES = ("countdown.jsonl", "sudoku.jsonl", "sudoku.csv")
 
 
 def _read_problems(name: str):
@@ -377,7 +381,7 @@ PARSERS = [
     Parser("adapters", _write_adapters, lambda folder: import_peft(folder, SHAPE)),
     Parser("tokenizer.json", write_tokenizer, lambda folder: _use(load_tokenizer(folder, 323))),
     Parser("tokenizer.model", _write_pieces, lambda folder: _use(load_tokenizer(folder))),
-    *(Parser(f"problems {name}", _write_problems, _read_problems(name), (name,)) for name in (*ROWS, "countdown.jsonl", "sudoku.jsonl")),
+    *(Parser(f"problems {name}", _write_problems, _read_problems(name), (name,)) for name in (*ROWS, *PUZZLE_FILES)),
     Parser("config.json", _write_run, _read_run_config, ("config.json",)),
     Parser("report", _write_run, write_report, ("config.json", "metrics.jsonl", "rollouts.jsonl", "result.json")),
     Parser("comparison", _write_runs, lambda folder: compare_runs(folder, ["grpo", "igpo"], [0])),
