@@ -117,7 +117,10 @@ def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
     assert f"{PROBLEMS} of the type GSM_SV" in done.stdout and "6 of a question that came before" in done.stdout
     assert any("openr1.parquet: 29 of 30 rows, 1 without a correct trace" in line for line in lines)
     assert any("openr1.array_record: 30 of 30 rows" in line for line in lines)
-    assert any(re.fullmatch(rf"    answer also in text that hints may show: \d+ of {PROBLEMS - TESTED} \(.*%\)", line) for line in lines)
+    assert any(
+        re.fullmatch(rf"    answer also in text that hints may show: \d+ of {PROBLEMS - TESTED} \(.*%\)", line)
+        for line in lines
+    )
     assert sum(line.startswith("--- sft: r1-") for line in lines) == 2
     assert "--- answer: " in done.stdout and "[[" in done.stdout and "fits: " in done.stdout
     assert f"  dropped because the test split has them, too: {TESTED}" in done.stdout

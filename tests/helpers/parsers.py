@@ -250,7 +250,14 @@ def _read_problems(name: str):
 def _write_run(folder: pathlib.Path) -> None:
     config = base_config(**arithmetic.defaults())
     (folder / "config.json").write_text(json.dumps(configuration.to_json(config)))
-    numbers = ("reward/first_try", "groups/all_wrong_before", "hint/rescue_rate", "time/total", "sampler/prompts", "sampler/rows")
+    numbers = (
+        "reward/first_try",
+        "groups/all_wrong_before",
+        "hint/rescue_rate",
+        "time/total",
+        "sampler/prompts",
+        "sampler/rows",
+    )
     metrics = [{"step": 1, "stage": "sft", "sft/loss": 2.0, "time/total": 1.0, "heldout/loss": 1.0}]
     metrics += [{"step": step, "stage": "rl", **dict.fromkeys(numbers, 0.5)} for step in (2, 3)]
     metrics += [{"step": 3, "stage": "rl", "eval/accuracy": 0.5, "eval/problems": 4.0}]
