@@ -18,11 +18,27 @@ from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
-# Settings that change the computation -> supported values.
+# Every key of adapter_config.json is in one of the next three tables, or must be off (null, false or empty).
+READ = (
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "target_modules",
+    "exclude_modules",
+)  # fmt: skip
+# Keys that change the function that the tensors compute, or the base weights -> accepted values.
 FIXED = {
     "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False, None), "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []), "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "layers_to_transform": (None,),
+    "modules_to_save": (None, []), "lora_bias": (False, None), "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,), "layer_replication": (None, []), "trainable_token_indices": (None, []),
+    "target_parameters": (None, []), "megatron_config": (None,), "use_bdlora": (None, False), "arrow_config": (None,),
+    "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
+    # The others, such as pissa, olora, corda, loftq and lora_ga, subtract the initial adapter from the base weights.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
 }  # fmt: skip
+# Keys that change neither: they describe the file, affect only training, or belong to a key of FIXED.
+HARMLESS = (
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type", "lora_dropout",
+    "corda_config", "ensure_weight_tying", "eva_config", "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core",
+    "qalora_group_size", "runtime_config",
+)  # fmt: skip
 
 
 def _tensor_name(target: str, layer: int, part: str) -> str:
@@ -56,24 +72,17 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
     """Reads adapters that PEFT or `export_peft` wrote, as float32 host arrays. Ignores dropout, which affects training only.
-    Raises ValueError if a setting is unsupported, or if a tensor is missing, is unexpected, or has the wrong shape."""
+    Raises ValueError if a setting is unsupported or unknown, or if a tensor is missing, is unexpected, or has the wrong shape.
+    """
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
-    for key, allowed in FIXED.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{folder / ADAPTER_CONFIG}: {key}={config[key]!r} is not supported; only {allowed[0]!r} is")
-    rank: Any = config.get("r")
-    alpha: Any = config.get("lora_alpha")
-    if type(rank) is not int or type(alpha) not in (int, float) or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
-        wanted = f"r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive"
-        raise ValueError(f"{folder / ADAPTER_CONFIG}: {wanted}")
-    if config.get("use_rslora"):
-        alpha = alpha * math.sqrt(rank)  # rsLoRA divides alpha by the root of the rank
+    rank, alpha = _read_settings(folder / ADAPTER_CONFIG, config, cfg.layers)
     tensors = _read_tensors(folder / ADAPTER_FILE)
     targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a") in tensors)
     if not targets:
         raise ValueError(f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
-    lora = LoraConfig(rank, float(alpha), targets)
+    _check_targets(folder / ADAPTER_CONFIG, config, targets, cfg.layers)
+    lora = LoraConfig(rank, alpha, targets)
     adapters: Params = {target: {} for target in targets}
     for target, infos in adapter_table(cfg, lora).items():
         for part, info in infos.items():
@@ -90,6 +99,46 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
     for name in sorted(tensors):
         raise ValueError(f"{folder / ADAPTER_FILE} has {name!r}, for which the model has no place")
     return lora, adapters
+
+
+def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> tuple[int, float]:
+    """Returns the rank, and the alpha whose quotient by the rank is the scale. Raises ValueError if a key may change the adapter
+    in a way that is not supported."""
+    for key, value in config.items():
+        place, off = f"{file}: {key}={value!r}", "null, false or an empty value"
+        if key in FIXED:
+            if value not in FIXED[key]:
+                raise ValueError(f"{place} is not supported; only {' or '.join(map(repr, FIXED[key]))} is")
+        elif key not in READ and key not in HARMLESS and value:
+            raise ValueError(f"{place} is not known and may change what the adapter computes; only {off} is accepted")
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    if type(rank) is not int or type(alpha) not in (int, float) or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
+        wanted = f"r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive"
+        raise ValueError(f"{file}: {wanted}")
+    for key, default in (("rank_pattern", rank), ("alpha_pattern", alpha)):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or any(value != default for value in pattern.values()):
+            raise ValueError(f"{file}: {key}={pattern!r} is not supported; only {{}} is, or {default} for all modules")
+    transformed = config.get("layers_to_transform")
+    if transformed not in (None, []) and not (isinstance(transformed, list) and all(n in transformed for n in range(layers))):
+        raise ValueError(f"{file}: layers_to_transform={transformed!r} is not supported; only None is, or all {layers} layers")
+    if config.get("use_rslora") not in (None, False, True):
+        raise ValueError(f"{file}: use_rslora={config['use_rslora']!r} is not supported; only False or True is")
+    return rank, float(alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)  # rsLoRA's scale is alpha / sqrt(rank)
+
+
+def _check_targets(file: pathlib.Path, config: dict[str, Any], targets: tuple[str, ...], layers: int) -> None:
+    """Raises ValueError if adapter_config.json says that PEFT would not use the tensors of a target. Checks only lists of names;
+    regular expressions are not evaluated."""
+    for key, used in (("target_modules", True), ("exclude_modules", False)):
+        names = config.get(key)
+        if not isinstance(names, list):
+            continue
+        for module in (TENSORS["blocks", target][0].format(layer) for target in targets for layer in range(layers)):
+            listed = any(module == name or module.endswith(f".{name}") for name in names)
+            if listed != used:
+                raise ValueError(f"{file}: {key}={names!r} leaves out {module}, which {ADAPTER_FILE} has tensors for")
 
 
 def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
