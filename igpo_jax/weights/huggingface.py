@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.files import read_json
@@ -37,20 +37,46 @@ SIZES = {
     "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
     "mlp_width": ("mlp_hidden_size", "intermediate_size"),
 }  # fmt: skip
-# Keys of config.json that change the computation -> supported values.
+# Every key of a config.json is read (READ, SIZES), must have one of the values in FIXED, is known to be harmless (HARMLESS), or
+# must be off (null, false, 0 or empty).
+READ = frozenset(
+    """
+    architectures embedding_size eos_token_id head_dim layer_types mask_token_id mlp_ratio rms_norm_eps rope_parameters
+    rope_scaling rope_theta sliding_window tie_word_embeddings vocab_size weight_tying
+    """.split()
+)
+# Keys that change the computation -> supported values. LLaDA's config.json has the keys of LLADA_FIXED.
 LLADA_FIXED = {
     "activation_type": ("silu",), "alibi": (False,), "attention_dropout": (0,), "attention_layer_norm": (False,),
     "bias_for_layer_norm": (False, None), "block_group_size": (1,), "block_type": ("llama",), "embedding_dropout": (0,),
     "include_bias": (False,), "include_qkv_bias": (False, None), "input_emb_norm": (False,), "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,), "multi_query_attention": (None, False), "quantization_config": (None,),
-    "residual_dropout": (0,), "rope": (True,), "rope_full_precision": (True,), "rope_scaling": (None,),
-    "scale_logits": (False,),
+    "layer_norm_with_affine": (True,), "multi_query_attention": (None, False), "residual_dropout": (0,), "rope": (True,),
+    "rope_full_precision": (True,), "scale_logits": (False,),
 }  # fmt: skip
-ILLADA_FIXED = {
-    "attention_bias": (False,), "attention_dropout": (0,), "embd_pdrop": (0,), "hidden_act": ("silu",),
-    "layer_norm_eps": (None,), "mlp_bias": (False,), "quantization_config": (None,), "resid_pdrop": (0,),
-    "rope_scaling": (None, {}, {"rope_type": "default"}, {"type": "default"}), "sliding_window": (None,),
+FIXED = LLADA_FIXED | {
+    "attention_bias": (False,), "embd_pdrop": (0,), "hidden_act": ("silu",), "layer_norm_eps": (None,), "mlp_bias": (False,),
+    "partial_rotary_factor": (1, None), "quantization_config": (None,), "resid_pdrop": (0,), "use_sliding_window": (False, None),
 }  # fmt: skip
+# Keys of rope_parameters and rope_scaling, beside rope_theta -> value of unscaled rotary embeddings.
+PLAIN_ROPE = {"rope_type": "default", "type": "default", "factor": 1, "partial_rotary_factor": 1}
+# Keys without effect on the network: they describe files, the class of the model, initialization, precision or generation, or
+# belong to computations that FIXED and READ rule out.
+HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path alibi_bias_max attn_implementation
+    attention_layer_norm_with_affine auto_map bad_words_ids begin_suppress_tokens bos_token_id cls_token_id
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eot_token_id
+    exponential_decay_length_penalty finetuning_task flash_attention forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label init_cutoff_factor init_device init_fn init_std initializer_range
+    keys_to_ignore_at_inference label2id length_penalty max_length max_new_tokens max_position_embeddings
+    max_sequence_length max_window_layers min_length model_max_length model_type name_or_path no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences original_max_position_embeddings output_attentions
+    output_hidden_states output_scores pad_token_id precision prefix pretraining_tp problem_type
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
+    task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    trust_remote_code typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
+    """.split()
+)
 
 INDEX = "model.safetensors.index.json"
 MAX_SIZE = 2**31 - 1  # XLA indexes an axis with 32 bits
@@ -83,10 +109,7 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
     if ARCHITECTURES[architecture] == "LLaDAModelLM":
         values = _with_llada_defaults(values)
-    for key, allowed in (LLADA_FIXED, ILLADA_FIXED)[architecture].items():
-        if key in values and values[key] not in allowed:
-            only = "the default" if key == "rope_scaling" else repr(allowed[0])
-            raise ValueError(f"config.json: {key}={values[key]!r} is not supported; only {only} is")
+    _check_keys(values, architecture)
     if not isinstance(tied, bool):
         raise ValueError(f"config.json: whether the head is tied must be true or false, not {tied!r}")
     sizes: dict[str, Any] = {
@@ -102,8 +125,60 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     for key, value in (("mask_token_id", mask_id), ("eos_token_id", eos_id)):
         if value >= vocab_size:
             raise ValueError(f"config.json: {key}={value} is not below vocab_size={vocab_size}")
-    sizes |= {"rope_theta": _positive(values, "rope_theta"), "norm_epsilon": _positive(values, "rms_norm_eps")}
+    sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
+
+
+def _check_keys(values: dict[str, Any], architecture: int) -> None:
+    """Raises ValueError for the first key of a config.json that changes the network in a way that is not supported, or that is
+    unknown and not off."""
+
+    def refuse(key: str, accepted: object) -> NoReturn:
+        raise ValueError(f"config.json: {key}={repr(values[key])[:100]} is not supported; only {accepted} is")
+
+    same = {keys[1 - architecture]: keys[architecture] for keys in SIZES.values()}  # key of the other architecture -> own key
+    same |= {"tie_word_embeddings": "weight_tying"} if architecture == 0 else {"weight_tying": "tie_word_embeddings"}
+    for key, value in values.items():
+        if key in FIXED and value not in FIXED[key]:
+            refuse(key, repr(FIXED[key][0]))
+        if key in same and value not in (None, values.get(same[key], value)):
+            raise ValueError(f"config.json: {key}={value!r} and {same[key]}={values[same[key]]!r} differ")
+        if value and not (key in READ or key in FIXED or key in HARMLESS or key in same or key in same.values()):
+            off = "only null, false, 0 or an empty value is accepted"
+            place = f"{repr(key)[1:-1]}={repr(value)[:100]}"  # the key may have line breaks
+            raise ValueError(f"config.json: {place} is not known and may change the network; {off}")
+    kinds, window, head = values.get("layer_types"), values.get("sliding_window"), values.get("head_dim")
+    if kinds and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+        refuse("layer_types", "'full_attention' in all layers")
+    if window and values.get("use_sliding_window") is not False:
+        refuse("sliding_window", "None, or use_sliding_window=False,")
+    width, heads = (_integer(values, SIZES[field][architecture]) for field in ("width", "heads"))
+    if head not in (None, width / heads):
+        refuse("head_dim", f"{width} / {heads}")
+
+
+def _rope_theta(values: dict[str, Any]) -> float:
+    """Returns the base of the rotary embeddings, rope_theta. transformers 4 writes it beside rope_scaling, transformers 5 into
+    rope_parameters, there possibly once for each type of layer. Raises ValueError if there are different values or none, or if
+    the embeddings are scaled or partial."""
+    groups = {key: values.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
+    for key, group in tuple(groups.items()):
+        if isinstance(group, dict):
+            groups |= {f"{key}.{kind}": part for kind, part in group.items() if isinstance(part, dict)}
+            groups[key] = {name: value for name, value in group.items() if not isinstance(value, dict)}
+    found = {"rope_theta": values.get("rope_theta")}
+    for place, group in groups.items():
+        for name, value in group.items() if isinstance(group, dict) else [("its type", type(group).__name__)]:
+            if name == "rope_theta":
+                found[f"{place}.{name}"] = value
+            elif value not in (None, PLAIN_ROPE.get(name)) and name != "original_max_position_embeddings":
+                text = f"{repr(place)[1:-1]}={repr(group)[:100]}: {repr(name)[1:-1]}={repr(value)[:100]}"
+                raise ValueError(f"config.json: {text} is not supported; only the default is")
+    found = {repr(place)[1:-1]: value for place, value in found.items()}  # a place may have line breaks
+    thetas = {place: _positive(found, place) for place, value in found.items() if value is not None}
+    if len(set(thetas.values())) > 1:
+        raise ValueError(f"config.json: {' and '.join(f'{place}={theta}' for place, theta in thetas.items())} differ")
+    return next(iter(thetas.values()), None) or _positive(values, "rope_theta")
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +215,7 @@ def _positive(values: dict[str, Any], key: str) -> float:
 
 def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
     """Returns the contents of a config.json in LLaDA's format, for a network that was not converted from Hugging Face."""
-    fixed = {key: allowed[0] for key, allowed in LLADA_FIXED.items() if key not in ("quantization_config", "rope_scaling")}
+    fixed = {key: allowed[0] for key, allowed in LLADA_FIXED.items()}
     return fixed | {
         "architectures": ["LLaDAModelLM"],
         "auto_map": {

@@ -75,11 +75,13 @@ def test_settings_that_change_nothing_load(change, written, tmp_path):
     ("layers_to_transform", [0], "None is, or all 2 layers"), ("layers_to_transform", 0, "None is, or all 2 layers"),
     ("use_rslora", "yes", "False or True"), ("peft_type", "IA3", "'LORA'"),
     ("use_a_later_variant", True, "null, false or an empty value"), ("later_scale", 0.5, "null, false or an empty value"),
+    ("of two\nlines", 1, "null, false or an empty value"),
 ])  # fmt: skip
 def test_settings_that_change_the_network_or_are_unknown_are_refused(key, value, accepted, written, tmp_path):
     with pytest.raises(ValueError) as error:
         read(written, tmp_path, **{key: value})
     message = str(error.value)
+    key = key.replace("\n", r"\n")
     assert message.startswith(f"{tmp_path / ADAPTER_CONFIG}: {key}={value!r} is not ") and f"only {accepted}" in message
     assert "\n" not in message
 
