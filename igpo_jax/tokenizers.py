@@ -4,8 +4,9 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import sentencepiece
@@ -15,6 +16,8 @@ from igpo_jax.runtime.files import atomic_write, first_line, read_json
 
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
+SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
+RESERVED = re.compile("[▁▅]")  # SentencePiece would learn the first as a space, and drops training texts with the second
 START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
 
@@ -37,8 +40,23 @@ class Tokenizer(Protocol):
     def special_id(self, token: str) -> int | None: ...
 
 
+def _stand_in(text: str, alphabet: set[str]) -> str:
+    """Returns a private-use character, of as many bytes as SPACE_MARK, that is in neither the text nor the alphabet."""
+    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text and c not in alphabet)
+
+
+def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[[str], list[int | None]]) -> list[int]:
+    """Replaces the byte pieces of the stand-in by those of SPACE_MARK. Without byte pieces, the stand-in is the unknown token."""
+    old, new = byte_ids(stand_in), byte_ids(SPACE_MARK)
+    for place in range(len(ids) - len(old) + 1):
+        if ids[place : place + len(old)] == old:
+            ids[place : place + len(old)] = cast(list[int], new)
+    return ids
+
+
 class SentencePieceTokenizer:
-    """Tokenizer of a SentencePiece *.model file. If the file has no piece <mask>, `mask_id` is the id of MASK."""
+    """Tokenizer of a SentencePiece *.model file. If the file has no piece <mask>, `mask_id` is the id of MASK. If the file was
+    not written by `train_sentencepiece`, it may normalize text, so that decoding does not invert encoding."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
@@ -47,6 +65,7 @@ class SentencePieceTokenizer:
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
         self.vocab_size = len(pieces)
+        self._alphabet = set("".join(pieces))
         self._special = {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
         mask_id = self._special.get("<mask>", mask_id)
         if mask_id is None:
@@ -62,15 +81,20 @@ class SentencePieceTokenizer:
         return self._special.get(token)
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        return self.encode_with_offsets(text)[0] if SPACE_MARK in text else self._processor.encode(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        mapping = self._processor.encode_as_offset_mapping(text)
+        stand_in = _stand_in(text, self._alphabet) if SPACE_MARK in text else SPACE_MARK
+        mapping = self._processor.encode_as_offset_mapping(text.replace(SPACE_MARK, stand_in))
         offsets, end = [], len(text)
         for begin, stop in reversed(mapping["offsets"]):
             end = stop if stop > begin else end  # if a character has several byte pieces, all but the last have width 0
             offsets.append((begin, end))
-        return mapping["ids"], offsets[::-1]
+        ids = mapping["ids"]
+        return _with_bytes_of_space_mark(ids, stand_in, self._byte_ids) if SPACE_MARK in text else ids, offsets[::-1]
+
+    def _byte_ids(self, character: str) -> list[int | None]:
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if i not in self._hidden and i < self.vocab_size])
@@ -102,7 +126,11 @@ class HuggingFaceTokenizer:
         self._special = {token.content: id for id, token in added.items() if token.special}
         self._names = {id: name for name, id in self._special.items()}
         self._hidden = frozenset((*self._names, mask_id))
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self._alphabet = set("".join(vocabulary))
+        # True for files that were converted from SentencePiece. Byte-level tokenizers have no such character.
+        self._marks_spaces = SPACE_MARK not in self._tokenizer.decode(self._encoding(SPACE_MARK).ids)
         self.mask_id = mask_id
         named = _named_tokens(path.parent)
         if "eos_token" not in named:
@@ -121,11 +149,16 @@ class HuggingFaceTokenizer:
     def special_id(self, token: str) -> int | None:
         return self._special.get(token)
 
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.encode_with_offsets(text)[0] if SPACE_MARK in text else self._encoding(text).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        replaced = SPACE_MARK in text and self._marks_spaces
+        stand_in = _stand_in(text, self._alphabet) if replaced else SPACE_MARK
+        encoding = self._encoding(text.replace(SPACE_MARK, stand_in))
         # Of characters merged by normalization, the library reports only the first, so a piece ends where the next begins. If
         # two byte-level pieces share a character, the first reports that it ends behind this character.
         offsets, end, next_begin = [], len(text), len(text)
@@ -133,7 +166,11 @@ class HuggingFaceTokenizer:
             end = next_begin if begin < next_begin else end
             offsets.append((begin, max(stop, end)))
             next_begin = begin
-        return encoding.ids, offsets[::-1]
+        ids = encoding.ids
+        return _with_bytes_of_space_mark(ids, stand_in, self._byte_ids) if replaced else ids, offsets[::-1]
+
+    def _byte_ids(self, character: str) -> list[int | None]:
+        return [self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in map(int, ids) if i not in self._hidden and i < self.vocab_size])
@@ -228,9 +265,9 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
     """Trains a SentencePiece model deterministically and writes the model file atomically. `kind` is "char", "unigram" or
     "bpe", and `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding
-    inverts encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown token if `kind` is
-    "char". Raises ValueError if `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
-    texts = list(texts)
+    inverts encoding. Characters outside of the training alphabet, and always ▁ and ▅, which SentencePiece reserves, are encoded
+    as bytes, or as the unknown token if `kind` is "char". Raises ValueError if `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
+    texts = [part for text in texts for part in RESERVED.split(text)]
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")
     longest = max(len(text.encode()) for text in texts)

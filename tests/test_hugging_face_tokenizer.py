@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from igpo_jax.tokenizers import chat_text, encode_chat, load_tokenizer
 from tokenizer_files import BASE, INSTRUCT, write_tokenizer
 
 # Rendered by jinja2 from the template in LLaDA-8B-Instruct's tokenizer_config.json.
 CASES = json.loads((pathlib.Path(__file__).parent / "data" / "chat_template_cases.json").read_text())
+CONFIG = "tokenizer_config.json"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,23 @@ def test_a_mask_that_the_file_takes_for_text_cannot_be_written(tmp_path):
     assert mask_id not in tokenizer.encode("a <[MASK]> b") and tokenizer.decode([mask_id]) == ""
 
 
+def test_a_mark_of_a_space_is_never_read_as_a_space(tmp_path):
+    """A tokenizer.json that was converted from SentencePiece writes spaces as ▁."""
+    names = ["<unk>", "</s>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁b"]
+    model = models.BPE({name: id for id, name in enumerate(names)}, [("▁", "b")], byte_fallback=True, unk_token="<unk>")
+    inner = Tokenizer(model)
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner.add_special_tokens(["</s>", "<mask>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / CONFIG).write_text(json.dumps({"eos_token": "</s>"}))
+    tokenizer = load_tokenizer(tmp_path, 2)
+    for text in ("a b", "a▁b", "▁", "▁▁ b▁", "\ue000▁é"):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert tokenizer.decode(ids) == text and ids == tokenizer.encode(text)
+        assert {c for begin, end in offsets for c in range(begin, end)} == set(range(len(text)))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_chat_text_equals_the_rendered_template(case):
     assert chat_text(case["messages"]) == case["text"]
@@ -136,8 +154,6 @@ def edit(file, change):
     change(values)
     file.write_text(json.dumps(values))
 
-
-CONFIG = "tokenizer_config.json"
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -2,7 +2,7 @@ import string
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
@@ -47,7 +47,9 @@ def test_offsets_are_characters_and_partition_the_text(trained, text):
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁")))
+@given(text=st.text(st.characters(exclude_categories=("Cs",))) | st.text("▁▅ a\ue000\x00⁇"))
+@example(text="a▁b")
+@example(text="\ue000▁ ▁▁\ue001")
 def test_foreign_text_is_spelled_in_bytes_or_unknown(trained, text):
     kind, tokenizer = trained
     ids, offsets = tokenizer.encode_with_offsets(text)
@@ -56,6 +58,23 @@ def test_foreign_text_is_spelled_in_bytes_or_unknown(trained, text):
         assert tokenizer.decode(ids) == text
     assert all(0 <= begin <= end <= len(text) for begin, end in offsets)
     assert {c for begin, end in offsets for c in range(begin, end)} == set(range(len(text)))
+
+
+def test_a_mark_of_a_space_is_never_read_as_a_space(tokenizer, trained):
+    plain = tokenizer.encode("1 2")
+    for text in ("1▁2", "▁", "1▁▁2", " ▁ ", "1▅2"):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        spaces = [text[begin:end] for id, (begin, end) in zip(ids, offsets, strict=True) if " " in tokenizer.piece(id)]
+        assert ids != plain and all(" " in piece for piece in spaces) and ids == tokenizer.encode(text)
+        assert trained[0] == "char" or tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_texts_with_reserved_characters_are_used(tmp_path, kind):
+    train_sentencepiece([*TEXTS, *["q▁Z▅W"] * 3], tmp_path / "m", kind=kind, vocab_size=SMALL[kind] + 20)
+    tokenizer = load_tokenizer(tmp_path / "m")
+    pieces = [tokenizer.piece(id) for id in tokenizer.encode("qZW")]
+    assert "".join(pieces) == "qZW"  # neither unknown nor bytes
 
 
 @pytest.mark.parametrize("text", ["<mask>", "<eos>", "<pad>", "a <mask><eos>\n<pad>", "<unk>"])
