@@ -34,6 +34,7 @@ from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_
 from igpo_jax.weights.safetensors_files import Stored, fill_files, stored_tensors, write_headers
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
+ORIGIN = "origin.json"  # of a model folder: the Hugging Face folder or model that it was converted from
 Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
 
@@ -182,6 +183,8 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dt
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
+        if jax.process_index() == 0:
+            atomic_write(folder / ORIGIN, json.dumps({"source": original_name(source)}))
         for path, value in _with_progress(stream_hugging_face(source, cfg, mesh, dtype), cfg, mesh, "converting"):
             ocp.save(_place(folder, path), {"value": value})
             del value
@@ -196,6 +199,20 @@ def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dty
         copy_small_files(source, folder)
         stream = _with_progress(stream_model_folder(source, cfg, mesh, dtype), cfg, mesh, "exporting")
         write_safetensors(folder, stream, values, cfg, mesh, dtype, stored_weight_map(source))
+
+
+def original_name(folder: str | os.PathLike) -> str:
+    """Returns the name or path with which Hugging Face's libraries open the model in a Hugging Face or model folder: the name on
+    the hub if the folder is in the hub's cache, else the absolute path. The result is empty for a model folder that an earlier
+    version converted."""
+    folder = pathlib.Path(folder).absolute()
+    if (folder / ORIGIN).is_file():
+        return str(read_json(folder / ORIGIN).get("source", ""))
+    if (folder / "params").is_dir():
+        return ""
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+    return str(folder)
 
 
 def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
@@ -246,10 +263,10 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies all files except the weights, such as the configuration, the tokenizer, the modeling code and the license. Only
-    process 0 copies files."""
+    """Copies all files except the weights and `ORIGIN`, such as the configuration, the tokenizer, the modeling code and the
+    license. Only process 0 copies files."""
     for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
-        if file.is_file() and file.suffix not in WEIGHT_FILES:
+        if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
             shutil.copyfile(file, target / file.name)
 
 

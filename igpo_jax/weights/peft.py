@@ -66,7 +66,8 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
         "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    # save_file would ignore the umask and write a file that only its owner can read.
+    atomic_write(folder / ADAPTER_FILE, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     atomic_write(folder / ADAPTER_CONFIG, json.dumps(config, indent=2))
 
 

@@ -1,0 +1,63 @@
+"""What conversions write beside the weights: modes of files, and the model that adapters belong to."""
+
+import json
+import os
+import stat
+import types
+
+import jax
+import pytest
+
+from igpo_jax.model import lora
+from igpo_jax.model.lora import LoraConfig
+from igpo_jax.run import export as run_export
+from igpo_jax.runtime.files import atomic_write
+from igpo_jax.weights.folders import ORIGIN, convert, export, original_name
+from igpo_jax.weights.peft import ADAPTER_CONFIG, export_peft
+from model_folders import PLAIN, write_folder
+
+LORA = LoraConfig(rank=2, alpha=2.0, targets=("query",))
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    return jax.jit(lora.init, static_argnums=(1, 2))(jax.random.key(0), PLAIN, LORA)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027])
+def test_every_written_file_has_the_mode_that_the_umask_gives(umask, adapters, mesh, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "hf", mesh)
+        convert(tmp_path / "hf", tmp_path / "model", mesh)
+        export(tmp_path / "model", tmp_path / "exported", mesh)
+        export_peft(adapters, LORA, tmp_path / "peft")
+        atomic_write(tmp_path / "text.json", "{}")
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert len(modes) > 20
+    wrong = {path: oct(mode) for path, mode in modes.items() if mode != (0o777 if path.is_dir() else 0o666) & ~umask}
+    assert not wrong
+
+
+def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--GSAI-ML--LLaDA-8B-Base" / "snapshots" / "0f2787f2"
+    old = tmp_path / "old"
+    for number, (folder, name) in enumerate({cached: "GSAI-ML/LLaDA-8B-Base", tmp_path / "hf": str(tmp_path / "hf")}.items()):
+        write_folder(folder, mesh)
+        model = tmp_path / f"model{number}"
+        convert(folder, model, mesh)
+        for base in (folder, model):  # a run may train either
+            run = types.SimpleNamespace(
+                adapters=adapters, config=types.SimpleNamespace(lora=LORA, model=types.SimpleNamespace(path=str(base)))
+            )
+            monkeypatch.setattr(run_export, "restore_run", lambda *_, run=run: run)
+            run_export.export_adapters(tmp_path / "run", tmp_path / f"{number}{base.name}", mesh)
+            written = json.loads((tmp_path / f"{number}{base.name}" / ADAPTER_CONFIG).read_text())
+            assert written["base_model_name_or_path"] == name
+        export(model, tmp_path / f"exported{number}", mesh)
+        assert not (tmp_path / f"exported{number}" / ORIGIN).exists()
+    model.rename(old)
+    (old / ORIGIN).unlink()
+    assert original_name(old) == ""  # converted by an earlier version
