@@ -274,7 +274,13 @@ _bound = jax.jit(negative_bound, static_argnames="cfg")
 
 
 def load(
-    path: Path, *, adapters: Path | None = None, dtype: str | None = None, mesh: Mesh | None = None, stage: str | None = None
+    path: Path,
+    *,
+    adapters: Path | None = None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    stage: str | None = None,
+    needs: str = "ids",
 ) -> DiffusionLM:
     """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
     folder of a training run. If a file is missing or damaged, raises a ValueError that names the file and the reason.
@@ -285,7 +291,10 @@ def load(
             bfloat16 on accelerators and float32 on CPUs.
         mesh: the device mesh that holds the parameters. The default mesh contains all devices.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
-            has a checkpoint. The argument is only allowed if `path` is a run's folder."""
+            has a checkpoint. The argument is only allowed if `path` is a run's folder.
+        needs: "ids", "text" or "chat", what the model will be given. If the folder lacks the tokenizer or the chat template
+            that this needs, raises ValueError before any weights are read."""
+    require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
@@ -303,8 +312,10 @@ def load(
     cfg, values = (None, None) if adapters is None else import_peft(adapters, config)
     check_model_divides(config, mesh, cfg)
     tokenizer = None
-    if (path / "tokenizer.json").is_file() or any(path.glob("*.model")):
+    if needs != "ids" or (path / "tokenizer.json").is_file() or any(path.glob("*.model")):
         tokenizer = load_tokenizer(path, config.mask_id)
+        if needs == "chat":
+            encode_chat(tokenizer, [{"role": "user", "content": ""}])
         config = configuration.with_tokenizer(config, tokenizer, path)
     origin = {"path": str(path)} if adapters is None else {"path": str(path), "adapters": str(adapters)}
     params = load_params(path, config, mesh)

@@ -10,11 +10,13 @@ import sys
 import jax
 from absl import app, flags, logging
 
+from igpo_jax.config import with_tokenizer
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
-from igpo_jax.weights.huggingface import check_sha256
+from igpo_jax.weights.huggingface import check_sha256, folder_model_config
 
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)
@@ -37,6 +39,8 @@ def main(_):
             if (kind, FORMAT.value) == ("run", "peft"):
                 export_adapters(source, target, mesh)
             elif (kind, FORMAT.value) in WRITERS:
+                if kind != "run" and jax.process_index() == 0:
+                    warn_without_tokenizer(source)
                 WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value)
             else:
                 raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
@@ -44,6 +48,16 @@ def main(_):
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(target)
+
+
+def warn_without_tokenizer(folder: pathlib.Path) -> None:
+    """Prints a warning if a model's folder has no usable tokenizer. The weights can be converted nevertheless."""
+    model = folder_model_config(folder)
+    try:
+        with_tokenizer(model, load_tokenizer(folder, model.mask_id), folder)
+    except ValueError as error:
+        need = "add the tokenizer's files to the target; training, evaluation and generation need them"
+        print(f"warning: {error}; {need}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

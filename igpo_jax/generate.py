@@ -58,7 +58,8 @@ def main(_):
         require(prompts or TEMPLATE.value, "give --prompt, --prompts or --template")
         both = "--hint and --template are both given; a template may begin with the hint"
         require(not (TEMPLATE.value and HINT.value), both)
-        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
+        needs = "chat" if CHAT.value else "text"
+        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value, needs=needs)
         completions = complete(model, prompts)
     except ValueError as error:
         sys.exit(f"error: {error}")

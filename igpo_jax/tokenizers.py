@@ -191,6 +191,8 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "neither tokenizer.json nor a *.model file"
+            if not found and (path / "vocab.json").is_file():
+                names += "; transformers writes tokenizer.json from vocab.json: AutoTokenizer.from_pretrained, save_pretrained"
             raise ValueError(f"{path} must have one tokenizer, but has {names}")
         [path] = found
     if not path.is_file():

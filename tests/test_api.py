@@ -14,7 +14,9 @@ from igpo_jax import api
 from igpo_jax.diffusion.unmasking import DecodeConfig, propose
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.weights.folders import convert
+from igpo_jax.weights.huggingface import llada_config
 from tiny_llada import one_device, write_tiny_llada
+from tokenizer_files import write_tokenizer
 
 PROMPTS = ["Hello", "What is the answer to 17 + 25, once more?", "", "two and two are"]
 
@@ -176,6 +178,21 @@ def test_a_folder_without_tokenizer_takes_token_ids(folder, tmp_path, mesh):
     assert done.text is None and done.tokens.shape == (16,)
     with pytest.raises(ValueError, match="has no tokenizer; give token ids"):
         model.generate(["text"], **LENGTHS)
+
+
+def test_what_text_or_chat_needs_is_checked_before_weights_are_read(tmp_path, mesh):
+    shape = ModelConfig(vocab_size=512, mask_id=1, eos_id=2, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
+    (tmp_path / "config.json").write_text(json.dumps(llada_config(shape, 64)))  # without weights
+    with pytest.raises(ValueError, match="has neither tokenizer.json nor a ..model file"):
+        igpo_jax.load(tmp_path, mesh=mesh, needs="text")
+    write_tokenizer(tmp_path, instruct=False)
+    with pytest.raises(ValueError, match="tokenizer of a base model"):
+        igpo_jax.load(tmp_path, mesh=mesh, needs="chat")
+    with pytest.raises(ValueError, match="has no model..safetensors"):
+        igpo_jax.load(tmp_path, mesh=mesh, needs="text")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.json")
+    with pytest.raises(ValueError, match="transformers writes tokenizer.json from vocab.json"):
+        igpo_jax.load(tmp_path, mesh=mesh, needs="text")
 
 
 @pytest.mark.parametrize("path, message", [

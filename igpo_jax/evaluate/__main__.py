@@ -145,12 +145,9 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
 
 
 def open_model(config: ConfigDict) -> DiffusionLM:
-    """Loads the model to evaluate. Raises ValueError if the model cannot be loaded or has no tokenizer."""
+    """Loads the model to evaluate. Raises ValueError if the model cannot be loaded, or lacks a tokenizer or chat template."""
     options = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
-    model = igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
-    if model.tokenizer is None:
-        raise ValueError(f"{config.model} has no tokenizer")
-    return model
+    return igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh), needs="chat" if config.chat else "text")
 
 
 def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:

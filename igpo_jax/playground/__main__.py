@@ -15,7 +15,6 @@ from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
-from igpo_jax.runtime.checks import require
 from igpo_jax.tasks import TASKS, load_task
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
@@ -41,9 +40,7 @@ def main(_):
     except ImportError as error:
         sys.exit(f'error: {error.name} is not installed; the playground needs: pip install -e ".[playground]"')
     try:
-        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value)
-        reason = f"{MODEL.value} has no tokenizer, and the page shows text; put its tokenizer.json or *.model file there"
-        require(model.tokenizer is not None, reason)
+        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value, needs="text")
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -71,7 +68,7 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
         problem = load_task(config.task.name).load(config.task, "test", config.seed)[0]
     except ValueError:  # the problem files are not on this machine
         return fields
-    assert model.tokenizer is not None  # checked by main
+    assert model.tokenizer is not None  # checked by load
     trace = model.encode(problem.trace)
     part = len(trace) // 3
     begin, end = model.tokenizer.decode(trace[:part]), model.tokenizer.decode(trace[2 * part :])

@@ -243,10 +243,12 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network in a Hugging Face or model folder. If config.json lacks the mask id, the mask id
     is read from tokenizer.json."""
+    values, tokenizer = read_model_json(folder), pathlib.Path(folder) / "tokenizer.json"
     try:
-        return model_config(read_model_json(folder), mask_id=_mask_id(pathlib.Path(folder) / "tokenizer.json"), **numerics)
+        return model_config(values, mask_id=_mask_id(tokenizer), **numerics)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        needed = values.get("mask_token_id") is None and not tokenizer.is_file()
+        raise ValueError(f"{folder}: {error}{'; tokenizer.json is missing' if needed else ''}") from None
 
 
 def _mask_id(tokenizer: pathlib.Path) -> int | None:

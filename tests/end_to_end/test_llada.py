@@ -184,3 +184,30 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
 def test_mistakes_are_told_in_one_line(command, llada, arguments, message):
     done = command(*(argument.format(llada=llada, config=CONFIG) for argument in arguments))
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    ("generate", "--model={bare}", "--prompt=x"),
+    ("evaluate", "--config=evaluate_math.py", "--config.model={bare}", "--output=new",
+     "--config.benchmarks.gsm8k.task.test=jsonl:{bare}/problems.jsonl"),
+    ("playground", "--model={bare}"),
+    ("train", "--config={config}", "--workdir=new", "--config.model.path={bare}"),
+    ("inspect_data", "--config={config}", "--config.model.path={bare}"),
+])  # fmt: skip
+def test_a_missing_tokenizer_is_found_before_weights_are_read(command, llada, tmp_path, arguments):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "problems.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    shutil.copy(llada / "config.json", tmp_path / "bare")  # without weights: reading them would be another error
+    done = command(*(argument.format(bare=tmp_path / "bare", config=CONFIG) for argument in arguments), cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor a *.model file" in done.stderr
+
+
+def test_convert_says_that_there_is_no_tokenizer_and_converts(command, llada, tmp_path):
+    shutil.copytree(llada, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    done = command("convert", f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'model'}")
+    assert done.returncode == 0 and (tmp_path / "model" / "params").is_dir()
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "has neither tokenizer.json nor a *.model file; add the tokenizer's files to the target" in line
+    assert "warning: " not in command("convert", f"--source={llada}", f"--target={tmp_path / 'other'}").stderr
