@@ -2,7 +2,8 @@
 
 Converts a model to another format. By default, it converts a Hugging Face folder of LLaDA or iLLaDA to a model folder of
 igpo_jax. It can also convert a model folder or a training run to a Hugging Face folder with the adapters merged into the
-weights, or write the adapters of a run in PEFT's format."""
+weights, or write the adapters of a run in PEFT's format. The PyTorch code in LLaDA's and iLLaDA's folders is copied unchanged;
+it needs transformers 4."""
 
 import pathlib
 import sys

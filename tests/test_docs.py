@@ -163,3 +163,9 @@ def without_files_of_its_own(document: str) -> str:
         if block.kind == "file":
             document = document.replace(f"--config={block.name}", "")
     return document
+
+
+def test_the_readme_names_the_transformers_with_which_exports_load():
+    """LLaDA's released code never calls post_init, which sets the attribute in transformers 5, so no export can mend it."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert 'needs `pip install "transformers<5"`: transformers 5 expects' in text and "all_tied_weights_keys" in text

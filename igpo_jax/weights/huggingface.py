@@ -137,7 +137,6 @@ def _check_keys(values: dict[str, Any], architecture: int) -> None:
         raise ValueError(f"config.json: {key}={repr(values[key])[:100]} is not supported; only {accepted} is")
 
     same = {keys[1 - architecture]: keys[architecture] for keys in SIZES.values()}  # key of the other architecture -> own key
-    same |= {"tie_word_embeddings": "weight_tying"} if architecture == 0 else {"weight_tying": "tie_word_embeddings"}
     for key, value in values.items():
         if key in FIXED and value not in FIXED[key]:
             refuse(key, repr(FIXED[key][0]))

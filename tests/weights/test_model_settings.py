@@ -69,7 +69,6 @@ def test_keys_that_leave_the_network_as_it_is_load(change, released):
     ({"head_dim": 32}, "head_dim=32 is not supported; only 64 / 4 is"),
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config=.* only None is"),
     ({"attention_bias": True}, "attention_bias=True is not supported"), ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-    ({"weight_tying": True, "tie_word_embeddings": False}, "differ"),
     ({"clip_qkv": 8.0}, "clip_qkv=8.0 is not known and may change the network; only null, false, 0 or an empty value"),
     ({"block_size": 32}, "block_size=32 is not known"), ({"num_experts": 64}, "num_experts=64 is not known"),
     ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"), ({"qk_layernorm": True}, "qk_layernorm=True"),
@@ -93,3 +92,9 @@ def test_sizes_under_the_names_of_the_other_architecture_must_agree():
     assert read(LLADA, hidden_size=64, num_hidden_layers=2) == read(LLADA)
     with pytest.raises(ValueError, match="hidden_size=128 and d_model=64 differ"):
         read(LLADA, hidden_size=128)
+
+
+def test_whether_the_head_is_tied_is_read_where_the_architectures_code_reads_it():
+    assert read(LLADA, weight_tying=True, tie_word_embeddings=False).tied_head
+    assert not read(LLADA, tie_word_embeddings=True).tied_head
+    assert not read(ILLADA, weight_tying=True, tie_word_embeddings=False).tied_head
