@@ -13,7 +13,7 @@ from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.weights.folders import copy_small_files, new_folder, original_name, stored_weight_map, write_safetensors
-from igpo_jax.weights.huggingface import llada_config, read_model_json
+from igpo_jax.weights.huggingface import architecture_of, llada_config, read_model_json
 from igpo_jax.weights.peft import export_peft
 
 log = logging.getLogger(__name__)
@@ -60,4 +60,5 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh:
     with new_folder(target) as folder:
         adapters = to_host(run.adapters)
         if jax.process_index() == 0:
-            export_peft(adapters, run.config.lora, folder, original_name(run.config.model.path))
+            base = run.config.model.path
+            export_peft(adapters, run.config.lora, folder, original_name(base), architecture_of(read_model_json(base)))

@@ -92,7 +92,7 @@ def read_model_json(folder: str | os.PathLike) -> dict[str, Any]:
     return read_json(pathlib.Path(folder) / "config.json")
 
 
-def _architecture(values: dict[str, Any]) -> int:
+def architecture_of(values: dict[str, Any]) -> int:
     """Returns the index in `ARCHITECTURES` of the architecture that a config.json names."""
     found = values.get("architectures")
     name = found[0] if isinstance(found, list) and len(found) == 1 else found
@@ -105,7 +105,7 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     """Returns the configuration of the network that a Hugging Face config.json describes. `mask_id` is used if the file has no
     mask_token_id, as in iLLaDA. `numerics` contains param_dtype, compute_dtype, remat and eot_id. Raises ValueError if a key is
     missing, or if a value is invalid or selects an unsupported computation."""
-    architecture = _architecture(values)
+    architecture = architecture_of(values)
     tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
     if ARCHITECTURES[architecture] == "LLaDAModelLM":
         values = _with_llada_defaults(values)
@@ -231,7 +231,7 @@ def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
 
 def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[str]]:
     """Returns the names of each parameter's tensors in Hugging Face's files. A parameter has one tensor, or one per layer."""
-    architecture = _architecture(values)
+    architecture = architecture_of(values)
     return {
         path: [f"{names[architecture]}.weight".format(layer) for layer in range(cfg.layers if path[0] == "blocks" else 1)]
         for path, names in TENSORS.items()

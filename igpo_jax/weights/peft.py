@@ -1,9 +1,10 @@
-"""Reads and writes LoRA adapters of LLaDA's modules in PEFT's format."""
+"""Reads and writes LoRA adapters of LLaDA's and iLLaDA's modules in PEFT's format."""
 
 import json
 import math
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -41,18 +42,21 @@ HARMLESS = (
 )  # fmt: skip
 
 
-def _tensor_name(target: str, layer: int, part: str) -> str:
-    return f"{PREFIX}{TENSORS['blocks', target][0].format(layer)}.lora_{part.upper()}.weight"
+def _tensor_name(target: str, layer: int, part: str, architecture: int = 0) -> str:
+    return f"{PREFIX}{TENSORS['blocks', target][architecture].format(layer)}.lora_{part.upper()}.weight"
 
 
-def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "") -> None:
+def export_peft(
+    adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "", architecture: int = 0
+) -> None:
     """Writes LoRA adapters in PEFT's format, and creates `folder` if needed. `adapters` is {target: {"a": float32 [n, in, r],
     "b": float32 [n, r, out]}} for n layers and rank r. `base_model` is the name or path of the base model, which PEFT's
-    AutoPeftModel loads."""
+    AutoPeftModel loads. `architecture` is its index in `ARCHITECTURES`, which decides the names of the tensors."""
     folder = pathlib.Path(folder)
-    modules = "|".join(TENSORS["blocks", target][0].rpartition(".")[2] for target in adapters)
+    container = TENSORS["blocks", "query"][architecture].partition(".{}.")[0].rpartition(".")[2]
+    modules = "|".join(re.escape(TENSORS["blocks", target][architecture].partition(".{}.")[2]) for target in adapters)
     tensors = {
-        _tensor_name(target, layer, part): np.ascontiguousarray(matrix.T)
+        _tensor_name(target, layer, part, architecture): np.ascontiguousarray(matrix.T)
         for target, parts in adapters.items()
         for part, stack in parts.items()
         for layer, matrix in enumerate(np.asarray(stack, np.float32))
@@ -61,7 +65,7 @@ def export_peft(adapters: Params, lora: LoraConfig, folder: str | os.PathLike, b
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model,
         "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none",
         # A regular expression, because ff_out in a list would also match the language model's head.
-        "target_modules": rf".*\.blocks\.\d+\.({modules})",
+        "target_modules": rf".*\.{container}\.\d+\.({modules})",
         "fan_in_fan_out": False, "inference_mode": True, "modules_to_save": None,
         "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
@@ -79,17 +83,19 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
     config = read_json(folder / ADAPTER_CONFIG)
     rank, alpha = _read_settings(folder / ADAPTER_CONFIG, config, cfg.layers)
     tensors = _read_tensors(folder / ADAPTER_FILE)
-    targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a") in tensors)
+    architecture = next((i for i in (0, 1) if any(_tensor_name(target, 0, "a", i) in tensors for target in ALL_LINEAR)), 0)
+    targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a", architecture) in tensors)
     if not targets:
         raise ValueError(f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
-    _check_targets(folder / ADAPTER_CONFIG, config, targets, cfg.layers)
+    names = [TENSORS["blocks", target][architecture].format(layer) for target in targets for layer in range(cfg.layers)]
+    _check_targets(folder / ADAPTER_CONFIG, config, names)
     lora = LoraConfig(rank, alpha, targets)
     adapters: Params = {target: {} for target in targets}
     for target, infos in adapter_table(cfg, lora).items():
         for part, info in infos.items():
             shape, layers = info.shape[:0:-1], []
             for layer in range(cfg.layers):
-                name = _tensor_name(target, layer, part)
+                name = _tensor_name(target, layer, part, architecture)
                 if name not in tensors:
                     raise ValueError(f"{folder / ADAPTER_FILE} lacks {name}")
                 tensor = tensors.pop(name)
@@ -129,14 +135,14 @@ def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> t
     return rank, float(alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)  # rsLoRA's scale is alpha / sqrt(rank)
 
 
-def _check_targets(file: pathlib.Path, config: dict[str, Any], targets: tuple[str, ...], layers: int) -> None:
-    """Raises ValueError if adapter_config.json says that PEFT would not use the tensors of a target. Checks only lists of names;
+def _check_targets(file: pathlib.Path, config: dict[str, Any], modules: list[str]) -> None:
+    """Raises ValueError if adapter_config.json says that PEFT would not use the tensors of a module. Checks only lists of names;
     regular expressions are not evaluated."""
     for key, used in (("target_modules", True), ("exclude_modules", False)):
         names = config.get(key)
         if not isinstance(names, list):
             continue
-        for module in (TENSORS["blocks", target][0].format(layer) for target in targets for layer in range(layers)):
+        for module in modules:
             listed = any(module == name or module.endswith(f".{name}") for name in names)
             if listed != used:
                 raise ValueError(f"{file}: {key}={names!r} leaves out {module}, which {ADAPTER_FILE} has tensors for")

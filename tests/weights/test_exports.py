@@ -1,19 +1,24 @@
 """What conversions write beside the weights: modes of files, and the model that adapters belong to."""
 
+import dataclasses
 import json
 import os
+import re
 import stat
 import types
 
 import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from igpo_jax.model import lora
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.weights.folders import ORIGIN, convert, export, original_name
-from igpo_jax.weights.peft import ADAPTER_CONFIG, export_peft
+from igpo_jax.weights.huggingface import ARCHITECTURES
+from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, export_peft, import_peft
 from model_folders import PLAIN, write_folder
 
 LORA = LoraConfig(rank=2, alpha=2.0, targets=("query",))
@@ -61,3 +66,20 @@ def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, mo
     model.rename(old)
     (old / ORIGIN).unlink()
     assert original_name(old) == ""  # converted by an earlier version
+
+
+def test_adapters_of_illada_have_the_names_of_its_modules(adapters, tmp_path):
+    both = {"query": adapters["query"], "down": jax.tree.map(lambda x: x + 1, adapters["query"])}
+    shape = dataclasses.replace(PLAIN, mlp_width=PLAIN.width)
+    settings = dataclasses.replace(LORA, targets=("query", "down"))
+    export_peft(both, settings, tmp_path, architecture=ARCHITECTURES.index("ILLaDAForCausalLM"))
+    names = [name.removesuffix(".weight") for name in safetensors.numpy.load_file(tmp_path / ADAPTER_FILE)]
+    prefix = "base_model.model.model.layers.0"
+    assert {f"{prefix}.self_attn.q_proj.lora_A", f"{prefix}.mlp.down_proj.lora_B"} <= set(names) and len(names) == 12
+    pattern = json.loads((tmp_path / ADAPTER_CONFIG).read_text())["target_modules"]
+    modules = {name.removeprefix("base_model.model.").rpartition(".")[0] for name in names}
+    assert all(re.fullmatch(pattern, module) for module in modules)
+    assert not re.fullmatch(pattern, "lm_head") and not re.fullmatch(pattern, "model.layers.0.mlp.up_proj")
+    found, loaded = import_peft(tmp_path, shape)
+    assert found == settings
+    jax.tree.map(np.testing.assert_array_equal, loaded, both)
