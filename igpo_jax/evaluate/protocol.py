@@ -14,6 +14,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
+from igpo_jax.weights.folders import ORIGIN
 
 SAMPLED = 2**16  # bytes of each sampled piece of a file in `weights_digest`
 
@@ -101,7 +102,7 @@ def weights_digest(origin: dict) -> str:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]
     else:
         files = [file for part in (folder, origin.get("adapters")) if part for file in pathlib.Path(part).glob("*")]
-    for file in sorted(file for file in files if file.is_file()):
+    for file in sorted(file for file in files if file.is_file() and file.name != ORIGIN):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as opened:

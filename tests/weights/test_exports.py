@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from igpo_jax.evaluate.protocol import weights_digest
 from igpo_jax.model import lora
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.run import export as run_export
@@ -63,6 +64,7 @@ def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, mo
             assert written["base_model_name_or_path"] == name
         export(model, tmp_path / f"exported{number}", mesh)
         assert not (tmp_path / f"exported{number}" / ORIGIN).exists()
+    assert weights_digest({"path": str(tmp_path / "model0")}) == weights_digest({"path": str(tmp_path / "model1")})
     model.rename(old)
     (old / ORIGIN).unlink()
     assert original_name(old) == ""  # converted by an earlier version
