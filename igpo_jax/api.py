@@ -15,7 +15,7 @@ import pathlib
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import jax
@@ -36,7 +36,7 @@ from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
-from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, load_tokenizer
+from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, has_tokenizer, load_tokenizer, warn_of_no_text
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
@@ -118,7 +118,9 @@ class DiffusionLM:
         require(len(start) <= length, f"the hint has {len(start)} tokens, completion_length={length}")
         canvas = np.full((len(prompts), length), self.config.mask_id, np.int32)
         canvas[:, : len(start)] = start
-        return self._denoise([self.encode(prompt, chat) for prompt in prompts], canvas, decode, seed, watch)
+        encoded = [self.encode(prompt, chat) for prompt in prompts]
+        self._warn_of_no_text([*prompt, *start] for prompt in encoded)
+        return self._denoise(encoded, canvas, decode, seed, watch)
 
     def infill(
         self,
@@ -148,6 +150,8 @@ class DiffusionLM:
         numbers = f"{len(prompts)} prompts for {len(canvases)} canvases"
         require(len(prompts) == len(canvases), f"{numbers}; give one each, or none")
         encoded = [self.encode_template(canvas) for canvas in canvases]
+        before = [self.encode(prompt, chat) for prompt in prompts]
+        self._warn_of_no_text([*prompt, *canvas] for prompt, canvas in zip(before, encoded, strict=True))
         completions: dict[int, Completion] = {}
         for length in sorted({len(ids) for ids in encoded}):  # rows of one length are denoised together
             rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
@@ -155,8 +159,8 @@ class DiffusionLM:
             blanks = int((canvas == self.config.mask_id).sum(axis=1).max())
             given = {"completion_length": length, "block_length": length, "steps": steps or blanks, "logits_eos_inf": True}
             decode = dataclasses.replace(self.decode, **given | decoding)
-            before = [self.encode(prompts[row], chat) for row in rows]
-            completions.update(zip(rows, self._denoise(before, canvas, decode, seed, watch, whole=True), strict=True))
+            done = self._denoise([before[row] for row in rows], canvas, decode, seed, watch, whole=True)
+            completions.update(zip(rows, done, strict=True))
         return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
@@ -181,6 +185,7 @@ class DiffusionLM:
         has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
+        self._warn_of_no_text([[*ids, *answer.tolist()]])
         draws = 1 if answer.size == 1 else draws
         corruption = mask_count(jax.random.key(seed), draws, answer.size)
         tokens, prompt_mask = left_padded([ids], _rounded(len(ids)), 0)
@@ -230,6 +235,10 @@ class DiffusionLM:
             ids += self.encode(canvas[end:])
         require(self.config.mask_id in ids, f"{canvas!r} has no blank; write [MASK:n] where n tokens shall be filled in")
         return ids
+
+    def _warn_of_no_text(self, ids: Iterable[list[int]]) -> None:
+        if self.tokenizer is not None:
+            warn_of_no_text(self.tokenizer, "prompts with their given tokens", ids)
 
     def _denoise(
         self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, watch: Watch, whole: bool = False
@@ -312,7 +321,7 @@ def load(
     cfg, values = (None, None) if adapters is None else import_peft(adapters, config)
     check_model_divides(config, mesh, cfg)
     tokenizer = None
-    if needs != "ids" or (path / "tokenizer.json").is_file() or any(path.glob("*.model")):
+    if needs != "ids" or has_tokenizer(path):
         tokenizer = load_tokenizer(path, config.mask_id)
         if needs == "chat":
             encode_chat(tokenizer, [{"role": "user", "content": ""}])

@@ -23,6 +23,7 @@ from igpo_jax.runtime.checks import ascending_lengths, at_least, check_fields, c
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
+from igpo_jax.tokenizers import ids_never_drawn
 from igpo_jax.training.state import OptimizerConfig
 from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 
@@ -279,7 +280,7 @@ def _check_model(config: Config) -> None:
 
 def folder_model(config: Config) -> ModelConfig | None:
     """Returns the configuration of the network in the folder `model.path`, or None if the path is empty. The end-of-turn token
-    is not set yet, because `with_tokenizer` takes it from the tokenizer."""
+    and the ids that are never drawn are not set yet, because `with_tokenizer` takes them from the tokenizer."""
     numerics = {key: getattr(config.model, key) for key in NUMERICS}
     return folder_model_config(config.model.path, **numerics) if config.model.path else None
 
@@ -291,17 +292,18 @@ def model_config(config: Config, tokenizer) -> ModelConfig:
     if from_folder is not None:
         return with_tokenizer(from_folder, tokenizer, config.model.path)
     size = -(-tokenizer.vocab_size // 8) * 8
-    return own_model(config, vocab_size=size, mask_id=tokenizer.mask_id, eos_id=tokenizer.eos_id)
+    model = own_model(config, vocab_size=size, mask_id=tokenizer.mask_id, eos_id=tokenizer.eos_id)
+    return dataclasses.replace(model, never_drawn=ids_never_drawn(tokenizer, size))
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
-    """Returns a network configuration with the end-of-turn token of the tokenizer in the same folder. Raises ValueError if the
-    network and the tokenizer do not match."""
+    """Returns a network configuration with the end-of-turn token of the tokenizer in the same folder and the ids that are never
+    drawn. Raises ValueError if the network and the tokenizer do not match."""
     ends = f"eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}"
     require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
     sizes = f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
     require(tokenizer.vocab_size <= model.vocab_size, f"{folder}: {sizes}")
-    return dataclasses.replace(model, eot_id=tokenizer.eot_id)
+    return dataclasses.replace(model, eot_id=tokenizer.eot_id, never_drawn=ids_never_drawn(tokenizer, model.vocab_size))
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:

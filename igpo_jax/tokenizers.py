@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -14,11 +15,14 @@ import tokenizers
 
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
 
+log = logging.getLogger(__name__)
+
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn the first as a space, and drops training texts with the second
 START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+ENDS_OF_TURN = (END_OF_TURN, "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
 
 
 class Tokenizer(Protocol):
@@ -30,6 +34,8 @@ class Tokenizer(Protocol):
     eos_id: int
     mask_id: int
     eot_id: int | None  # end of a chat turn
+    special_ids: frozenset[int]  # of markers such as EOS, MASK and those of the chat template
+    no_text_ids: frozenset[int]  # unknown token, padding unless it is EOS or EoT, and ids below `vocab_size` without a token
 
     # Encoding adds no ids that mark the beginning or end of a text. Offsets are each piece's (begin, end) in characters.
     def encode(self, text: str) -> list[int]: ...
@@ -75,7 +81,9 @@ class SentencePieceTokenizer:
         self.eos_id, self.mask_id = model.eos_id(), mask_id
         self.pad_id = model.pad_id() if model.pad_id() >= 0 else self.eos_id
         self.eot_id = self._special.get(END_OF_TURN)
-        self._hidden = set(self._special.values()) | {mask_id}
+        self.special_ids = frozenset((*self._special.values(), mask_id))
+        unused = {i for i in range(self.vocab_size) if model.is_unknown(i) or model.is_unused(i)}
+        self.no_text_ids = frozenset((unused | {self.pad_id}) - {self.eos_id, self.eot_id, mask_id})
 
     def special_id(self, token: str) -> int | None:
         return self._special.get(token)
@@ -97,7 +105,7 @@ class SentencePieceTokenizer:
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids if i not in self._hidden and i < self.vocab_size])
+        return self._processor.decode([int(i) for i in ids if i not in self.special_ids and i < self.vocab_size])
 
     def piece(self, id: int) -> str:
         id = int(id)
@@ -125,7 +133,7 @@ class HuggingFaceTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: id for id, token in added.items() if token.special}
         self._names = {id: name for name, id in self._special.items()}
-        self._hidden = frozenset((*self._names, mask_id))
+        self.special_ids = frozenset((*self._names, mask_id))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self._alphabet = set("".join(vocabulary))
@@ -145,6 +153,10 @@ class HuggingFaceTokenizer:
         self.eos_id = id_of("eos_token")
         self.pad_id = id_of("pad_token") if "pad_token" in named else self.eos_id
         self.eot_id = self._special.get(END_OF_TURN)
+        unused = set(range(self.vocab_size)) - {id for token, id in vocabulary.items() if token}
+        unknown = {vocabulary.get(values["model"].get("unk_token")), values["model"].get("unk_id")}  # the latter in Unigram
+        unknown |= {self._tokenizer.token_to_id(named["unk_token"])} if "unk_token" in named else set()
+        self.no_text_ids = frozenset((unused | unknown | {self.pad_id}) - {self.eos_id, self.eot_id, mask_id, None})
 
     def special_id(self, token: str) -> int | None:
         return self._special.get(token)
@@ -173,7 +185,7 @@ class HuggingFaceTokenizer:
         return [self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([i for i in map(int, ids) if i not in self._hidden and i < self.vocab_size])
+        return self._tokenizer.decode([i for i in map(int, ids) if i not in self.special_ids and i < self.vocab_size])
 
     def piece(self, id: int) -> str:
         id = int(id)
@@ -202,6 +214,33 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     if mask_id is None:
         raise ValueError(f"{path}: the mask id is not known; the model's configuration has it")
     return HuggingFaceTokenizer(path, mask_id)
+
+
+def has_tokenizer(folder: str | os.PathLike) -> bool:
+    return (pathlib.Path(folder) / "tokenizer.json").is_file() or any(pathlib.Path(folder).glob("*.model"))
+
+
+def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:
+    """Returns the ids that a sampler should never draw, besides MASK, as ascending ranges (first, end). `vocab_size` is that of
+    the network, which may have more embeddings than the tokenizer has tokens. The ids are those without text: special tokens,
+    `no_text_ids`, and ids above the tokenizer's. EOS and ends of a chat turn have no text either, but they may be drawn."""
+    excluded = np.zeros(vocab_size + 2, bool)  # one more on each side
+    excluded[1 + tokenizer.vocab_size : -1] = True
+    excluded[[1 + id for id in tokenizer.special_ids | tokenizer.no_text_ids if id < vocab_size]] = True
+    ends = {tokenizer.eos_id, tokenizer.eot_id, *map(tokenizer.special_id, ENDS_OF_TURN)}
+    excluded[[1 + id for id in ends | {tokenizer.mask_id} if id is not None]] = False
+    changes = np.flatnonzero(excluded[1:] != excluded[:-1]).tolist()
+    return tuple(zip(changes[::2], changes[1::2], strict=True))
+
+
+def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[Iterable[int]]) -> None:
+    """Logs a warning if rows of token ids, `ids`, contain ids that neither text nor a chat template has: `no_text_ids`, and ids
+    above the tokenizer's. The warning counts these rows, and `rows` names them."""
+    known, size = tokenizer.no_text_ids, tokenizer.vocab_size
+    found = [any(id in known or (id >= size and id != tokenizer.mask_id) for id in row) for row in ids]
+    if any(found):
+        reason = "ids without text (the unknown token, padding or unused ids), which the sampler never draws"
+        log.warning("%d of %d %s have %s; the first is number %d", sum(found), len(found), rows, reason, found.index(True) + 1)
 
 
 def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:

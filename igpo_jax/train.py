@@ -45,7 +45,8 @@ def main(_):
     cache_compiled_programs(experiment.workdir)
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
-        print(f"{experiment.workdir}: {devices}", flush=True)
+        excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"
+        print(f"{experiment.workdir}: {devices}; never drawn: MASK and {excluded}", flush=True)
         for split, number in experiment.dropped.items():
             place = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"

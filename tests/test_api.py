@@ -15,6 +15,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig, propose
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.weights.folders import convert
 from igpo_jax.weights.huggingface import llada_config
+from model_folders import PLAIN, write_folder
 from tiny_llada import one_device, write_tiny_llada
 from tokenizer_files import write_tokenizer
 
@@ -85,6 +86,46 @@ def test_hint_stays_at_the_beginning(model):
     for done in model.generate(PROMPTS, hint="The answer", temperature=1.0, **LENGTHS):
         assert done.tokens[: len(hint)].tolist() == hint
         assert (done.unmask_step[: len(hint)] == -1).all() and (done.unmask_step[len(hint) :] >= 0).all()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """An untrained model with more embeddings than its tokenizer has tokens."""
+    folder = tmp_path_factory.mktemp("wide")
+    ids = write_tokenizer(folder)
+    vocabulary = {"vocab_size": 512, "mask_id": ids["<|mdm_mask|>"], "eos_id": ids["<|endoftext|>"]}
+    write_folder(folder / "hf", one_device(), dataclasses.replace(PLAIN, **vocabulary), dtype="float32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, folder / "hf")
+    return igpo_jax.load(folder / "hf", mesh=one_device())
+
+
+@pytest.mark.parametrize("call", [
+    lambda m: m.generate(["Hello"] * 16, temperature=1.2, **LENGTHS),
+    lambda m: m.generate(["Hello"] * 8, chat=True, temperature=1.2, cfg_scale=1.0, cache="dual", **LENGTHS),
+    lambda m: m.generate(["Hello"] * 8, temperature=1.2, watch=lambda step: None, **LENGTHS),
+    lambda m: m.infill(["one [MASK:12] and two"] * 8, temperature=1.2),
+    lambda m: m.infill(["[MASK:12]"] * 8, prompts=["Hello"] * 8, temperature=1.2, watch=lambda step: None, remasking="random"),
+])  # fmt: skip
+def test_every_drawn_token_has_text_or_ends_the_text(call, wide):
+    tokenizer, ends = wide.tokenizer, {wide.config.eos_id, wide.config.eot_id}
+    drawn = np.concatenate([done.tokens[done.unmask_step >= 0] for done in call(wide)])
+    assert len(drawn) >= 64
+    for id in set(drawn.tolist()) - ends:
+        assert tokenizer.decode([id]) and id < tokenizer.vocab_size
+    without = dataclasses.replace(wide, config=dataclasses.replace(wide.config, never_drawn=()))
+    assert any((done.tokens >= tokenizer.vocab_size).any() for done in call(without))
+
+
+def test_given_ids_without_text_stay_and_are_counted_once(wide, caplog):
+    mask = wide.config.mask_id
+    done = wide.infill([[7, 400, mask, mask], [7, mask], [*wide.tokenizer.encode("a"), mask]], prompts=["", [511], "b"])
+    assert [row.tokens[0] for row in done[:2]] == [7, 7] and done[0].tokens[1] == 400
+    [record] = caplog.records
+    assert "2 of 3 prompts with their given tokens have ids without text" in record.getMessage()
+    wide.generate(["Hello"], chat=True, hint="a", **LENGTHS)
+    wide.score([510, 7], " 4", draws=4)
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.slow
@@ -271,7 +312,9 @@ def test_what_is_not_asked_for_is_as_the_model_decodes(model):
         found = own.generate(["two"], **asked)[0]
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_array_equal(found.unmask_step, expected.unmask_step)
-    filled = [of.infill(["a [MASK:3] b"], **more)[0] for of, more in ((own, {}), (model, {"temperature": 0.7, "remasking": "random"}))]
+    filled = [
+        of.infill(["a [MASK:3] b"], **more)[0] for of, more in ((own, {}), (model, {"temperature": 0.7, "remasking": "random"}))
+    ]
     np.testing.assert_array_equal(filled[0].unmask_step, filled[1].unmask_step)
     assert igpo_jax.DiffusionLM(model.config, model.params, None, model.mesh).decode == DecodeConfig(128, 32, 128)
 

@@ -16,5 +16,7 @@ def test_every_room_has_a_floor():
 
 def test_an_import_is_seen_wherever_it_is_written(tmp_path):
     file = tmp_path / "module.py"
-    file.write_text("import igpo_jax.run.export\n\ndef f():\n    from igpo_jax import api\n    from igpo_jax.rl.hints import inpaint\n")
+    file.write_text(
+        "import igpo_jax.run.export\n\ndef f():\n    from igpo_jax import api\n    from igpo_jax.rl.hints import inpaint\n"
+    )
     assert ast.parse(file.read_text()) and imported_rooms(file) == {"run", "api", "rl"}

@@ -37,7 +37,10 @@ from run_configs import CONFIGS, TINY, error_of, tiny
         ({"sampler__temperature": -1.0}, ["config.sampler", "temperature=-1.0"]),
         ({"sampler__remasking": "margin"}, ["config.sampler", "remasking='margin'", "low_confidence", "random"]),
         ({"sampler__cache": "both"}, ["config.sampler", "cache='both'", "none, prefix, dual"]),
-        ({"sampler__commit": "factor", "sampler__remasking": "entropy"}, ["config.sampler", "commit=factor", "remasking=entropy"]),
+        (
+            {"sampler__commit": "factor", "sampler__remasking": "entropy"},
+            ["config.sampler", "commit=factor", "remasking=entropy"],
+        ),
         ({"rl__probe_limit": 0.1}, ["rl.probe_limit", "sampler.cache"]),
         ({"evaluation__completion_length": 32}, ["sampler.completion_length=16", "evaluation.completion_length=32"]),
         ({"inpainting__chunk_min": 4}, ["inpainting.chunk_min=4", "inpainting.chunk_max=3", "ordered"]),

@@ -35,7 +35,10 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.name in ("CONTRIBUTING.md", "how_it_works.md"))) for path in DOCUMENTS],
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.name in ("CONTRIBUTING.md", "how_it_works.md")))
+        for path in DOCUMENTS
+    ],
     ids=lambda path: path.name,
 )
 def test_runnable_blocks_run_and_print_what_stands_below_them(path, tmp_path):

@@ -14,7 +14,10 @@ from igpo_jax import doctor
 
 @pytest.mark.slow
 def test_it_finds_what_this_host_has_and_a_tiny_run_works(tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{commands.QUICK} --xla_force_host_platform_device_count=2"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{commands.QUICK} --xla_force_host_platform_device_count=2",
+    }
     done = commands.run("doctor", cwd=tmp_path, env=environment)
     lines = done.stdout.splitlines()
     for name in ("versions", "memory", "cores", "disk", "open files", "devices: 2 x cpu", "compiled programs", "tiny run"):

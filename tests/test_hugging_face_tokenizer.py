@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from igpo_jax.tokenizers import chat_text, encode_chat, load_tokenizer
+from igpo_jax.tokenizers import chat_text, encode_chat, ids_never_drawn, load_tokenizer
 from tokenizer_files import BASE, INSTRUCT, write_tokenizer
 
 # Rendered by jinja2 from the template in LLaDA-8B-Instruct's tokenizer_config.json.
@@ -155,7 +155,6 @@ def edit(file, change):
     file.write_text(json.dumps(values))
 
 
-
 @pytest.mark.parametrize("damage, message", [
     (lambda f: (f / "tokenizer.json").write_bytes((f / "tokenizer.json").read_bytes()[:900]), "tokenizer.json: not JSON"),
     (lambda f: (f / "tokenizer.json").write_text("[]"), "tokenizer.json is not a JSON object"),
@@ -185,6 +184,70 @@ def test_names_may_be_in_the_other_file_and_pad_is_eos_by_default(tmp_path):
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
     tokenizer = load_tokenizer(tmp_path, ids["<|mdm_mask|>"])
     assert tokenizer.eos_id == tokenizer.pad_id == ids["<|endoftext|>"]
+
+
+def never_drawn(tokenizer, vocab_size):
+    return {id for first, end in ids_never_drawn(tokenizer, vocab_size) for id in range(first, end)}
+
+
+def test_markers_and_unused_ids_are_never_drawn_but_ends_are(tokenizer, ids):
+    markers = {ids[name] for name in ("<|startoftext|>", "[CLS]", "<|start_header_id|>", "<|end_header_id|>")}
+    assert never_drawn(tokenizer, 512) == markers | set(range(tokenizer.vocab_size, 512))
+    assert not never_drawn(tokenizer, 512) & {tokenizer.eos_id, tokenizer.eot_id, tokenizer.mask_id}
+    assert never_drawn(tokenizer, tokenizer.vocab_size) == markers
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|role_end|>"])
+def test_other_ends_of_a_turn_are_drawn(end, tmp_path):
+    ids = write_tokenizer(tmp_path)
+    inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    inner.add_special_tokens([end, "<|im_start|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    excluded = never_drawn(load_tokenizer(tmp_path, ids["<|mdm_mask|>"]), 512)
+    assert inner.token_to_id(end) not in excluded and inner.token_to_id("<|im_start|>") in excluded
+
+
+@pytest.mark.parametrize("pad, special, kept", [
+    ("<|endoftext|>", True, True), ("<|eot_id|>", True, True), ("<pad>", True, False), ("<pad>", False, False),
+])  # fmt: skip
+def test_padding_is_drawn_only_where_it_is_an_end(pad, special, kept, tmp_path):
+    ids = write_tokenizer(tmp_path)
+    inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    if pad not in ids:
+        inner.add_tokens([AddedToken(pad, special=special)])
+        inner.save(str(tmp_path / "tokenizer.json"))
+    edit(tmp_path / CONFIG, lambda values: values.update(pad_token=pad))
+    tokenizer = load_tokenizer(tmp_path, ids["<|mdm_mask|>"])
+    assert tokenizer.pad_id == inner.token_to_id(pad)
+    assert (tokenizer.pad_id not in never_drawn(tokenizer, 512)) == kept
+    assert (tokenizer.pad_id in tokenizer.no_text_ids) != kept
+
+
+WORDS = {"<unk>": 0, "a": 1, "b": 2, "<end>": 3, "<mask>": 6}  # no token has the ids 4 and 5
+
+
+@pytest.mark.parametrize("model, unknown", [
+    (models.WordLevel(WORDS, unk_token="<unk>"), {0}),
+    (models.WordLevel(WORDS, unk_token="<end>"), set()),  # as in GPT-2
+    (models.BPE({name: id for name, id in WORDS.items()}, [], unk_token="<unk>"), {0}),
+    (models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("<end>", -9.0), ("x", -9.0), ("", -9.0), ("<mask>", -9.0)], 0), {0}),
+])  # fmt: skip
+def test_the_unknown_token_and_gaps_are_never_drawn(model, unknown, tmp_path):
+    inner = Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["<end>", "<mask>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / CONFIG).write_text(json.dumps({"eos_token": "<end>"}))
+    tokenizer, unigram = load_tokenizer(tmp_path, 6), isinstance(model, models.Unigram)
+    assert never_drawn(tokenizer, 8) == unknown | {5, 7} | (set() if unigram else {4})
+    assert set(tokenizer.encode("a b")) == {1, 2}
+
+
+def test_a_named_unknown_token_is_never_drawn(tmp_path):
+    ids = write_tokenizer(tmp_path)
+    edit(tmp_path / CONFIG, lambda values: values.update(unk_token="!"))
+    tokenizer = load_tokenizer(tmp_path, ids["<|mdm_mask|>"])
+    assert tokenizer.no_text_ids == set(tokenizer.encode("!")) <= never_drawn(tokenizer, 512)
 
 
 @pytest.mark.skipif("LLADA_TOKENIZER" not in os.environ, reason="LLADA_TOKENIZER is not the folder of LLaDA-8B-Instruct")

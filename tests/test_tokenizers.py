@@ -5,7 +5,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
+from igpo_jax.tokenizers import ids_never_drawn, load_tokenizer, train_sentencepiece, warn_of_no_text
 
 KINDS = ("char", "unigram", "bpe")
 WORDS = "the cat counts 12 coins, buys 3 apples for £4.50 and has 1,080 cents left".split()
@@ -190,3 +190,41 @@ def test_a_file_that_is_no_model_or_a_foreign_one_is_an_error(tmp_path):
     )
     with pytest.raises(ValueError, match="foreign.model has no control symbol <mask>"):
         load_tokenizer(tmp_path / "foreign.model")
+
+
+def never_drawn(tokenizer, vocab_size):
+    return [id for first, end in ids_never_drawn(tokenizer, vocab_size) for id in range(first, end)]
+
+
+def test_what_has_no_text_and_ends_nothing_is_never_drawn(trained):
+    kind, tokenizer = trained
+    size = tokenizer.vocab_size
+    assert never_drawn(tokenizer, size + 5) == [0, 3, *range(size, size + 5)]  # not EOS and MASK: 1 and 2
+    assert [tokenizer.piece(id) for id in never_drawn(tokenizer, size)] == ["<pad>", "<unk>"]
+
+
+@pytest.mark.parametrize("controls, ids, excluded, kept", [
+    (["<mask>", "<|eot_id|>", "<role>"], dict(pad_id=-1), {"<unk>", "<s>", "<role>"}, {"</s>", "<|eot_id|>"}),
+    (["<mask>", "<|im_end|>"], dict(pad_id=3), {"<unk>", "<s>", "<pad>"}, {"</s>", "<|im_end|>"}),
+    (["<mask>"], dict(bos_id=-1, pad_id=-1, eos_id=1), {"<unk>"}, {"</s>"}),
+])  # fmt: skip
+def test_ends_are_drawn_in_foreign_models_too(tmp_path, controls, ids, excluded, kept):
+    """Without a pad id, the end-of-text symbol is also the padding."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "foreign"), vocab_size=60, model_type="char",
+        control_symbols=controls, hard_vocab_limit=False, user_defined_symbols=["<b>"], **ids,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path / "foreign.model")
+    pieces = [tokenizer.piece(id) for id in never_drawn(tokenizer, tokenizer.vocab_size)]
+    assert set(pieces) == excluded and len(pieces) == len(excluded)
+    assert not kept & set(pieces) and kept <= {tokenizer.piece(id) for id in range(tokenizer.vocab_size)}
+
+
+def test_rows_with_ids_that_no_text_has_are_counted_once(tokenizer, caplog):
+    text, specials = tokenizer.encode("12 apples"), [tokenizer.eos_id, tokenizer.mask_id]
+    warn_of_no_text(tokenizer, "prompts", [text, [*text, *specials]])
+    assert not caplog.records
+    rows = [text, [*text, 3], [0, *text], [*text, tokenizer.vocab_size], text]
+    warn_of_no_text(tokenizer, "prompts", rows)
+    [record] = caplog.records
+    assert record.getMessage().startswith("3 of 5 prompts have ids without text") and "is number 2" in record.getMessage()

@@ -47,10 +47,10 @@ def sample(
     """Fills the masked positions of a canvas block by block, from left to right.
 
     Each step draws a token for every masked position of the active block, writes some of them (by default the likeliest, see
-    `to_write`) and leaves the others masked. MASK itself is never drawn. A row whose block contains only EOS has ended, and its
-    remaining MASK tokens become EOS. Each block runs in one compiled program. Between blocks, the host reads how many rows have
-    not ended. If these rows fit into one of a few smaller batch sizes, the next block runs on that smaller batch. The tokens do
-    not depend on the batch size, unless rounding decides between nearly equal values.
+    `to_write`) and leaves the others masked. MASK itself and the ids in `cfg.never_drawn` are never drawn. A row whose block
+    contains only EOS has ended, and its remaining MASK tokens become EOS. Each block runs in one compiled program. Between
+    blocks, the host reads how many rows have not ended. If these rows fit into one of a few smaller batch sizes, the next block
+    runs on that smaller batch. The tokens do not depend on the batch size, unless rounding decides between nearly equal values.
 
     Args:
         prompt, prompt_mask: prompts padded on the left and their mask, int32 and bool [b, p].

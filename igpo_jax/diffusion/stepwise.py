@@ -11,7 +11,7 @@ import numpy as np
 
 from igpo_jax.diffusion.denoise import HINT, Block, DecodeState, DenoiseCarry, initial_state
 from igpo_jax.diffusion.sampler import Sample, block_flops, canonical_sharding, refresh_interval
-from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.diffusion.unmasking import DecodeConfig, exclude_ids
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import KVCache, ModelConfig
 from igpo_jax.runtime.mesh import to_host
@@ -97,7 +97,7 @@ def advance(
     carry, info = block.denoise_step(DenoiseCarry.start(state).replace(step=step), logits)
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
-    probabilities = jax.nn.softmax(logits)
+    probabilities = jax.nn.softmax(exclude_ids(logits, cfg))
     probability = jnp.take_along_axis(probabilities, info.drawn[..., None], axis=-1)[..., 0]
     likelihood, likeliest = jax.lax.top_k(probabilities, min(ALTERNATIVES, cfg.vocab_size))
     # `finish` also runs while the block still has masked positions. It then ends only rows whose block is already all EOS.

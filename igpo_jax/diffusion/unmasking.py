@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from igpo_jax.model.sharding import Array
 from igpo_jax.model.transformer import ModelConfig
@@ -80,6 +81,16 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
     return jax.vmap(jax.vmap(draw))(keys)
 
 
+def exclude_ids(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Sets the logits, [..., v], of the ids in `cfg.never_drawn` to -inf."""
+    if not cfg.never_drawn:
+        return logits
+    excluded = np.zeros(cfg.vocab_size, bool)
+    for first, end in cfg.never_drawn:
+        excluded[first:end] = True
+    return jnp.where(excluded, -jnp.inf, logits)
+
+
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +99,8 @@ def propose(
     The token is drawn from softmax(logits / T) with temperature T, as the argmax of logits + T * gumbel. The reference code's
     exp(logits) / (-log u)^T, with uniform random u, has the same argmax, but can overflow. `decode.remasking` selects the
     confidence: "low_confidence" is the log-probability of the drawn token, "position_first" that of the likeliest token (both
-    without noise), "entropy" is the negative entropy, and "random" is a random number.
+    without noise), "entropy" is the negative entropy, and "random" is a random number. The ids in `cfg.never_drawn` are not
+    drawn, but the confidence includes their probabilities, as likelihoods do.
 
     Args:
         logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.
@@ -96,11 +108,12 @@ def propose(
         uniform: random confidences, float32 [b, k], if `decode.remasking` is "random", otherwise None."""
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
-    noisy = logits if gumbel is None else logits + decode.temperature * gumbel
+    drawable = exclude_ids(logits, cfg)
+    noisy = drawable if gumbel is None else drawable + decode.temperature * gumbel
     drawn = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
     if uniform is not None:
         return drawn, uniform
-    judged = drawn if decode.remasking == "low_confidence" else jnp.argmax(logits, axis=-1)
+    judged = drawn if decode.remasking == "low_confidence" else jnp.argmax(drawable, axis=-1)
     ends = jnp.zeros(drawn.shape, bool)
     if decode.confidence_eos_eot_inf:
         for token in (cfg.eos_id, cfg.eot_id):

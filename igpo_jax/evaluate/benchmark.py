@@ -27,7 +27,7 @@ from igpo_jax.runtime.statistics import accuracy_interval, paired, problem_means
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
-from igpo_jax.tokenizers import completion_text
+from igpo_jax.tokenizers import completion_text, warn_of_no_text
 
 
 def run_benchmark(
@@ -41,6 +41,8 @@ def run_benchmark(
     decode = decode_config(config, name)
     done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
     prompts = prompts_of(model, config, problems, decode)
+    ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
+    warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool = reward_pool(part.task, config.reward)

@@ -42,6 +42,8 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     tied_head: bool = False
     eot_id: int | None = None  # end of a turn, if the vocabulary has one
+    # Ranges (first, end) of the ids that, like MASK, are never drawn, see `tokenizers.ids_never_drawn`. () without a tokenizer.
+    never_drawn: tuple[tuple[int, int], ...] = ()
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: str = "none"  # what the backward pass recomputes. none: nothing; dots: all but products with weights; full: layers
@@ -73,6 +75,11 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         return self.width // self.heads
+
+    @property
+    def excluded(self) -> int:
+        """Number of ids in `never_drawn`."""
+        return sum(end - first for first, end in self.never_drawn)
 
 
 @flax.struct.dataclass

@@ -33,6 +33,7 @@ from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor
 from igpo_jax.stages.sft import heldout_bound, make_sft_update
+from igpo_jax.tokenizers import EOS, MASK, PAD, UNKNOWN, has_tokenizer, load_tokenizer
 from igpo_jax.training.policy import Policy, abstract_attach, in_compute_dtype, make_cast
 from igpo_jax.training.state import TrainState, make_optimizer
 
@@ -40,6 +41,7 @@ GIB = 2**30
 LLADA_8B = ModelConfig(
     vocab_size=126464, mask_id=126336, eos_id=126081, eot_id=126348,
     width=4096, layers=32, heads=32, kv_heads=32, mlp_width=12288,
+    never_drawn=((126080, 126081), (126082, 126336), (126337, 126348), (126349, 126464)),
 )  # fmt: skip
 
 
@@ -54,16 +56,20 @@ class Program:
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the configuration of a run's network, and a text that names the source of the network's shape. Reads neither the
-    tokenizer nor the weights. Raises ValueError if the model's folder exists but cannot be used."""
+    """Returns the configuration of a run's network, and a text that names the source of the network's shape. Reads a folder's
+    tokenizer, if it has one, but not its weights. Raises ValueError if the model's folder exists but cannot be used."""
     path = config.model.path
     if not path:
         size = -(-config.tokenizer.vocab_size // 8) * 8
-        return configuration.own_model(config, vocab_size=size, mask_id=1, eos_id=2), "the configuration"
+        model = configuration.own_model(config, vocab_size=size, mask_id=MASK, eos_id=EOS)
+        return dataclasses.replace(model, never_drawn=((PAD, PAD + 1), (UNKNOWN, UNKNOWN + 1))), "the configuration"
     if not pathlib.Path(path).exists():
         numerics = {key: getattr(config.model, key) for key in configuration.NUMERICS}
         return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B (assumed: folder {path!r} not found)"
-    return present(configuration.folder_model(config)), path
+    model = present(configuration.folder_model(config))
+    if has_tokenizer(path):
+        model = configuration.with_tokenizer(model, load_tokenizer(path, model.mask_id), path)
+    return model, path
 
 
 class Shapes:

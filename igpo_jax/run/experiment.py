@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,7 +31,7 @@ from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
-from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece
+from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
@@ -258,6 +258,7 @@ def _with_data(
     sft_data = heldout = rl_data = None
     if "sft" in problems:
         kept, sft_data = sft_arrays(problems["sft"], tokenizer, **fit)
+        warn_of_no_text(tokenizer, "problems of the split sft", _token_ids(sft_data, sft_data.completion))
         if config.sft.heldout:
             sft_data, heldout = _hold_out(kept, sft_data, config)
             repeated = len(kept) - len(sft_data.tokens) - len(heldout.tokens)
@@ -267,12 +268,21 @@ def _with_data(
     # Long test prompts are cut, so that no test problem is dropped.
     test_data = ProblemSet(*prompt_arrays(problems["test"], tokenizer, **fit | {"overflow": "cut"}, exclude_answer=exclude))
     prompts = rl_data.prompts if rl_data else None
+    for split, batch in ("rl", prompts), ("test", test_data.prompts):
+        if batch is not None:
+            warn_of_no_text(tokenizer, f"problems of the split {split}", _token_ids(batch, batch.trace))
     for arrays, key, size in (sft_data, "sft.batch_size", config.sft.batch_size), (prompts, "rl.prompts", config.rl.prompts):
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     pool = reward_pool(config.task, config.reward)
     arrays = (sft_data, heldout, rl_data, test_data)
     return Experiment(workdir, config, fingerprint, data, dropped, tokenizer, model, mesh, *arrays, pool)
+
+
+def _token_ids(batch: PromptBatch | SFTBatch, solutions: np.ndarray) -> Iterator[list[int]]:
+    """Returns the token ids of each prompt without padding, followed by those of its solution, int32 [n, l]."""
+    for prompt, mask, solution in zip(batch.tokens, batch.prompt_mask, solutions, strict=True):
+        yield [*prompt[mask].tolist(), *solution.tolist()]
 
 
 def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tuple[SFTBatch, SFTBatch]:

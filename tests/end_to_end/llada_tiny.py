@@ -5,9 +5,7 @@ from igpo_jax.tasks import arithmetic
 
 
 def get_config():
-    config = base_config(
-        **arithmetic.defaults(slots=2, worked_share=0.9, sft_problems=128, rl_problems=64, test_problems=8)
-    )
+    config = base_config(**arithmetic.defaults(slots=2, worked_share=0.9, sft_problems=128, rl_problems=64, test_problems=8))
     config.lora.update({"rank": 4, "alpha": 8.0})
     config.tokenizer.chat = True
     config.data.prompt_buckets = (48,)

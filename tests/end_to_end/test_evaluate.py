@@ -109,7 +109,9 @@ def test_two_evaluations_are_compared_problem_by_problem(command, config, finish
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found) == {"sums", "drawn"} and found["drawn"] is None  # only one evaluation has it
-    accuracies = [json.loads((folder / "card.json").read_text())["benchmarks"]["sums"]["pass@1"] for folder in (before, expected[0])]
+    accuracies = [
+        json.loads((folder / "card.json").read_text())["benchmarks"]["sums"]["pass@1"] for folder in (before, expected[0])
+    ]
     assert [found["sums"][key] for key in ("one", "other")] == accuracies
     assert found["sums"]["difference"] == pytest.approx(accuracies[1] - accuracies[0]) and 0 < found["sums"]["p_value"] <= 1
 

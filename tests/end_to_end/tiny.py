@@ -5,9 +5,7 @@ from igpo_jax.tasks import arithmetic
 
 
 def get_config():
-    config = base_config(
-        **arithmetic.defaults(slots=2, worked_share=0.9, sft_problems=1024, rl_problems=64, test_problems=16)
-    )
+    config = base_config(**arithmetic.defaults(slots=2, worked_share=0.9, sft_problems=1024, rl_problems=64, test_problems=16))
     config.model.update({"width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 32})
     config.data.prompt_buckets = (9,)
     for decode in (config.sampler, config.evaluation):

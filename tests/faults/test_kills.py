@@ -35,5 +35,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(
         assert faults.differences(tmp_path / "run", tmp_path / "undisturbed") == []
         # The comparison detects a change.
         log = tmp_path / "run/metrics.jsonl"
-        log.write_text(log.read_text().replace('"sft/loss": 0', '"sft/loss": 1', 1).replace('"sft/loss": 2', '"sft/loss": 3', 1))
+        log.write_text(
+            log.read_text().replace('"sft/loss": 0', '"sft/loss": 1', 1).replace('"sft/loss": 2', '"sft/loss": 3', 1)
+        )
         assert "metrics.jsonl" in faults.differences(tmp_path / "run", tmp_path / "undisturbed")

@@ -113,7 +113,11 @@ def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_pat
     rows = read_rows(workdir / "metrics.jsonl")
     assert [(row["update/skipped"], row["update/consecutive_skips"]) for row in rows] == [(2, 0), (1, 0), (15, 15)]
     assert all(row["sft/loss"] > 0 for row in rows) and rows[-1]["sft/grad_norm"] is None
-    assert {name: array.shape[0] for name, array in np.load(batch).items()} == {"tokens": 64, "prompt_mask": 64, "completion": 64}
+    assert {name: array.shape[0] for name, array in np.load(batch).items()} == {
+        "tokens": 64,
+        "prompt_mask": 64,
+        "completion": 64,
+    }
     # The same command ends the same way; with a higher limit the run continues.
     assert last_line(command("train", f"--config={config}", f"--workdir={workdir}", *SHORT)) == last_line(process)
     more = ("--config.skip_limit=16", "--config.rl.iterations=3")

@@ -32,7 +32,9 @@ def attack_of():
 def test_a_damaged_file_is_read_or_refused_by_its_name(parser, attack_of):
     attack = attack_of(parser)
 
-    @settings(max_examples=EXAMPLES // 4 if parser.name in SLOW else EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES // 4 if parser.name in SLOW else EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(st.sampled_from(sorted(attack.valid)), st.randoms(use_true_random=False))
     def hostile(name, draw):
         attack(name, mutated(attack.valid[name], draw))
@@ -41,7 +43,9 @@ def test_a_damaged_file_is_read_or_refused_by_its_name(parser, attack_of):
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
-@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"\xff" * 64, b"\xef\xbb\xbf{}", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**6])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 64, b"\xff" * 64, b"\xef\xbb\xbf{}", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**6]
+)
 def test_what_is_no_file_at_all_is_refused(parser, attack_of, content):
     attack = attack_of(parser)
     for name in attack.valid:
@@ -53,7 +57,13 @@ def test_what_is_no_file_at_all_is_refused(parser, attack_of, content):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": ' + "9" * 10**6 + "}", "[" * 10**5 + "]" * 10**5, "[" * (MAX_NESTED + 1) + "]" * (MAX_NESTED + 1), r'"\ud800"', "\ufeff{}"],
+    [
+        '{"a": ' + "9" * 10**6 + "}",
+        "[" * 10**5 + "]" * 10**5,
+        "[" * (MAX_NESTED + 1) + "]" * (MAX_NESTED + 1),
+        r'"\ud800"',
+        "\ufeff{}",
+    ],
     ids=["digits", "deep", "deeper", "surrogate", "BOM"],
 )
 def test_json_that_python_would_choke_on_is_refused(text):

@@ -39,7 +39,8 @@ def test_many_boxes_are_no_trouble(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["9" * 20_000, "0" * 20_000 + "/11", "1 " * 9999, "}" * 20_000, "5 " + "apples " * 20 + "!", "5 cm" + "^2 " * 99 + "!"]
+    "text",
+    ["9" * 20_000, "0" * 20_000 + "/11", "1 " * 9999, "}" * 20_000, "5 " + "apples " * 20 + "!", "5 cm" + "^2 " * 99 + "!"],
 )
 def test_long_answers_are_decided_at_once(text):
     begin = time.monotonic()

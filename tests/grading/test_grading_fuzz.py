@@ -49,7 +49,9 @@ def test_extraction_is_quick_and_finds_text_or_none(text):
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("rule, gold", [("box", r"\frac{1}{2}"), ("number", "5"), pytest.param("any", "x+1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rule, gold", [("box", r"\frac{1}{2}"), ("number", "5"), pytest.param("any", "x+1", marks=pytest.mark.slow)]
+)
 def test_hostile_strings_get_a_verdict(rule, gold):
     """Every answer is graded or times out; no worker crashes or raises."""
     texts = strings.collected(strings.texts, EXAMPLES // 3)

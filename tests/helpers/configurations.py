@@ -78,7 +78,9 @@ def _value(old: Any, draw: random.Random) -> Any:
         case str():
             return draw.choice(WORDS)
         case _:
-            return draw.choice(((), (1,), (0,), (5, 3), (64, 128), ("query",), ("query", "down"), ("x",), (None,), [16, 32], (2**31,)))
+            return draw.choice(
+                ((), (1,), (0,), (5, 3), (64, 128), ("query",), ("query", "down"), ("x",), (None,), [16, 32], (2**31,))
+            )
 
 
 def build(values: ConfigDict) -> str:

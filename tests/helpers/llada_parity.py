@@ -76,9 +76,7 @@ class Fixture:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
         self.mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-        has_weights = [
-            path for path in (self.folder, self.folder / "bf16_sharded") if any(path.glob("model*.safetensors"))
-        ]
+        has_weights = [path for path in (self.folder, self.folder / "bf16_sharded") if any(path.glob("model*.safetensors"))]
         recorded = {path.name: path for path in self.folder.glob("*.npz")}
         if not (self.folder / "config.json").is_file() or not has_weights or "forward.npz" not in recorded:
             raise ValueError(f"{folder} is not a fixture: it needs config.json, model.safetensors and forward.npz")
@@ -201,9 +199,7 @@ def same_values(fixture: Fixture) -> Outcome:
     sharded = load_params(fixture.part("bf16_sharded"), fixture.cfg, fixture.mesh)
 
     pairs = [*zip(jax.tree.leaves_with_path(fixture.params), jax.tree.leaves(sharded), strict=True)]
-    differ = [
-        jax.tree_util.keystr(path) for (path, a), b in pairs if np.asarray(a).tobytes() != np.asarray(b).tobytes()
-    ]
+    differ = [jax.tree_util.keystr(path) for (path, a), b in pairs if np.asarray(a).tobytes() != np.asarray(b).tobytes()]
     return Outcome(named(f"{len(pairs)} parameters compared, bit for bit", "differ", differ), not differ)
 
 
@@ -268,9 +264,7 @@ def internal(fixture: Fixture, name: str) -> Outcome:
 
 
 def hidden_states(fixture: Fixture) -> Outcome:
-    return difference(
-        hidden_of(fixture.params, fixture("forward/input_ids"), fixture.cfg), fixture("forward/hidden_states")
-    )
+    return difference(hidden_of(fixture.params, fixture("forward/input_ids"), fixture.cfg), fixture("forward/hidden_states"))
 
 
 def logits(fixture: Fixture, prefix: str = "") -> Outcome:
@@ -399,7 +393,9 @@ def released_sampler(fixture: Fixture) -> Outcome:
     for case in cases:
         ours = reference_trace(fixture.params, case, fixture.sampler_cfg)
         if not np.array_equal(ours, case.trace):
-            step = next((i for i, (a, b) in enumerate(zip(ours, case.trace, strict=False)) if not np.array_equal(a, b)), len(ours))
+            step = next(
+                (i for i, (a, b) in enumerate(zip(ours, case.trace, strict=False)) if not np.array_equal(a, b)), len(ours)
+            )
             differ.append(f"{case.name} from step {step}")
         elif not np.array_equal(ours[-1], case.out):
             differ.append(f"{case.name} in its result")

@@ -29,9 +29,7 @@ with jax.set_mesh(mesh):
     bytes_read = sum(read)
     export(folder / "model", folder / "exported", mesh)
 model = igpo_jax.load(folder / "model", mesh=mesh)
-tokens = [
-    done.tokens.tolist() for done in model.generate(["Hello", "two and two"], completion_length=16, block_length=8)
-]
+tokens = [done.tokens.tolist() for done in model.generate(["Hello", "two and two"], completion_length=16, block_length=8)]
 score = model.score("Hello", " there").log_likelihood
 infilled = model.infill(["The answer is [MASK:4] because"])[0].tokens.tolist()
 result = {"bytes_read": bytes_read, "tokens": tokens, "score": score, "infilled": infilled}

@@ -242,9 +242,7 @@ def workdir_flags(stage) -> list[str]:
 
 
 def pod(stage, *flags):
-    return bash(
-        "launch/tpu_vm.sh", *TPU, *flags, "--", *workdir_flags(stage), cwd=stage.repository, **stage.env
-    )
+    return bash("launch/tpu_vm.sh", *TPU, *flags, "--", *workdir_flags(stage), cwd=stage.repository, **stage.env)
 
 
 def test_a_pod_trains_to_the_end_and_the_same_command_trains_no_second_time(stage):
@@ -333,9 +331,7 @@ def test_a_training_that_runs_is_followed_not_started_twice(stage):
     wait_for(stage.folder / "waiting")
     first.kill()  # simulates a closed laptop
     first.wait()
-    second = subprocess.Popen(
-        command, cwd=stage.repository, env=os.environ | stage.env, stderr=subprocess.PIPE, text=True
-    )
+    second = subprocess.Popen(command, cwd=stage.repository, env=os.environ | stage.env, stderr=subprocess.PIPE, text=True)
     time.sleep(1)
     assert len(stage.lines("started")) == 1 and second.poll() is None
     end_session(stage, "TERM")
@@ -398,7 +394,7 @@ def test_a_failed_installation_is_tried_again(tmp_path):
     (tmp_path / "setup.py").touch()
     python = tmp_path / "python"
     python.write_text(
-        '#!/usr/bin/env bash\ncase $1 in --version) echo Python 3.12 ;; -c) exit 0 ;;\n'
+        "#!/usr/bin/env bash\ncase $1 in --version) echo Python 3.12 ;; -c) exit 0 ;;\n"
         '-m) mkdir -p .venv/bin; printf "#!/bin/sh\\nexit 1\\n" > .venv/bin/python; chmod +x .venv/bin/python ;; esac\n'
     )
     python.chmod(0o755)

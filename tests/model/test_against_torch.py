@@ -88,9 +88,7 @@ def test_the_reference_equals_the_released_llada():
 
     loss = {name: torch.from_numpy(value) for name, value in np.load(COPY / "loss.npz").items()}
     pretrain, _ = reference.losses(weights, config, loss["ids"], loss["noisy"], loss["p_mask"])
-    tuned, _ = reference.losses(
-        weights, config, loss["ids"], loss["sft_noisy"], loss["p_mask"], loss["sft_prompt_lengths"]
-    )
+    tuned, _ = reference.losses(weights, config, loss["ids"], loss["sft_noisy"], loss["p_mask"], loss["sft_prompt_lengths"])
     assert pretrain == pytest.approx(float(loss["pretrain_loss"]), abs=1e-5)
     assert tuned == pytest.approx(float(loss["sft_loss"]), abs=1e-5)
 

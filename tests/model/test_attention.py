@@ -188,5 +188,7 @@ def test_cudnn_equals_xla_forward_and_backward():
     (q, k, v), attention_mask, weight = inputs()
     exact = value_and_gradients(xla, (q, k, v), attention_mask, weight)
     low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
-    have = value_and_gradients(lambda q, k, v, attention_mask: attend(q, k, v, attention_mask, "cudnn"), low, attention_mask, weight)
+    have = value_and_gradients(
+        lambda q, k, v, attention_mask: attend(q, k, v, attention_mask, "cudnn"), low, attention_mask, weight
+    )
     assert_close(have, exact, attention_mask, 0.03)

@@ -13,9 +13,7 @@ from igpo_jax.model.logprobs import HEAD, token_log_probs, token_scores
 from igpo_jax.model.transformer import ModelConfig, init, shardings, unembed
 from igpo_jax.runtime.mesh import BATCH, shard_batch
 
-CFG = ModelConfig(
-    vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7
-)
+CFG = ModelConfig(vocab_size=24, mask_id=1, eos_id=2, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7)
 MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
 
 

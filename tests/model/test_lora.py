@@ -117,9 +117,7 @@ def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
     placed = lora_module.shardings(cfg, LORA, mesh)
     sharded = attach(jax.device_put(base, transformer.shardings(cfg, mesh)), jax.device_put(adapters, placed), LORA)
     with jax.set_mesh(mesh):
-        np.testing.assert_allclose(
-            forward(sharded, *batch, cfg), forward(attach(base, adapters, LORA), *batch, cfg), atol=3e-5
-        )
+        np.testing.assert_allclose(forward(sharded, *batch, cfg), forward(attach(base, adapters, LORA), *batch, cfg), atol=3e-5)
     a, b = placed["gate"]["a"].spec, placed["gate"]["b"].spec
     assert (tuple(a), tuple(b)) == ((None, ("fsdp", "tensor"), None), (None, None, ("tensor", "fsdp")))
 

@@ -151,8 +151,4 @@ def test_not_a_fixture_is_an_error_of_one_line(small, capsys, damage):
         (small / "forward.npz").write_bytes(b"PK")
     assert main(arguments) == 2
     out, error = capsys.readouterr()
-    assert (
-        out == ""
-        and len(error.splitlines()) == 1
-        and error.startswith("error: usage" if not arguments else "error: ")
-    )
+    assert out == "" and len(error.splitlines()) == 1 and error.startswith("error: usage" if not arguments else "error: ")

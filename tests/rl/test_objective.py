@@ -276,7 +276,9 @@ def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios():
     cfg = ObjectiveConfig(clip_low=0.99, clip_high=99, kl_coefficient=0)
     loss, statistics = policy_terms(new, old, new, jnp.ones(1), loss_mask, cfg)
     assert loss[0] == pytest.approx(-(2.0 ** (1 / 3)), rel=1e-5)
-    tokenwise, _ = policy_terms(new, old, new, jnp.ones(1), loss_mask, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99))
+    tokenwise, _ = policy_terms(
+        new, old, new, jnp.ones(1), loss_mask, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99)
+    )
     assert tokenwise[0] == pytest.approx(-(4 + 0.25 + 2) / 3, rel=1e-5)
 
 
@@ -387,7 +389,9 @@ def test_groups_of_equal_rewards_have_no_gradient(mesh):
 
 
 @pytest.mark.parametrize("shapes", [SHAPES[:1], pytest.param(SHAPES[1:], marks=pytest.mark.slow)], ids=["few", "more"])
-@pytest.mark.parametrize("estimator, reference_code", [("mean_field", False), pytest.param("masked", True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "estimator, reference_code", [("mean_field", False), pytest.param("masked", True, marks=pytest.mark.slow)]
+)
 def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code, shapes, mesh_of):
     objective = ObjectiveConfig(estimator=estimator, inner_steps=2, kl_coefficient=0.2, reference_code=reference_code)
     old, reference, batch, one = make_params(0), make_params(1), make_batch(), mesh_of((1, 1, 1))
@@ -399,9 +403,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code,
         with jax.set_mesh(mesh):
             params = jax.device_put(near, shardings(CFG, mesh))
             function = jax.jit(
-                jax.value_and_grad(
-                    lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True
-                )
+                jax.value_and_grad(lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True)
             )
             return jax.device_get(function(params, *shard_batch((batch, logprobs), mesh)))
 
@@ -419,9 +421,7 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
     batch, objective = make_batch(), ObjectiveConfig(kl_coefficient=0.2)
     shared = first(scores_of(make_params(0), make_params(1), batch, objective, mesh))
     rows = (N, 1, G)
-    views = shared.views.replace(
-        masked=np.ones((*rows, LENGTH), bool), prompt_masked=np.zeros((*rows, P_LENGTH), bool)
-    )
+    views = shared.views.replace(masked=np.ones((*rows, LENGTH), bool), prompt_masked=np.zeros((*rows, P_LENGTH), bool))
 
     def run(logprobs):
         def loss(params):
@@ -429,7 +429,9 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
 
         return jax.jit(jax.value_and_grad(loss))(moved(make_params(0), 0.1))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(shared.replace(views=views)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(shared.replace(views=views))
+    )
 
 
 def test_gradient_accumulation_changes_nothing(mesh):

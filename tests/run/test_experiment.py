@@ -76,6 +76,22 @@ def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k
     assert all("1 of 21 problems do not fit" in text and "dropped" in text for text in warnings)
 
 
+def test_ids_without_text_are_excluded_from_draws_and_counted_in_the_data(gsm8k_file, tmp_path, caplog):
+    test = tmp_path / "test.jsonl"
+    rows = ({"question": question, "answer": "It is 5.\n#### 5"} for question in ("How many?", "How many €?"))
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    gsm8k_file.write_text(gsm8k_file.read_text("utf-8").replace("How", "How ø", 1), "utf-8")  # 53 pieces
+    with caplog.at_level(logging.WARNING):
+        experiment = open_experiment(gsm8k(gsm8k_file, test, tokenizer__kind="char"), tmp_path / "run")
+    [message] = [record.getMessage() for record in caplog.records if "without text" in record.getMessage()]
+    assert message.startswith("1 of 2 problems of the split test have") and "the first is number 2" in message
+    tokenizer, model = experiment.tokenizer, experiment.model
+    assert model.vocab_size > tokenizer.vocab_size
+    unused = (tokenizer.vocab_size, model.vocab_size)
+    assert model.never_drawn == ((tokenizer.pad_id, tokenizer.pad_id + 1), (3, 4), unused)
+    assert model.excluded == 2 + model.vocab_size - tokenizer.vocab_size
+
+
 def test_it_is_an_error_if_nothing_fits(gsm8k_file, tmp_path):
     message = error_of(gsm8k(gsm8k_file, data__overflow="drop", data__prompt_buckets=(2,)), tmp_path / "run")
     assert "20 of 20 problems do not fit" in message and "data.prompt_buckets" in message

@@ -11,7 +11,15 @@ from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, rea
 
 
 def rollout_row(step, text="4"):
-    return {"step": step, "try": "first", "question": "2+2=", "text": text, "extracted_answer": "4", "reward": 1.0, "correct": True}
+    return {
+        "step": step,
+        "try": "first",
+        "question": "2+2=",
+        "text": text,
+        "extracted_answer": "4",
+        "reward": 1.0,
+        "correct": True,
+    }
 
 
 def steps(path):

@@ -179,7 +179,9 @@ def test_ordinary_answers_are_graded_at_five_hundred_a_second(pool):
     answers = [
         (Problem("i", "q", gold, "", (), ""), f"So the answer is \\boxed{{{given}}}.")
         for n in range(500)
-        for gold, given in zip(golds, [str(72 + n % 2), r"\frac{6}{8}", "1+x", "(1,2)", r"\sqrt{12}", "1,250", "A", ".5"], strict=True)
+        for gold, given in zip(
+            golds, [str(72 + n % 2), r"\frac{6}{8}", "1+x", "(1,2)", r"\sqrt{12}", "1,250", "A", ".5"], strict=True
+        )
     ]
     one(answers[:16])  # starts the workers
     begin = time.monotonic()

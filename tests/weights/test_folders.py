@@ -60,7 +60,8 @@ def in_three_files(values, cfg):
 @pytest.mark.parametrize(
     "family, cfg",
     [
-        pytest.param("llada", PLAIN, marks=pytest.mark.slow), pytest.param("llada", GROUPED, marks=pytest.mark.slow),
+        pytest.param("llada", PLAIN, marks=pytest.mark.slow),
+        pytest.param("llada", GROUPED, marks=pytest.mark.slow),
         ("illada", GROUPED),
     ],
 )
