@@ -85,7 +85,7 @@ def test_sudoku_of_d1_and_spg(names, kind, tmp_path):
     if kind == "parquet":
         parquet_of(rows, path)
     else:
-        written(path, {"csv.gz": gzip.compress(plain), "jsonl": lines(rows)}.get(kind, codecs.BOM_UTF8 + plain))
+        written(path, {"csv.gz": gzip.compress(plain, mtime=0), "jsonl": lines(rows)}.get(kind, codecs.BOM_UTF8 + plain))
     assert [problem.answer for problem in puzzles(sudoku, path)] == [
         f"{puzzle} -> {solution}" for puzzle, solution in zip(PUZZLES, SOLUTIONS, strict=True)
     ]
@@ -124,8 +124,8 @@ def test_aime(rows, kind, tmp_path):
     ("bom.jsonl", codecs.BOM_UTF8 + lines(MATH)), ("lines.json", lines(MATH)), ("array.jsonl", json.dumps(MATH).encode()),
     ("pretty.jsonl", json.dumps(MATH, indent=1).encode()), ("bom.json", codecs.BOM_UTF8 + json.dumps(MATH).encode()),
     ("blank.json", b"\n \r\n" + lines(MATH) + b"\n\n  \n"), ("windows.jsonl", lines(MATH).replace(b"\n", b"\r\n")),
-    ("lines.jsonl.gz", gzip.compress(lines(MATH))), ("array.json.gz", gzip.compress(json.dumps(MATH).encode())),
-    ("lines.JSON.GZ", gzip.compress(codecs.BOM_UTF8 + lines(MATH))), ("rows.csv.gz", gzip.compress(csv_of(MATH))),
+    ("lines.jsonl.gz", gzip.compress(lines(MATH), mtime=0)), ("array.json.gz", gzip.compress(json.dumps(MATH).encode())),
+    ("lines.JSON.GZ", gzip.compress(codecs.BOM_UTF8 + lines(MATH), mtime=0)), ("rows.csv.gz", gzip.compress(csv_of(MATH))),
     ("rows.csv", codecs.BOM_UTF8 + csv_of(MATH).replace(b"\n", b"\r\n") + b"\r\n\r\n"), ("lines.txt", lines(MATH)),
 ])  # fmt: skip
 def test_all_of_these_files_are_the_same_problems(name, content, tmp_path):
@@ -198,8 +198,8 @@ def test_missing_columns_are_named(tmp_path):
 @pytest.mark.parametrize("name, content, message", [
     ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "line 2: not UTF-8"), ("a.csv", b"a,b\n1,2\n3,\x92\n", "line 3: not UTF-8"),
     ("a.json", b'[{"a": 1},\n{"a": "\xe9"}]', "line 2: not UTF-8"), ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "not UTF-8 but UTF-16"),
-    ("a.jsonl", gzip.compress(b'{"a": 1}\n'), "must end in .gz"), ("a.jsonl.gz", b'{"a": 1}\n', "no complete gzip file"),
-    ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "no complete gzip file"), ("a.csv", b"a,b,a\n1,2,3\n", "the column 'a' is given twice"),
+    ("a.jsonl", gzip.compress(b'{"a": 1}\n', mtime=0), "must end in .gz"), ("a.jsonl.gz", b'{"a": 1}\n', "no complete gzip file"),
+    ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "no complete gzip file"), ("a.csv", b"a,b,a\n1,2,3\n", "the column 'a' is given twice"),
     ("a.csv", b"a,b\n1,2\n\n1\n", "line 4: 1 values for 2 columns"), ("a.csv", b'a,b\n1,"2\n3\n', "line 2: not CSV"),
     ("a.jsonl", b'{"a": 1, "a": 2}\n', "line 1: not JSON .the key 'a' is given twice"), ("a.csv", b"a,b\n", "no problems in this file"),
     ("a.json", b'{\n "rows": []\n}\n', "line 1: not JSON .*is an array of objects, or has one object per line"),
@@ -226,7 +226,7 @@ def test_malformed_rows_of_every_kind_count_against_the_limit(tmp_path, caplog):
     for name, content in (
         ("a.csv", b"a,b\n1\n2,3\n"),
         ("a.json", b'[1, {"a": 2}]'),
-        ("a.jsonl.gz", gzip.compress(b'{\n{"a": 2}\n')),
+        ("a.jsonl.gz", gzip.compress(b'{\n{"a": 2}\n', mtime=0)),
     ):
         path = str(written(tmp_path / name, content))
         assert len(list(read_rows(path, 1))) == 1 and name in caplog.text
