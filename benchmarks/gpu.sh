@@ -4,6 +4,7 @@
 # Needs the package's requirements for CUDA (BUILD.md). What fails is named in summary.txt; the rest is run all the same.
 # Without a GPU it runs small shapes on the CPU: whether the script works, no measurements.
 set -uo pipefail
+[ $# = 0 ] || { echo "error: $1: this script has no flags" >&2; exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 out="$(realpath -m "${OUT:-benchmarks/results}")"
 python="${PYTHON:-python3}"

@@ -5,6 +5,7 @@
 set -euo pipefail
 folder="${1:?usage: bash benchmarks/profile.sh FOLDER [flags of igpo_jax.train]}"
 shift
+case $folder in -*) echo "error: the first argument is the folder to write, not $folder" >&2; exit 2 ;; esac
 mkdir -p "$folder"
 folder="$(cd "$folder" && pwd)"
 cd "$(dirname "$0")/.."

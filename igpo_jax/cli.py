@@ -6,37 +6,57 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from igpo_jax.runtime.host import keep_freed_memory
+if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages are missing
+    from ml_collections import ConfigDict
+
+FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
+SHOWN = 100  # characters of an argument in a message
 
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
-    has an error, prints the error in one line and ends the process."""
+def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
+    """Does what `parse_arguments` does, in a process that is prepared for training on CPUs."""
+    from igpo_jax.runtime.host import keep_freed_memory  # imports jax
+
     keep_freed_memory()
+    return parse_arguments(arguments, words)
+
+
+def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
+    """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
+    has an error, prints the error in one line and ends the process. Arguments that are neither flags nor values of flags are
+    errors, unless `words` is True; then NAME=VALUE is an error if it is no path."""
     try:
-        resolved, path = list(arguments), None
-        for i, argument in enumerate(arguments):
-            if argument.startswith("--config="):
-                path = resolve_config_path(argument.removeprefix("--config="))
-                resolved[i] = f"--config={path}"
-            elif i and arguments[i - 1] == "--config":
-                resolved[i] = path = resolve_config_path(argument)
-        if path is not None:
-            _check_overrides(resolved, _load_config(path))
-        return flags.FLAGS(resolved)
+        flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
+        given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
+        _check_arguments(given, _known_flags(path), words)
+        return flags.FLAGS([arguments[0], *given])
     except (ValueError, flags.Error) as error:
         sys.exit(f"error: {error}")
 
 
+def config_overrides(arguments: Sequence[str]) -> list[str]:
+    """Returns the overrides --config.KEY=VALUE among arguments that were parsed. Rewrites other spellings, such as
+    --noconfig.KEY and --config.KEY VALUE, to this form."""
+    overrides, given = [], flags.FLAGS.read_flags_from_files(arguments)
+    for i, argument in enumerate(given):
+        if override := re.fullmatch(r"--?(no)?(config\.[^=]+)(=.*)?", argument, re.DOTALL):
+            negated, name, value = override.groups()
+            if value is None:
+                boolean = negated or flags.FLAGS[name].boolean
+                value = f"={not negated}" if boolean else f"={given[i + 1]}"
+            overrides.append(f"--{name}{value}")
+    return overrides
+
+
 def resolve_config_path(argument: str) -> str:
     """Returns the path of a config file, given a name such as `math.py` or `math.py:variant`. A name without a folder is also
-    looked up in ./configs and in the repository's configs/. If there is no such file, raises a ValueError that lists all config
-    files."""
+    looked up in ./configs and in the configs/ folder of the installation. If there is no such file, raises a ValueError that
+    lists all config files."""
     name, colon, variant = argument.partition(":")
     folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
     for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):
@@ -46,10 +66,26 @@ def resolve_config_path(argument: str) -> str:
     raise ValueError(f"no config file {name!r} here, nor in configs/; there are: {', '.join(known)}")
 
 
-def _load_config(argument: str) -> ConfigDict:
+def _resolve_config(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Returns the arguments with the path of the config file in place of its name, and this path, or None if the command takes
+    no config file or none is given."""
+    resolved, path = list(arguments), None
+    if "config" in flags.FLAGS:
+        for i, argument in enumerate(arguments):
+            if re.match("--?config=", argument):
+                path = resolve_config_path(argument.partition("=")[2])
+                resolved[i] = f"--config={path}"
+            elif i and arguments[i - 1] in ("-config", "--config") and not FLAG.fullmatch(argument):
+                resolved[i] = path = resolve_config_path(argument)
+    return resolved, path
+
+
+def _load_config(argument: str) -> "ConfigDict":
     """Calls get_config() of a config file, given as `file.py` or `file.py:variant`, and returns the configuration. Raises
     ValueError if the call fails or does not return a configuration. The message contains the line number and, if a key is
     wrong, the most similar key."""
+    from ml_collections import ConfigDict
+
     path, colon, variant = argument.partition(":")
     try:
         config = runpy.run_path(path)["get_config"](*([variant] if colon else []))
@@ -69,19 +105,109 @@ def _load_config(argument: str) -> ConfigDict:
     return config
 
 
-def _check_overrides(arguments: list[str], config: ConfigDict) -> None:
-    """Raises ValueError if a command-line argument --config.KEY=VALUE has a key that is not in the configuration."""
-    known = list(_dotted_keys(config))
-    for argument in arguments:
-        override = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
-        if override and override[1] not in known:
-            nearest = difflib.get_close_matches(override[1], known, n=1)
-            hint = f"; did you mean --config.{nearest[0]}?" if nearest else f"; there are: {', '.join(known)}"
-            raise ValueError(f"--config.{override[1]}: there is no such key{hint}")
+def _known_flags(path: str | None) -> dict[str, bool]:
+    """Returns {name of a flag: whether it may stand without a value}. The flags are those of the command and, if `path` is the
+    path of a config file, one flag config.KEY for each key of this configuration."""
+    known = {name: bool(flags.FLAGS[name].boolean) for name in flags.FLAGS}
+    known["undefok"] = False
+    for key, value in _dotted_items(_load_config(path)) if path else ():
+        known[f"config.{key}"] = value is None or isinstance(value, bool)
+    return known | {f"no{name}": True for name, boolean in known.items() if boolean}
 
 
-def _dotted_keys(section: ConfigDict, prefix: str = "") -> Iterator[str]:
+def _dotted_items(section: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in section.items():
-        yield prefix + key
-        if isinstance(value, ConfigDict):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
+        yield prefix + key, value
+        if isinstance(value, type(section)):
+            yield from _dotted_items(value, f"{prefix}{key}.")
+
+
+def _check_arguments(arguments: Sequence[str], known: dict[str, bool], words: bool) -> None:
+    """Raises ValueError for the first argument that is neither a known flag nor a flag's value, or if the value of a flag is
+    missing. The message names the most similar flag. `words` is that of `parse_arguments`."""
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            continue
+        if not argument.strip("-") or not argument.startswith("-"):
+            if not words or ("=" in argument and not pathlib.Path(argument).exists()):
+                raise ValueError(f"{_shown(argument)} is not a flag{_hint(argument, rest, known)}")
+            continue
+        name, equals, _ = (argument[2:] if argument.startswith("--") else argument[1:]).partition("=")
+        boolean = known.get(name.partition("[")[0])
+        if boolean is None:
+            raise ValueError(_unknown_flag(argument, rest, known))
+        if equals:
+            continue
+        if boolean:
+            if rest and rest[0].lower() in ("true", "false", "1", "0", "yes", "no"):
+                raise ValueError(f"{rest[0]} is not a flag; did you mean --{name}={rest[0]}?")
+        elif not rest:
+            raise ValueError(f"{argument} has no value; give it as {argument}=VALUE")
+        elif (flag := FLAG.fullmatch(rest[0])) and (flag[1] in known or _similar(flag[1], known)):
+            raise ValueError(f"{argument} has no value before {_shown(rest[0])}; give it as {argument}=VALUE")
+        else:
+            rest.pop(0)
+
+
+def _unknown_flag(argument: str, rest: Sequence[str], known: dict[str, bool]) -> str:
+    is_key = re.match(r"--?(no)?config\.", argument) and "config" in known
+    if is_key and not any(name.startswith("config.") for name in known):
+        return f"{_shown(argument)} changes a key of a config file, but there is no --config=FILE"
+    return f"{_shown(argument)}: there is no such {'key' if is_key else 'flag'}{_hint(argument, rest, known)}"
+
+
+def _parts(argument: str, rest: Sequence[str]) -> tuple[str, str]:
+    """Returns the name and the value that a mistaken argument probably means, given the arguments after it. Reads
+    `rl.iterations 3` and `rl.iterations = 3` as `rl.iterations=3`."""
+    name, equals, value = argument.lstrip("-").partition("=")
+    following = [word for word in rest[:2] if not word.startswith("--")]
+    if not equals and following and following[0].startswith("="):
+        value = following[0][1:] or "".join(following[1:])
+    elif not value and following and not (equals and argument.startswith("-")) and "=" not in following[0]:
+        value = following[0]
+    return name, value
+
+
+def _hint(argument: str, rest: Sequence[str], known: dict[str, bool]) -> str:
+    """Returns the end of a message about a mistaken argument: the most similar flags, or all flags if none is similar."""
+    name, value = _parts(argument, rest)
+    if "config" in known and not argument.startswith("-") and argument.partition(":")[0].endswith(".py"):
+        return f"; did you mean --config={argument}?"
+    similar = _similar(name, known)
+    if not similar and "config" in known and re.fullmatch(r"[a-z]\w*(\.\w+)+", name):
+        similar = [f"config.{name}"] * (not any(flag.startswith("config.") for flag in known))  # no file whose keys are known
+    if similar:
+        return f"; did you mean {' or '.join(_shown(f'--{flag}={value}' if value else f'--{flag}') for flag in similar)}?"
+    keys = [flag for flag in known if flag.startswith("config.")]
+    if name.startswith("config.") and keys:
+        return f"; there are: {', '.join(key.removeprefix('config.') for key in keys)}"
+    listed = ", ".join(f"--{flag}" for flag in _own_flags(known) if not flag.startswith("config."))
+    quote = "" if argument.startswith("-") or not listed else "; a value with spaces needs quotes"
+    return f"; the flags are {listed}{quote}" if listed else "; this command has no flags"
+
+
+def _similar(name: str, known: dict[str, bool]) -> list[str]:
+    """Returns the flags that are most similar to a mistaken name, with or without the prefix `config.`. Returns several flags
+    only if several configuration keys end with this name."""
+    own = _own_flags(known)
+    if name in own or f"config.{name}" in own:
+        return [name if name in own else f"config.{name}"]
+    if ends := [flag for flag in own if flag.startswith("config.") and flag.rpartition(".")[2] == name]:
+        return ends[:3]
+    bare = {flag.removeprefix("config."): flag for flag in reversed(own)}
+    return [bare[match] for match in difflib.get_close_matches(name.removeprefix("config."), bare, n=1)]
+
+
+def _own_flags(known: dict[str, bool]) -> list[str]:
+    """Returns the flags that the command itself defines, without those of libraries, and the configuration's keys."""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    own = {flag.name for module, defined in modules if module in ("__main__", sys.argv[0]) for flag in defined}
+    own |= {flag.name for module, defined in modules if module.startswith("igpo_jax.") for flag in defined}
+    return [name for name in known if name in own or name.startswith("config.")]
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."

@@ -11,6 +11,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
+from igpo_jax.cli import parse_arguments
 from igpo_jax.config import with_tokenizer
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
@@ -62,4 +63,4 @@ def warn_without_tokenizer(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_arguments)

@@ -15,6 +15,7 @@ import jax
 from absl import app, flags, logging
 
 from igpo_jax.api import Completion, DiffusionLM, load
+from igpo_jax.cli import parse_arguments
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
@@ -131,4 +132,4 @@ def show(model: DiffusionLM, completion: Completion) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_arguments)

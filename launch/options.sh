@@ -11,7 +11,7 @@ options() {
     argument=$1
     shift
     case $argument in
-      --) training=("$@"); return ;;
+      --) only_flags "$@"; training=("$@"); return ;;
       --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
       --*) ;;
       *) fail "$argument is no flag; flags of igpo_jax.train come after --" ;;
@@ -22,6 +22,17 @@ options() {
     value=1
     case $argument in *=*) value=${argument#*=} ;; esac
     printf -v "$(variable "$name")" '%s' "$value"
+  done
+}
+
+only_flags() { # words for igpo_jax.train: each is a flag, or the value of a flag that has no "="
+  local word before=
+  for word; do
+    case $word in
+      -*) ;;
+      *) case $before in "" | *=* | [!-]*) fail "$word is no flag; a key is changed with --config.key=value" ;; esac ;;
+    esac
+    before=$word
   done
 }
 

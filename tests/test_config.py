@@ -268,7 +268,7 @@ def config_file(folder: pathlib.Path, line: str) -> tuple[pathlib.Path, int]:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config.sampler.stepz=3"], "--config.sampler.stepz: there is no such key; did you mean --config.sampler.steps?"),
+        (["--config.sampler.stepz=3"], "--config.sampler.stepz=3: there is no such key; did you mean --config.sampler.steps=3?"),
         (["--config.rl.prompts=abc"], "flag --config.rl.prompts=abc: invalid literal for int() with base 10: 'abc'"),
         (["--config.rl.group_size=1"], "rl.group_size=1: an advantage needs at least 2 completions to compare"),
     ],

@@ -20,7 +20,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import config_overrides, parse_flags
 from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
@@ -42,7 +42,7 @@ def main(_) -> None:
     if QUICK.value:
         few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)}
         overrides = [f"--config.{key}={value}" for key, value in few.items()]
-    overrides += [argument for argument in sys.argv[1:] if argument.startswith("--config.")]  # the last one wins
+    overrides += config_overrides(sys.argv[1:])  # the last one wins
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     name = pathlib.Path(file.partition(":")[0]).stem
     folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))

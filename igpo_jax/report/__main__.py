@@ -4,6 +4,7 @@ Writes the HTML report of a training run, which need not be finished. For severa
 curves, their results with confidence intervals, their rollouts, and the settings that differ.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run() -> None:
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, words=True))
 
 
 if __name__ == "__main__":

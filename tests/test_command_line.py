@@ -1,0 +1,157 @@
+"""Every command refuses words that are no flags and flags that do not exist, and names what was probably meant."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import commands
+from run_configs import CONFIGS
+
+ROOT = pathlib.Path(__file__).parents[1]
+MAIN = '__name__ == "__main__"'
+SOURCES = {
+    ".".join(path.relative_to(ROOT / "igpo_jax").with_suffix("").parts).removesuffix(".__main__"): path.read_text()
+    for path in sorted((ROOT / "igpo_jax").rglob("*.py"))
+    if MAIN in path.read_text()
+}
+del SOURCES["tasks.reward_worker"]  # a process that the reward pool starts
+WITH_CONFIG = [name for name, text in SOURCES.items() if "DEFINE_config_file" in text]
+
+
+def refused(command: str, *arguments: str, cwd=None) -> str:
+    """Runs a command that must fail at once; returns its message, which must be one line."""
+    done = commands.run(command, *arguments, cwd=cwd, env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=120)
+    assert done.returncode == 1 and done.stdout == "", done
+    assert re.fullmatch(r"error: .+\n", done.stderr), done.stderr
+    return done.stderr
+
+
+def config_and_key(command: str) -> tuple[str, str]:
+    return ("evaluate_math.py", "decode.steps") if command == "evaluate" else ("arithmetic.py", "rl.iterations")
+
+
+def test_the_commands_are_those_of_the_documentation():
+    text = (ROOT / "README.md").read_text()
+    assert set(SOURCES) == set(re.findall(r"python -m igpo_jax\.(\w+)", text))
+    assert len(WITH_CONFIG) >= 5
+
+
+@pytest.mark.parametrize("command", SOURCES)
+def test_every_command_refuses_stray_words_and_unknown_flags(command, tmp_path):
+    config, key = config_and_key(command)
+    known = re.findall(r'flags\.DEFINE_\w+\(\s*"([\w-]+)"', SOURCES[command])
+    if command in WITH_CONFIG:
+        meant = f"did you mean --config.{key}=3?"
+        assert meant in refused(command, f"--config={config}", f"{key}=3", cwd=tmp_path)
+        assert meant in refused(command, f"--config={config}", f"--config.{key[:-1]}=3", cwd=tmp_path)
+    elif command != "report":  # its words are folders
+        message = refused(command, "rl.iterations=3", cwd=tmp_path)
+        assert "rl.iterations=3 is not a flag; " in message and all(f"--{flag}" in message for flag in known)
+    if known:
+        flag = max(known, key=len)
+        assert f"did you mean --{flag}=x?" in refused(command, f"--{flag[:-2]}{flag[-1]}=x", cwd=tmp_path)
+        assert f"did you mean --{flag}=x?" in refused(command, f"{flag}=x", cwd=tmp_path)
+    assert "--qqqq=1: there is no such flag; " in refused(command, "--qqqq=1", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--rl.iterations=3"], "--rl.iterations=3: there is no such flag; did you mean --config.rl.iterations=3?"),
+        (["config.rl.iterations=3"], "config.rl.iterations=3 is not a flag; did you mean --config.rl.iterations=3?"),
+        (["rl.iterations", "3"], "rl.iterations is not a flag; did you mean --config.rl.iterations=3?"),
+        (["rl.iterations", "=", "3"], "rl.iterations is not a flag; did you mean --config.rl.iterations=3?"),
+        (["--rl.iterations", "3"], "--rl.iterations: there is no such flag; did you mean --config.rl.iterations=3?"),
+        (["--", "rl.iterations=3"], "rl.iterations=3 is not a flag; did you mean --config.rl.iterations=3?"),
+        (["iterations=3"], "iterations=3 is not a flag; did you mean --config.rl.iterations=3?"),
+        (["steps=3"], "steps=3 is not a flag; did you mean --config.evaluation.steps=3 or --config.sampler.steps=3?"),
+        (["seed=3", "--workdir=x"], "seed=3 is not a flag; did you mean --config.seed=3?"),
+        (["workdir=x"], "workdir=x is not a flag; did you mean --workdir=x?"),
+        (["--config.rl.iteration", "3"], "--config.rl.iteration: there is no such key; did you mean --config.rl.iterations=3?"),
+        (["--worksdir", "x"], "--worksdir: there is no such flag; did you mean --workdir=x?"),
+        (["---workdir=x"], "---workdir=x: there is no such flag; did you mean --workdir=x?"),
+        (["--config.inpainting.enabled", "False"], "False is not a flag; did you mean --config.inpainting.enabled=False?"),
+        (["--config.rl.iterations"], "--config.rl.iterations has no value; give it as --config.rl.iterations=VALUE"),
+        (
+            ["--config.rl.iterations", "--workdir=x"],
+            "--config.rl.iterations has no value before --workdir=x; give it as --config.rl.iterations=VALUE",
+        ),
+        (["--workdir", "--config.seed=3"], "--workdir has no value before --config.seed=3; give it as --workdir=VALUE"),
+        (["--flagfile=words.txt"], "rl.iterations=4 is not a flag; did you mean --config.rl.iterations=4?"),
+    ],
+)
+def test_the_message_names_what_was_meant(arguments, message, tmp_path):
+    (tmp_path / "words.txt").write_text("--workdir=x\nrl.iterations=4\n")
+    assert refused("train", "--config=arithmetic.py", *arguments, cwd=tmp_path) == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config", "--workdir=x"], "--config has no value before --workdir=x; give it as --config=VALUE"),
+        (["arithmetic.py"], "arithmetic.py is not a flag; did you mean --config=arithmetic.py?"),
+        (["rl.iterations=3"], "rl.iterations=3 is not a flag; did you mean --config.rl.iterations=3?"),
+        (
+            ["--config.rl.iterations=3"],
+            "--config.rl.iterations=3 changes a key of a config file, but there is no --config=FILE",
+        ),
+        (["--workdir=x"], "flag --config=None: Flag --config must have a value other than None."),
+    ],
+)
+def test_without_a_config_file_the_message_is_as_clear(arguments, message, tmp_path):
+    assert refused("train", *arguments, cwd=tmp_path) == f"error: {message}\n"
+
+
+def test_words_of_compare_and_report_are_checked(tmp_path):
+    assert "did you mean --seeds=0..1?" in refused("compare", "--config=arithmetic.py", "seeds=0..1", cwd=tmp_path)
+    assert "did you mean --quick=True?" in refused("compare", "--config=arithmetic.py", "--quick", "True", cwd=tmp_path)
+    (tmp_path / "run").mkdir()
+    assert "did you mean --output=x.html?" in refused("report", "run", "output=x.html", cwd=tmp_path)
+    assert "there is no folder other" in refused("report", "other", cwd=tmp_path)
+    assert "diff DIR DIR" in refused("evaluate", "diff", "run", "run", "run", cwd=tmp_path)
+
+
+def test_a_message_has_one_short_line(tmp_path):
+    message = refused("generate", "--promtp=" + "What is\n17 + 25? " * 100, cwd=tmp_path)
+    assert "did you mean --prompt=What is 17 + 25?" in message and len(message) < 400
+
+
+def test_spellings_that_absl_accepts_are_accepted(tmp_path):
+    """They reach the check of the values."""
+    for arguments in (
+        ["-config", "arithmetic.py", "--config.rl.prompts", "-3"],
+        ["-config=arithmetic.py", "-config.rl.prompts=-3"],
+    ):
+        assert "rl.prompts=-3" in refused("train", "--workdir=x", *arguments, cwd=tmp_path)
+    done = commands.run("generate", "--help")
+    assert "--model" in done.stdout and "--[no]chat" in done.stdout
+
+
+def test_overrides_reach_the_runs_of_a_comparison_however_they_are_spelled():
+    program = (
+        "import sys\nfrom absl import flags\nfrom ml_collections import config_flags\nfrom igpo_jax import cli\n"
+        "config_flags.DEFINE_config_file('config')\ncli.parse_arguments(sys.argv)\nprint(cli.config_overrides(sys.argv[1:]))"
+    )
+    given = [
+        f"--config={CONFIGS / 'arithmetic.py'}",
+        "--config.rl.prompts",
+        "4",
+        "-config.seed=2",
+        "--noconfig.inpainting.enabled",
+    ]
+    given += ["--config.reward.format", "--config.task.name=a=b"]
+    done = subprocess.run([sys.executable, "-c", program, *given], capture_output=True, text=True)
+    assert done.stdout.strip() == str(
+        ["--config.rl.prompts=4", "--config.seed=2", "--config.inpainting.enabled=False", "--config.reward.format=True",
+         "--config.task.name=a=b"]
+    ), done.stderr  # fmt: skip
+
+
+def test_the_doctor_can_parse_flags_on_a_machine_without_jax():
+    program = "import sys; sys.modules |= dict.fromkeys(['jax', 'ml_collections']); import igpo_jax.cli, igpo_jax.doctor"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
