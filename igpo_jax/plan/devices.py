@@ -9,13 +9,14 @@ from jax.experimental import topologies
 
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.files import first_line
+from igpo_jax.runtime.installation import install_command
 
 
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     """Returns the devices of one or several slices of a TPU topology, such as "v5e:4x4". Programs can be compiled for these
     devices, but cannot run. Raises ValueError if the topology does not exist, or if the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (it runs on CPUs)')
+        raise ValueError(f"compiling for TPUs needs their compiler: {install_command('tpu')} (it runs on CPUs)")
     # Without these variables, the compiler's library waits for a TPU machine's metadata server, and only one process at a time
     # can load the library.
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}

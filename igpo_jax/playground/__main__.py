@@ -15,6 +15,7 @@ from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.installation import install_command
 from igpo_jax.tasks import TASKS, load_task
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
@@ -38,7 +39,7 @@ def main(_):
 
         from igpo_jax.playground.server import application
     except ImportError as error:
-        sys.exit(f'error: {error.name} is not installed; the playground needs: pip install -e ".[playground]"')
+        sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
     try:
         model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value, needs="text")
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)

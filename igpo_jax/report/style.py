@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from igpo_jax.runtime.installation import install_command
+
 # The Content-Security-Policy in page.html guarantees that the page loads nothing from elsewhere.
 _FILES = ("page.html", "rollouts.html", "style.css", "shared.js", "canvas.js")
 PAGE, BROWSER, STYLE, SHARED, CANVAS = (pathlib.Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _FILES)
@@ -31,7 +33,7 @@ def plotly_source() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise ImportError('plotly is missing; pip install -e ".[report]"') from None
+        raise ImportError(f"plotly is missing; {install_command('report')}") from None
     return get_plotlyjs()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.installation import install_command
 
 Messages = list[dict[str, str]]
 Reply = dict[str, Any]
@@ -39,7 +40,7 @@ def ask_all(
     try:
         import openai
     except ImportError:
-        raise ValueError('asking an endpoint needs openai: pip install -e ".[data]"') from None
+        raise ValueError(f"asking an endpoint needs openai: {install_command('data')}") from None
     unanswered: dict[str, str] = {}
     remaining = iter(conversations)
     most_failures, consecutive_failures = max(8, 2 * requests), 0

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from igpo_jax.runtime.files import first_line, parse_json
+from igpo_jax.runtime.installation import install_command
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def _parquet(file: pathlib.Path) -> Parsed:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f'{file}: reading Parquet needs pyarrow: pip install -e ".[data]"') from None
+        raise ValueError(f"{file}: reading Parquet needs pyarrow: {install_command('data')}") from None
     try:
         table = pyarrow.parquet.ParquetFile(file)
         _require_distinct(table.schema_arrow.names, str(file))

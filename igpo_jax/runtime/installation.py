@@ -1,0 +1,12 @@
+"""How this copy of the package was installed."""
+
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def install_command(extras: str) -> str:
+    """Returns the command that installs optional extras, such as "data" or "cuda,report". The command is another one if the
+    package was installed from a wheel, because then there is no setup.py."""
+    is_clone = (PACKAGE.parent / "setup.py").is_file()
+    return f'pip install -e ".[{extras}]" in the folder of the repository' if is_clone else f'pip install "igpo_jax[{extras}]"'
