@@ -5,6 +5,9 @@ given solutions; without --endpoint, the solutions are only filtered. Keeps a so
 the grader finds the right answer in it. A rewritten solution must also be shorter than the original. Run the same command again
 to resume after an interruption.
 
+Exits with status 1 if the endpoint is unavailable or answers for at most half of the problems, or if no solution is kept. A
+few problems without a reply are only counted; the same command asks for them again.
+
 The folder DIR receives settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
 source of the format jsonl), card.json and card.html."""
 
@@ -103,7 +106,7 @@ def main(_) -> None:
 
 def rewrite() -> dict[str, Any]:
     """Runs the command and returns the contents of card.json. If a flag, a file or the endpoint is unusable, raises a
-    ValueError that names it."""
+    ValueError that names it. Also raises ValueError if no solution is kept, after writing the files."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
@@ -130,6 +133,8 @@ def rewrite() -> dict[str, Any]:
         else:
             judged = judge_solutions(records, rule, pool)
 
+    if stopped and not replies:
+        raise ValueError(f"{stopped} (endpoint {settings['endpoint']}). No reply is saved; run the same command to try again")
     rows, examples = [], []
     outcomes: Counter[str] = Counter()
     for record, (outcome, original, text) in zip(records, judged, strict=True):
@@ -150,7 +155,10 @@ def rewrite() -> dict[str, Any]:
     card |= {"sources": [str(count) for count in counts], "limit": LIMIT.value, "settings": settings}
     card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
     write_card(folder, card, examples)
-    require(not stopped, f"{stopped}. {len(replies)} replies are saved and judged; run the same command to resume")
+    saved = f"{len(replies)} replies are saved and judged; run the same command to resume"
+    require(not stopped, f"{stopped} (endpoint {settings['endpoint']}). {saved}")
+    found = ", ".join(f"{name}: {number}" for name, number in ordered.items())
+    require(rows, f"{folder / 'kept.jsonl'} is empty, because none of {len(records)} solutions is kept ({found})")
     return card
 
 
@@ -188,7 +196,8 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
 
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
     """Requests the replies that are missing in replies.jsonl. Returns {problem id: reply}, {problem id: error} for problems
-    without a reply, and the reason for stopping early, which is "" if all requests were sent."""
+    without a reply, and the reason why the endpoint is unavailable, or "". An endpoint that answers for at most half of the
+    problems is unavailable, too."""
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,6 +221,9 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
             requests = ({"role": "user", "content": REQUEST.format_map(vars(record))} for record in missing)
             conversations = ((record.id, [system, request]) for record, request in zip(missing, requests, strict=True))
             unanswered, stopped = ask_all(conversations, save, endpoint, REQUESTS.value)
+    if not stopped and 2 * len(unanswered) >= total:
+        reason, _ = Counter(unanswered.values()).most_common(1)[0]
+        stopped = f"{len(unanswered)} of {total} problems got no reply; the most frequent error: {reason}"
     if unanswered and not stopped:
         print(f"{len(unanswered)} problems got no reply; run the same command to ask again", file=sys.stderr)
     return replies, unanswered, stopped

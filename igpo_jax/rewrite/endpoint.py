@@ -8,6 +8,7 @@ from typing import Any
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.installation import install_command
 
+UNAVAILABLE = (402, 429, 502, 503, 504)  # statuses that say nothing about the request: no credit, overloaded, no server
 Messages = list[dict[str, str]]
 Reply = dict[str, Any]
 
@@ -22,8 +23,8 @@ class Endpoint:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a request: temperature, max_tokens
 
 
-class _NoReplies(Exception):
-    """Error that is raised after too many consecutive requests without a reply."""
+class _Stopped(Exception):
+    """Error that ends all requests, because further ones would get no reply, either. Its text is the reason."""
 
 
 def ask_all(
@@ -33,31 +34,34 @@ def ask_all(
     as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with increasing delays.
 
     A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens and attempts. The numbers of tokens
-    are None if the endpoint does not report them. Returns {id: error} for conversations without a reply, and the reason for
-    stopping early. The reason is "" if all conversations were sent. Stops early after many consecutive failures, because the
-    endpoint is probably unavailable. Raises ValueError if the endpoint rejects the key, the model or the address, or if the
-    package openai is missing."""
+    are None if the endpoint does not report them. Returns {id: error} for conversations without a reply, and the reason why the
+    endpoint is unavailable, or "". It is unavailable if it rejects the key, the model or the address, if many consecutive
+    requests fail (both stop early), or if it could not be reached or was overloaded in the last attempt at a conversation.
+    Raises ValueError if the package openai is missing."""
     try:
         import openai
     except ImportError:
         raise ValueError(f"asking an endpoint needs openai: {install_command('data')}") from None
     unanswered: dict[str, str] = {}
     remaining = iter(conversations)
-    most_failures, consecutive_failures = max(8, 2 * requests), 0
+    most_failures, consecutive_failures, outage = max(8, 2 * requests), 0, ""
 
     async def work(client: openai.AsyncOpenAI) -> None:
-        nonlocal consecutive_failures
+        nonlocal consecutive_failures, outage
         for id, messages in remaining:
             try:
                 reply = await _ask(client, endpoint, messages)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
-                raise ValueError(f"the endpoint does not take these requests: {_reason(error)}") from None
+                raise _Stopped(f"the endpoint does not take these requests: {_reason(error)}") from None
             except (openai.OpenAIError, ValueError, RecursionError) as error:
                 unanswered[id] = _reason(error)
                 consecutive_failures += 1
+                unreachable = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+                if unreachable or getattr(error, "status_code", None) in UNAVAILABLE:
+                    outage = unanswered[id]
                 if consecutive_failures >= most_failures:
                     count = f"{consecutive_failures} consecutive requests got no reply"
-                    raise _NoReplies(f"{count}; the last error: {unanswered[id]}") from None
+                    raise _Stopped(f"{count}; the last error: {unanswered[id]}") from None
             else:
                 consecutive_failures = 0
                 on_reply({"id": id, **reply})
@@ -72,10 +76,10 @@ def ask_all(
     try:
         asyncio.run(work_all())
     except ExceptionGroup as group:
-        if not isinstance(group.exceptions[0], _NoReplies):
+        if not isinstance(group.exceptions[0], _Stopped):
             raise group.exceptions[0] from None
         return unanswered, str(group.exceptions[0])
-    return unanswered, ""
+    return unanswered, f"{len(unanswered)} requests got no reply; an error: {outage}" if outage else ""
 
 
 async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
@@ -101,5 +105,6 @@ def _reason(error: Exception) -> str:
     repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    text = " ".join(str(message or error).split())[:200]
+    cause = error.__cause__ if str(error) == "Connection error." else None  # only the cause says why
+    text = " ".join(f"{message or error} {cause or ''}".split())[:200]
     return f"{status}: {text}" if status else text

@@ -56,6 +56,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(429, {"error": {"message": "slower"}}, {"Retry-After": "0.2"})
             case "limits":
                 self.complete(id, rewritten)
+            case "limited":
+                self.send(429, {"error": {"message": "no more today"}}, {"Retry-After": "0.1"})
+            case "down":
+                self.send(503, {"error": {"message": "no server"}})
             case "fails":
                 self.send(500, {"error": {"message": "broken <b>"}})
             case "page":

@@ -193,6 +193,75 @@ def test_an_endpoint_that_dies_half_way_stops_the_command_and_it_goes_on_later(t
     assert card["outcomes"] == {"rewritten": 40} and not written & set(asked_of(tmp_path)[before:])
 
 
+def error_of(done) -> str:
+    assert done.returncode == 1 and "Traceback" not in done.stderr and done.stdout == ""
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_an_endpoint_that_is_dead_is_an_error_however_few_problems_there_are(tmp_path, tokenizer, start):
+    write_problems(tmp_path / "problems.jsonl", ["fine"] * 3)
+    process, port = start()
+    process.kill()
+    process.wait()
+    error = error_of(run(tmp_path, tokenizer, port))
+    assert (
+        "3 requests got no reply; an error: Connection error. " in error and f"(endpoint http://127.0.0.1:{port}/v1)" in error
+    )
+    assert error.endswith("No reply is saved; run the same command to try again")
+    assert not (tmp_path / "out" / "kept.jsonl").exists()
+    start(port=port)
+    assert card_of(run(tmp_path, tokenizer, port), tmp_path)["kept"] == 3
+
+
+@pytest.mark.parametrize(
+    "behavior, reason",
+    [
+        ("limited", "429: no more today"),
+        ("down", "503: no server"),
+        ("fails", "500: broken <b>"),
+        ("page", "the response is not a chat completion"),
+        ("hangs", "Request timed out."),
+    ],
+)
+def test_an_endpoint_that_answers_nothing_usable_is_an_error(behavior, reason, tmp_path, tokenizer, start):
+    write_problems(tmp_path / "problems.jsonl", [behavior] * 2)
+    _, port = start()
+    error = error_of(run(tmp_path, tokenizer, port))
+    assert "got no reply" in error and reason in error and "No reply is saved" in error
+    assert not (tmp_path / "out" / "kept.jsonl").exists()
+
+
+@pytest.mark.parametrize("behavior", ["empty", "refuses", "wrong", "cut"])
+def test_replies_that_are_all_rejected_are_an_error(behavior, tmp_path, tokenizer, start):
+    write_problems(tmp_path / "problems.jsonl", [behavior] * 2)
+    _, port = start()
+    error = error_of(run(tmp_path, tokenizer, port))
+    assert error.endswith(f"kept.jsonl is empty, because none of 2 solutions is kept ({OUTCOMES[behavior]}: 2)")
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["outcomes"] == {OUTCOMES[behavior]: 2}
+    assert len(rows_of(tmp_path / "out" / "replies.jsonl")) == 2 and (tmp_path / "out" / "kept.jsonl").read_text() == ""
+
+
+def test_a_few_problems_lost_to_an_endpoint_are_an_error_and_what_was_replied_is_kept(tmp_path, tokenizer, start):
+    write_problems(tmp_path / "problems.jsonl", ["fine"] * 12)
+    _, port = start(die_after=8)
+    error = error_of(run(tmp_path, tokenizer, port, requests=2))
+    replies, kept = (rows_of(tmp_path / "out" / name) for name in ("replies.jsonl", "kept.jsonl"))
+    assert 6 <= len(replies) == len(kept) <= 8
+    assert f"{12 - len(kept)} requests got no reply" in error and f"{len(kept)} replies are saved and judged" in error
+    start(port=port)
+    error = error_of(run(tmp_path, tokenizer, port, requests=2, key="other"))  # also if the key is refused later
+    assert "401: go away" in error and f"{len(kept)} replies are saved and judged" in error
+    assert rows_of(tmp_path / "out" / "kept.jsonl") == kept
+    assert card_of(run(tmp_path, tokenizer, port), tmp_path)["outcomes"] == {"rewritten": 12}
+
+
+def test_given_solutions_that_are_all_rejected_are_an_error(tmp_path, tokenizer):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"problem": "p", "answer": "5", "solution": "Clearly $\\boxed{6}$."}) + "\n")
+    error = error_of(run(tmp_path, tokenizer, problems=f"math:{tmp_path / 'm.jsonl'}", min_tokens=5))
+    assert error.endswith("none of 1 solutions is kept (wrong answer: 1)")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_was_replied(number, tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 4 + ["hangs"] * 4)
@@ -212,11 +281,6 @@ def test_a_signal_ends_it_with_what_was_replied(number, tmp_path, tokenizer, sta
 def test_what_cannot_work_is_said_in_one_line(tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 5)
     _, port = start()
-
-    def error_of(done):
-        assert done.returncode == 1 and "Traceback" not in done.stderr and done.stdout == ""
-        [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        return line
 
     assert "does not take these requests: 401: go away" in error_of(run(tmp_path, tokenizer, port, key="other"))
     assert len(asked_of(tmp_path)) <= 4
