@@ -16,7 +16,7 @@ import numpy as np
 
 from igpo_jax.data.pipeline import prompt_arrays
 from igpo_jax.diffusion.sampler import completion_keys, sample
-from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.likelihood import GroupBatch, combine
 from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import up_to_first_eos
 from igpo_jax.run.restore import restore_run
@@ -66,7 +66,8 @@ def draws(run, batch: GroupBatch, values: dict, number: int, mesh) -> np.ndarray
     """Returns log-probabilities per token, nats, f64[draws, problems]; each draw is the score of an inner step."""
     objective, found = ObjectiveConfig(**values, inner_steps=16), []
     for part in range(-(-number // 16)):
-        scores = to_host(compute_logprobs(run.policy(), run.policy(), batch, jax.random.key(part), run.model, objective, mesh).old)
+        logprobs = compute_logprobs(run.policy(), run.policy(), batch, jax.random.key(part), run.model, objective, mesh)
+        scores = to_host(combine(logprobs.old, logprobs.views.weight, batch.advantages, objective))
         found.append((scores * batch.loss_mask).sum(axis=(2, 3)) / batch.loss_mask.sum(axis=(1, 2)))
         if len(scores) == 1:  # deterministic
             break

@@ -61,9 +61,8 @@ def tiled(batch: GroupBatch, scores: LogProbs) -> tuple[GroupBatch, LogProbs]:
         for name in ("completions", "unmask_step", "loss_mask", "advantages")
     }
     batch = GroupBatch(**copies, **own)
-    per_token = {
-        name: getattr(scores, name).reshape(-1, n * g, 1, length) for name in ("old", "reference", "loss_mask", "entropy")
-    }
+    per_token = {name: getattr(scores, name).reshape(-1, n * g, 1, length) for name in ("loss_mask", "entropy")}
+    per_token |= {name: getattr(scores, name).reshape(-1, n * g, 1, 1, length) for name in ("old", "reference")}  # one view
     views = jax.device_get(views_of(jax.random.key(0), batch, ObjectiveConfig()))
     return batch, LogProbs(views=views, **per_token)
 

@@ -1,6 +1,6 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts until `rl.prompts` groups
-(completions of the same prompt) contain both correct and wrong completions, or until a limit is reached. Completions without a
-verdict do not count."""
+(completions of the same prompt) contain both correct and wrong completions with different rewards, or until a limit is reached.
+Completions without a verdict do not count."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from igpo_jax.data.pipeline import take_rows
 from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import equal_rewards
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, SampleStats, concatenate, rollout_metrics
 from igpo_jax.runtime.mesh import shard_batch, to_host
 
@@ -22,9 +23,12 @@ def key_of_batch(key: jax.Array, number: int) -> jax.Array:
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Marks the groups with both correct and wrong completions, bool [batches, groups per batch]."""
+    """Marks the groups with both correct and wrong completions, whose rewards differ, bool [batches, groups per batch]. If all
+    rewards are equal, the advantages are 0."""
     grades = [part.final.grades for part in parts]
-    return np.stack([each.correct.any(axis=1) & ~each.all_correct for each in grades])
+    return np.stack(
+        [each.correct.any(axis=1) & ~each.all_correct & ~equal_rewards(each.rewards, each.graded) for each in grades]
+    )
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:

@@ -245,8 +245,8 @@ def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelCon
 
 
 def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodConfig) -> Array:
-    """Combines the log-probabilities of each token in k views (maskings) into one score, float32 [n, g, l] for n prompts, g
-    completions and l tokens (docs/method.md section 9).
+    """Combines the log-probabilities of each token in k views (maskings) into one score, float32 [..., g, l] for g completions
+    of l tokens (docs/method.md section 9). Ignores log-probabilities with weight 0.
 
     For completions with a positive or zero advantage, the score is the weighted sum of the log-probabilities over the views. If
     the estimator is elbo, quadrature or coupled, it is the token's term in a lower bound of the completion's log-likelihood.
@@ -255,29 +255,29 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     decreasing only a lower bound does not guarantee that the likelihood decreases.
 
     Args:
-        log_probs, weight: float32 [n, k, g, l].
-        advantages: float32 [n, g]."""
-    lower = jnp.sum(weight * log_probs, axis=1)
+        log_probs, weight: float32 [..., k, g, l].
+        advantages: float32 [..., g]."""
+    seen = weight > 0
+    log_probs = jnp.where(seen, log_probs, 0.0)
+    lower = jnp.sum(weight * log_probs, axis=-3)
     if not cfg.upper_weight:
         return lower
-    power, seen = cfg.upper_power, weight > 0
+    power = cfg.upper_power
     terms = jnp.where(seen, jnp.log(jnp.where(seen, weight, 1.0)) + power * log_probs, -jnp.inf)
-    ever = jnp.any(seen, axis=1)
-    terms = jnp.where(ever[:, None], terms, 0.0)  # before logsumexp, whose gradient would be NaN
-    upper = jnp.where(ever, jax.nn.logsumexp(terms, axis=1) / power, 0.0)
+    ever = jnp.any(seen, axis=-3)
+    terms = jnp.where(ever[..., None, :, :], terms, 0.0)  # before logsumexp, whose gradient would be NaN
+    upper = jnp.where(ever, jax.nn.logsumexp(terms, axis=-3) / power, 0.0)
     share = jnp.where(advantages < 0, cfg.upper_weight, 0.0)[..., None]
     return (1 - share) * lower + share * upper
 
 
-def view_scores(
-    hidden: jax.Array, head: jax.Array, batch: GroupBatch, weight: Array, cfg: LikelihoodConfig, chunk: int
-) -> tuple[Array, Array]:
-    """Computes the score and the entropy of every completion token, both float32 [n, g, l]. `hidden` is the result of
-    `hidden_states`, and `weight`, float32 [n, k, g, l], holds the weights of the k views. Runs inside `shard_map`. `chunk` is
-    passed to `token_scores`."""
-    shape = weight.shape
-    targets = jnp.tile(batch.completions, (1, shape[1], 1))
-    log_probs, entropy = (x.reshape(shape) for x in token_scores(hidden, head, targets, chunk))
+def view_scores(hidden: jax.Array, head: jax.Array, completions: Array, weight: Array, chunk: int) -> tuple[Array, Array]:
+    """Computes the log-probability of every completion token in every view, float32 [n, k, g, l], and the entropy at its
+    position, averaged over the views with a positive weight, float32 [n, g, l]. `hidden` is the result of `hidden_states`, and
+    `weight`, float32 [n, k, g, l], holds the weights of the k views. Runs inside `shard_map`. `chunk` is passed to
+    `token_scores`."""
+    targets = jnp.tile(completions, (1, weight.shape[1], 1))
+    log_probs, entropy = (x.reshape(weight.shape) for x in token_scores(hidden, head, targets, chunk))
     seen = weight > 0
     mean_entropy = jnp.sum(entropy, axis=1, where=seen) / jnp.maximum(seen.sum(axis=1), 1)
-    return combine(log_probs, weight, batch.advantages, cfg), mean_entropy
+    return log_probs, mean_entropy

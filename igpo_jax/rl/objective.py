@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax
@@ -14,11 +15,16 @@ from jax.sharding import PartitionSpec as P
 from igpo_jax.model.logprobs import HEAD
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix
-from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, hidden_states, view_scores, views_of
+from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, combine, hidden_states, view_scores, views_of
 from igpo_jax.runtime.checks import checked, not_negative, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, join_rows, split_rows
 
-MAX_LOG_RATIO = 20.0  # keeps exp finite; the number of clipped log-ratios is logged
+MAX_LOG_RATIO = 20.0  # nats, keeps exp(log-ratio) finite; policy/overflow counts the tokens beyond it
+# Nats. k3 continues linearly above this gap to the reference, so that its gradient is at most e^5, which is about the size of an
+# advantage after multiplication by beta = 0.01.
+MAX_K3_GAP = 5.0
+ROUNDING = 1e-6  # relative difference up to which float32 rewards are equal
+ADVANTAGE_EPSILON = 1e-4  # added to the standard deviation, as in TRL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,8 @@ class ObjectiveConfig(LikelihoodConfig):
     # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_low: float = checked(0.2, lambda value: "" if 0 <= value < 1 else " must be within [0, 1)")
     clip_high: float = checked(0.2, not_negative)  # DAPO (arXiv 2503.14476): 0.28
-    kl: str = checked("k3", one_of("k1", "k2", "k3"))  # estimator of the KL to the reference from one sample
+    # Estimator of the KL to the reference from one sample, see `kl_estimate`. "k1" has no useful gradient and is only logged.
+    kl: str = checked("k3", one_of("k1", "k2", "k3", "k3_corrected"))
     kl_coefficient: float = checked(0.01, not_negative)  # beta
     entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that are trained on; 0: none
     # Weight of a supervised loss, -log pi of hint tokens, in completions with a positive advantage.
@@ -42,8 +49,8 @@ class ObjectiveConfig(LikelihoodConfig):
     normalization: str = checked("completion", one_of("completion", "canvas"))
     normalize_advantages: bool = False  # divide by the group's standard deviation
     # False: the loss uses the tokens up to the first EOS, without the hints that the entropy filter drops, and all completions
-    # have equal weights. True, as in the reference code: the loss also uses tokens after EOS, the sequence ratio also uses the
-    # dropped hints, and completions are weighted by their number of tokens.
+    # have equal weights. True, as in the reference code: the loss also uses tokens after EOS, the sequence ratio uses all tokens
+    # of the canvas, and completions are weighted by their number of tokens.
     reference_code: bool = False
 
     def __post_init__(self):
@@ -51,6 +58,16 @@ class ObjectiveConfig(LikelihoodConfig):
         require(
             self.loss == "clipped" or self.ratio == "sequence",
             f"objective.loss={self.loss!r} has no ratio; objective.ratio={self.ratio!r} would do nothing",
+        )
+        require(
+            self.ratio == "sequence" or not self.upper_weight,
+            f"objective.ratio='token' with objective.upper_weight={self.upper_weight}: the upper bound is the logarithm of a sum "
+            "over views, so a token has no ratio per view; use objective.ratio='sequence' or objective.upper_weight=0",
+        )
+        require(
+            self.kl != "k1" or not self.kl_coefficient,
+            f"objective.kl='k1' with objective.kl_coefficient={self.kl_coefficient}: the gradient of k1 is 0 on average, so it is "
+            "no penalty; use objective.kl k2, k3 or k3_corrected, or objective.kl_coefficient=0 to only log k1",
         )
         require(
             self.normalization == "completion" or (self.ratio == "token" and not self.normalize_advantages),
@@ -66,28 +83,39 @@ class ObjectiveConfig(LikelihoodConfig):
         )
 
 
+def equal_rewards(rewards: np.ndarray, graded: np.ndarray) -> np.ndarray:
+    """Marks the groups that teach nothing, because all their rewards are equal up to rounding, bool [n]. `rewards` is float32
+    [n, g]. Ignores the completions that `graded`, bool [n, g], does not mark."""
+    least = np.min(rewards, axis=1, where=graded, initial=np.inf)
+    most = np.max(rewards, axis=1, where=graded, initial=-np.inf)
+    return most - least <= ROUNDING * np.max(np.abs(rewards), axis=1, where=graded, initial=0)
+
+
 def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.ndarray:
     """Returns the advantages, float32 [n, g], of completions with the given rewards, float32 [n, g]. The advantage is the reward
     minus the mean reward of the group. If `normalize` is True, this difference is divided by the standard deviation of the
-    rewards in the group. Both statistics are over the completions that `graded`, bool [n, g], marks; others get advantage 0."""
+    rewards in the group plus `ADVANTAGE_EPSILON`. Both statistics are over the completions that `graded`, bool [n, g], marks;
+    others get advantage 0. So do all completions of a group of `equal_rewards`, whose differences are rounding errors."""
 
     def group_mean(values):
         number = np.maximum(graded.sum(axis=1, keepdims=True, dtype=values.dtype), 1)
         return np.where(graded, values, 0).sum(axis=1, keepdims=True) / number
 
-    centered = np.where(graded, rewards - group_mean(rewards), 0)
+    differs = graded & ~equal_rewards(rewards, graded)[:, None]
+    centered = np.where(differs, rewards - group_mean(rewards), 0)
     if normalize:
-        centered = centered / (np.sqrt(group_mean(centered**2)) + 1e-6)
+        centered = centered / (np.sqrt(group_mean(centered**2)) + ADVANTAGE_EPSILON)
     return centered
 
 
 @flax.struct.dataclass
 class LogProbs:
-    """Token scores under the old and the reference policy. They stay fixed during the inner updates. The leading axis e of the
-    arrays is the inner step. Its size is 1 if all inner steps have the same views."""
+    """Log-probabilities of the completions' tokens under the old and the reference policy, in each of the k views. They stay
+    fixed during the inner updates. The leading axis e of the arrays is the inner step. Its size is 1 if all inner steps have the
+    same views."""
 
-    old: Array  # f32[e, n, g, l]
-    reference: Array  # f32[e, n, g, l]
+    old: Array  # f32[e, n, k, g, l]
+    reference: Array  # f32[e, n, k, g, l]
     views: Views
     loss_mask: Array  # bool[e, n, g, l], the tokens that ratio, loss and KL use
     entropy: Array  # f32[e, n, g, l], entropy of the old policy, mean over views
@@ -96,9 +124,10 @@ class LogProbs:
     def abstract(cls, mesh: Mesh, batch: GroupBatch, cfg: LikelihoodConfig) -> "LogProbs":
         """Returns `LogProbs` that hold `jax.ShapeDtypeStruct` (shape, dtype, sharding on `mesh`) instead of arrays."""
         views = Views.abstract(mesh, batch, cfg)
+        per_view: Any = views.weight
         flag: Any = views.scored
-        score: Any = jax.ShapeDtypeStruct(flag.shape, jnp.float32, sharding=flag.sharding)
-        return cls(old=score, reference=score, views=views, loss_mask=flag, entropy=score)
+        entropy: Any = jax.ShapeDtypeStruct(flag.shape, jnp.float32, sharding=flag.sharding)
+        return cls(old=per_view, reference=per_view, views=views, loss_mask=flag, entropy=entropy)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "objective", "mesh", "microbatches"))
@@ -112,14 +141,14 @@ def compute_logprobs(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> LogProbs:
-    """Computes token scores under the old and the reference policy, and the loss mask after the entropy filter. `params` are
+    """Computes log-probabilities under the old and the reference policy, and the loss mask after the entropy filter. `params` are
     the parameters of the policy that sampled the rollout, `reference` are the parameters of the policy in the KL term, and
     `key` is the iteration's PRNG key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
     per_row = P(BATCH)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=(per_row, per_row))
     def sharded_scores(hidden, head, batch, weight):
-        return view_scores(hidden, head, batch, weight, objective, cfg.head_chunk)
+        return view_scores(hidden, head, batch.completions, weight, cfg.head_chunk)
 
     def score_part(part):
         batch, views = part
@@ -157,82 +186,137 @@ def group_weights(advantages: Array, used: Array) -> jax.Array:
     return (plus - minus) * advantages.shape[-1]
 
 
-def kl_estimate(new: Array, reference: Array, kind: str) -> jax.Array:
-    """Estimates KL(new || reference) from one sample with the log-ratio d = log reference - log new. The estimators are k1 = -d
-    (unbiased), k2 = d^2 / 2, and k3 = e^d - d - 1 (unbiased and never negative, Schulman 2020). All estimates are 0 before the
-    first update of the RL stage, because the new, old and reference policies are still the same network with the same views
-    (docs/method.md section 10)."""
-    to_reference = jnp.clip(reference - new, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
+    """Estimates KL(new || reference) from the log-probabilities of a token that the old policy sampled. With
+    d = log reference - log new and rho = p_new / p_old, the estimators are:
+
+    - k1 = -d. Its gradient is 0 on average over samples of the new policy.
+    - k2 = d^2 / 2. Its gradient, -d grad log p_new, is that of the KL on average over samples of the new policy.
+    - k3 = e^d - d - 1 (Schulman 2020; used in the paper). Its value is the KL on average over samples of the new policy, but its
+      gradient is that of KL(reference || new). It continues linearly for d > `MAX_K3_GAP`.
+    - k3_corrected = rho k3 (DeepSeek-V3.2, arXiv 2512.02556). Its value and its gradient, -rho d grad log p_new, are those of
+      the KL on average over samples of the old policy.
+
+    All estimates are 0 if the policies are equal, as they are before the first update of the RL stage."""
+    gap = reference - new
     if kind == "k1":
-        return -to_reference
-    return to_reference**2 / 2 if kind == "k2" else jnp.exp(to_reference) - to_reference - 1
+        return -gap
+    if kind == "k2":
+        return gap**2 / 2
+    if kind == "k3":
+        far = gap > MAX_K3_GAP
+        near = jnp.where(far, MAX_K3_GAP, gap)
+        beyond = jnp.where(far, math.expm1(MAX_K3_GAP) * (gap - MAX_K3_GAP), 0.0)
+        return jnp.exp(near) - near - 1 + beyond
+    ratio = bounded_exp(jax.lax.stop_gradient(new) - old)
+    value = bounded_exp(reference - old) - ratio * (gap + 1)
+    # With a constant rho, rho k2 has the gradient of rho k3, but not as a difference of large numbers.
+    same_gradient = ratio * gap**2 / 2
+    return same_gradient + jax.lax.stop_gradient(value - same_gradient)
+
+
+def kl_is_bounded(new: Array, old: Array, reference: Array, kind: str) -> Array:
+    """Marks where `kl_estimate` is not the exact estimate, because a ratio is too large."""
+    if kind == "k3":
+        return reference - new > MAX_K3_GAP
+    corrected = kind == "k3_corrected"
+    return corrected & ((jnp.abs(new - old) > MAX_LOG_RATIO) | (jnp.abs(reference - old) > MAX_LOG_RATIO))
+
+
+def bounded_exp(log_ratio: Array) -> Array:
+    return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def token_mean(values: Array, mask: Array) -> Array:
+    """Returns the mean over the tokens that `mask`, bool [..., l], marks, float32 [...], or 0 if it marks none."""
+    return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
+
+
+def log_ratios(
+    new: Array, old: Array, weight: Array, advantages: Array, loss_mask: Array, cfg: ObjectiveConfig
+) -> tuple[Array, Array]:
+    """Returns the log-ratios of the new to the old policy, and their weights in the surrogate. With cfg.ratio="token", a token
+    has one ratio in each view, float32 [..., k, g, l]. With "sequence", all tokens and views of a completion have the same
+    ratio, which counts once, float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
+    if cfg.ratio == "token":
+        return jnp.where(weight > 0, new - old, 0.0), weight
+    if cfg.reference_code:  # averages over all tokens, also over those that the network's input shows
+        mean = token_mean(jnp.sum(new - old, axis=-3), jnp.ones_like(loss_mask))
+    else:
+        change = combine(new, weight, advantages, cfg) - combine(old, weight, advantages, cfg)
+        mean = token_mean(change, loss_mask)
+    once = jnp.ones_like(weight[..., :1, :, :])
+    return once * mean[..., None, :, None], once
 
 
 def policy_terms(
     new: Array,
     old: Array,
     reference: Array,
+    weight: Array,
     advantages: Array,
     loss_mask: Array,
     cfg: ObjectiveConfig,
-    scored: Array | None = None,
     hint: Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the loss and the statistics of every completion.
+) -> tuple[Array, dict[str, Array]]:
+    """Computes the loss and the statistics of every completion from the log-probabilities of its l tokens in k views.
+
+    Token ratios and KL estimates are exponentials, so they are computed for each view. Their weighted sum over the views is the
+    term of a token. The sequence ratio, the wd1 loss and cfg.hint_supervision use the scores of tokens, see `combine`.
 
     Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient, with two exceptions. With
     cfg.hint_supervision, hint tokens of completions with a positive advantage get the gradient of the supervised loss. With
-    cfg.reference_code, scored tokens get a gradient through the sequence ratio, and the loss of a completion is multiplied by
-    its number of tokens in the loss mask, divided by the mean of this number in the group (docs/method.md section 10).
+    cfg.reference_code, all tokens get a gradient through the sequence ratio, and the loss of a completion is multiplied by its
+    number of tokens in the loss mask, divided by the mean of this number in the group (docs/method.md section 10).
 
     Args:
-        new, old, reference: token scores under the three policies, see `likelihood.combine`, float32 [..., l].
-        advantages: advantages of the completions, float32 [...]; the last axis runs over a group.
-        loss_mask: mask of the tokens that ratio, loss and KL use, bool [..., l].
-        scored: mask of the tokens for which a likelihood is estimated, bool [..., l]; needed with cfg.reference_code.
-        hint: mask of the hint tokens up to the first EOS, bool [..., l]; needed with cfg.hint_supervision.
+        new, old, reference: log-probabilities under the three policies, float32 [..., k, g, l].
+        weight: weights of the tokens in the views, float32 [..., k, g, l]. Log-probabilities with weight 0 are not used, except
+            by the sequence ratio of cfg.reference_code.
+        advantages: advantages of the g completions of a group, float32 [..., g].
+        loss_mask: mask of the tokens that ratio, loss and KL use, bool [..., g, l].
+        hint: mask of the hint tokens up to the first EOS, bool [..., g, l]; needed with cfg.hint_supervision.
 
     Returns:
-        The loss and a dict of statistics, each float32 [...]. The statistics are means over the tokens of a completion, except
-        policy/overflow, which counts the tokens whose log-ratio was clipped."""
+        The loss and a dict of statistics, each float32 [..., g]. The statistics are means over the tokens of a completion, in
+        which ratios count with their weights, except policy/overflow, which counts the tokens with a bounded ratio or KL."""
+    log_ratio, share = log_ratios(new, old, weight, advantages, loss_mask, cfg)
+    new, old, reference = (jnp.where(weight > 0, x, 0.0) for x in (new, old, reference))
+    kl = jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)
+    score, tokens = combine(new, weight, advantages, cfg), loss_mask.sum(axis=-1)
 
-    def token_mean(values, mask=loss_mask):
-        return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
-
-    def reduced(values):
-        if cfg.normalization == "canvas":
-            return jnp.sum(values, axis=-1, where=loss_mask) / new.shape[-1]
-        return token_mean(values)
-
-    log_ratio = new - old
-    if cfg.ratio == "sequence":
-        sequence_mean = token_mean(log_ratio, scored if cfg.reference_code else loss_mask)
-        log_ratio = jnp.broadcast_to(sequence_mean[..., None], new.shape)
-    ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    ratio, advantage = bounded_exp(log_ratio), advantages[..., None, :, None]
+    clipped = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
+    terms = jnp.minimum(ratio * advantage, clipped * advantage)
+    surrogate, is_clipped = jnp.sum(share * terms, axis=-3), terms < ratio * advantage
     if cfg.loss == "wd1":
-        has_no_verdict = ~loss_mask.any(axis=-1) & (advantages == 0)  # see `rollout`
-        surrogate = group_weights(advantages, ~has_no_verdict)[..., None] * new
-        clip_fraction = jnp.zeros_like(advantages)
-    else:
-        advantage = advantages[..., None]
-        clipped = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high)
-        surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
-        clip_fraction = token_mean((surrogate < ratio * advantage).astype(jnp.float32))
+        has_no_verdict = (tokens == 0) & (advantages == 0)  # see `rollout`
+        # The mean over the completion below makes this a sum over its tokens, as in the code of the authors of wd1.
+        surrogate = (group_weights(advantages, ~has_no_verdict) * tokens)[..., None] * score
+        is_clipped = jnp.zeros_like(is_clipped)
 
-    kl = kl_estimate(new, reference, cfg.kl)
-    loss = reduced(cfg.kl_coefficient * kl - surrogate)
+    loss = cfg.kl_coefficient * kl - surrogate
+    if cfg.normalization == "canvas":
+        loss = jnp.sum(loss, axis=-1, where=loss_mask) / loss_mask.shape[-1]
+    else:
+        loss = token_mean(loss, loss_mask)
     if cfg.hint_supervision:
         assert hint is not None
-        loss -= cfg.hint_supervision * token_mean(new, hint & (advantages > 0)[..., None])
+        loss -= cfg.hint_supervision * token_mean(score, hint & (advantages > 0)[..., None])
     if cfg.reference_code:
-        tokens = loss_mask.sum(axis=-1)
         loss = loss * tokens / jnp.maximum(tokens.mean(axis=-1, keepdims=True), 1)
-    overflow = (jnp.abs(log_ratio) > MAX_LOG_RATIO) | (jnp.abs(reference - new) > MAX_LOG_RATIO)
+
+    def ratio_mean(values):
+        total, number = (jnp.sum(jnp.sum(x, axis=-3), axis=-1, where=loss_mask) for x in (share * values, share))
+        return total / jnp.where(number > 0, number, 1)
+
+    bounded = jnp.any(jnp.abs(log_ratio) > MAX_LOG_RATIO, axis=-3)
+    bounded |= jnp.any(kl_is_bounded(new, old, reference, cfg.kl), axis=-3)
     statistics = {
-        "policy/kl": token_mean(kl),
-        "policy/ratio_mean": token_mean(ratio),
-        "policy/clip_fraction": clip_fraction,
-        "policy/overflow": jnp.sum(overflow, axis=-1, where=loss_mask).astype(jnp.float32),
+        "policy/kl": token_mean(kl, loss_mask),
+        "policy/ratio_mean": ratio_mean(ratio),
+        "policy/clip_fraction": ratio_mean(is_clipped),
+        "policy/overflow": jnp.sum(bounded, axis=-1, where=loss_mask).astype(jnp.float32),
     }
     return loss, statistics
 
@@ -253,10 +337,10 @@ def loss_and_statistics(
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=P())
     def sharded_loss(hidden, head, batch, logprobs):
-        new, _ = view_scores(hidden, head, batch, logprobs.views.weight, objective, cfg.head_chunk)
-        scored = logprobs.views.scored
-        fixed = logprobs.old, logprobs.reference, batch.advantages, logprobs.loss_mask
-        loss, statistics = policy_terms(new, *fixed, objective, scored, batch.hint & batch.loss_mask & scored)
+        views = logprobs.views
+        new, _ = view_scores(hidden, head, batch.completions, views.weight, cfg.head_chunk)
+        fixed = logprobs.old, logprobs.reference, views.weight, batch.advantages, logprobs.loss_mask
+        loss, statistics = policy_terms(new, *fixed, objective, batch.hint & batch.loss_mask & views.scored)
         return jax.tree.map(lambda x: jax.lax.psum(jnp.sum(x), BATCH) / rows, (loss, statistics))
 
     hidden = hidden_states(params, batch, logprobs.views, cfg)

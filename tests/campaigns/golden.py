@@ -72,7 +72,7 @@ RUNS = {
     "reward.scale=3.0 format=True after_eos=True rl.optimizer.schedule=linear sampler.completion_length=48 steps=24 "
     "evaluation.completion_length=48 steps=24",
     "coupled": SHORT + "objective.estimator=coupled samples=2 upper_weight=0.5 upper_power=2.0 normalize_advantages=True",
-    "trace": SHORT + "objective.estimator=trace samples=2 ratio=token kl=k1 normalization=canvas hint_supervision=0.1 "
+    "trace": SHORT + "objective.estimator=trace samples=2 ratio=token kl=k2 normalization=canvas hint_supervision=0.1 "
     "model.kv_heads=1 tied_head=True",
     "wd1": SHORT + "objective.loss=wd1 estimator=quadrature samples=2 kl=k2 sft.corruption=independent "
     "sampler.cfg_scale=0.5 remasking=entropy",

@@ -59,11 +59,11 @@ def test_mean_field_equals_a_row_per_completion(mesh):
     logprobs = compute_logprobs(old, reference, batch, jax.random.key(0), CFG, ObjectiveConfig(), mesh)
     seen = np.full(batch.completions.shape, MASK)
     log_probs, entropy = tiled_log_probs(old, batch, seen)
-    assert logprobs.old.shape == (1, N, G, LENGTH)
+    assert logprobs.old.shape == (1, N, 1, G, LENGTH)
     assert logprobs.views.masked.all() and (logprobs.views.weight == 1).all() and logprobs.views.scored.all()
-    np.testing.assert_allclose(logprobs.old[0], log_probs, atol=2e-5)
+    np.testing.assert_allclose(logprobs.old[0, :, 0], log_probs, atol=2e-5)
     np.testing.assert_allclose(logprobs.entropy[0], entropy, atol=2e-5)
-    np.testing.assert_allclose(logprobs.reference[0], tiled_log_probs(reference, batch, seen)[0], atol=2e-5)
+    np.testing.assert_allclose(logprobs.reference[0, :, 0], tiled_log_probs(reference, batch, seen)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("estimator", ["mean_field", "prompt_masked"])
@@ -79,13 +79,13 @@ def test_masked_scores_see_what_is_not_masked(mesh):
     logprobs = compute_logprobs(
         old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh
     )
-    assert logprobs.old.shape == (3, N, G, LENGTH)
+    assert logprobs.old.shape == (3, N, 1, G, LENGTH)
     for step in range(3):
         masked = np.asarray(logprobs.views.masked[step, :, 0])
         assert step == 2 or not masked.all()
         log_probs, entropy = tiled_log_probs(old, batch, np.where(masked, MASK, batch.completions))
         np.testing.assert_array_equal(logprobs.views.scored[step], masked)
-        np.testing.assert_allclose(logprobs.old[step], np.where(masked, log_probs, 0), atol=2e-5)
+        np.testing.assert_allclose(logprobs.old[step, :, 0], log_probs, atol=2e-5)  # also of visible tokens
         np.testing.assert_allclose(logprobs.entropy[step], np.where(masked, entropy, 0), atol=2e-5)
     np.testing.assert_allclose(logprobs.old, logprobs.reference, atol=1e-6)  # the same sums, possibly in another order
 
@@ -128,7 +128,7 @@ def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
 
     expected = tiled_log_probs(params | {"head": params["embedding"].T}, batch, np.full((N, G, LENGTH), MASK))[0]
     for shape in ((1, 1, 1), (2, 2, 2)):
-        np.testing.assert_allclose(scores_on(shape)[0], expected, atol=1e-4)
+        np.testing.assert_allclose(scores_on(shape)[0, :, 0], expected, atol=1e-4)
 
 
 # Masks of the masked estimator

@@ -15,8 +15,8 @@ from igpo_jax.rl.objective import (
     ObjectiveConfig,
     advantages,
     compute_logprobs,
+    equal_rewards,
     group_weights,
-    kl_estimate,
     loss_and_statistics,
     policy_terms,
 )
@@ -70,6 +70,12 @@ def random_terms(rows=4, length=6, seed=0):
     return new, old, reference, np.linspace(-1, 1.5, rows, dtype=np.float32), loss_mask
 
 
+def terms_of(new, old, reference, advantage, loss_mask, cfg, hint=None):
+    """Computes `policy_terms` of completions with one view, in which all tokens have weight 1."""
+    one_view = (jnp.asarray(x)[None] for x in (new, old, reference, jnp.ones_like(new)))
+    return policy_terms(*one_view, advantage, loss_mask, cfg, hint)
+
+
 # Advantages
 
 
@@ -83,7 +89,7 @@ def test_advantages_may_be_divided_by_the_standard_deviation():
     rewards = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1]], np.float32)
     deviation = math.sqrt(3) / 4
     expected = [[0.75 / deviation] + [-0.25 / deviation] * 3, [0, 0, 0, 0]]
-    np.testing.assert_allclose(advantages(rewards, np.ones((2, 4), bool), normalize=True), expected, rtol=1e-4)
+    np.testing.assert_allclose(advantages(rewards, np.ones((2, 4), bool), normalize=True), expected, rtol=1e-3)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
@@ -91,8 +97,9 @@ def test_with_all_verdicts_advantages_are_the_plain_ones_to_the_bit(seed, size, 
     draw = np.random.default_rng(seed)
     rewards = draw.choice([0, 0.125, 0.75, 1, 3, draw.normal()], (5, size)).astype(np.float32)
     plain = rewards - rewards.mean(axis=1, keepdims=True)
+    plain[(rewards == rewards[:, :1]).all(axis=1)] = 0
     if normalize:
-        plain = plain / (rewards.std(axis=1, keepdims=True) + 1e-6)
+        plain = plain / (np.sqrt((plain**2).mean(axis=1, keepdims=True)) + 1e-4)
     found = advantages(rewards, np.ones(rewards.shape, bool), normalize)
     assert found.dtype == np.float32 and found.tobytes() == plain.tobytes()
 
@@ -106,24 +113,26 @@ def test_advantages_are_over_the_completions_with_a_verdict(seed, size, normaliz
         assert (row[~known] == 0).all()
         if known.any():
             kept = group[known]
-            deviation = kept.std() + 1e-6 if normalize else 1
+            deviation = kept.std() + 1e-4 if normalize else 1
             np.testing.assert_allclose(row[known], (kept - kept.mean()) / deviation, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("scale", [0.011, 1.0, 3.7, 1234.5])
+def test_rewards_that_differ_by_rounding_have_no_advantage(scale, normalize):
+    """Also equal rewards, whose mean may be rounded."""
+    same = np.full(6, scale, np.float32)
+    rewards = np.stack([same, np.where(np.arange(6) % 2, same, np.nextafter(same, np.float32(np.inf)))])
+    graded = np.ones(rewards.shape, bool)
+    assert equal_rewards(rewards, graded).all() and (advantages(rewards, graded, normalize) == 0).all()
+    rewards[:, 0] = 0  # an ungraded completion changes nothing, a graded one does
+    graded[:, 0] = False
+    assert equal_rewards(rewards, graded).all() and (advantages(rewards, graded, normalize) == 0).all()
+    graded[:, 0] = True
+    assert not equal_rewards(rewards, graded).any() and (advantages(rewards, graded, normalize) != 0).all()
+
+
 # One row at a time
-
-
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_estimates_of_the_kl_divergence(kind):
-    """Averages over samples of the new policy; k2 has a bias, small for close policies."""
-    draw = np.random.default_rng(0)
-    new = np.log(draw.dirichlet(np.ones(6)))
-    reference = new + draw.normal(0, 0.05, 6)
-    reference -= np.log(np.exp(reference).sum())
-    each = np.asarray(kl_estimate(jnp.asarray(new, jnp.float32), jnp.asarray(reference, jnp.float32), kind))
-    exact = np.sum(np.exp(new) * (new - reference))
-    assert np.sum(np.exp(new) * each) == pytest.approx(exact, rel={"k2": 0.1}.get(kind, 1e-2))
-    assert kind == "k1" or (each >= 0).all()
 
 
 def test_wd1_pulls_up_what_is_better_and_pushes_down_what_is_worse():
@@ -131,10 +140,10 @@ def test_wd1_pulls_up_what_is_better_and_pushes_down_what_is_worse():
     new, old, reference, advantage, loss_mask = random_terms()
     cfg = ObjectiveConfig(loss="wd1", kl_coefficient=0.0)
     weights = np.exp(advantage) / np.exp(advantage).sum() - np.exp(-advantage) / np.exp(-advantage).sum()
-    rows, _ = policy_terms(new, old, reference, advantage, loss_mask, cfg)
-    means = np.array([new[row][loss_mask[row]].mean() for row in range(len(new))])
-    assert rows.mean() == pytest.approx(-np.sum(weights * means), rel=1e-5)
-    np.testing.assert_allclose(policy_terms(new, new, reference, advantage, loss_mask, cfg)[0], rows)
+    rows, _ = terms_of(new, old, reference, advantage, loss_mask, cfg)
+    sums = np.array([new[row][loss_mask[row]].sum() for row in range(len(new))])
+    assert rows.mean() == pytest.approx(-np.sum(weights * sums), rel=1e-5)
+    np.testing.assert_allclose(terms_of(new, new, reference, advantage, loss_mask, cfg)[0], rows)
     np.testing.assert_allclose(group_weights(jnp.zeros(4), jnp.ones(4, bool)), 0)
 
 
@@ -148,7 +157,7 @@ def test_a_completion_without_a_verdict_is_as_if_it_had_not_been_sampled(loss):
 
     def gradient(new, rows):
         terms = old[rows], reference[rows], advantage[rows], loss_mask[rows], cfg
-        return jax.grad(lambda new: policy_terms(new, *terms)[0].mean())(new[rows]) * rows.sum()
+        return jax.grad(lambda new: terms_of(new, *terms)[0].mean())(new[rows]) * rows.sum()
 
     every, without = gradient(new, np.ones(4, bool)), gradient(new, kept)
     assert (every[1] == 0).all() and (without != 0).any()
@@ -160,7 +169,7 @@ def test_over_the_canvas_a_token_weighs_the_same_in_short_and_long_completions()
     new, old, reference, advantage, _ = random_terms()
     loss_mask = np.arange(6) < np.array([1, 6, 3, 2])[:, None]
     cfg = ObjectiveConfig(ratio="token", normalization="canvas", kl_coefficient=0.1)
-    gradient = jax.grad(lambda new: policy_terms(new, old, old, advantage, loss_mask, cfg)[0].sum())(old)
+    gradient = jax.grad(lambda new: terms_of(new, old, old, advantage, loss_mask, cfg)[0].sum())(old)
     np.testing.assert_allclose(gradient, np.where(loss_mask, -advantage[:, None] / 6, 0), atol=1e-6)
 
 
@@ -168,7 +177,7 @@ def test_hints_of_better_completions_are_supervised():
     new, old, reference, advantage, loss_mask = random_terms()
     hint = ~loss_mask
     plain, supervised = (
-        jax.grad(lambda x, c=c: policy_terms(x, old, reference, advantage, loss_mask, c, None, hint)[0].sum())(new)
+        jax.grad(lambda x, c=c: terms_of(x, old, reference, advantage, loss_mask, c, hint)[0].sum())(new)
         for c in (ObjectiveConfig(), ObjectiveConfig(hint_supervision=0.3))
     )
     number = np.maximum(hint.sum(axis=1, keepdims=True), 1)
@@ -184,7 +193,7 @@ def test_loss_and_gradient_before_the_first_update(ratio):
     cfg = ObjectiveConfig(ratio=ratio)
 
     def loss(new):
-        rows, statistics = policy_terms(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg)
+        rows, statistics = terms_of(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg)
         return rows.mean(), (rows, statistics)
 
     (value, (rows, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(old)
@@ -204,9 +213,9 @@ def test_the_released_reduction(ratio, filtered, kept):
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
     loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio, reference_code=True)
-    loss, gradient = jax.value_and_grad(
-        lambda new: policy_terms(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg, jnp.ones_like(loss_mask))[0].mean()
-    )(old)
+    loss, gradient = jax.value_and_grad(lambda new: terms_of(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg)[0].mean())(
+        old
+    )
     assert loss == pytest.approx(-1 / 6)
     np.testing.assert_allclose(gradient, [np.where(loss_mask[0], kept, filtered), [1 / 18] * 6], rtol=1e-5)
 
@@ -219,7 +228,7 @@ def test_filtered_tokens_get_no_gradient_at_all(ratio, kl_coefficient):
     cfg = ObjectiveConfig(ratio=ratio, kl_coefficient=kl_coefficient)
 
     def rows(new):
-        return policy_terms(new, old, reference, advantage, loss_mask, cfg)[0]
+        return terms_of(new, old, reference, advantage, loss_mask, cfg)[0]
 
     gradient = np.asarray(jax.grad(lambda new: rows(new).sum())(new))
     np.testing.assert_array_equal(gradient[~loss_mask], 0)
@@ -232,7 +241,7 @@ def test_policy_terms_equal_a_loop(ratio):
     new, old, reference, advantage, loss_mask = random_terms(seed=1)
     new = old + 6 * (new - old)  # far enough to clip some ratios
     cfg = ObjectiveConfig(ratio=ratio, clip_low=0.1, clip_high=0.25, kl_coefficient=0.3)
-    rows, statistics = policy_terms(new, old, reference, advantage, loss_mask, cfg)
+    rows, statistics = terms_of(new, old, reference, advantage, loss_mask, cfg)
     clipped = 0
     for b in range(4):
         tokens = np.flatnonzero(loss_mask[b])
@@ -263,7 +272,7 @@ def test_clipping(ratio, advantage, loss, has_gradient, kind):
     old = jnp.full((1, 3), -2.0)
 
     def value(new):
-        return policy_terms(new, old, old, jnp.array([advantage]), jnp.ones((1, 3), bool), cfg)[0].sum()
+        return terms_of(new, old, old, jnp.array([advantage]), jnp.ones((1, 3), bool), cfg)[0].sum()
 
     new = old + math.log(ratio)
     assert value(new) == pytest.approx(loss, rel=1e-5)
@@ -274,11 +283,9 @@ def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios():
     old = jnp.zeros((1, 4))
     new, loss_mask = jnp.log(jnp.array([[4.0, 0.25, 2.0, 9.0]])), jnp.array([[True, True, True, False]])
     cfg = ObjectiveConfig(clip_low=0.99, clip_high=99, kl_coefficient=0)
-    loss, statistics = policy_terms(new, old, new, jnp.ones(1), loss_mask, cfg)
+    loss, statistics = terms_of(new, old, new, jnp.ones(1), loss_mask, cfg)
     assert loss[0] == pytest.approx(-(2.0 ** (1 / 3)), rel=1e-5)
-    tokenwise, _ = policy_terms(
-        new, old, new, jnp.ones(1), loss_mask, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99)
-    )
+    tokenwise, _ = terms_of(new, old, new, jnp.ones(1), loss_mask, ObjectiveConfig(ratio="token", clip_high=99, clip_low=0.99))
     assert tokenwise[0] == pytest.approx(-(4 + 0.25 + 2) / 3, rel=1e-5)
 
 
@@ -288,7 +295,7 @@ def test_huge_log_ratios_stay_finite_and_are_counted(sign):
     loss_mask = jnp.array([[True, True, True, False]])
 
     def loss(new):
-        rows, statistics = policy_terms(new, old, old, -jnp.ones(1), loss_mask, ObjectiveConfig())
+        rows, statistics = terms_of(new, old, old, -jnp.ones(1), loss_mask, ObjectiveConfig())
         return rows.sum(), statistics
 
     (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(new)
@@ -301,7 +308,7 @@ def test_a_row_without_tokens_costs_nothing():
     loss_mask[1] = False
 
     def loss(new):
-        return policy_terms(new, old, reference, advantage, loss_mask, ObjectiveConfig())[0]
+        return terms_of(new, old, reference, advantage, loss_mask, ObjectiveConfig())[0]
 
     assert loss(new)[1] == 0
     gradient = jax.grad(lambda new: loss(new).sum())(new)
@@ -323,6 +330,9 @@ def test_a_row_without_tokens_costs_nothing():
     (dict(normalization="canvas"), "objective.ratio='token'"),
     (dict(normalization="canvas", ratio="token", normalize_advantages=True), "objective.normalize_advantages"),
     (dict(reference_code=True, kl="k2"), "objective.reference_code=True"),
+    (dict(kl="k1"), "gradient of k1 is 0 on average"),
+    (dict(kl="k1", kl_coefficient=1e-9, loss="wd1"), "objective.kl='k1'.*k3_corrected"),
+    (dict(estimator="elbo", samples=2, upper_weight=0.5, ratio="token"), "objective.ratio='token'.*upper bound"),
     (dict(reference_code=True, estimator="elbo"), "objective.reference_code=True"),
     (dict(hint_supervision=-1.0), "hint_supervision"),
     (dict(ratio="word"), "objective.ratio='word'"),
@@ -357,9 +367,10 @@ EVERY_ESTIMATOR = [
     )
     for estimator in EVERY_ESTIMATOR
     for name, how in {"sequence": (dict(), 1), "token": (dict(ratio="token", kl="k2"), 4)}.items()
+    if not (name == "token" and "upper_weight" in estimator)
 ])  # fmt: skip
 def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, parts, mesh):
-    """Equal row weights make the loss minus the mean advantage: 0 for centered groups, for any division of the rows."""
+    """With a sequence ratio, or weights of 1, the loss is then minus the mean advantage: 0 for centered groups."""
     # In the second inner step `masked` masks everything, so that every row has tokens in the loss.
     objective, params = ObjectiveConfig(**estimator, **how, inner_steps=2), make_params(0)
 
@@ -367,16 +378,17 @@ def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, par
         logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh, parts)
         logprobs = jax.tree.map(lambda x: x[-1], logprobs)
         function = jax.jit(functools.partial(loss_and_statistics, cfg=CFG, objective=objective, mesh=mesh))
-        return function(params, batch, logprobs)
+        return *function(params, batch, logprobs), jax.device_get(logprobs)
 
     batch = make_batch()
-    loss, statistics = run(batch)
-    assert loss == pytest.approx(-batch.advantages.mean(), abs=1e-5)
-    assert statistics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    loss, statistics, logprobs = run(batch)
+    # In the sequence loss a completion counts once. In the token loss it counts with the mean weight of its tokens.
+    weight = np.sum(logprobs.views.weight, axis=1) if objective.ratio == "token" else np.ones((N, G, LENGTH))
+    share = np.sum(weight, axis=-1, where=logprobs.loss_mask) / np.maximum(logprobs.loss_mask.sum(axis=-1), 1)
+    assert loss == pytest.approx(-(batch.advantages * share).mean(), abs=1e-5)
+    assert statistics["policy/ratio_mean"] == pytest.approx((share > 0).mean(), abs=1e-5)
     assert statistics["policy/kl"] == pytest.approx(0, abs=1e-6)
     assert statistics["policy/clip_fraction"] == statistics["policy/overflow"] == 0
-    centred = batch.replace(advantages=advantages(batch.advantages, np.ones((N, G), bool), normalize=False))
-    assert run(centred)[0] == pytest.approx(0, abs=1e-5)
 
 
 def test_groups_of_equal_rewards_have_no_gradient(mesh):

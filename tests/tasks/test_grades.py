@@ -36,3 +36,10 @@ def test_groups_are_judged_by_their_graded_completions(kinds):
 def test_dynamic_sampling_keeps_groups_with_correct_and_wrong_completions():
     batches = [part([CORRECT, LATE], [CORRECT, WRONG]), part([LATE, WRONG], [WRONG, CORRECT])]
     assert chosen_groups(mixed_groups(batches)).tolist() == [1, 3]
+
+
+def test_dynamic_sampling_leaves_out_groups_whose_rewards_differ_by_rounding():
+    """A reward of 0.9999999999999999, a sum of ten tenths, counts as wrong, but its group has no advantages."""
+    mixed = part([CORRECT, WRONG], [CORRECT, WRONG])
+    mixed.final.grades = mixed.final.grades.replace(rewards=np.array([[1, sum([0.1] * 10)], [1, 0]], np.float32))
+    assert mixed_groups([mixed]).tolist() == [[False, True]]
