@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from igpo_jax.runtime import interrupts
+
 if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages are missing
     from ml_collections import ConfigDict
 
@@ -30,6 +32,7 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
     has an error, prints the error in one line and ends the process. Arguments that are neither flags nor values of flags are
     errors, unless `words` is True; then NAME=VALUE is an error if it is no path."""
+    interrupts.watch()
     try:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))

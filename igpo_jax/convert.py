@@ -5,6 +5,11 @@ igpo_jax. It can also convert a model folder or a training run to a Hugging Face
 weights, or write the adapters of a run in PEFT's format. The PyTorch code in LLaDA's and iLLaDA's folders is copied unchanged;
 it needs transformers 4."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install("interrupted; nothing was written")
+
 import pathlib
 import sys
 

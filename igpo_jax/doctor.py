@@ -3,9 +3,15 @@
 Checks the packages, memory, disk and devices of this machine, and trains a tiny model. Prints one line for each finding, with
 its level (ok, note or problem) and a remedy. Exits with status 1 if there is a problem. Does not check other machines."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install()
+
 import collections
 import contextlib
 import dataclasses
+import functools
 import glob
 import importlib.metadata
 import io
@@ -262,7 +268,11 @@ def tiny_run() -> Iterator[Finding]:
     from igpo_jax.stages.sft import run_sft
 
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
+    with (
+        tempfile.TemporaryDirectory() as name,
+        interrupts.before_end(functools.partial(shutil.rmtree, name, ignore_errors=True)),
+        contextlib.redirect_stderr(io.StringIO()),  # hides progress bars
+    ):
         experiment, folder = open_experiment(_tiny_config(jax.device_count()), name), pathlib.Path(name)
         with contextlib.closing(experiment.pool), jax.set_mesh(experiment.mesh):
             with Checkpoints(folder / "checkpoints" / "sft", keep=1) as saved:

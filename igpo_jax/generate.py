@@ -4,6 +4,11 @@ Completes prompts, or fills the blanks of templates. The model is a Hugging Face
 igpo_jax.convert, or the folder of a training run. --help lists all options.
 """
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install()
+
 import itertools
 import json
 import pathlib

@@ -6,7 +6,14 @@ each split, shows how many problems are dropped because the test split has them,
 tokens, how many problems fit the configured lengths, and a few example problems. In the solutions of the examples,
 [[double brackets]] mark text that gives the answer away."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install()
+
+import functools
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -46,7 +53,10 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
     task = load_task(config.task.name)
     problems, dropped = load_run_problems(config)
     content = content_of(task, config.task)
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        interrupts.before_end(functools.partial(shutil.rmtree, folder, ignore_errors=True)),
+    ):
         if not config.model.path:
             train_tokenizer(problems, pathlib.Path(folder), config)
         tokenizer = run_tokenizer(pathlib.Path(folder), config)

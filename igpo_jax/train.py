@@ -2,6 +2,12 @@
 
 Runs supervised training, RL with IGPO, and evaluations, and writes a report. The same command resumes an interrupted run."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install("stopped by a signal; the same command continues the run", sigterm_status=0)
+
+import contextlib
 import json
 import pathlib
 import sys
@@ -34,14 +40,23 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> 
 @distributed.ending_at_once()
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
-    distributed.initialize()
+    distributed.initialize(saves_on_signals=True)
     flag: Any = flags.FLAGS["config"]
     name, _, variant = flag.config_filename.partition(":")
     default = pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant))))
-    try:
-        experiment = open_experiment(CONFIG.value, WORKDIR.value or str(default))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    workdir = WORKDIR.value or str(default)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(distributed.sole_writer(workdir))
+            experiment = open_experiment(CONFIG.value, workdir)
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        train_and_report(experiment)
+
+
+def train_and_report(experiment: Experiment) -> None:
+    """Trains a run, writes its results and its report, and prints the main numbers. Ends the process if the run is stopped by a
+    signal or an error."""
     cache_compiled_programs(experiment.workdir)
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
@@ -59,8 +74,8 @@ def main(_):
             write_report(experiment.workdir)
     except Terminated as stop:
         if jax.process_index() == 0:
-            print(f"{stop}; the same command continues the run")
-        return
+            print(f"{stop}; the same command continues the run", flush=True)
+        sys.exit(preemption.exit_status())
     except Diverged as error:
         sys.exit(f"error: {error}")
     except Exception as error:
@@ -77,10 +92,10 @@ def main(_):
 
 def train(experiment: Experiment) -> None:
     """Runs the supervised stage and then the RL stage. Each stage continues from its newest checkpoint if there is one."""
-    config, preempted = experiment.config, preemption.listen()
+    config = experiment.config
     identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
     options: dict[str, Any] = {"keep": config.checkpoints_kept, "identity": identity}
-    with jax.set_mesh(experiment.mesh):
+    with preemption.listening() as preempted, jax.set_mesh(experiment.mesh):
         with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
             start = run_sft(experiment, saved, preempted)
         if config.rl.iterations:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One TPU host's part of a run; tpu_vm.sh and xpk.sh call it on every host: bash launch/on_tpu.sh --workdir=DIR [flags of igpo_jax.train]
-# Exits with 0 if the run is complete, with 42 if a termination signal stopped it; the same command then resumes it.
+# Exits with 0 if the run is complete, with 42 if a signal stopped it; the same command then resumes it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 . launch/options.sh
@@ -24,7 +24,8 @@ while [ -n "$signalled" ]; do # that ended the waiting, not the training
   wait "$pid"
   status=$?
 done
-if [ "$status" = 0 ] && [ ! -f "$folder/result.json" ]; then
+# 129, 130, 143: SIGHUP, ^C, and a second SIGTERM
+if [[ "$status" =~ ^(0|129|130|143)$ ]] && [ ! -f "$folder/result.json" ]; then
   echo "not complete: the same command resumes the run"
   exit 42 # what xpk takes for "start again"
 fi

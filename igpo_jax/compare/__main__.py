@@ -8,14 +8,19 @@ a verdict on each claim whose arms were all trained. Run the same command again 
 checks the whole process in a few minutes, with few iterations and, by default, with seeds 0..3.
 """
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install("interrupted; run the same command to resume")
+
 import concurrent.futures
 import os
 import pathlib
 import queue
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -25,6 +30,7 @@ from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.runtime.files import atomic_write, require_same_identity
+from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
@@ -35,6 +41,7 @@ JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
 SUPERVISED = "supervised"
+STARTING = threading.Lock()  # held while a process is added to the running ones or removed
 
 
 def main(_) -> None:
@@ -45,23 +52,25 @@ def main(_) -> None:
     overrides += config_overrides(sys.argv[1:])  # the last one wins
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     name = pathlib.Path(file.partition(":")[0]).stem
-    folder = pathlib.Path(OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else ""))
+    output = OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else "")
+    folder = pathlib.Path(output)
     try:
         arms, seeds = parse_arms(ARM_NAMES.value), parse_seeds(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
-        require_same_identity(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
-        train_all(folder, file, arms, seeds, overrides)
-        found = compare_runs(folder, arms, seeds)
-    except (ValueError, RuntimeError) as error:
+        with locked(output):
+            require_same_identity(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
+            train_all(folder, file, arms, seeds, overrides)
+            write_comparison(folder, compare_runs(folder, arms, seeds))
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    write_comparison(folder, found)
     print((folder / "comparison.md").read_text())
     print(f"report: {folder / 'comparison.html'}")
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
     """Trains all unfinished runs of a comparison. If the configuration has a supervised stage, trains this stage for each seed
-    before the arms. If a run fails, starts no other runs, waits for the runs in progress, and raises RuntimeError."""
+    before the arms. If a run fails, starts no other runs, waits for the runs in progress, and raises RuntimeError. After a
+    signal, the runs in progress save a checkpoint before this process ends."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
@@ -74,19 +83,23 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     stages = [supervised, [(seed, arm) for seed in seeds for arm in arms]]
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
     running: set[subprocess.Popen] = set()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a termination signal; run the same command to resume"))
-    with progress(sum(map(len, stages)), 0, "runs") as bar, pool:
+
+    def stop_runs() -> None:
+        STARTING.acquire(timeout=0.5)  # not released: from now on, no run starts and none is reported
+        for process in running.copy():
+            process.terminate()
+        for process in running.copy():
+            process.wait()
+
+    with interrupts.before_end(stop_runs), progress(sum(map(len, stages)), 0, "runs") as bar, pool:
         try:
             for stage in stages:
                 futures = [pool.submit(train, folder, file, seed, arm, overrides, running) for seed, arm in stage]
                 for done in concurrent.futures.as_completed(futures):
                     done.result()
                     bar.update(1)
-        except BaseException as reason:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(reason, RuntimeError | ValueError):
-                for process in running.copy():
-                    process.terminate()  # saves a checkpoint first
             raise
 
 
@@ -104,10 +117,13 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-        running.add(process)
+        # The group of its own keeps the terminal's signals away, which only this process handles.
+        with STARTING:
+            process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, process_group=0)
+            running.add(process)
         code = process.wait()
-        running.remove(process)
+        with STARTING:
+            running.remove(process)
     if code or not (run / "result.json").is_file():
         raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
 

@@ -11,9 +11,15 @@ the accuracy, the number of network evaluations, and the logits at each step. --
 graders side by side, without a model or device. It reads evaluations, samples files of lm-evaluation-harness, and JSON Lines files
 with the keys gold and text."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install("interrupted; run the same command to resume")
+
+import contextlib
 import json
+import os
 import pathlib
-import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -37,6 +43,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
+from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.problem import Problem
 
@@ -80,7 +87,10 @@ def evaluate_model() -> None:
         sys.exit(f"error: {error}")
     try:
         model = open_model(config)
-        card = evaluate(config, model, problems, protocol, open_folder(model, protocol))
+        folder = pathlib.Path(output := output_folder(model))
+        with distributed.sole_writer(output):
+            check_identity(folder, model, protocol)
+            card = evaluate(config, model, problems, protocol, folder)
     except Exception as error:
         shortage = explain_shortage(error, "a lower --config.batch_size; the same command then resumes")
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
@@ -92,19 +102,17 @@ def evaluate_model() -> None:
 
 def print_regraded() -> None:
     """Prints the results of --regrade. Must not initialize JAX, because another process may hold the devices."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets its jobs ignore ^C
+    interrupts.install("interrupted; nothing was written")
     try:
         if not REGRADE.value:
             raise ValueError("--rule goes with --regrade=RUN_OR_FILE")
         for flag in (CONFIG, WORKDIR, STAGE, SAMPLER_ERROR, SAMPLER):
             require(not flag.value, f"--{flag.name} does not go with --regrade, which reads stored texts")
         output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
-        print(regrade(pathlib.Path(REGRADE.value), RULE.value, BENCHMARKS.value, output))
+        with locked(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext():
+            print(regrade(pathlib.Path(REGRADE.value), RULE.value, BENCHMARKS.value, output))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:
@@ -150,23 +158,25 @@ def open_model(config: ConfigDict) -> DiffusionLM:
     return igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh), needs="chat" if config.chat else "text")
 
 
-def open_folder(model: DiffusionLM, protocol: dict) -> pathlib.Path:
-    """Creates the folder of an evaluation and returns its path. By default, the folder is inside the evaluated run. Raises
-    ValueError on all processes if the folder holds another evaluation, or if a process cannot see the files of process 0."""
+def output_folder(model: DiffusionLM) -> str:
+    """Returns the path of an evaluation's folder. By default, the folder is inside the evaluated run."""
     if OUTPUT.value:
-        folder = pathlib.Path(OUTPUT.value)
-    elif "step" in model.origin:
+        return OUTPUT.value
+    if "step" in model.origin:
         name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
-        folder = pathlib.Path(str(model.origin["path"]), "evaluations", name)
-    else:
-        raise ValueError("--output=DIR is missing: the folder to write")
+        return os.path.join(str(model.origin["path"]), "evaluations", name)
+    raise ValueError("--output=DIR is missing: the folder to write")
+
+
+def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict) -> None:
+    """Writes what is evaluated into the folder of an evaluation. Raises ValueError on all processes if the folder holds another
+    evaluation, or if a process cannot see the files of process 0."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
             identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
             require_same_identity(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
     check_shared(folder)
-    return folder
 
 
 def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:

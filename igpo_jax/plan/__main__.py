@@ -4,6 +4,11 @@ Checks whether a training run fits into device memory, before you rent the devic
 for a TPU topology (needs the extra "tpu"), or for the devices that are present. Prints memory, FLOPs, communication and
 estimated times. Reads no data and no weights."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install()
+
 import json
 import sys
 from collections.abc import Iterable, Sequence

@@ -5,6 +5,11 @@ Hugging Face folder of LLaDA or iLLaDA, a folder written by igpo_jax.convert, or
 options.
 """
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install()
+
 import pathlib
 import socket
 import sys

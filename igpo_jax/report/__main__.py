@@ -4,6 +4,11 @@ Writes the HTML report of a training run, which need not be finished. For severa
 curves, their results with confidence intervals, their rollouts, and the settings that differ.
 """
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install()
+
 import functools
 import pathlib
 import sys

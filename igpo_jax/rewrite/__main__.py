@@ -11,13 +11,16 @@ few problems without a reply are only counted; the same command asks for them ag
 The folder DIR receives settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
 source of the format jsonl), card.json and card.html."""
 
+from igpo_jax.runtime import interrupts
+
+if __name__ == "__main__":  # before the slow imports
+    interrupts.install("interrupted; the replies so far are saved, run the same command to resume")
+
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 from collections import Counter
@@ -34,6 +37,7 @@ from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, parse_json, require_same_identity
+from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
@@ -93,15 +97,11 @@ REPLY_TYPES |= {"prompt_tokens": int | None, "completion_tokens": int | None}
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # each request is reported at INFO
-    # A shell without job control makes background commands ignore ^C, and asyncio would not change that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends cleanly on ^C
     try:
-        print(json.dumps(rewrite(), indent=2, ensure_ascii=False))
-    except ValueError as error:
+        with locked(OUTPUT.value):
+            print(json.dumps(rewrite(), indent=2, ensure_ascii=False))
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the replies so far are saved, run the same command to resume")
 
 
 def rewrite() -> dict[str, Any]:
@@ -199,10 +199,6 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
     without a reply, and the reason why the endpoint is unavailable, or "". An endpoint that answers for at most half of the
     problems is unavailable, too."""
     with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{path}: another process is writing it") from None
         replies = {reply["id"]: reply for reply in read_replies(file)}
         missing = [record for record in records if record.solution and record.id not in replies]
         total = sum(bool(record.solution) for record in records)

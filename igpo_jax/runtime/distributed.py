@@ -6,6 +6,7 @@ import pathlib
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,17 +15,74 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import first_line
+from igpo_jax.runtime.locks import locked
+from igpo_jax.runtime.preemption import forward_signals
+
+# Variables by which jax recognizes a cluster -> the variables that are also set if a scheduler has started this process as
+# part of a job. Every pod has the first one, and programs that mpirun's processes start may inherit the second one.
+JOB_VARIABLES = {
+    "KUBERNETES_SERVICE_HOST": ("JOB_COMPLETION_INDEX",),
+    "OMPI_MCA_orte_hnp_uri": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+ALONE = "IGPO_DISTRIBUTED=0 trains in this process alone"
 
 
-def initialize() -> None:
-    """Connects the processes that a TPU pod, SLURM, GKE or MPI started. Without a cluster, the run is one process. Call this
-    function before any use of devices. All processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment
-    variable, default 100)."""
+def initialize(*, saves_on_signals: bool = False) -> None:
+    """Connects the processes that a TPU pod, SLURM, Kubernetes or MPI started. Without a job, the run is one process. Does
+    nothing if the environment variable IGPO_DISTRIBUTED is 0. Call this function before any use of devices. All processes end
+    if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If `saves_on_signals` is True, JAX's
+    preemption service receives the signals; otherwise they end this process. If the processes of a job cannot be connected,
+    prints the reason in one line and ends this process."""
+    if os.environ.get("IGPO_DISTRIBUTED") == "0":
+        return
+    # The service would replace the handler of SIGTERM.
+    jax.config.update("jax_enable_preemption_service", saves_on_signals)
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
-    except ValueError as error:  # jax found no cluster
-        if "coordinator_address" not in str(error):
-            raise
+        with _hidden_variables(not_of_a_job()), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Kubernetes environment detected")  # the package kubernetes is missing
+            jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
+    except Exception as error:  # a cluster's client library may raise anything
+        if isinstance(error, ValueError) and "coordinator_address" in str(error):  # jax found no cluster
+            return
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, UserWarning):
+            reason = "the package kubernetes is not installed"
+        elif type(error).__name__ != "ConfigException":  # the pod has no service account
+            sys.exit(f"error: the processes of this job cannot be connected: {reason}; {ALONE}")
+        print(f"note: this process does not look for others of its Kubernetes job: {reason}", file=sys.stderr)
+    if saves_on_signals and jax.distributed.is_initialized():
+        forward_signals()
+
+
+def not_of_a_job() -> list[str]:
+    """Returns the environment variables by which jax would recognize a cluster although no job has started this process. In an
+    interactive shell of SLURM, the number of the job's tasks is set, but the shell is the only task of its step: the others
+    would be waited for in vain."""
+    found = [name for name, others in JOB_VARIABLES.items() if not all(other in os.environ for other in others)]
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == "1" and os.environ.get("SLURM_NTASKS", "1") != "1":
+        found.append("SLURM_JOB_ID")
+    return found
+
+
+@contextlib.contextmanager
+def _hidden_variables(names: list[str]) -> Iterator[None]:
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
+    """Context manager in whose body process 0 holds the lock of a folder, see `locked`. Raises an error on all processes if
+    another run holds it."""
+    with contextlib.ExitStack() as held:
+        with raise_on_all_hosts():
+            if jax.process_index() == 0:
+                held.enter_context(locked(folder))
+        yield
 
 
 @contextlib.contextmanager

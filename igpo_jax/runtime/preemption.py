@@ -1,26 +1,56 @@
-"""Handles SIGTERM, so that every process of a run stops at the same point, with a checkpoint."""
+"""Makes a run stop after a signal at the same point on all processes, with a checkpoint."""
 
+import contextlib
 import itertools
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
+from igpo_jax.runtime import interrupts
+
 
 class Terminated(BaseException):
-    """Exception that is raised when a run has saved its state after SIGTERM. Like KeyboardInterrupt, it is not caught by
+    """Exception that is raised when a run has saved its state after a signal. Like KeyboardInterrupt, it is not caught by
     `except Exception`."""
 
 
-def listen() -> Callable[[], bool]:
-    """Installs a SIGTERM handler. Returns a function that returns True if the run must save its state and stop. Every process
-    must call this function equally often. If any process receives the signal, JAX's preemption service soon makes the function
-    return True in the same call on all processes."""
+@contextlib.contextmanager
+def listening() -> Iterator[Callable[[], bool]]:
+    """Context manager in whose body SIGINT, SIGTERM and SIGHUP do not end the process. It yields a function that returns True
+    if the run must save its state and stop. Every process must call this function equally often. If any process receives a
+    signal, the function returns True in the same call on all processes. At the end of the body, raises Terminated if a signal
+    has arrived after the last call."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
-        return lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+        return
     received = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: received.set())
-    return received.is_set
+    interrupts.call_instead(lambda _: received.set())
+    try:
+        yield received.is_set
+    finally:
+        interrupts.call_instead(None)
+    if received.is_set():
+        raise Terminated(f"stopped by {name_of_signal()} when everything was saved")
+
+
+def forward_signals() -> None:
+    """Makes SIGINT and SIGHUP act as SIGTERM, which JAX's preemption service reports to all processes. The service has a
+    handler of its own for SIGTERM, so a second SIGTERM does not end the process at once."""
+    interrupts.call_instead(lambda number: None if number == signal.SIGTERM else os.kill(os.getpid(), signal.SIGTERM))
+
+
+def name_of_signal() -> str:
+    number = interrupts.first_signal()
+    return signal.Signals(number).name if number in (signal.SIGINT, signal.SIGHUP) else "a termination signal"
+
+
+def exit_status() -> int:
+    """Returns the exit status of a run that was stopped by a signal: 128 + the signal's number, but 0 after SIGTERM, with which
+    schedulers stop runs in order to resume them."""
+    number = interrupts.first_signal()
+    return 0 if number in (None, signal.SIGTERM) else 128 + number

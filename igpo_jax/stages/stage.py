@@ -15,7 +15,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, is_logged, last_logged
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.runtime.preemption import Terminated
+from igpo_jax.runtime.preemption import Terminated, name_of_signal
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import check_parameters, stop_diverged
 from igpo_jax.tasks.grades import Grades
@@ -97,7 +97,7 @@ class Stage:
         """Saves the state and raises Terminated if a termination signal has arrived. The resumed run repeats unfinished work.
         Every process must call this method the same number of times."""
         if self.preempted():
-            raise Terminated(f"stopped by a termination signal after saving {self._save_now(state)}")
+            raise Terminated(f"stopped by {name_of_signal()} after saving {self._save_now(state)}")
 
     def stop_if_ungraded(self, state: IterationState, grades: Sequence[Grades]) -> None:
         """Saves the state and raises ValueError if too many completions have no verdict, see `Experiment.lack_of_verdicts`. The

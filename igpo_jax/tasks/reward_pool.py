@@ -122,7 +122,9 @@ class _Worker:
         full = [sys.executable, "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
         # Workers import from this process's sys.path, including added entries such as the current folder.
         env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        self._process = subprocess.Popen(full, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
+        # The group of its own keeps the terminal's signals away, which only this process handles.
+        options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
+        self._process = subprocess.Popen(full, env=env, **options)
         theirs.close()
         self._function, self.loaded = command[0], False  # loaded: the reward function is imported and warmed up
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order

@@ -1,6 +1,7 @@
 """Worker process of reward_pool.py, started by: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
 
 import contextlib
+import ctypes
 import importlib
 import json
 import math
@@ -13,15 +14,18 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
+PR_SET_PDEATHSIG = 1  # of prctl
 LARGEST = 1e30  # of a reward; rewards are stored in float32, which ends at 3.4e38, and may be scaled
 
 
 def main(fd: str, name: str, options: str) -> None:
+    connection = Connection(int(fd))
+    if not end_with_parent(connection):
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is handled by the training process
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.set_int_max_str_digits(20_000)
     module, _, function = name.partition(":")
-    connection = Connection(int(fd))
     try:
         reward = load(module, function)
     except Exception as error:  # a user's module may raise anything; the pool reports it
@@ -29,7 +33,7 @@ def main(fd: str, name: str, options: str) -> None:
         return
     connection.send(None)
     keywords = json.loads(options)
-    with contextlib.suppress(EOFError):  # the pool closed the connection
+    with contextlib.suppress(EOFError, OSError):  # the pool closed the connection, or its process has ended
         while True:
             for problem, text in connection.recv():
                 try:
@@ -39,6 +43,15 @@ def main(fd: str, name: str, options: str) -> None:
                 except Exception as error:  # the answer gets no reward and the outcome "error"
                     result = f"{type(error).__name__}: {error}"[:500]
                 connection.send(result)
+
+
+def end_with_parent(connection: Connection) -> bool:
+    """Makes Linux kill this process when the pool's process ends, even if the reward function is computing. Returns False if
+    that process has already ended; the pool sends nothing before the worker is ready."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return not connection.poll(0)
 
 
 def load(module: str, function: str) -> Callable[..., Any]:

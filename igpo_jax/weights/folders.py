@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract
+from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
@@ -284,7 +285,8 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
         partial.mkdir(parents=True)
     multihost_utils.sync_global_devices("new_folder created")
     try:
-        yield partial
+        with interrupts.before_end(lambda: shutil.rmtree(partial, ignore_errors=True) if first else None):
+            yield partial
     except BaseException:
         if first:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""Ends a command with one line at SIGINT (^C), SIGTERM or SIGHUP, at any moment. Imports only the standard library, so that a
+command can call `install` before its slow imports.
+
+Python runs signal handlers in the main thread, between two bytecodes: during a compilation, a handler waits until it is
+finished. A thread therefore reads the signals from a pipe. It ends the process with os._exit, because the interpreter's orderly
+shutdown crashes while threads of XLA are running."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME = 0.2  # seconds in which signals count as one: a terminal and a launcher may both deliver the same ^C
+PATIENCE = 1.0  # seconds for writing the last output; the reader of a pipe may be stuck
+
+_text = "interrupted"
+_sigterm_status = 128 + signal.SIGTERM
+_first: tuple[int, float] | None = None  # the first signal, and the time when it arrived
+_instead: Callable[[int], None] | None = None  # called for the first signal instead of ending the process
+_cleanups: list[Callable[[], None]] = []
+_watched = False
+
+
+def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTERM) -> None:
+    """Makes SIGINT, SIGTERM and SIGHUP end this process with the line `text` and exit status 128 + the signal's number, or
+    `sigterm_status` if SIGTERM is the first signal. A second signal does not wait for the functions of `before_end`. Call this
+    function in the main thread.
+
+    SIGHUP stays ignored if it is ignored now, because nohup ignores it. SIGINT does not, because a shell without job control
+    makes its background jobs ignore ^C."""
+    global _text, _sigterm_status
+    _text, _sigterm_status = text, sigterm_status
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _handle)
+
+
+def watch() -> None:
+    """Starts the thread that handles the signals. Before, the main thread handles them. Call this function in the main thread,
+    after `keep_freed_memory`, which must run before threads start."""
+    global _watched
+    if _watched:
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_read_signals, args=(reader,), daemon=True).start()
+    _watched = True
+
+
+def call_instead(action: Callable[[int], None] | None) -> None:
+    """Sets the function that is called with the number of the first signal, in another thread, instead of ending the process.
+    With None, the first signal ends the process again."""
+    global _instead
+    _instead = action
+
+
+def first_signal() -> int | None:
+    """Returns the number of the first signal that has arrived."""
+    return _first and _first[0]
+
+
+@contextlib.contextmanager
+def before_end(action: Callable[[], None]) -> Iterator[None]:
+    """Context manager in whose body `action` is called, in another thread, before a signal ends the process. A second signal
+    calls it again, and then does not wait for it."""
+    _cleanups.append(action)
+    try:
+        yield
+    finally:
+        _cleanups.remove(action)
+
+
+def _handle(number: int, _) -> None:
+    if not _watched:
+        _write_line()
+        os._exit(_status(number))
+
+
+def _read_signals(reader: int) -> None:
+    while True:
+        for number in os.read(reader, 64):
+            if number in SIGNALS:  # the pipe receives all signals that have a handler in Python
+                _receive(number)
+
+
+def _receive(number: int) -> None:
+    global _first
+    now = time.monotonic()
+    if _first is None:
+        _first = (number, now)
+        if _instead:
+            _instead(number)
+        else:
+            threading.Thread(target=_end, args=(_status(number), None), daemon=True).start()
+    elif now - _first[1] > SAME:
+        _end(128 + number, PATIENCE)
+
+
+def _status(number: int) -> int:
+    """Returns the exit status if this is the first signal."""
+    return _sigterm_status if number == signal.SIGTERM else 128 + number
+
+
+def _end(status: int, patience: float | None) -> None:
+    """Calls the functions of `before_end`, writes the last output, and ends the process with an exit status. `patience` limits
+    the time in seconds for the functions."""
+    for work, seconds in ((_clean_up, patience), (_write_output, PATIENCE)):
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(seconds)
+    os._exit(status)
+
+
+def _clean_up() -> None:
+    for action in reversed(_cleanups):
+        with contextlib.suppress(Exception):
+            action()
+
+
+def _write_output() -> None:
+    with contextlib.suppress(Exception):  # a closed stream
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _write_line()
+
+
+def _write_line() -> None:
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    with contextlib.suppress(OSError):
+        os.write(2, f"{chr(10) if len(bars) else ''}{_text}\n".encode())  # a progress bar leaves its line open

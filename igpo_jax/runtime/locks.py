@@ -1,0 +1,110 @@
+"""Locks that keep a second process from writing into the same folder."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import IO, Any
+
+HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Context manager that creates `folder` and holds the lock `folder`/.lock, so that no other process writes the folder.
+    Raises a ValueError that names the holder if another process has the lock. Deletes the file at the end, and the folder if it
+    has nothing else.
+
+    The kernel frees the lock when the process ends, however it ends. It is a POSIX lock (fcntl), because NFS supports these and
+    child processes do not inherit them. The process must not open the file a second time: closing any descriptor of the file
+    frees the lock. On a file system without locks, the process id and the host in the file take its place."""
+    if "://" in os.fspath(folder):
+        raise ValueError(f"{folder} is no folder; mount the bucket on every host and give its path (BUILD.md)")
+    folder = pathlib.Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    file = _acquire(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()  # after the file is deleted, see `_acquire`
+        with contextlib.suppress(OSError):  # not empty
+            for created in missing:
+                created.rmdir()
+
+
+def _acquire(path: pathlib.Path) -> IO[str]:
+    """Opens the lock file, locks it, writes who this process is into it, and returns it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            held, no_locks = error.errno in HELD_BY_ANOTHER, error.errno in NO_LOCKS
+            holder = _read(file)
+            if held or (no_locks and _may_run(holder)):
+                file.close()
+                raise ValueError(_refusal(path, holder, stale_possible=no_locks)) from None
+            if not no_locks:
+                file.close()
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()  # its holder has deleted it between opening and locking
+    file.truncate(0)
+    json.dump(_self(), file)
+    file.flush()
+    return file
+
+
+def _self() -> dict[str, Any]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    words = " ".join(shlex.join(sys.orig_argv).split())
+    command = re.sub(r"//[^/@\s]*@", "//", words)[:500]  # without the password of an address
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "command": command}
+
+
+def _read(file: IO[str]) -> dict[str, Any]:
+    """Returns what the holder of the lock has written, or {} if it is writing just now."""
+    try:
+        file.seek(0)
+        holder = json.loads(file.read())
+        return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _may_run(holder: dict[str, Any]) -> bool:
+    """Returns whether the process that has written the lock file may be running, where the file system has no locks."""
+    if not holder or holder.get("host") != socket.gethostname():
+        return bool(holder)
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        pass
+    return holder["pid"] != os.getpid()
+
+
+def _refusal(path: pathlib.Path, holder: dict[str, Any], stale_possible: bool) -> str:
+    who = "another process"
+    if holder:
+        who = f"process {holder['pid']} on {holder.get('host')}, started {holder.get('started')}: {holder.get('command')}"
+    remedy = "wait until it ends, end it, or give another folder"
+    if stale_possible:
+        remedy += f"; if it has ended, delete {path} (this file system has no locks)"
+    return f"{path.parent} is being written by {who}; {remedy}"
