@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from igpo_jax.runtime import interrupts
+
 HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
 
@@ -35,7 +37,8 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     path = folder / ".lock"
     file = _acquire(path)
     try:
-        yield
+        with interrupts.before_end(lambda: path.unlink(missing_ok=True)):
+            yield
     finally:
         with contextlib.suppress(OSError):
             path.unlink()

@@ -12,11 +12,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Pipe, wait
 from typing import Any
 
+from igpo_jax.runtime import interrupts
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 
@@ -52,6 +54,9 @@ class RewardPool:
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
         self._died_loading = 0  # processes that died since one was last ready
+        self._starting = threading.Lock()
+        self._registered = contextlib.ExitStack()
+        self._registered.enter_context(interrupts.before_end(self._end_workers))
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
@@ -62,7 +67,8 @@ class RewardPool:
         while waiting or any(worker.jobs for worker in self._workers):
             needed = min(self._number, len(waiting))
             while len(self._workers) < needed:
-                self._workers.append(_Worker(self._command))
+                with self._starting:
+                    self._workers.append(_Worker(self._command))
             for worker in self._workers:
                 if worker.ready() and worker.alive() and not worker.jobs and waiting:
                     self._died_loading = 0
@@ -109,9 +115,16 @@ class RewardPool:
             raise unusable(self._command[0], "processes die while they load it, see above")
 
     def close(self) -> None:
+        self._registered.close()
         for worker in self._workers:
             worker.kill()
         self._workers.clear()
+
+    def _end_workers(self) -> None:
+        """Ends the workers before a signal ends this process, while another thread may be using the pool."""
+        self._starting.acquire(timeout=0.5)  # not released: from now on, no worker starts
+        for worker in list(self._workers):
+            worker.end()
 
 
 class _Worker:
@@ -160,9 +173,12 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def kill(self) -> None:
+    def end(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def kill(self) -> None:
+        self.end()
         self.connection.close()
 
 

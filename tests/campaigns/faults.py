@@ -180,7 +180,7 @@ class Runs:
             RuntimeError: the exit status is not that of a killed or completed process; includes the output.
         """
         code, last, sent = self.run(kill.command, workdir, variant, kill)
-        if code == -kill.signal:
+        if code in (-kill.signal, 128 + kill.signal):
             return f"died in {last}"
         printed = _log(workdir).read_text()
         if code:

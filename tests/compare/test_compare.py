@@ -202,7 +202,7 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
         time.sleep(0.2)
     begun.send_signal(signal.SIGTERM)
-    assert begun.wait(timeout=120) == 1 and "run the same command to resume" in (tmp_path / "begun.log").read_text()
+    assert begun.wait(timeout=120) == 143 and "run the same command to resume" in (tmp_path / "begun.log").read_text()
     (runs / "igpo").mkdir()
     (runs / "igpo" / "config.json").write_text("{}")  # belongs to another run
     done = commands.run(*command, env=one_device)

@@ -71,3 +71,8 @@ def finished(command, tmp_path_factory) -> pathlib.Path:
             assert process.returncode == 0, process.stderr
             (shared / "stdout").write_text(process.stdout)
     return shared / "run"
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> pathlib.Path:
+    return TINY

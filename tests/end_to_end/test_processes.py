@@ -63,15 +63,30 @@ def start_and_wait_for_rollouts(processes: int, arguments: list[str], workdir: p
     return started
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_termination_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, processes):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "processes, number",
+    [
+        (1, signal.SIGINT),
+        pytest.param(1, signal.SIGHUP, marks=SLOW),
+        pytest.param(1, signal.SIGTERM, marks=SLOW),
+        pytest.param(2, signal.SIGINT, marks=SLOW),
+        (2, signal.SIGTERM),
+    ],
+)
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, processes, number):
     workdir = tmp_path / "run"
     arguments = [f"--workdir={workdir}", *LONG]
     started = start_and_wait_for_rollouts(processes, arguments, workdir)
-    started[-1].send_signal(signal.SIGTERM)
+    started[-1].send_signal(number)
     codes, printed = ends(started, tmp_path)
-    assert codes == [0] * processes, printed
-    assert "stopped by a termination signal" in printed[0]
+    own = 0 if number == signal.SIGTERM else 128 + number  # schedulers stop runs with SIGTERM in order to resume them
+    assert codes == [0] * (processes - 1) + [own], printed
+    assert "Traceback" not in "".join(printed)
+    name = "a termination signal" if number == signal.SIGTERM or processes > 1 else number.name
+    assert printed[0].splitlines()[-1].startswith(f"stopped by {name} after saving {workdir}")
     assert not (workdir / "result.json").exists()
     stopped_at = max(int(path.name) for path in (workdir / "checkpoints" / "rl").iterdir() if path.name.isdigit())
     assert 0 < stopped_at < ITERATIONS

@@ -39,3 +39,16 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(
             log.read_text().replace('"sft/loss": 0', '"sft/loss": 1', 1).replace('"sft/loss": 2', '"sft/loss": 3', 1)
         )
         assert "metrics.jsonl" in faults.differences(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_signals_at_random_moments_of_two_commands(monkeypatch):
+    """Short tests/campaigns/signals.py."""
+    monkeypatch.syspath_prepend(CAMPAIGNS)
+    signals = importlib.import_module("signals")
+    assert signals.main(["--moments=1", "--commands=inspect_data,rewrite"]) == 0
+
+
+@pytest.mark.slow
+def test_signals_at_random_moments_of_all_commands(monkeypatch):
+    monkeypatch.syspath_prepend(CAMPAIGNS)
+    assert importlib.import_module("signals").main(["--moments=1"]) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -66,7 +67,8 @@ def mpi(rank: int, ranks: int) -> dict[str, str]:
     }
 
 
-def run(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[dict]:
+def start(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[tuple[int, str, str]]:
+    """Returns exit status, output and errors of each process."""
     foreign = ("SLURM_", "TPU_", "OMPI_", "MEGASCALE_", "XLA_FLAGS", "KUBERNETES_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_PORT": str(free_port())}
@@ -80,8 +82,13 @@ def run(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[dict
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), printed
-    return [json.loads(out.splitlines()[-1]) for out, _ in printed]
+    return [(process.returncode, *streams) for process, streams in zip(processes, printed, strict=True)]
+
+
+def run(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[dict]:
+    ended = start(variables_of_each, tpu)
+    assert [status for status, _, _ in ended] == [0] * len(ended), ended
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
 
 
 @pytest.mark.parametrize("scheduler", [slurm, gke_slice, gke_slices, mpi])
@@ -90,10 +97,81 @@ def test_processes_find_each_other(scheduler):
     assert found == [{"index": rank, "count": 2, "ranks": [0, 1]} for rank in range(2)]
 
 
-@pytest.mark.parametrize("variables", [{}, {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "8"}], ids=["none", "in a batch script"])
+NOT_OF_A_JOB = {
+    "none": {},
+    "in a batch script": {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "8"},
+    "in an interactive step": slurm(0, 8) | {"SLURM_STEP_NUM_TASKS": "1"},
+}
+
+
+@pytest.mark.parametrize("variables", NOT_OF_A_JOB.values(), ids=NOT_OF_A_JOB)
 def test_otherwise_a_run_is_one_process(variables):
     """Includes a node allocated by SLURM but used without srun."""
     assert run([variables]) == [{"index": 0, "count": 1, "ranks": [0]}]
+
+
+ALONE = {"index": 0, "count": 1, "ranks": [0]}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+MPI = "OMPI_MCA_orte_hnp_uri"
+
+
+@pytest.fixture
+def kubernetes(tmp_path):
+    """Returns PYTHONPATH with a package that finds no service account, as the real one does outside a job."""
+    (tmp_path / "kubernetes.py").write_text(
+        "class ConfigException(Exception): pass\n"
+        "class config:\n"
+        "    def load_incluster_config():\n"
+        "        raise ConfigException('Service host/port is not set.\\nmore')\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(pathlib.Path(__file__).parents[2])])}
+
+
+def test_a_pod_is_asked_only_if_it_belongs_to_an_indexed_job(kubernetes):
+    plain, [indexed], [without] = (
+        start([POD | kubernetes]),
+        start([POD | kubernetes | {"JOB_COMPLETION_INDEX": "0"}]),
+        start([POD | {"JOB_COMPLETION_INDEX": "0"}]),
+    )
+    for status, out, errors in (*plain, indexed, without):
+        assert status == 0 and json.loads(out.splitlines()[-1]) == ALONE, errors
+    assert plain[0][2] == ""
+    told = "note: this process does not look for others of its Kubernetes job: "
+    assert indexed[2] == f"{told}ConfigException: Service host/port is not set.\n"
+    assert without[2] == f"{told}the package kubernetes is not installed\n"
+
+
+def test_the_search_for_a_job_can_be_switched_off():
+    assert run([slurm(1, 2) | {"IGPO_DISTRIBUTED": "0"}]) == [ALONE]
+
+
+def test_a_job_that_cannot_be_joined_is_one_error():
+    [(status, _, errors)] = start([slurm(0, 2) | {"SLURM_PROCID": "none"}])
+    assert status == 1 and errors.count("\n") == 1
+    assert errors.startswith("error: the processes of this job cannot be connected: ValueError: ")
+    assert "'none'" in errors and "IGPO_DISTRIBUTED=0" in errors
+
+
+@pytest.mark.parametrize(
+    "variables, hidden",
+    [
+        ({}, {*POD, MPI}),
+        (mpi(0, 2), {*POD}),
+        (mpi(0, 2) | POD | {"JOB_COMPLETION_INDEX": "3"}, set()),
+        ({MPI: "1531576320.0;tcp://127.0.0.1:34911"} | POD, {*POD, MPI}),
+        # srun --pty bash in an allocation of 8 tasks
+        (slurm(0, 8) | {"SLURM_STEP_NUM_TASKS": "1"}, {*POD, MPI, "SLURM_JOB_ID"}),
+        (slurm(0, 8) | {"SLURM_STEP_NUM_TASKS": "8"}, {*POD, MPI}),
+        (slurm(0, 1) | {"SLURM_STEP_NUM_TASKS": "1"}, {*POD, MPI}),
+    ],
+)
+def test_only_variables_of_a_job_count(variables, hidden, monkeypatch):
+    for name in os.environ:
+        if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JOB_")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert set(distributed.not_of_a_job()) == hidden
 
 
 def test_a_single_task_of_slurm_and_a_single_host_of_gke_are_one_process():
