@@ -33,7 +33,6 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{folder} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     file = _acquire(path)
     try:
@@ -51,7 +50,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 def _acquire(path: pathlib.Path) -> IO[str]:
     """Opens the lock file, locks it, writes who this process is into it, and returns it."""
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = _open(path)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -71,6 +70,14 @@ def _acquire(path: pathlib.Path) -> IO[str]:
     json.dump(_self(), file)
     file.flush()
     return file
+
+
+def _open(path: pathlib.Path) -> IO[str]:
+    for _ in range(20):
+        with contextlib.suppress(FileNotFoundError):  # another process has just deleted the empty folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+", encoding="utf-8")
+    return path.open("a+", encoding="utf-8")
 
 
 def _self() -> dict[str, Any]:
