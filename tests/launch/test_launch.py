@@ -167,7 +167,7 @@ def test_a_flag_that_is_0_is_off():
 
 # Execution. The stand-in for the training obeys $FOLDER/plan, one word per start:
 # complete | stop (until SIGTERM, then 0 without a result) | preempted (it vanishes, and the TPU with it) | fail |
-# lost (exits as if another host was lost; the TPU turns out to be preempted)
+# interrupt (ends as after ^C) | lost (exits as if another host was lost; the TPU turns out to be preempted)
 
 TRAIN = r"""#!/usr/bin/env bash
 mkdir -p "$FOLDER/run"
@@ -180,6 +180,7 @@ case $word in
   preempted) echo PREEMPTED > "$FOLDER/state"; kill -KILL $$ ;;
   deaf) trap "" TERM; echo > "$FOLDER/waiting"; while true; do sleep 0.05; done ;;
   lost) echo PREEMPTED > "$FOLDER/state"; exit 1 ;;
+  interrupt) exit 130 ;;
   fail) exit 3 ;;
 esac
 """
@@ -351,7 +352,7 @@ def wait_for(file: pathlib.Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("word, status", [("complete", 0), ("fail", 3), ("stop", 42)])
+@pytest.mark.parametrize("word, status", [("complete", 0), ("fail", 3), ("stop", 42), ("interrupt", 42)])
 def test_a_host_tells_complete_from_failed_from_stopped(stage, word, status):
     stage.plan(word)
     command = ["bash", "launch/on_tpu.sh", *workdir_flags(stage)]
