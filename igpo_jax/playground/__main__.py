@@ -56,8 +56,8 @@ def main(_):
     except OSError as error:
         sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error.strerror}; give another port")
     print(f"http://{f'[{HOST.value}]' if is_v6 else HOST.value}:{PORT.value}/", flush=True)
-    # On shutdown, the server waits at most one second for open connections.
-    config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=1)
+    # uvloop, which uvicorn takes if it is installed, would keep signals from `interrupts`.
+    config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, loop="asyncio")
     uvicorn.Server(config).run([listening])
 
 

@@ -22,7 +22,7 @@ _sigterm_status = 128 + signal.SIGTERM
 _first: tuple[int, float] | None = None  # the first signal, and the time when it arrived
 _instead: Callable[[int], None] | None = None  # called for the first signal instead of ending the process
 _cleanups: list[Callable[[], None]] = []
-_watched = False
+_pipe: int | None = None  # the end into which signals are written
 
 
 def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTERM) -> None:
@@ -42,14 +42,13 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
 def watch() -> None:
     """Starts the thread that handles the signals. Before, the main thread handles them. Call this function in the main thread,
     after `keep_freed_memory`, which must run before threads start."""
-    global _watched
-    if _watched:
+    global _pipe
+    if _pipe is not None:
         return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    reader, _pipe = os.pipe()
+    os.set_blocking(_pipe, False)
+    signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
     threading.Thread(target=_read_signals, args=(reader,), daemon=True).start()
-    _watched = True
 
 
 def call_instead(action: Callable[[int], None] | None) -> None:
@@ -76,9 +75,11 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _handle(number: int, _) -> None:
-    if not _watched:
+    if _pipe is None:
         _write_line()
         os._exit(_status(number))
+    if _first is None:  # an event loop of a library, such as uvloop, reads the signals instead
+        os.write(_pipe, bytes([number]))
 
 
 def _read_signals(reader: int) -> None:

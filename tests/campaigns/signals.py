@@ -35,8 +35,8 @@ from commands import QUICK
 from processes import free_port
 
 SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
-LIMIT = 300.0  # seconds for ending after a signal, and for a whole command
-SERVED = 8.0  # seconds of the moments of a command that ends only when told
+LIMIT = 150.0  # seconds for ending after a signal, and for a whole command
+SERVED = 5.0  # seconds of the moments of a command that ends only when told
 FORBIDDEN = re.compile(r"Traceback|Segmentation|Fatal|BrokenPipe|Aborted|terminate called|Exception ignored|KeyboardInterrupt")
 TINY = f"--config={faults.TINY}"
 SMALL = ("--config.sft.updates=10", "--config.rl.iterations=1", "--config.rl.prompts=2", "--config.rl.group_size=4")
@@ -144,7 +144,10 @@ def run(command: Command, folder: pathlib.Path, compiled: pathlib.Path, sent: tu
                 process.wait(sent[1])
             was_sent = process.poll() is None
             process.send_signal(sent[0])
-        status = process.wait(LIMIT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LIMIT)
+        process.kill()  # which makes the status -9
+        status = process.wait()
         left = [f"process {line}" for line in _marked(mark)]
     finally:
         process.kill()

@@ -25,7 +25,7 @@ def test_it_begins_with_a_runs_own_decoding_and_a_problem_and_ends_when_told(com
             assert second.returncode == 1
             assert second.stderr.splitlines()[-1].startswith(f"error: --host=127.0.0.1 --port={port}: Address already in use")
             server.send_signal(signal.SIGTERM)
-            server.wait(60)
+            assert server.wait(60) == 143
         finally:
             server.kill()
 

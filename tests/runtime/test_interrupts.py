@@ -82,6 +82,14 @@ def test_other_signals_do_not_end_it():
     assert process.communicate(timeout=10)[1] == "stopped\n"
 
 
+def test_a_library_that_takes_the_signals_away_does_not_keep_it():
+    process = start(
+        f"{WATCHED}import signal\nsignal.set_wakeup_fd(-1)\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)"
+    )
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=10)[1] == "stopped\n" and process.returncode == 129
+
+
 def test_nohup_is_respected_and_the_background_job_of_a_shell_hears_an_interrupt():
     def ignore():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
