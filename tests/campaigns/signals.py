@@ -238,7 +238,8 @@ def prepare(shared: pathlib.Path, names: list[str]) -> tuple[dict[str, Command],
     for file, rows in (("texts.jsonl", TEXTS), ("problems.jsonl", PROBLEMS)):
         (shared / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     commands, seconds = commands_of(shared), {}
-    for name in ["train", *(name for name in names if name != "train")]:
+    reads_run = any(str(shared / "run") in flag for name in names for flag in commands[name].flags)
+    for name in [*["train"] * reads_run, *(name for name in names if name != "train" or not reads_run)]:
         if commands[name].served:
             seconds[name] = SERVED
             continue
@@ -248,7 +249,7 @@ def prepare(shared: pathlib.Path, names: list[str]) -> tuple[dict[str, Command],
             end = run(commands[name], shared / name, shared / "compiled")
             seconds[name] = time.monotonic() - begin
             assert end.status == 0 and not end.left, f"{name}: {end.status}, {end.left}: {end.printed[-3000:]}"
-        if name == "train":
+        if name == "train" and reads_run:
             shutil.copytree(shared / name / "out", shared / "run")
     return {name: commands[name] for name in names}, seconds
 

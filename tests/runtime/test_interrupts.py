@@ -30,10 +30,10 @@ with interrupts.before_end(lambda: {{}}):
 """
 
 
-def start(program: str, **options) -> subprocess.Popen:
+def start(program: str) -> subprocess.Popen:
     """Starts a program and waits until it writes "ready"."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    process = subprocess.Popen([sys.executable, "-c", program], **pipes | options)
+    process = subprocess.Popen([sys.executable, "-c", program], **pipes)
     assert process.stderr.readline() == "ready\n"
     time.sleep(0.05)
     return process
@@ -91,11 +91,8 @@ def test_a_library_that_takes_the_signals_away_does_not_keep_it():
 
 
 def test_nohup_is_respected_and_the_background_job_of_a_shell_hears_an_interrupt():
-    def ignore():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    process = start(WORK["in Python"], preexec_fn=ignore)
+    ignored = "import signal\nfor name in ('SIGHUP', 'SIGINT'): signal.signal(getattr(signal, name), signal.SIG_IGN)\n"
+    process = start(ignored + WORK["in Python"])
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
