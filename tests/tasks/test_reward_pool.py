@@ -146,6 +146,33 @@ def test_workers_know_no_jax_and_end_with_their_parent(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_worker_that_computes_in_c_ends_with_its_parent(tmp_path):
+    """No thread and no signal handler of the worker could run."""
+    (tmp_path / "endless.py").write_text(
+        "import os, pathlib\n"
+        "def reward(problem, text):\n"
+        "    pathlib.Path(text).write_text(str(os.getpid()))\n"
+        "    return sum(range(10**13))\n"
+    )
+    code = (
+        "import sys; from igpo_jax.tasks.reward_pool import RewardPool; from igpo_jax.tasks.problem import Problem\n"
+        "pool = RewardPool('endless:reward', {}, 1, 300.0)\n"
+        "pool([(Problem('i', 'q', '', '', (), ''), 'started')])"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "started").exists() and (tmp_path / "started").read_text()):
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while alive(int((tmp_path / "started").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
