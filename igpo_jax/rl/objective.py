@@ -32,7 +32,7 @@ class ObjectiveConfig(LikelihoodConfig):
     """Configuration of the RL objective. Defaults follow the paper; docs/method.md section 15 lists the options."""
 
     # "clipped": min(ratio * A, clip(ratio) * A) for the advantage A. "wd1" (arXiv 2507.08838): no ratio, but the
-    # log-likelihood weighted by softmax(A) - softmax(-A) over the group.
+    # log-likelihood, a sum over tokens, weighted by softmax(A) - softmax(-A) over the group.
     loss: str = checked("clipped", one_of("clipped", "wd1"))
     ratio: str = checked("sequence", one_of("sequence", "token"))
     # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
@@ -223,11 +223,11 @@ def kl_is_bounded(new: Array, old: Array, reference: Array, kind: str) -> Array:
     return corrected & ((jnp.abs(new - old) > MAX_LOG_RATIO) | (jnp.abs(reference - old) > MAX_LOG_RATIO))
 
 
-def bounded_exp(log_ratio: Array) -> Array:
+def bounded_exp(log_ratio: Array) -> jax.Array:
     return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def token_mean(values: Array, mask: Array) -> Array:
+def token_mean(values: Array, mask: Array) -> jax.Array:
     """Returns the mean over the tokens that `mask`, bool [..., l], marks, float32 [...], or 0 if it marks none."""
     return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
 
@@ -258,7 +258,7 @@ def policy_terms(
     loss_mask: Array,
     cfg: ObjectiveConfig,
     hint: Array | None = None,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion from the log-probabilities of its l tokens in k views.
 
     Token ratios and KL estimates are exponentials, so they are computed for each view. Their weighted sum over the views is the

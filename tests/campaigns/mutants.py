@@ -26,6 +26,7 @@ HINTS = "tests/rl/test_hints.py tests/rl/test_hint_policies.py tests/rl/test_rol
 NOISE = "tests/diffusion/test_corruption.py"
 LIKELIHOOD = "tests/rl/test_likelihood.py tests/rl/test_estimators.py"
 OBJECTIVE = "tests/rl/test_objective.py tests/rl/test_estimators.py tests/rl/test_update.py"
+EXACT = "tests/rl/test_exact_gradients.py"
 ROLLOUT = "tests/rl/test_rollout.py tests/rl/test_whole_step.py"
 GRADING = "tests/grading/test_exact.py tests/grading/test_answers.py tests/grading/test_kinds.py tests/tasks/test_math.py"
 
@@ -81,14 +82,20 @@ MUTANTS = (
     Mutant("rl/objective.py", "counts & (~batch.hint | kept)", "counts", LIKELIHOOD),
     Mutant("rl/objective.py", "under(reference)[0]", "old", LIKELIHOOD + " tests/rl/test_update.py"),
     Mutant("rl/likelihood.py", "here & (part >= number)", "here & (part > number)", LIKELIHOOD),
-    Mutant("rl/objective.py", "np.where(graded, rewards - group_mean(rewards), 0)", "np.where(graded, rewards - rewards.mean(), 0)", OBJECTIVE),
+    Mutant("rl/objective.py", "np.where(differs, rewards - group_mean(rewards), 0)", "np.where(differs, rewards - rewards.mean(), 0)", OBJECTIVE),
     Mutant("rl/objective.py", "np.where(graded, values, 0).sum", "values.sum", OBJECTIVE),
     Mutant("rl/objective.py", "group_weights(advantages, ~has_no_verdict)", "group_weights(advantages, advantages == advantages)", OBJECTIVE),
     Mutant("rl/objective.py", "jnp.minimum(ratio * advantage, clipped * advantage)", "clipped * advantage", OBJECTIVE),
     Mutant("rl/objective.py", "1 - cfg.clip_low, 1 + cfg.clip_high", "1 - cfg.clip_low, 1 + cfg.clip_low", OBJECTIVE),
     Mutant("rl/objective.py", "cfg.kl_coefficient * kl - surrogate", "cfg.kl_coefficient * kl + surrogate", OBJECTIVE),
-    Mutant("rl/objective.py", "jnp.clip(reference - new, -MAX_LOG_RATIO", "jnp.clip(new - reference, -MAX_LOG_RATIO", OBJECTIVE),
-    Mutant("rl/objective.py", "scored if cfg.reference_code else loss_mask", "loss_mask", OBJECTIVE),
+    Mutant("rl/objective.py", "differs = graded & ~equal_rewards(rewards, graded)[:, None]", "differs = graded", OBJECTIVE),
+    Mutant("rl/objective.py", "return gap**2 / 2", "return gap**2", EXACT),
+    Mutant("rl/objective.py", "jnp.exp(near) - near - 1 + beyond", "jnp.exp(near) - near - 1", EXACT),
+    Mutant("rl/objective.py", "ratio = bounded_exp(jax.lax.stop_gradient(new) - old)", "ratio = bounded_exp(new - old)", EXACT),
+    Mutant("rl/objective.py", "jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)", "jnp.sum(kl_estimate(weight * new, weight * old, weight * reference, cfg.kl), axis=-3)", EXACT),
+    Mutant("rl/objective.py", "jnp.where(weight > 0, new - old, 0.0), weight", "jnp.where(weight > 0, weight * (new - old), 0.0), weight", EXACT),
+    Mutant("rl/objective.py", "(group_weights(advantages, ~has_no_verdict) * tokens)[..., None] * score", "group_weights(advantages, ~has_no_verdict)[..., None] * score", EXACT),
+    Mutant("rl/objective.py", "token_mean(jnp.sum(new - old, axis=-3), jnp.ones_like(loss_mask))", "token_mean(jnp.sum(new - old, axis=-3), loss_mask)", EXACT),
     Mutant("rl/objective.py", "jax.lax.psum(jnp.sum(x), BATCH) / rows", "jax.lax.psum(jnp.sum(x), BATCH)", OBJECTIVE),
     Mutant("rl/objective.py", "return (plus - minus) * advantages.shape[-1]", "return plus - minus", OBJECTIVE),
     Mutant("rl/rollout.py", "np.flatnonzero(first.grades.all_wrong & ~no_hint_available)", "np.flatnonzero(~first.grades.all_correct & ~no_hint_available)", ROLLOUT),

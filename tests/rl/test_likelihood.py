@@ -12,7 +12,9 @@ from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs, entropy_fil
 from igpo_jax.runtime.mesh import shard_batch
 
 MASK, EOS = 1, 2
-CFG = ModelConfig(vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7)
+CFG = ModelConfig(
+    vocab_size=24, mask_id=MASK, eos_id=EOS, width=32, layers=1, heads=4, kv_heads=2, mlp_width=32, head_chunk=7
+)
 N, G, P_LENGTH, LENGTH = 8, 4, 5, 6
 # (shape, parts of the batch)
 FEW_MESHES = [((2, 2, 2), 1), ((2, 1, 2), 2)]
@@ -76,9 +78,7 @@ def test_what_does_not_look_at_completions_sends_one_row_per_prompt_through_the_
 
 def test_masked_scores_see_what_is_not_masked(mesh):
     old, batch = make_params(0), make_batch()
-    logprobs = compute_logprobs(
-        old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh
-    )
+    logprobs = compute_logprobs(old, old, batch, jax.random.key(0), CFG, ObjectiveConfig(estimator="masked", inner_steps=3), mesh)
     assert logprobs.old.shape == (3, N, 1, G, LENGTH)
     for step in range(3):
         masked = np.asarray(logprobs.views.masked[step, :, 0])
@@ -122,9 +122,7 @@ def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
         mesh = mesh_of(shape)
         with jax.set_mesh(mesh):
             sharded = jax.device_put(params, shardings(cfg, mesh))
-            return compute_logprobs(
-                sharded, sharded, shard_batch(batch, mesh), jax.random.key(0), cfg, ObjectiveConfig(), mesh
-            ).old
+            return compute_logprobs(sharded, sharded, shard_batch(batch, mesh), jax.random.key(0), cfg, ObjectiveConfig(), mesh).old
 
     expected = tiled_log_probs(params | {"head": params["embedding"].T}, batch, np.full((N, G, LENGTH), MASK))[0]
     for shape in ((1, 1, 1), (2, 2, 2)):
@@ -195,7 +193,9 @@ def test_the_most_uncertain_fifth_of_the_hints_is_kept(hints, kept):
 
 def test_of_equal_entropies_the_first_are_kept():
     candidates = jnp.array([False, True, True, True, False, True])
-    np.testing.assert_array_equal(entropy_filter(jnp.ones(6), candidates, 0.5), [False, True, True, False, False, False])
+    np.testing.assert_array_equal(
+        entropy_filter(jnp.ones(6), candidates, 0.5), [False, True, True, False, False, False]
+    )
 
 
 def test_nothing_is_kept_at_share_zero():
