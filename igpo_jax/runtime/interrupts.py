@@ -5,6 +5,7 @@ Python runs signal handlers in the main thread, between two bytecodes: during a 
 finished. A thread therefore reads the signals from a pipe. It ends the process with os._exit, because the interpreter's orderly
 shutdown crashes while threads of XLA are running."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -34,6 +35,8 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
     makes its background jobs ignore ^C."""
     global _text, _sigterm_status
     _text, _sigterm_status = text, sigterm_status
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -72,6 +75,12 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _cleanups.remove(action)
+
+
+def _ignore() -> None:
+    """Ignores signals while the interpreter shuts down: everything is done, and Python would restore the default actions."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(number: int, _) -> None:

@@ -82,6 +82,17 @@ def test_other_signals_do_not_end_it():
     assert process.communicate(timeout=10)[1] == "stopped\n"
 
 
+def test_what_is_complete_ends_as_such():
+    """The interpreter's shutdown is slow if many modules are loaded."""
+    slow = (
+        "import os\nclass Slow:\n    def __del__(self, write=os.write, now=time.monotonic):\n"
+        "        write(2, b'ready\\n')\n        end = now() + 1\n        while now() < end: pass\nslow = Slow()\n"
+    )
+    process = start(WATCHED + slow)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10) == ("last words", "") and process.returncode == 0
+
+
 def test_a_library_that_takes_the_signals_away_does_not_keep_it():
     process = start(
         f"{WATCHED}import signal\nsignal.set_wakeup_fd(-1)\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)"
