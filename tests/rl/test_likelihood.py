@@ -8,7 +8,7 @@ import pytest
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
 from igpo_jax.rl.likelihood import LOWEST_LEVEL, NOISE_LEVELS, GroupBatch, hidden_states, views_of
-from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs, entropy_filter
+from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, entropy_filter
 from igpo_jax.runtime.mesh import shard_batch
 
 MASK, EOS = 1, 2
@@ -88,6 +88,16 @@ def test_masked_scores_see_what_is_not_masked(mesh):
         np.testing.assert_allclose(logprobs.old[step, :, 0], log_probs, atol=2e-5)  # also of visible tokens
         np.testing.assert_allclose(logprobs.entropy[step], np.where(masked, entropy, 0), atol=2e-5)
     np.testing.assert_allclose(logprobs.old, logprobs.reference, atol=1e-6)  # the same sums, possibly in another order
+
+
+@pytest.mark.parametrize("estimator, samples", [("mean_field", 1), ("masked", 1), ("elbo", 3), ("trace", 3)])
+def test_abstract_log_probabilities_have_the_shapes_of_real_ones(estimator, samples, mesh):
+    """`igpo_jax.plan` compiles an update for them."""
+    objective, batch = ObjectiveConfig(estimator, samples, inner_steps=2), make_batch()
+    params = jax.eval_shape(lambda: make_params(0))
+    real = jax.eval_shape(lambda p, b: compute_logprobs(p, p, b, jax.random.key(0), CFG, objective, mesh), params, batch)
+    abstract = LogProbs.abstract(mesh, GroupBatch.abstract(mesh, N, G, P_LENGTH, LENGTH), objective)
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), abstract, real)
 
 
 @pytest.mark.parametrize("meshes", [FEW_MESHES, pytest.param(MORE_MESHES, marks=pytest.mark.slow)], ids=["few", "more"])
