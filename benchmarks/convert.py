@@ -25,7 +25,7 @@ from igpo_jax.weights.safetensors_files import stored_tensors
 
 WIDTH, MLP, VOCABULARY = 4096, 12288, 126464
 CONFIG = {
-    "architectures": ["LLaDAModelLM"], "model_type": "llada", "activation_type": "silu", "block_type": "llama",
+    "architectures": ["LLaDAModelLM"], "model_type": "llada", "activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms",
     "d_model": WIDTH, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": MLP, "vocab_size": VOCABULARY,
     "embedding_size": VOCABULARY, "mask_token_id": 126336, "eos_token_id": 126081, "pad_token_id": 126081,
     "rope": True, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "weight_tying": False, "max_sequence_length": 4096,

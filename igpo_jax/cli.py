@@ -40,6 +40,8 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
         return flags.FLAGS([arguments[0], *given])
     except (ValueError, flags.Error) as error:
         sys.exit(f"error: {error}")
+    except (IndexError, KeyError, TypeError, AttributeError) as error:  # ml_collections, for an index such as seed[0]
+        sys.exit(f"error: an index in the --config flags fits no value of the configuration: {error}")
 
 
 def config_overrides(arguments: Sequence[str]) -> list[str]:
@@ -181,7 +183,9 @@ def _hint(argument: str, rest: Sequence[str], known: dict[str, bool]) -> str:
     name, value = _parts(argument, rest)
     if "config" in known and not argument.startswith("-") and argument.partition(":")[0].endswith(".py"):
         return f"; did you mean --config={argument}?"
-    similar = _similar(name, known)
+    own = {flag: takes for flag, takes in known.items() if not flag.startswith("config.")}
+    is_flag = argument.startswith("-") and not name.startswith("config.") and difflib.get_close_matches(name, own, 1, 0.8)
+    similar = _similar(name, own if is_flag else known)
     if not similar and "config" in known and re.fullmatch(r"[a-z]\w*(\.\w+)+", name):
         similar = [f"config.{name}"] * (not any(flag.startswith("config.") for flag in known))  # no file whose keys are known
     if similar:

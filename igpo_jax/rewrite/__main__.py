@@ -296,12 +296,16 @@ def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int
 
 
 def _endpoint() -> Endpoint | None:
-    """Returns the endpoint given by flags and environment variables, or None if no address is given. Raises ValueError if a
-    model is given without an address or an address without a model, or if the key file cannot be read."""
+    """Returns the endpoint given by flags and environment variables, or None if no address is given. Raises ValueError if the
+    address is malformed, if a model is given without an address or an address without a model, or if the key file cannot be read."""
     address = os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value
     if not address:
         require(not MODEL.value, "--model is given without --endpoint=URL (or OPENAI_BASE_URL)")
         return None
+    try:
+        _ = urlsplit(address).port  # raises for a port that is no number below 65536
+    except ValueError as error:
+        raise ValueError(f"--endpoint (or OPENAI_BASE_URL) is no address: {error}") from None
     model = MODEL.value or os.environ.get("OPENAI_MODEL", "")
     require(model, "--model=NAME is missing (or OPENAI_MODEL): which of the endpoint's models is to rewrite")
     key = os.environ.get("OPENAI_API_KEY") or "none"  # a local server needs none

@@ -53,6 +53,8 @@ LLADA_FIXED = {
     "layer_norm_with_affine": (True,), "multi_query_attention": (None, False), "residual_dropout": (0,), "rope": (True,),
     "rope_full_precision": (True,), "scale_logits": (False,),
 }  # fmt: skip
+# Keys whose defaults in LLaDA's code (sequential blocks, no rotary embeddings, a tied head) differ from those of its models.
+LLADA_REQUIRED = ("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying")
 FIXED = LLADA_FIXED | {
     "attention_bias": (False,), "embd_pdrop": (0,), "hidden_act": ("silu",), "layer_norm_eps": (None,), "mlp_bias": (False,),
     "partial_rotary_factor": (1, None), "quantization_config": (None,), "resid_pdrop": (0,), "use_sliding_window": (False, None),
@@ -181,8 +183,12 @@ def _rope_theta(values: dict[str, Any]) -> float:
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the contents of a config.json. Derives missing sizes from the other sizes, as LLaDA's modeling code does."""
+    """Returns the contents of a config.json. Derives missing sizes from the other sizes, as LLaDA's modeling code does. Raises
+    ValueError if a key is missing without which that code computes another network."""
     values = dict(values)
+    for key in LLADA_REQUIRED:
+        if key not in values:
+            raise ValueError(f"config.json: {key} is missing; LLaDA's code would then use a value that is not supported here")
     if values.get("n_kv_heads") is None:
         values["n_kv_heads"] = values.get("n_heads")
     ratio, width = values.get("mlp_ratio"), values.get("d_model")
