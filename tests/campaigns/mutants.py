@@ -42,7 +42,7 @@ class Mutant:
 MUTANTS = (
     Mutant("diffusion/unmasking.py", "masks // steps + (step < masks % steps)", "masks // steps + (step <= masks % steps)", SAMPLER),
     Mutant("diffusion/unmasking.py", "masked & (ranked < count[:, None])", "masked & (ranked <= count[:, None])", SAMPLER),
-    Mutant("diffusion/unmasking.py", "logits + decode.temperature * gumbel", "logits + gumbel", SAMPLER),
+    Mutant("diffusion/unmasking.py", "drawable + decode.temperature * gumbel", "drawable + gumbel", SAMPLER),
     Mutant("diffusion/unmasking.py", 'drawn if decode.remasking == "low_confidence" else', 'drawn if decode.remasking != "low_confidence" else', SAMPLER),
     Mutant("diffusion/unmasking.py", "confidence > math.log(decode.threshold)", "confidence > decode.threshold", SAMPLER),
     Mutant("diffusion/unmasking.py", "(rank + 2) * -jnp.expm1(confidence)", "(rank + 1) * -jnp.expm1(confidence)", SAMPLER),

@@ -55,7 +55,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(command, 
     # On a read-only disk the run does not start.
     assert mount("remount", "ro")
     message = last_line(command("train", *flags))
-    assert re.match(r"error: \[Errno 30\] Read-only file system: '.*/run/data.json.partial'", message), message
+    assert re.match(r"error: \[Errno 30\] Read-only file system: '.*/run/.lock'", message), message
 
 
 def test_a_file_where_the_folder_should_be_is_one_clear_error(command, tiny, tmp_path):

@@ -3,6 +3,7 @@ ValueError that names the file, within limits on time and memory."""
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -14,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-import httpx
 import jax
 import numpy as np
+import openai
 import pyarrow
 import pyarrow.parquet
 import safetensors.numpy
@@ -334,11 +335,13 @@ def _read_replies(folder: pathlib.Path) -> None:
 def _read_completion(folder: pathlib.Path) -> None:
     """Serves the file as the body of the endpoint's reply."""
     replies, body = [], (folder / "completion.json").read_bytes()
+    # openai's own HTTP library: httpx, or httpx2 from openai 3.57 on.
+    http = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
 
     async def answer(transport, request):
-        return httpx.Response(200, headers={"Content-Type": "application/json"}, content=body, request=request)
+        return http.Response(200, headers={"Content-Type": "application/json"}, content=body, request=request)
 
-    with mock.patch.object(httpx.AsyncHTTPTransport, "handle_async_request", answer):
+    with mock.patch.object(http.AsyncHTTPTransport, "handle_async_request", answer):
         endpoint = Endpoint(address="http://localhost/v1", model="m", key="k", timeout=5.0, retries=0)
         unanswered, gone = ask_all([("p0", [{"role": "user", "content": "x"}])], replies.append, endpoint, requests=1)
     assert not gone and len(replies) + len(unanswered) == 1

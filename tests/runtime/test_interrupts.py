@@ -30,6 +30,14 @@ with interrupts.before_end(lambda: {{}}):
 """
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Does not let processes inherit that SIGHUP is ignored, as under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def start(program: str) -> subprocess.Popen:
     """Starts a program and waits until it writes "ready"."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
