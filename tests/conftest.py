@@ -8,7 +8,11 @@ import pathlib
 import shutil
 import zlib
 
+import hypothesis
 from commands import QUICK
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # first calls compile or import
+hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"

@@ -74,9 +74,11 @@ def _acquire(path: pathlib.Path) -> IO[str]:
 
 def _open(path: pathlib.Path) -> IO[str]:
     for _ in range(20):
-        with contextlib.suppress(FileNotFoundError):  # another process has just deleted the empty folder
+        # Another process may delete the empty folder at any moment, also within mkdir.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("a+", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a+", encoding="utf-8")
 
 
