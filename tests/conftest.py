@@ -9,6 +9,7 @@ import shutil
 import zlib
 
 import hypothesis
+
 from commands import QUICK
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # first calls compile or import

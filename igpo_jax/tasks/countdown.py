@@ -98,8 +98,9 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _integer(value: Any) -> int:
-    """Returns a whole number that is given as a number or as a text. Pandas writes 5.0 if another row has no number."""
-    text = re.fullmatch(r"\s*([+-]?[0-9]+)(?:\.0+)?\s*", str(value))
+    """Returns a whole number that is given as a number or as a text. Pandas writes 5.0 if another row has no number. Leading
+    zeros are errors, because they are what a comma in 1,000 leaves."""
+    text = re.fullmatch(r"\s*([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?\s*", str(value))
     if text is None or isinstance(value, bool):
         raise ValueError(f"{value!r:.80} is no whole number")
     return int(text[1])

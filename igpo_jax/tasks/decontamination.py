@@ -26,7 +26,11 @@ SAME = str.maketrans(
 REWRITES = tuple(
     (re.compile(pattern, re.MULTILINE), plain)
     for pattern, plain in (
-        (r"<br\s*/?>|&nbsp;|\\\\|^[ \t]*#{1,6}[ \t]+|`+", " "),
+        (r"``|''", '"'),
+        (r"-{2,3}", "-"),
+        (r"(\\\\)\[\d\w*\]", r"\1"),
+        (r"\\(begin|end)\{(\w+)\*\}", r"\\\1{\2}"),
+        (r"<br\s*/?>|&nbsp;|^[ \t]*#{1,6}[ \t]+|`+", " "),
         (r"(?<=\d)(?:,\\!|\{,\})(?=\d{3}(?!\d))", ","),
         (r"(?<![\w*)\]}])\*\*(?=[^\s*])([^*\n]+)(?<=\S)\*\*(?![\w*(])", r"\1"),  # **bold**, but not 2**3
         (r"(?<!\S)(?<![\d)]\s)([*_])([^\W\d_][^*_\n]{2,}?)\1(?=[\s.,;:?!]|$)", r"\2"),  # *emphasis*, but not 2 * x * y
@@ -34,14 +38,15 @@ REWRITES = tuple(
         (r"(?<!\w)__(?=[^\s_])([^_\n]+)(?<=\S)__(?!\w)", r"\1"),
         (r"\\(?:[,;:! ()\[\]]|\$)|\$|(?<=\S)~(?=\S)", " "),
         (rf"\\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|newline|noindent){LETTERS}", " "),
-        (r"\\(?:text(?:bf|it|rm|normal)?|mathrm|emph|mbox)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:text(?:bf|it|rm|normal)?|mathrm|operatorname|emph|mbox)\s*\{([^{}]*)\}", r" \1 "),
         (rf"\\[dtc]frac{LETTERS}", r"\\frac"),
         (rf"\\(leq|geq|neq){LETTERS}", lambda found: f"\\{found[1][:2]} "),
         (rf"\.{{3,}}|\\[lc]?dots{LETTERS}", r"\\dots "),
         (r"\\([%#&_])", r"\1"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-        (r"([_^])\s*\{\s*(\w|\\circ)\s*\}", r"\1\2 "),
+        (r"\\frac\s*(?:\{(\w)\}\s*(\w)|(\w)\s*\{(\w)\})", r"\\frac{\1\3}{\2\4}"),
+        (r"([_^])\s*(?:\{\s*(\w|\\circ)\s*\}|(\w))", r"\1\2\3 "),
     )
 )
 TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\.\d+|[^\W\d_]+|\S")
@@ -95,18 +100,21 @@ def _counts(tokens: list[str], i: int) -> bool:
     """Returns whether a punctuation mark has a meaning: between two tokens neither of which is a word, or as a factorial."""
     before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
     if tokens[i] == "!":
-        return before[-1:].isdigit() or before in (")", "]", "}", "!") or (len(before) == 1 and before.isalpha())
+        follows = before[-1:].isdigit() or before in (")", "]", "}", "|", "!") or (len(before) == 1 and before.isalpha())
+        return follows or before[:1] == "\\" or (after != "" and after in "=+-*/^<>")  # n!, \\pi!, mn! = 120, sum != 0
     is_word = [not side or side in PUNCTUATION or (side.isalpha() and len(side) > 1) for side in (before, after)]
     return not any(is_word)
 
 
 def _capitals(tokens: list[str]) -> str:
-    """Returns the letters and words of up to three letters with their capitals, except that of the first word of a sentence."""
+    """Returns the letters and words of up to three letters with their capitals, except that of a word such as Is or A, which may
+    begin a sentence."""
     short, is_first = [], True
-    for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
+    for i, token in enumerate(tokens):
         if token.isalpha() and len(token) < 4:
-            is_word = len(token) > 1 or (token == "A" and after.isalpha() and len(after) > 1)
-            short.append(token[0].lower() + token[1:] if is_first and is_word else token)
+            after = "".join(tokens[i + 1 : i + 2])
+            is_article = is_first and token == "A" and after.isalpha() and len(after) > 1
+            short.append(token.lower() if is_article or (len(token) > 1 and token.istitle()) else token)
         if token not in OPENING:
             is_first = token in (".", "?", "!", ":")
     return " ".join(short)

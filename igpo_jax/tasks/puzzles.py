@@ -36,7 +36,13 @@ def load_puzzles(
     puzzles at random; `seed` is ignored for the test split. `drawn` is called with the generator and the contents of the test
     puzzles. It returns a puzzle, the content of a test puzzle, which is not used, or None for a useless draw."""
     if split == "test" and task.test:
-        return [read(*row) for row in read_rows(task.test, task.max_malformed_lines)]
+        puzzles: dict[str, Problem] = {}
+        for place, number, row in read_rows(task.test, task.max_malformed_lines):
+            puzzle = read(place, number, row)
+            if puzzle.id in puzzles:
+                raise ValueError(f"{place}: the id {puzzle.id!r} has come before")
+            puzzles[puzzle.id] = puzzle
+        return list(puzzles.values())
     held_out: set[Content] = set()
     if split != "test":
         held_out = {content(task, problem) for problem in load_puzzles(task, "test", seed, read, drawn, content)}

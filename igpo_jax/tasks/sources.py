@@ -23,7 +23,7 @@ METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
 MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 
-GSM8K_ANSWER = re.compile(r"^\s*####\s*\S", re.MULTILINE)  # the last line of a solution in a file of GSM8K
+GSM8K_ANSWER = re.compile(r"(?:^|\s)####\s*\S")  # the last line of a solution in a file of GSM8K
 # Columns of each format, for messages; those of the format jsonl are in task.fields.
 WANTED = {
     "gsm8k": "question and answer, or problem and raw_answer",
@@ -75,11 +75,13 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")
         if source in (count.source for count in counts):
             raise ValueError(f"source {source!r} is given twice")
-        count = SourceCounts(source)
+        count, own_ids = SourceCounts(source), set[str]()
         for place, _, row in read_rows(path, max_malformed):
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)
+                if not record.question:
+                    raise Dropped("without a question")
                 _require_answer(record.answer)
                 if kind == "metamath" and record.question in metamath_questions:
                     raise Dropped("of a question that came before")
@@ -100,11 +102,12 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
                 metamath_questions.add(record.question)
             if not record.id:
                 stem = pathlib.Path(re.sub(r"\.gz$", "", path, flags=re.IGNORECASE)).stem
-                name = f"{stem}-{count.rows - 1}"
-                name += f" of source {len(counts)}" if name in records else ""  # a/train.jsonl and b/train.jsonl
-                record = dataclasses.replace(record, id=name)
+                record = dataclasses.replace(record, id=f"{stem}-{count.rows - 1}")
+            if record.id in records and record.id not in own_ids:  # a/train.jsonl and b/train.jsonl; ids may be row numbers
+                record = dataclasses.replace(record, id=f"{record.id} of source {len(counts)}")
             if record.id in records:
                 raise ValueError(f"{place}: the id {record.id!r} has come before")
+            own_ids.add(record.id)
             records[record.id] = record
             count.kept += 1
         if not count.kept:
@@ -135,7 +138,8 @@ def _answer(row: dict[str, Any], name: str) -> str:
     answer = _text(row, name)
     if GSM8K_ANSWER.search(answer):
         raise TypeError(f"the field {name!r} has a line '#### ...', as the solutions of GSM8K; give this file as gsm8k:PATH")
-    if re.search(r"\w.*\n", answer[: max((begin for begin, _ in box_spans(answer)), default=0)]):
+    before = answer[: max((begin for begin, _ in box_spans(answer)), default=0)]
+    if re.search(r"\w.*\n|(?<!\\)\b[a-zA-Z]{2,}\b.*\s[a-zA-Z]{2,}\b", before):
         raise TypeError(
             f"the field {name!r} has whole solutions with a \\boxed; name it solution, and give this file as math:PATH"
         )
@@ -183,8 +187,7 @@ def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. Without the column answer,
     the answer is the content of the last \\boxed{...} of the solution; a solution that is only this box, as in files of AIME,
     has no reasoning."""
-    exact = ("problem", "answer", "solution")
-    names = exact if "problem" in row else tuple(column(row, name) or name for name in exact)
+    names = tuple(column(row, name) or name for name in ("problem", "answer", "solution"))
     question, response = _text(row, names[0]), _solution(row, names[2])
     solution = response
     if not solution or not is_null(row.get(names[1])):
@@ -222,7 +225,12 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:
         raise Dropped("without marks of correctness")
-    right = [text for text, correct in zip(row["generations"], marks, strict=False) if correct and text]
+    traces = row["generations"]
+    if not (isinstance(traces, list) and isinstance(marks, list) and len(traces) == len(marks)):
+        raise TypeError("generations and correctness_math_verify must be lists of the same length")
+    if not all(isinstance(mark, bool | None) and isinstance(text, str | None) for mark, text in zip(marks, traces, strict=True)):
+        raise TypeError("generations must have texts, and correctness_math_verify true or false")
+    right = [text for text, correct in zip(traces, marks, strict=True) if correct and text]
     if not right:
         raise Dropped("without a correct trace")
     response = min(right, key=len).strip()

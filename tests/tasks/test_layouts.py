@@ -239,3 +239,11 @@ def test_the_documentation_lists_the_columns():
     assert all(any(f"`{kind}:`" in line for line in table) for kind in FORMATS)
     for first, second in (*countdown.LAYOUTS, ("Puzzle", "Solution")):
         assert any(f"`{first}`, `{second}`" in line for line in table)
+
+
+def test_openr1_needs_lists_of_texts_and_marks(tmp_path):
+    row = {"problem": "1+1?", "answer": "2", "generations": ["<think>a</think> 3", "<think>b</think> 2"]}
+    for marks, texts in (("[False, True]", row["generations"]), (["False", "True"], row["generations"]), ([True], "long"), ([True], row["generations"])):
+        path = written(tmp_path / "a.jsonl", lines([row | {"correctness_math_verify": marks, "generations": texts}]))
+        with pytest.raises(ValueError, match="generations"):
+            load_sources(f"openr1:{path}", FIELDS)

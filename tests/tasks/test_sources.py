@@ -184,8 +184,11 @@ def test_files_of_the_same_name_have_different_ids_and_own_ids_come_once(tmp_pat
         (tmp_path / folder / "own.jsonl").write_text(json.dumps(rows[0] | {"id": "x"}) + "\n")
     both = ",".join(f"math:{tmp_path / folder / 'train.jsonl'}" for folder in "ab")
     assert [record.id for record in load(both)[0]] == ["train-0", "train-0 of source 1"]
-    with pytest.raises(ValueError, match="the id 'x' has come before"):
-        load(both.replace("train", "own"))
+    assert [record.id for record in load(both.replace("train", "own"))[0]] == ["x", "x of source 1"]
+    own = tmp_path / "a" / "own.jsonl"
+    own.write_text(own.read_text() * 2)
+    with pytest.raises(ValueError, match="line 2: the id 'x' has come before"):
+        load(f"math:{own}")
 
 
 @pytest.mark.parametrize("text, message", [
