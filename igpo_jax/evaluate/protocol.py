@@ -96,12 +96,13 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 def weights_digest(origin: dict) -> str:
     """Returns a hash of the name, the size and samples of the content of every file of a model. Copies of a model have the same
-    hash, and training changes the hash."""
+    hash, and training changes the hash. Two conversions of a model may have different hashes."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]
     else:
         files = [file for part in (folder, origin.get("adapters")) if part for file in pathlib.Path(part).glob("*")]
+        files += (folder / "params").rglob("*")  # weights in a folder of igpo_jax.convert
     for file in sorted(file for file in files if file.is_file() and file.name != ORIGIN):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())

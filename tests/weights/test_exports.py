@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+import shutil
 import types
 
 import jax
@@ -64,7 +65,14 @@ def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, mo
             assert written["base_model_name_or_path"] == name
         export(model, tmp_path / f"exported{number}", mesh)
         assert not (tmp_path / f"exported{number}" / ORIGIN).exists()
-    assert weights_digest({"path": str(tmp_path / "model0")}) == weights_digest({"path": str(tmp_path / "model1")})
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / ORIGIN).write_text("{}")
+    assert weights_digest({"path": str(model)}) == weights_digest({"path": str(copy)})
+    file = max((copy / "params").rglob("*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert weights_digest({"path": str(model)}) != weights_digest({"path": str(copy)})
     model.rename(old)
     (old / ORIGIN).unlink()
     assert original_name(old) == ""  # converted by an earlier version
