@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
-import stat
 import shutil
+import stat
 import types
 
 import jax
@@ -68,7 +69,7 @@ def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, mo
     copy = shutil.copytree(model, tmp_path / "copy")
     (copy / ORIGIN).write_text("{}")
     assert weights_digest({"path": str(model)}) == weights_digest({"path": str(copy)})
-    file = max((copy / "params").rglob("*"), key=lambda file: file.stat().st_size)
+    file = max(filter(pathlib.Path.is_file, (copy / "params").rglob("*")), key=lambda file: file.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
