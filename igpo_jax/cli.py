@@ -37,11 +37,12 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
         _check_arguments(given, _known_flags(path), words)
-        return flags.FLAGS([arguments[0], *given])
+        try:
+            return flags.FLAGS([arguments[0], *given])
+        except (IndexError, KeyError, TypeError, AttributeError) as error:  # ml_collections, for an index such as seed[0]
+            raise ValueError(f"an index in the --config flags fits no value of the configuration: {error}") from None
     except (ValueError, flags.Error) as error:
         sys.exit(f"error: {error}")
-    except (IndexError, KeyError, TypeError, AttributeError) as error:  # ml_collections, for an index such as seed[0]
-        sys.exit(f"error: an index in the --config flags fits no value of the configuration: {error}")
 
 
 def config_overrides(arguments: Sequence[str]) -> list[str]:

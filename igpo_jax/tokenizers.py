@@ -233,11 +233,16 @@ def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, i
     return tuple(zip(changes[::2], changes[1::2], strict=True))
 
 
-def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[Iterable[int]]) -> None:
+def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:
     """Logs a warning if rows of token ids, `ids`, contain ids that neither text nor a chat template has: `no_text_ids`, and ids
     above the tokenizer's. The warning counts these rows, and `rows` names them."""
     known, size = tokenizer.no_text_ids, tokenizer.vocab_size
-    found = [any(id in known or (id >= size and id != tokenizer.mask_id) for id in row) for row in ids]
+
+    def lacks_text(row: list[int]) -> bool:
+        above = max(row, default=0) >= size and any(id >= size and id != tokenizer.mask_id for id in row)
+        return above or not known.isdisjoint(row)
+
+    found = list(map(lacks_text, ids))
     if any(found):
         reason = "ids without text (the unknown token, padding or unused ids), which the sampler never draws"
         log.warning("%d of %d %s have %s; the first is number %d", sum(found), len(found), rows, reason, found.index(True) + 1)

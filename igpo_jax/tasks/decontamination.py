@@ -22,7 +22,7 @@ SAME = str.maketrans(
     | {"…": "...", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
     | {"π": "\\pi ", "∞": "\\infty ", "°": "^\\circ "}
 )
-# Layout, markup and synonyms, with what replaces them. Digits and signs stay.
+# Layout, markup and synonyms, with what replaces them. Digits and signs stay, but two or three hyphens are one dash.
 REWRITES = tuple(
     (re.compile(pattern, re.MULTILINE), plain)
     for pattern, plain in (
@@ -82,8 +82,8 @@ def repeats(problems: Sequence[Problem], content: Callable[[Problem], Content]) 
 def question_content(question: str) -> Content:
     """Returns the content of a question in words and formulas. Spacing, Markdown, LaTeX layout, dashes, quotes and the
     punctuation next to words do not count. Numbers, signs, letters, brackets, and punctuation within formulas and lists do.
-    Capitals of single letters and of short words, such as units, count only if the question is neither in capitals nor in small
-    letters as a whole."""
+    Capitals of single letters and of short words such as MB count only if the question is neither in capitals nor in small
+    letters as a whole. A word of several letters that begins with its only capital may begin a sentence, so this one does not."""
     text = unicodedata.normalize("NFC", question).translate(SAME)
     for pattern, plain in REWRITES:
         text = pattern.sub(plain, text)

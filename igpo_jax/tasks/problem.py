@@ -1,12 +1,10 @@
-"""The type of a problem, its fingerprint, and a reader of problem files."""
+"""The type of a problem, and the fingerprint of a list of problems."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
-
-from igpo_jax.tasks.rows import read_rows
 
 DRAWN_SIZES = {"sft_problems": 60_000, "rl_problems": 4_000, "test_problems": 500}  # defaults of the tasks arithmetic and words
 
@@ -28,8 +26,3 @@ def problems_fingerprint(rows: Iterable[Any]) -> str:
         row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # unlike astuple, vars copies nothing
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
-
-
-def read_jsonl(path: str, max_malformed: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) for each row of a problem file. The arguments and errors are those of `rows.read_rows`."""
-    return ((number, row) for _, number, row in read_rows(path, max_malformed))

@@ -244,6 +244,20 @@ def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str
         runs.finish(command, workdir, variant)
 
 
+def log_to(output: pathlib.Path | None) -> tuple[list[str], Callable[[str], None]]:
+    """Returns the list of the lines that were said, and a function that says a line: prints it and writes all to the file."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text("".join(f"{line}\n" for line in lines))
+
+    return lines, say
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the number of runs whose result differs from the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,15 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
     options = parser.parse_args(arguments)
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text("".join(f"{line}\n" for line in lines))
-
+    lines, say = log_to(options.output)
     where = environment()
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")

@@ -26,7 +26,7 @@ HINTS = "tests/rl/test_hints.py tests/rl/test_hint_policies.py tests/rl/test_rol
 NOISE = "tests/diffusion/test_corruption.py"
 LIKELIHOOD = "tests/rl/test_likelihood.py tests/rl/test_estimators.py"
 OBJECTIVE = "tests/rl/test_objective.py tests/rl/test_estimators.py tests/rl/test_update.py"
-EXACT = "tests/rl/test_exact_gradients.py"
+EXACT = "tests/rl/test_exact_gradients.py tests/rl/test_view_weights.py"
 ROLLOUT = "tests/rl/test_rollout.py tests/rl/test_whole_step.py"
 GRADING = "tests/grading/test_exact.py tests/grading/test_answers.py tests/grading/test_kinds.py tests/tasks/test_math.py"
 

@@ -275,14 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="commands at the same time")
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
     options = parser.parse_args(arguments)
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if options.output:
-            options.output.write_text("".join(f"{line}\n" for line in lines))
-
+    lines, say = faults.log_to(options.output)
     draw, begin = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as name, nothing_ignored():
         shared = pathlib.Path(name)

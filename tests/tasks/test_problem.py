@@ -4,11 +4,11 @@ import logging
 import pytest
 
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.problem import read_jsonl
+from igpo_jax.tasks.rows import read_rows
 
 
 def read(path, max_malformed=0):
-    return [row for _, row in read_jsonl(path, max_malformed)]
+    return [row for _, _, row in read_rows(path, max_malformed)]
 
 
 def write(tmp_path, *lines: str | bytes) -> str:
