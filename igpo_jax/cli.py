@@ -19,6 +19,19 @@ if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages 
 FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
 SHOWN = 100  # characters of an argument in a message
 
+flags.disclaim_key_flags()  # --help of a command lists the flag of `define_config` as the command's own
+
+
+def define_config() -> "flags.FlagHolder[ConfigDict]":
+    """Defines the flag --config. If a file of --flagfile cannot be read, which ml_collections finds here, prints the error in
+    one line and ends the process."""
+    from ml_collections import config_flags
+
+    try:
+        return config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
+    except (ValueError, flags.Error) as error:
+        sys.exit(f"error: {error}")
+
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
     """Does what `parse_arguments` does, in a process that is prepared for training on CPUs."""

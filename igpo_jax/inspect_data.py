@@ -20,9 +20,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import define_config, parse_flags
 from igpo_jax.config import Config, parse
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
@@ -33,7 +32,7 @@ from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tokenizers import Tokenizer
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+CONFIG = define_config()
 SAMPLES = flags.DEFINE_integer("samples", 5, "How many problems of each split are shown.", lower_bound=0)
 BARS = 12  # number of bars in a histogram
 WIDTH = 40  # characters of the longest bar in a histogram

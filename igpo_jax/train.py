@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import define_config, parse_flags
 from igpo_jax.report.page import write_report
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
@@ -29,7 +28,7 @@ from igpo_jax.stages.divergence import Diverged
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+CONFIG = define_config()
 MEMORY_KEYS = (
     "higher --config.sft.microbatches, --config.rl.microbatches or --config.rl.rollout_chunks, a lower "
     "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command continues the run"

@@ -19,7 +19,7 @@ SOURCES = {
     if MAIN in path.read_text()
 }
 del SOURCES["tasks.reward_worker"]  # a process that the reward pool starts
-WITH_CONFIG = [name for name, text in SOURCES.items() if "DEFINE_config_file" in text]
+WITH_CONFIG = [name for name, text in SOURCES.items() if "define_config()" in text]
 
 
 def refused(command: str, *arguments: str, cwd=None) -> str:
@@ -56,6 +56,7 @@ def test_every_command_refuses_stray_words_and_unknown_flags(command, tmp_path):
         assert f"did you mean --{flag}=x?" in refused(command, f"--{flag[:-2]}{flag[-1]}=x", cwd=tmp_path)
         assert f"did you mean --{flag}=x?" in refused(command, f"{flag}=x", cwd=tmp_path)
     assert "--qqqq=1: there is no such flag; " in refused(command, "--qqqq=1", cwd=tmp_path)
+    assert "No such file or directory: 'missing.txt'" in refused(command, "--flagfile=missing.txt", cwd=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,8 +135,8 @@ def test_spellings_that_absl_accepts_are_accepted(tmp_path):
 
 def test_overrides_reach_the_runs_of_a_comparison_however_they_are_spelled():
     program = (
-        "import sys\nfrom absl import flags\nfrom ml_collections import config_flags\nfrom igpo_jax import cli\n"
-        "config_flags.DEFINE_config_file('config')\ncli.parse_arguments(sys.argv)\nprint(cli.config_overrides(sys.argv[1:]))"
+        "import sys\nfrom igpo_jax import cli\ncli.define_config()\n"
+        "cli.parse_arguments(sys.argv)\nprint(cli.config_overrides(sys.argv[1:]))"
     )
     given = [
         f"--config={CONFIGS / 'arithmetic.py'}",

@@ -21,11 +21,11 @@ import shutil
 import subprocess
 import sys
 import threading
+from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from igpo_jax.cli import config_overrides, parse_flags
+from igpo_jax.cli import config_overrides, define_config, parse_flags
 from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
@@ -33,7 +33,7 @@ from igpo_jax.runtime.files import atomic_write, require_same_identity
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
+CONFIG = define_config()
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
 SEEDS = flags.DEFINE_string("seeds", None, "FIRST..LAST or a list; by default 0..4, with --quick 0..3.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write; by default runs/compare-CONFIG.")
@@ -50,7 +50,8 @@ def main(_) -> None:
         few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)}
         overrides = [f"--config.{key}={value}" for key, value in few.items()]
     overrides += config_overrides(sys.argv[1:])  # the last one wins
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    flag: Any = flags.FLAGS["config"]
+    file = flag.config_filename
     name = pathlib.Path(file.partition(":")[0]).stem
     output = OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else "")
     folder = pathlib.Path(output)

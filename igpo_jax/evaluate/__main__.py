@@ -27,11 +27,11 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.api import DiffusionLM
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import define_config, parse_flags
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
@@ -47,7 +47,7 @@ from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.problem import Problem
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to evaluate on its own test problems.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "The stage whose newest checkpoint is evaluated; by default the last.")
 OUTPUT = flags.DEFINE_string(

@@ -14,15 +14,14 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from igpo_jax import config as configuration
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import define_config, parse_flags
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or a path; file.py:variant for a variant.")
+CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4; the devices that are here by default.")
 SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the topology.", lower_bound=1)
 PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
