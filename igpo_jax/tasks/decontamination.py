@@ -22,7 +22,8 @@ SAME = str.maketrans(
     | {"…": "...", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
     | {"π": "\\pi ", "∞": "\\infty ", "°": "^\\circ "}
 )
-# Layout, markup and synonyms, with what replaces them. Digits and signs stay, but two or three hyphens are one dash.
+# Layout, markup and synonyms, with what replaces them. Digits and signs stay, but two or three hyphens are one dash. The second
+# backslash of a line break begins no command.
 REWRITES = tuple(
     (re.compile(pattern, re.MULTILINE), plain)
     for pattern, plain in (
@@ -36,13 +37,13 @@ REWRITES = tuple(
         (r"(?<!\S)(?<![\d)]\s)([*_])([^\W\d_][^*_\n]{2,}?)\1(?=[\s.,;:?!]|$)", r"\2"),  # *emphasis*, but not 2 * x * y
         (r"(?<!\S)([*_])([^\W\d_]{4,}[^*_\n]*?)\1(?=[\s.,;:?!]|$)", r"\2"),
         (r"(?<!\w)__(?=[^\s_])([^_\n]+)(?<=\S)__(?!\w)", r"\1"),
-        (r"\\(?:[,;:! ()\[\]]|\$)|\$|(?<=\S)~(?=\S)", " "),
+        (r"(?<!\\)((?:\\\\)*)\\(?:[,;:! ()\[\]]|\$)|\$|(?<=\S)~(?=\S)", r"\1 "),
         (rf"\\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|newline|noindent){LETTERS}", " "),
         (r"\\(?:text(?:bf|it|rm|normal)?|mathrm|operatorname|emph|mbox)\s*\{([^{}]*)\}", r" \1 "),
         (rf"\\[dtc]frac{LETTERS}", r"\\frac"),
         (rf"\\(leq|geq|neq){LETTERS}", lambda found: f"\\{found[1][:2]} "),
         (rf"\.{{3,}}|\\[lc]?dots{LETTERS}", r"\\dots "),
-        (r"\\([%#&_])", r"\1"),
+        (r"(?<!\\)\\([%#&_])", r"\1"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
         (r"\\frac\s*(?:\{(\w)\}\s*(\w)|(\w)\s*\{(\w)\})", r"\\frac{\1\3}{\2\4}"),

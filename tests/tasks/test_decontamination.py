@@ -37,6 +37,8 @@ POINT = r"Find $f(x,y) = \dfrac{1}{2}x^2 - y_{1}$, if $x \leq -3$ and $y \ne 5.$
     ("The numbers 1, 2, and 3", "the numbers 1,2 and 3"), (r"$1{,}000$ cm", r"$1,\!000 \text{ cm}$"), ("x = 3 ... 5", r"x=3\ldots5"),
     ("We have cats. If so, how many?", "We have cats\n\nIf so, how many?"), ("The word ``MATH'' on pages 1--5", 'The word "MATH" on pages 1-5'),
     ("Find $x^ny$ and $a_nb$", "Find $x^{n}y$ and $a_{n}b$"), (r"\frac{1}2 of \operatorname{lcm}(2, 3)", r"\frac12 of \text{lcm}(2,3)"),
+    *[(r"$(1 & -2 \\ (3) & [4] \\ & 5)$", rows) for rows in (
+        r"$(1&-2\\(3)&[4]\\&5)$", "$(1 & -2 \\\\\n (3) & [4] \\\\\n & 5)$", r"$(1 & -2\\\,(3) & [4] \\\;& 5)$")],
     ("5 × 3 ÷ 2", r"$5\times 3 \div 2$"), (r"an angle of $45^{\circ}$", "An angle of 45°"), ("caf\u00e9 5", "cafe\u0301 5"),
 ])  # fmt: skip
 def test_the_same_question_in_another_form(one, other):
@@ -52,6 +54,7 @@ def test_the_same_question_in_another_form(one, other):
     (POINT, POINT.replace(r"\dfrac{1}{2}", r"\dfrac{2}{1}")), ("Find $5!$.", "Find $5$."), ("Find n! for n = 3.", "Find n for n = 3."),
     ("What is $xy != 0$ for?", "What is $xy = 0$ for?"), ("Find n if $mn! = 120$.", "Find n if $mn = 120$."), (r"$\pi!$ in 3", r"$\pi$ in 3"),
     (r"\begin{pmatrix} 3 \\ -1 \end{pmatrix}", r"\begin{pmatrix} 3 -1 \end{pmatrix}"), ("What is 2**3?", "What is 2*3?"), ("What is 2**3 + 3**2?", "What is 23 + 32?"), ("Add 2, 3/4.", "Add 2 3/4."),
+    (r"$x \\(3+1)$", r"$x \\ 3+1$"), (r"$1 \\ & 2$", r"$1 & 2$"), (r"$1 \\$, 2", "1, 2"),
     ("Add 1, 2.", "Add 12."), ("Add 1, -2.", "Add 1 -2."), ("Find x, y in x + y = 3", "Find x y in x + y = 3"), ("5% of 20", "5 of 20"),
     ("The set {1,234}", "The set {1234}"), ("1, 2, ..., 9", "1, 2, 9"), ("Is 3 < 4?", "Is 3 > 4?"), (r"$\{a\}$ and 1", "(a) and 1"),
     ("A disk of 5 MB at 3 Mb", "A disk of 5 Mb at 3 Mb"), (r"Find $\Delta$ of 3", r"Find $\delta$ of 3"), ("f(3)", "F(3)"),
