@@ -54,8 +54,8 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
             return flags.FLAGS([arguments[0], *given])
         except (IndexError, KeyError, TypeError, AttributeError) as error:  # ml_collections, for an index such as seed[0]
             raise ValueError(f"an index in the --config flags fits no value of the configuration: {error}") from None
-    except (ValueError, flags.Error) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, flags.Error) as error:  # absl writes a line for each missing flag
+        sys.exit(f"error: {'; '.join(str(error).splitlines())}")
 
 
 def config_overrides(arguments: Sequence[str]) -> list[str]:
