@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -152,6 +153,10 @@ def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     try:
-        return safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
+        tensors = safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None  # AttributeError: dtypes such as F8_E4M3
+    for name, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(f"{file}: {name} has dtype {tensor.dtype}, and quantized adapters are not supported")
+    return tensors

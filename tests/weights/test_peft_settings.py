@@ -90,3 +90,30 @@ def test_settings_that_change_the_network_or_are_unknown_are_refused(key, value,
 def test_tensors_that_peft_would_not_use_are_refused(change, written, tmp_path):
     with pytest.raises(ValueError, match=r"leaves out model.transformer.blocks.*ff_out, which adapter_model.safetensors has"):
         read(written, tmp_path, **change)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_adapters_of_any_float_dtype_load_as_float32(dtype, written, tmp_path):
+    tensors = safetensors.numpy.load_file(written / ADAPTER_FILE)
+    safetensors.numpy.save_file({name: tensor.astype(dtype) for name, tensor in tensors.items()}, tmp_path / ADAPTER_FILE)
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(PEFT_0_21))
+    query = import_peft(tmp_path, CFG)[1]["query"]["a"]
+    name = "base_model.model.model.transformer.blocks.1.q_proj.lora_A.weight"
+    assert query.dtype == np.float32
+    np.testing.assert_array_equal(query[1].T, tensors[name].astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype, message", [
+    ("I8", "blocks.0.ff_out.lora_A.weight has dtype int8, and quantized adapters are not supported"),
+    ("F8_E4M3", "cannot be read: .*float8_e4m3fn"),
+])  # fmt: skip
+def test_adapters_in_eight_bits_are_refused(dtype, message, written, tmp_path):
+    header, data = {}, 0
+    for name, tensor in sorted(safetensors.numpy.load_file(written / ADAPTER_FILE).items()):
+        header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [data, data + tensor.size]}
+        data += tensor.size
+    encoded = json.dumps(header).encode()
+    (tmp_path / ADAPTER_FILE).write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(data))
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(PEFT_0_21))
+    with pytest.raises(ValueError, match=rf"{ADAPTER_FILE}.*{message}"):
+        import_peft(tmp_path, CFG)
