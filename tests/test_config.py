@@ -15,6 +15,7 @@ from igpo_jax import config as configuration
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.runtime.files import differing_keys
+from igpo_jax.tasks import TASKS, load_task
 from igpo_jax.tasks.grades import Grades
 from run_configs import CONFIGS, TINY, error_of, tiny
 
@@ -180,6 +181,12 @@ def test_every_configuration_of_the_repository_is_valid(file):
         assert config.sft.updates > 0 or config.model.path
     with pytest.raises((ValueError, TypeError)):
         get_config("nonsense")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_configuration_of_every_task_is_read_back(task):
+    config = configuration.base_config(**load_task(task).defaults())
+    assert configuration.from_json(configuration.to_json(config)) == config
 
 
 def test_a_bare_name_is_looked_up_in_configs(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from igpo_jax.tasks.rows import is_null, read_rows
 log = logging.getLogger(__name__)
 
 
-def puzzle_defaults(name: str, **values) -> dict[str, Any]:
+def puzzle_defaults(name: str, /, **values) -> dict[str, Any]:
     """Returns the section `task` of a puzzle's configuration. The key `test` is the path of a file, or "" for a generated test
     split."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
