@@ -15,7 +15,7 @@ import pathlib
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import cast
 
 import jax
@@ -290,6 +290,7 @@ def load(
     mesh: Mesh | None = None,
     stage: str | None = None,
     needs: str = "ids",
+    trust: Collection[str] = (),
 ) -> DiffusionLM:
     """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
     folder of a training run. If a file is missing or damaged, raises a ValueError that names the file and the reason.
@@ -302,14 +303,16 @@ def load(
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
             has a checkpoint. The argument is only allowed if `path` is a run's folder.
         needs: "ids", "text" or "chat", what the model will be given. If the folder lacks the tokenizer or the chat template
-            that this needs, raises ValueError before any weights are read."""
+            that this needs, raises ValueError before any weights are read.
+        trust: names of Python modules outside this package that config.json of a training run may name as its task. Loading the
+            run imports its task, which runs with your permissions."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
         own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
         require(adapters is None, own)
-        run = restore_run(path, mesh, stage)
+        run = restore_run(path, mesh, stage, trust)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
         # The attention kernel used in training may not support every length and machine.

@@ -33,6 +33,12 @@ def define_config() -> "flags.FlagHolder[ConfigDict]":
         sys.exit(f"error: {error}")
 
 
+def define_trust() -> "flags.FlagHolder[list[str]]":
+    """Defines the flag --trust of the commands that read the folder of a run, see tasks/trust.py."""
+    about = "A Python module, or MODULE:FUNCTION, outside igpo_jax that a run's config.json may name and that may be run."
+    return flags.DEFINE_multi_string("trust", [], f"{about} May be given several times.")
+
+
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
     """Does what `parse_arguments` does, in a process that is prepared for training on CPUs."""
     from igpo_jax.runtime.host import keep_freed_memory  # imports jax

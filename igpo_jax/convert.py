@@ -16,7 +16,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from igpo_jax.cli import parse_arguments
+from igpo_jax.cli import define_trust, parse_arguments
 from igpo_jax.config import with_tokenizer
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
@@ -30,7 +30,8 @@ TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not e
 FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "The target's format.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the target's parameters; by default the source's.")
 VERIFY = flags.DEFINE_string("verify", None, "First compare the source's files with the checksums of this release.")
-WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export, ("run", "huggingface"): export_run}
+TRUST = define_trust()
+WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export}
 
 
 def main(_):
@@ -44,9 +45,11 @@ def main(_):
         mesh = make_mesh()
         with jax.set_mesh(mesh):
             if (kind, FORMAT.value) == ("run", "peft"):
-                export_adapters(source, target, mesh)
+                export_adapters(source, target, mesh, TRUST.value)
+            elif (kind, FORMAT.value) == ("run", "huggingface"):
+                export_run(source, target, mesh, DTYPE.value, TRUST.value)
             elif (kind, FORMAT.value) in WRITERS:
-                if kind != "run" and jax.process_index() == 0:
+                if jax.process_index() == 0:
                     warn_without_tokenizer(source)
                 WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value)
             else:

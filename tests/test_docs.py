@@ -16,7 +16,9 @@ from doc_blocks import assert_outputs, blocks_of, run_blocks, with_outputs
 from run_configs import CONFIGS
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Files and folders of this repository, in prose.
 FILE = re.compile(r"(?<![\w./-])(?:igpo_jax|configs|launch|tests|benchmarks|docs)/[\w/.-]*\w")

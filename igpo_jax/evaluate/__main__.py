@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.api import DiffusionLM
-from igpo_jax.cli import define_config, parse_flags
+from igpo_jax.cli import define_config, define_trust, parse_flags
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
@@ -57,6 +57,7 @@ SAMPLER_ERROR = flags.DEFINE_boolean(
     "sampler-error", False, "Compare the sampler (with --workdir that of the rollouts) with the exact one."
 )
 SAMPLER = flags.DEFINE_list("sampler", [], "With --sampler-error: changes to the sampler, key=value,...")
+TRUST = define_trust()
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all whose file is given.")
 REGRADE = flags.DEFINE_string("regrade", None, "An evaluation's folder or a JSON Lines file, to grade its texts again.")
 RULE = flags.DEFINE_enum(
@@ -80,7 +81,8 @@ def evaluate_model() -> None:
             if bool(WORKDIR.value) == (CONFIG.value is not None):
                 raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
             section = "sampler" if SAMPLER_ERROR.value else "evaluation"
-            config = run_evaluation(WORKDIR.value, STAGE.value, section) if WORKDIR.value else CONFIG.value
+            own = run_evaluation(WORKDIR.value, STAGE.value, section, TRUST.value) if WORKDIR.value else None
+            config = CONFIG.value if own is None else own
             problems, protocol = prepare(_with_sampler(config))
         check_same({f"benchmark {name}": part["data"] for name, part in protocol.items()})
     except ValueError as error:
@@ -106,7 +108,7 @@ def print_regraded() -> None:
     try:
         if not REGRADE.value:
             raise ValueError("--rule goes with --regrade=RUN_OR_FILE")
-        for flag in (CONFIG, WORKDIR, STAGE, SAMPLER_ERROR, SAMPLER):
+        for flag in (CONFIG, WORKDIR, STAGE, SAMPLER_ERROR, SAMPLER, TRUST):
             require(not flag.value, f"--{flag.name} does not go with --regrade, which reads stored texts")
         output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
         with locked(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext():
@@ -154,8 +156,11 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
 
 def open_model(config: ConfigDict) -> DiffusionLM:
     """Loads the model to evaluate. Raises ValueError if the model cannot be loaded, or lacks a tokenizer or chat template."""
-    options = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
-    return igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh), needs="chat" if config.chat else "text")
+    options: dict[str, Any] = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
+    # The tasks in `config` are those of --config, which is the user's own, or they were checked when config.json was read.
+    trust = [*TRUST.value, *(part.task.name for part in config.benchmarks.values())]
+    options |= {"needs": "chat" if config.chat else "text", "trust": trust}
+    return igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
 
 
 def output_folder(model: DiffusionLM) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -49,10 +49,11 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
-def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation") -> ConfigDict:
+def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:
     """Returns the configuration that evaluates a training run on its own test problems. `section` is "evaluation" or "sampler",
-    the section of the run's configuration that contains the decoding settings."""
-    run, config = read_run_config(workdir), base_evaluation()
+    the section of the run's configuration that contains the decoding settings. Raises ValueError if the run's task or reward
+    function is neither part of this package nor in `trust`."""
+    run, config = read_run_config(workdir, trust, graded=True), base_evaluation()
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
     config.decode.update({key: run[section][key] for key in config.decode})

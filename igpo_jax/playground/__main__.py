@@ -13,11 +13,12 @@ if __name__ == "__main__":  # before the slow imports
 import pathlib
 import socket
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
 from igpo_jax.api import DiffusionLM, load
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import define_trust, parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.installation import install_command
@@ -27,6 +28,7 @@ MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
+TRUST = define_trust()
 HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "The address to listen at; the default accepts connections from this machine only."
 )
@@ -46,7 +48,8 @@ def main(_):
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
     try:
-        model = load(MODEL.value, adapters=ADAPTERS.value, dtype=DTYPE.value, stage=STAGE.value, needs="text")
+        options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value, "trust": TRUST.value}
+        model = load(MODEL.value, **options, needs="text")
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -66,7 +69,7 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
     evaluations and one of the run's test problems."""
     if not (path / "checkpoints").is_dir():
         return FIELDS
-    config = read_run_config(path)
+    config = read_run_config(path, TRUST.value)
     fields = FIELDS | vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
     if config.task.name not in TASKS:  # a user's module is code, which should not run just for an example
         return fields

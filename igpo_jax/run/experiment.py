@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +31,7 @@ from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
+from igpo_jax.tasks.trust import named_code, require_trusted
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
@@ -305,13 +306,18 @@ def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
     return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(workdir / "tokenizer.model")
 
 
-def read_run_config(workdir: str | os.PathLike) -> ConfigDict:
-    """Reads the configuration of the run in `workdir`. Raises ValueError if config.json is missing or unreadable."""
+def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), graded: bool = False) -> ConfigDict:
+    """Reads the configuration of the run in `workdir`, and imports its task. Raises ValueError if config.json is missing or
+    unreadable, or if it names code that is neither part of this package nor in `trust`, see `require_trusted`. The reward
+    function counts only if answers will be graded."""
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
-    values = read_json(written)
-    with wrap_read_errors(f"{written}, as a configuration of this version,"):
+    values, what = read_json(written), f"{written}, as a configuration of this version,"
+    with wrap_read_errors(what):
+        named = named_code(values, graded)
+    require_trusted(named, written, trust)
+    with wrap_read_errors(what):
         return configuration.from_json(values)
 
 
@@ -342,12 +348,16 @@ def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
 
 def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:
     """Raises ValueError if the config.json in the run's folder is unreadable, or if it differs from the requested configuration
-    in a key that affects results."""
+    in a key that affects results. Imports no task but the requested one."""
+    requested_code = named_code(requested_json)
     try:
-        written = configuration.to_json(read_run_config(workdir))
+        code = named_code(read_json(workdir / "config.json"))
+        differing = differing_keys(code, requested_code)
+        if code["task.name"] == requested_code["task.name"]:
+            written = configuration.to_json(read_run_config(workdir, requested_code.values()))
+            differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
-    differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
     if differing:
         raise ValueError(
             f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "

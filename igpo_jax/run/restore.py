@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Collection
 
 from jax.sharding import Mesh
 
@@ -37,11 +38,12 @@ class Restored:
         return self.params if self.adapters is None else policy.assemble(self.adapters, self.params)
 
 
-def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None) -> Restored:
+def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None, trust: Collection[str] = ()) -> Restored:
     """Loads the newest checkpoint of one stage of a run. `stage` is "sft" or "rl"; the default is the last stage that has a
-    checkpoint. Does not need the run's data. Raises ValueError if there is no run or no readable checkpoint."""
+    checkpoint. Does not need the run's data. Raises ValueError if there is no run or no readable checkpoint, or if the run's
+    task is neither part of this package nor in `trust`."""
     workdir = pathlib.Path(workdir).absolute()
-    config = configuration.parse(read_run_config(workdir))
+    config = configuration.parse(read_run_config(workdir, trust))
     tokenizer = run_tokenizer(workdir, config)
     model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
     check_model_divides(model, mesh, config.lora)

@@ -132,8 +132,8 @@ class _Worker:
 
     def __init__(self, command: list[str]):
         self.connection, theirs = Pipe()
-        full = [sys.executable, "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
-        # Workers import from this process's sys.path, including added entries such as the current folder.
+        # Workers import from this process's sys.path, including added entries. -P: Python adds no current folder of its own.
+        full = [sys.executable, "-P", "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         # The group of its own keeps the terminal's signals away, which only this process handles.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}

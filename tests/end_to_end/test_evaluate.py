@@ -132,7 +132,7 @@ def test_a_run_hands_its_grader_and_its_numbers_to_its_evaluation(tmp_path):
     config.reward.update({"function": "mine:f", "after_eos": True, "deadline_seconds": 3.0})
     config.model.compute_dtype = "bfloat16"
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
-    found = run_evaluation(str(tmp_path), None)
+    found = run_evaluation(str(tmp_path), None, trust=["mine:f"])
     assert found.reward.to_dict() == {"function": "mine:f", "workers": 2, "deadline_seconds": 3.0, "after_eos": True}
     protocol = benchmark_protocol(found, "arithmetic", [])
     assert protocol["reward"] == {"function": "mine:f", "deadline_seconds": 3.0, "after_eos": True}

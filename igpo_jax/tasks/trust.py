@@ -1,0 +1,47 @@
+"""Code that a file names. Whoever reads a file that others may have written checks the names in it before anything is imported."""
+
+import os
+import re
+from collections.abc import Collection
+from typing import Any
+
+from igpo_jax.runtime.checks import require
+from igpo_jax.tasks import TASKS
+
+# Modules of this package with tasks and reward functions
+MODULES = frozenset({f"igpo_jax.tasks.{name}" for name in TASKS} | {"igpo_jax.evaluate.graders"})
+IDENTIFIER = r"[^\W\d]\w*"
+NAME = re.compile(rf"{IDENTIFIER}(\.{IDENTIFIER})*(:{IDENTIFIER})?")  # package.module or package.module:name
+SHOWN = 100  # characters of a name that is none
+
+
+def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, str]:
+    """Returns the names of code in the JSON value of a configuration, {dotted key: name}. Without `graded`, returns only the
+    names that are imported when no answer is graded. Raises ValueError if a name is no text."""
+    named = {"task.name": values["task"]["name"]}
+    if graded and (function := values.get("reward", {}).get("function", "")):
+        named["reward.function"] = function
+    for key, name in named.items():
+        require(isinstance(name, str), f"{key}={repr(name)[:SHOWN]} is no text")
+    return named
+
+
+def require_trusted(named: dict[str, str], file: str | os.PathLike, trust: Collection[str]) -> None:
+    """Raises ValueError if `file` names code that is neither part of this package nor in `trust`. The message says what would
+    run. A module in `trust` includes its functions. Imports nothing."""
+    foreign = {key: name for key, name in named.items() if not _is_trusted(name, trust)}
+    for key, name in foreign.items():
+        require(NAME.fullmatch(name), f"{file}: {key}={repr(name)[:SHOWN]} is no name of a Python module")
+    names = dict.fromkeys(foreign.values())
+    told = " and ".join(f"{key}={name!r}" for key, name in foreign.items())
+    added = " ".join(f"--trust={name}" for name in names)
+    require(
+        not foreign,
+        f"{file} names code that is not part of igpo_jax: {told}. It would be imported and run with your permissions; if you "
+        f"know this code and trust it, add {added} (in Python: trust={list(names)})",
+    )
+
+
+def _is_trusted(name: str, trust: Collection[str]) -> bool:
+    module = name.partition(":")[0]
+    return name in TASKS or module in MODULES or name in trust or module in trust
