@@ -2,6 +2,8 @@
 JSON Lines file with one row per problem. A finished evaluation also has card.json. An interrupted evaluation can be resumed.
 The rows do not depend on the batch size or the mesh."""
 
+import collections
+import contextlib
 import math
 import pathlib
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import accuracy_interval, paired, problem_means
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.grades import FEW, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tokenizers import completion_text, warn_of_no_text
@@ -36,10 +39,11 @@ def run_benchmark(
     """Completes and grades the problems that are not yet in `<folder>/<name>.jsonl`, and returns the `summary` of all rows of
     this file. A row has the id, question and answer of a problem, and its completions. A completion has the graded text, the
     extracted answer, the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that
-    wrote the text. If the outcome is not "ok", there is no verdict, and the completion is neither correct nor wrong."""
+    wrote the text. If the outcome is not "ok", there is no verdict, and the completion is neither correct nor wrong. Raises
+    ValueError if there are no verdicts; rows are saved after the first verdict, so that the same command grades again."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
-    done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
+    before = done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
     prompts = prompts_of(model, config, problems, decode)
     ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
@@ -51,7 +55,9 @@ def run_benchmark(
     flat = np.arange(done * draws, total)
     requests = Requests.blank(take_rows(prompts, flat // draws), (flat % draws).astype(np.uint32), model.config, decode)
     waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
-    with progress(total, done * draws, name) as bar, jax.set_mesh(model.mesh):
+    rows: list[dict[str, Any]] = []  # not saved yet
+    outcomes: collections.Counter[str] = collections.Counter()
+    with progress(total, done * draws, name) as bar, jax.set_mesh(model.mesh), contextlib.closing(pool):
         key = jax.random.key(config.seed)
         for batch_rows, sampled in complete(model.params, requests, key, model.config, decode, batching):
             numbers = flat[batch_rows].tolist()
@@ -61,16 +67,27 @@ def run_benchmark(
                 completion = {"draw": number % draws, "text": text, "extracted_answer": task.extract_answer(text, **options)}
                 completion |= {"reward": float(reward), "correct": bool(reward >= 1), "outcome": OUTCOMES[int(outcome)]}
                 waiting.append(completion | {"steps": len(set(steps.tolist()) - {HINT})})
-            rows = []
+                outcomes[completion["outcome"]] += 1
             while len(waiting) >= draws:
                 row = {field: getattr(problems[done], field) for field in ("id", "question", "answer")}
                 rows.append(row | {"completions": waiting[:draws]})
                 waiting, done = waiting[draws:], done + 1
-            if jax.process_index() == 0:
-                with file.open("a", encoding="utf-8") as opened:
-                    opened.write(as_json_lines(rows))
+            is_last = done == len(problems)
+            if not outcomes["ok"] and (outcomes.total() > FEW or (is_last and not before)):
+                trouble = lack_of_verdicts(
+                    {outcome: outcomes[outcome] for outcome in OUTCOMES[1:]}, outcomes.total(), pool.reasons
+                )
+                raise ValueError(
+                    f"benchmark {name}: {trouble}. These completions are not saved; then run the same command again"
+                )
+            if outcomes["ok"] or is_last:
+                if jax.process_index() == 0:
+                    with file.open("a", encoding="utf-8") as opened:
+                        opened.write(as_json_lines(rows))
+                rows = []
             bar.update(len(numbers))
-    pool.close()
+            if ungraded := outcomes.total() - outcomes["ok"]:
+                bar.set_postfix(no_verdict=ungraded)
     return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
 
 

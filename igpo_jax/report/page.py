@@ -115,11 +115,23 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
     rate = rescue_rate(stage_rows(rows, "rl", "hint/rescue_rate"))
     if rate is not None:
         contents.append(("Rescue rate", percent(rate), "of all-wrong groups, over the run"))
+    ungraded = ungraded_counts(rows)
+    if any(ungraded.values()):
+        remark = ", ".join(f"{name} {number:,}" for name, number in ungraded.items() if number)
+        contents.append(("Answers without a verdict", f"{sum(ungraded.values()):,}", remark))
     seconds = _seconds(rows)
     if seconds:
         parts = [f"{stage.upper()} {_duration(spent)}" for stage, spent in seconds.items()]
         contents.append(("Training time", _duration(sum(seconds.values())), ", ".join(parts)))
     return contents
+
+
+def ungraded_counts(rows: list[Row]) -> dict[str, int]:
+    """Returns the numbers of answers without a verdict in a run: late ones and failures of the reward function in rollouts, and
+    both kinds in evaluations. Rows that were written by earlier versions of this package have no such numbers."""
+    keys = {"late": "grading/late", "reward function failed": "grading/broken", "in evaluations": "eval/ungraded"}
+    found = {name: [row[key] for stage in ("sft", "rl") for row in stage_rows(rows, stage, key)] for name, key in keys.items()}
+    return {name: round(sum(values)) for name, values in found.items()}
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
@@ -181,6 +193,8 @@ def numbers(run: Run) -> dict[str, str]:
         distinct = [row["groups/distinct"] for row in stage_rows(run.rows, "rl", "groups/distinct")]
         if distinct:
             found["distinct first tries, end"] = percent(np.mean(distinct[-EDGE_ROLLOUTS:]))
+    if ungraded := sum(ungraded_counts(run.rows).values()):
+        found["answers without a verdict"] = f"{ungraded:,}"
     return found | {f"{stage.upper()} time": _duration(seconds) for stage, seconds in _seconds(run.rows).items()}
 
 

@@ -23,12 +23,12 @@ from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.distributed import check_same, check_shared, gather_texts, own_rows, raise_on_all_hosts, share_rows
+from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, untested
-from igpo_jax.tasks.grades import Grades
+from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.trust import named_code, require_trusted
@@ -37,8 +37,6 @@ from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
 Splits = dict[str, list[Problem]]  # sft | rl | test -> problems
-
-FEW = 4  # so many completions without a verdict never stop a run, because their share of a small batch says little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,6 @@ class Experiment:
         def work(rows: np.ndarray) -> np.ndarray:
             answers = [(problems[row], self.graded_text(tokens)) for row in rows for tokens in completions[row]]
             verdicts = self.pool(answers)
-            self._reasons.update((verdict.outcome, verdict.reason) for verdict in verdicts if verdict.outcome != "ok")
             form = [format_reward(text) if cfg.format else 0.0 for _, text in answers]
             columns = [
                 [cfg.scale * verdict.reward + extra for verdict, extra in zip(verdicts, form, strict=True)],
@@ -137,27 +134,14 @@ class Experiment:
         """Pool of one background thread, which waits until the grading processes have returned their results."""
         return ThreadPoolExecutor(max_workers=1)
 
-    @functools.cached_property
-    def _reasons(self) -> dict[str, str]:
-        """The newest reason for the outcomes "timeout" and "error" among the answers that this process has graded."""
-        return {}
-
     def lack_of_verdicts(self, grades: Sequence[Grades]) -> str:
-        """Returns an error message if too many completions have no verdict, otherwise "". Too many are all completions, or a
-        share above reward.max_ungraded that is more than `FEW` completions. All processes must call this method with the same
-        grades, and get the same message."""
+        """Returns an error message if too many completions have no verdict, otherwise "", see `tasks.grades.lack_of_verdicts`. The
+        limit is reward.max_ungraded. All processes must call this method with the same grades, and get the same message."""
         counts = {"timeout": sum(int(each.late.sum()) for each in grades)}
         counts["error"] = sum(int(each.broken.sum()) for each in grades)
-        ungraded, total = sum(counts.values()), sum(each.late.size for each in grades)
-        limit = self.config.reward.max_ungraded
-        if ungraded < total and (ungraded <= FEW or ungraded / total <= limit):
-            return ""
-        text = f"{ungraded} of {total} completions got no verdict, timeouts: {counts['timeout']}, errors: {counts['error']}"
-        for outcome in (outcome for outcome, count in counts.items() if count):
-            examples = gather_texts(" ".join(self._reasons.get(outcome, "").split()))
-            text += f". Example of {'an error' if outcome == 'error' else 'a timeout'}: {next(filter(None, examples), '')}"
-        late = "For timeouts, raise reward.deadline_seconds, or lower reward.workers on a busy machine"
-        return f"{text}. {late}; for errors, repair the reward function (reward.max_ungraded={limit:g})"
+        total, limit = sum(each.late.size for each in grades), self.config.reward.max_ungraded
+        text = lack_of_verdicts(counts, total, self.pool.reasons, limit)
+        return text and f"{text} (reward.max_ungraded={limit:g})"
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> Grades:
         """Samples and grades a completion for each test problem. Returns grades [problems, 1]. After every batch, all processes

@@ -94,7 +94,10 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
             if state.done == rl.iterations or (state.done - 1) % rl.show_every == 0:
                 log.write_rollouts(_shown(experiment, iteration.sampled, step))
             bar.update(1)
-            bar.set_postfix(reward=f"{metrics['reward/first_try']:.2f}", all_wrong=f"{metrics['groups/all_wrong_before']:.2f}")
+            shown = {"reward": f"{metrics['reward/first_try']:.2f}", "all_wrong": f"{metrics['groups/all_wrong_before']:.2f}"}
+            if ungraded := int(metrics["grading/late"] + metrics["grading/broken"]):
+                shown["no_verdict"] = str(ungraded)
+            bar.set_postfix(shown)
     checkpoints.wait()
     return state.train_state.params
 

@@ -1,8 +1,14 @@
-"""Grades of rollouts. This module imports jax through flax. It is separate from reward_pool.py, because importing jax would
+"""Grades of completions. This module imports jax through flax. It is separate from reward_pool.py, because importing jax would
 cost each worker process time and memory."""
+
+from collections.abc import Mapping
 
 import flax
 import numpy as np
+
+from igpo_jax.runtime.distributed import gather_texts
+
+FEW = 4  # so many completions without a verdict never stop a run, because their share of a small batch says little
 
 
 @flax.struct.dataclass
@@ -28,3 +34,21 @@ class Grades:
     def all_correct(self) -> np.ndarray:
         """Mask of the groups with correct and without wrong completions, bool [n]."""
         return np.logical_and(self.correct.any(axis=1), (self.correct | ~self.graded).all(axis=1))
+
+
+def lack_of_verdicts(counts: Mapping[str, int], total: int, reasons: Mapping[str, str], limit: float = 1.0) -> str:
+    """Returns an error message if too many of `total` completions have no verdict, otherwise "". Too many are all completions,
+    or a share above `limit` that is more than `FEW` completions. All processes must call this function with the same counts,
+    and get the same message.
+
+    counts: the numbers of completions with the outcomes "timeout" and "error". reasons: an example of each outcome in the
+    completions that this process has graded, see `RewardPool.reasons`."""
+    ungraded = sum(counts.values())
+    if ungraded < total and (ungraded <= FEW or ungraded / total <= limit):
+        return ""
+    text = f"{ungraded} of {total} completions got no verdict, timeouts: {counts['timeout']}, errors: {counts['error']}"
+    for outcome in (outcome for outcome, count in counts.items() if count):
+        examples = gather_texts(" ".join(reasons.get(outcome, "").split()))
+        text += f". Example of {'an error' if outcome == 'error' else 'a timeout'}: {next(filter(None, examples), '')}"
+    late = "For timeouts, raise reward.deadline_seconds, or lower reward.workers on a busy machine"
+    return f"{text}. {late}; for errors, repair the reward function"

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from typing import Any
 from igpo_jax.runtime import interrupts
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
+
+log = logging.getLogger(__name__)
 
 OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # answers sent to a worker at a time, at most
@@ -47,12 +50,15 @@ class RewardPool:
     this process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced.
 
     Imports do not count against the deadline: a worker gets its first answer after it has imported the function and called
-    `warm_up()`, if the module of the function defines it. `warm_up` must load what the function itself would load later."""
+    `warm_up()`, if the module of the function defines it. `warm_up` must load what the function itself would load later.
+
+    `reasons` holds the newest reason of each outcome other than "ok". The first one is logged as a warning."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
+        self.reasons: dict[str, str] = {}
         self._died_loading = 0  # processes that died since one was last ready
         self._starting = threading.Lock()
         self._registered = contextlib.ExitStack()
@@ -87,7 +93,13 @@ class RewardPool:
                 is_late = worker.jobs and time.monotonic() - worker.since > self._deadline
                 if is_late or not worker.alive():
                     self._replace(worker, answers, verdicts, waiting, died)
-        return [verdicts[job] for job in range(len(answers))]
+        found = [verdicts[job] for job in range(len(answers))]
+        for verdict in (verdict for verdict in found if verdict.outcome != "ok"):
+            if verdict.outcome not in self.reasons:
+                reason = " ".join(verdict.reason.split())
+                log.warning("%s: no verdict on %s; more answers like this are only counted", self._command[0], reason)
+            self.reasons[verdict.outcome] = verdict.reason
+        return found
 
     def _replace(
         self,

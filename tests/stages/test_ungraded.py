@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from igpo_jax.rl.hints import InpaintingConfig
-from igpo_jax.run.experiment import FEW, Experiment
+from igpo_jax.run.experiment import Experiment
 from igpo_jax.stages.hint_state import NO_SOLUTION, update_hint_state
 from igpo_jax.stages.stage import IterationState, Stage
-from igpo_jax.tasks.grades import Grades
+from igpo_jax.tasks.grades import FEW, Grades
 from igpo_jax.tasks.reward_pool import Verdict
 from run_configs import parsed
 
 REASONS = {"timeout": "problem 'slow': no verdict in 5 s", "error": "problem 'odd': ValueError: no\nluck"}
+
+POOL = SimpleNamespace(reasons=REASONS)
 
 
 def grades_of(rewards) -> Grades:
@@ -26,7 +28,7 @@ def grades_of(rewards) -> Grades:
 
 def lack(late, broken, total, limit=0.2):
     rewards = np.array([np.nan] * late + [np.inf] * broken + [1.0] * (total - late - broken))
-    experiment = SimpleNamespace(config=SimpleNamespace(reward=SimpleNamespace(max_ungraded=limit)), _reasons=REASONS)
+    experiment = SimpleNamespace(config=SimpleNamespace(reward=SimpleNamespace(max_ungraded=limit)), pool=POOL)
     # The share is that of all attempts of an iteration.
     return Experiment.lack_of_verdicts(experiment, [grades_of(rewards[None, :2]), grades_of(rewards[None, 2:])])
 
@@ -65,7 +67,6 @@ def test_grades_keep_verdicts_apart_from_their_absence():
     grades = experiment._grades([None], np.zeros((1, 4, 3), np.int32))()
     assert grades.rewards.tolist() == [[2.0, 1.0, 0.0, 0.0]] and grades.correct.tolist() == [[True, False, False, False]]
     assert grades.graded.tolist() == [[True, True, False, False]]
-    assert experiment._reasons == {"timeout": "late", "error": "bad"}
 
 
 class Log:
@@ -76,7 +77,7 @@ class Log:
 def evaluated(rewards):
     config = parsed(reward__max_ungraded=0.5)
     verdicts = grades_of([[reward] for reward in rewards])
-    experiment = SimpleNamespace(config=config, mesh=None, _reasons=REASONS, verdicts=lambda *_: verdicts)
+    experiment = SimpleNamespace(config=config, mesh=None, pool=POOL, verdicts=lambda *_: verdicts)
     experiment.lack_of_verdicts = lambda grades: Experiment.lack_of_verdicts(experiment, grades)
     stage = Stage("rl", experiment, None, lambda: False, SimpleNamespace(for_sampling=lambda *_: None), None)
     state, log = IterationState(0, SimpleNamespace(params=None), None), Log()

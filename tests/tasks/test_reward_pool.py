@@ -215,3 +215,13 @@ def test_ordinary_answers_are_graded_at_five_hundred_a_second(pool):
     verdicts = one(answers)
     assert len(answers) / (time.monotonic() - begin) > 500
     assert sum(v.reward for v in verdicts) == len(answers) - 250 and {v.outcome for v in verdicts} == {"ok"}
+
+
+def test_the_first_reason_of_each_kind_is_logged_and_the_newest_is_kept(pool, caplog):
+    one = pool()
+    graded(one, "1", "raise", "no number", "give up", "2", "nan")
+    graded(one, "nothing", "3")
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 2 and all(text.startswith("reward_functions:moody: no verdict on problem 'id': ") for text in logged)
+    assert "RuntimeError: not this one; more answers like this are only counted" in logged[0] and "TimeoutError" in logged[1]
+    assert set(one.reasons) == {"error", "timeout"} and "returned None" in one.reasons["error"]

@@ -1,0 +1,85 @@
+"""An evaluation whose reward function fails on every answer ends with an error and saves no row."""
+
+import dataclasses
+import logging
+
+import pytest
+
+from igpo_jax.api import DiffusionLM
+from igpo_jax.evaluate.benchmark import run_benchmark
+from igpo_jax.evaluate.protocol import base_evaluation, benchmark
+from igpo_jax.run.experiment import open_experiment
+from igpo_jax.run.metrics import read_rows
+from igpo_jax.tasks.grades import FEW
+from run_configs import tiny
+
+FUNCTIONS = """
+import pathlib
+
+HERE = pathlib.Path(__file__).parent
+
+
+def right(problem, text):
+    return 1.0
+
+
+def nan(problem, text):
+    return float("nan")
+
+
+def once(problem, text):
+    (HERE / "calls").open("a").write("x")
+    return 1.0 if (HERE / "calls").stat().st_size == 1 else None
+"""
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    experiment = open_experiment(tiny(), tmp_path_factory.mktemp("run"))
+    return DiffusionLM(experiment.model, experiment.initial_params(), experiment.tokenizer, experiment.mesh), experiment
+
+
+@pytest.fixture
+def evaluate(opened, tmp_path, monkeypatch):
+    (tmp_path / "own_functions.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model, experiment = opened
+
+    def run(function: str, number: int) -> dict:
+        config = base_evaluation()
+        config.update({"batch_size": 8, "prompt_buckets": (9,), "chat": False})
+        config.reward.update({"function": function, "workers": 1})
+        decode = dataclasses.asdict(experiment.config.evaluation.decode)
+        config.decode.update({key: decode[key] for key in config.decode})
+        config.benchmarks.sums = benchmark(experiment.config.task.to_dict())
+        return run_benchmark(model, config, "sums", experiment.test_data.problems[:number], tmp_path)
+
+    return run
+
+
+@pytest.mark.parametrize("function, reason", [
+    ("os:system", "TypeError"), ("own_functions:nan", "the function returned nan"), ("builtins:print", "returned None"),
+])  # fmt: skip
+@pytest.mark.parametrize("number", [FEW - 1, 16])
+def test_an_evaluation_without_verdicts_ends_and_can_be_repeated(evaluate, function, reason, number, tmp_path, caplog):
+    message = rf"^benchmark sums: (\d+) of \1 completions got no verdict, timeouts: 0, errors: \1\. Example.*{reason}"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            evaluate(function, number)
+    assert not read_rows(tmp_path / "sums.jsonl")
+    [first, second] = [record.getMessage() for record in caplog.records if "no verdict on" in record.getMessage()]  # once a run
+    assert first == second and function in first and reason in first and "problem '" in first
+    assert evaluate("own_functions:right", number)["pass@1"] == 1.0
+    assert len(read_rows(tmp_path / "sums.jsonl")) == number
+
+
+def test_an_evaluation_with_some_verdicts_ends_with_counts(evaluate, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = evaluate("own_functions:once", 16)
+    assert (found["ungraded"], found["error"], found["pass@1"]) == (15, 15, 1.0)
+    assert len(read_rows(tmp_path / "sums.jsonl")) == 16 and "returned None" in caplog.text
+
+
+def test_a_few_last_answers_without_a_verdict_do_not_end_a_resumed_evaluation(evaluate, tmp_path):
+    evaluate("own_functions:right", 16 - FEW)
+    assert evaluate("own_functions:nan", 16)["error"] == FEW
