@@ -117,7 +117,9 @@ def test_words_of_compare_and_report_are_checked(tmp_path):
     assert "diff DIR DIR" in refused("evaluate", "diff", "run", "run", "run", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("command, required", [("convert", ["source", "target"]), ("rewrite", ["problems", "output", "tokenizer"])])
+@pytest.mark.parametrize(
+    "command, required", [("convert", ["source", "target"]), ("rewrite", ["problems", "output", "tokenizer"])]
+)
 def test_all_missing_flags_are_named_in_one_line(command, required, tmp_path):
     message = refused(command, cwd=tmp_path)
     assert all(f"flag --{flag}=None: Flag --{flag} must have a value" in message for flag in required)

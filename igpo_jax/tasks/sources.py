@@ -29,8 +29,9 @@ WANTED = {
     "gsm8k": "question and answer, or problem and raw_answer",
     "metamath": "type, query and response",
     "openr1": "problem, answer, generations and correctness_math_verify",
+    "math": "problem, answer and solution (without answer: the last \\boxed in solution)",
 } | dict.fromkeys(
-    ("math", "amc", "aime", "minerva"), "problem, answer and solution (without answer: the last \\boxed in solution)"
+    ("amc", "aime", "minerva"), "problem or question, answer and solution (without answer: the last \\boxed in solution)"
 )
 
 
@@ -183,11 +184,12 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
     return Record(_id(row), question, answer, solution, _spans(solution, answer), response)
 
 
-def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
+def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Record:
     """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. Without the column answer,
     the answer is the content of the last \\boxed{...} of the solution; a solution that is only this box, as in files of AIME,
-    has no reasoning."""
-    names = tuple(column(row, name) or name for name in ("problem", "answer", "solution"))
+    has no reasoning. `other_names` are names that the column problem may also have."""
+    question_name = column(row, "problem", *other_names) or "problem"
+    names = (question_name, *(column(row, name) or name for name in ("answer", "solution")))
     question, response = _text(row, names[0]), _solution(row, names[2])
     solution = response
     if not solution or not is_null(row.get(names[1])):
@@ -197,6 +199,11 @@ def _math(row: dict[str, Any], fields: dict[str, str]) -> Record:
         answer = solution[begin:end].strip()
         solution = solution if MARKUP.sub("", solution[:begin] + solution[end:]) else ""
     return Record(_id(row), question, answer, solution, _spans_or_whole(solution, answer), response)
+
+
+def _contest(row: dict[str, Any], fields: dict[str, str]) -> Record:
+    """Reads a row of AMC, AIME or Minerva: as `_math`, but many of their files name the column of the problem question."""
+    return _math(row, fields, "question")
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
@@ -250,5 +257,5 @@ def _id(row: dict[str, Any], name: str = "id") -> str:
 
 
 FORMATS: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = dict(
-    gsm8k=_gsm8k, math=_math, amc=_math, aime=_math, minerva=_math, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
+    gsm8k=_gsm8k, math=_math, amc=_contest, aime=_contest, minerva=_contest, metamath=_metamath, openr1=_openr1, jsonl=_jsonl
 )

@@ -120,6 +120,24 @@ def test_aime(rows, kind, tmp_path):
         ]
 
 
+@pytest.mark.parametrize("rows", [
+    [{"ID": f"2024-I-{n}", "Year": 2024, "Problem Number": n, "Question": f"p{n}", "Answer": f"{n:03}", "Part": "I"} for n in range(5)],
+    [{"question": f"p{n}", "answer": f"{n:03}"} for n in range(5)],
+    [{"id": n, "question": f"p{n}", "answer": f"{n:03}", "url": "u"} for n in range(5)],
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["amc", "aime", "minerva"])
+def test_contests_whose_problems_are_named_question(rows, kind, tmp_path):
+    """The files of AIME 1983 to 2024 in CSV, AIME 2025 and AMC 2023 in JSON Lines."""
+    for path in (written(tmp_path / "rows.jsonl", lines(rows)), written(tmp_path / "rows.csv", csv_of(rows))):
+        records, _ = load_sources(f"{kind}:{path}", FIELDS)
+        assert [(record.question, record.answer) for record in records] == [(f"p{n}", f"{n:03}") for n in range(5)]
+    both = [row | {"problem": "the problem"} for row in rows]
+    assert load_sources(f"{kind}:{written(path, csv_of(both))}", FIELDS)[0][0].question == "the problem"
+    path = written(tmp_path / "rows.jsonl", lines([{"prompt": "p", "answer": 1}]))
+    message = message_of(load_sources, f"{kind}:{path}", FIELDS)
+    assert "lacks the field 'problem'; it has 'prompt', 'answer', and the format has problem or question" in message
+
+
 @pytest.mark.parametrize("name, content", [
     ("bom.jsonl", codecs.BOM_UTF8 + lines(MATH)), ("lines.json", lines(MATH)), ("array.jsonl", json.dumps(MATH).encode()),
     ("pretty.jsonl", json.dumps(MATH, indent=1).encode()), ("bom.json", codecs.BOM_UTF8 + json.dumps(MATH).encode()),
