@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from igpo_jax.runtime.files import first_line
+from igpo_jax.runtime.files import first_line, user_cache
 from igpo_jax.runtime.installation import install_command
 
 GIB = 2**30
@@ -244,7 +244,7 @@ def compile_cache() -> Iterator[Finding]:
     """Checks that the folder for compiled programs, JAX_COMPILATION_CACHE_DIR, is writable."""
     name, folder = "compiled programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
-        yield Finding("ok", name, "are kept in each run's folder; JAX_COMPILATION_CACHE_DIR names a shared one")
+        yield Finding("ok", name, f"are kept in {user_cache() / 'compiled'}; JAX_COMPILATION_CACHE_DIR names another folder")
         return
     try:
         os.makedirs(folder, exist_ok=True)

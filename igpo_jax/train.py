@@ -56,7 +56,7 @@ def main(_):
 def train_and_report(experiment: Experiment) -> None:
     """Trains a run, writes its results and its report, and prints the main numbers. Ends the process if the run is stopped by a
     signal or an error."""
-    cache_compiled_programs(experiment.workdir)
+    cache_compiled_programs()
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"

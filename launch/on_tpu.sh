@@ -11,6 +11,9 @@ folder=$(workdir) || exit 2
 flags="--xla_tpu_use_enhanced_launch_barrier=true"
 export LIBTPU_INIT_ARGS="$flags ${LIBTPU_INIT_ARGS:-}"
 
+# On the storage that all hosts share, where the programs outlive a preempted host.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(dirname "$folder")/compiled}"
+
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 "$python" -m igpo_jax.train "$@" &

@@ -113,7 +113,7 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     if (run / "result.json").is_file():
         return
     if not run.exists():
-        create_run_folder(folder, run)
+        create_run_folder(run)
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
@@ -129,14 +129,12 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
         raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
 
 
-def create_run_folder(folder: pathlib.Path, run: pathlib.Path) -> None:
-    """Creates the folder of a run, with a link to the compiled programs that all runs share. If the supervised stage of the
-    same seed was trained, copies its results into the folder, because this stage is bitwise equal for all arms."""
+def create_run_folder(run: pathlib.Path) -> None:
+    """Creates the folder of a run. If the supervised stage of the same seed was trained, copies its results into the folder,
+    because this stage is bitwise equal for all arms."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    (folder / "compiled").mkdir(exist_ok=True)
-    (new / "compiled").symlink_to(pathlib.Path("..", "..", "compiled"))
     if source.is_dir():  # does not exist if this is the supervised run itself
         shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):

@@ -41,7 +41,7 @@ from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
-from igpo_jax.runtime.files import atomic_write, require_same_identity
+from igpo_jax.runtime.files import atomic_write, place_name, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.mesh import make_mesh
@@ -190,7 +190,10 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
     numbers = {name: measure(model, config, name, loaded, folder) for name, loaded in problems.items()}
     weights = json.loads((folder / "protocol.json").read_text())["weights"]
-    card: dict[str, Any] = {"benchmarks": numbers, "model": {"origin": model.origin, "weights": weights}, "protocol": protocol}
+    # A card may be published: it names folders without the path to them.
+    named = {key: place_name(str(model.origin[key])) for key in ("path", "adapters") if key in model.origin}
+    about = {"origin": model.origin | named, "weights": weights}
+    card: dict[str, Any] = {"benchmarks": numbers, "model": about, "protocol": protocol}
     card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
     text = json.dumps(card | device, indent=2, ensure_ascii=False)
     if jax.process_index() == 0:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import igpo_jax
 from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
-from igpo_jax.runtime.files import as_json_lines, atomic_write
+from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import bootstrap_interval, mcnemar, wilson
 from igpo_jax.tasks.problem import Problem
@@ -49,11 +49,11 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
         for file, generations in read.items():
             used = rule or protocol_rule(file) or "any"
             verdicts = grade_all(generations, used, bar) | stored_verdicts(generations)
-            result = {"file": str(file), "rule": used, **compare_graders(generations, verdicts)}
+            result = {"file": place_name(file), "rule": used, **compare_graders(generations, verdicts)}
             rows = differing(generations, verdicts)
             results[file.stem] = result | {"disagreements": sum(row["differ"] for row in rows)}
             disagreements += [{"benchmark": file.stem, **row} for row in rows]
-            printed.append(as_text(results[file.stem], rows))
+            printed.append(as_text(results[file.stem] | {"file": str(file)}, rows))
     printed += [f"Not regraded: {name}, which {reason}." for name, reason in left_out.items()]
     if output:
         card: dict[str, Any] = {"results": results, "not_regraded": left_out, "deadline_seconds": DEADLINE_SECONDS}

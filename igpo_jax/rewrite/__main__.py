@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install("interrupted; the replies so far are saved, run the same command to resume")
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import atomic_write, parse_json, require_same_identity
+from igpo_jax.runtime.files import atomic_write, parse_json, place_name, require_same_identity
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
@@ -152,7 +153,9 @@ def rewrite() -> dict[str, Any]:
     atomic_write(folder / "kept.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     ordered = {name: outcomes[name] for name in KEPT + REJECTED if outcomes[name]}
     card = make_card(ordered, rows, [replies[record.id] for record in records if record.id in replies], unanswered)
-    card |= {"sources": [str(count) for count in counts], "limit": LIMIT.value, "settings": settings}
+    sources = ((count, *count.source.partition(":")) for count in counts)  # the card names files without the path to them
+    named = [str(dataclasses.replace(count, source=f"{kind}:{place_name(path)}")) for count, kind, _, path in sources]
+    card |= {"sources": named, "limit": LIMIT.value, "settings": settings}
     card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
     write_card(folder, card, examples)
     saved = f"{len(replies)} replies are saved and judged; run the same command to resume"

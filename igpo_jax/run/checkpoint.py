@@ -47,6 +47,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             if jax.process_index() == 0:
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
+        self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
         preserved = policies.AnyPreservationPolicy(keepers)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder, preservation_policy=preserved, cleanup_tmp_directories=not read_only
@@ -56,6 +57,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         # Closing waits for the other processes, which may be gone after an error.
         if error in (None, Terminated) or jax.process_count() == 1:
             self._checkpointer.close()
+        self._remove_paths()
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints in ascending order."""
@@ -86,9 +88,16 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer.save_checkpointables_async(
             step, saved, force=True, overwrite=True, metrics=metrics, custom_metadata=metadata
         )
+        self._remove_paths()  # of the previous save
+        self._with_paths.add(step)
 
     def wait(self) -> None:
         self._checkpointer.wait()
+        self._remove_paths()
+
+    def _remove_paths(self) -> None:
+        if jax.process_index() == 0:
+            integrity.remove_paths(self.folder, self._with_paths)
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
         """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint.

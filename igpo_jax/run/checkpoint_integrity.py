@@ -1,5 +1,6 @@
 """Detects damaged checkpoints by checksums of the arrays' bits and a CRC of the metadata."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -15,6 +16,8 @@ from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
+
+COMMITTED = "commit_success.txt"  # of Orbax
 
 
 def leaf_names(tree) -> list[str]:
@@ -56,6 +59,17 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
         except (ValueError, FileNotFoundError) as error:
             log.warning("%s cannot be read (%s); removed", path, describe(error))
             shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:
+    """Removes the absolute path of this machine from the checkpoints of the given steps that are complete, and these steps from
+    the set. Orbax writes the path into files that it only tests for existence."""
+    for step in [step for step in steps if (folder / str(step)).is_dir()]:
+        for file in (folder / str(step)).rglob(COMMITTED):
+            with contextlib.suppress(FileNotFoundError), file.open("r+") as opened:  # it may be deleted meanwhile
+                opened.write("committed\n")
+                opened.truncate()
+        steps.discard(step)
 
 
 def describe(error: Exception) -> str:

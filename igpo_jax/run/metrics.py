@@ -3,9 +3,12 @@ step is the number of optimizer updates since the start of the run, counted over
 
 import contextlib
 import functools
+import glob
+import itertools
 import math
 import os
 import pathlib
+import socket
 from typing import Any, TextIO
 
 import jax
@@ -41,7 +44,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
         """TensorBoard writer. It is created at the first event, so that reopening a finished run adds no file."""
         from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
 
-        return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1 if self._step else None)
+        folder = self._workdir / "tensorboard"
+        writer = SummaryWriter(str(folder), purge_step=self._step + 1 if self._step else None)
+        _rename_events(folder)
+        return writer
 
     def __exit__(self, *_):
         for file in self._files.values():
@@ -83,6 +89,14 @@ class MetricsWriter(contextlib.AbstractContextManager):
         if self._files:
             self._files[name].write(as_json_lines(rows))
             self._files[name].flush()
+
+
+def _rename_events(folder: pathlib.Path) -> None:
+    """Replaces the name of this host in the names of event files by a number, because the folder may be published. The files may
+    be open."""
+    for file in folder.glob(f"events.out.tfevents.*.{glob.escape(socket.gethostname())}"):
+        begin = file.name.removesuffix(socket.gethostname())
+        file.rename(next(new for i in itertools.count() if not (new := folder / f"{begin}{i}").exists()))
 
 
 def _as_markdown(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -77,6 +78,18 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
     temporary = path.with_name(f"{path.name}.partial")
     temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def user_cache() -> pathlib.Path:
+    """Returns the folder of this package in the user's cache."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()) / "igpo_jax"
+
+
+def place_name(path: str | os.PathLike) -> str:
+    """Returns the name of a file or folder without the path to it. In the cache of the Hugging Face hub, where folders are named
+    by commits, the result is MODEL/COMMIT, such as models--GSAI-ML--LLaDA-8B-Base/0f2787f2d87e."""
+    place = pathlib.Path(os.path.abspath(path))  # links keep their names
+    return f"{place.parents[1].name}/{place.name}" if place.parent.name == "snapshots" else place.name
 
 
 def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:

@@ -5,10 +5,11 @@ import ctypes
 import errno
 import glob
 import os
-import pathlib
 import zlib
 
 import jax
+
+from igpo_jax.runtime.files import user_cache
 
 # Arguments (parameter, value) of glibc's mallopt. They select one pool for all threads, and never return its memory to the
 # kernel. Threads contend for the pool, so launch/local.sh prefers tcmalloc, which ignores these parameters.
@@ -29,17 +30,18 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def cache_compiled_programs(workdir: pathlib.Path) -> None:
-    """Caches compiled programs in the run's folder, or in JAX_COMPILATION_CACHE_DIR if it is set. Programs that compile in less
-    than a second are not cached. In the run's folder, each kind of device and of CPU has its own cache, because a program
-    compiled for another kind may crash."""
+def cache_compiled_programs() -> None:
+    """Caches compiled programs in JAX_COMPILATION_CACHE_DIR or, if it is not set, in the user's cache. Programs that compile in
+    less than a second are not cached. In the user's cache, each kind of device and of CPU has its own folder, because a program
+    compiled for another kind may crash. The run's folder, which may come from others, is no place for them: they are executed,
+    and they hold paths of this machine."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":
             with contextlib.suppress(OSError, StopIteration):
                 features = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))
                 kind = f"cpu-{zlib.crc32(features.encode()):08x}"
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / kind))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled" / kind))
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:

@@ -52,7 +52,7 @@ def expected(command, config, finished, tmp_path_factory):
 
 def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished):
     card = json.loads((expected[0] / "card.json").read_text())
-    assert card["model"]["origin"] == {"path": str(finished), "stage": "rl", "step": ITERATIONS}
+    assert card["model"]["origin"] == {"path": finished.name, "stage": "rl", "step": ITERATIONS}
     assert card["benchmarks"]["sums"]["problems"] == 20 and card["benchmarks"]["drawn"]["draws"] == 3
     assert set(card["benchmarks"]["drawn"]) >= {"pass@1", "avg@3", "pass@2", "pass@3", "interval95", "of_each_draw"}
     protocol = card["protocol"]["drawn"]

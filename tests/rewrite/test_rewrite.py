@@ -103,6 +103,7 @@ def card_of(done, tmp_path):
     assert sum(card["outcomes"].values()) == card["problems"]
     kept = rows_of(tmp_path / "out" / "kept.jsonl")
     assert len(kept) == card["kept"] == sum(card["outcomes"].get(name, 0) for name in KEPT)
+    assert all("/" not in source and " rows" in source for source in card["sources"])
     assert sum(card["histogram"]["before"]) == sum(card["histogram"]["after"]) == card["kept"]
     return card
 

@@ -20,3 +20,25 @@ def test_a_reader_leaves_a_save_that_is_under_way_alone(tmp_path):
     assert step == 4 and params["w"].tolist() == [0, 1, 2] and (saving / "metrics" / "metrics").is_file()
     with Checkpoints(tmp_path / "sft", keep=2) as writer:
         assert writer.steps() == [4]
+
+
+def test_checkpoints_do_not_hold_the_path_to_them(tmp_path):
+    state = {"params": {"w": jnp.arange(3.0)}}
+    folder = tmp_path / "sft"
+
+    def holding() -> set[str]:
+        return {
+            file.parts[len(folder.parts)] for file in folder.rglob("*") if file.is_file() and bytes(folder) in file.read_bytes()
+        }
+
+    with Checkpoints(folder, keep=3, best=True) as writer:
+        writer.save(1, state, jax.random.key(0))
+        writer.save(2, state, jax.random.key(0), accuracy=0.5)
+        assert "1" not in holding()
+        writer.wait()
+        assert holding() == set() and len(list(folder.rglob("commit_success.txt"))) >= 5
+        writer.save(2, state, jax.random.key(0), accuracy=0.5)  # again, as for an accuracy
+        writer.save(3, state, jax.random.key(0))
+    assert holding() == set()
+    with Checkpoints(folder, keep=3) as again:
+        assert again.steps() == [1, 2, 3] and again.restore_latest(state, jax.random.key(0))[0] == 3

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import socket
 
 import jax
 import numpy as np
@@ -151,3 +152,20 @@ def test_memory_is_that_of_the_fullest_device_and_nothing_where_the_backend_is_s
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(1, 5), Device(3, 4)])
     assert device_memory() == {"memory/in_use_gib": 3, "memory/peak_gib": 5}
+
+
+def test_event_files_do_not_name_the_host(tmp_path, monkeypatch):
+    folder = tmp_path / "tensorboard"
+    for name in ("secret-host", "a[b]*"):
+        monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
+        for step in (1, 2, 3):  # within one second
+            with MetricsWriter(tmp_path, step - 1) as log:
+                log.write(step, "rl", {f"policy/{step}": 0.5})
+    files = sorted(folder.iterdir())
+    assert len(files) == 6 and all(re.fullmatch(r"events\.out\.tfevents\.\d+\.\d+", file.name) for file in files)
+    tags = [value.tag for file in files for event in events_of(file) for value in event.summary.value]
+    assert sorted(tags) == sorted([f"policy/{step}" for step in (1, 2, 3)] * 2)
+    (folder / "events.out.tfevents.5.a[b]*").touch()  # of an earlier version
+    with MetricsWriter(tmp_path, 3) as log:
+        log.write(4, "rl", {"x": 0.5})
+    assert len(list(folder.iterdir())) == 8 and not list(folder.glob("*a[[]b*"))

@@ -1,3 +1,4 @@
+import pathlib
 import types
 
 import jax
@@ -38,14 +39,17 @@ def test_another_c_library_is_left_alone(library, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, "/elsewhere"])
-def test_programs_are_kept_in_the_runs_folder_unless_told(given, tmp_path, monkeypatch):
+def test_programs_are_kept_in_the_users_cache_unless_told(given, tmp_path, monkeypatch):
     changed = []
     config = types.SimpleNamespace(jax_compilation_cache_dir=given, update=lambda *pair: changed.append(pair))
     monkeypatch.setattr(host.jax, "config", config)
-    host.cache_compiled_programs(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    host.cache_compiled_programs()
     if given:
         assert changed == []
     else:
         [(name, folder)] = changed
-        assert name == "jax_compilation_cache_dir" and folder.startswith(f"{tmp_path}/compiled/")
+        assert name == "jax_compilation_cache_dir" and folder.startswith(f"{tmp_path}/igpo_jax/compiled/")
         assert jax.devices()[0].device_kind in folder
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert host.user_cache() == pathlib.Path.home() / ".cache" / "igpo_jax"
