@@ -41,7 +41,7 @@ from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
-from igpo_jax.runtime.files import atomic_write, place_name, require_same_identity
+from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.mesh import make_mesh
@@ -164,12 +164,16 @@ def open_model(config: ConfigDict) -> DiffusionLM:
 
 
 def output_folder(model: DiffusionLM) -> str:
-    """Returns the path of an evaluation's folder. By default, the folder is inside the evaluated run."""
+    """Returns the path of an evaluation's folder. By default, the folder is inside the evaluated run. Raises ValueError if
+    symbolic links lead out of the run, which may come from a stranger."""
     if OUTPUT.value:
         return OUTPUT.value
     if "step" in model.origin:
         name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
-        return os.path.join(str(model.origin["path"]), "evaluations", name)
+        folder = os.path.join(str(model.origin["path"]), "evaluations", name)
+        linked = f"{folder} leads to {os.path.realpath(folder)}, outside of the run; give --output=DIR"
+        require(is_inside(folder, str(model.origin["path"])), linked)
+        return folder
     raise ValueError("--output=DIR is missing: the folder to write")
 
 

@@ -22,7 +22,15 @@ from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
-from igpo_jax.runtime.files import as_json_lines, atomic_write, differing_keys, read_json, renamed, wrap_read_errors
+from igpo_jax.runtime.files import (
+    as_json_lines,
+    atomic_write,
+    differing_keys,
+    open_without_links,
+    read_json,
+    renamed,
+    wrap_read_errors,
+)
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import accuracy_interval, paired, problem_means
@@ -82,7 +90,7 @@ def run_benchmark(
                 )
             if outcomes["ok"] or is_last:
                 if jax.process_index() == 0:
-                    with file.open("a", encoding="utf-8") as opened:
+                    with open_without_links(file, "a", "utf-8") as opened:
                         opened.write(as_json_lines(rows))
                 rows = []
             bar.update(len(numbers))

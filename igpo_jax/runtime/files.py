@@ -1,11 +1,12 @@
 """Atomic writes, strict JSON, and checks that an output folder is reused only with equal settings."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from igpo_jax.runtime.checks import require
 
@@ -74,10 +75,47 @@ def wrap_read_errors(file: object) -> Iterator[None]:
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a temporary file and renames it to `path`, so that no partial file is ever visible."""
+    """Writes a temporary file and renames it to `path`, so that no partial file is ever visible. Deletes the temporary file if
+    it cannot be written. Another process or thread that writes the same path waits; the last one wins."""
     temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    temporary.replace(path)
+    with _open_alone(temporary) as file:
+        try:
+            file.truncate(0)
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # writes what the buffer still has
+                file.close()
+            raise
+
+
+def _open_alone(path: pathlib.Path) -> IO[bytes]:
+    """Opens a file for writing and locks it until it is closed. The name is the same for all writers, so that the next one
+    overwrites what a killed one has left."""
+    while True:
+        file = open_without_links(path, "ab")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # another writer has renamed it between opening and locking
+
+
+def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Returns whether a path lies in a folder after all symbolic links are followed. The folder itself may be reached by one."""
+    return pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
+    """Opens a file for writing, in a folder that may come from a stranger. A symbolic link with this name, which may lead to
+    any file of the user, is replaced by a new file. A named pipe is an OSError."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    added = os.O_NOFOLLOW | os.O_NONBLOCK  # the second keeps a pipe from blocking
+    return open(path, mode, encoding=encoding, opener=lambda name, flags: os.open(name, flags | added, 0o666))
 
 
 def user_cache() -> pathlib.Path:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.files import open_without_links
 
 HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
@@ -77,9 +78,9 @@ def _open(path: pathlib.Path) -> IO[str]:
         # Another process may delete the empty folder at any moment, also within mkdir.
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("a+", encoding="utf-8")
+            return open_without_links(path, "a+", "utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a+", encoding="utf-8")
+    return open_without_links(path, "a+", "utf-8")
 
 
 def _self() -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""Files are written whole or not at all, by one writer at a time, and nowhere else."""
+
+import contextlib
+import os
+import resource
+import threading
+
+import pytest
+
+from igpo_jax.runtime.files import atomic_write, is_inside
+from igpo_jax.runtime.locks import locked
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_of_several_writers_at_the_same_time_one_wins(tmp_path):
+    file, failed, start = tmp_path / "report.html", [], threading.Barrier(4)
+
+    def write(content: bytes) -> None:
+        start.wait()
+        for _ in range(50):
+            try:
+                atomic_write(file, content)
+                assert file.read_bytes() in contents
+            except (OSError, AssertionError) as error:
+                failed.append(repr(error)[:200])
+
+    contents = [bytes([65 + number]) * (100_000 + 50_000 * number) for number in range(4)]
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failed == [] and names(tmp_path) == ["report.html"]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores SIGXFSZ, so writing fails as on a full disk
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+    file = tmp_path / "report.html"
+    atomic_write(file, "old")
+    for size in (5_000, 500_000):  # the error comes when the file is closed, or earlier
+        with files_of_at_most(1_000), pytest.raises(OSError, match="File too large"):
+            atomic_write(file, "x" * size)
+        assert file.read_text() == "old" and names(tmp_path) == ["report.html"]
+
+
+def test_what_a_killed_writer_has_left_is_overwritten(tmp_path):
+    (tmp_path / "a.json.partial").write_text("half of a much longer text")
+    atomic_write(tmp_path / "a.json", "{}")
+    assert (tmp_path / "a.json").read_text() == "{}" and names(tmp_path) == ["a.json"]
+
+
+def test_links_in_a_strangers_folder_lead_no_writer_to_other_files(tmp_path):
+    """A folder may come with links whose names are those of temporary files and locks."""
+    folder, precious = tmp_path / "run", tmp_path / "precious.txt"
+    folder.mkdir()
+    precious.write_text("precious")
+    for target in (precious, tmp_path / "new.txt", tmp_path / "run"):
+        for name in ("report.html", "report.html.partial", ".lock"):
+            (folder / name).symlink_to(target)
+        atomic_write(folder / "report.html", "written")
+        with locked(folder):
+            assert not (folder / ".lock").is_symlink()
+        assert (folder / "report.html").read_text() == "written" and not (folder / "report.html").is_symlink()
+        assert precious.read_text() == "precious" and names(tmp_path) == ["precious.txt", "run"]
+        assert names(folder) == ["report.html"]
+        (folder / "report.html").unlink()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_in_the_place_of_a_temporary_file_is_one_error(make, tmp_path):
+    make(tmp_path / "a.json.partial")
+    with pytest.raises(OSError, match=r"a\.json\.partial") as raised:
+        atomic_write(tmp_path / "a.json", "{}")
+    assert "\n" not in str(raised.value) and names(tmp_path) == ["a.json.partial"]
+
+
+def test_a_path_is_inside_a_folder_if_its_links_do_not_lead_out(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / "checkpoints").mkdir(parents=True)
+    other.mkdir()
+    (run / "inside").symlink_to("checkpoints")
+    (run / "outside").symlink_to(other)
+    (run / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to(run)
+    for folder in (run, tmp_path / "link"):
+        assert is_inside(folder / "evaluations" / "rl-4", folder) and is_inside(folder / "inside" / "new", run)
+        assert not is_inside(folder / "outside" / "rl-4", folder) and not is_inside(folder / ".." / "other", folder)
+        assert is_inside(folder / "loop", folder)
+    assert not is_inside(tmp_path / "run2", run)
