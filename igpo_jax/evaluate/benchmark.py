@@ -29,6 +29,7 @@ from igpo_jax.runtime.files import (
     open_without_links,
     read_json,
     renamed,
+    require_plain_name,
     wrap_read_errors,
 )
 from igpo_jax.runtime.mesh import batch_size_divisor
@@ -149,6 +150,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
         raise ValueError(f"{one} and {other} have no benchmark in common")
     result: dict[str, Any] = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
     for name in names:
+        require_plain_name(name, one / "card.json")
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:
             values = ((key, *(_at(card["protocol"][name], key) for card in cards)) for key in differing)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import parse_json, read_json, wrap_read_errors
+from igpo_jax.runtime.files import parse_json, read_json, require_plain_name, wrap_read_errors
 
 SEVERAL_ANSWERS = ("countdown", "sudoku")  # tasks that accept other answers than the one in the file
 HARNESS_SCORES = ("exact_match", "math_verify")  # metrics of the harness that are 0 or 1 for each text
@@ -70,7 +70,10 @@ def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     file = folder / "protocol.json"
     values = read_json(file)
     with wrap_read_errors(file):
-        return {name: dict(part["task"]) for name, part in values["protocol"].items()}
+        tasks = {name: dict(part["task"]) for name, part in values["protocol"].items()}
+    for name in tasks:
+        require_plain_name(name, file)
+    return tasks
 
 
 def read_generations(file: pathlib.Path) -> list[Generation]:

@@ -13,9 +13,10 @@ from igpo_jax.model import lora
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.weights.folders import copy_small_files, new_folder, original_name, stored_weight_map, write_safetensors
+from igpo_jax.weights.folders import check_link, copy_small_files, new_folder, original_name, write_safetensors
 from igpo_jax.weights.huggingface import architecture_of, llada_config, read_model_json
 from igpo_jax.weights.peft import export_peft
+from igpo_jax.weights.safetensors_files import read_weight_map
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,16 @@ def export_run(
 
     length = config.data.prompt_buckets[-1] + config.sampler.completion_length
     values = read_model_json(base) if base else llada_config(run.model, length)
-    weight_map = stored_weight_map(base) if base else None
+    weight_map = read_weight_map(base) if base else None
     with new_folder(target) as folder:
         if base:
             copy_small_files(base, folder)
-        elif jax.process_index() == 0:
-            atomic_write(folder / "config.json", json.dumps(values, indent=2))
-            atomic_write(folder / "tokenizer.model", (pathlib.Path(workdir) / "tokenizer.model").read_bytes())
+        else:
+            tokenizer = pathlib.Path(workdir) / "tokenizer.model"
+            check_link(tokenizer)
+            if jax.process_index() == 0:
+                atomic_write(folder / "config.json", json.dumps(values, indent=2))
+                atomic_write(folder / "tokenizer.model", tokenizer.read_bytes())
         write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
 
 

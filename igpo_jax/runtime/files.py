@@ -49,10 +49,23 @@ def _depth(value: Any) -> int:
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Raises ValueError if the file is missing or holds anything else, see `parse_json`."""
-    require(file.is_file(), f"{file} is missing")
+    require_file(file)
     values = parse_json(file.read_bytes(), file)
     require(isinstance(values, dict), f"{file} is not a JSON object")
     return values
+
+
+def require_file(file: pathlib.Path) -> None:
+    """Raises ValueError if there is no regular file with this path, for example because a symbolic link leads nowhere."""
+    link = "is a symbolic link that leads to no file"
+    require(file.is_file(), f"{file} {link if file.is_symlink() else 'is no file' if file.exists() else 'is missing'}")
+
+
+def require_plain_name(name: Any, place: object) -> None:
+    """Raises a ValueError that names `place` if a file name that a file contains is not the name of a file in the same folder.
+    Every such name must be checked where it is read: a stranger's file may name any other file."""
+    parts = isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
+    require(parts and len(name.encode()) <= 255, f"{place}: {repr(name)[:100]} is not a plain file name")
 
 
 def as_json_lines(rows: Iterable[dict[str, Any]]) -> str:

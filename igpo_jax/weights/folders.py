@@ -28,11 +28,12 @@ from orbax.checkpoint import v1 as ocp
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_model_json, tensor_names
-from igpo_jax.weights.safetensors_files import Stored, fill_files, stored_tensors, write_headers
+from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
 ORIGIN = "origin.json"  # of a model folder: the Hugging Face folder or model that it was converted from
@@ -199,7 +200,7 @@ def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dty
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         stream = _with_progress(stream_model_folder(source, cfg, mesh, dtype), cfg, mesh, "exporting")
-        write_safetensors(folder, stream, values, cfg, mesh, dtype, stored_weight_map(source))
+        write_safetensors(folder, stream, values, cfg, mesh, dtype, read_weight_map(source))
 
 
 def original_name(folder: str | os.PathLike) -> str:
@@ -208,18 +209,13 @@ def original_name(folder: str | os.PathLike) -> str:
     version converted."""
     folder = pathlib.Path(folder).absolute()
     if (folder / ORIGIN).is_file():
-        return str(read_json(folder / ORIGIN).get("source", ""))
+        source = read_json(folder / ORIGIN).get("source")
+        return source if isinstance(source, str) and source.isprintable() else ""
     if (folder / "params").is_dir():
         return ""
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
     return str(folder)
-
-
-def stored_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
-    """Returns {tensor name: file name} from the index of a Hugging Face folder, or None if the folder has no index."""
-    index = pathlib.Path(folder) / INDEX
-    return read_json(index).get("weight_map") if index.is_file() else None
 
 
 def write_safetensors(
@@ -265,33 +261,57 @@ def write_safetensors(
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
     """Copies all files except the weights and `ORIGIN`, such as the configuration, the tokenizer, the modeling code and the
-    license. Only process 0 copies files."""
-    for file in pathlib.Path(source).iterdir() if jax.process_index() == 0 else ():
-        if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
-            shutil.copyfile(file, target / file.name)
+    license. Only process 0 copies files. Raises ValueError on all processes if `check_link` refuses a file."""
+    with raise_on_all_hosts():
+        for file in sorted(pathlib.Path(source).iterdir()) if jax.process_index() == 0 else ():
+            if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
+                check_link(file)
+                shutil.copyfile(file, target / file.name)
+
+
+def check_link(file: pathlib.Path) -> None:
+    """Raises ValueError if a file that is to be copied is a symbolic link out of its folder, which may come from a stranger and
+    lead to any file of the user. Links into the blobs of the same model in Hugging Face's cache are allowed."""
+    folder = pathlib.Path(os.path.realpath(file.parent))
+    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
+    found = pathlib.Path(os.path.realpath(file))
+    if not found.is_relative_to(folder) and not (blobs and found.is_relative_to(blobs)):
+        remedy = "replace the link by a copy of that file if it belongs to the model"
+        raise ValueError(f"{file} is a symbolic link to {found}, outside of its folder; {remedy}")
 
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Context manager that yields a temporary folder. If the body ends without an error, the folder is renamed to `target`.
-    Otherwise, the folder is deleted. Raises ValueError if `target` exists."""
+    Otherwise, the folder is deleted. Raises ValueError if `target` exists, or if another process is writing it."""
     target = pathlib.Path(target).absolute()
-    partial = target.with_name(target.name + ".partial")
-    if target.exists():
-        raise ValueError(f"{target} exists already; give a folder that does not")
-    first = jax.process_index() == 0
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    multihost_utils.sync_global_devices("new_folder created")
-    try:
-        with interrupts.before_end(lambda: shutil.rmtree(partial, ignore_errors=True) if first else None):
-            yield partial
-    except BaseException:
+    around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
+    partial, first = around / target.name, jax.process_index() == 0
+
+    def delete() -> None:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
-    multihost_utils.sync_global_devices("new_folder written")
-    if first:
-        partial.rename(target)
-    multihost_utils.sync_global_devices("new_folder renamed")
+
+    def delete_around() -> None:
+        if first:
+            with contextlib.suppress(OSError):  # another process has taken the lock
+                around.rmdir()
+
+    with interrupts.before_end(delete_around), sole_writer(around):
+        if target.exists() or target.is_symlink():
+            raise ValueError(f"{target} exists already; give a folder that does not")
+        delete()  # what a killed process has left
+        if first:
+            partial.mkdir()
+        multihost_utils.sync_global_devices("new_folder created")
+        try:
+            with interrupts.before_end(delete):
+                yield partial
+        except BaseException:
+            delete()
+            raise
+        multihost_utils.sync_global_devices("new_folder written")
+        if first:
+            partial.rename(target)
+        multihost_utils.sync_global_devices("new_folder renamed")
+    delete_around()  # `sole_writer` keeps it if a killed process had made it

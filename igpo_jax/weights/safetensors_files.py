@@ -2,6 +2,7 @@
 consists of the length of the header (8 bytes), a JSON header, and the data. Headers are checked in this module, because Orbax
 reads the values (folders.py) without checking the headers."""
 
+import fnmatch
 import json
 import math
 import os
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
-from igpo_jax.runtime.files import parse_json, read_json
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import parse_json, read_json, require_file, require_plain_name
 from igpo_jax.weights.huggingface import INDEX
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
@@ -34,12 +36,7 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     is missing, truncated or duplicated, has a wrong size, or conflicts with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
-    weight_map: dict[str, str] | None = None
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        names = [*weight_map, *weight_map.values()] if isinstance(weight_map, dict) else []
-        if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
-            raise ValueError(f"{folder / INDEX}: weight_map does not map tensors to files")
+    weight_map = read_weight_map(folder)
     expected = {"model.safetensors"} if weight_map is None else set(weight_map.values())
     if not present:
         raise ValueError(f"{folder} has no model*.safetensors")
@@ -61,6 +58,22 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     return tensors
 
 
+def read_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
+    """Returns {tensor name: file name} from the index of a folder, or None if the folder has no index. Raises ValueError if a
+    file name is not a plain model*.safetensors; an export creates files with these names."""
+    index = pathlib.Path(folder) / INDEX
+    if not index.is_file():
+        return None
+    weight_map = read_json(index).get("weight_map")
+    names = [*weight_map, *weight_map.values()] if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise ValueError(f"{index}: weight_map does not map tensors to files")
+    for file in sorted(set(weight_map.values())):
+        require_plain_name(file, index)
+        require(fnmatch.fnmatchcase(file, "model*.safetensors"), f"{index}: {file[:100]} is not named model*.safetensors")
+    return weight_map
+
+
 def _read_header(file: pathlib.Path) -> dict[str, Stored]:
     def fail(reason: str) -> NoReturn:
         raise ValueError(f"{file}: {reason}")
@@ -71,6 +84,7 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
             fail(f"the header has {max(names, key=names.count)!r} twice")
         return dict(pairs)
 
+    require_file(file)
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")

@@ -1,0 +1,198 @@
+"""A model's folder may come from a stranger: conversions write only into their target and copy nothing from elsewhere."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+
+from igpo_jax.run import export as run_export
+from igpo_jax.runtime.files import require_plain_name
+from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.weights.folders import convert, export, load_params
+from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
+from igpo_jax.weights.safetensors_files import stored_tensors
+from model_folders import PLAIN, write_folder
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = [name for names in tensor_names(llada_config(PLAIN, 64), PLAIN).values() for name in names]
+FILE = "model-00001-of-00001.safetensors"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Returns a folder with a Hugging Face folder that has an index, and the model folder that it was converted to."""
+    folder, mesh = tmp_path_factory.mktemp("models"), make_mesh(devices=jax.devices()[:1])
+    write_folder(folder / "hf", mesh, weight_map=dict.fromkeys(NAMES, FILE))
+    convert(folder / "hf", folder / "model", mesh)
+    return folder
+
+
+@pytest.fixture
+def models(converted, tmp_path):
+    """Returns a copy of this folder, in which a test may change everything."""
+    return pathlib.Path(shutil.copytree(converted, tmp_path / "models"))
+
+
+def everything(folder: pathlib.Path) -> dict[str, bytes | None]:
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in found.items()}
+
+
+@contextlib.contextmanager
+def refused(folder: pathlib.Path, message: str):
+    """Asserts that the body raises a ValueError of one line, and that nothing in `folder` changes."""
+    before = everything(folder)
+    with pytest.raises(ValueError, match=message) as raised:
+        yield
+    assert "\n" not in str(raised.value) and everything(folder) == before
+
+
+@pytest.mark.parametrize("file", [
+    "/elsewhere/precious.txt", "../outside.bin", "../model.safetensors", "model/../../model.safetensors",
+    "model/.safetensors", "config.json", "modeling.py", ".", "..", "", "model\\..\\..\\model.safetensors",
+    "model\n.safetensors", "model\0.safetensors", f"model{'x' * 300}.safetensors", "/model.safetensors", "Model.safetensors",
+    "model.safetensors.index.json", 7, None, ["model.safetensors"],
+])  # fmt: skip
+def test_an_index_names_no_file_but_plain_ones(file, models, mesh, monkeypatch):
+    """An export of a model folder, or of a run that was trained from one, creates the files that the index names."""
+    precious = models / "precious.txt"
+    precious.write_text("precious")
+    file = str(precious) if file == "/elsewhere/precious.txt" else file
+    for folder in (models / "model", models / "hf"):
+        (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(NAMES[:-1], FILE) | {NAMES[-1]: file}}))
+    with refused(models, INDEX):
+        export(models / "model", models / "target", mesh)
+    run = types.SimpleNamespace(
+        adapters=None, params={}, model=PLAIN,
+        config=types.SimpleNamespace(
+            model=types.SimpleNamespace(path=str(models / "model")), data=types.SimpleNamespace(prompt_buckets=(8,)),
+            sampler=types.SimpleNamespace(completion_length=8),
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(run_export, "restore_run", lambda *_: run)
+    with refused(models, INDEX):
+        run_export.export_run(models / "run", models / "target", mesh, "float32")
+    with refused(models, INDEX):
+        stored_tensors(models / "hf")
+
+
+def test_plain_names_are_kept(models, mesh):
+    files = ["model.safetensors", "model-1.safetensors", "model_ä 2..safetensors"]
+    weight_map = {name: files[number % 3] for number, name in enumerate(sorted(NAMES))}
+    (models / "model" / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    export(models / "model", models / "target", mesh)
+    assert {name: stored.file.name for name, stored in stored_tensors(models / "target").items()} == weight_map
+    for name in ("a/b", "..", "", "a\\b", "a\n", None, "é" * 128):
+        with pytest.raises(ValueError, match="^here: .* is not a plain file name$"):
+            require_plain_name(name, "here")
+    require_plain_name("é" * 127, "here")
+
+
+# Symbolic links
+
+
+@pytest.mark.parametrize("link", ["../precious.txt", "absolute", "chain", "folder/precious.txt"])
+@pytest.mark.parametrize("name", ["notes.txt", "tokenizer.json", "config.json"])
+def test_links_out_of_the_folder_are_not_copied(link, name, models, mesh):
+    precious = models / "precious.txt"
+    precious.write_text((models / "hf" / "config.json").read_text())
+    for kind, action in (("hf", convert), ("model", export)):
+        folder = models / kind
+        (folder / name).unlink(missing_ok=True)
+        (folder / "chain").symlink_to("../precious.txt")
+        (folder / "folder").symlink_to("..")
+        (folder / name).symlink_to(precious if link == "absolute" else link)
+        if link != "chain":
+            (folder / "chain").unlink()
+        with refused(models, rf"{kind}/(chain|{name}) is a symbolic link to {precious}, outside of its folder"):
+            action(folder, models / "target", mesh)
+
+
+def test_links_inside_the_folder_and_into_the_cache_are_copied(models, mesh, tmp_path):
+    (models / "hf" / "more").mkdir()
+    (models / "hf" / "more" / "text").write_text("mine")
+    (models / "hf" / "notes.txt").symlink_to("more/text")
+    (models / "hf" / "nowhere.txt").symlink_to("../gone")
+    (models / "link").symlink_to("hf")
+    convert(models / "link", models / "target", mesh)
+    assert (models / "target" / "notes.txt").read_text() == "mine" and not (models / "target" / "notes.txt").is_symlink()
+    assert not (models / "target" / "nowhere.txt").exists()
+    # Hugging Face's cache: snapshots/REVISION/FILE -> ../../blobs/HASH
+    repository = tmp_path / "hub" / "models--GSAI-ML--LLaDA-8B-Base"
+    snapshot = repository / "snapshots" / "0f2787f2"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(path for path in (models / "hf").iterdir() if path.is_file()):
+        shutil.copyfile(file, repository / "blobs" / f"{number}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    convert(snapshot, tmp_path / "from_cache", mesh)
+    assert (tmp_path / "from_cache" / "notes.txt").read_text() == "mine"
+    # A stranger's copy of a cache, whose blobs lead elsewhere
+    (repository / "blobs").rename(tmp_path / "elsewhere")
+    (repository / "blobs").symlink_to(tmp_path / "elsewhere")
+    with refused(repository, "is a symbolic link to .*/elsewhere/"):
+        convert(snapshot, tmp_path / "again", mesh)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("place", ["folder", "loop", "nowhere", "pipe"])
+def test_weights_that_are_no_file_are_one_error(place, models, mesh):
+    file = models / "hf" / FILE
+    file.unlink()
+    if place == "pipe":
+        os.mkfifo(file)
+    else:
+        (models / "hf" / "folder").mkdir()
+        file.symlink_to({"folder": "folder", "loop": FILE, "nowhere": "gone"}[place])
+    for action in (
+        lambda: convert(models / "hf", models / "target", mesh),
+        lambda: load_params(models / "hf", folder_model_config(models / "hf"), mesh),
+    ):
+        with pytest.raises(ValueError, match=f"{FILE} is (missing|no file|a symbolic link)") as raised:
+            action()
+        assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in models.iterdir()) == ["hf", "model"]
+
+
+# The target
+
+
+HOLD = """
+import pathlib, sys, time
+from igpo_jax.runtime.locks import locked
+with locked(sys.argv[1]):
+    (pathlib.Path(sys.argv[1]) / "target").mkdir()
+    (pathlib.Path(sys.argv[1]) / "target" / "config.json").write_text("half")
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_conversions_to_one_target_do_not_disturb_each_other(models, mesh):
+    partial = models / "target.partial"
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(partial)], cwd=ROOT, stdout=subprocess.PIPE)
+    first.stdout.readline()
+    with refused(models, f"target.partial is being written by process {first.pid} on .*; wait until it ends"):
+        convert(models / "hf", models / "target", mesh)
+    first.kill()
+    first.communicate()
+    convert(models / "hf", models / "target", mesh)
+    load_params(models / "target", folder_model_config(models / "target"), mesh)
+    with refused(models, "target exists already"):
+        convert(models / "hf", models / "target", mesh)
+    assert sorted(path.name for path in models.iterdir()) == ["hf", "model", "target"]
+
+
+def test_a_folder_named_as_the_temporary_one_keeps_its_files(models, mesh):
+    (models / "target.partial" / "target" / "params").mkdir(parents=True)  # what a killed conversion has left
+    (models / "target.partial" / "mine.txt").write_text("mine")
+    convert(models / "hf", models / "target", mesh)
+    assert [path.name for path in (models / "target.partial").iterdir()] == ["mine.txt"]
+    load_params(models / "target", folder_model_config(models / "target"), mesh)
