@@ -291,6 +291,7 @@ def load(
     stage: str | None = None,
     needs: str = "ids",
     trust: Collection[str] = (),
+    allow_nonfinite: bool = False,
 ) -> DiffusionLM:
     """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
     folder of a training run. If a file is missing or damaged, raises a ValueError that names the file and the reason.
@@ -305,14 +306,16 @@ def load(
         needs: "ids", "text" or "chat", what the model will be given. If the folder lacks the tokenizer or the chat template
             that this needs, raises ValueError before any weights are read.
         trust: names of Python modules outside this package that config.json of a training run may name as its task. Loading the
-            run imports its task, which runs with your permissions."""
+            run imports its task, which runs with your permissions.
+        allow_nonfinite: whether weights that are NaN or infinite only give a warning. By default, they raise a ValueError that
+            names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
         own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
         require(adapters is None, own)
-        run = restore_run(path, mesh, stage, trust)
+        run = restore_run(path, mesh, stage, trust, allow_nonfinite)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
         # The attention kernel used in training may not support every length and machine.
@@ -321,7 +324,7 @@ def load(
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
     require(stage is None, f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
-    cfg, values = (None, None) if adapters is None else import_peft(adapters, config)
+    cfg, values = (None, None) if adapters is None else import_peft(adapters, config, allow_nonfinite)
     check_model_divides(config, mesh, cfg)
     tokenizer = None
     if needs != "ids" or has_tokenizer(path):
@@ -330,7 +333,7 @@ def load(
             encode_chat(tokenizer, [{"role": "user", "content": ""}])
         config = configuration.with_tokenizer(config, tokenizer, path)
     origin = {"path": str(path)} if adapters is None else {"path": str(path), "adapters": str(adapters)}
-    params = load_params(path, config, mesh)
+    params = load_params(path, config, mesh, allow_nonfinite)
     if cfg is not None:
         params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, mesh)), cfg)
     return DiffusionLM(config, params, tokenizer, mesh, origin)

@@ -39,6 +39,11 @@ def define_trust() -> "flags.FlagHolder[list[str]]":
     return flags.DEFINE_multi_string("trust", [], f"{about} May be given several times.")
 
 
+def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
+    """Defines the flag --allow_nonfinite of commands that read weights."""
+    return flags.DEFINE_bool("allow_nonfinite", False, "Only warn of weights that are NaN or infinite.")
+
+
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
     """Does what `parse_arguments` does, in a process that is prepared for training on CPUs."""
     from igpo_jax.runtime.host import keep_freed_memory  # imports jax

@@ -16,7 +16,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from igpo_jax.cli import define_trust, parse_arguments
+from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments
 from igpo_jax.config import with_tokenizer
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
@@ -31,6 +31,7 @@ FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], 
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the target's parameters; by default the source's.")
 VERIFY = flags.DEFINE_string("verify", None, "First compare the source's files with the checksums of this release.")
 TRUST = define_trust()
+ALLOW_NONFINITE = define_allow_nonfinite()
 WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export}
 
 
@@ -45,13 +46,13 @@ def main(_):
         mesh = make_mesh()
         with jax.set_mesh(mesh):
             if (kind, FORMAT.value) == ("run", "peft"):
-                export_adapters(source, target, mesh, TRUST.value)
+                export_adapters(source, target, mesh, TRUST.value, ALLOW_NONFINITE.value)
             elif (kind, FORMAT.value) == ("run", "huggingface"):
-                export_run(source, target, mesh, DTYPE.value, TRUST.value)
+                export_run(source, target, mesh, DTYPE.value, TRUST.value, ALLOW_NONFINITE.value)
             elif (kind, FORMAT.value) in WRITERS:
                 if jax.process_index() == 0:
                     warn_without_tokenizer(source)
-                WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value)
+                WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value, ALLOW_NONFINITE.value)
             else:
                 raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
     except ValueError as error:

@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 
 from igpo_jax.api import Completion, DiffusionLM, load
-from igpo_jax.cli import define_trust, parse_arguments
+from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
@@ -50,6 +50,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise at temperatures above 
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 TRUST = define_trust()
+ALLOW_NONFINITE = define_allow_nonfinite()
 OUTPUT = flags.DEFINE_string("output", None, "Append the completions to this file, as JSON Lines.")
 SHOW = flags.DEFINE_bool("show", False, "Show the denoising step by step.")
 DECODING: list[flags.FlagHolder] = [STEPS, TEMPERATURE, CFG_SCALE, REMASKING, COMMIT, CACHE, NEVER_EOS, EOS_LAST]
@@ -66,7 +67,8 @@ def main(_):
         both = "--hint and --template are both given; a template may begin with the hint"
         require(not (TEMPLATE.value and HINT.value), both)
         needs = "chat" if CHAT.value else "text"
-        options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value, "trust": TRUST.value}
+        options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
+        options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs=needs)
         completions = complete(model, prompts)
     except ValueError as error:

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.api import DiffusionLM
-from igpo_jax.cli import define_config, define_trust, parse_flags
+from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, parse_flags
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
@@ -59,6 +59,7 @@ SAMPLER_ERROR = flags.DEFINE_boolean(
 SAMPLER = flags.DEFINE_list("sampler", [], "With --sampler-error: changes to the sampler, key=value,...")
 TRUST = define_trust()
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all whose file is given.")
+ALLOW_NONFINITE = define_allow_nonfinite()
 REGRADE = flags.DEFINE_string("regrade", None, "An evaluation's folder or a JSON Lines file, to grade its texts again.")
 RULE = flags.DEFINE_enum(
     "rule", None, ["box", "number", "any"], "With --regrade: igpo_jax's rule; by default that of the protocol, or any."
@@ -159,7 +160,7 @@ def open_model(config: ConfigDict) -> DiffusionLM:
     options: dict[str, Any] = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
     # The tasks in `config` are those of --config, which is the user's own, or they were checked when config.json was read.
     trust = [*TRUST.value, *(part.task.name for part in config.benchmarks.values())]
-    options |= {"needs": "chat" if config.chat else "text", "trust": trust}
+    options |= {"needs": "chat" if config.chat else "text", "trust": trust, "allow_nonfinite": ALLOW_NONFINITE.value}
     return igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from igpo_jax.api import DiffusionLM, load
-from igpo_jax.cli import define_trust, parse_flags
+from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.installation import install_command
@@ -29,6 +29,7 @@ ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
 TRUST = define_trust()
+ALLOW_NONFINITE = define_allow_nonfinite()
 HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "The address to listen at; the default accepts connections from this machine only."
 )
@@ -48,7 +49,8 @@ def main(_):
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
     try:
-        options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value, "trust": TRUST.value}
+        options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
+        options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs="text")
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
     except ValueError as error:

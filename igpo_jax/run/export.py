@@ -27,6 +27,7 @@ def export_run(
     mesh: Mesh,
     dtype: str | None = None,
     trust: Collection[str] = (),
+    allow_nonfinite: bool = False,
 ) -> None:
     """Writes the newest checkpoint of a run as a Hugging Face folder. LoRA adapters are merged into the matrices that they
     adapt. Raises ValueError if `target` exists or if `restore_run` cannot load the run.
@@ -35,8 +36,8 @@ def export_run(
         dtype: float32 or bfloat16. If there are adapters, the default is float32, because rounding to bfloat16 loses most of
             what they learned; with bfloat16, a warning states how much is lost. Without adapters, the default is the run's
             parameter dtype.
-        trust: see `restore_run`."""
-    run = restore_run(workdir, mesh, trust=trust)
+        trust, allow_nonfinite: see `restore_run`."""
+    run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite)
     config, base, adapters = run.config, run.config.model.path, run.adapters or {}
     dtype = dtype or ("float32" if adapters else run.model.param_dtype)
 
@@ -64,10 +65,16 @@ def export_run(
         write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
 
 
-def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, trust: Collection[str] = ()) -> None:
+def export_adapters(
+    workdir: str | os.PathLike,
+    target: str | os.PathLike,
+    mesh: Mesh,
+    trust: Collection[str] = (),
+    allow_nonfinite: bool = False,
+) -> None:
     """Writes the LoRA adapters of a run's newest checkpoint in PEFT's format. Raises ValueError if the run has no adapters, or
-    if `restore_run` cannot load it with this `trust`."""
-    run = restore_run(workdir, mesh, trust=trust)
+    if `restore_run` cannot load it with these arguments."""
+    run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite)
     if run.adapters is None or run.config.lora is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")
     with new_folder(target) as folder:

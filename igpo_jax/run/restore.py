@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Collection
 
+import jax
 from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
@@ -17,6 +18,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import read_run_config, run_tokenizer
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
+from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import load_params
 
 
@@ -38,10 +40,17 @@ class Restored:
         return self.params if self.adapters is None else policy.assemble(self.adapters, self.params)
 
 
-def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None, trust: Collection[str] = ()) -> Restored:
+def restore_run(
+    workdir: str | os.PathLike,
+    mesh: Mesh,
+    stage: str | None = None,
+    trust: Collection[str] = (),
+    allow_nonfinite: bool = False,
+) -> Restored:
     """Loads the newest checkpoint of one stage of a run. `stage` is "sft" or "rl"; the default is the last stage that has a
-    checkpoint. Does not need the run's data. Raises ValueError if there is no run or no readable checkpoint, or if the run's
-    task is neither part of this package nor in `trust`."""
+    checkpoint. Does not need the run's data. Raises ValueError if there is no run or no readable checkpoint, if the run's task
+    is neither part of this package nor in `trust`, or if parameters are NaN or infinite. The last is a warning if
+    `allow_nonfinite` is True."""
     workdir = pathlib.Path(workdir).absolute()
     config = configuration.parse(read_run_config(workdir, trust))
     tokenizer = run_tokenizer(workdir, config)
@@ -59,5 +68,10 @@ def restore_run(workdir: str | os.PathLike, mesh: Mesh, stage: str | None = None
     if restored is None:
         raise ValueError(f"{folder} is empty")
     step, trained = restored
-    params = (trained, None) if config.lora is None else (load_params(config.model.path, model, mesh), trained)
+    for path, leaf in jax.tree.leaves_with_path(trained):
+        name = ".".join(key.key for key in path)
+        check_finite(leaf, f"{folder / str(step)}, parameter {name}", allow_nonfinite)
+    params: tuple[Params, Params | None] = (trained, None)
+    if config.lora is not None:
+        params = (load_params(config.model.path, model, mesh, allow_nonfinite), trained)
     return Restored(step, stage, config, model, tokenizer, *params)

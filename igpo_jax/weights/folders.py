@@ -32,6 +32,7 @@ from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
+from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_model_json, tensor_names
 from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
@@ -99,12 +100,20 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
         return ocp.load(stored.file, {name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)})[name]
 
 
-def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
+def stream_hugging_face(
+    folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
+) -> Stream:
     """Checks a Hugging Face folder and yields its parameters as sharded arrays. Their dtype is `dtype`, or the stored dtype if
-    `dtype` is None."""
+    `dtype` is None. Raises ValueError at the first tensor with NaN or infinite values, unless `allow_nonfinite` is True."""
     values = read_model_json(folder)
     stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
+
+    def read(name: str) -> jax.Array:
+        tensor = _read_tensor(stored[name], name, mesh)
+        check_finite(tensor, f"{stored[name].file}, tensor {name}", allow_nonfinite)
+        return tensor
+
     for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh).items():
         turn = functools.partial(_turn, transposed=transposed, dtype=out_dtype)
         if path[0] == "blocks":
@@ -116,19 +125,21 @@ def stream_hugging_face(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
             insert_layer = jax.jit(insert, donate_argnums=0, out_shardings=leaf.sharding)
             value = jax.jit(functools.partial(jnp.zeros, leaf.shape, out_dtype), out_shardings=leaf.sharding)()
             for layer, name in enumerate(names):
-                value = insert_layer(value, _read_tensor(stored[name], name, mesh), np.int32(layer))
+                value = insert_layer(value, read(name), np.int32(layer))
                 jax.block_until_ready(value)  # else tensors of many layers would queue in memory
         else:
-            value = _read_tensor(stored[names[0]], names[0], mesh)
+            value = read(names[0])
             if transposed or value.dtype != out_dtype or not value.sharding.is_equivalent_to(leaf.sharding, value.ndim):
                 value = jax.jit(turn, out_shardings=leaf.sharding)(value)
         yield path, value
         del value  # frees it before the next one is allocated
 
 
-def stream_model_folder(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None) -> Stream:
+def stream_model_folder(
+    folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
+) -> Stream:
     """Yields every parameter of a model folder as a sharded array. Its dtype is `dtype`, or the stored dtype if `dtype` is
-    None."""
+    None. Raises ValueError at the first parameter with NaN or infinite values, unless `allow_nonfinite` is True."""
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
@@ -137,6 +148,7 @@ def stream_model_folder(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh,
                 raise ValueError(f"it has shape {saved.shape}, config.json asks for {leaf.shape}")
             wanted = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or saved.dtype), sharding=leaf.sharding)
             value = ocp.load(place, {"value": wanted})["value"]
+        check_finite(value, str(place), allow_nonfinite)
         yield path, value
         del value  # frees it before the next one is read
 
@@ -153,11 +165,13 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
         raise ValueError(f"{place} cannot be read: {first_line(error) or type(error).__name__}") from None
 
 
-def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> Params:
+def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_nonfinite: bool = False) -> Params:
     """Loads all parameters of a Hugging Face or model folder. They have the dtype `cfg.param_dtype` and are sharded over the
-    mesh. If the folder is incomplete, raises a ValueError that names the file or tensor."""
+    mesh. If the folder is incomplete, or if values are NaN or infinite and `allow_nonfinite` is False, raises a ValueError that
+    names the file or tensor."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
-    return unflatten_dict(dict(_with_progress(stream(folder, cfg, mesh, cfg.param_dtype), cfg, mesh, "loading")))
+    params = stream(folder, cfg, mesh, cfg.param_dtype, allow_nonfinite)
+    return unflatten_dict(dict(_with_progress(params, cfg, mesh, "loading")))
 
 
 def _with_progress(stream: Stream, cfg: ModelConfig, mesh: Mesh, description: str) -> Stream:
@@ -178,28 +192,34 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
+def convert(
+    source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
+) -> None:
     """Converts a Hugging Face folder to a model folder. `dtype` is float32, bfloat16, or None for the stored dtype. The folder
-    `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config` or `check_tensors`
-    rejects the source."""
+    `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config`, `check_tensors`,
+    `check_link` or `check_finite` rejects the source; the last one only warns if `allow_nonfinite` is True."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         if jax.process_index() == 0:
             atomic_write(folder / ORIGIN, json.dumps({"source": original_name(source)}))
-        for path, value in _with_progress(stream_hugging_face(source, cfg, mesh, dtype), cfg, mesh, "converting"):
+        stream = stream_hugging_face(source, cfg, mesh, dtype, allow_nonfinite)
+        for path, value in _with_progress(stream, cfg, mesh, "converting"):
             ocp.save(_place(folder, path), {"value": value})
             del value
 
 
-def export(source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None) -> None:
+def export(
+    source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
+) -> None:
     """Converts a model folder to a Hugging Face folder, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
     with new_folder(target) as folder:
         copy_small_files(source, folder)
-        stream = _with_progress(stream_model_folder(source, cfg, mesh, dtype), cfg, mesh, "exporting")
+        stream = stream_model_folder(source, cfg, mesh, dtype, allow_nonfinite)
+        stream = _with_progress(stream, cfg, mesh, "exporting")
         write_safetensors(folder, stream, values, cfg, mesh, dtype, read_weight_map(source))
 
 

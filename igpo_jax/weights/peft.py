@@ -16,6 +16,7 @@ from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
+from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -76,10 +77,10 @@ def export_peft(
     atomic_write(folder / ADAPTER_CONFIG, json.dumps(config, indent=2))
 
 
-def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig, Params]:
+def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bool = False) -> tuple[LoraConfig, Params]:
     """Reads adapters that PEFT or `export_peft` wrote, as float32 host arrays. Ignores dropout, which affects training only.
-    Raises ValueError if a setting is unsupported or unknown, or if a tensor is missing, is unexpected, or has the wrong shape.
-    """
+    Raises ValueError if a setting is unsupported or unknown, or if a tensor is missing, is unexpected, has the wrong shape, or
+    has NaN or infinite values; the last is a warning if `allow_nonfinite` is True."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
     rank, alpha = _read_settings(folder / ADAPTER_CONFIG, config, cfg.layers)
@@ -102,6 +103,7 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[LoraConfig
                 tensor = tensors.pop(name)
                 if tensor.shape != shape:
                     raise ValueError(f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}")
+                check_finite(tensor, f"{folder / ADAPTER_FILE}, tensor {name}", allow_nonfinite)
                 layers.append(tensor.T.astype(np.float32))
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):

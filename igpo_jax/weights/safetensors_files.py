@@ -64,7 +64,7 @@ def read_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
     index = pathlib.Path(folder) / INDEX
     if not index.is_file():
         return None
-    weight_map = read_json(index).get("weight_map")
+    weight_map: Any = read_json(index).get("weight_map")
     names = [*weight_map, *weight_map.values()] if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
         raise ValueError(f"{index}: weight_map does not map tensors to files")

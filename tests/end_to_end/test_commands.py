@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
+from igpo_jax.run import restore
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.tokenizers import load_tokenizer
 from run_log import after_supervised_stage
@@ -50,6 +51,19 @@ def test_the_result_says_what_was_measured_and_how(finished):
     assert found["rl_start"]["rollouts"] == found["rl_end"]["rollouts"] == 4
     assert found["device"].startswith("1 x ") and found["versions"]["jax"] and found["fingerprint"]
     assert set(found["wall_seconds"]) == {"sft", "rl"} and all(seconds > 0 for seconds in found["wall_seconds"].values())
+
+
+def test_a_checkpoint_with_bad_weights_is_refused_by_name(finished, mesh, monkeypatch):
+    read = restore.Checkpoints.restore_params
+
+    def damaged(*arguments):
+        step, params = read(*arguments)
+        return step, params | {"final_norm": params["final_norm"].at[3].set(np.inf)}
+
+    monkeypatch.setattr(restore.Checkpoints, "restore_params", damaged)
+    with pytest.raises(ValueError, match=r"checkpoints/rl/6, parameter final_norm: 1 of \d+ values are NaN or infinite"):
+        restore.restore_run(finished, mesh)
+    assert restore.restore_run(finished, mesh, allow_nonfinite=True).step == 6
 
 
 def test_one_step_counter_over_both_stages(finished):
