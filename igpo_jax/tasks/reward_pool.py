@@ -20,6 +20,7 @@ from multiprocessing.connection import Pipe, wait
 from typing import Any
 
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.files import parse_json
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # answers sent to a worker at a time, at most
+MAX_REPLY = 2**16  # bytes
+JUNK = "the function wrote into the connection of its process to the pool"
 STARTING = 60.0  # time limit in seconds for importing the reward function and for its `warm_up()`
 
 
@@ -91,7 +94,7 @@ class RewardPool:
                         outcome = "timeout" if result is None else "error"
                         verdicts[job] = no_verdict(answers[job][0], outcome, result or "TimeoutError")
                 is_late = worker.jobs and time.monotonic() - worker.since > self._deadline
-                if is_late or not worker.alive():
+                if is_late or worker.broken or not worker.alive():
                     self._replace(worker, answers, verdicts, waiting, died)
         found = [verdicts[job] for job in range(len(answers))]
         for verdict in (verdict for verdict in found if verdict.outcome != "ok"):
@@ -109,14 +112,16 @@ class RewardPool:
         waiting: collections.deque,
         died: set[int],
     ) -> None:
-        """Kills a worker and queues its unfinished answers again. There are two exceptions for the answer that
-        the worker was grading. If the grading took too long, the verdict is "timeout". If a second worker dies of this answer,
-        the verdict is "error"; a single worker may have been killed from outside. Raises ValueError if the number of processes
-        that died before they were ready exceeds the number of workers."""
+        """Kills a worker and queues its unfinished answers again. There are three exceptions for the answer that
+        the worker was grading. If the grading took too long, the verdict is "timeout". If the worker sent junk, or if a second
+        worker dies of this answer, the verdict is "error"; a single worker may have been killed from outside. Raises ValueError
+        if the number of processes that died before they were ready exceeds the number of workers."""
         jobs = list(worker.jobs)
-        if jobs and (worker.alive() or jobs[0] in died):
-            job, late = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
-            verdicts[job] = no_verdict(answers[job][0], *late if worker.alive() else ("error", "two processes died of it"))
+        if jobs and (worker.alive() or worker.broken or jobs[0] in died):
+            job, verdict = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
+            if worker.broken or not worker.alive():
+                verdict = ("error", JUNK if worker.broken else "two processes died of it")
+            verdicts[job] = no_verdict(answers[job][0], *verdict)
         elif jobs:
             died.add(jobs[0])
         waiting.extendleft(reversed(jobs))
@@ -153,16 +158,18 @@ class _Worker:
         theirs.close()
         self._function, self.loaded = command[0], False  # loaded: the reward function is imported and warmed up
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
+        self.broken = False  # the worker has sent anything else than its replies
+        self._answered, self._received = 0, b""  # number of replies, and bytes of the next one
         self.since = time.monotonic()  # time of the latest event: process started, jobs sent or result received
 
     def ready(self) -> bool:
         if not self.loaded:
-            with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
-                if self.connection.poll(0):
-                    trouble = self.connection.recv()
-                    if trouble is not None:
-                        raise unusable(self._function, trouble)
-                    self.loaded = True
+            if reply := self._reply("loaded"):
+                if reply[0] is not None:
+                    raise unusable(self._function, reply[0])
+                self.loaded = True
+            if self.broken:
+                raise unusable(self._function, f"while it was loaded, {JUNK}")
             if not self.loaded and time.monotonic() - self.since > STARTING:
                 raise unusable(self._function, f"it took more than {STARTING:g} s to import and warm up")
         return self.loaded
@@ -175,12 +182,37 @@ class _Worker:
 
     def results(self) -> list[tuple[int, Any]]:
         found = []
-        with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
-            while self.jobs and self.connection.poll(0):
-                found.append((self.jobs[0], self.connection.recv()))
-                self.jobs.popleft()
-                self.since = time.monotonic()
+        while self.loaded and (reply := self._reply(self._answered)):
+            if not self.jobs:
+                self.broken = True
+                break
+            found.append((self.jobs.popleft(), reply[0]))
+            self._answered += 1
+            self.since = time.monotonic()
         return found
+
+    def _reply(self, subject: str | int) -> tuple[Any] | None:
+        """Returns (result,) of the next reply, see `reward_worker.reply`, or None if it has not arrived. Sets `broken` if what
+        has arrived is no reply about `subject`. Never waits."""
+        with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
+            while b"\n" not in self._received and len(self._received) <= MAX_REPLY and self.connection.poll(0):
+                part = os.read(self.connection.fileno(), MAX_REPLY)
+                if not part:
+                    break
+                self._received += part
+        line, end, rest = self._received.partition(b"\n")
+        if not end:
+            self.broken = self.broken or len(line) > MAX_REPLY
+            return None
+        self._received = rest
+        value = None
+        with contextlib.suppress(ValueError):
+            value = parse_json(line, "a reply")
+        match value:
+            case [str() | int() as about, None | float() | str() as result] if (type(about), about) == (type(subject), subject):
+                return (result,)
+        self.broken = True
+        return None
 
     def alive(self) -> bool:
         return self._process.poll() is None

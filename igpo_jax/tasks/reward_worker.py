@@ -15,11 +15,13 @@ from typing import Any
 
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
 PR_SET_PDEATHSIG = 1  # of prctl
+MAX_REASON = 500  # characters of an error
 LARGEST = 1e30  # of a reward; rewards are stored in float32, which ends at 3.4e38, and may be scaled
 
 
 def main(fd: str, name: str, options: str) -> None:
     connection = Connection(int(fd))
+    os.set_inheritable(int(fd), False)  # for programs that the function starts
     if not end_with_parent(connection):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is handled by the training process
@@ -29,10 +31,10 @@ def main(fd: str, name: str, options: str) -> None:
     try:
         reward = load(module, function)
     except Exception as error:  # a user's module may raise anything; the pool reports it
-        connection.send(f"{type(error).__name__}: {error}")
+        reply(connection, "loaded", f"{type(error).__name__}: {error}")
         return
-    connection.send(None)
-    keywords = json.loads(options)
+    reply(connection, "loaded", None)
+    keywords, number = json.loads(options), 0
     with contextlib.suppress(EOFError, OSError):  # the pool closed the connection, or its process has ended
         while True:
             for problem, text in connection.recv():
@@ -41,8 +43,20 @@ def main(fd: str, name: str, options: str) -> None:
                 except TimeoutError:  # a time limit of the function counts like the pool's
                     result = None
                 except Exception as error:  # the answer gets no reward and the outcome "error"
-                    result = f"{type(error).__name__}: {error}"[:500]
-                connection.send(result)
+                    result = f"{type(error).__name__}: {error}"
+                reply(connection, number, result)
+                number += 1
+
+
+def reply(connection: Connection, subject: str | int, result: float | str | None) -> None:
+    """Sends a line of JSON, [subject, result], to the pool. `subject` is "loaded" or the number of an answer, counted from the
+    start of this process. `result` is a reward, the text of an error, or None. The lines are not framed as `Connection.send`
+    would do, because the function may write junk to the connection, and the pool would wait for the rest of a frame."""
+    if isinstance(result, str):
+        result = result[:MAX_REASON].encode("utf-8", "replace").decode()
+    line = json.dumps([subject, result]).encode() + b"\n"
+    while line:
+        line = line[os.write(connection.fileno(), line) :]
 
 
 def end_with_parent(connection: Connection) -> bool:

@@ -2,11 +2,30 @@
 
 import os
 import pathlib
+import pickle
+import sys
 import time
 
 
 def length(problem, text):
     return float(len(text))
+
+
+class Bomb:
+    """Ends the process in which it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+# Text -> bytes that `moody` writes into the connection to the pool before it answers
+JUNK = {
+    "print a word": b"word", "print a line": b"done: 0.5\n", "print a number": b"1.0\n", "print a reply": b'["loaded", null]\n',
+    "print a later reply": b"[7, 1.0]\n", "print NaN": b"[0, NaN]\n", "print true": b"[false, 1.0]\n", "print nothing": b"\n",
+    "print bytes": bytes(range(256)), "print deep": b"[" * 9999 + b"\n", "print a lot": b"a" * 2**17,
+    "print a frame": (2**31 - 1).to_bytes(4, "big") + b"x",
+    "print a pickle": len(pickle.dumps(Bomb())).to_bytes(4, "big") + pickle.dumps(Bomb()),
+}  # fmt: skip
 
 
 def moody(problem, text, scale=1.0):
@@ -20,6 +39,11 @@ def moody(problem, text, scale=1.0):
             os._exit(1)
         case "fill memory":
             return float(len(bytearray(64 * 2**30)))
+        case "odd text":
+            raise RuntimeError("\ud800")
+        case _ if text in JUNK:
+            os.write(int(sys.argv[1]), JUNK[text])  # see reward_worker.main
+            return scale
         case "give up":
             raise TimeoutError("too long")
         case "no number":

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import reward_functions
 from igpo_jax.tasks import reward_pool
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
@@ -64,6 +65,17 @@ def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
     assert [v.reward for v in graded(one, "7", "8")] == [7.0, 8.0]  # the pool still works
 
 
+def test_junk_in_the_connection_costs_its_own_answer_only(pool):
+    """A function may write anything to any open file. Replies are JSON, so that nothing is unpickled."""
+    texts = [text for junk in reward_functions.JUNK for text in (junk, "1")]
+    verdicts = graded(one := pool(deadline_seconds=20.0), *texts)
+    for text, verdict in zip(texts, verdicts, strict=True):
+        assert (verdict.outcome, verdict.reward) == (("ok", 1.0) if text == "1" else ("error", 0.0)), (text, verdict)
+        assert ("the function wrote into the connection" in verdict.reason) == (text != "1")
+    [verdict] = graded(one, "odd text")
+    assert verdict.outcome == "error" and "RuntimeError: ?" in verdict.reason
+
+
 def test_one_death_of_the_answer_after_a_late_one_is_not_its_second(pool, tmp_path):
     """The late answer and the next are in the hands of the same worker, but only the late one was being graded."""
     verdicts = graded(pool(workers=1), "sleep", f"die unless there is {tmp_path / 'file'}", "3", "4")
@@ -82,6 +94,7 @@ def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
 
 
 @pytest.mark.parametrize("warm_up, starting, message", [
+    ("import os, sys; os.write(int(sys.argv[1]), b'loading\\n')", 60.0, "while it was loaded, the function wrote into"),
     ("raise RuntimeError('no licence')", 60.0, "RuntimeError: no licence"),
     ("time.sleep(1000)", 2.0, "it took more than 2 s to import and warm up"),
 ])  # fmt: skip
