@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
-from igpo_jax.run.metrics import read_rows
+from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
@@ -33,7 +33,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
-    rows, verdicts = (read_rows(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
+    rows, verdicts = (read_log(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     rollouts = [row for row in rows if "sampler/rows" in row]
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import BROWSER, COLORS, cards, details, document, embed, heading, plotly_source, table_rows
-from igpo_jax.run.metrics import read_rows
+from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import atomic_write, read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import paired, wilson
@@ -80,7 +80,7 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
         raise ValueError(f"{workdir} has no config.json; give the folder of a run")
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))
-    metrics, rollouts, verdicts = (read_rows(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))
+    metrics, rollouts, verdicts = (read_log(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))
     return Run(folder, config, metrics, rollouts, verdicts, result, data)
 
 

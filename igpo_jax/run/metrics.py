@@ -30,7 +30,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
             return
         evaluated = set()
         for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
-            rows = [row for row in read_rows(workdir / name) if row["step"] <= step]
+            rows = [row for row in read_log(workdir / name) if row["step"] <= step]
             rows = [row for row in rows if starting is None or row.get("stage") != starting]
             if name == "metrics.jsonl":
                 evaluated = {(row["step"], row["stage"]) for row in rows if "eval/accuracy" in row}
@@ -130,16 +130,42 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl with `read_rows`. Also raises ValueError for a row that
+    `MetricsWriter` does not write: without a step, for example, or with a metric that is no number."""
+    rows, name = read_rows(path), pathlib.Path(path).name
+    for number, row in enumerate(rows, 1):
+        step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")
+        wrong = ""
+        if type(step) is not int or not 0 <= step < 2**63:
+            wrong = f"step={repr(step)[:100]} is not a number of updates"
+        elif name != "rollouts.jsonl" and stage not in ("sft", "rl"):
+            wrong = f"stage={repr(stage)[:100]} is neither sft nor rl"
+        elif name == "evaluations.jsonl" and not (isinstance(correct, list) and all(v in (0, 1, None) for v in correct)):
+            wrong = f"correct={repr(correct)[:100]} is not a list of verdicts"
+        elif name == "metrics.jsonl":
+            foreign = [key for key, value in row.items() if key not in ("step", "stage") and not _is_metric(value)]
+            wrong = f"{repr(foreign[0])[:100]}: {repr(row[foreign[0]])[:100]} is not a number" if foreign else ""
+        if wrong:
+            raise ValueError(f"{path}:{number}: {wrong}; repair or remove this line")
+    return rows
+
+
+def _is_metric(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and (isinstance(value, float) or abs(value) < 2**63))
+
+
 def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
     """Returns whether a metric was logged at a given step of a stage. Process 0 reads the log for all processes."""
-    rows = read_rows(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
+    rows = read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
     found = any((row["step"], row["stage"]) == (step, stage) and name in row for row in rows)
     return bool(all_gather_hosts(found)[0])
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
     """Returns a stage's newest value of a metric, or None if it was never logged. Process 0 reads the log for all processes."""
-    rows = read_rows(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
+    rows = read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
     values = [math.nan, *(row[name] for row in rows if row["stage"] == stage and name in row)]
     value = float(all_gather_hosts(np.float64(values[-1]))[0])
     return None if math.isnan(value) else value

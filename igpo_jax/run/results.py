@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import read_rows
+from igpo_jax.run.metrics import read_log
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.statistics import wilson
 
@@ -50,7 +50,7 @@ def decoding(experiment: Experiment) -> dict[str, Any]:
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
     """Returns the contents of result.json, computed from the run's metrics.jsonl and configuration."""
-    rows = read_rows(experiment.workdir / "metrics.jsonl")
+    rows = read_log(experiment.workdir / "metrics.jsonl")
 
     def accuracy(stage: str, index: int) -> dict[str, Any] | None:
         evaluations = [row for row in rows if row["stage"] == stage and "eval/accuracy" in row]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, read_rows
+from igpo_jax.report.page import read_run_folder
+from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, is_logged, last_logged, read_rows
 
 
 def rollout_row(step, text="4"):
@@ -47,6 +48,42 @@ def test_starting_over_begins_with_empty_logs(tmp_path):
     with MetricsWriter(tmp_path, 0):
         pass
     assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+ROW = {"step": 1, "stage": "rl"}
+
+
+@pytest.mark.parametrize("name, row, message", [
+    ("metrics.jsonl", {}, "step=None is not a number of updates"),
+    ("metrics.jsonl", {"a": 1}, "step=None"),
+    ("metrics.jsonl", ROW | {"step": "1"}, "step='1'"),
+    ("metrics.jsonl", ROW | {"step": -1}, "step=-1"),
+    ("metrics.jsonl", ROW | {"step": True}, "step=True"),
+    ("metrics.jsonl", ROW | {"step": 10**400}, "step=1000"),
+    ("metrics.jsonl", {"step": 1}, "stage=None is neither sft nor rl"),
+    ("metrics.jsonl", ROW | {"stage": ["rl"]}, "stage=..rl.. is neither"),
+    ("metrics.jsonl", ROW | {"policy/kl": "0.5"}, "'policy/kl': '0.5' is not a number"),
+    ("metrics.jsonl", ROW | {"eval/accuracy": [1]}, "is not a number"),
+    ("metrics.jsonl", ROW | {"a\nb": {}}, r"'a.nb': {} is not a number"),
+    ("metrics.jsonl", ROW | {"hint/ratio_center": 10**400}, "is not a number"),
+    ("evaluations.jsonl", ROW, "correct=None is not a list of verdicts"),
+    ("evaluations.jsonl", ROW | {"correct": [0, 2]}, "is not a list of verdicts"),
+    ("evaluations.jsonl", {"step": 1, "correct": []}, "stage=None"),
+    ("rollouts.jsonl", {"text": "4"}, "step=None"),
+])  # fmt: skip
+def test_a_foreign_row_is_one_error_when_a_run_is_resumed_or_reported(name, row, message, tmp_path):
+    good = ROW | {"correct": [0, 1, None]} if name == "evaluations.jsonl" else ROW
+    (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in (good, row, good)))
+    (tmp_path / "config.json").write_text("{}")
+    for read in (lambda: MetricsWriter(tmp_path, 5), lambda: read_run_folder(tmp_path)):
+        with pytest.raises(ValueError, match=f"{name}:2: .*{message}.*; repair or remove this line") as raised:
+            read()
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+    if name == "metrics.jsonl":
+        with pytest.raises(ValueError, match=message):
+            is_logged(tmp_path, 1, "rl", "policy/kl")
+        with pytest.raises(ValueError, match=message):
+            last_logged(tmp_path, "rl", "policy/kl")
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "sta', '{"step": 2, "stage": "rl", "policy/kl": 0.', "\0\0\0"])
