@@ -55,7 +55,7 @@ def main(_):
                 WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value, ALLOW_NONFINITE.value)
             else:
                 raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         print(target)

@@ -203,10 +203,14 @@ def devices() -> Iterator[Finding]:
     """Lists JAX's devices with their memory, and checks the plug-ins of accelerators."""
     import jax
 
-    from igpo_jax.runtime.chips import device_memory_gib
+    from igpo_jax.runtime.chips import device_memory_gib, find_devices
 
-    with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):
-        found = jax.devices()
+    found: list[jax.Device] = []
+    try:
+        with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):
+            found = find_devices()
+    except ValueError as error:
+        yield Finding("problem", "devices", str(error))
     for kind, number in collections.Counter(device.device_kind for device in found).items():
         device = next(device for device in found if device.device_kind == kind)
         try:
@@ -229,7 +233,7 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
     if package and (not chosen or platform_name in chosen.split(",")):
         try:
             yield Finding("ok", name, f"{package}, {len(jax.devices(platform_name))} devices")
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:
             if files:
                 yield Finding("problem", name, f"{package} does not start: {first_line(error)}", plug_in.if_broken)
             else:
@@ -264,8 +268,15 @@ def tiny_run() -> Iterator[Finding]:
     from igpo_jax.run.experiment import open_experiment
     from igpo_jax.run.metrics import last_logged
     from igpo_jax.run.restore import restore_run
+    from igpo_jax.runtime.chips import find_devices
     from igpo_jax.stages.rl import run_rl
     from igpo_jax.stages.sft import run_sft
+
+    try:
+        find_devices()
+    except ValueError:  # `devices` has said it
+        yield Finding("note", "tiny run", "needs a device", "")
+        return
 
     begin = time.monotonic()
     with (

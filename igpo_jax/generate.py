@@ -71,10 +71,14 @@ def main(_):
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs=needs)
         completions = complete(model, prompts)
-    except ValueError as error:
+        if jax.process_index() == 0:
+            print_completions(model, prompts, completions)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if jax.process_index() > 0:
-        return
+
+
+def print_completions(model: DiffusionLM, prompts: list[str], completions: list[Completion]) -> None:
+    """Prints the completions and appends them to the file of --output."""
     for number, completion in enumerate(completions):
         prompt = prompts[number % len(prompts)] if prompts else ""
         if SHOW.value:

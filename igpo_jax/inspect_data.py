@@ -42,7 +42,7 @@ def main(_):
     try:
         for line in inspect(parse(CONFIG.value), SAMPLES.value):
             print(line, flush=True)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

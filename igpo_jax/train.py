@@ -79,7 +79,7 @@ def train_and_report(experiment: Experiment) -> None:
         sys.exit(f"error: {error}")
     except Exception as error:
         shortage = explain_shortage(error, MEMORY_KEYS)
-        if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
+        if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
             print(f"error: {shortage or error}", file=sys.stderr)
             raise  # ends this process at once, because an orderly exit would wait for the other processes
         sys.exit(f"error: {shortage or error}")

@@ -44,6 +44,19 @@ def test_requirements_of_an_extra_are_only_what_it_adds(monkeypatch):
     assert doctor._wrong(Requirement("pytest>=1")) == ""
 
 
+def test_a_machine_without_the_chosen_devices_is_a_problem_of_one_line(monkeypatch, capsys):
+    def devices(platform=None):
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    found = [str(finding) for check in (doctor.devices, doctor.tiny_run) for finding in doctor._findings(check)]
+    assert found[0].startswith(
+        "problem  devices: JAX cannot use a device: there is no such device; JAX_PLATFORMS=cuda selects it"
+    )
+    assert found[-1] == "note     tiny run: needs a device" and capsys.readouterr().err == ""
+
+
 CUDA = doctor.PLUG_INS["cuda"]
 
 

@@ -86,7 +86,7 @@ def evaluate_model() -> None:
             config = CONFIG.value if own is None else own
             problems, protocol = prepare(_with_sampler(config))
         check_same({f"benchmark {name}": part["data"] for name, part in protocol.items()})
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
         model = open_model(config)
@@ -96,7 +96,7 @@ def evaluate_model() -> None:
             card = evaluate(config, model, problems, protocol, folder)
     except Exception as error:
         shortage = explain_shortage(error, "a lower --config.batch_size; the same command then resumes")
-        if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError)):
+        if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
             raise  # ends this process at once, because other processes may not have noticed the error
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
@@ -211,7 +211,7 @@ def diff(arguments: list[str]) -> None:
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:
         print(json.dumps(compare(*map(pathlib.Path, arguments)), indent=2))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

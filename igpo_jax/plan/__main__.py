@@ -41,7 +41,7 @@ def main(_):
         )
         if REMAT.value:
             result["remat"] = remat_choice(config, mesh)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2) if JSON.value else as_text(result))
 

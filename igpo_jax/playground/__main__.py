@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import pathlib
-import socket
 import sys
 from typing import Any
 
@@ -21,6 +20,7 @@ from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.distributed import listen
 from igpo_jax.runtime.installation import install_command
 from igpo_jax.tasks import TASKS, load_task
 
@@ -48,19 +48,18 @@ def main(_):
         from igpo_jax.playground.server import application
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
+    try:  # before the model is loaded, which may take minutes
+        listening = listen(HOST.value, PORT.value)
+    except OSError as error:
+        sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error}; give another port")
     try:
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs="text")
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    is_v6 = ":" in HOST.value
-    try:
-        listening = socket.create_server((HOST.value, PORT.value), family=socket.AF_INET6 if is_v6 else socket.AF_INET)
-    except OSError as error:
-        sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error.strerror}; give another port")
-    print(f"http://{f'[{HOST.value}]' if is_v6 else HOST.value}:{PORT.value}/", flush=True)
+    print(f"http://{f'[{HOST.value}]' if ':' in HOST.value else HOST.value}:{PORT.value}/", flush=True)
     # uvloop, which uvicorn takes if it is installed, would keep signals from `interrupts`.
     config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, loop="asyncio")
     uvicorn.Server(config).run([listening])

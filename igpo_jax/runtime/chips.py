@@ -1,9 +1,14 @@
 """Memory sizes and published peak rates of accelerator chips."""
 
 import dataclasses
+import logging
 import os
 
 import jax
+
+from igpo_jax.runtime.files import first_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,32 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(79.1, 989e12, 3350e9, 450e9, 50e9),
     "NVIDIA H200": Chip(139.8, 989e12, 4800e9, 450e9, 50e9),
 }
+
+
+def find_devices() -> list[jax.Device]:
+    """Returns jax.devices(). Raises ValueError if JAX finds no device of the chosen platform or cannot start it. Logs a line if
+    a plug-in does not work, of which JAX logs a traceback."""
+    broken = list[str]()
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1]:
+            broken.append(f"{record.getMessage()}: {first_line(record.exc_info[1])}")
+        return not record.exc_info
+
+    jax_log = logging.getLogger("jax._src.xla_bridge")
+    jax_log.addFilter(collect)
+    try:
+        found = jax.devices()
+    except (AssertionError, RuntimeError) as error:  # an assertion if a platform such as cuda is not there
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        reason = first_line(error) or "; ".join(broken) or "there is no such device"
+        remedy = f"JAX_PLATFORMS={chosen} selects it; unset the variable, or see" if chosen else "see"
+        raise ValueError(f"JAX cannot use a device: {reason}; {remedy} python -m igpo_jax.doctor") from None
+    finally:
+        jax_log.removeFilter(collect)
+    for line in broken:
+        log.warning("%s", line)
+    return found
 
 
 def device_memory_gib(device: jax.Device) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import socket
 import sys
 import time
 import traceback
@@ -12,9 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.chips import find_devices
 from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.preemption import forward_signals
@@ -25,23 +28,37 @@ JOB_VARIABLES = {
     "KUBERNETES_SERVICE_HOST": ("JOB_COMPLETION_INDEX",),
     "OMPI_MCA_orte_hnp_uri": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
+DETECTION_SECONDS = 300  # for finding the coordinator; jax's default
 ALONE = "IGPO_DISTRIBUTED=0 trains in this process alone"
 
 
 def initialize(*, saves_on_signals: bool = False) -> None:
-    """Connects the processes that a TPU pod, SLURM, Kubernetes or MPI started. Without a job, the run is one process. Does
-    nothing if the environment variable IGPO_DISTRIBUTED is 0. Call this function before any use of devices. All processes end
-    if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If `saves_on_signals` is True, JAX's
-    preemption service receives the signals; otherwise they end this process. If the processes of a job cannot be connected,
-    prints the reason in one line and ends this process."""
-    if os.environ.get("IGPO_DISTRIBUTED") == "0":
-        return
+    """Connects the processes that a TPU pod, SLURM, Kubernetes or MPI started, and starts the devices. Without a job, or if the
+    environment variable IGPO_DISTRIBUTED is 0, the run is one process. Call this function before any use of devices. All
+    processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If `saves_on_signals`
+    is True, JAX's preemption service receives the signals; otherwise they end this process. If the processes of a job cannot be
+    connected, or if there are no devices, prints the reason in one line and ends this process."""
+    try:
+        if os.environ.get("IGPO_DISTRIBUTED") != "0":
+            _connect(saves_on_signals)
+        find_devices()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def _connect(saves_on_signals: bool) -> None:
     # The service would replace the handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", saves_on_signals)
     try:
         with _hidden_variables(not_of_a_job()), warnings.catch_warnings():
             warnings.filterwarnings("error", "Kubernetes environment detected")  # the package kubernetes is missing
-            jax.distributed.initialize(heartbeat_timeout_seconds=int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100")))
+            job = ClusterEnv.auto_detect_unset_distributed_params(
+                os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, DETECTION_SECONDS
+            )
+            if job[0] is not None and job[2] == 0:
+                _check_coordinator_port(job[0])
+            seconds = int(os.environ.get("IGPO_HEARTBEAT_SECONDS", "100"))
+            jax.distributed.initialize(*job[:3], heartbeat_timeout_seconds=seconds)
     except Exception as error:  # a cluster's client library may raise anything
         if isinstance(error, ValueError) and "coordinator_address" in str(error):  # jax found no cluster
             return
@@ -49,10 +66,34 @@ def initialize(*, saves_on_signals: bool = False) -> None:
         if isinstance(error, UserWarning):
             reason = "the package kubernetes is not installed"
         elif type(error).__name__ != "ConfigException":  # the pod has no service account
-            sys.exit(f"error: the processes of this job cannot be connected: {reason}; {ALONE}")
+            raise ValueError(f"the processes of this job cannot be connected: {reason}; {ALONE}") from None
         print(f"note: this process does not look for others of its Kubernetes job: {reason}", file=sys.stderr)
     if saves_on_signals and jax.distributed.is_initialized():
         forward_signals()
+
+
+def _check_coordinator_port(address: str) -> None:
+    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT. jaxlib would crash."""
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{address.rpartition(':')[2]}")
+    host, _, port = bind.rpartition(":")
+    try:
+        listen(host.strip("[]"), int(port)).close()
+    except OSError as error:
+        remedy = "end the process that uses the port, or set JAX_COORDINATOR_PORT on all processes"
+        raise OSError(f"the coordinator cannot listen at {bind}: {error}; {remedy}") from None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that accepts connections at an address; "::" means all addresses of this machine. Raises an OSError whose
+    text is the reason if another process uses the port, or if the host is not an address of this machine."""
+    everywhere = host in ("", "::")
+    dual = everywhere and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual or (":" in host and not everywhere) else socket.AF_INET
+    try:
+        return socket.create_server(("" if everywhere else host, port), family=family, dualstack_ipv6=dual)
+    except (OSError, TypeError, ValueError) as error:  # the last two: not a host name
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise OSError(reason.partition(" (while")[0]) from None
 
 
 def not_of_a_job() -> list[str]:

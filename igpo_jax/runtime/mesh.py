@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.chips import find_devices
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -20,7 +21,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     """Returns a mesh over all devices. One axis size may be -1; this axis gets the remaining devices. The axis `data` is
     divided among TPU slices, so that only gradient sums cross the slower network between slices. Raises ValueError if two axes
     are -1, if the product of the sizes is not the number of devices, or if `data` is not a multiple of the number of slices."""
-    devices = jax.devices() if devices is None else devices
+    devices = find_devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     valid = sizes.count(-1) <= 1 and all(size > 0 or size == -1 for size in sizes)

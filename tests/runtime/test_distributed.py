@@ -1,8 +1,10 @@
 """Real processes join through the variables that schedulers set."""
 
 import json
+import logging
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -10,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from igpo_jax.runtime import distributed
+from igpo_jax.runtime import chips, distributed
+from igpo_jax.runtime.mesh import make_mesh
 from processes import free_port
 
 JOIN = """
@@ -150,6 +153,74 @@ def test_a_job_that_cannot_be_joined_is_one_error():
     assert status == 1 and errors.count("\n") == 1
     assert errors.startswith("error: the processes of this job cannot be connected: ValueError: ")
     assert "'none'" in errors and "IGPO_DISTRIBUTED=0" in errors
+
+
+@pytest.fixture
+def taken():
+    """Returns a port that another program uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_port_in_use_is_one_error(taken):
+    """jaxlib would end the coordinator with a segmentation fault."""
+    [(status, _, errors)] = start([slurm(0, 2) | {"JAX_COORDINATOR_PORT": str(taken)}])
+    assert status == 1 and errors.count("\n") == 1
+    told = f"OSError: the coordinator cannot listen at [::]:{taken}: Address already in use; end the process that uses the port"
+    assert told in errors and "IGPO_DISTRIBUTED=0" in errors
+
+
+def test_where_nobody_can_listen_is_an_error(taken):
+    for host in ("127.0.0.1", "", "::", "0.0.0.0"):
+        with pytest.raises(OSError, match="^Address already in use$"):
+            distributed.listen(host, taken)
+    for host in ("no such host", "a..b", "x" * 70, "203.0.113.7", "a\0b"):
+        with pytest.raises(OSError) as raised:
+            distributed.listen(host, taken)
+        assert str(raised.value) and "\n" not in str(raised.value)
+    free = free_port()
+    for _ in range(2):
+        distributed.listen("", free).close()
+
+
+@pytest.mark.parametrize("error, reason", [
+    (AssertionError(), "device: there is no such device; JAX_PLATFORMS=cuda selects it"),
+    (RuntimeError("Unable to initialize backend 'cuda':\nno driver"), "device: Unable to initialize backend 'cuda':; JAX_PLATFORMS=cuda selects it"),
+])  # fmt: skip
+def test_a_platform_without_devices_is_one_error(error, reason, monkeypatch):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("IGPO_DISTRIBUTED", "0")
+    for find in (chips.find_devices, make_mesh):
+        with pytest.raises(ValueError, match=f"{reason}; unset the variable, or see python -m igpo_jax.doctor$"):
+            find()
+    with pytest.raises(SystemExit, match=f"^error: JAX cannot use a {reason}"):
+        distributed.initialize()
+
+
+def test_a_broken_plug_in_is_one_line(monkeypatch, caplog):
+    """JAX logs a traceback of it."""
+
+    def devices():
+        try:
+            raise RuntimeError("Unable to load cuPTI.\nmore")
+        except RuntimeError:
+            logging.getLogger("jax._src.xla_bridge").exception("Jax plugin configuration error")
+        if missing:
+            raise AssertionError
+        return ["cpu"]
+
+    monkeypatch.setattr(jax, "devices", devices)
+    missing = False
+    assert chips.find_devices() == ["cpu"]
+    [record] = caplog.records
+    assert record.getMessage() == "Jax plugin configuration error: Unable to load cuPTI." and not record.exc_info
+    missing = True
+    with pytest.raises(ValueError, match="^JAX cannot use a device: Jax plugin configuration error: Unable to load cuPTI.; "):
+        chips.find_devices()
 
 
 @pytest.mark.parametrize(
