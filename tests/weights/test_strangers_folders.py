@@ -76,7 +76,7 @@ def test_an_index_names_no_file_but_plain_ones(file, models, mesh, monkeypatch):
             sampler=types.SimpleNamespace(completion_length=8),
         ),
     )  # fmt: skip
-    monkeypatch.setattr(run_export, "restore_run", lambda *_: run)
+    monkeypatch.setattr(run_export, "restore_run", lambda *_, **options: run)
     with refused(models, INDEX):
         run_export.export_run(models / "run", models / "target", mesh, "float32")
     with refused(models, INDEX):
