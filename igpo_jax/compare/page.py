@@ -1,38 +1,23 @@
 """Writes the results of a comparison to comparison.json, comparison.md, comparison.svg and comparison.html. The HTML page is
 one file that loads no other files and has no scripts. This module draws its figures as SVG."""
 
-import html
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from igpo_jax.compare.numbers import REACHED
-from igpo_jax.report.style import COLORS, GREEN, GREY, RED, details, table_rows
+from igpo_jax.report.style import COLORS, GREEN, GREY, PALETTE, RED
+from igpo_jax.report.templates import read_source, render, render_page
 from igpo_jax.runtime.files import atomic_write
 
 DASHES = ("", "7 3", "2 3")  # the next pattern is used when all colors have been used
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
 LEGEND_COLUMNS = 3
 VERDICTS = {"held": GREEN, "not held": RED, "undecided": GREY}
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,"><title>{title}</title><style>
-body {{ font: 15px/1.5 Inter, system-ui, sans-serif; color: #1d2632; max-width: 1320px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; font-size: 13.5px; }} .wide {{ overflow-x: auto; }}
-th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #dfe4ea; text-align: right; white-space: nowrap; }}
-th {{ color: #5b6675; font-weight: 600; white-space: normal; vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 14rem; }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 1rem; }}
-svg {{ width: 100%; height: auto; }} .verdict {{ font-weight: 700; }} p.note {{ color: #5b6675; max-width: 60rem; }}
-pre {{ overflow-x: auto; font-size: 12px; }}
-</style></head><body><h1>{title}</h1><p class="note">{note}</p>{body}</body></html>
-"""
 
 
 def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
@@ -71,39 +56,31 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
     def at(x, y) -> tuple[float, float]:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / most, TOP + (HEIGHT - TOP - BOTTOM) * (1 - y)
 
-    def stroke(color: str, dashes: str) -> str:
-        return f'stroke="{color}" stroke-width="2.2"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
-
     def points(x, y) -> str:
         return " ".join("{:.1f},{:.1f}".format(*at(*pair)) for pair in zip(x, y, strict=True))
 
-    styles = [(COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]) for number in range(len(series))]
-    parts = [f'<text x="{LEFT}" y="16" font-size="14" font-weight="600">{html.escape(title)}</text>']
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x, y = at(0, share)
-        parts.append(f'<line x1="{x}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ee"/>')
-        parts.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-    for tick in _ticks(most):
-        x, y = at(tick, 0)
-        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{_short(tick)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x_name)}</text>')
-    for (color, dashes), (x, y) in zip(styles, series.values(), strict=True):
+    curves = []
+    width, rows = (WIDTH - LEFT) / min(LEGEND_COLUMNS, len(series)), -(-len(series) // LEGEND_COLUMNS)
+    for number, (name, (x, y)) in enumerate(series.items()):
         shown = x.mean(axis=0) <= most
         middle, y = x.mean(axis=0)[shown], y[:, shown]
-        if len(y) > 1:
-            band = points(np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]]))
-            parts.append(f'<polygon points="{band}" fill="{color}" opacity="{0.5 / max(5, len(series))}"/>')
-        parts.append(f'<polyline points="{points(middle, y.mean(axis=0))}" fill="none" {stroke(color, dashes)}/>')
-    width, rows = (WIDTH - LEFT) / min(LEGEND_COLUMNS, len(series)), -(-len(series) // LEGEND_COLUMNS)
-    for number, ((color, dashes), name) in enumerate(zip(styles, series, strict=True)):
-        x, y = LEFT + width * (number % LEGEND_COLUMNS), HEIGHT + 16 * (number // LEGEND_COLUMNS)
-        parts.append(f'<line x1="{x:.0f}" x2="{x + 15:.0f}" y1="{y + 3}" y2="{y + 3}" {stroke(color, dashes)}/>')
-        parts.append(f'<text x="{x + 19:.0f}" y="{y + 7}">{html.escape(name)}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 16 * rows}" font-size="12" '
-        f'font-family="system-ui, sans-serif" fill="#3c4654" role="img" aria-label="{html.escape(title)}">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>'
-    )
+        ends_of_band = np.concatenate([middle, middle[::-1]]), np.concatenate([y.min(axis=0), y.max(axis=0)[::-1]])
+        curves.append({
+            "name": name,
+            "color": COLORS[number % len(COLORS)],
+            "dashes": DASHES[number // len(COLORS) % len(DASHES)],
+            "band": points(*ends_of_band) if len(y) > 1 else "",
+            "line": points(middle, y.mean(axis=0)),
+            "x": round(LEFT + width * (number % LEGEND_COLUMNS)),
+            "y": HEIGHT + 16 * (number // LEGEND_COLUMNS),
+        })  # fmt: skip
+    axes = {
+        "shares": [(round(at(0, share)[1], 1), f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)],
+        "ticks": [(round(at(tick, 0)[0], 1), _short(tick)) for tick in _ticks(most)],
+        "x_name": x_name,
+    }
+    sizes = {"width": WIDTH, "height": HEIGHT + 16 * rows, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM}
+    return render("compare/figure.svg", title=title, curves=curves, **axes, **sizes)
 
 
 def table(found: dict[str, Any]) -> list[list[str]]:
@@ -147,27 +124,31 @@ def note(found: dict[str, Any]) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-        return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+        cells = [list(map(_markdown_text, row)) for row in rows]
+        return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(cells[0]), *cells[1:])]
 
-    return "\n".join([*lines(table(found)), "", *lines(verdict_table(found)), "", note(found), ""])
+    return "\n".join([*lines(table(found)), "", *lines(verdict_table(found)), "", _markdown_text(note(found)), ""])
+
+
+def _markdown_text(text: str) -> str:
+    """Escapes a text so that Markdown shows it unchanged, in one line and without HTML, and terminals execute nothing in it."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"([\\`<|\[\]])", r"\\\1", printable)
 
 
 def comparison_html(name: str, found: dict[str, Any]) -> str:
-    def wide(rows: list[list[str]]) -> str:
-        body = table_rows(rows[1:])
-        for verdict, color in VERDICTS.items():
-            body = body.replace(f"<td>{verdict}</td>", f'<td class="verdict" style="color:{color}">{verdict}</td>')
-        return f'<div class="wide"><table>{table_rows(rows[:1], "th")}{body}</table></div>'
-
-    figures = [accuracy_figure(found, "evaluations"), accuracy_figure(found, "prompts"), all_wrong_figure(found)]
-    runs = details(f"{len(found['runs'])} runs: fingerprints, versions, devices, seconds", found["runs"])
-    body = (
-        f"<h2>Claims</h2>{wide(verdict_table(found))}<h2>Arms</h2>{wide(table(found))}"
-        f'<h2>Curves</h2><p class="note">Means of the seeds, and the range from the worst to the best of them.</p>'
-        f'<div class="figures">{"".join(f"<div>{one}</div>" for one in figures)}</div>'
-        f"<h2>Runs</h2>{runs}"
+    return render_page(
+        "compare/page.html",
+        [read_source("compare/page.css"), PALETTE],
+        [],
+        title=name,
+        note=note(found),
+        claims=verdict_table(found),
+        arms=table(found),
+        verdicts=VERDICTS,
+        figures=[accuracy_figure(found, "evaluations"), accuracy_figure(found, "prompts"), all_wrong_figure(found)],
+        runs=found["runs"],
     )
-    return PAGE.format(title=html.escape(name), note=html.escape(note(found)), body=body)
 
 
 def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:

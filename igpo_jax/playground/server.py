@@ -1,10 +1,8 @@
 """Web server of the playground with the routes /, /info, /generate (a stream of events) and /gif. No route reads a file."""
 
 import asyncio
-import base64
 import dataclasses
 import functools
-import hashlib
 import ipaddress
 import json
 import logging
@@ -33,6 +31,7 @@ from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.playground.animation import gif
 from igpo_jax.playground.request import LIMITS, parse_request
 from igpo_jax.report.style import SHARED
+from igpo_jax.report.templates import content_policy, read_source, render_page
 
 REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
 WAITING = 32  # generations that may wait for the device
@@ -222,14 +221,8 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
 
 
 def read_page() -> tuple[str, str]:
-    """Returns the HTML page and its Content-Security-Policy. The policy allows only the page's own script and connections to
-    this server."""
-    text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{shared}", SHARED, 1)
-
-    def digest(tag: str) -> str:
-        content = text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
-
-    policy = f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; img-src data:; "
-    policy += "connect-src 'self'; base-uri 'none'; form-action 'none'"
-    return text.replace("{policy}", policy, 1), f"{policy}; frame-ancestors 'none'"
+    """Returns the HTML page and its Content-Security-Policy. The policy allows only the page's own script and style sheet, and
+    connections to this server."""
+    styles, scripts, connect = [read_source("playground/page.css")], [SHARED + read_source("playground/page.js")], "'self'"
+    page = render_page("playground/page.html", styles, scripts, connect, title="Denoising playground")
+    return page, f"{content_policy(styles, scripts, connect)}; frame-ancestors 'none'"

@@ -2,7 +2,6 @@
 several runs, each run has one color, and the series of a panel are told apart by dash style."""
 
 import dataclasses
-import html
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
-from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, PURPLE, RED, YELLOW
+from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, PURPLE, RED, SHADES, YELLOW
+from igpo_jax.report.templates import plotly_text
 from igpo_jax.runtime.statistics import wilson
 
 Row = dict[str, Any]
@@ -86,7 +86,6 @@ POLICY = (
     Panel("Gradient norm", "Before clipping.", (Series("policy/grad_norm", "norm"),)),
     Panel("Mean ratio", "New to old probability; stays near 1.", (Series("policy/ratio_mean", "ratio"),)),
 )
-SHADES = ("#c6dbef", "#a6c8e4", "#84b3da", "#629dcd", "#4586bd", "#2f6ea8", "#1f568c", "#123f6d")
 HELDOUT_BY_SHARE = Panel(
     "Held-out loss",
     "Per masked token of held-out solutions, by the share that is masked.",
@@ -130,22 +129,19 @@ SPEED = (
 )
 
 
-def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
-    """Returns the HTML of all sections of a report, and the list of Plotly figures for the panels. Inserts `browser`, the HTML
-    of the rollout viewer, after the section on inpainting."""
+def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
+    """Returns the sections of a report, and the list of Plotly figures for their panels. A section is {"title", "panels"}, and a
+    panel is {"title", "note", "lines": its legend, "number": index of its figure}. Panels without data are left out."""
     figures: list[Row] = []
-    parts: list[str] = []
+    found: list[Row] = []
 
     def section(title: str, panels: list[tuple[str, str, Row | None]]) -> None:
-        cells = []
+        shown: list[Row] = []
         for name, note, figure in panels:
             if figure:
-                caption = f"<figcaption><h3>{name}</h3><p>{note}</p></figcaption>{_legend(figure)}"
-                cells.append(f'<figure>{caption}<div id="figure-{len(figures)}" class="plot"></div></figure>')
+                shown.append({"title": name, "note": note, "lines": _legend(figure), "number": len(figures)})
                 figures.append(figure)
-        if cells:
-            grid = "grid columns-2" if len(cells) in (1, 2, 4) else "grid"
-            parts.append(f'<section><h2>{title}</h2><div class="{grid}">{"".join(cells)}</div></section>')
+        found.append({"title": title, "panels": shown})
 
     def draw(*panels: Panel) -> list[tuple[str, str, Row | None]]:
         return [(panel.title, panel.note, _figure(runs, panel)) for panel in panels]
@@ -155,11 +151,10 @@ def sections(runs: Runs, browser: str) -> tuple[str, list[Row]]:
     time = [("Seconds per iteration", "Where the wall time goes.", _phases_figure(alone))] if alone else draw(SECONDS)
     section("Learning", [accuracy, *draw(REWARD)])
     section("Inpainting", draw(*INPAINTING))
-    parts.append(browser)
     section("Policy", draw(*POLICY))
     section("Supervised stage", draw(HELDOUT_BY_SHARE if alone else HELDOUT_MEAN, *SUPERVISED))
     section("Speed", [*time, *draw(*SPEED)])
-    return "".join(parts), figures
+    return found, figures
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -198,8 +193,7 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
             if smoothed and not several:
                 traces.append({**_trace(x, y), "line": line, "opacity": 0.28, "hoverinfo": "skip", **axis})
             label = f"{series.name} (right)" if series.right else series.name
-            # Plotly interprets a few HTML tags in names.
-            name = f"{html.escape(run)}: {label}" if several else label
+            name = f"{plotly_text(run)}: {label}" if several else label
             line = {**line, "width": 2.2} | ({"dash": dash} if several else {})
             curve = {"name": name, "legendgroup": label, "line": line}
             traces.append({**_trace(x, smooth(y) if smoothed else y), **curve, **axis})
@@ -220,7 +214,7 @@ def _accuracy_figure(runs: Runs) -> Row | None:
         if not evals:
             continue
         accuracy = np.array([row["eval/accuracy"] for row in evals])
-        name = html.escape(run) if len(runs) > 1 else "accuracy"
+        name = plotly_text(run) if len(runs) > 1 else "accuracy"
         style = {"line": {"color": color, "width": 2.2}, "marker": {"size": 6, "color": color}}
         trace = _trace([row["step"] for row in evals], accuracy) | {"mode": "lines+markers"}
         trace |= {"name": name, "legendgroup": "accuracy", **style}
@@ -265,16 +259,14 @@ def _phases_figure(rows: list[Row]) -> Row | None:
     return {"data": traces, "layout": _layout(rangemode="tozero")}
 
 
-def _legend(figure: Row) -> str:
-    """Returns the HTML of a figure's legend. This legend replaces Plotly's own legend, which wraps too early and makes the plot
-    smaller. In a report about several runs, the legend shows only the dash styles of the series, because the top of the page
-    shows the colors of the runs."""
+def _legend(figure: Row) -> list[tuple[str, str, str]]:
+    """Returns a figure's legend as (name, color, CSS name of the dash style) of each line. This legend replaces Plotly's own
+    legend, which wraps too early and makes the plot smaller. In a report about several runs, the legend shows only the dash
+    styles of the series, because the top of the page shows the colors of the runs."""
     keys = {trace.get("legendgroup", trace["name"]): trace["line"] for trace in figure["data"] if "name" in trace}
-    items = []
-    for name, line in keys.items():
-        style = f"{DASHES[line['dash']]} {GREY}" if "dash" in line else f"solid {line['color']}"
-        items.append(f'<li><i style="border-top: 3px {style}"></i>{name}</li>')
-    return f'<ul class="keys">{"".join(items)}</ul>' if len(keys) > 1 else ""
+    return [
+        (name, GREY, DASHES[line["dash"]]) if "dash" in line else (name, line["color"], "solid") for name, line in keys.items()
+    ]
 
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@ rollouts that can be searched and replayed step by step. A page is one file that
 and read offline."""
 
 import dataclasses
-import html
 import json
 import logging
 import os
@@ -15,7 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
-from igpo_jax.report.style import BROWSER, COLORS, cards, details, document, embed, heading, plotly_source, table_rows
+from igpo_jax.report.style import COLORS, document, plotly_source
+from igpo_jax.report.templates import embed
 from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.files import atomic_write, read_json, wrap_read_errors
@@ -89,10 +89,10 @@ def report_html(runs: dict[str, Run]) -> str:
     missing."""
     plotly = plotly_source()
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
-    browser = BROWSER if any(rollouts["runs"].values()) else ""
-    curves, figures = sections({name: run.rows for name, run in runs.items()}, browser)
-    parts = _parts_of_one(*runs.values()) if len(runs) == 1 else _parts_of_several(runs)
-    return document(figures, plotly, rollouts, sections=curves or '<p class="empty">No metrics yet.</p>', **parts)
+    curves, figures = sections({name: run.rows for name, run in runs.items()})
+    values = _values_of_one(*runs.values()) if len(runs) == 1 else _values_of_several(runs)
+    template = "report/run.html" if len(runs) == 1 else "report/runs.html"
+    return document(template, figures, plotly, rollouts, sections=curves, has_rollouts=any(rollouts["runs"].values()), **values)
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
@@ -207,19 +207,15 @@ def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
     return [[key, *values] for key, values in texts.items() if len(set(values)) > 1]
 
 
-def _parts_of_one(run: Run) -> dict[str, str]:
-    """Returns the HTML that fills the template page.html for a single run, except for curves and rollouts."""
+def _values_of_one(run: Run) -> dict[str, Any]:
+    """Returns the values of the template run.html, except for curves and rollouts."""
     name = str(run.config["task"]["name"])
-    return {
-        "title": f"{html.escape(name)} · IGPO run",
-        "header": heading("IGPO run", name, _facts(run)),
-        "summary": cards(headline(run.rows)),
-        "settings": (details("Result", run.result) if run.result else "") + details("Configuration", run.config),
-    }
+    titles = {"title": f"{name} · IGPO run", "kind": "IGPO run", "heading": name, "facts": _facts(run)}
+    return {**titles, "cards": headline(run.rows), "result": run.result, "config": run.config}
 
 
-def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
-    """Returns the HTML that fills the template page.html for several runs, except for curves and rollouts."""
+def _values_of_several(runs: dict[str, Run]) -> dict[str, Any]:
+    """Returns the values of the template runs.html, except for curves and rollouts."""
     found = [numbers(run) for run in runs.values()]
     labels = dict.fromkeys(label for values in found for label in values)
     reached = [[label, *(values.get(label, "–") for values in found)] for label in labels]
@@ -230,18 +226,16 @@ def _parts_of_several(runs: dict[str, Run]) -> dict[str, str]:
     note = "Problem by problem, where both were judged on the same ones; intervals are a bootstrap over problems."
     settings = differing_settings({name: run.config for name, run in runs.items()})
     tables = [
-        _table("Results", "Shares with 95% intervals (Wilson).", ["", *runs], reached),
-        _table(against, note, columns, [row for row in differences if row], same),
-        _table("Configuration", "Keys whose values differ.", ["", *runs], settings, "The configurations are the same."),
+        ("Results", "Shares with 95% intervals (Wilson).", ["", *runs], reached, "Nothing yet."),
+        (against, note, columns, [row for row in differences if row], same),
+        ("Configuration", "Keys whose values differ.", ["", *runs], settings, "The configurations are the same."),
     ]
-    colors = zip(COLORS, map(html.escape, runs), strict=False)
-    keys = "".join(f'<li><i style="background:{color}"></i>{name}</li>' for color, name in colors)
     title = f"{len(runs)} runs compared"
     return {
-        "title": title,
-        "header": heading("IGPO runs", title),
-        "summary": f'<ul class="runs">{keys}</ul>' + "".join(tables),
-        "settings": "".join(details(f"Configuration of {html.escape(name)}", run.config) for name, run in runs.items()),
+        **{"title": title, "kind": "IGPO runs", "heading": title, "facts": []},
+        "colors": list(zip(COLORS, runs, strict=False)),
+        "tables": tables,
+        "configs": {name: run.config for name, run in runs.items()},
     }
 
 
@@ -260,12 +254,6 @@ def _difference(name: str, reference: Run, run: Run) -> list[str]:
     difference, p_value = "{:+.1f} ({:+.1f} to {:+.1f})".format(*points), f"{found['p_value']:.2g}"
     steps = f"{run.verdicts[-1]['step']:,} and {reference.verdicts[-1]['step']:,}"
     return [name, difference, p_value, f"{found['better']} / {found['worse']}", str(found["problems"]), steps]
-
-
-def _table(title: str, note: str, header: list[str], rows: list[list[str]], empty: str = "Nothing yet.") -> str:
-    table = f"<table><thead>{table_rows([header], 'th')}</thead><tbody>{table_rows(rows)}</tbody></table>"
-    inner = f'<p>{note}</p><div class="wide" tabindex="0">{table}</div>' if rows else f"<p>{empty}</p>"
-    return f'<section><h2>{html.escape(title)}</h2><div class="panel numbers">{inner}</div></section>'
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:

@@ -1,6 +1,5 @@
 """Writes card.json and card.html, with the number of kept solutions, their lengths before and after rewriting, and the cost."""
 
-import html
 import itertools
 import json
 import logging
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from igpo_jax.report.style import AXIS, BLUE, LAYOUT, ORANGE, cards, details, document, heading, plotly_source, table_rows
+from igpo_jax.report.style import AXIS, BLUE, LAYOUT, ORANGE, document, plotly_source
+from igpo_jax.report.templates import read_source
 from igpo_jax.runtime.files import atomic_write
 
 Rows = Sequence[dict[str, Any]]
@@ -23,15 +23,6 @@ NOTES = {
     True: "Rewritten solutions are kept. An answer is wrong if the grader does not find the known one.",
     False: "Solutions with the right answer are kept; shortened ones lost the model's thought before the solution.",
 }
-STYLE = """
-td, th { padding: 3px 24px 3px 0; text-align: left; }
-td + td { text-align: right; font-variant-numeric: tabular-nums; }
-.panel pre { font-size: 13px; }
-.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 28px; margin-top: 8px; }
-.panel p { color: var(--soft); margin: 8px 0 0; font-size: 13px; }
-.example + .example { margin-top: 10px; }
-.example summary { font-weight: 400; }
-"""
 
 
 def make_card(outcomes: dict[str, int], kept: Rows, replies: Rows, unanswered: dict[str, str] | None) -> dict[str, Any]:
@@ -71,29 +62,32 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
     atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
     settings = card["settings"]
     try:
-        plotly, figures, plot = plotly_source(), [_figure(card["histogram"])], '<div id="figure-0" class="plot"></div>'
+        plotly, figures = plotly_source(), [_figure(card["histogram"])]
     except ImportError as error:
         logging.getLogger(__name__).warning("card.html has no plot: %s", error)
         plotly, figures = "", []
-        plot = '<p class="empty">Without plotly there is no plot; the numbers are in card.json.</p>'
     author = f"by {settings['model']}" if settings["model"] else "filtered"
-    facts = [author, *card["sources"], f"{settings['min_tokens']} to {settings['max_tokens']:,} tokens"]
     shown = [examples[round(i)] for i in np.linspace(0, len(examples) - 1, min(EXAMPLES, len(examples)))]
-    lines = {"before": BLUE, "after": ORANGE}.items()
-    keys = "".join(f'<li><i style="border-top: 3px solid {color}"></i>{name}</li>' for name, color in lines)
-    caption = "<figcaption><p>Tokens of the solutions that are kept, before and after.</p></figcaption>"
-    pairs = "".join(map(_example, shown)) or '<p class="empty">Nothing is shorter.</p>'
-    sections = [
-        f'<section><h2>Lengths</h2><figure>{caption}<ul class="keys">{keys}</ul>{plot}</figure></section>',
-        _counts("Outcomes", card["outcomes"], f"<p>{NOTES['cost' in card]}</p>"),
-        _counts("Without a reply", card.get("unanswered")),
-        f"<section><h2>Examples</h2>{pairs}</section>",
-    ]
-    numbers = {name: value for name, value in card.items() if name not in ("settings", "histogram")}
     title = "Rewritten solutions"
-    parts: dict[str, Any] = {"style": STYLE, "title": title, "header": heading("Data card", title, facts)}
-    parts |= {"summary": cards(_headline(card)), "sections": "\n".join(sections)}
-    page = document(figures, plotly, settings=details("Settings", settings) + details("All numbers", numbers), **parts)
+    page = document(
+        "rewrite/card.html",
+        figures,
+        plotly,
+        style=read_source("rewrite/card.css"),
+        title=title,
+        kind="Data card",
+        heading=title,
+        facts=[author, *card["sources"], f"{settings['min_tokens']} to {settings['max_tokens']:,} tokens"],
+        cards=_headline(card),
+        has_plot=bool(figures),
+        lines=[("before", BLUE, "solid"), ("after", ORANGE, "solid")],
+        outcomes=card["outcomes"],
+        note=NOTES["cost" in card],
+        unanswered=card.get("unanswered"),
+        examples=[[_cut(text) for text in example] for example in shown],
+        settings=settings,
+        numbers={name: value for name, value in card.items() if name not in ("settings", "histogram")},
+    )
     atomic_write(folder / "card.html", page)
 
 
@@ -126,14 +120,5 @@ def _figure(histogram: dict[str, list[float]]) -> dict[str, Any]:
     return {"data": [bars, steps], "layout": layout}
 
 
-def _counts(title: str, numbers: dict[str, int] | None, note: str = "") -> str:
-    """Returns an HTML section with a table of numbers, or "" if there are no numbers."""
-    rows = table_rows([name, f"{number:,}"] for name, number in (numbers or {}).items())
-    return f'<section><h2>{title}</h2><div class="panel"><table>{rows}</table>{note}</div></section>' if rows else ""
-
-
-def _example(example: tuple[str, str, str]) -> str:
-    shown = (text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS]} …" for text in example)
-    question, before, after = map(html.escape, shown)
-    pair = f"<div><h3>Before</h3><pre>{before}</pre></div><div><h3>After</h3><pre>{after}</pre></div>"
-    return f'<details open class="example"><summary>{question}</summary><div class="pair">{pair}</div></details>'
+def _cut(text: str) -> str:
+    return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS]} …"

@@ -1,0 +1,87 @@
+"""Renders the HTML pages and SVG figures of all commands. Templates escape every value that is not `Markup`, and only this module
+makes `Markup`. A page is one file that loads no other files; its Content-Security-Policy lists the hashes of its own scripts and
+style sheets, so that a browser runs nothing else."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+PLOTLY_STYLE = ""  # Plotly creates an empty style element and adds its rules by script
+
+
+def read_source(name: str) -> str:
+    """Reads a script or style sheet of this package. `name` is its path in the package."""
+    return (PACKAGE / name).read_text(encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Returns a rendered template, given its path in the package. Raises jinja2.UndefinedError if a value is missing."""
+    return Markup(_TEMPLATES.get_template(template).render(values))
+
+
+def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'", **values: Any) -> Markup:
+    """Returns a page rendered from a template that extends report/layout.html. `styles` are style sheets and `scripts` are
+    JavaScript; both are code of this package or of its dependencies. The page may connect to the sources `connect`."""
+    style = "".join(styles)
+    policy = content_policy([style], scripts, connect)
+    trusted = {"style": Markup(style), "scripts": [Markup(script) for script in scripts], "policy": Markup(policy)}
+    return render(template, **trusted, **values)
+
+
+def content_policy(styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'") -> str:
+    """Returns a Content-Security-Policy that allows inline only the given style sheets and scripts, and no network connections
+    except to the sources `connect`."""
+    allowed_styles, allowed_scripts = (
+        " ".join(map(_source_of, part)) or "'none'" for part in ([*styles, PLOTLY_STYLE], scripts)
+    )
+    return (
+        f"default-src 'none'; script-src {allowed_scripts}; style-src {allowed_styles}; img-src data:; connect-src {connect}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def embed(content: Any) -> Markup:
+    """Returns `content` as JSON that cannot end or break an HTML script element around it. NaN and infinity become null."""
+    text = json.dumps(_without_nan(content), ensure_ascii=False, allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def plotly_text(text: str) -> str:
+    """Escapes a text for a Plotly figure, because Plotly interprets a few HTML tags and all character references."""
+    return html.escape(text)
+
+
+def _source_of(code: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _indented_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(PACKAGE),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["indented_json"] = _indented_json
+_TEMPLATES.globals["parts"] = _TEMPLATES.get_template("report/parts.html").module
