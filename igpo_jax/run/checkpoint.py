@@ -52,11 +52,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._checkpointer = ocp.training.Checkpointer(
             self.folder, preservation_policy=preserved, cleanup_tmp_directories=not read_only
         )
+        self._saving: Any = None  # Orbax's response to the last save, None after it was waited for
 
     def __exit__(self, error, *_):
         # Closing waits for the other processes, which may be gone after an error.
         if error in (None, Terminated) or jax.process_count() == 1:
-            self._checkpointer.close()
+            with contextlib.closing(self._checkpointer):
+                self.wait()
         self._remove_paths()
 
     def steps(self) -> list[int]:
@@ -78,6 +80,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         Args:
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
             unlogged: lists of floats that were measured after the last line of the log was written."""
+        self.wait()
         if jax.default_backend() == "cpu":
             # On CPUs, the saver reads the arrays in place. Without a copy, the next update could overwrite them meanwhile.
             state = jax.tree.map(jnp.copy, state)
@@ -85,14 +88,17 @@ class Checkpoints(contextlib.AbstractContextManager):
         about = {"data_position": step, "unlogged": list(unlogged), "sums": integrity.array_sums(saved), **self._identity}
         metadata = {**about, "crc32": integrity.metadata_crc(about)}
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        self._checkpointer.save_checkpointables_async(
+        self._saving = self._checkpointer.save_checkpointables_async(
             step, saved, force=True, overwrite=True, metrics=metrics, custom_metadata=metadata
         )
-        self._remove_paths()  # of the previous save
         self._with_paths.add(step)
 
     def wait(self) -> None:
-        self._checkpointer.wait()
+        """Waits for an unfinished save to finish, and raises its error. Orbax has a thread with an event loop for each save, which
+        only `result` ends: without this call, every save would leave a thread and three file descriptors behind."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
         self._remove_paths()
 
     def _remove_paths(self) -> None:

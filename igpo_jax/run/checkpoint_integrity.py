@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from igpo_jax.runtime.files import first_line
+from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,10 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Returns whether a read error is caused by the host (out of memory, unresponsive storage) and not by the checkpoint."""
+    """Returns whether a read error is caused by the host (out of memory or open files, unresponsive storage) and not by the
+    checkpoint."""
     storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    return storage or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return storage or explain_shortage(error, "") is not None
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:

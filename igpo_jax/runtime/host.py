@@ -1,10 +1,11 @@
-"""Sets up a process on its host, and gives advice when memory or storage runs out."""
+"""Sets up a process on its host, and gives advice when memory, storage, open files or threads run out."""
 
 import contextlib
 import ctypes
 import errno
 import glob
 import os
+import resource
 import zlib
 
 import jax
@@ -15,6 +16,8 @@ from igpo_jax.runtime.files import user_cache
 # kernel. Threads contend for the pool, so launch/local.sh prefers tcmalloc, which ignores these parameters.
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+INTACT = "What was complete before is intact"
 LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
 
 
@@ -45,12 +48,19 @@ def cache_compiled_programs() -> None:
 
 
 def explain_shortage(error: Exception, memory_keys: str) -> str | None:
-    """Returns advice if an error means that memory or storage ran out, and None for other errors. `memory_keys` names the
-    configuration keys that reduce memory."""
+    """Returns advice if an error means that memory, storage, open files or threads ran out, and None for other errors.
+    `memory_keys` names the configuration keys that reduce memory."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    # Tested first, because the checkpoint writer reports a full disk as RESOURCE_EXHAUSTED.
-    if (isinstance(error, OSError) and error.errno in STORAGE) or "No space left on device" in reason:
-        return f"storage: {reason}. What was complete before is intact; once it can be written, the same command resumes"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason or "Out of memory" in reason:
+    number = error.errno if isinstance(error, OSError) else None
+    # Tested first, because the checkpoint writer reports full disks and too many open files as RESOURCE_EXHAUSTED.
+    if number in STORAGE or "No space left on device" in reason:
+        return f"storage: {reason}. {INTACT}; once it can be written, the same command resumes"
+    if number in OPEN_FILES or "Too many open files" in str(error):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"open files: {reason}. {INTACT}; with a limit above {limit} (`ulimit -n`), the same command resumes"
+    if "can't start new thread" in reason:
+        return f"threads: {reason}. {INTACT}; with a higher limit (`ulimit -u`, or that of the container), the same command resumes"
+    no_memory = any(text in reason for text in ("RESOURCE_EXHAUSTED", "Out of memory"))
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or no_memory:
         return f"out of memory: {reason}. What was saved before is intact. {LESS_MEMORY.format(keys=memory_keys)}"
     return None

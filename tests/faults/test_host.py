@@ -80,8 +80,13 @@ def test_a_model_that_does_not_fit_is_one_error_that_says_what_to_do(command, ti
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"), "out of memory: RESOURCE_EXHAUSTED: Out of"),
     (OSError(errno.ENOSPC, "No space left on device", "f"), "storage: [Errno 28] No space left on device: 'f'"),
     (ValueError('RESOURCE_EXHAUSTED: Failed writing: "f": No space left on device'), "storage: RESOURCE_EXHAUSTED: Failed"),
+    (OSError(errno.EMFILE, "Too many open files", "f"), "open files: [Errno 24] Too many open files: 'f'"),
+    (OSError(errno.ENFILE, "Too many open files in system"), "open files: [Errno 23] Too many open files in system"),
+    (ValueError("RESOURCE_EXHAUSTED: Opening failed\n[OS error 24: Too many open files]"), "open files: RESOURCE_EXHAUSTED: "),
+    (RuntimeError("can't start new thread"), "threads: can't start new thread"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory: [Errno 12] Cannot allocate memory"),
 ])  # fmt: skip
-def test_a_full_disk_is_not_taken_for_memory(error, begins):
+def test_a_shortage_is_named_as_what_it_is(error, begins):
     assert explain_shortage(error, "fewer").startswith(begins)
 
 

@@ -1,7 +1,11 @@
-"""Reading checkpoints does not disturb another process that saves."""
+"""Saving leaves nothing open, and reading checkpoints does not disturb another process that saves."""
+
+import os
+import threading
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from igpo_jax.run.checkpoint import Checkpoints
 
@@ -42,3 +46,25 @@ def test_checkpoints_do_not_hold_the_path_to_them(tmp_path):
     assert holding() == set()
     with Checkpoints(folder, keep=3) as again:
         assert again.steps() == [1, 2, 3] and again.restore_latest(state, jax.random.key(0))[0] == 3
+
+
+def open_files_and_threads() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux")
+@pytest.mark.parametrize("saves", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_saves_leave_no_open_files_and_threads(saves, tmp_path):
+    state = {"params": {"w": jnp.arange(3.0)}}
+    before = open_files_and_threads()
+    with Checkpoints(tmp_path / "rl", keep=2, best=True) as checkpoints:
+        for step in range(saves):
+            checkpoints.save(step, state, jax.random.key(0), accuracy=step / saves if step % 5 == 0 else None)
+            if step == 1:
+                checkpoints.wait()
+                after_two = open_files_and_threads()
+        checkpoints.wait()
+        after_all = open_files_and_threads()
+    # Idle threads of pools may end or begin meanwhile; a save used to leave three files and a thread.
+    assert all(now <= before + 4 for now, before in zip(after_all, after_two, strict=True)), (after_two, after_all)
+    assert all(now <= first + 4 for now, first in zip(open_files_and_threads(), before, strict=True))
