@@ -170,6 +170,8 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
+# Sections and keys that do not affect the supervised stage. The arms of a comparison differ in these only.
+RL_KEYS = ("rl", "objective", "inpainting", "sampler.remasking", "sampler.temperature", "task.rl_problems")
 
 
 def base_config(**task) -> ConfigDict:
@@ -327,12 +329,13 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def fingerprint(config: ConfigDict) -> str:
-    """Returns a hash of the values of all keys except `RESUMABLE_KEYS`, which may change when a run resumes."""
+def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
+    """Returns a hash of the values of all keys except `RESUMABLE_KEYS`, which may change when a run resumes, and, for the stage
+    "sft", except `RL_KEYS`. Checkpoints are compared by it, so a new key must not change the hash of older configurations."""
     values = to_json(config)
-    for key in RESUMABLE_KEYS:
+    for key in RESUMABLE_KEYS + (RL_KEYS if stage == "sft" else ()):
         section, _, name = key.rpartition(".")
-        del (values[section] if section else values)[name]
+        (values.get(section, {}) if section else values).pop(name, None)
     values = renamed(values, {new: old for old, new in RENAMED.items()})  # runs of earlier versions keep their fingerprint
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

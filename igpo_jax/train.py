@@ -34,6 +34,9 @@ MEMORY_KEYS = (
     "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command continues the run"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
+ACCEPT_LOSS = flags.DEFINE_bool(
+    "accept_loss", False, "Continue a run although lines of its logs, or all checkpoints of its last stage, are missing."
+)
 
 
 @distributed.ending_at_once()
@@ -47,7 +50,7 @@ def main(_):
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(distributed.sole_writer(workdir))
-            experiment = open_experiment(CONFIG.value, workdir)
+            experiment = open_experiment(CONFIG.value, workdir, ACCEPT_LOSS.value)
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
         train_and_report(experiment)
@@ -92,13 +95,12 @@ def train_and_report(experiment: Experiment) -> None:
 def train(experiment: Experiment) -> None:
     """Runs the supervised stage and then the RL stage. Each stage continues from its newest checkpoint if there is one."""
     config = experiment.config
-    identity = {"fingerprint": experiment.fingerprint, "data": experiment.data}
-    options: dict[str, Any] = {"keep": config.checkpoints_kept, "identity": identity}
+    folder, keep = experiment.workdir / "checkpoints", config.checkpoints_kept
     with preemption.listening() as preempted, jax.set_mesh(experiment.mesh):
-        with Checkpoints(experiment.workdir / "checkpoints" / "sft", **options) as saved:
+        with Checkpoints(folder / "sft", keep=keep, identity=experiment.identity("sft")) as saved:
             start = run_sft(experiment, saved, preempted)
         if config.rl.iterations:
-            with Checkpoints(experiment.workdir / "checkpoints" / "rl", **options, best=True) as saved:
+            with Checkpoints(folder / "rl", keep=keep, identity=experiment.identity("rl"), best=True) as saved:
                 run_rl(experiment, start, saved, preempted)
 
 

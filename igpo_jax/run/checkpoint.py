@@ -4,7 +4,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.run import checkpoint_integrity as integrity
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
 from igpo_jax.runtime.preemption import Terminated
 
@@ -20,16 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """Context manager that saves and restores the checkpoints `<folder>/<step>/`. On exit, it waits for an unfinished save.
+    """Context manager that saves and restores the checkpoints `<folder>/<step>/`; the folder is named sft or rl. On exit, it
+    waits for an unfinished save.
 
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
-    the data, and, with inpainting.source=own, the bank of the model's own solutions. The data position is the step, because the
-    step alone decides which batch comes next. A checksum of every array is saved, and is compared on restore, because Orbax
-    does not detect flipped bits.
+    the data, checksums of the logs, and, with inpainting.source=own, the bank of the model's own solutions. The data position
+    is the step, because the step alone decides which batch comes next. A checksum of every array is saved, and is compared on
+    restore, because Orbax does not detect flipped bits.
+
+    Attributes:
+        log_sums: function that returns the checksums of the logs to save with a checkpoint, see `MetricsWriter.sums`.
 
     Args:
         keep: number of newest checkpoints to keep.
-        identity: fingerprints to save with each checkpoint.
+        identity: fingerprints to save with each checkpoint and to compare on restore, see `other_identity`.
         best: whether to also keep the checkpoint with the highest accuracy.
         read_only: whether to keep unfinished saves instead of deleting them. Another process may still be writing them."""
 
@@ -48,6 +53,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
+        self.log_sums: Callable[[], Mapping[str, Any]] = dict
         preserved = policies.AnyPreservationPolicy(keepers)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder, preservation_policy=preserved, cleanup_tmp_directories=not read_only
@@ -86,6 +92,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             state = jax.tree.map(jnp.copy, state)
         saved = {"state": state, "progress": _progress(key, solution_bank)}
         about = {"data_position": step, "unlogged": list(unlogged), "sums": integrity.array_sums(saved), **self._identity}
+        about["logs"] = dict(self.log_sums())
         metadata = {**about, "crc32": integrity.metadata_crc(about)}
         metrics = None if accuracy is None else {"accuracy": accuracy}
         self._saving = self._checkpointer.save_checkpointables_async(
@@ -109,7 +116,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint.
 
         Unreadable newer checkpoints are moved to `<folder>-unreadable`, because the run will save checkpoints of the same steps
-        again. Returns None if there are no checkpoints. Raises ValueError if there are checkpoints but all are unreadable.
+        again. Returns None if there are no checkpoints. Raises ValueError if there are checkpoints but all are unreadable, or if
+        the checkpoint was saved with another configuration or other data.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
@@ -118,6 +126,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         if found is None:
             return None
         step, loaded, about = found
+        other = integrity.other_identity(self.folder.name, about, self._identity)
+        require(not other, f"{self.folder / str(step)} {other}")
         newer = [other for other in self.steps() if other > step]
         if newer:
             self._move_away(newer)
@@ -125,9 +135,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
-        """Returns (step, parameters) of the newest readable checkpoint, or None if there is none. Skips the optimizer state."""
+        """Returns (step, parameters) of the newest readable checkpoint, or None if there is none. Skips the optimizer state. Logs
+        a warning if the checkpoint was saved with another configuration."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
-        return found and (found[0], found[1]["state"]["params"])
+        if found is None:
+            return None
+        step, loaded, about = found
+        if other := integrity.other_identity(self.folder.name, about, self._identity):
+            log.warning("%s %s", self.folder / str(step), other)
+        return step, loaded["state"]["params"]
 
     def _newest_readable(self, abstract: dict, partial: bool = False) -> tuple[int, Any, Mapping[str, Any]] | None:
         steps = self.steps()
@@ -135,9 +151,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             loaded, reason = None, "another process cannot read it"
             try:
                 about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
-                crc = integrity.metadata_crc(about)
-                if crc != about.get("crc32", crc) or "data_position" not in about:
-                    raise ValueError("its metadata has changed since it was saved")
+                integrity.check_metadata(about)
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial
                 with context:
@@ -155,7 +169,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), reason)
         if not steps:
             return None
-        raise ValueError(f"none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start over")
+        raise ValueError(
+            f"none of the checkpoints {steps} in {self.folder} can be read; restore one from a copy, or, to start over, give "
+            "another --workdir, or move the folder away and train with --accept_loss"
+        )
 
     def _move_away(self, steps: list[int]) -> None:
         aside = self.folder.with_name(f"{self.folder.name}-unreadable")

@@ -1,4 +1,4 @@
-"""Detects damaged checkpoints by checksums of the arrays' bits and a CRC of the metadata."""
+"""Detects damaged checkpoints by checksums of the arrays' bits and a CRC of the metadata, and checkpoints of other runs."""
 
 import contextlib
 import json
@@ -12,13 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from igpo_jax.runtime.files import first_line
+from igpo_jax.runtime.files import first_line, read_json
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
 
 COMMITTED = "commit_success.txt"  # of Orbax
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
+# Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
+# supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
+IDENTITIES = {"sft": ("sft_fingerprint", ("sft", "test")), "rl": ("fingerprint", ("sft", "rl", "test"))}
 
 
 def leaf_names(tree) -> list[str]:
@@ -42,6 +46,44 @@ def array_sums(tree) -> dict[str, int]:
 
 def metadata_crc(about: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in about.items() if k != "crc32"}, sort_keys=True).encode())
+
+
+def check_metadata(about: Mapping[str, Any]) -> None:
+    """Raises ValueError if a checkpoint's metadata is incomplete or damaged. Checkpoints of earlier versions have no CRC."""
+    crc = metadata_crc(about)
+    if crc != about.get("crc32", crc) or "data_position" not in about:
+        raise ValueError("its metadata has changed since it was saved")
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder in ascending order, without unfinished saves."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the metadata with which a checkpoint was saved, or None if it cannot be read or is damaged. Reads no arrays."""
+    try:
+        about = read_json(checkpoint / METADATA)["custom_metadata"]
+        check_metadata(about)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return about
+
+
+def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Compares the metadata of a stage's checkpoint with the identity of a run: fingerprints of the configuration and, as `data`,
+    of the splits. Returns what differs as the predicate of a sentence, or "". Does not compare what either side lacks."""
+    name, splits = IDENTITIES[stage]
+    if name in about and about[name] != identity.get(name, about[name]):
+        return (
+            "was saved with another configuration (config.json is missing or has changed); give the configuration with which "
+            "the run began, or another --workdir"
+        )
+    saved, data = about.get("data", {}), identity.get("data", {})
+    changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]
+    if changed:
+        return f"was saved with other problems in the split {', '.join(changed)}; give the same data, or another --workdir"
+    return ""
 
 
 def is_about_this_machine(error: Exception) -> bool:

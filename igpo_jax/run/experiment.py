@@ -23,6 +23,8 @@ from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_stages, has_checkpoints
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
@@ -62,7 +64,7 @@ class Experiment:
 
     workdir: pathlib.Path
     config: Config
-    fingerprint: str  # of the configuration
+    fingerprints: dict[str, str]  # stage -> fingerprint of the configuration
     data: dict[str, str]  # split -> fingerprint of its problems, for the splits that the run uses
     dropped: dict[str, int]  # sft | rl | heldout -> number of training problems that are also in the test split or held out
     tokenizer: Tokenizer
@@ -73,6 +75,16 @@ class Experiment:
     rl_data: ProblemSet | None
     test_data: ProblemSet
     pool: RewardPool
+    accept_loss: bool = False  # continue although lines of the logs, or all checkpoints of a stage, are missing
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the whole configuration."""
+        return self.fingerprints["rl"]
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """Returns the fingerprints that the checkpoints of a stage hold, see `other_identity`."""
+        return _identity(stage, self.fingerprints, self.data)
 
     def key(self, purpose: int) -> jax.Array:
         """Returns the PRNG root key for a purpose, which is 0 for initialization, 1 for the supervised stage, 2 for the RL
@@ -156,13 +168,14 @@ class Experiment:
         return self._grades(test.problems, completions[:, None])()
 
 
-def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experiment:
+def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_loss: bool = False) -> Experiment:
     """Opens a run: validates the configuration and the data, and creates the run's folder or checks that it belongs to this
     run. Allocates nothing on devices. Every process of a run must call this function. If one process raises an error, all of
     them do.
 
-    Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, or if
-    the processes do not share the folder. Raises OSError if the folder cannot be written."""
+    Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, if files
+    of the run are missing and `accept_loss` is False, or if the processes do not share the folder. Raises OSError if the folder
+    cannot be written."""
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir, requested_json = pathlib.Path(workdir).absolute(), configuration.to_json(requested)
@@ -175,15 +188,18 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
         problems, dropped = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data, dropped)
+        fingerprints = {stage: configuration.fingerprint(requested, stage) for stage in STAGES}
+        check_identities(workdir, {stage: _identity(stage, fingerprints, data) for stage in STAGES})
+        check_stages(workdir, config, accept_loss)
         if jax.process_index() == 0 and is_new:
             workdir.mkdir(parents=True, exist_ok=True)
-            if not config.model.path:
+            if not config.model.path and not has_checkpoints(workdir):
                 train_tokenizer(problems, workdir, config)
     check_shared(workdir)
-    fingerprint = configuration.fingerprint(requested)
-    check_same({"configuration": fingerprint} | {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")})
+    splits = {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")}
+    check_same({"configuration": fingerprints["rl"]} | splits)
     with raise_on_all_hosts():
-        experiment = _with_data(workdir, config, fingerprint, mesh, problems, data, dropped)
+        experiment = _with_data(workdir, config, fingerprints, mesh, problems, data, dropped)
         if not is_new:
             _check_dropped(workdir, experiment.dropped)
     with raise_on_all_hosts():
@@ -191,7 +207,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike) -> Experi
             written = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
-    return experiment
+    return dataclasses.replace(experiment, accept_loss=accept_loss)
 
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int]]:
@@ -227,7 +243,7 @@ def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> 
 def _with_data(
     workdir: pathlib.Path,
     config: Config,
-    fingerprint: str,
+    fingerprints: dict[str, str],
     mesh: Mesh,
     problems: Splits,
     data: dict[str, str],
@@ -261,7 +277,12 @@ def _with_data(
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     pool = reward_pool(config.task, config.reward)
     arrays = (sft_data, heldout, rl_data, test_data)
-    return Experiment(workdir, config, fingerprint, data, dropped, tokenizer, model, mesh, *arrays, pool)
+    return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, *arrays, pool)
+
+
+def _identity(stage: str, fingerprints: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
+    own = {"sft_fingerprint": fingerprints["sft"]} if stage == "sft" else {}
+    return {"fingerprint": fingerprints["rl"], "data": data} | own
 
 
 def _token_ids(batch: PromptBatch | SFTBatch, solutions: np.ndarray) -> Iterator[list[int]]:
@@ -286,8 +307,9 @@ def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tupl
 def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
     """Loads the run's tokenizer from the folder `model.path`. Without `model.path`, loads the tokenizer that was trained when
     the run was first opened."""
-    model = configuration.folder_model(config)
-    return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(workdir / "tokenizer.model")
+    model, own = configuration.folder_model(config), workdir / "tokenizer.model"
+    require(model or own.is_file(), f"{own}, with which the run began, is missing; {RESTORE}")
+    return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(own)
 
 
 def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), graded: bool = False) -> ConfigDict:
@@ -322,7 +344,9 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, 
 def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
     """Raises ValueError if the run began with other numbers of dropped problems, because the order of the data differs."""
     file = workdir / "data.json"
-    before = (read_json(file) if file.is_file() else {}).get("dropped", {})
+    if not file.is_file():  # then the checkpoints have proved that the problems are the same
+        return
+    before = read_json(file).get("dropped", {})
     if before != dropped:
         raise ValueError(
             f"{workdir}: the run began without the training problems {before or 'none'} that are in the test split or held out, "

@@ -2,6 +2,7 @@
 step is the number of optimizer updates since the start of the run, counted over both stages."""
 
 import contextlib
+import errno
 import functools
 import glob
 import itertools
@@ -9,6 +10,7 @@ import math
 import os
 import pathlib
 import socket
+import zlib
 from typing import Any, TextIO
 
 import jax
@@ -17,26 +19,32 @@ import numpy as np
 from igpo_jax.runtime.distributed import all_gather_hosts
 from igpo_jax.runtime.files import as_json_lines, atomic_write, parse_json, renamed
 
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
+LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
+
 
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps and all rows of
-    the stage `starting`. It also removes evaluations whose metrics were not logged, because a resumed run repeats these
-    evaluations. Therefore the logs of a resumed run equal those of an uninterrupted run."""
+    the stage `starting`. It also removes evaluations of which only the metrics or only the verdicts were logged, because a
+    resumed run repeats these evaluations. Therefore the logs of a resumed run equal those of an uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._workdir, self._step = workdir, step
         self._files: dict[str, TextIO] = {}
+        self._sums: dict[str, list[int]] = {}  # name of a log -> [bytes, CRC-32]
         if jax.process_index():
             return
-        evaluated = set()
-        for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
-            rows = [row for row in read_log(workdir / name) if row["step"] <= step]
-            rows = [row for row in rows if starting is None or row.get("stage") != starting]
-            if name == "metrics.jsonl":
-                evaluated = {(row["step"], row["stage"]) for row in rows if "eval/accuracy" in row}
-            elif name == "evaluations.jsonl":
-                rows = [row for row in rows if (row["step"], row["stage"]) in evaluated]
-            atomic_write(workdir / name, as_json_lines(rows))
+        kept = {name: [row for row in read_log(workdir / name) if row["step"] <= step] for name in LOGS}
+        metrics, verdicts = kept["metrics.jsonl"], kept["evaluations.jsonl"]
+        evaluated = {_place(row) for row in metrics if "eval/accuracy" in row}
+        kept["evaluations.jsonl"] = [row for row in verdicts if _place(row) in evaluated]
+        # Evaluations of earlier steps are not repeated.
+        lost = {place for place in evaluated - set(map(_place, verdicts)) if place[0] == step}
+        kept["metrics.jsonl"] = [row for row in metrics if "eval/accuracy" not in row or _place(row) not in lost]
+        for name, rows in kept.items():
+            content = as_json_lines(row for row in rows if starting is None or row.get("stage") != starting)
+            atomic_write(workdir / name, content)
+            self._sums[name] = _extended([0, 0], content)
             self._files[name] = (workdir / name).open("a", encoding="utf-8")
 
     @functools.cached_property
@@ -54,6 +62,17 @@ class MetricsWriter(contextlib.AbstractContextManager):
             file.close()
         if "_events" in vars(self):
             self._events.close()
+
+    def sums(self) -> dict[str, list[int]]:
+        """Returns {name: [size in bytes, CRC-32]} of the logs, after making sure that all lines are on the disk. Returns {} on
+        processes other than 0."""
+        for file in self._files.values():
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in NO_FSYNC:
+                    raise
+        return dict(self._sums)
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -87,8 +106,20 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
-            self._files[name].write(as_json_lines(rows))
+            content = as_json_lines(rows)
+            self._files[name].write(content)
             self._files[name].flush()
+            self._sums[name] = _extended(self._sums[name], content)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, str]:
+    return row["step"], row["stage"]
+
+
+def _extended(size_and_crc: list[int], content: str) -> list[int]:
+    size, crc = size_and_crc
+    encoded = content.encode("utf-8")
+    return [size + len(encoded), zlib.crc32(encoded, crc)]
 
 
 def _rename_events(folder: pathlib.Path) -> None:
@@ -156,11 +187,12 @@ def _is_metric(value: Any) -> bool:
     return value is None or (number and (isinstance(value, float) or abs(value) < 2**63))
 
 
-def is_logged(workdir: pathlib.Path, step: int, stage: str, name: str) -> bool:
-    """Returns whether a metric was logged at a given step of a stage. Process 0 reads the log for all processes."""
-    rows = read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
-    found = any((row["step"], row["stage"]) == (step, stage) and name in row for row in rows)
-    return bool(all_gather_hosts(found)[0])
+def is_evaluated(workdir: pathlib.Path, step: int, stage: str) -> bool:
+    """Returns whether the logs have the metrics and the verdicts of an evaluation at a given step of a stage. Process 0 reads
+    the logs for all processes."""
+    names = {"metrics.jsonl": "eval/accuracy", "evaluations.jsonl": "correct"} if jax.process_index() == 0 else {}
+    found = [(step, stage) in {_place(row) for row in read_log(workdir / name) if key in row} for name, key in names.items()]
+    return bool(all_gather_hosts(all(found))[0])
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:

@@ -52,7 +52,8 @@ def restore_run(
     is neither part of this package nor in `trust`, or if parameters are NaN or infinite. The last is a warning if
     `allow_nonfinite` is True."""
     workdir = pathlib.Path(workdir).absolute()
-    config = configuration.parse(read_run_config(workdir, trust))
+    values = read_run_config(workdir, trust)
+    config = configuration.parse(values)
     tokenizer = run_tokenizer(workdir, config)
     model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
     check_model_divides(model, mesh, config.lora)
@@ -63,7 +64,8 @@ def restore_run(
     folder = workdir / "checkpoints" / stage
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
-    with Checkpoints(folder, keep=config.checkpoints_kept, read_only=True) as checkpoints:
+    identity = {"fingerprint": configuration.fingerprint(values), "sft_fingerprint": configuration.fingerprint(values, "sft")}
+    with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
     if restored is None:
         raise ValueError(f"{folder} is empty")

@@ -78,6 +78,7 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
         jax.tree.map(lambda x: x.delete(), start.trained)
     log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=None if state.done else "rl")
     with log, progress(rl.iterations, state.done, "RL") as bar:
+        checkpoints.log_sums = log.sums
         state = _with_counters(stage, state)
         while True:
             evaluates = is_due(state.done, rl.iterations, rl.eval_every) and not state.evaluated

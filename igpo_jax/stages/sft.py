@@ -15,6 +15,7 @@ from igpo_jax.data.pipeline import SFTBatch, batches, cut_to_bucket, take_rows
 from igpo_jax.diffusion.corruption import CORRUPTIONS, HELDOUT_LEVELS, heldout_metric, mask_share, negative_bound, sft_loss
 from igpo_jax.model.sharding import Params
 from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, device_memory
 from igpo_jax.runtime.checks import present
@@ -95,13 +96,15 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
         return PolicyParams(initial(), base)
     stage, key = Stage("sft", experiment, checkpoints, preempted, policy, base), experiment.key(1)
     state = stage.restore(key) or stage.create(initial(), key)
-    if state.done == stage.total and (not sft.eval_every or stage.is_evaluated(state)):
+    evaluated = not sft.eval_every or stage.is_evaluated(state)
+    if state.done == stage.total and (evaluated or steps_in(experiment.workdir / "checkpoints" / "rl")):
         return PolicyParams(state.train_state.params, base)  # leaves the log unchanged: the RL stage may have begun
 
     order = batches(present(experiment.sft_data), sft.batch_size, config.seed, config.data.prompt_buckets)
     update = make_sft_update(stage.optimizer, policy, sft.corruption, sft.microbatches, experiment.mesh)
     heldout = functools.partial(heldout_losses, experiment)
     with MetricsWriter(experiment.workdir, state.done) as log, progress(stage.total, state.done, "SFT") as bar:
+        checkpoints.log_sums = log.sums
         state = stage.with_counters(state)
         while True:
             stage.checkpoint_if_due(state, sft.checkpoint_every)

@@ -12,8 +12,11 @@ import optax
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import MetricsWriter, is_logged, last_logged
+from igpo_jax.run.metrics import MetricsWriter, is_evaluated, last_logged
+from igpo_jax.run.missing_files import check_logs, check_stage
+from igpo_jax.runtime.distributed import raise_on_all_hosts
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.preemption import Terminated, name_of_signal
 from igpo_jax.runtime.stopwatch import Stopwatch
@@ -68,10 +71,24 @@ class Stage:
         return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
-        """Returns the state in the newest checkpoint, or None if there is none. The arguments only give shapes and dtypes."""
+        """Returns the state in the newest checkpoint, or None if there is none. The arguments only give shapes and dtypes. Raises
+        ValueError if checkpoints or lines of the logs are missing, see `run.missing_files`."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
-        return None if restored is None else IterationState(*restored)
+        state = None if restored is None else IterationState(*restored)
+        with raise_on_all_hosts():
+            if jax.process_index() == 0:
+                self._check_folder(state)
+        return state
+
+    def _check_folder(self, state: IterationState | None) -> None:
+        workdir, accept = self.experiment.workdir, self.experiment.accept_loss
+        done = None if state is None else state.done
+        check_stage(workdir, self.experiment.config, self.name, done, accept)
+        # The newest checkpoint of the run is the one whose logs may have been accepted with a loss.
+        is_newest = self.name == "rl" or not steps_in(workdir / "checkpoints" / "rl")
+        if done is not None and is_newest and not accept:
+            check_logs(workdir, self.checkpoints.folder / str(done))
 
     def create(self, trained: Params, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState:
         """Returns the initial state of the stage, with a copy of the parameters `trained`."""
@@ -85,7 +102,7 @@ class Stage:
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 
     def is_evaluated(self, state: IterationState) -> bool:
-        return is_logged(self.experiment.workdir, self.step_of(state.done), self.name, "eval/accuracy")
+        return is_evaluated(self.experiment.workdir, self.step_of(state.done), self.name)
 
     def last_logged(self, metric: str) -> float | None:
         return last_logged(self.experiment.workdir, self.name, metric)
@@ -118,11 +135,15 @@ class Stage:
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
         """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and after every `every`
-        iterations. Also saves each state that has an accuracy, so that the best one can be kept."""
+        iterations. Also saves each state that has an accuracy, so that the best one can be kept. Waits until the first checkpoint
+        of the stage is complete, see `check_stage`."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
+            is_first = not self.checkpoints.steps()
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
+            if is_first:
+                self.checkpoints.wait()
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
         """Evaluates the policy on the test problems, logs its accuracy and returns it. The accuracy is over the completions with

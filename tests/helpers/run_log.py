@@ -25,6 +25,7 @@ def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> path
     """Copies a run as it was before its RL stage, without its configuration."""
     shutil.copytree(finished / "checkpoints/sft", folder / "checkpoints/sft")
     shutil.copy(finished / "tokenizer.model", folder)
-    rows = [row for row in read_rows(finished / "metrics.jsonl") if row["stage"] == "sft"]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        rows = [row for row in read_rows(finished / name) if row["stage"] == "sft"]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

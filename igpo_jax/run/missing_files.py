@@ -1,0 +1,77 @@
+"""Checks that no file and no line is missing from the folder of a run that continues. A run that continued nevertheless would
+cut its logs, or mix two configurations."""
+
+import itertools
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from igpo_jax.config import Config
+from igpo_jax.run.checkpoint_integrity import other_identity, read_metadata, steps_in
+from igpo_jax.run.metrics import LOGS, read_log
+from igpo_jax.runtime.checks import require
+
+STAGES = ("sft", "rl")
+RESTORE = "restore it from a copy, or start over in another --workdir"
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    return any(steps_in(workdir / "checkpoints" / stage) for stage in STAGES)
+
+
+def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ValueError if the newest checkpoint of a stage was saved with another configuration or with other data, which files
+    that are missing or were changed may hide. `identities` are the fingerprints to compare, {stage: see `other_identity`}."""
+    for stage in STAGES:
+        folder = workdir / "checkpoints" / stage
+        checkpoints = [folder / str(step) for step in reversed(steps_in(folder))]
+        readable = ((checkpoint, about) for checkpoint in checkpoints if (about := read_metadata(checkpoint)) is not None)
+        for checkpoint, about in itertools.islice(readable, 1):
+            other = other_identity(stage, about, identities[stage])
+            require(not other, f"{checkpoint} {other}")
+
+
+def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
+    """Raises ValueError if a log does not begin with the bytes that it had when a checkpoint was saved. The metadata of the
+    checkpoint has the checksums, see `MetricsWriter.sums`, but not if an earlier version saved it."""
+    for name, (size, crc) in (read_metadata(checkpoint) or {}).get("logs", {}).items():
+        file, content = workdir / name, b""
+        if file.is_file():
+            with file.open("rb") as opened:
+                content = opened.read(size)
+        if zlib.crc32(content) == crc:
+            continue
+        what = "has lost or changed lines since" if file.is_file() else "is missing, which had lines when"
+        raise ValueError(
+            f"{file} {what} {checkpoint} was saved; {RESTORE}, or give --accept_loss to continue with the logs as they are"
+        )
+
+
+def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:
+    """Calls `check_stage` for both stages with the newest checkpoints, readable or not."""
+    for stage, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items():
+        if total:
+            check_stage(workdir, config, stage, max(steps_in(workdir / "checkpoints" / stage), default=None), accept_loss)
+
+
+def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | None, accept_loss: bool) -> None:
+    """Raises ValueError if the folder shows that the run was further than the newest checkpoint of a stage, so that training
+    from there would cut the logs of a later stage, or all logs of this one.
+
+    Args:
+        done: iterations in the stage's newest checkpoint, or None if it has no checkpoints.
+        accept_loss: allow a stage without checkpoints to start again, whatever the logs show."""
+    folder, later, updates = workdir / "checkpoints" / stage, workdir / "checkpoints" / "rl", config.sft.updates
+    if stage == "sft" and done != updates and steps_in(later):
+        raise ValueError(
+            f"{folder} has no checkpoint of the end of the supervised stage (update {updates}), from which the RL stage in {later} "
+            f"began; {RESTORE}"
+        )
+    if done is None and not accept_loss:
+        again = f"{RESTORE}, or give --accept_loss to train the stage again, which cuts its logs"
+        logged = max((row["step"] for name in LOGS for row in read_log(workdir / name)), default=0)
+        # A stage waits until its first checkpoint is saved, so a log that goes further shows that there was one.
+        first = updates if stage == "rl" else min(config.sft.checkpoint_every or updates, updates)
+        require(logged <= first, f"{folder} has no checkpoints, but the logs go on to update {logged}; {again}")
+        require(not (workdir / "result.json").is_file(), f"{folder} has no checkpoints, but the run has a result.json; {again}")

@@ -1,0 +1,243 @@
+"""A run from whose folder something was deleted is refused before anything is cut, or continues as if nothing had happened."""
+
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import jax
+import pytest
+
+from igpo_jax import config as configuration
+from igpo_jax.compare.arms import ARMS
+from igpo_jax.run import checkpoint_integrity as integrity
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.experiment import open_experiment
+from igpo_jax.run.metrics import LOGS, read_rows
+from igpo_jax.run.missing_files import check_logs
+from igpo_jax.run.restore import restore_run
+from igpo_jax.stages.rl import run_rl
+from igpo_jax.stages.sft import run_sft
+from run_configs import contents, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+
+def resume(workdir: pathlib.Path, accept_loss: bool = False, **changes) -> None:
+    """Does what the same command would do."""
+    experiment = open_experiment(tiny(**changes), workdir, accept_loss)
+    with jax.set_mesh(experiment.mesh):
+        with Checkpoints(workdir / "checkpoints/sft", keep=3, identity=experiment.identity("sft")) as saved:
+            start = run_sft(experiment, saved, lambda: False)
+        if experiment.config.rl.iterations:
+            with Checkpoints(workdir / "checkpoints/rl", keep=3, identity=experiment.identity("rl"), best=True) as saved:
+                run_rl(experiment, start, saved, lambda: False)
+
+
+def refusal(workdir: pathlib.Path, **changes) -> str:
+    """Asserts that the run does not continue and that its folder does not change; returns the message."""
+    before = contents(workdir)
+    with pytest.raises(ValueError) as raised:
+        resume(workdir, **changes)
+    assert contents(workdir) == before
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def remove(*names: str) -> Callable[[pathlib.Path], None]:
+    def removing(run: pathlib.Path) -> None:
+        for name in names:
+            shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+
+    return removing
+
+
+def change_lines(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[pathlib.Path], None]:
+    def changing(run: pathlib.Path) -> None:
+        lines = (run / name).read_text("utf-8").splitlines(keepends=True)
+        assert change(lines) != lines
+        (run / name).write_text("".join(change(lines)), "utf-8")
+
+    return changing
+
+
+def half_of_the_supervised_stage(run: pathlib.Path) -> None:
+    """Leaves what a run has that was killed after update 180 of 200."""
+    remove("checkpoints/rl", "checkpoints/sft/200", "result.json", "rollouts.jsonl")(run)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (run / name).write_text("".join(line for line in lines if json.loads(line)["step"] <= 180))
+
+
+def after(*steps: Callable[[pathlib.Path], None]) -> Callable[[pathlib.Path], None]:
+    def changing(run: pathlib.Path) -> None:
+        for step in steps:
+            step(run)
+
+    return changing
+
+
+def begun_after(folder: str) -> list[str]:
+    return [f"{folder} has no checkpoint of the end of the supervised stage (update 200), from which the RL stage in "]
+
+
+HALF = half_of_the_supervised_stage
+NONE = "has no checkpoints, but"
+CASES = {
+    "checkpoints of the supervised stage": (remove("checkpoints/sft"), begun_after("checkpoints/sft")),
+    "last checkpoint of the supervised stage": (remove("checkpoints/sft/200"), begun_after("checkpoints/sft")),
+    "checkpoints of the RL stage": (remove("checkpoints/rl"), ["rl", NONE, "go on to update 212", "--accept_loss"]),
+    "all checkpoints": (remove("checkpoints"), ["checkpoints/sft", NONE, "go on to update 212"]),
+    "RL stage and its metrics": (remove("checkpoints/rl", "metrics.jsonl"), [NONE, "go on to update 212"]),
+    "RL checkpoints without a result": (remove("checkpoints/rl", "result.json"), [NONE, "go on to update 212"]),
+    "checkpoints of half a supervised stage": (after(HALF, remove("checkpoints/sft")), [NONE, "go on to update 180"]),
+    "metrics of half a supervised stage": (after(HALF, remove("metrics.jsonl")), ["metrics.jsonl is missing", "sft/180"]),
+    "metrics": (remove("metrics.jsonl"), ["metrics.jsonl is missing", "checkpoints/rl/6", "--accept_loss"]),
+    "rollouts": (remove("rollouts.jsonl"), ["rollouts.jsonl is missing", "checkpoints/rl/6"]),
+    "evaluations": (remove("evaluations.jsonl"), ["evaluations.jsonl is missing", "checkpoints/rl/6"]),
+    "tokenizer": (remove("tokenizer.model"), ["tokenizer.model, with which the run began, is missing"]),
+    "tokenizer and configuration": (remove("tokenizer.model", "config.json"), ["tokenizer.model, with which", "is missing"]),
+}
+CHANGES = {
+    "first": lambda lines: lines[1:],
+    "middle": lambda lines: lines[:2] + lines[3:],
+    "last": lambda lines: lines[:-1],
+    "all": lambda lines: [],
+    "swapped": lambda lines: [lines[1], lines[0], *lines[2:]],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_deleted_is_named_and_nothing_is_cut(case, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    delete, words = CASES[case]
+    delete(run)
+    message = refusal(run)
+    assert all(word in message for word in [str(run), "restore it from a copy, or start over in another --workdir", *words])
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_lines_that_were_deleted_are_noticed(log, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for change in CHANGES.values():
+        change_lines(log, change)(run)
+        with pytest.raises(
+            ValueError, match=f"{run / log} has lost or changed lines since {run / 'checkpoints/rl/6'} was saved; "
+        ):
+            check_logs(run, run / "checkpoints/rl/6")
+        shutil.copy(finished / log, run)
+    change_lines(log, CHANGES["middle"])(run)
+    refusal(run)
+
+
+@pytest.mark.parametrize("files", [[], ["config.json"], ["data.json"], ["config.json", "data.json"], ["result.json"]], ids=str)
+def test_files_that_the_rest_of_the_folder_replaces(files, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = contents(run)
+    remove(*files)(run)
+    resume(run)
+    kept = {name: content for name, content in before.items() if name.startswith(("checkpoints", *LOGS, "config", "data"))}
+    assert kept.items() <= contents(run).items()
+
+
+@pytest.mark.parametrize(
+    "changes, files, words",
+    [
+        ({"rl__optimizer__learning_rate": 2e-3}, ["config.json"], "checkpoints/rl/6 was saved with another configuration"),
+        ({"rl__optimizer__learning_rate": 2e-3}, ["checkpoints/rl", "config.json"], NONE),
+        ({"sft__optimizer__learning_rate": 1e-3}, ["config.json"], "checkpoints/sft/200 was saved with another configuration"),
+        ({"sft__optimizer__learning_rate": 1e-3}, ["checkpoints/rl", "config.json"], "sft/200 was saved with another config"),
+        ({"task__slots": 3}, ["config.json"], "the run began with other problems in the split sft, rl, test (data.json)"),
+        ({"task__slots": 3}, ["config.json", "data.json"], "checkpoints/sft/200 was saved with another configuration"),
+    ],
+)
+def test_without_its_files_a_run_keeps_its_configuration_and_data(changes, files, words, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    remove(*files)(run)
+    assert words in refusal(run, **changes)
+    assert not (run / "config.json").exists()
+
+
+def test_a_changed_configuration_file_is_noticed(finished, tmp_path, caplog, mesh):
+    run = shutil.copytree(finished, tmp_path / "run")
+    values = json.loads((run / "config.json").read_text())
+    values["rl"]["optimizer"]["learning_rate"] = 2e-3
+    (run / "config.json").write_text(json.dumps(values))
+    message = refusal(run, rl__optimizer__learning_rate=2e-3)
+    assert f"{run / 'checkpoints/rl/6'} was saved with another configuration" in message
+    with caplog.at_level(logging.WARNING):
+        assert restore_run(run, mesh).step == 6  # readers go on: paths in the file may have been adapted
+    assert "checkpoints/rl/6 was saved with another configuration" in caplog.text
+
+
+def test_every_restore_compares_the_configuration(finished, tmp_path):
+    experiment = open_experiment(tiny(), finished)
+    for stage, name in (("sft", "sft_fingerprint"), ("rl", "fingerprint")):
+        about = integrity.read_metadata(max((finished / "checkpoints" / stage).iterdir(), key=lambda path: int(path.name)))
+        assert integrity.other_identity(stage, about, experiment.identity(stage)) == ""
+        assert "another configuration" in integrity.other_identity(stage, about, experiment.identity(stage) | {name: "0"})
+        assert "split test;" in integrity.other_identity(stage, about, {"data": experiment.data | {"test": "0"}})
+
+
+def test_a_loss_can_be_accepted(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    change_lines("metrics.jsonl", lambda lines: lines[1:])(run)
+    resume(run, accept_loss=True)
+    assert len(read_rows(run / "metrics.jsonl")) == len(read_rows(finished / "metrics.jsonl")) - 1
+    remove("checkpoints/sft")(run)
+    with pytest.raises(ValueError, match="has no checkpoint of the end of the supervised stage"):
+        resume(run, accept_loss=True)
+
+
+@pytest.mark.slow
+def test_an_accepted_loss_of_the_rl_stage_repeats_it(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    remove("checkpoints/rl")(run)
+    resume(run, accept_loss=True)
+    assert [row["step"] for row in read_rows(run / "rollouts.jsonl")] == [
+        row["step"] for row in read_rows(finished / "rollouts.jsonl")
+    ]
+    change_lines("metrics.jsonl", lambda lines: lines[:-1])(run)
+    assert "metrics.jsonl has lost or changed lines since" in refusal(run)
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "evaluations.jsonl"])
+def test_an_evaluation_after_the_last_checkpoint_is_made_again(log, finished, tmp_path):
+    """The supervised stage saves before it evaluates."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    remove("checkpoints/rl", "result.json", "rollouts.jsonl", "config.json", "data.json")(run)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        change_lines(name, lambda lines: [line for line in lines if json.loads(line)["stage"] == "sft"])(run)
+    before = [read_rows(run / name) for name in ("metrics.jsonl", "evaluations.jsonl")]
+    change_lines(log, lambda lines: lines[:-1])(run)
+    resume(run, rl__iterations=0)
+    metrics, verdicts = (read_rows(run / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
+    assert [(row["step"], row.keys()) for row in metrics] == [(row["step"], row.keys()) for row in before[0]]
+    assert [row["step"] for row in verdicts] == [row["step"] for row in before[1]] == [0, 100, 200]
+
+
+def test_a_run_of_an_earlier_version_continues(finished, tmp_path):
+    """Its checkpoints have no sums of logs, and no fingerprint of the supervised stage."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    for file in run.glob(f"checkpoints/*/*/{integrity.METADATA}"):
+        values = json.loads(file.read_text())
+        about = {name: value for name, value in values["custom_metadata"].items() if name not in ("logs", "sft_fingerprint")}
+        values["custom_metadata"] = about | {"crc32": integrity.metadata_crc(about)}
+        file.write_text(json.dumps(values))
+    change_lines("metrics.jsonl", lambda lines: lines[1:])(run)
+    resume(run)
+    remove("config.json")(run)
+    assert "another configuration" in refusal(run, rl__optimizer__learning_rate=2e-3)
+
+
+def test_arms_of_a_comparison_share_the_identity_of_the_supervised_stage():
+    config = tiny()
+    fingerprints = {configuration.fingerprint(tiny(rl__iterations=0), "sft")}
+    for arm in ARMS.values():
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(arm.overrides)
+        fingerprints.add(configuration.fingerprint(changed, "sft"))
+    assert fingerprints == {configuration.fingerprint(config, "sft")}
+    assert configuration.fingerprint(tiny(sft__updates=100), "sft") not in fingerprints
