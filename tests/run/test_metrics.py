@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
-from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, is_logged, last_logged, read_rows
+from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, is_evaluated, last_logged, read_rows
 
 
 def rollout_row(step, text="4"):
@@ -81,7 +81,7 @@ def test_a_foreign_row_is_one_error_when_a_run_is_resumed_or_reported(name, row,
         assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
     if name == "metrics.jsonl":
         with pytest.raises(ValueError, match=message):
-            is_logged(tmp_path, 1, "rl", "policy/kl")
+            is_evaluated(tmp_path, 1, "rl")
         with pytest.raises(ValueError, match=message):
             last_logged(tmp_path, "rl", "policy/kl")
 
