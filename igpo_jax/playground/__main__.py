@@ -45,6 +45,7 @@ def main(_):
     try:
         import uvicorn
 
+        from igpo_jax.playground.connections import Connection
         from igpo_jax.playground.server import application
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
@@ -61,8 +62,8 @@ def main(_):
         sys.exit(f"error: {error}")
     print(f"http://{f'[{HOST.value}]' if ':' in HOST.value else HOST.value}:{PORT.value}/", flush=True)
     # uvloop, which uvicorn takes if it is installed, would keep signals from `interrupts`.
-    config = uvicorn.Config(page, log_level="warning", limit_concurrency=200, loop="asyncio")
-    uvicorn.Server(config).run([listening])
+    own = {"http": Connection, "ws": "none", "proxy_headers": False}
+    uvicorn.Server(uvicorn.Config(page, log_level="warning", loop="asyncio", **own)).run([listening])
 
 
 def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:

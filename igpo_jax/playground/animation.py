@@ -2,50 +2,81 @@
 
 import io
 import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from igpo_jax.runtime.checks import require
 
 MOST_CELLS, MOST_FRAMES, CELL_CHARACTERS = 1024, 1024, 64
 SHOWN_FRAMES = 150  # longer animations skip frames
+MOST_PIXELS = 100_000_000  # of all pictures; one picture with MOST_CELLS lines has 25 million
+COLORS = 128
 WIDTH, MARGIN, GAP, HEIGHT, PADDING = 760, 16, 4, 28, 7  # pixels; HEIGHT of a cell
 COLOR = re.compile(r"#[0-9a-f]{6}")
+Cell = tuple[str, int, str, bool]
 PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", "#fff4e8", "#8a3f00", "#e8710a"
 
 
-def gif(animation: Any) -> bytes:
-    """Returns an animated GIF. `animation` is {"frames": n, "cells": [[text, frame, color, given], ...]}. A cell shows its text
-    on the background color #rrggbb. The cell appears in its frame (1..n), or in frame 0 if `given` is true. Raises ValueError
-    if the structure is invalid, or if there are too many frames, cells or characters."""
-    cells, frames = parse_animation(animation)
+def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda: False) -> bytes:
+    """Returns an animated GIF of cells (text, frame, color, given). A cell shows its text on the background color #rrggbb from
+    its frame on. `cells` and `frames` are results of `parse_animation`. The pictures have at most `MOST_PIXELS` pixels in total:
+    long or high animations skip frames. Raises CancelledError soon after `is_stopped` returns True."""
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
-    image = Image.new("RGB", (WIDTH, boxes[-1][1] + HEIGHT + MARGIN), PAPER)
+    height = boxes[-1][1] + HEIGHT + MARGIN
+    empty, full = _draw(cells, boxes, height, font)
+    shown = min(SHOWN_FRAMES, MOST_PIXELS // (WIDTH * height) - 2)  # besides the first and the last
+    stride = max(1, -(-frames // shown))
+    kept = [frame for frame in range(frames + 1) if frame % stride == 0 or frame == frames]
+    order = sorted((frame, number) for number, (_, frame, *_) in enumerate(cells) if 0 <= frame <= frames)
+
+    def pictures() -> Iterator[Image.Image]:
+        canvas, drawn = empty, 0
+        for frame in kept:
+            if is_stopped():
+                raise CancelledError
+            canvas = canvas.copy()
+            while drawn < len(order) and order[drawn][0] <= frame:
+                x, y, width = boxes[order[drawn][1]]
+                box = (int(x), y, int(x + width) + 2, y + HEIGHT + 1)
+                canvas.paste(full.crop(box), box)
+                drawn += 1
+            yield canvas
+
+    durations = [min(500, max(40, 8000 // len(kept)))] * (len(kept) - 1) + [2500]  # ms
+    shots, stored = pictures(), io.BytesIO()
+    next(shots).save(stored, "GIF", save_all=True, append_images=shots, duration=durations, loop=0)
+    return stored.getvalue()
+
+
+def _draw(cells: list[Cell], boxes: list[tuple[float, int, float]], height: int, font: Any) -> tuple[Image.Image, Image.Image]:
+    """Draws all cells, first as blanks and then with their texts. Returns the two images, which have the same palette."""
+    image = Image.new("RGB", (WIDTH, 2 * height), PAPER)
     draw = ImageDraw.Draw(image)
     for x, y, width in boxes:
         draw.rounded_rectangle((x, y, x + width, y + HEIGHT), 5, EMPTY)
         draw.line((x + width / 2 - 4, y + 20, x + width / 2 + 4, y + 20), DASH)
-    shots, stride = [], max(1, -(-frames // SHOWN_FRAMES))
-    for frame in range(frames + 1):
-        for (text, begin, color, given), (x, y, width) in zip(cells, boxes, strict=True):
-            if frame == begin:
-                ink = "#ffffff" if is_dark(color) else "#000000"
-                fill, border, ink = (GIVEN, BORDER, GIVEN_INK) if given else (color, None, ink)
-                draw.rounded_rectangle((x, y, x + width, y + HEIGHT), 5, fill, border, 2)
-                draw.text((x + width / 2, y + HEIGHT / 2), text, ink, font, anchor="mm")
-        if frame % stride == 0 or frame == frames:
-            shots.append(image.quantize(128))
-    durations = [min(500, max(40, 8000 // len(shots)))] * (len(shots) - 1) + [2500]  # ms
-    stored = io.BytesIO()
-    shots[0].save(stored, "GIF", save_all=True, append_images=shots[1:], duration=durations, loop=0)
-    return stored.getvalue()
+    image.paste(image.crop((0, 0, WIDTH, height)), (0, height))
+    for (text, _, color, given), (x, y, width) in zip(cells, boxes, strict=True):
+        ink = "#ffffff" if is_dark(color) else "#000000"
+        fill, border, ink = (GIVEN, BORDER, GIVEN_INK) if given else (color, None, ink)
+        draw.rounded_rectangle((x, y + height, x + width, y + height + HEIGHT), 5, fill, border, 2)
+        draw.text((x + width / 2, y + height + HEIGHT / 2), text, ink, font, anchor="mm")
+    few = image.quantize(COLORS)
+    palette, paper = few.getpalette() or [], few.getpixel((0, 0))
+    assert isinstance(paper, int)
+    palette[3 * paper : 3 * paper + 3] = ImageColor.getrgb(PAPER)  # quantization mixes it with similar colors
+    few.putpalette(palette)
+    return few.crop((0, 0, WIDTH, height)), few.crop((0, height, WIDTH, 2 * height))
 
 
-def parse_animation(animation: Any) -> tuple[list[tuple[str, int, str, bool]], int]:
-    """Checks an animation and returns its cells, in which line breaks are made visible, and the number of frames. The cells of
-    given tokens get frame 0. Other cells with frame 0 get frame -1, so that they are never drawn."""
+def parse_animation(animation: Any) -> tuple[list[Cell], int]:
+    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns its cells, in which line breaks are
+    made visible, and the number of frames. The cells of given tokens get frame 0. Other cells with frame 0 get frame -1, so that
+    they are never drawn. Raises ValueError if the structure is invalid, or if there are too many frames, cells or characters."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]

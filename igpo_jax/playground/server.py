@@ -14,27 +14,27 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-import anyio
 import jax
 import numpy as np
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from igpo_jax.api import Completion, DiffusionLM
 from igpo_jax.diffusion.stepwise import Step, advance
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
-from igpo_jax.playground.animation import gif
+from igpo_jax.playground.animation import gif, parse_animation
 from igpo_jax.playground.request import LIMITS, parse_request
 from igpo_jax.report.style import SHARED
 from igpo_jax.report.templates import content_policy, read_source, render_page
 
 REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
-WAITING = 32  # generations that may wait for the device
+WAITING = 32  # jobs of a queue that may wait
+CHUNK_BYTES = 1 << 16  # of a response
 PROGRAMS = 64  # number of compiled programs above which all of them are discarded
 
 log = logging.getLogger(__name__)
@@ -42,25 +42,31 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """Generation of a completion for one client of the playground."""
+    """Generation of a completion, or drawing of an animation, for one client of the playground."""
 
     events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
     stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has disconnected
     future: Future | None = None
 
+    def stop(self) -> None:
+        """Ends the job after its current step, or before it starts."""
+        self.stopped.set()
+        if self.future:
+            self.future.cancel()
+
 
 class JobQueue:
-    """Queue that runs one generation at a time in its own thread. Clients that wait are told their position in the queue."""
+    """Queue that runs one job at a time in its own thread. Clients that wait are told their position in the queue."""
 
-    def __init__(self):
-        self._thread = ThreadPoolExecutor(1, "denoising")
+    def __init__(self, name: str):
+        self._name, self._thread = name, ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []
 
-    def join(self, work: Callable[[Job, Callable[[dict], None]], None]) -> Job:
+    def join(self, work: Callable[[Job, Callable[[dict], None]], Any]) -> Job:
         """Appends a new job to the queue and returns the job. The queue's thread calls `work` with the job and with a function
         that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
         if len(self._jobs) > WAITING:
-            raise HTTPException(429, f"{WAITING} generations are waiting already; try again in a while")
+            raise HTTPException(429, f"{WAITING} {self._name} are waiting already; try again in a while")
         loop, job = asyncio.get_running_loop(), Job()
         self._jobs.append(job)
         job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
@@ -83,26 +89,45 @@ async def events(job: Job) -> AsyncIterator[str]:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
     finally:
-        job.stopped.set()
-        if job.future:
-            job.future.cancel()
+        job.stop()
+
+
+async def result_of(job: Job, request: Request) -> Any:
+    """Returns the result of a job. If the client disconnects first, stops the job and returns None."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    assert job.future is not None
+    result, left = asyncio.wrap_future(job.future), asyncio.create_task(leave())
+    try:
+        await asyncio.wait([result, left], return_when=asyncio.FIRST_COMPLETED)
+        return result.result() if result.done() else None
+    finally:
+        left.cancel()
+        result.cancel()
+        job.stop()
 
 
 def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
     """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, and
     `host` is the name or address on which the server listens."""
     page, policy = read_page()
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-    jobs, one_at_a_time = JobQueue(), anyio.CapacityLimiter(1)
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+    generations, animations = JobQueue("generations"), JobQueue("animations")
 
     async def generate(request: Request) -> Response:
         call = parse_request(await read_json_body(request, REQUEST_BYTES), model)
-        job = jobs.join(functools.partial(denoise, call, model))
+        job = generations.join(functools.partial(denoise, call, model))
         return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def animation(request: Request) -> Response:
-        values = await read_json_body(request, ANIMATION_BYTES)
-        return Response(await anyio.to_thread.run_sync(gif, values, limiter=one_at_a_time), media_type="image/gif")
+        cells, frames = parse_animation(await read_json_body(request, ANIMATION_BYTES))
+        image = await result_of(animations.join(lambda job, _: gif(cells, frames, job.stopped.is_set)), request) or b""
+        # In parts, so that a client that reads slowly is told from one that does not read.
+        parts = (image[start : start + CHUNK_BYTES] for start in range(0, len(image), CHUNK_BYTES))
+        return StreamingResponse(parts, media_type="image/gif", headers={"Content-Length": str(len(image))})
 
     async def refused(_: Request, error: Exception) -> Response:
         status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
@@ -198,8 +223,8 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser. Such a
-    request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). Hosts that are IP
+    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser, and so that
+    browsers do not guess the types of its responses. Such a request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). Hosts that are IP
     addresses are accepted, because DNS rebinding needs a host name."""
     reason = {"error": "this page is for this machine: Host and Origin must be its address, localhost or --host"}
     refusal: ASGIApp = JSONResponse(reason, 403)
@@ -214,8 +239,13 @@ def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
             return False
 
     async def check(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
         accepted = scope["type"] != "http" or is_ours(Headers(scope=scope))
-        await (app if accepted else refusal)(scope, receive, send)
+        await (app if accepted else refusal)(scope, receive, sent)
 
     return check
 

@@ -1,11 +1,13 @@
 """Requests that are rejected before they queue for the device, and animations."""
 
 import io
+from concurrent.futures import CancelledError
 
 import pytest
 from PIL import Image
 
-from igpo_jax.playground.animation import gif
+from igpo_jax.playground import animation
+from igpo_jax.playground.animation import gif, parse_animation
 from igpo_jax.playground.request import LIMITS, parse_request
 
 LENGTHS = {"completion_length": 16, "block_length": 8}
@@ -54,11 +56,11 @@ def test_what_cannot_be_is_refused_with_its_name(asked, message, model):
 ])  # fmt: skip
 def test_what_is_no_animation_is_refused(asked):
     with pytest.raises(ValueError, match="an animation|a cell is"):
-        gif(asked)
+        parse_animation(asked)
 
 
 def test_an_animation_has_a_frame_for_the_canvas_and_for_every_step():
-    image = Image.open(io.BytesIO(gif({"frames": 2, "cells": CELLS})))
+    image = Image.open(io.BytesIO(gif(*parse_animation({"frames": 2, "cells": CELLS}))))
     assert image.format == "GIF" and image.n_frames == 3
     frames = []
     for number in range(3):
@@ -69,4 +71,27 @@ def test_an_animation_has_a_frame_for_the_canvas_and_for_every_step():
 
 def test_long_animations_leave_out_frames_and_odd_characters_are_drawn():
     cells = [[text, frame, "#31688e", False] for frame, text in enumerate(["\ud800", "\x00", "漢", "​", "a\tb"] * 100, 1)]
-    assert Image.open(io.BytesIO(gif({"frames": 500, "cells": cells}))).n_frames <= 151
+    assert Image.open(io.BytesIO(gif(*parse_animation({"frames": 500, "cells": cells})))).n_frames <= 151
+
+
+@pytest.mark.parametrize("text", ["\n", "W" * 64], ids=["lines", "wide"])
+def test_the_pixels_of_an_animation_are_limited(text, monkeypatch):
+    """Also shows that the first and the last picture are kept."""
+    monkeypatch.setattr(animation, "MOST_PIXELS", 10 * animation.WIDTH * 1000)
+    cells = [[text, frame, "#31688e", False] for frame in range(1, 61)]
+    image = Image.open(io.BytesIO(gif(*parse_animation({"frames": 60, "cells": cells}))))
+    assert 2 < image.n_frames and image.n_frames * image.width * image.height <= animation.MOST_PIXELS
+    assert image.convert("RGB").getpixel((30, 20)) == (230, 234, 239)
+    image.seek(image.n_frames - 1)
+    assert image.convert("RGB").getpixel((23, 20)) != (230, 234, 239)
+
+
+def test_the_highest_picture_fits_the_limit_twice():
+    height = animation.MOST_CELLS * (animation.HEIGHT + animation.GAP) + 2 * animation.MARGIN
+    assert 3 * animation.WIDTH * height <= animation.MOST_PIXELS
+
+
+def test_an_animation_that_is_stopped_is_not_finished():
+    asked = iter([False, False, True])
+    with pytest.raises(CancelledError):
+        gif(*parse_animation({"frames": 2, "cells": CELLS}), lambda: next(asked))

@@ -193,7 +193,7 @@ def test_too_many_are_turned_away(app, monkeypatch):
 
 def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
     """Queues three jobs: the first leaves while it runs, the second while it waits; the third runs next."""
-    jobs, log, begun = server.JobQueue(), [], threading.Event()
+    jobs, log, begun = server.JobQueue("jobs"), [], threading.Event()
 
     def work(name, job, send):
         log.append(name)

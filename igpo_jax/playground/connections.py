@@ -1,0 +1,69 @@
+"""Connections of the playground's server, which a client that sends or reads nothing cannot hold."""
+
+import asyncio
+import functools
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MOST_CONNECTIONS = 128  # more than the jobs that may wait, fewer than the files that a process may open
+WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a response
+
+
+class Connection(H11Protocol):
+    """An HTTP connection that is closed if its client lets the server wait longer than `WAIT_SECONDS`. If there are
+    `MOST_CONNECTIONS` connections, a new one replaces the one that has let the server wait longest. h11 also limits the size of a
+    request's head to 64 KiB."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self.app: Any = functools.partial(self._serve, self.app)
+        self.waits_since: float | None = None  # None while the server works for the client
+        self._works = self._unread = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        if len(self.connections) >= MOST_CONNECTIONS:
+            others: Any = [other for other in self.connections if other.waits_since is not None]
+            replaced = min(others, key=lambda other: other.waits_since).transport if others else transport
+            replaced.abort()
+        super().connection_made(transport)
+        self._changed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer:
+            self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = True
+        self._changed()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread = False
+        self._changed()
+
+    async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                self._works = True
+                self._changed()
+            return message
+
+        try:
+            await app(scope, received, send)
+        finally:
+            self._works = False
+            self._changed()
+
+    def _changed(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        waits = not self.transport.is_closing() and (self._unread or not self._works)
+        self.waits_since = time.monotonic() if waits else None
+        self._timer = self.loop.call_later(WAIT_SECONDS, self.transport.abort) if waits else None
