@@ -62,7 +62,7 @@ class JobQueue:
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []
 
-    def join(self, work: Callable[[Job, Callable[[dict], None]], Any]) -> Job:
+    def join(self, work: Callable[[Job, Callable[[dict], Any]], Any]) -> Job:
         """Appends a new job to the queue and returns the job. The queue's thread calls `work` with the job and with a function
         that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
         if len(self._jobs) > WAITING:

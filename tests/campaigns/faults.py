@@ -3,11 +3,12 @@ optimizer, logs, rollouts, verdicts, result and evaluation.
 
     python tests/campaigns/faults.py --kills=100 --output=benchmarks/results/faults.log
 
-A run is killed about ten times, by SIGKILL or SIGTERM, at a random delay after an announced event (announced.py). Prints
+A run is killed about ten times, by one of `SIGNALS`, at a random delay after an announced event (announced.py). Prints
 one line per kill. tests/faults runs the same code with fewer kills.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -105,6 +106,8 @@ PHASES = (
     (("evaluate", "start", 0, 3.0), ("evaluate", "batch of igpo_jax.evaluate", 2, 0.2)),
 )
 KILLS_OF_PHASE = (4, 5, 1, 2)
+# Drawn with equal chances: two of five kills cannot be handled.
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
@@ -115,7 +118,7 @@ def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
         kills = []
         for turn, number in zip(turns, KILLS_OF_PHASE, strict=True):
             for command, moment, occurrences, seconds in itertools.islice(turn, number):
-                sent = draw.choice((signal.SIGKILL, signal.SIGTERM))
+                sent = draw.choice(SIGNALS)
                 occurrence = draw.randint(1, occurrences) if occurrences else 0
                 kills.append(Kill(command, moment, occurrence, draw.uniform(0, seconds), sent))
         yield kills
@@ -180,13 +183,13 @@ class Runs:
             RuntimeError: the exit status is not that of a killed or completed process; includes the output.
         """
         code, last, sent = self.run(kill.command, workdir, variant, kill)
-        if code in (-kill.signal, 128 + kill.signal):
-            return f"died in {last}"
         printed = _log(workdir).read_text()
-        if code:
+        if code not in (0, -kill.signal, 128 + kill.signal):
             raise RuntimeError(f"{kill}, {last}: ended with {code}:\n{printed[-3000:]}")
         if "the same command continues the run" in printed:
             return f"saved and stopped in {last}"
+        if code:
+            return f"died in {last}"
         return "was done before it heard" if sent else None
 
 
@@ -269,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     where = environment()
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")
-    begin, done, identical, total = time.monotonic(), 0, 0, 0
+    begin, done, identical, total, sent = time.monotonic(), 0, 0, 0, collections.Counter[signal.Signals]()
     with tempfile.TemporaryDirectory() as name, Runs(pathlib.Path(name)) as runs:
         undisturbed = {variant: runs.folder / variant for variant in VARIANTS}
         for variant, workdir in undisturbed.items():
@@ -283,6 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
             def report(kill: Kill, happened: str) -> None:
                 nonlocal done
                 done += 1
+                sent[kill.signal] += 1
                 moment = kill.moment + (f" {kill.occurrence}" if kill.occurrence else "")
                 say(
                     f"{done:3} run {total} ({variant}), {kill.command}: {kill.signal.name} {1000 * kill.delay:.0f} ms "
@@ -297,7 +301,8 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"    run {total} has ended: {'identical' if not found else 'DIFFERS in ' + ', '.join(found)}")
             identical, total = identical + (not found), total + 1
             shutil.rmtree(workdir)
-    say(f"{done} kills of {total} runs in {time.monotonic() - begin:.0f} s: {identical}/{total} identical")
+    counts = ", ".join(f"{each.name} {number}" for each, number in sent.items())
+    say(f"{done} kills ({counts}) of {total} runs in {time.monotonic() - begin:.0f} s: {identical}/{total} identical")
     return total - identical
 
 
