@@ -134,10 +134,11 @@ def _sample(split: str, problem: Problem) -> Iterator[str]:
     yield f"\n--- {split}: {problem.id}\n{problem.question}"
     title, text = ("demonstration", problem.demonstration) if split == "sft" else ("solution", problem.trace)
     if text:
-        spans = sorted(problem.answer_spans, reverse=True) if text == problem.trace else []
-        for begin, end in spans:
-            text = f"{text[:begin]}[[{text[begin:end]}]]{text[end:]}"
-        yield f"--- {title}\n{text}"
+        parts, place = [], 0
+        for begin, end in sorted(problem.answer_spans) if text == problem.trace else ():
+            parts.append(f"{text[place:begin]}[[{text[begin:end]}]]")
+            place = end
+        yield f"--- {title}\n{''.join(parts)}{text[place:]}"
     yield f"--- answer: {problem.answer}"
 
 

@@ -3,6 +3,7 @@
 The batch of step i depends only on the data, the seed and i. Therefore, a run can be resumed from the step number alone, and
 the number of hosts does not change the batches. Every epoch has its own order."""
 
+import bisect
 import logging
 import math
 import zlib
@@ -14,7 +15,7 @@ import grain
 import jax
 import numpy as np
 
-from igpo_jax.tasks.answer_spans import Span
+from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, encode_chat
 
@@ -75,7 +76,8 @@ def prompt_arrays(
 def hintable_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:
     """Returns which tokens of a trace overlap no answer span, and the number of leading tokens that end before the last span.
     `offsets` and `spans` are (begin, end) in characters."""
-    hintable = [all(end <= first or begin >= last for first, last in spans) for begin, end in offsets]
+    firsts, lasts = zip(*merged(spans), (math.inf, math.inf), strict=True)  # ascending; a long trace has thousands of spans
+    hintable = [end <= firsts[bisect.bisect_right(lasts, begin)] for begin, end in offsets]
     last_answer = max((first for first, _ in spans), default=math.inf)
     return hintable, sum(end <= last_answer for _, end in offsets)
 

@@ -48,14 +48,14 @@ def box_spans(text: str) -> list[tuple[int, int]]:
     such as </answer> closes an open box. A number or letter after \\boxed without braces is a box if there is no other."""
     found: list[tuple[int, int]] = []
     bare: list[tuple[int, int]] = []
-    closing, end = _closing_braces(text), 0
+    closing, end, tag = _closing_braces(text), 0, 0
     for match in BOX.finditer(text):
         if match.start() < end:
             continue
         opening = match.end() - 1
         if text[opening] == "{":
-            tag_end = text.find("</", opening)
-            end = closing.get(opening, tag_end)
+            tag = text.find("</", opening) if 0 <= tag < opening else tag
+            end = closing.get(opening, tag)
             if end >= 0:
                 found.append((opening + 1, end))
             end = max(end, 0)

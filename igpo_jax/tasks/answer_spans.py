@@ -32,7 +32,8 @@ ARITHMETIC = re.compile(
 )
 SYMBOL = re.compile(r"\\[a-z]+|[a-z]|\d+(?:\.\d+)?")
 NOTATION = re.compile(r"\\(?:[dtc]?frac|text(?:bf|rm|it)?|mbox|math(?:rm|bf)|cdot|times|left|right|q?quad|boxed|displaystyle)")
-FORMULA = re.compile(r"\\\$|\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+OPENING = re.compile(r"\\\$|\$+|\\[(\[]")  # an escaped dollar sign, or what begins a formula
+CLOSING = re.compile(r"\$+|\\[)\]]")
 CONTENT = re.compile(r"(?:[^\s.,;:*]|\.(?=\d))(?:.*[^\s.,;:*&\\])?", re.DOTALL)
 SENTENCE_END = re.compile(r"[.!?](?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!St\.)(?:[\"'”)*$}\]]|\\[\])])*\s+(?=[^a-z\s])")
 OPERAND = re.compile(r"[\w)}\]]\s?\Z")  # before a minus sign that is not the sign of the number after it
@@ -49,7 +50,9 @@ def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
     ended = text.rstrip()
     sentences = [match.end() for match in SENTENCE_END.finditer(ended)]
     last = min(ended.rfind("\n") + 1, sentences[-1] if sentences else 0)
-    found = [span for span in _candidates(text, 3 * len(answer) + 60, last) if states(text[slice(*span)], answer)]
+    candidates = list(_candidates(text, 3 * len(answer) + 60, last))
+    verdicts = {content: states(content, answer) for content in {text[slice(*span)] for span in candidates}}
+    found = [span for span in candidates if verdicts[text[slice(*span)]]]
     for begin, end in occurrences(text, answer):
         if begin >= last or (SIDE_END.match(text, end) and SIDE_BEGIN.search(text[max(0, begin - 20) : begin])):
             found.append((begin, end))
@@ -96,9 +99,26 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
+def formulas(text: str, after: int = 0) -> Iterator[Span]:
+    """Yields (begin, end) of the content of each formula in $...$, $$...$$, \\(...\\) or \\[...\\] that ends after a position."""
+    place, ends = 0, {"$": 0, r"\)": 0, r"\]": 0}  # the next place of each closing sign, -1 if there is none
+    while opening := OPENING.search(text, place):
+        begin = place = opening.end()
+        if opening[0] == r"\$":
+            continue
+        sign = {r"\(": r"\)", r"\[": r"\]"}.get(opening[0], "$")
+        if 0 <= ends[sign] <= begin:  # not for every opening, because a text may have thousands without an end
+            ends[sign] = text.find(sign, begin + 1)
+        closing = CLOSING.match(text, ends[sign]) if ends[sign] > 0 else None
+        if closing:
+            place = closing.end()
+            if place > after:
+                yield begin, closing.start()
+
+
 def _candidates(text: str, limit: int, last: int) -> Iterator[Span]:
     places = box_spans(text)
-    places += [match.span(match.lastindex or 0) for match in FORMULA.finditer(text) if match.end() > last]
+    places += formulas(text, last)
     for match in STATEMENT.finditer(text):
         begin = match.end()
         end = _clause_end(text, begin, min(len(text), begin + limit))
@@ -142,7 +162,7 @@ def _values(text: str) -> frozenset[Fraction]:
     return frozenset([value, value / 100] if percent else [value])
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _pattern(answer: str) -> re.Pattern | None:
     """Returns a pattern of a number in all notations or, for other answers, of the text with any spacing. Returns None for an
     empty answer."""

@@ -3,6 +3,7 @@
 The extension of a file determines how it is read, in upper or lower case. Files of JSON Lines, JSON and CSV may be compressed
 (.jsonl.gz). They are UTF-8, with or without a byte order mark. A .json file may hold JSON Lines, and a .jsonl file an array."""
 
+import collections
 import contextlib
 import csv
 import gzip
@@ -183,7 +184,7 @@ def _decoded(content: bytes, path: str, first: int = 1) -> str:
 
 
 def _require_distinct(names: list[str], place: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, number in collections.Counter(names).items() if number > 1)
     if twice:
         raise ValueError(f"{place}: the column {twice[0]!r} is given twice; rename or remove one")
 

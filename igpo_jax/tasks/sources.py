@@ -139,12 +139,19 @@ def _answer(row: dict[str, Any], name: str) -> str:
     answer = _text(row, name)
     if GSM8K_ANSWER.search(answer):
         raise TypeError(f"the field {name!r} has a line '#### ...', as the solutions of GSM8K; give this file as gsm8k:PATH")
-    before = answer[: max((begin for begin, _ in box_spans(answer)), default=0)]
-    if re.search(r"\w.*\n|(?<!\\)\b[a-zA-Z]{2,}\b.*\s[a-zA-Z]{2,}\b", before):
+    if _has_prose(answer[: max((begin for begin, _ in box_spans(answer)), default=0)]):
         raise TypeError(
             f"the field {name!r} has whole solutions with a \\boxed; name it solution, and give this file as math:PATH"
         )
     return answer
+
+
+def _has_prose(text: str) -> bool:
+    """Returns whether a text has more than one line, or two words in its line."""
+    *lines, last = text.split("\n")
+    word = re.search(r"(?<!\\)\b[a-zA-Z]{2,}\b", last)
+    has_words = word is not None and re.search(r"\s[a-zA-Z]{2,}\b", last[word.end() :]) is not None
+    return has_words or any(re.search(r"\w", line) for line in lines)
 
 
 def _solution(row: dict[str, Any], name: str) -> str:

@@ -1,0 +1,73 @@
+"""The time to load problems grows linearly with the length of a text, whatever it repeats."""
+
+import json
+import random
+import re
+import time
+
+import pytest
+from ml_collections import ConfigDict
+
+from igpo_jax.data.pipeline import hintable_tokens
+from igpo_jax.inspect_data import _sample
+from igpo_jax.tasks import math
+from igpo_jax.tasks.answer_spans import formulas
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.rows import read_rows
+
+CHARACTERS = 100_000
+SECONDS = 5.0  # of CPU time; linear code needs less than a second, quadratic code more than ten
+FORMULA = re.compile(r"\\\$|\$+([^$]+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+
+
+@pytest.fixture
+def in_time():
+    begin = time.process_time()
+    yield
+    assert time.process_time() - begin < SECONDS
+
+
+@pytest.mark.parametrize("key, unit, end", [
+    *(("solution", unit, "") for unit in ("$", "$$", "\\(", "\\[", "\\boxed{", "= ", "answer is 5. ", " ", "\n", "5 ", "a")),
+    *(("solution", unit, "\\boxed{5}") for unit in ("x = 5, so $y = 5$. ", "\\boxed{5} ")),
+    ("answer", "1 ", "\\boxed{5}"), ("answer", "x", "\\boxed{5}"), ("question", "*a", ""), ("question", "`", ""),
+])  # fmt: skip
+def test_a_long_text(key, unit, end, tmp_path, in_time):
+    row = {"question": "2 + 3?", "answer": "5", "solution": "It is 5."}
+    text = unit * (CHARACTERS // len(unit)) + end
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (row, row | {key: text})))
+    problems = math.load(ConfigDict(math.defaults(rl=f"jsonl:{tmp_path / 'long.jsonl'}")), "rl", 0)
+    for problem in problems:
+        math.content(ConfigDict(math.defaults()), problem)
+        hintable_tokens([(i, i + 1) for i in range(len(problem.trace))], problem.answer_spans)
+        assert "".join(_sample("rl", problem))
+
+
+def test_many_columns(tmp_path, in_time):
+    (tmp_path / "wide.csv").write_text(",".join(map(str, range(50_000))) + "\n" + "1," * 49_999 + "1\n")
+    [(_, _, row)] = read_rows(str(tmp_path / "wide.csv"))
+    assert len(row) == 50_000
+
+
+def test_formulas_are_those_of_the_pattern():
+    """The pattern is quadratic in the number of signs that begin a formula without an end."""
+    draw = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(draw.choices(["\\", "$", "(", ")", "]", "a", "\\(", "\\)", "\\[", "\\]", "\\$"], k=draw.randrange(12)))
+        after = draw.randrange(6)
+        matches = [match for match in FORMULA.finditer(text) if match.lastindex and match.end() > after]
+        assert list(formulas(text, after)) == [match.span(match.lastindex) for match in matches], text
+
+
+def test_hintable_tokens_are_those_that_overlap_no_span():
+    draw = random.Random(0)
+    for _ in range(5_000):
+        spans = [tuple(sorted(draw.choices(range(20), k=2))) for _ in range(draw.randrange(5))]
+        tokens = [(begin, begin + draw.randint(1, 4)) for begin in sorted(draw.choices(range(20), k=4))]
+        expected = [all(end <= first or begin >= last for first, last in spans) for begin, end in tokens]
+        assert hintable_tokens(tokens, spans)[0] == expected
+
+
+def test_a_sample_marks_all_spans():
+    problem = Problem("p", "2 + 3?", "5", "It is 5, so x = 5.", ((6, 7), (16, 17)), "")
+    assert list(_sample("rl", problem))[1] == "--- solution\nIt is [[5]], so x = [[5]]."
