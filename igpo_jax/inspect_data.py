@@ -50,7 +50,7 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
     """Yields lines that describe the data and show `samples` example problems of each split. Raises ValueError if the data are
     invalid."""
     task = load_task(config.task.name)
-    problems, dropped = load_run_problems(config)
+    problems, dropped, counts = load_run_problems(config)
     content = content_of(task, config.task)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -61,12 +61,10 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
         tokenizer = run_tokenizer(pathlib.Path(folder), config)
         for split, rows in problems.items():
             yield f"{split}: {len(rows)} problems, fingerprint {problems_fingerprint(rows)}"
-            if hasattr(task, "load_counted"):  # tasks that generate their problems have no files to count
-                loaded, counts = task.load_counted(config.task, split)
-                yield from _files(split, rows, loaded, counts, tokenizer, config)
+            yield from _files(split, rows, counts.get(split, []), tokenizer, config)
             if split in dropped:
                 yield f"  dropped because the test split has them, too: {dropped[split]}"
-            if repeated := repeats(rows, content):
+            if repeated := repeats([content(problem) for problem in rows]):
                 yield f"  with the question of an earlier problem (kept): {repeated}"
             yield from _lengths(split, rows, tokenizer, config)
             yield ""
@@ -76,16 +74,10 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
 
 
 def _files(
-    split: str,
-    problems: list[Problem],
-    loaded: list[Problem],  # before test problems were dropped
-    counts: list[SourceCounts],
-    tokenizer: Tokenizer,
-    config: Config,
+    split: str, problems: list[Problem], counts: list[SourceCounts], tokenizer: Tokenizer, config: Config
 ) -> Iterator[str]:
-    begin, used = 0, {problem.id for problem in problems}
     for count in counts:
-        rows, begin = [problem for problem in loaded[begin : begin + count.kept] if problem.id in used], begin + count.kept
+        rows = [problem for problem in problems if problem.id in count.ids]
         yield f"  {count}"
         if split == "rl" and config.inpainting.exclude_answer and any(problem.trace for problem in rows):
             found = sum(_shows_answer(problem, tokenizer, config.sampler.completion_length) for problem in rows)

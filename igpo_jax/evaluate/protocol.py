@@ -13,6 +13,7 @@ from igpo_jax.config import MeshConfig, RewardConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.weights.folders import ORIGIN
 
@@ -85,13 +86,16 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems and removes their traces (reference solutions). If the file is unusable, raises a ValueError
-    that names the benchmark."""
+    """Loads a benchmark's problems and removes their traces (reference solutions). Logs a warning if problems repeat each other.
+    If the file is unusable, raises a ValueError that names the benchmark."""
     part = config.benchmarks[name]
+    task = load_task(part.task.name)
     try:
-        problems = load_task(part.task.name).load(part.task, "test", 0)
+        problems = task.load(part.task, "test", 0)
     except ValueError as error:
         raise ValueError(f"benchmark {name}: {error}") from None
+    if part.task.get("test"):
+        warn_of_repeats(f"benchmark {name}", list(map(content_of(task, part.task), problems)))
     return [dataclasses.replace(p, trace="", answer_spans=()) for p in problems[: part.problems or None]]
 
 

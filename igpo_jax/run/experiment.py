@@ -29,10 +29,11 @@ from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, rai
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.decontamination import content_of, untested
+from igpo_jax.tasks.decontamination import Content, content_of, untested, warn_of_repeats
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
+from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tasks.trust import named_code, require_trusted
 from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
@@ -185,7 +186,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
         is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
         if not is_new:
             _check_configuration(workdir, requested_json)
-        problems, dropped = load_run_problems(config)
+        problems, dropped, _ = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data, dropped)
         fingerprints = {stage: configuration.fingerprint(requested, stage) for stage in STAGES}
@@ -210,17 +211,15 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
     return dataclasses.replace(experiment, accept_loss=accept_loss)
 
 
-def load_run_problems(config: Config) -> tuple[Splits, dict[str, int]]:
+def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
     """Loads the problems of the splits that the run uses (sft, rl, test). Drops the training problems whose content is that of a
-    problem of the whole test split, and returns their number for each split that has any. Invalid data raises a ValueError with
-    file and line."""
-    task = load_task(config.task.name)
-    stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
-    problems = {split: task.load(config.task, split, config.seed) for split, used in stages.items() if used}
-    content = content_of(task, config.task)
+    problem of the whole test split, and logs a warning if problems of a file repeat each other. Returns the problems, the number
+    of dropped problems of each split that has any, and the row counts of each split that is read from files. Invalid data raises
+    a ValueError with file and line."""
+    problems, contents, counts = _load_splits(config)
     dropped: dict[str, int] = {}
     for split in [split for split in problems if split != "test"]:
-        kept = list(itertools.compress(problems[split], untested(problems[split], problems["test"], content)))
+        kept = list(itertools.compress(problems[split], untested(contents[split], contents["test"])))
         if not kept:
             raise ValueError(f"all {len(problems[split])} problems of the split {split} are in the test split (task.test), too")
         if len(kept) < len(problems[split]):
@@ -229,7 +228,31 @@ def load_run_problems(config: Config) -> tuple[Splits, dict[str, int]]:
     # Evaluations use no solutions. Without its solution, no test problem is dropped because the solution is too long.
     test = problems["test"][: config.evaluation.problems]
     problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
-    return problems, dropped
+    return problems, dropped, counts
+
+
+def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict[str, list[SourceCounts]]]:
+    """Returns the problems and their contents of each split that the run uses, and the row counts of each split that is read
+    from files. Reads files that several splits have in common once."""
+    task = load_task(config.task.name)
+    content = content_of(task, config.task)
+    stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
+    problems: Splits = {}
+    contents: dict[str, list[Content]] = {}
+    counts: dict[str, list[SourceCounts]] = {}
+    read: dict[str, str] = {}  # sources -> the split that has them
+    for split in [split for split, used in stages.items() if used]:
+        if not hasattr(task, "sources"):  # a task that generates its problems
+            problems[split] = task.load(config.task, split, config.seed)
+        elif (same := read.setdefault(task.sources(config.task, split), split)) != split:
+            problems[split], contents[split], counts[split] = problems[same], contents[same], counts[same]
+            continue
+        else:
+            problems[split], counts[split] = task.load_counted(config.task, split)
+        contents[split] = list(map(content, problems[split]))
+        if split in counts or config.task.get(split):  # the file of a test split of puzzles
+            warn_of_repeats(f"the split {split}", contents[split])
+    return problems, contents, counts
 
 
 def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
@@ -298,7 +321,7 @@ def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tupl
     order = np.random.default_rng(config.seed).permutation(len(problems))
     rest, held_out = np.sort(order[size:]), order[:size]
     content = content_of(load_task(config.task.name), config.task)
-    keep = rest[np.array(untested([problems[row] for row in rest], [problems[row] for row in held_out], content), bool)]
+    keep = rest[np.array(untested(*([content(problems[row]) for row in rows] for rows in (rest, held_out))), bool)]
     if not len(keep):
         raise ValueError(f"sft.heldout={size} leaves none of the {len(problems)} problems to train on")
     return take_rows(arrays, keep), take_rows(arrays, held_out)

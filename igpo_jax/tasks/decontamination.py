@@ -3,13 +3,16 @@
 A task may define content(task, problem), which returns (text, capitals): equal problems have the same text, and the same capitals
 unless one of them has none ("")."""
 
+import logging
 import re
 import types
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from igpo_jax.tasks.problem import Problem
+
+log = logging.getLogger(__name__)
 
 Content = tuple[str, str]
 
@@ -22,32 +25,32 @@ SAME = str.maketrans(
     | {"…": "...", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
     | {"π": "\\pi ", "∞": "\\infty ", "°": "^\\circ "}
 )
-# Layout, markup and synonyms, with what replaces them. Digits and signs stay, but two or three hyphens are one dash. The second
-# backslash of a line break begins no command.
+# Layout, markup and synonyms: characters of which each match has one, pattern, and what replaces a match. Digits and signs stay,
+# but two or three hyphens are one dash. The second backslash of a line break begins no command.
 REWRITES = tuple(
-    (re.compile(pattern, re.MULTILINE), plain)
-    for pattern, plain in (
-        (r"``|''", '"'),
-        (r"-{2,3}", "-"),
-        (r"(\\\\)\[\d\w*\]", r"\1"),
-        (r"\\(begin|end)\{(\w+)\*\}", r"\\\1{\2}"),
-        (r"<br\s*/?>|&nbsp;|^[ \t]*#{1,6}[ \t]+|`+", " "),
-        (r"(?<=\d)(?:,\\!|\{,\})(?=\d{3}(?!\d))", ","),
-        (r"(?<![\w*)\]}])\*\*(?=[^\s*])([^*\n]+)(?<=\S)\*\*(?![\w*(])", r"\1"),  # **bold**, but not 2**3
-        (r"(?<!\S)(?<![\d)]\s)([*_])([^\W\d_][^*_\n]{2,}?)\1(?=[\s.,;:?!]|$)", r"\2"),  # *emphasis*, but not 2 * x * y
-        (r"(?<!\S)([*_])([^\W\d_]{4,}[^*_\n]*?)\1(?=[\s.,;:?!]|$)", r"\2"),
-        (r"(?<!\w)__(?=[^\s_])([^_\n]+)(?<=\S)__(?!\w)", r"\1"),
-        (r"(?<!\\)((?:\\\\)*)\\(?:[,;:! ()\[\]]|\$)|\$|(?<=\S)~(?=\S)", r"\1 "),
-        (rf"\\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|newline|noindent){LETTERS}", " "),
-        (r"\\(?:text(?:bf|it|rm|normal)?|mathrm|operatorname|emph|mbox)\s*\{([^{}]*)\}", r" \1 "),
-        (rf"\\[dtc]frac{LETTERS}", r"\\frac"),
-        (rf"\\(leq|geq|neq){LETTERS}", lambda found: f"\\{found[1][:2]} "),
-        (rf"\.{{3,}}|\\[lc]?dots{LETTERS}", r"\\dots "),
-        (r"(?<!\\)\\([%#&_])", r"\1"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-        (r"\\frac\s*(?:\{(\w)\}\s*(\w)|(\w)\s*\{(\w)\})", r"\\frac{\1\3}{\2\4}"),
-        (r"([_^])\s*(?:\{\s*(\w|\\circ)\s*\}|(\w))", r"\1\2\3 "),
+    (frozenset(needed), re.compile(pattern, re.MULTILINE), plain)
+    for needed, pattern, plain in (
+        ("`'", r"``|''", '"'),
+        ("-", r"-{2,3}", "-"),
+        ("\\", r"(\\\\)\[\d\w*\]", r"\1"),
+        ("\\", r"\\(begin|end)\{(\w+)\*\}", r"\\\1{\2}"),
+        ("<&#`", r"<br\s*/?>|&nbsp;|^[ \t]*#{1,6}[ \t]+|`+", " "),
+        (",", r"(?<=\d)(?:,\\!|\{,\})(?=\d{3}(?!\d))", ","),
+        ("*", r"(?<![\w*)\]}])\*\*(?=[^\s*])([^*\n]+)(?<=\S)\*\*(?![\w*(])", r"\1"),  # **bold**, but not 2**3
+        ("*_", r"(?<!\S)(?<![\d)]\s)([*_])([^\W\d_][^*_\n]{2,}?)\1(?=[\s.,;:?!]|$)", r"\2"),  # *emphasis*, but not 2 * x * y
+        ("*_", r"(?<!\S)([*_])([^\W\d_]{4,}[^*_\n]*?)\1(?=[\s.,;:?!]|$)", r"\2"),
+        ("_", r"(?<!\w)__(?=[^\s_])([^_\n]+)(?<=\S)__(?!\w)", r"\1"),
+        ("\\$~", r"(?<!\\)((?:\\\\)*)\\(?:[,;:! ()\[\]]|\$)|\$|(?<=\S)~(?=\S)", r"\1 "),
+        ("\\", rf"\\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|newline|noindent){LETTERS}", " "),
+        ("\\", r"\\(?:text(?:bf|it|rm|normal)?|mathrm|operatorname|emph|mbox)\s*\{([^{}]*)\}", r" \1 "),
+        ("\\", rf"\\[dtc]frac{LETTERS}", r"\\frac"),
+        ("\\", rf"\\(leq|geq|neq){LETTERS}", lambda found: f"\\{found[1][:2]} "),
+        (".\\", rf"\.{{3,}}|\\[lc]?dots{LETTERS}", r"\\dots "),
+        ("\\", r"(?<!\\)\\([%#&_])", r"\1"),
+        ("\\", r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        ("\\", r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+        ("\\", r"\\frac\s*(?:\{(\w)\}\s*(\w)|(\w)\s*\{(\w)\})", r"\\frac{\1\3}{\2\4}"),
+        ("_^", r"([_^])\s*(?:\{\s*(\w|\\circ)\s*\}|(\w))", r"\1\2\3 "),
     )
 )
 TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\d+(?:\.\d+)?|\.\d+|[^\W\d_]+|\S")
@@ -62,22 +65,32 @@ def content_of(module: types.ModuleType, task: Any) -> Callable[[Problem], Conte
     return lambda problem: (problem.question, "")
 
 
-def untested(problems: Sequence[Problem], test: Sequence[Problem], content: Callable[[Problem], Content]) -> list[bool]:
-    """Returns for each problem whether no test problem has the same content."""
+def untested(contents: Iterable[Content], test: Iterable[Content]) -> list[bool]:
+    """Returns for the content of each problem whether no test problem has the same content."""
     tested: dict[str, set[str]] = {}
-    for text, capitals in map(content, test):
+    for text, capitals in test:
         tested.setdefault(text, set()).add(capitals)
 
     def is_tested(text: str, capitals: str) -> bool:
         known = tested.get(text, set())
         return bool(known) and (not capitals or capitals in known or "" in known)
 
-    return [not is_tested(*content(problem)) for problem in problems]
+    return [not is_tested(*content) for content in contents]
 
 
-def repeats(problems: Sequence[Problem], content: Callable[[Problem], Content]) -> int:
-    """Returns how many problems repeat an earlier one."""
-    return len(problems) - len({content(problem) for problem in problems})
+def repeats(contents: Collection[Content]) -> int:
+    """Returns how many problems have the content of another one that is counted."""
+    capitals_of: dict[str, set[str]] = {}
+    for text, capitals in contents:
+        capitals_of.setdefault(text, set()).add(capitals)
+    return len(contents) - sum(max(1, len(capitals - {""})) for capitals in capitals_of.values())
+
+
+def warn_of_repeats(where: str, contents: Collection[Content]) -> None:
+    """Logs a warning if problems, which `where` names, repeat each other."""
+    if repeated := repeats(contents):
+        same = "the question of an earlier one, compared as for the test split"
+        log.warning("%d of %d problems of %s have %s; all are kept", repeated, len(contents), where, same)
 
 
 def question_content(question: str) -> Content:
@@ -86,8 +99,11 @@ def question_content(question: str) -> Content:
     Capitals of single letters and of short words such as MB count only if the question is neither in capitals nor in small
     letters as a whole. A word of several letters that begins with its only capital may begin a sentence, so this one does not."""
     text = unicodedata.normalize("NFC", question).translate(SAME)
-    for pattern, plain in REWRITES:
-        text = pattern.sub(plain, text)
+    characters = set(text)
+    for needed, pattern, plain in REWRITES:
+        if not needed.isdisjoint(characters):  # most texts have few of them
+            text, changes = pattern.subn(plain, text)
+            characters = set(text) if changes else characters
     tokens = TOKEN.findall(text)
     kept = [token for i, token in enumerate(tokens) if token not in PUNCTUATION or _counts(tokens, i)]
     folded = " ".join(token if token[0] == "\\" else token.casefold() for token in kept)

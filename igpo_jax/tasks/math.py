@@ -41,6 +41,11 @@ def defaults(**values) -> dict:
     } | values
 
 
+def sources(task, split: str) -> str:
+    """Returns the configured sources of one split."""
+    return task.rl if split == "sft" and not task.sft else task[split]
+
+
 def load(task, split: str, seed: int) -> list[Problem]:
     """Returns the problems of one split in file order; the seed is not used. Raises the same errors as `load_counted`."""
     return load_counted(task, split)[0]
@@ -53,10 +58,10 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     if task.answer not in ("box", "number", "any"):
         raise ValueError(f"task.answer={task.answer!r} is none of box, number, any")
-    key = "rl" if split == "sft" and not task.sft else split
-    if not task[key]:
+    if not sources(task, split):
+        key = "rl" if split == "sft" else split
         raise ValueError(f"task.{key} is empty; give sources such as math:PATH, separated by commas")
-    records, counts = load_sources(task[key], task.fields.to_dict(), task.max_malformed_lines)
+    records, counts = load_sources(sources(task, split), task.fields.to_dict(), task.max_malformed_lines)
     return [_problem(record, task) for record in records], counts
 
 

@@ -54,8 +54,12 @@ class Dropped(ValueError):
 class SourceCounts:
     source: str
     rows: int = 0
-    kept: int = 0
+    ids: set[str] = dataclasses.field(default_factory=set)  # of the rows that are kept
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by reason
+
+    @property
+    def kept(self) -> int:
+        return len(self.ids)
 
     def __str__(self) -> str:
         reasons = "".join(f", {number} {reason}" for reason, number in self.dropped.most_common())
@@ -65,7 +69,7 @@ class SourceCounts:
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
     "format:path,format:path". `fields` maps id, question, answer and solution to their names in files of the format jsonl.
-    At most `max_malformed` malformed lines of each file are skipped. Raises ValueError if a format is unknown. If a file is
+    Logs a warning that counts the dropped rows of a source. At most `max_malformed` malformed lines of each file are skipped. Raises ValueError if a format is unknown. If a file is
     unusable, raises a ValueError that names the file and line."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
@@ -76,12 +80,12 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")
         if source in (count.source for count in counts):
             raise ValueError(f"source {source!r} is given twice")
-        count, own_ids = SourceCounts(source), set[str]()
+        count = SourceCounts(source)
         for place, _, row in read_rows(path, max_malformed):
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)
-                if not record.question:
+                if not any(character.isprintable() and character != " " for character in record.question):
                     raise Dropped("without a question")
                 _require_answer(record.answer)
                 if kind == "metamath" and record.question in metamath_questions:
@@ -104,15 +108,16 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
             if not record.id:
                 stem = pathlib.Path(re.sub(r"\.gz$", "", path, flags=re.IGNORECASE)).stem
                 record = dataclasses.replace(record, id=f"{stem}-{count.rows - 1}")
-            if record.id in records and record.id not in own_ids:  # a/train.jsonl and b/train.jsonl; ids may be row numbers
+            if record.id in records and record.id not in count.ids:  # a/train.jsonl and b/train.jsonl; ids may be row numbers
                 record = dataclasses.replace(record, id=f"{record.id} of source {len(counts)}")
             if record.id in records:
                 raise ValueError(f"{place}: the id {record.id!r} has come before")
-            own_ids.add(record.id)
+            count.ids.add(record.id)
             records[record.id] = record
-            count.kept += 1
-        if not count.kept:
+        if not count.ids:
             raise ValueError(f"{count}: no problem to use")
+        if count.dropped:
+            log.warning("%s", count)
         counts.append(count)
     return list(records.values()), counts
 

@@ -9,6 +9,7 @@ import pytest
 from igpo_jax import config as configuration
 from igpo_jax.run import experiment as opening
 from igpo_jax.run.experiment import open_experiment, read_run_config
+from igpo_jax.tasks import math
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
 
@@ -207,13 +208,38 @@ def test_test_problems_are_dropped_from_training_and_counted(tmp_path):
 def test_a_run_that_began_with_the_test_problems_does_not_go_on_without_them(tmp_path, monkeypatch):
     train, test = shared_files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(opening, "untested", lambda problems, test, content: [True] * len(problems))
+        patch.setattr(opening, "untested", lambda contents, test: [True] * len(contents))
         open_experiment(gsm8k(train, test), tmp_path / "run")
     message = message_of(gsm8k(train, test), tmp_path / "run")
     assert (
         "other problems in the split sft, rl" in message
         and "drops problems that are in the test split, too: 3 of sft, 3 of rl" in message
     )
+
+
+def test_identical_problems_and_empty_questions_are_counted(tmp_path, caplog):
+    train, test = shared_files(tmp_path)
+    with train.open("a", encoding="utf-8") as file:
+        for question in ("what is 5 + 1", "What  is 5 + 1 ?", "", " \u200b\n"):
+            file.write(json.dumps({"question": question, "answer": "It is 6.\n#### 6"}) + "\n")
+    experiment = open_experiment(gsm8k(train, test), tmp_path / "run")
+    assert len(experiment.rl_data.problems) == 22 - 3
+    told = [record.getMessage() for record in caplog.records]  # once, although two stages have this file
+    assert [text for text in told if "rows" in text] == [f"gsm8k:{train}: 22 of 24 rows, 2 without a question"]
+    assert [text for text in told if "earlier" in text] == [
+        "2 of 22 problems of the split sft have the question of an earlier one, compared as for the test split; all are kept"
+    ]
+
+
+def test_a_file_is_read_once_and_every_question_is_compared_once(tmp_path, monkeypatch):
+    train, test = shared_files(tmp_path)
+    read, compared = [], []
+    load, content = math.load_counted, math.content
+    monkeypatch.setattr(math, "load_counted", lambda task, split: read.append(split) or load(task, split))
+    monkeypatch.setattr(math, "content", lambda task, problem: compared.append(problem.id) or content(task, problem))
+    problems, dropped, counts = opening.load_run_problems(configuration.parse(gsm8k(train, test)))
+    assert read == ["sft", "test"] and len(compared) == 20 + 3
+    assert problems["rl"] == problems["sft"] and dropped == {"sft": 3, "rl": 3} and counts["rl"] == counts["sft"]
 
 
 def test_a_split_of_test_problems_only_is_an_error(tmp_path):

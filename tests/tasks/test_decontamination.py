@@ -16,7 +16,7 @@ def problem(question: str, answer: str = "") -> Problem:
 
 
 def same(one: str, other: str) -> bool:
-    return not untested([problem(one)], [problem(other)], lambda each: question_content(each.question))[0]
+    return not untested([question_content(one)], [question_content(other)])[0]
 
 
 SHOP = "A shop sells 3 boxes of 12 pencils. It's open at 9:30 a.m. How many pencils does Mr. Fox's shop sell for $2.50 each?"
@@ -90,10 +90,11 @@ def test_no_drawn_puzzle_is_in_the_test_file(task, tmp_path, caplog):
     config = ConfigDict(task.defaults(test=str(path), **sizes))
     content = content_of(task, config)
     splits = {split: task.load(config, split, seed=3) for split in ("sft", "rl", "test")}
+    tested = list(map(content, splits["test"]))
     for split in ("sft", "rl"):
-        assert all(untested(splits[split], splits["test"], content)) and len(splits[split]) == sizes[f"{split}_problems"]
+        assert all(untested(map(content, splits[split]), tested)) and len(splits[split]) == sizes[f"{split}_problems"]
     assert f" drawn puzzles of the split rl are in {path}; others were drawn instead" in caplog.text
-    assert not any(untested(free[:20], splits["test"], content))
+    assert not any(untested(map(content, free[:20]), tested))
     assert {each.question for each in splits["rl"]} - {each.question for each in free}  # others were drawn instead
     other = tmp_path / "other.jsonl"  # a test file that shares nothing leaves the problems as they are
     other.write_text(
@@ -128,11 +129,12 @@ def test_generated_splits_share_no_content(task):
     config = ConfigDict(task.defaults(**sizes | ({"slots": 2} if task is arithmetic else {})))
     content = content_of(task, config)
     splits = {split: task.load(config, split, seed=0) for split in ("sft", "rl", "test")}
-    assert all(untested(splits["sft"] + splits["rl"], splits["test"], content))
+    assert all(untested(map(content, splits["sft"] + splits["rl"]), map(content, splits["test"])))
 
 
 def test_the_template_of_the_prompt_does_not_count():
     task = ConfigDict(math.defaults(prompt="Answer, Please.\n{question}\nBe Brief, OK?"))
     shown = [problem(task.prompt.replace("{question}", question)) for question in (SHOP, SHOP.upper(), POINT)]
-    content = content_of(math, task)
-    assert untested(shown, shown[:1], content) == [False, False, True] and repeats([*shown, shown[2]], content) == 1
+    contents = list(map(content_of(math, task), shown))
+    assert untested(contents, contents[:1]) == [False, False, True] and repeats([*contents, contents[2]]) == 2
+    assert repeats([("f of x", "F"), ("f of x", "f"), ("f of x", "")]) == 1 and repeats([]) == 0
