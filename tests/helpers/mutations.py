@@ -2,8 +2,10 @@
 
 import json
 import random
+from collections.abc import Sequence
+from typing import Any
 
-DEEP, DIGITS, HUGE = "@deep@", "@digits@", "@huge@"
+DEEP, DIGITS, HUGE, TWICE = "@deep@", "@digits@", "@huge@", "@twice@"
 RAW = {
     f'"{DEEP}"': "[" * 20_000 + "]" * 20_000,
     f'"{DIGITS}"': "9" * 20_000,
@@ -26,12 +28,12 @@ PIECES = [
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """Returns the content with one to three changes."""
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        change = draw.choice((_in_json, _in_json, _in_json, _in_bytes))
+        change = draw.choice((change_json, change_json, change_json, change_bytes))
         content = change(content, draw)
     return content
 
 
-def _in_bytes(content: bytes, draw: random.Random) -> bytes:
+def change_bytes(content: bytes, draw: random.Random) -> bytes:
     begin = draw.randint(0, len(content))
     end = min(len(content), begin + draw.choice((0, 1, 1, 8, 100)))
     match draw.randrange(5):
@@ -47,11 +49,12 @@ def _in_bytes(content: bytes, draw: random.Random) -> bytes:
             return content[:begin] + draw.choice(PIECES) + content[end:]
 
 
-def _in_json(content: bytes, draw: random.Random) -> bytes:
-    """Changes a value of a JSON file, of a JSON line or of a safetensors header; falls back to a change of bytes."""
+def change_json(content: bytes, draw: random.Random, values: Sequence[Any] = VALUES) -> bytes:
+    """Changes a value of a JSON file, of a JSON line or of a safetensors header; falls back to a change of bytes. `values` may
+    replace the value."""
     length = int.from_bytes(content[:8], "little")
     if 2 <= length <= len(content) - 8:
-        header = _in_json(content[8 : 8 + length], draw) if content[8:9] == b"{" else content[8 : 8 + length]
+        header = change_json(content[8 : 8 + length], draw, values) if content[8:9] == b"{" else content[8 : 8 + length]
         claimed = draw.choice((len(header),) * 8 + (2**60, 2**64 - 1, 0, max(len(header) - 1, 0)))
         return claimed.to_bytes(8, "little") + header + content[8 + length :]
     try:
@@ -60,19 +63,19 @@ def _in_json(content: bytes, draw: random.Random) -> bytes:
         lines = content.split(b"\n")
         number = draw.randrange(len(lines))
         if len(lines) > 1 and lines[number]:
-            lines[number] = _in_json(lines[number], draw)
+            lines[number] = change_json(lines[number], draw, values)
             return b"\n".join(lines)
-        return _in_bytes(content, draw)
+        return change_bytes(content, draw)
     try:
-        text = json.dumps(_changed(value, draw))
+        text = json.dumps(_changed(value, draw, values))
     except (ValueError, RecursionError):
-        return _in_bytes(content, draw)
-    for mark, raw in RAW.items():
+        return change_bytes(content, draw)
+    for mark, raw in (*RAW.items(), (TWICE, "")):
         text = text.replace(mark, raw)
     return text.encode("utf-8", "surrogatepass")
 
 
-def _changed(value, draw: random.Random):
+def _changed(value, draw: random.Random, values: Sequence[Any]):
     """Changes, removes or duplicates one random value."""
     parent, key, place = None, None, value
     while isinstance(place, dict | list) and place and (parent is None or draw.random() < 0.8):
@@ -80,10 +83,12 @@ def _changed(value, draw: random.Random):
         parent, key = place, draw.choice(keys)
         place = parent[key]
     if parent is None:
-        return draw.choice(VALUES)
+        return draw.choice(values)
     match draw.randrange(8):
         case 0:
             del parent[key]
+        case 1 if isinstance(parent, dict) and draw.random() < 0.5:
+            parent[TWICE + key] = draw.choice(values)
         case 1 if isinstance(parent, dict):
             parent[draw.choice(("x", "", "\x00", "\ud800", "__metadata__", "a\nb", key + "x"))] = parent.pop(key)
         case 1:
@@ -95,5 +100,5 @@ def _changed(value, draw: random.Random):
         case 3 if isinstance(place, int | float):
             parent[key] = draw.choice((-place, place + 1, place * 10, str(place), 0.5))
         case _:
-            parent[key] = draw.choice(VALUES)
+            parent[key] = draw.choice(values)
     return value

@@ -186,7 +186,7 @@ ROWS: dict[str, list[dict]] = {
 FIELDS = {"id": "id", "question": "question", "answer": "answer", "solution": "solution"}
 
 
-def _write_problems(folder: pathlib.Path) -> None:
+def write_problems(folder: pathlib.Path) -> None:
     for name, rows in ROWS.items():
         file = folder / name
         match file.suffix:
@@ -248,7 +248,7 @@ def _read_problems(name: str):
 # Folders of runs and evaluations
 
 
-def _write_run(folder: pathlib.Path) -> None:
+def write_run(folder: pathlib.Path) -> None:
     config = base_config(**arithmetic.defaults())
     (folder / "config.json").write_text(json.dumps(configuration.to_json(config)))
     numbers = (
@@ -285,7 +285,7 @@ def _read_run_config(folder: pathlib.Path) -> None:
 def _write_runs(folder: pathlib.Path) -> None:
     for arm in ("grpo", "igpo"):
         (folder / "seed-0" / arm).mkdir(parents=True)
-        _write_run(folder / "seed-0" / arm)
+        write_run(folder / "seed-0" / arm)
 
 
 def _write_evaluations(folder: pathlib.Path) -> None:
@@ -391,9 +391,9 @@ PARSERS = [
     Parser("adapters", _write_adapters, lambda folder: import_peft(folder, SHAPE)),
     Parser("tokenizer.json", write_tokenizer, lambda folder: _use(load_tokenizer(folder, 323))),
     Parser("tokenizer.model", _write_pieces, lambda folder: _use(load_tokenizer(folder))),
-    *(Parser(f"problems {name}", _write_problems, _read_problems(name), (name,)) for name in (*ROWS, *PUZZLE_FILES)),
-    Parser("config.json", _write_run, _read_run_config, ("config.json",)),
-    Parser("report", _write_run, write_report, ("config.json", "metrics.jsonl", "rollouts.jsonl", "result.json")),
+    *(Parser(f"problems {name}", write_problems, _read_problems(name), (name,)) for name in (*ROWS, *PUZZLE_FILES)),
+    Parser("config.json", write_run, _read_run_config, ("config.json",)),
+    Parser("report", write_run, write_report, ("config.json", "metrics.jsonl", "rollouts.jsonl", "result.json")),
     Parser("comparison", _write_runs, lambda folder: compare_runs(folder, ["grpo", "igpo"], [0])),
     Parser("evaluations", _write_evaluations, lambda folder: compare(folder / "one", folder / "other")),
     Parser("replies", _lines("replies.jsonl", REPLY), _read_replies),
