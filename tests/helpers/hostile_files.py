@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import shutil
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -199,7 +200,8 @@ class Folder:
         file = self.pick(".gz")
         if file is None:
             return None
-        content, line = gzip.decompress(file.read_bytes()), b'{"question": "", "answer": "1", "problem": ""}\n'
+        self.files.remove(file)  # another change would unpack it
+        content, line = _unpacked(file), b'{"question": "", "answer": "1", "problem": ""}\n'
         rows = self.draw.random() < 0.5
         file.write_bytes(gzip.compress(line * 2**14) * 20 if rows else gzip.compress(content[:20]) + BLOCK * 256)
         return f"{'rows' if rows else 'a line'} without end in {self._name(file)}"
@@ -225,7 +227,7 @@ def _unpacked(file: pathlib.Path) -> bytes:
     if file.suffix == ".gz":
         try:
             return gzip.decompress(content)
-        except (OSError, EOFError):
+        except (OSError, EOFError, zlib.error):
             return content
     if file.suffix == ".parquet":
         try:
