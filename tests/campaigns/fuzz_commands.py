@@ -302,7 +302,7 @@ def run_case(case: Case, command: Command, paths: dict[str, str], root: pathlib.
     with LAUNCHES:
         process = start(command.module, *flags, stdout=log, cwd=root / "box", env=env)
     assert isinstance(process, Process)  # forked
-    with watched(process, case.faults):
+    with watched(process, case.faults, 4 if case.command == "playground requests" else 1):
         if command.module == "playground":
             draw = random.Random(f"{seed} {case.number} requests")
             serve(case, process, port, log, draw)
@@ -319,8 +319,9 @@ def run_case(case: Case, command: Command, paths: dict[str, str], root: pathlib.
 
 
 @contextlib.contextmanager
-def watched(process: Process, found: list[str]) -> Iterator[None]:
-    """Context manager that kills a process above the limits of time and memory, and appends the reason to `found`."""
+def watched(process: Process, found: list[str], factor: int = 1) -> Iterator[None]:
+    """Context manager that kills a process above the limits of memory and of `factor` times the time, and appends the reason to
+    `found`."""
     ended, begin = threading.Event(), time.monotonic()
 
     def watch() -> None:
@@ -331,7 +332,11 @@ def watched(process: Process, found: list[str]) -> Iterator[None]:
                 return
             cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
             memory, wall = int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), time.monotonic() - begin
-            for name, value, most in (("memory", memory, MEMORY), ("CPU time", cpu, CPU_SECONDS), ("time", wall, WALL_SECONDS)):
+            for name, value, most in (
+                ("memory", memory, MEMORY),
+                ("CPU time", cpu / factor, CPU_SECONDS),
+                ("time", wall / factor, WALL_SECONDS),
+            ):
                 if value > most:
                     found.append(f"{name} above {most:.3g}")
                     os.kill(process.pid, signal.SIGKILL)
@@ -408,7 +413,7 @@ def faults_of_files(before: dict[str, str], after: dict[str, str], command: Comm
 
 def faults_of_end(case: Case, printed: str, command: Command) -> list[str]:
     """Checks the exit status and what was printed."""
-    lines = [line for line in printed.split("\n") if line.strip()]
+    lines = [line for line in printed.split("\n") if line.strip() and "Warning: " not in line]
     case.line = lines[-1] if lines else ""
     stopped = command.module == "playground" and any(line.startswith("http://") for line in lines)
     found = []
