@@ -6,10 +6,10 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import app, flags
 
 from igpo_jax.runtime import interrupts
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages 
 
 FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
 SHOWN = 100  # characters of an argument in a message
+# What breaks lines, moves a terminal's cursor or reverses the direction of text.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 flags.disclaim_key_flags()  # --help of a command lists the flag of `define_config` as the command's own
 
@@ -42,6 +44,17 @@ def define_trust() -> "flags.FlagHolder[list[str]]":
 def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
     """Defines the flag --allow_nonfinite of commands that read weights."""
     return flags.DEFINE_bool("allow_nonfinite", False, "Only warn of weights that are NaN or infinite.")
+
+
+def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
+    """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If they end it with a message, such
+    as `error: ...`, the message is one line: control characters, which names of files may contain, are escaped."""
+    try:
+        app.run(main, flags_parser=parse)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            end.code = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), end.code)
+        raise
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:

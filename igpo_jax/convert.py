@@ -14,9 +14,9 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
-from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments
+from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments, run_command
 from igpo_jax.config import with_tokenizer
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
@@ -72,4 +72,4 @@ def warn_without_tokenizer(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_arguments)
+    run_command(main, parse_arguments)

@@ -347,8 +347,6 @@ def _ended_after(seconds: float, name: str, text: str):
 
 
 if __name__ == "__main__":
-    from absl import app
+    from igpo_jax.cli import parse_arguments, run_command
 
-    from igpo_jax.cli import parse_arguments
-
-    app.run(main, flags_parser=parse_arguments)
+    run_command(main, parse_arguments)

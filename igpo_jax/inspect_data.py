@@ -19,9 +19,9 @@ import tempfile
 from collections.abc import Iterator
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from igpo_jax.cli import define_config, parse_flags
+from igpo_jax.cli import define_config, parse_flags, run_command
 from igpo_jax.config import Config, parse
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
@@ -136,4 +136,4 @@ def _sample(split: str, problem: Problem) -> Iterator[str]:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    run_command(main, parse_flags)

@@ -14,9 +14,9 @@ import sys
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
-from igpo_jax.cli import define_config, parse_flags
+from igpo_jax.cli import define_config, parse_flags, run_command
 from igpo_jax.report.page import write_report
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
@@ -106,7 +106,7 @@ def train(experiment: Experiment) -> None:
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    run_command(main, parse_flags)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,25 @@ def test_a_message_has_one_short_line(tmp_path):
     assert "did you mean --prompt=What is 17 + 25?" in message and len(message) < 400
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "{}"),
+        ("generate", "--prompt=x", "--model={}"),
+        ("convert", "--source={}", "--target=out"),
+        ("evaluate", "--workdir={}"),
+        ("evaluate", "--regrade={}"),
+        ("inspect_data", "--config=math.py:smoke", "--config.task.sft=jsonl:{}"),
+    ],
+)
+def test_a_message_escapes_control_characters_of_names(arguments, tmp_path):
+    name = "a\nb\x1b[2J\u202ec"
+    (tmp_path / name).mkdir()
+    message = refused(*(argument.format(name) for argument in arguments), cwd=tmp_path)
+    assert message[:-1].isprintable()
+    assert "a\\nb\\x1b[2J\\u202ec" in message
+
+
 def test_spellings_that_absl_accepts_are_accepted(tmp_path):
     """They reach the check of the values."""
     for arguments in (

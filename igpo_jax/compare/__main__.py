@@ -23,9 +23,9 @@ import sys
 import threading
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from igpo_jax.cli import config_overrides, define_config, parse_flags
+from igpo_jax.cli import config_overrides, define_config, parse_flags, run_command
 from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
@@ -145,7 +145,7 @@ def create_run_folder(run: pathlib.Path) -> None:
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    run_command(main, parse_flags)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.api import DiffusionLM
-from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, parse_flags
+from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
@@ -219,4 +219,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["diff"]:
         diff(sys.argv[2:])
     else:
-        app.run(main, flags_parser=parse_flags)
+        run_command(main, parse_flags)

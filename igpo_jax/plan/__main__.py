@@ -13,10 +13,10 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
-from absl import app, flags
+from absl import flags
 
 from igpo_jax import config as configuration
-from igpo_jax.cli import define_config, parse_flags
+from igpo_jax.cli import define_config, parse_flags, run_command
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
@@ -136,4 +136,4 @@ def verdict(result: dict) -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    run_command(main, parse_flags)

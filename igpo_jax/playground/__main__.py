@@ -14,10 +14,10 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from igpo_jax.api import DiffusionLM, load
-from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags
+from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.distributed import listen
@@ -87,4 +87,4 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run_command(main, parse_flags)

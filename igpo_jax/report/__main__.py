@@ -13,9 +13,9 @@ import functools
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import parse_flags, run_command
 from igpo_jax.report.page import write_page
 
 OUTPUT = flags.DEFINE_string(
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run() -> None:
-    app.run(main, flags_parser=functools.partial(parse_flags, words=True))
+    run_command(main, functools.partial(parse_flags, words=True))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from igpo_jax.cli import parse_flags
+from igpo_jax.cli import parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
@@ -333,4 +333,4 @@ def _fields(flag: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run_command(main, parse_flags)
