@@ -36,7 +36,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         keep: number of newest checkpoints to keep.
         identity: fingerprints to save with each checkpoint and to compare on restore, see `other_identity`.
         best: whether to also keep the checkpoint with the highest accuracy.
-        read_only: whether to keep unfinished saves instead of deleting them. Another process may still be writing them."""
+        read_only: whether to change nothing in the folder. Otherwise, unfinished saves, which another process may still be
+            writing, and damaged metrics are deleted."""
 
     def __init__(
         self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, read_only: bool = False
@@ -49,26 +50,30 @@ class Checkpoints(contextlib.AbstractContextManager):
             )
         self.folder = pathlib.Path(folder).absolute()
         with raise_on_all_hosts():
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not read_only:
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
         self.log_sums: Callable[[], Mapping[str, Any]] = dict
         preserved = policies.AnyPreservationPolicy(keepers)
-        self._checkpointer = ocp.training.Checkpointer(
-            self.folder, preservation_policy=preserved, cleanup_tmp_directories=not read_only
-        )
         self._saving: Any = None  # Orbax's response to the last save, None after it was waited for
+        self._checkpointer: Any = None
+        if not read_only:  # a Checkpointer reads all metrics, which may be damaged
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder, preservation_policy=preserved, cleanup_tmp_directories=True
+            )
 
     def __exit__(self, error, *_):
         # Closing waits for the other processes, which may be gone after an error.
-        if error in (None, Terminated) or jax.process_count() == 1:
+        if self._checkpointer and (error in (None, Terminated) or jax.process_count() == 1):
             with contextlib.closing(self._checkpointer):
                 self.wait()
         self._remove_paths()
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints in ascending order."""
+        if self._checkpointer is None:
+            return integrity.steps_in(self.folder)
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(
@@ -148,14 +153,15 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _newest_readable(self, abstract: dict, partial: bool = False) -> tuple[int, Any, Mapping[str, Any]] | None:
         steps = self.steps()
         for step in reversed(steps):
+            path = self.folder / str(step)
             loaded, reason = None, "another process cannot read it"
             try:
-                about = self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+                about = ocp.checkpointables_metadata(path).custom_metadata or {}
                 integrity.check_metadata(about)
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial
                 with context:
-                    loaded = self._checkpointer.load_checkpointables(step, abstract)
+                    loaded = ocp.load_checkpointables(path, abstract)
             except Exception as error:  # a damaged file can make the reader raise anything
                 if integrity.is_about_this_machine(error):
                     raise
@@ -166,7 +172,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 if not changed:
                     return step, loaded, about
                 reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
-            log.warning("checkpoint %s cannot be read (%s); trying the one before it", self.folder / str(step), reason)
+            log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
         if not steps:
             return None
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from igpo_jax.runtime.files import first_line, read_json
+from igpo_jax.runtime.files import first_line, parse_json, read_json
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 
@@ -94,13 +94,16 @@ def is_about_this_machine(error: Exception) -> bool:
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics of checkpoints. Otherwise Orbax, which reads all metrics on opening the folder, would fail."""
+    """Removes damaged metrics of checkpoints. Otherwise Orbax, which reads all metrics on opening the folder, would fail. Removes
+    nothing that a symbolic link in the folder points to."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save
         try:
-            json.loads(path.read_bytes())
-        except (ValueError, FileNotFoundError) as error:
+            parse_json(path.read_bytes(), path)
+        except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+            if path.parent.resolve() != folder.resolve() / path.parents[1].name / path.parent.name:
+                raise ValueError(f"{path.parents[1]} leads out of {folder} and has damaged metrics; remove the link") from None
             log.warning("%s cannot be read (%s); removed", path, describe(error))
             shutil.rmtree(path.parent, ignore_errors=True)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.run.checkpoint import Checkpoints
+from run_configs import contents
 
 KEY, LOSSES = jax.random.key(3), [[0.1, 2.0], [float("nan"), float("inf")]]
 MEMORY = np.arange(12, dtype=np.int32).reshape(3, 4)
@@ -98,6 +99,26 @@ def test_parameters_alone_are_checked_too(saved, tmp_path):
         step, params = checkpoints.restore_params(abstract)
     assert step == 1
     np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])
+
+
+@pytest.mark.parametrize("content", [b'{"accur', b"[" * 10**5, b""], ids=["cut", "deep", "empty"])
+def test_reading_damaged_metrics_changes_no_file(content, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run" / "sft")
+    for place in (folder / "2", tmp_path / "elsewhere"):
+        (place / "metrics").mkdir(parents=True, exist_ok=True)
+        (place / "metrics" / "metrics").write_bytes(content)
+    (folder / "3").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    abstract = {"w": jax.ShapeDtypeStruct((300, 40), jnp.float32, sharding=jnp.zeros(1).sharding)}
+    with Checkpoints(folder, keep=3, read_only=True) as checkpoints:
+        assert checkpoints.restore_params(abstract)[0] == 2
+    assert contents(tmp_path) == before
+    with pytest.raises(ValueError, match="leads out of"), Checkpoints(folder, keep=3):
+        pass
+    assert (tmp_path / "elsewhere/metrics/metrics").read_bytes() == content
+    (folder / "3").unlink()
+    with Checkpoints(folder, keep=3):  # training removes what is damaged, because the best checkpoint is kept
+        assert not (folder / "2" / "metrics").exists()
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_sums_and_is_read(tmp_path, monkeypatch):
