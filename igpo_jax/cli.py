@@ -1,10 +1,12 @@
 """Command-line and config-file parsing that reports errors in one line instead of a traceback."""
 
 import difflib
+import os
 import pathlib
 import re
 import runpy
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages 
     from ml_collections import ConfigDict
 
 FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
+PATIENCE = 10.0  # seconds
 SHOWN = 100  # characters of an argument in a message
 # What breaks lines, moves a terminal's cursor or reverses the direction of text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -48,12 +51,20 @@ def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
 
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If they end it with a message, such
-    as `error: ...`, the message is one line: control characters, which names of files may contain, are escaped."""
+    as `error: ...`, the message is one line: control characters, which names of files may contain, are escaped. After an error,
+    waits `PATIENCE` seconds for other threads, because threads of a failed save in Orbax wait for each other for minutes."""
     try:
         app.run(main, flags_parser=parse)
-    except SystemExit as end:
-        if isinstance(end.code, str):
+    except BaseException as end:
+        if isinstance(end, SystemExit) and isinstance(end.code, str):
             end.code = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), end.code)
+        jax = sys.modules.get("jax")  # `doctor` runs without it
+        is_job = jax is not None and jax.distributed.is_initialized()  # whose processes wait for each other at the end
+        if not is_job and (not isinstance(end, SystemExit) or end.code):
+            status = end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 1
+            timer = threading.Timer(PATIENCE, os._exit, (status,))
+            timer.daemon = True
+            timer.start()
         raise
 
 

@@ -149,6 +149,19 @@ def test_a_message_escapes_control_characters_of_names(arguments, tmp_path):
     assert "a\\nb\\x1b[2J\\u202ec" in message
 
 
+@pytest.mark.parametrize("end", ["sys.exit('error: x')", "raise OSError('x')"])
+def test_a_failed_command_does_not_wait_for_its_threads_forever(end):
+    program = f"""import sys, threading
+from igpo_jax import cli
+def main(_):
+    threading.Thread(target=threading.Event().wait).start()
+    {end}
+cli.PATIENCE = 0.1
+cli.run_command(main, cli.parse_arguments)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] in ("error: x", "OSError: x")
+
+
 def test_spellings_that_absl_accepts_are_accepted(tmp_path):
     """They reach the check of the values."""
     for arguments in (
