@@ -10,7 +10,7 @@ outside of its folders, may not import a module of the folder that it starts in,
 Pages that it writes may not contain the elements that hostile texts inject.
 
 Commands are forked from a process that has imported everything and has not initialized a backend (tests/helpers/commands.py);
-with two jobs, two cores run about 35 cases per minute. Prints faults as they are found, and counts per command, per kind of
+with two jobs, two cores that others use, too, run about 50 cases per minute. Prints faults as they are found, and counts per command, per kind of
 change and per kind of fault at the end. Needs neither GPU nor network.
 """
 
@@ -270,7 +270,7 @@ def mutate(
     patterns = command.mutable or (f"{command.inputs[0]}/*", command.inputs[0])
     files = sorted(path for path in box.rglob("*") if path.is_file())
     files = [path for path in files if any(fnmatch.fnmatch(str(path.relative_to(box)), pattern) for pattern in patterns)]
-    hostile = Folder(root, files, draw)
+    hostile = Folder(root, files, draw, command.writes)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         kind = draw.choice([kind for kind, weight in KINDS.items() for _ in range(weight)])
         change = getattr(hostile, kind)()

@@ -8,7 +8,7 @@ import pathlib
 import random
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow
@@ -75,11 +75,13 @@ def hostile_texts(root: pathlib.Path) -> list[str]:
 
 
 class Folder:
-    """A folder to make hostile. files: those that may change. Each method makes a random change, and returns a description of it,
+    """A folder to make hostile. files: those that may change. targets: folders that no link replaces, because the user names them
+    as the target. Each method makes a random change, and returns a description of it,
     or None if there is nothing to change in this way."""
 
-    def __init__(self, root: pathlib.Path, files: list[pathlib.Path], draw: random.Random):
+    def __init__(self, root: pathlib.Path, files: list[pathlib.Path], draw: random.Random, targets: Sequence[str] = ()):
         self.root, self.files, self.draw, self.texts = root, files, draw, hostile_texts(root)
+        self.targets = [root / "box" / name for name in targets]
 
     def pick(self, *suffixes: str) -> pathlib.Path | None:
         chosen = [file for file in self.files if not file.is_symlink() and file.is_file()]
@@ -146,7 +148,7 @@ class Folder:
         file = self.pick()
         if file is None:
             return None
-        parents = [parent for parent in file.parents if self.root / "box" in parent.parents]
+        parents = [parent for parent in file.parents if self.root / "box" in parent.parents and parent not in self.targets]
         path = self.draw.choice((file, file, *parents))
         kind = self.draw.choice(("copy", "copy", "precious", "folder", "new", "loop", "parent"))
         copy = self.root / "outside" / f"copy{len(list((self.root / 'outside').iterdir()))}"
