@@ -25,12 +25,10 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        known: set[Any] = self.connections
-        others = [other for other in known if not other.transport.is_closing()]
+        others: list[Any] = [other for other in self.connections if not other.transport.is_closing()]
         if len(others) >= MOST_CONNECTIONS:
             waiting = [other for other in others if other.waits_since is not None]
-            replaced = min(waiting, key=lambda other: other.waits_since).transport if waiting else transport
-            replaced.abort()
+            (min(waiting, key=lambda other: other.waits_since).transport if waiting else transport).abort()
         super().connection_made(transport)
         self._changed()
 

@@ -35,6 +35,7 @@ from igpo_jax.report.templates import content_policy, read_source, render_page
 REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
 WAITING = 32  # jobs of a queue that may wait
 CHUNK_BYTES = 1 << 16  # of a response
+MESSAGE_CHARACTERS = 500
 PROGRAMS = 64  # number of compiled programs above which all of them are discarded
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class JobQueue:
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []
 
-    def join(self, work: Callable[[Job, Callable[[dict], Any]], Any]) -> Job:
+    def join(self, work: Callable[[Job, Callable[[dict], None]], Any]) -> Job:
         """Appends a new job to the queue and returns the job. The queue's thread calls `work` with the job and with a function
         that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
         if len(self._jobs) > WAITING:
@@ -70,7 +71,11 @@ class JobQueue:
         loop, job = asyncio.get_running_loop(), Job()
         self._jobs.append(job)
         job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
-        job.future = self._thread.submit(work, job, lambda event: loop.call_soon_threadsafe(job.events.put_nowait, event))
+
+        def send(event: dict) -> None:
+            loop.call_soon_threadsafe(job.events.put_nowait, event)
+
+        job.future = self._thread.submit(work, job, send)
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, job))
         return job
 
@@ -131,7 +136,7 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
 
     async def refused(_: Request, error: Exception) -> Response:
         status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-        return JSONResponse({"error": message}, status)
+        return JSONResponse({"error": message[:MESSAGE_CHARACTERS]}, status)  # a message may quote the whole request
 
     answers = {"/": HTMLResponse(page, headers=headers), "/info": JSONResponse(info(model, begin_with))}
     routes = [Route(path, answer, methods=["GET"]) for path, answer in answers.items()]

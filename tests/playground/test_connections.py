@@ -1,5 +1,6 @@
 """A real server: clients that send nothing, little, or do not read cannot keep others out, and work ends with its client."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -80,24 +81,22 @@ def test_a_request_that_arrives_byte_by_byte_is_ended(port, monkeypatch):
             time.sleep(0.01)
 
 
-def test_a_client_that_does_not_read_is_ended_and_a_long_answer_is_not(monkeypatch):
+def test_a_client_that_does_not_read_is_ended_and_one_that_waits_for_the_server_is_not(monkeypatch):
     monkeypatch.setattr(connections, "WAIT_SECONDS", 0.5)
 
     async def app(scope, receive, send):
         await receive()
         if scope["path"] == "/slow":
-            await connections.asyncio.sleep(1.5)  # the server works: nobody waits for the client
+            await asyncio.sleep(1.5)  # the server works: nobody waits for the client
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        while scope["path"] == "/endless":
+        for _ in range(2000 if scope["path"] == "/long" else 0):
             await send({"type": "http.response.body", "body": b"0" * 65536, "more_body": True})
-            if (await connections.asyncio.sleep(0)) is None and not number():
-                return
         await send({"type": "http.response.body", "body": b""})
 
     with serving(app) as (port, number):
         assert status(port, path="/slow") == 200
         with connect(port) as client:
-            client.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            client.sendall(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
             while not number():
                 time.sleep(0.01)
             deadline = time.monotonic() + 60
@@ -146,9 +145,9 @@ def test_no_more_animations_wait_than_generations(port, monkeypatch):
             stack.enter_context(connect(port)).sendall(HEAD % len(ANIMATION) + ANIMATION)
         assert begun.wait(60)
         headers = {"Content-Type": "application/json", "Host": "localhost"}
-        codes = {status(port, "POST", "/gif", body=ANIMATION, headers=headers) for _ in range(1)}
+        code = status(port, "POST", "/gif", body=ANIMATION, headers=headers)
         enough.set()
-    assert codes == {429}
+    assert code == 429
 
 
 @pytest.mark.parametrize("path", ["/", "/info", "/generate", "/gif", "/nothing"])

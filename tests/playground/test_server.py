@@ -90,6 +90,20 @@ def test_a_template_keeps_what_is_given(client, model):
     assert filled(events) == [model.tokenizer.piece(token) for token in expected.tokens]
 
 
+def test_an_error_does_not_repeat_a_long_request(client):
+    response = client.post("/generate", json={"template": "[MASK:" * 10_000})
+    assert response.status_code == 400 and len(response.content) < 3000
+
+
+def test_no_browser_guesses_the_type_of_an_answer(client):
+    answers = [client.get(path) for path in ("/", "/info", "/nothing")] + [
+        client.post("/gif", json={}),
+        client.post("/generate", json=ASKED),
+    ]
+    answers.append(client.get("/info", headers={"host": "evil.example"}))
+    assert {answer.headers["x-content-type-options"] for answer in answers} == {"nosniff"}
+
+
 def test_bad_input_is_answered_at_once(client):
     response = client.post("/generate", json=ASKED | {"steps": 3})
     assert response.status_code == 400 and "steps=3 is not a multiple" in response.json()["error"]
