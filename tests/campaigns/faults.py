@@ -3,8 +3,9 @@ optimizer, logs, rollouts, verdicts, result and evaluation.
 
     python tests/campaigns/faults.py --kills=100 --output=benchmarks/results/faults.log
 
-A run is killed about ten times, by one of `SIGNALS`, at a random delay after an announced event (announced.py). Prints
-one line per kill. tests/faults runs the same code with fewer kills.
+A run is killed about ten times, at a random delay after an announced event (announced.py). Half of the kills are SIGKILL, a
+quarter SIGTERM, an eighth SIGINT and an eighth SIGHUP. Prints one line per kill. tests/faults runs the same code with fewer
+kills.
 """
 
 import argparse
@@ -106,21 +107,21 @@ PHASES = (
     (("evaluate", "start", 0, 3.0), ("evaluate", "batch of igpo_jax.evaluate", 2, 0.2)),
 )
 KILLS_OF_PHASE = (4, 5, 1, 2)
-# Drawn with equal chances: two of five kills cannot be handled.
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Of every eight kills in a row.
+SIGNALS = (*[signal.SIGKILL] * 4, *[signal.SIGTERM] * 2, signal.SIGINT, signal.SIGHUP)
 
 
 def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
-    """Yields the kills of one run after another. Cycles through the events, so that all are equally frequent."""
+    """Yields the kills of one run after another. Cycles through the events and the signals, so that all are equally frequent."""
     draw = random.Random(seed)
+    signals = itertools.chain.from_iterable(draw.sample(SIGNALS, len(SIGNALS)) for _ in itertools.count())
     turns = [itertools.cycle(draw.sample(phase, len(phase))) for phase in PHASES]
     while True:
         kills = []
         for turn, number in zip(turns, KILLS_OF_PHASE, strict=True):
             for command, moment, occurrences, seconds in itertools.islice(turn, number):
-                sent = draw.choice(SIGNALS)
                 occurrence = draw.randint(1, occurrences) if occurrences else 0
-                kills.append(Kill(command, moment, occurrence, draw.uniform(0, seconds), sent))
+                kills.append(Kill(command, moment, occurrence, draw.uniform(0, seconds), next(signals)))
         yield kills
 
 
@@ -184,12 +185,15 @@ class Runs:
         """
         code, last, sent = self.run(kill.command, workdir, variant, kill)
         printed = _log(workdir).read_text()
-        if code not in (0, -kill.signal, 128 + kill.signal):
+        # After SIGINT and SIGHUP, the exit status of a run that has saved its state is that of one that died.
+        if code in (0, 128 + kill.signal) and ("after saving" in printed or "everything was saved" in printed):
+            return f"saved and stopped in {last}"
+        if code in (-kill.signal, 128 + kill.signal):
+            return f"died in {last}"
+        if code:
             raise RuntimeError(f"{kill}, {last}: ended with {code}:\n{printed[-3000:]}")
         if "the same command continues the run" in printed:
-            return f"saved and stopped in {last}"
-        if code:
-            return f"died in {last}"
+            return f"stopped in {last}"
         return "was done before it heard" if sent else None
 
 
@@ -247,6 +251,18 @@ def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str
         runs.finish(command, workdir, variant)
 
 
+@contextlib.contextmanager
+def nothing_ignored() -> Iterator[None]:
+    """Context manager in whose body child processes start with the signals' default actions. nohup and shells without job
+    control make their jobs ignore some."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in set(SIGNALS) - {signal.SIGKILL}}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def log_to(output: pathlib.Path | None) -> tuple[list[str], Callable[[str], None]]:
     """Returns the list of the lines that were said, and a function that says a line: prints it and writes all to the file."""
     lines: list[str] = []
@@ -264,7 +280,7 @@ def log_to(output: pathlib.Path | None) -> tuple[list[str], Callable[[str], None
 def main(arguments: list[str] | None = None) -> int:
     """Returns the number of runs whose result differs from the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="at least so many")
+    parser.add_argument("--kills", type=int, default=100, help="at least so many, also of each signal")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
     options = parser.parse_args(arguments)
@@ -272,24 +288,23 @@ def main(arguments: list[str] | None = None) -> int:
     where = environment()
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")
-    begin, done, identical, total, sent = time.monotonic(), 0, 0, 0, collections.Counter[signal.Signals]()
-    with tempfile.TemporaryDirectory() as name, Runs(pathlib.Path(name)) as runs:
+    begin, identical, total = time.monotonic(), 0, 0
+    done: collections.Counter[signal.Signals] = collections.Counter()
+    with tempfile.TemporaryDirectory() as name, nothing_ignored(), Runs(pathlib.Path(name)) as runs:
         undisturbed = {variant: runs.folder / variant for variant in VARIANTS}
         for variant, workdir in undisturbed.items():
             for command in ("train", "evaluate"):
                 runs.finish(command, workdir, variant)
         for kills, variant in zip(kills_of_runs(options.seed), itertools.cycle(VARIANTS)):
-            if done >= options.kills:
+            if all(done[number] >= options.kills * SIGNALS.count(number) / len(SIGNALS) for number in SIGNALS):
                 break
             workdir = runs.folder / f"run{total}"
 
             def report(kill: Kill, happened: str) -> None:
-                nonlocal done
-                done += 1
-                sent[kill.signal] += 1
+                done[kill.signal] += 1
                 moment = kill.moment + (f" {kill.occurrence}" if kill.occurrence else "")
                 say(
-                    f"{done:3} run {total} ({variant}), {kill.command}: {kill.signal.name} {1000 * kill.delay:.0f} ms "
+                    f"{done.total():3} run {total} ({variant}), {kill.command}: {kill.signal.name} {1000 * kill.delay:.0f} ms "
                     f"after {moment}: {happened}"
                 )
 
@@ -301,8 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"    run {total} has ended: {'identical' if not found else 'DIFFERS in ' + ', '.join(found)}")
             identical, total = identical + (not found), total + 1
             shutil.rmtree(workdir)
-    counts = ", ".join(f"{each.name} {number}" for each, number in sent.items())
-    say(f"{done} kills ({counts}) of {total} runs in {time.monotonic() - begin:.0f} s: {identical}/{total} identical")
+    signals = ", ".join(f"{number} {sent.name}" for sent, number in done.most_common())
+    say(f"{done.total()} kills ({signals}) of {total} runs in {time.monotonic() - begin:.0f} s: {identical}/{total} identical")
     return total - identical
 
 

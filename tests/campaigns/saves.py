@@ -3,7 +3,7 @@
     python tests/campaigns/saves.py [--iterations=400] [--limit=256] [--output=benchmarks/results/saves.log]
 
 Prints the most open file descriptors, threads and MiB of resident memory within every twentieth of the iterations. Exits with 1
-if the run fails, or if the last half of the run holds more than the second quarter by more than 32 descriptors, 16 threads or 10 % of memory.
+if the run fails, or if the last half of the run exceeds the second quarter by 32 descriptors, 16 threads or 10 % of memory.
 """
 
 import argparse

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
@@ -254,18 +254,6 @@ def prepare(shared: pathlib.Path, names: list[str]) -> tuple[dict[str, Command],
     return {name: commands[name] for name in names}, seconds
 
 
-@contextlib.contextmanager
-def nothing_ignored() -> Iterator[None]:
-    """Context manager in whose body child processes start with the signals' default actions. nohup and shells without job
-    control make their jobs ignore some."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Returns the number of faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     lines, say = faults.log_to(options.output)
     draw, begin = random.Random(options.seed), time.monotonic()
-    with tempfile.TemporaryDirectory() as name, nothing_ignored():
+    with tempfile.TemporaryDirectory() as name, faults.nothing_ignored():
         shared = pathlib.Path(name)
         chosen = list(filter(None, options.commands.split(","))) or list(commands_of(shared))
         commands, seconds = prepare(shared, chosen)

@@ -1,5 +1,6 @@
 """Short tests/campaigns/faults.py: kills at random moments, from the start of training to the end of evaluation."""
 
+import collections
 import importlib
 import itertools
 import pathlib
@@ -17,12 +18,14 @@ def faults(monkeypatch):
     return importlib.import_module("faults")
 
 
-def test_kills_come_at_all_moments_with_both_signals(faults):
+def test_kills_come_at_all_moments_with_all_signals(faults):
     kills = list(itertools.chain(*itertools.islice(faults.kills_of_runs(0), 9)))
     planned = {(command, moment) for phase in faults.PHASES for command, moment, _, _ in phase}
     assert {(kill.command, kill.moment) for kill in kills} == planned
     assert len(kills) == 9 * sum(faults.KILLS_OF_PHASE) > 100
-    assert {kill.signal.name for kill in kills} == {"SIGKILL", "SIGTERM"}
+    assert collections.Counter(kill.signal.name for kill in kills[:32]) == {
+        "SIGKILL": 16, "SIGTERM": 8, "SIGINT": 4, "SIGHUP": 4
+    }  # fmt: skip
 
 
 @pytest.mark.slow
