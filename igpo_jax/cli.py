@@ -1,6 +1,7 @@
 """Command-line and config-file parsing that reports errors in one line instead of a traceback."""
 
 import difflib
+import logging
 import os
 import pathlib
 import re
@@ -52,7 +53,9 @@ def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If they end it with a message, such
     as `error: ...`, the message is one line: control characters, which names of files may contain, are escaped. After an error,
-    waits `PATIENCE` seconds for other threads, because threads of a failed save in Orbax wait for each other for minutes."""
+    waits `PATIENCE` seconds for other threads, because threads of a failed save in Orbax wait for each other for minutes. Threads
+    and coroutines of a failed read in Orbax cannot raise their errors anywhere; their tracebacks are not printed."""
+    sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     try:
         app.run(main, flags_parser=parse)
     except BaseException as end:
