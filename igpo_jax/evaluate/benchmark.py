@@ -20,8 +20,8 @@ from igpo_jax.diffusion.denoise import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime.checks import present
-from igpo_jax.runtime.distributed import all_gather_hosts, share_rows
+from igpo_jax.runtime.checks import present, require
+from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import (
     as_json_lines,
     atomic_write,
@@ -52,7 +52,9 @@ def run_benchmark(
     ValueError if there are no verdicts; rows are saved after the first verdict, so that the same command grades again."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
-    before = done = int(all_gather_hosts(np.int64(len(_whole_rows(file)) if jax.process_index() == 0 else 0))[0])
+    with raise_on_all_hosts():
+        saved = len(_whole_rows(file, problems, part.draws)) if jax.process_index() == 0 else 0
+    before = done = int(all_gather_hosts(np.int64(saved))[0])
     prompts = prompts_of(model, config, problems, decode)
     ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
@@ -97,7 +99,11 @@ def run_benchmark(
             bar.update(len(numbers))
             if ungraded := outcomes.total() - outcomes["ok"]:
                 bar.set_postfix(no_verdict=ungraded)
-    return summary(_whole_rows(file)) if jax.process_index() == 0 else {}
+    if jax.process_index():
+        return {}
+    rows = _whole_rows(file, problems, draws)
+    require(len(rows) == len(problems), f"{file}: {len(rows)} rows for {len(problems)} problems; run the same command again")
+    return summary(rows)
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
@@ -126,12 +132,38 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
     return share_rows(np.zeros((len(answers), 2)), work)
 
 
-def _whole_rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the rows of a benchmark's file. If a killed process has left an incomplete last line, deletes this line."""
+def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> list[dict[str, Any]]:
+    """Reads and checks the rows of a benchmark's file, which may be the first problems only. If a killed process has left an
+    incomplete last line, deletes this line."""
     rows = read_rows(file)
+    check_rows(file, rows, draws, [problem.id for problem in problems])
     if file.is_file() and as_json_lines(rows) != file.read_text("utf-8", errors="replace"):
         atomic_write(file, as_json_lines(rows))
     return rows
+
+
+def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, ids: Sequence[str] | None = None) -> None:
+    """Raises a ValueError with the line of the first row that does not have an id of its own and `draws` completions. `ids` are
+    those of the benchmark's problems: the rows must have the first of them, in order. Two processes that write the same file, or
+    an edited file, would otherwise change the numbers."""
+    lines, known = dict[Any, int](), set(ids or ())
+    for number, row in enumerate(rows, 1):
+        name, completions = row.get("id"), row.get("completions")
+        wrong = ""
+        if not isinstance(name, str):
+            wrong = f"id={name!r:.100} is not text"
+        elif name in lines:
+            wrong = f"the id {name!r} has come before, in line {lines[name]}, so the problem would count twice"
+        elif ids is not None and name not in known:
+            wrong = f"the id {name!r} is not that of a problem of the benchmark"
+        elif ids is not None and name != ids[number - 1]:
+            wrong = f"the id {name!r} is not the next one, {ids[number - 1]!r}"
+        elif not isinstance(completions, list) or len(completions) != draws:
+            found = len(completions) if isinstance(completions, list) else "no"
+            wrong = f"there are {found} completions of the problem {name!r}, and the protocol has {draws}"
+        if wrong:
+            raise ValueError(f"{file}, line {number}: {wrong}; delete this file and run its evaluation again")
+        lines[name] = number
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -156,10 +188,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
             values = ((key, *(_at(card["protocol"][name], key) for card in cards)) for key in differing)
             told = "; ".join(f"{key}: {a!r} and {b!r}" for key, a, b in values)
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
-        rows = [read_rows(folder / f"{name}.jsonl") for folder in (one, other)]
-        if not rows[0]:
-            reason = "a comparison of samplers (--sampler-error) is no evaluation"
-            raise ValueError(f"{one} has no rows of benchmark {name}; {reason}")
+        rows = [_finished_rows(folder / f"{name}.jsonl", cards[0]["protocol"][name]) for folder in (one, other)]
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
         try:
@@ -167,6 +196,16 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
         except ValueError as error:
             raise ValueError(f"benchmark {name}: {error}") from None
     return result
+
+
+def _finished_rows(file: pathlib.Path, protocol: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reads and checks all rows of a finished benchmark."""
+    rows = read_rows(file)
+    require(rows, f"{file} has no rows; a comparison of samplers (--sampler-error) is no evaluation")
+    check_rows(file, rows, protocol["draws"])
+    again = "run its evaluation again, which completes it"
+    require(len(rows) == protocol["problems"], f"{file}: {len(rows)} rows for {protocol['problems']} problems; {again}")
+    return rows
 
 
 def _card(folder: pathlib.Path) -> dict[str, Any]:

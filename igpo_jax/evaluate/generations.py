@@ -110,8 +110,12 @@ def _rows(file: pathlib.Path) -> Rows:
 
 
 def _evaluation(rows: Rows) -> Placed:
+    places: dict[str, str] = {}
     for place, row in rows:
         name, gold = _string(row, place, "id"), _string(row, place, "answer").strip()
+        twice = f"{place}: the id {name!r} has come before, in {places.get(name)}, so the problem would count twice"
+        require(name not in places, f"{twice}; delete this file and run its evaluation again")
+        places[name] = place
         for number, completion in enumerate(_list(row, place, "completions")):
             place_of_one = f"{place}: completions[{number}]"
             require(isinstance(completion, dict), f"{place_of_one} is not an object")

@@ -289,7 +289,7 @@ def _write_runs(folder: pathlib.Path) -> None:
 
 
 def _write_evaluations(folder: pathlib.Path) -> None:
-    protocol = {"draws": 1, "task": {"name": "math"}, "decode": {"steps": 2}}
+    protocol = {"draws": 1, "problems": 2, "task": {"name": "math"}, "decode": {"steps": 2}}
     for name in ("one", "other"):
         (folder / name).mkdir()
         card = {"benchmarks": {"math500": {"problems": 2}}, "protocol": {"math500": protocol}}

@@ -1,0 +1,89 @@
+"""Rows that are not one of each problem, such as those of two evaluations in one folder, are an error and never count."""
+
+import json
+import shutil
+
+import pytest
+
+from igpo_jax.evaluate import benchmark as evaluating
+from igpo_jax.evaluate.benchmark import compare
+from igpo_jax.evaluate.generations import read_generations
+from igpo_jax.run.metrics import read_rows
+from igpo_jax.runtime.files import as_json_lines
+
+PROBLEMS = 4
+
+
+def doubled(rows):
+    return rows + rows, "line 5: the id '{0}' has come before, in line 1, so the problem would count twice"
+
+
+def interleaved(rows):
+    return [rows[0], rows[0], *rows[1:]], "line 2: the id '{0}' has come before, in line 1"
+
+
+def foreign(rows):
+    return [rows[0], rows[1] | {"id": "99+99="}, *rows[2:]], "line 2: the id '99+99=' is not that of a problem of the benchmark"
+
+
+def swapped(rows):
+    return [rows[1], rows[0], *rows[2:]], "line 1: the id '{1}' is not the next one, '{0}'"
+
+
+def without_id(rows):
+    return [*rows[:2], {"completions": []}], "line 3: id=None is not text"
+
+
+def twice_drawn(rows):
+    return [rows[0] | {"completions": rows[0]["completions"] * 2}], "line 1: there are 2 completions of the problem '{0}', and "
+
+
+@pytest.fixture
+def file(evaluate, tmp_path):
+    assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS
+    return tmp_path / "sums.jsonl"
+
+
+@pytest.mark.parametrize("change", [doubled, interleaved, foreign, swapped, without_id, twice_drawn])
+def test_an_evaluation_does_not_go_on_with_other_rows(change, evaluate, file):
+    rows = read_rows(file)
+    changed, message = change(rows)
+    file.write_text(as_json_lines(changed))
+    with pytest.raises(ValueError) as raised:
+        evaluate("own_functions:right", PROBLEMS)
+    told = f"{file}, {message.format(*(row['id'] for row in rows))}"
+    assert str(raised.value).startswith(told) and str(raised.value).endswith("; delete this file and run its evaluation again")
+    file.unlink()
+    assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS == len(read_rows(file))
+
+
+def test_rows_that_another_process_writes_meanwhile_are_not_counted(evaluate, file, monkeypatch):
+    [first, *_] = file.read_text().splitlines(keepends=True)
+    file.write_text("")
+    verdicts = evaluating._verdicts
+    monkeypatch.setattr(evaluating, "_verdicts", lambda *arguments: file.open("a").write(first) and verdicts(*arguments))
+    with pytest.raises(ValueError, match="line 2: the id .* has come before, in line 1"):
+        evaluate("own_functions:right", PROBLEMS)
+
+
+def finished(file, folder):
+    shutil.copytree(file.parent, folder, ignore=shutil.ignore_patterns("*.py", "one", "other"))
+    protocol = {"draws": 1, "problems": PROBLEMS}
+    (folder / "card.json").write_text(json.dumps({"benchmarks": {"sums": {}}, "protocol": {"sums": protocol}}))
+    return folder
+
+
+def test_comparisons_and_graders_refuse_repeated_and_missing_problems(file, tmp_path):
+    one, other = (finished(file, tmp_path / name) for name in ("one", "other"))
+    assert compare(one, other)["sums"]["problems"] == PROBLEMS
+    rows = read_rows(other / "sums.jsonl")
+    (other / "sums.jsonl").write_text(as_json_lines(rows + rows))
+    message = f"{other / 'sums.jsonl'}, line 5: the id .* has come before, in .*line 1"
+    with pytest.raises(ValueError, match=message):
+        compare(one, other)
+    with pytest.raises(ValueError, match=message):
+        read_generations(other / "sums.jsonl")
+    for folder in (one, other):
+        (folder / "sums.jsonl").write_text(as_json_lines(rows[:-1]))
+    with pytest.raises(ValueError, match=f"sums.jsonl: {PROBLEMS - 1} rows for {PROBLEMS} problems; run its evaluation again"):
+        compare(one, other)
