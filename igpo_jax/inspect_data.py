@@ -26,7 +26,7 @@ from igpo_jax.config import Config, parse
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.answer_spans import occurrences
+from igpo_jax.tasks.answer_spans import in_brackets, occurrences
 from igpo_jax.tasks.decontamination import content_of, repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import SourceCounts
@@ -126,11 +126,7 @@ def _sample(split: str, problem: Problem) -> Iterator[str]:
     yield f"\n--- {split}: {problem.id}\n{problem.question}"
     title, text = ("demonstration", problem.demonstration) if split == "sft" else ("solution", problem.trace)
     if text:
-        parts, place = [], 0
-        for begin, end in sorted(problem.answer_spans) if text == problem.trace else ():
-            parts.append(f"{text[place:begin]}[[{text[begin:end]}]]")
-            place = end
-        yield f"--- {title}\n{''.join(parts)}{text[place:]}"
+        yield f"--- {title}\n{in_brackets(text, problem.answer_spans) if text == problem.trace else text}"
     yield f"--- answer: {problem.answer}"
 
 

@@ -99,6 +99,15 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
+def in_brackets(text: str, spans: Iterable[Span]) -> str:
+    """Returns a text with disjoint spans in [[double brackets]]."""
+    parts, place = [], 0
+    for begin, end in sorted(spans):
+        parts.append(f"{text[place:begin]}[[{text[begin:end]}]]")
+        place = end
+    return "".join(parts) + text[place:]
+
+
 def formulas(text: str, after: int = 0) -> Iterator[Span]:
     """Yields (begin, end) of the content of each formula in $...$, $$...$$, \\(...\\) or \\[...\\] that ends after a position."""
     place, ends = 0, {"$": 0, r"\)": 0, r"\]": 0}  # the next place of each closing sign, -1 if there is none

@@ -9,10 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from igpo_jax.data.pipeline import hintable_tokens
-from igpo_jax.inspect_data import _sample
 from igpo_jax.tasks import math
-from igpo_jax.tasks.answer_spans import formulas
-from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.answer_spans import formulas, in_brackets
 from igpo_jax.tasks.rows import read_rows
 
 CHARACTERS = 100_000
@@ -40,7 +38,8 @@ def test_a_long_text(key, unit, end, tmp_path, in_time):
     for problem in problems:
         math.content(ConfigDict(math.defaults()), problem)
         hintable_tokens([(i, i + 1) for i in range(len(problem.trace))], problem.answer_spans)
-        assert "".join(_sample("rl", problem))
+        marked = in_brackets(problem.trace, problem.answer_spans)
+        assert len(marked) == len(problem.trace) + 4 * len(problem.answer_spans)
 
 
 def test_many_columns(tmp_path, in_time):
@@ -68,6 +67,6 @@ def test_hintable_tokens_are_those_that_overlap_no_span():
         assert hintable_tokens(tokens, spans)[0] == expected
 
 
-def test_a_sample_marks_all_spans():
-    problem = Problem("p", "2 + 3?", "5", "It is 5, so x = 5.", ((6, 7), (16, 17)), "")
-    assert list(_sample("rl", problem))[1] == "--- solution\nIt is [[5]], so x = [[5]]."
+def test_all_spans_of_a_text_are_marked():
+    assert in_brackets("It is 5, so x = 5.", ((16, 17), (6, 7))) == "It is [[5]], so x = [[5]]."
+    assert in_brackets("5", ()) == "5"
