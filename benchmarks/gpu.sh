@@ -58,8 +58,8 @@ if [ $device = gpu ]; then
   fi
 else
   toy=(--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5)
-  step llada_8b 120 "$python" benchmarks/llada_8b.py --small --prompt-length 32 --completion-length 32 --steps 4 \
-    --repetitions 1 --output "$out/llada_8b-cpu.json"
+  step llada_8b 120 "$python" benchmarks/llada_8b.py --small --prompt-length 16 --completion-length 16 --steps 2 \
+    --repetitions 1 --rows 8 --group-size 2 --output "$out/llada_8b-cpu.json"
   step update 45 "$python" benchmarks/update.py "${toy[@]}" --completion-length 6 --prompts 2 --group-size 3 --chunk 4 \
     --output "$out/update-cpu.json"
   step rollout 45 "$python" benchmarks/rollout.py "${toy[@]}" --completion-length 8 --block 4 --steps 4 \

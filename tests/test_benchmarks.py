@@ -10,12 +10,11 @@ import sys
 
 import pytest
 
-from commands import QUICK
-
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 MODEL = "--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5".split()
 UPDATE = [*MODEL, *"--completion-length 6 --prompts 2 --group-size 3 --chunk 4".split()]
 ROLLOUT = [*MODEL, *"--completion-length 8 --block 4 --steps 4".split()]
+SMALL_8B = "--small --prompt-length 16 --completion-length 16 --steps 2 --repetitions 1 --rows 8 --group-size 2".split()
 AGAINST_TORCH = [*MODEL, *"--against torch --completion-length 20 --block 4 --steps 10 --rows 8".split()]
 
 
@@ -113,8 +112,7 @@ def test_rollout_notices_other_tokens(load, monkeypatch):
 
 @pytest.mark.slow
 def test_llada_8b_at_small_size(load, tmp_path, capsys):
-    sizes = "--prompt-length 16 --completion-length 16 --steps 2 --repetitions 1 --rows 8 --group-size 2".split()
-    cases = load("llada_8b").main(["--small", *sizes, "--output", str(tmp_path / "cases.json")])
+    cases = load("llada_8b").main([*SMALL_8B, "--output", str(tmp_path / "cases.json")])
     assert [(case["name"], case.get("cache")) for case in cases] == [("rollout", "none"), ("rollout", "dual"), ("update", None)]
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == cases
     assert [json.loads(line) for line in (tmp_path / "cases.json").read_text().splitlines()] == cases
@@ -126,13 +124,29 @@ def test_llada_8b_at_small_size(load, tmp_path, capsys):
     assert cached["model_flops_per_device"] < rollout["model_flops_per_device"] and len(set(update["losses"])) > 1
 
 
-@pytest.mark.slow
-def test_all_of_gpu_sh_without_a_gpu(tmp_path):
-    """Runs every step but the tests; on a GPU the same script uses real shapes."""
-    env = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "XLA_FLAGS": QUICK}
-    done = subprocess.run(["bash", str(FOLDER / "gpu.sh")], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout
-    summary = (tmp_path / "summary.txt").read_text().splitlines()
-    names = ["llada_8b", "update", "rollout", "train", "parity"]
-    assert [line.split(":")[0] for line in summary[1:]] == names and all(": exit 0 after" in line for line in summary[1:])
-    assert {path.name for path in tmp_path.glob("*.json")} == {f"{name}-cpu.json" for name in names[:3]}
+PYTHON = """#!/bin/sh
+[ "$1" = -c ] && exit 1  # there is no GPU
+echo "$@" >> {log}
+[ "$1" != benchmarks/{fails}.py ]
+"""
+
+
+@pytest.mark.parametrize("fails", ["nothing", "update"])
+def test_all_of_gpu_sh_without_a_gpu(fails, tmp_path):
+    """The script runs every step but the tests. Its interpreter only logs the commands, which other tests run: those of this file
+    with the same flags, train in tests/end_to_end, and llada_parity.py in tests/model. On a GPU, the script uses real shapes."""
+    log, python, out = tmp_path / "log", tmp_path / "python", tmp_path / "out"
+    python.write_text(PYTHON.format(log=log, fails=fails))
+    python.chmod(0o755)
+    env = os.environ | {"OUT": str(out), "PYTHON": str(python), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["bash", str(FOLDER / "gpu.sh")], env=env, capture_output=True, text=True, timeout=60)
+    steps = ["llada_8b", "update", "rollout", "train", "parity"]
+    assert done.returncode == (fails in steps), done.stdout
+    ended = [line.partition(" after ")[0] for line in (out / "summary.txt").read_text().splitlines()]
+    assert ended == [f"{name}: exit {int(name == fails)}" for name in steps]
+    llada_8b, update, rollout, train, parity = log.read_text().splitlines()
+    assert llada_8b == f"benchmarks/llada_8b.py {' '.join(SMALL_8B)} --output {out}/llada_8b-cpu.json"
+    assert update == f"benchmarks/update.py {' '.join(UPDATE)} --output {out}/update-cpu.json"
+    assert rollout == f"benchmarks/rollout.py {' '.join(ROLLOUT)} --output {out}/rollout-cpu.json"
+    assert train.startswith("-m igpo_jax.train --config=tests/end_to_end/tiny.py --workdir=")
+    assert parity == "tests/helpers/llada_parity.py tests/model/fixtures/llada_tiny"
