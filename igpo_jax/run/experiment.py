@@ -26,7 +26,7 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_stages, has_checkpoints
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
-from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
+from igpo_jax.runtime.files import atomic_write, differing_keys, is_inside, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import Content, content_of, untested, warn_of_repeats
@@ -183,6 +183,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
     with raise_on_all_hosts():
         config = configuration.parse(requested)
         mesh = make_mesh(**vars(config.mesh))
+        _check_links(workdir)
         is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
         if not is_new:
             _check_configuration(workdir, requested_json)
@@ -209,6 +210,15 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
     return dataclasses.replace(experiment, accept_loss=accept_loss)
+
+
+def _check_links(workdir: pathlib.Path) -> None:
+    """Raises ValueError if the run would write outside of its folder, which may come from a stranger, through a symbolic link. The
+    folder itself may be one."""
+    saved = workdir / "checkpoints"
+    for folder in (workdir / "tensorboard", saved, *saved.glob("*"), *saved.glob("*/*")):
+        place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
+        require(is_inside(folder, workdir), f"{place}; move the run to where it shall be and give this place as --workdir")
 
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:

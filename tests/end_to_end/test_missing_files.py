@@ -241,3 +241,15 @@ def test_arms_of_a_comparison_share_the_identity_of_the_supervised_stage():
         fingerprints.add(configuration.fingerprint(changed, "sft"))
     assert fingerprints == {configuration.fingerprint(config, "sft")}
     assert configuration.fingerprint(tiny(sft__updates=100), "sft") not in fingerprints
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/rl", "tensorboard"])
+def test_a_run_is_not_written_through_a_link_out_of_its_folder(place, finished, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(finished, run)
+    if (run / place).exists():
+        shutil.move(run / place, elsewhere)
+    else:
+        elsewhere.mkdir()
+    (run / place).symlink_to(elsewhere)
+    assert f"{place} leads to {elsewhere}, outside of the run" in refusal(run)

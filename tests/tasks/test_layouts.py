@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from igpo_jax.runtime.files import read_json
-from igpo_jax.tasks import countdown, sudoku
+from igpo_jax.tasks import countdown, rows, sudoku
 from igpo_jax.tasks.rows import read_rows
 from igpo_jax.tasks.sources import FORMATS, load_sources
 
@@ -265,3 +265,16 @@ def test_openr1_needs_lists_of_texts_and_marks(tmp_path):
         path = written(tmp_path / "a.jsonl", lines([row | {"correctness_math_verify": marks, "generations": texts}]))
         with pytest.raises(ValueError, match="generations"):
             load_sources(f"openr1:{path}", FIELDS)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b'{"question": "' + b"a" * 200 + b'"}', "line 1: more than 0.0001.* MiB in one line"),
+    (b'{"question": "1", "answer": "2"}\n' + b" " * 100 + b"x" * 50, "line 2: more than"),
+    (b"[" + b"1," * 400, "an array of more than .* GiB; unpack it"),
+])  # fmt: skip
+def test_a_compressed_file_cannot_fill_the_memory(content, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MOST_LINE", 128)
+    monkeypatch.setattr(rows, "MOST_UNPACKED", 512)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=message):
+        list(read_rows(str(tmp_path / "rows.jsonl.gz")))
