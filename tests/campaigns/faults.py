@@ -151,7 +151,7 @@ class Runs:
 
     def run(self, command: str, workdir: pathlib.Path, variant: str, kill: Kill | None = None) -> tuple[int, str, bool]:
         """Returns the exit status, the last announced event, and whether the signal was sent."""
-        flags = [f"--config={TINY}", *VARIANTS[variant]] if command == "train" else []
+        flags = [f"--config={TINY}", *VARIANTS[variant]] if command == "train" else ["--trust=chance:reward"]
         argv = [f"igpo_jax.{command}", f"--workdir={workdir}", *flags]
         request = {"argv": argv, "log": str(_log(workdir)), "cwd": str(self.folder)}
         print(json.dumps(request), file=self._starter.stdin, flush=True)
