@@ -24,7 +24,6 @@ TESTS = pathlib.Path(__file__).parents[1]
 FEW = {"sft__heldout": 8, "evaluation__problems": 8}
 
 NUMERICS = {
-    "float32": {},
     "bfloat16 copy": {"model__compute_dtype": "bfloat16"},
     "supervised stage before": {"sft__updates": 2},
     "supervised stage alone": {"sft__updates": 2, "rl__iterations": 0, "model__compute_dtype": "bfloat16"},
@@ -34,11 +33,8 @@ NUMERICS = {
 @pytest.mark.parametrize(
     "numerics, shape",
     [
-        pytest.param("float32", (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param("float32", (2, 2, 2), marks=pytest.mark.slow),
         ("bfloat16 copy", (1, 1, 1)),
-        pytest.param("bfloat16 copy", (2, 2, 2), marks=pytest.mark.slow),
-        pytest.param("supervised stage before", (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("supervised stage before", (2, 2, 2), marks=pytest.mark.slow),  # float32
         pytest.param("supervised stage alone", (2, 2, 2), marks=pytest.mark.slow),
     ],
 )
@@ -50,14 +46,13 @@ def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("updates", [0, 2])
-def test_memory_is_what_a_run_of_adapters_holds(updates, mesh, tmp_path, monkeypatch):
+def test_memory_is_what_a_run_of_adapters_holds(mesh, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(TESTS / "model" / "fixtures" / "llada_tiny" / "bf16_sharded", folder)
     write_tokenizer(folder)
     path = TESTS / "end_to_end" / "llada_tiny.py"
     numerics = {"model__param_dtype": "bfloat16", "model__compute_dtype": "bfloat16"}
-    values = {"model__path": str(folder), "sft__updates": updates, "rl__iterations": 1, "rl__prompts": 8} | FEW | numerics
+    values = {"model__path": str(folder), "sft__updates": 2, "rl__iterations": 1, "rl__prompts": 8} | FEW | numerics
     assert_planned(config_of(path, **values), mesh, tmp_path / "run", monkeypatch)
 
 
