@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the number of faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=10, help="of each command and signal")
-    parser.add_argument("--commands", default="", help="comma-separated, by default all")
+    parser.add_argument("--commands", default="", help="comma-separated, by default all; NAME:SIGINT sends only this signal")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="commands at the same time")
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
@@ -268,12 +268,13 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name, faults.nothing_ignored():
         shared = pathlib.Path(name)
         chosen = list(filter(None, options.commands.split(","))) or list(commands_of(shared))
-        commands, seconds = prepare(shared, chosen)
+        numbers = {name: [signal.Signals[one]] if one else SIGNALS for name, _, one in (each.partition(":") for each in chosen)}
+        commands, seconds = prepare(shared, list(numbers))
         say(f"undisturbed: {', '.join(f'{name} {seconds[name]:.0f} s' for name in commands)}")
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             futures = []
             for name, command in commands.items():
-                for number in SIGNALS:
+                for number in numbers[name]:
                     delays = [draw.uniform(0, seconds[name]) for _ in range(options.moments)]
                     place = shared / f"{name}-{number:d}"
                     futures.append(pool.submit(chain, name, command, number, delays, place, shared))
@@ -281,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for line in future.result():
                     say(line)
     faulty = sum(line.startswith("FAULT") for line in lines)
-    say(f"{len(commands) * len(SIGNALS) * options.moments} signals in {time.monotonic() - begin:.0f} s, faults: {faulty}")
+    say(f"{sum(map(len, numbers.values())) * options.moments} signals in {time.monotonic() - begin:.0f} s, faults: {faulty}")
     return faulty
 
 

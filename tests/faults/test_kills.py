@@ -44,14 +44,10 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(
         assert "metrics.jsonl" in faults.differences(tmp_path / "run", tmp_path / "undisturbed")
 
 
-def test_signals_at_random_moments_of_a_command(monkeypatch):
-    """Short tests/campaigns/signals.py."""
+@pytest.mark.parametrize("commands", [
+    "inspect_data:SIGINT", pytest.param("train:SIGHUP,evaluate:SIGTERM,rewrite:SIGINT", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_signals_at_random_moments_of_commands(commands, monkeypatch):
+    """Short tests/campaigns/signals.py, with one signal for each command."""
     monkeypatch.syspath_prepend(CAMPAIGNS)
-    signals = importlib.import_module("signals")
-    assert signals.main(["--moments=1", "--commands=inspect_data"]) == 0
-
-
-@pytest.mark.slow
-def test_signals_at_random_moments_of_all_commands(monkeypatch):
-    monkeypatch.syspath_prepend(CAMPAIGNS)
-    assert importlib.import_module("signals").main(["--moments=1"]) == 0
+    assert importlib.import_module("signals").main(["--moments=1", f"--commands={commands}"]) == 0
