@@ -1,12 +1,13 @@
 """Tokenizers for tokenizer.json files (Hugging Face) and *.model files (SentencePiece), and LLaDA's chat template."""
 
+import contextlib
 import io
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from igpo_jax.runtime.files import atomic_write, first_line, read_json
 log = logging.getLogger(__name__)
 
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
+MOST_IDS = 1 << 24  # far more than any model's; ids without a token are listed
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn the first as a space, and drops training texts with the second
@@ -112,6 +114,16 @@ class SentencePieceTokenizer:
         return self._processor.id_to_piece(id).replace("▁", " ") if id < self.vocab_size else "<unused>"
 
 
+@contextlib.contextmanager
+def _one_line_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:  # the library raises Exception or PanicException, a BaseException
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {first_line(error)}") from None
+
+
 class HuggingFaceTokenizer:
     """Tokenizer of a tokenizer.json file. The file tokenizer_config.json in the same folder names the special tokens
     (docs/method.md section 4)."""
@@ -121,12 +133,8 @@ class HuggingFaceTokenizer:
         values = read_json(path)
         for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
-        try:
+        with _one_line_errors(f"{path} is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
-        except BaseException as error:  # the library raises Exception or PanicException, a BaseException
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise ValueError(f"{path} is not a tokenizer: {first_line(error)}") from None
         self._tokenizer.encode_special_tokens = True  # encodes names of special tokens as text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -136,6 +144,8 @@ class HuggingFaceTokenizer:
         self.special_ids = frozenset((*self._names, mask_id))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > MOST_IDS:
+            raise ValueError(f"{path}: ids up to {self.vocab_size - 1}; at most {MOST_IDS} ids are possible")
         self._alphabet = set("".join(vocabulary))
         # True for files that were converted from SentencePiece. Byte-level tokenizers have no such character.
         self._marks_spaces = SPACE_MARK not in self._tokenizer.decode(self._encoding(SPACE_MARK).ids)
@@ -162,7 +172,8 @@ class HuggingFaceTokenizer:
         return self._special.get(token)
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        with _one_line_errors("the tokenizer cannot encode a text"):
+            return self._tokenizer.encode(text, add_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_with_offsets(text)[0] if SPACE_MARK in text else self._encoding(text).ids

@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from absl import flags, logging
@@ -37,7 +37,7 @@ from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import atomic_write, parse_json, place_name, require_same_identity
+from igpo_jax.runtime.files import atomic_write, open_without_links, parse_json, place_name, require_same_identity
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
@@ -201,7 +201,7 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
     """Requests the replies that are missing in replies.jsonl. Returns {problem id: reply}, {problem id: error} for problems
     without a reply, and the reason why the endpoint is unavailable, or "". An endpoint that answers for at most half of the
     problems is unavailable, too."""
-    with path.open("a+b") as file:
+    with cast("BinaryIO", open_without_links(path, "a+b")) as file:
         replies = {reply["id"]: reply for reply in read_replies(file)}
         missing = [record for record in records if record.solution and record.id not in replies]
         total = sum(bool(record.solution) for record in records)

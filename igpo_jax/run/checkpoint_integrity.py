@@ -6,7 +6,7 @@ import logging
 import pathlib
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,9 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 def check_metadata(about: Mapping[str, Any]) -> None:
     """Raises ValueError if a checkpoint's metadata is incomplete or damaged. Checkpoints of earlier versions have no CRC."""
     crc = metadata_crc(about)
-    if crc != about.get("crc32", crc) or "data_position" not in about:
+    types = {"sums": Mapping, "data": Mapping, "logs": Mapping, "unlogged": Sequence, "data_position": int}
+    valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
+    if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
 
 

@@ -2,6 +2,7 @@
 consists of the length of the header (8 bytes), a JSON header, and the data. Headers are checked in this module, because Orbax
 reads the values (folders.py) without checking the headers."""
 
+import collections
 import fnmatch
 import json
 import math
@@ -18,6 +19,7 @@ from igpo_jax.weights.huggingface import INDEX
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MOST_HEADER, MOST_AXES = 10**8, 64  # the first is the limit of the safetensors library, in bytes
 MAX_FILE_BYTES = 5 * 10**9  # limit that applies if no weight_map of an original folder is given
 
 
@@ -81,7 +83,7 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
     def without_repetition(pairs):
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
-            fail(f"the header has {max(names, key=names.count)!r} twice")
+            fail(f"the header has {collections.Counter(names).most_common(1)[0][0][:100]!r} twice")
         return dict(pairs)
 
     require_file(file)
@@ -90,6 +92,8 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or 8 + length > size:
             fail(f"cut short, or not a safetensors file: {size} bytes, the header would take {8 + length}")
+        if length > MOST_HEADER:
+            fail(f"a header of {length} bytes; the format allows {MOST_HEADER}")
         header = parse_json(opened.read(length), f"{file}: the header", object_pairs_hook=without_repetition)
     if not isinstance(header, dict):
         fail("the header is not a JSON object")
@@ -103,8 +107,8 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         shape: Any = entry.get("shape")
         offsets: Any = entry.get("data_offsets")
         numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-        if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
-            fail(f"tensor {name}: shape {shape!r} and data_offsets {offsets!r} are not lists of sizes")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(offsets) != 2 or len(shape) > MOST_AXES:
+            fail(f"tensor {name}: shape {repr(shape)[:100]} and data_offsets {repr(offsets)[:100]} are not lists of sizes")
         if not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
             fail(f"tensor {name}: dtype {entry.get('dtype')!r} is none of {', '.join(DTYPES)}")
         dtype = DTYPES[entry["dtype"]]

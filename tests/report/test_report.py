@@ -365,3 +365,15 @@ def test_answers_without_a_verdict_are_counted_on_the_page(tmp_path):
     assert report.numbers(read_run_folder(tmp_path / "one"))["answers without a verdict"] == "1,205"
     without = [*RUN, {**rl_row(8), "grading/late": 0.0, "grading/broken": 0.0}]
     assert "Answers without a verdict" not in [card[0] for card in headline(without)]
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "data.json", "metrics.jsonl", "rollouts.jsonl"])
+def test_a_page_shows_no_file_to_which_a_link_in_a_run_leads(name, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (tmp_path / "private").write_text('{"auth": "secret"}')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=f"{name} leads out of the run"):
+        read_run_folder(run)

@@ -196,3 +196,26 @@ def test_a_folder_named_as_the_temporary_one_keeps_its_files(models, mesh):
     convert(models / "hf", models / "target", mesh)
     assert [path.name for path in (models / "target.partial").iterdir()] == ["mine.txt"]
     load_params(models / "target", folder_model_config(models / "target"), mesh)
+
+
+NUMBER = "9" * 4200
+
+
+@pytest.mark.parametrize("header, message", [
+    ("{" + ",".join(f'"{i}":1' for i in [*range(20_000), 0]) + "}", "has '0' twice"),  # in linear time
+    ('{"a":{"dtype":"F32","shape":[' + ",".join([NUMBER] * 100) + '],"data_offsets":[0,4]}}', "are not lists of sizes"),
+    ('{"a":{"dtype":"F32","shape":[' + ",".join("1" * 100) + '],"data_offsets":[0,4]}}', "are not lists of sizes"),
+])  # fmt: skip
+def test_a_header_cannot_keep_a_command_busy(header, message, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    with pytest.raises(ValueError, match=message) as raised:
+        stored_tensors(tmp_path)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_header_without_end_is_not_read(tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write((6 * 10**9).to_bytes(8, "little"))
+        file.truncate(6 * 10**9 + 8)  # takes no space
+    with pytest.raises(ValueError, match="a header of 6000000000 bytes"):
+        stored_tensors(tmp_path)
