@@ -76,9 +76,9 @@ def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     recomputed) and a backward pass without gradients of frozen matrices."""
     config = parsed(CONFIGS / "math.py")
     mesh = make_mesh(**vars(config.mesh), devices=topology_devices("v5e:2x4", 1))
-    result = advice.plan(config, mesh, ["sample", "update"])
+    result = advice.plan(config, mesh, ["update"])  # which needs the most memory
     assert result["fits"] and result["peak_gib"] < 0.9 * 15.75
-    sample, update = result["programs"]
+    [update] = result["programs"]
     model = planning.LLADA_8B
     row = forward_flops(model, 640 + 256, 256)
     adapters = 2 * 896 * 128 * sum(  # forward, A and B of all seven matrices
@@ -86,7 +86,3 @@ def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
     ) * model.layers  # fmt: skip
     per_prompt = update["flops"] * 8 / config.rl.prompts
     assert 0.9 * 3 * row < per_prompt < 1.3 * (3 * row + 4 * adapters)
-    decode = config.sampler
-    steps = decode.steps // decode.blocks * config.rl.prompts // config.rl.rollout_chunks
-    rows = forward_flops(model, 640 + 256, 32) + adapters
-    assert sample["flops"] * 8 == pytest.approx(steps * config.rl.group_size * rows, rel=0.05)
