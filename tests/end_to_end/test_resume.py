@@ -104,7 +104,7 @@ def test_a_checkpoint_that_this_machine_cannot_read_stays_the_newest(error, fini
         def fail(*_):
             raise error
 
-        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", fail)
+        monkeypatch.setattr("igpo_jax.run.checkpoint.ocp.load_checkpointables", fail)
         with pytest.raises(type(error)):
             checkpoints.restore_params({})
     assert steps(workdir / "checkpoints/rl") == before
