@@ -171,7 +171,8 @@ RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model
 RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ in these only.
-RL_KEYS = ("rl", "objective", "inpainting", "sampler.remasking", "sampler.temperature", "task.rl_problems")
+RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
+RL_KEYS += tuple(f"sampler.{field.name}" for field in dataclasses.fields(DecodeConfig) if field.name != "completion_length")
 
 
 def base_config(**task) -> ConfigDict:

@@ -60,7 +60,7 @@ def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, mo
             run = types.SimpleNamespace(
                 adapters=adapters, config=types.SimpleNamespace(lora=LORA, model=types.SimpleNamespace(path=str(base)))
             )
-            monkeypatch.setattr(run_export, "restore_run", lambda *_, run=run: run)
+            monkeypatch.setattr(run_export, "restore_run", lambda *_, run=run, **options: run)
             run_export.export_adapters(tmp_path / "run", tmp_path / f"{number}{base.name}", mesh)
             written = json.loads((tmp_path / f"{number}{base.name}" / ADAPTER_CONFIG).read_text())
             assert written["base_model_name_or_path"] == name
