@@ -1,11 +1,13 @@
 """Eight virtual CPU devices for every test, meshes over them, and one compilation cache for all processes."""
 
 import gc
+import importlib
 import importlib.metadata
 import math
 import os
 import pathlib
 import shutil
+import sys
 import zlib
 
 import hypothesis
@@ -87,6 +89,18 @@ def programs_are_forgotten():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def campaign(monkeypatch):
+    """Returns a function that imports a module of tests/campaigns anew, given its name."""
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parent / "campaigns")
+
+    def imported(name: str):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return imported
 
 
 @pytest.fixture

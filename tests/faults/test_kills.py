@@ -1,21 +1,14 @@
 """Short tests/campaigns/faults.py: kills at random moments, from the start of training to the end of evaluation."""
 
 import collections
-import importlib
 import itertools
-import pathlib
-import sys
 
 import pytest
 
-CAMPAIGNS = pathlib.Path(__file__).parents[1] / "campaigns"
-
 
 @pytest.fixture
-def faults(monkeypatch):
-    monkeypatch.syspath_prepend(CAMPAIGNS)
-    monkeypatch.delitem(sys.modules, "faults", raising=False)
-    return importlib.import_module("faults")
+def faults(campaign):
+    return campaign("faults")
 
 
 def test_kills_come_at_all_moments_with_all_signals(faults):
@@ -47,7 +40,6 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(
 @pytest.mark.parametrize("commands", [
     "inspect_data:SIGINT", pytest.param("train:SIGHUP,evaluate:SIGTERM,rewrite:SIGINT", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_signals_at_random_moments_of_commands(commands, monkeypatch):
+def test_signals_at_random_moments_of_commands(commands, campaign):
     """Short tests/campaigns/signals.py, with one signal for each command."""
-    monkeypatch.syspath_prepend(CAMPAIGNS)
-    assert importlib.import_module("signals").main(["--moments=1", f"--commands={commands}"]) == 0
+    assert campaign("signals").main(["--moments=1", f"--commands={commands}"]) == 0

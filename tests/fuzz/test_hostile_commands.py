@@ -1,22 +1,15 @@
 """Short tests/campaigns/fuzz_commands.py: commands on hostile folders, and proof that its checks find faults."""
 
-import importlib
-import pathlib
-import sys
 
 import pytest
 
 from hostile_files import MODULE, PRECIOUS, SCRIPT
 from parsers import write_run
 
-CAMPAIGNS = pathlib.Path(__file__).parents[1] / "campaigns"
-
 
 @pytest.fixture
-def fuzz_commands(monkeypatch):
-    monkeypatch.syspath_prepend(CAMPAIGNS)
-    monkeypatch.delitem(sys.modules, "fuzz_commands", raising=False)
-    return importlib.import_module("fuzz_commands")
+def fuzz_commands(campaign):
+    return campaign("fuzz_commands")
 
 
 def test_commands_on_hostile_files_end_well_and_touch_nothing_else(fuzz_commands, tmp_path, capsys):
