@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
-from igpo_jax.run.metrics import read_log
+from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, is_inside, read_json, wrap_read_errors
@@ -79,7 +79,7 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{workdir} has no config.json; give the folder of a run")
-    for name in ("config.json", "result.json", "data.json", "metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
+    for name in ("config.json", "result.json", "data.json", *LOGS):
         require(is_inside(folder / name, folder), f"{folder / name} leads out of the run; the page would show what it leads to")
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))

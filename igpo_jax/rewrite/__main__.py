@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, cast
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from absl import flags, logging
@@ -201,7 +201,7 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
     """Requests the replies that are missing in replies.jsonl. Returns {problem id: reply}, {problem id: error} for problems
     without a reply, and the reason why the endpoint is unavailable, or "". An endpoint that answers for at most half of the
     problems is unavailable, too."""
-    with cast("BinaryIO", open_without_links(path, "a+b")) as file:
+    with open_without_links(path, "a+b") as file:
         replies = {reply["id"]: reply for reply in read_replies(file)}
         missing = [record for record in records if record.solution and record.id not in replies]
         total = sum(bool(record.solution) for record in records)
@@ -228,7 +228,7 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
     return replies, unanswered, stopped
 
 
-def read_replies(file: BinaryIO) -> list[Reply]:
+def read_replies(file: IO[bytes]) -> list[Reply]:
     """Returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an incomplete last
     line from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.files import first_line, parse_json, read_json
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
@@ -53,6 +54,8 @@ def check_metadata(about: Mapping[str, Any]) -> None:
     crc = metadata_crc(about)
     types = {"sums": Mapping, "data": Mapping, "logs": Mapping, "unlogged": Sequence, "data_position": int}
     valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
+    for name, sums in about.get("logs", {}).items() if valid else ():
+        valid &= name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
     if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
 

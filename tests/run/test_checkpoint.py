@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 
 
@@ -68,3 +69,14 @@ def test_saves_leave_no_open_files_and_threads(saves, tmp_path):
     # Idle threads of pools may end or begin meanwhile; a save used to leave three files and a thread.
     assert all(now <= before + 4 for now, before in zip(after_all, after_two, strict=True)), (after_two, after_all)
     assert all(now <= first + 4 for now, first in zip(open_files_and_threads(), before, strict=True))
+
+
+@pytest.mark.parametrize("part", [
+    {"sums": [1]}, {"data": 5}, {"unlogged": 3}, {"data_position": "1"}, {"logs": []}, {"logs": {"metrics.jsonl": 5}},
+    {"logs": {"metrics.jsonl": ["1", 2]}}, {"logs": {"../precious.txt": [1, 2]}},
+])  # fmt: skip
+def test_metadata_of_other_types_is_damaged(part):
+    right = {"data_position": 1, "sums": {}, "data": {}, "unlogged": [], "logs": {"metrics.jsonl": [1, 2]}}
+    integrity.check_metadata(right)
+    with pytest.raises(ValueError, match="has changed since it was saved"):
+        integrity.check_metadata(right | part)

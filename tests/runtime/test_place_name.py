@@ -4,7 +4,7 @@ from igpo_jax.runtime.files import place_name
 
 
 @pytest.mark.parametrize("path, name", [
-    ("/home/me/secret/run", "run"), ("/home/me/run/", "run"), ("runs/a/../b", "b"), (".", "here"), ("run.jsonl", "run.jsonl"),
+    ("/secret/of/mine/run", "run"), ("/secret/run/", "run"), ("runs/a/../b", "b"), (".", "here"), ("run.jsonl", "run.jsonl"),
     ("/c/models--GSAI-ML--LLaDA-8B-Base/snapshots/0f27", "models--GSAI-ML--LLaDA-8B-Base/0f27"),
 ])  # fmt: skip
 def test_a_name_has_no_path(path, name, tmp_path, monkeypatch):
