@@ -34,7 +34,7 @@ def define_config() -> "flags.FlagHolder[ConfigDict]":
     from ml_collections import config_flags
 
     try:
-        return config_flags.DEFINE_config_file("config", None, "A file in configs/ or a path; file.py:variant selects a variant.")
+        return config_flags.DEFINE_config_file("config", None, "A file in configs/, or a path; file.py:variant for a variant.")
     except (ValueError, flags.Error) as error:
         sys.exit(f"error: {error}")
 

@@ -69,8 +69,8 @@ class SourceCounts:
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
     "format:path,format:path". `fields` maps id, question, answer and solution to their names in files of the format jsonl.
-    Logs a warning that counts the dropped rows of a source. At most `max_malformed` malformed lines of each file are skipped. Raises ValueError if a format is unknown. If a file is
-    unusable, raises a ValueError that names the file and line."""
+    Logs a warning that counts the dropped rows of a source. At most `max_malformed` malformed lines of each file are skipped.
+    Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and line."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
