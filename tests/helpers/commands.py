@@ -72,7 +72,8 @@ def start(
     if _read_at_start(environment) != _read_at_start(os.environ):
         with stdout.open("w") as out, (stderr or stdout).open("a") as error:
             command = [sys.executable, "-m", name, *arguments]
-            return subprocess.Popen(command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=error)
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": error}
+            return subprocess.Popen(command, cwd=directory, env=environment, preexec_fn=_heed_sighup, **streams)
     return _server().start([name, *arguments], directory, environment, stdout.absolute(), stderr and stderr.absolute())
 
 
@@ -90,6 +91,11 @@ def run(module: str, *arguments: str, cwd=None, env=None, timeout: float = 300) 
 
 def _read_at_start(environment) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(READ_AT_START) and name != CHANGEABLE}
+
+
+def _heed_sighup() -> None:
+    """Lets the command end at SIGHUP even if the tests run under nohup, whose child processes ignore it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class _Server:
@@ -132,6 +138,7 @@ def _import_package() -> None:
 
 def _serve() -> None:
     """Forks twice for every request: the first child waits for the second, which returns to run the command."""
+    _heed_sighup()
     _import_package()
     gc.freeze()
     for line in sys.stdin:
