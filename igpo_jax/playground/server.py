@@ -33,7 +33,7 @@ from igpo_jax.report.style import SHARED
 from igpo_jax.report.templates import content_policy, read_source, render_page
 
 REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
-WAITING = 32  # jobs of a queue that may wait
+WAITING, OF_ONE_CLIENT = 32, 8  # jobs of a queue that may wait, and those of one client that may wait or run
 CHUNK_BYTES = 1 << 16  # of a response
 MESSAGE_CHARACTERS = 500
 PROGRAMS = 64  # number of compiled programs above which all of them are discarded
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 class Job:
     """Generation of a completion, or drawing of an animation, for one client of the playground."""
 
+    client: str  # see `client_of`
     events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
     stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has disconnected
     future: Future | None = None
@@ -63,12 +64,15 @@ class JobQueue:
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []
 
-    def join(self, work: Callable[[Job, Callable[[dict], None]], Any]) -> Job:
-        """Appends a new job to the queue and returns the job. The queue's thread calls `work` with the job and with a function
-        that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting."""
+    def join(self, work: Callable[[Job, Callable[[dict], None]], Any], client: str) -> Job:
+        """Appends a new job of a client to the queue and returns the job. The queue's thread calls `work` with the job and with a
+        function that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting, of all
+        clients or of this one."""
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} {self._name} are waiting already; try again in a while")
-        loop, job = asyncio.get_running_loop(), Job()
+        if sum(job.client == client for job in self._jobs) >= OF_ONE_CLIENT:
+            raise HTTPException(429, f"{OF_ONE_CLIENT} {self._name} of your address are not finished; wait for one of them")
+        loop, job = asyncio.get_running_loop(), Job(client)
         self._jobs.append(job)
         job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
 
@@ -85,6 +89,20 @@ class JobQueue:
         job.events.put_nowait(None)
         for ahead, other in enumerate(self._jobs[place:], place):
             other.events.put_nowait({"type": "place", "ahead": ahead})
+
+
+def client_of(request: Request) -> str:
+    """Returns the network address that the limit per client counts: an IPv4 address, or the first 64 bits of an IPv6 address,
+    because one client may use all addresses of such a network. Behind a proxy it is the proxy's address: any client could forge
+    the header X-Forwarded-For, so it is not read."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a socket without addresses
+        return host
+    if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 async def events(job: Job) -> AsyncIterator[str]:
@@ -124,12 +142,13 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
 
     async def generate(request: Request) -> Response:
         call = parse_request(await read_json_body(request, REQUEST_BYTES), model)
-        job = generations.join(functools.partial(denoise, call, model))
+        job = generations.join(functools.partial(denoise, call, model), client_of(request))
         return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def animation(request: Request) -> Response:
         cells, frames = parse_animation(await read_json_body(request, ANIMATION_BYTES))
-        image = await result_of(animations.join(lambda job, _: gif(cells, frames, job.stopped.is_set)), request) or b""
+        job = animations.join(lambda job, _: gif(cells, frames, job.stopped.is_set), client_of(request))
+        image = await result_of(job, request) or b""
         # In parts, so that a client that reads slowly is told from one that does not read.
         parts = (image[start : start + CHUNK_BYTES] for start in range(0, len(image), CHUNK_BYTES))
         return StreamingResponse(parts, media_type="image/gif", headers={"Content-Length": str(len(image))})

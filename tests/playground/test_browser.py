@@ -215,7 +215,8 @@ def test_the_gif_has_a_picture_for_every_step(visit, gate):
 
 
 @pytest.mark.slow
-def test_twenty_at_once_are_queued_with_their_place_shown_and_all_are_served(visit, gate):
+def test_twenty_at_once_are_queued_with_their_place_shown_and_all_are_served(visit, gate, monkeypatch):
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 20)
     pages = [visit() for _ in range(10)]
     for page in pages:
         page.get_by_label("Two settings").check()

@@ -140,6 +140,7 @@ def test_no_more_animations_wait_than_generations(port, monkeypatch):
         return b"GIF89a"
 
     monkeypatch.setattr(server, "gif", draw)
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 2 * server.WAITING)
     with contextlib.ExitStack() as stack:
         for _ in range(server.WAITING + 1):
             stack.enter_context(connect(port)).sendall(HEAD % len(ANIMATION) + ANIMATION)

@@ -11,10 +11,11 @@ import httpx
 import jax
 import jax.numpy as jnp
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from igpo_jax.playground import server
-from igpo_jax.playground.server import WAITING, application
+from igpo_jax.playground.server import OF_ONE_CLIENT, WAITING, application
 
 ASKED = {"prompt": "Hello", "completion_length": 16, "block_length": 8, "steps": 8, "temperature": 0.7, "seed": 3}
 DECODING = {name: value for name, value in ASKED.items() if name != "prompt"}
@@ -168,12 +169,15 @@ def test_a_failing_model_is_an_event_and_the_next_request_is_served(client, monk
 
 
 @contextlib.asynccontextmanager
-async def connected(app):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000", timeout=60) as client:
+async def connected(app, address="127.0.0.1"):
+    transport = httpx.ASGITransport(app, client=(address, 1234))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", timeout=60) as client:
         yield client
 
 
-def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, model):
+def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, model, monkeypatch):
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 20)
+
     async def together():
         async with connected(app) as client:
             asked = [ASKED | {"seed": seed} for seed in range(20)]
@@ -191,6 +195,7 @@ def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, mo
 def test_too_many_are_turned_away(app, monkeypatch):
     enough = threading.Event()
     monkeypatch.setattr(server, "denoise", lambda call, model, job, send: enough.wait(30))
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 2 * WAITING)
 
     async def together():
         async with connected(app) as client:
@@ -205,6 +210,35 @@ def test_too_many_are_turned_away(app, monkeypatch):
     assert {response.status_code for response in served} == {200}
 
 
+def test_one_client_cannot_fill_the_queue(app, monkeypatch):
+    """The client has all addresses of an IPv6 network of 64 bits. Another one is served after it."""
+    enough = threading.Event()
+    monkeypatch.setattr(server, "denoise", lambda call, model, job, send: enough.wait(30))
+
+    async def together():
+        async with contextlib.AsyncExitStack() as stack:
+            addresses = [f"2001:db8::{number:x}" for number in range(OF_ONE_CLIENT + 1)] + ["2001:db8:0:1::1"]
+            *full, refused, other = [await stack.enter_async_context(connected(app, address)) for address in addresses]
+            waiting = [asyncio.create_task(client.post("/generate", json=ASKED)) for client in full]
+            await asyncio.sleep(0.5)
+            waiting.append(asyncio.create_task(other.post("/generate", json=ASKED)))
+            answer = await refused.post("/generate", json=ASKED)
+            enough.set()
+            served = await asyncio.gather(*waiting)
+            return answer, served, await refused.post("/generate", json=ASKED)
+
+    refused, served, after = asyncio.run(together())
+    assert refused.status_code == 429 and "of your address are not finished" in refused.json()["error"]
+    assert {response.status_code for response in (*served, after)} == {200}
+
+
+@pytest.mark.parametrize("address, client", [
+    ("192.0.2.7", "192.0.2.7"), ("::ffff:192.0.2.7", "192.0.2.7"), ("fe80::1%eth0", "fe80::/64"), ("socket", "socket"),
+])  # fmt: skip
+def test_a_client_is_an_address_or_a_network_of_64_bits(address, client):
+    assert server.client_of(Request({"type": "http", "client": (address, 1)})) == client
+
+
 def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
     """Queues three jobs: the first leaves while it runs, the second while it waits; the third runs next."""
     jobs, log, begun = server.JobQueue("jobs"), [], threading.Event()
@@ -217,7 +251,7 @@ def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
         log.append(f"{name} has ended")
 
     async def visits():
-        first, second, third = (jobs.join(functools.partial(work, name)) for name in ("first", "second", "third"))
+        first, second, third = (jobs.join(functools.partial(work, name), "client") for name in ("first", "second", "third"))
         streams = [server.events(job) for job in (first, second, third)]
         for ahead, stream in enumerate(streams):
             assert told(await anext(stream)) == [{"type": "place", "ahead": ahead}]
