@@ -24,7 +24,7 @@ from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments, 
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import parse_json
+from igpo_jax.runtime.files import parse_json, read_bytes
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
@@ -107,7 +107,7 @@ def read_prompts(path: str) -> list[str]:
     file = pathlib.Path(path)
     require(file.is_file(), f"there is no file {path!r}")
     prompts: list[str] = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # not str: JSON strings may hold other line ends
+    for number, line in enumerate(read_bytes(file).splitlines(), 1):  # not str: JSON strings may hold other line ends
         if not line.strip():
             continue
         place = f"{path}, line {number}"

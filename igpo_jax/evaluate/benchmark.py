@@ -137,8 +137,9 @@ def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> 
     incomplete last line, deletes this line."""
     rows = read_rows(file)
     check_rows(file, rows, draws, [problem.id for problem in problems])
-    if file.is_file() and as_json_lines(rows) != file.read_text("utf-8", errors="replace"):
-        atomic_write(file, as_json_lines(rows))
+    content = as_json_lines(rows).encode()
+    if file.is_file() and (file.stat().st_size != len(content) or file.read_bytes() != content):
+        atomic_write(file, content)
     return rows
 
 

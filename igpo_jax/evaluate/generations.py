@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import parse_json, read_json, require_plain_name, wrap_read_errors
+from igpo_jax.runtime.files import numbered_lines, parse_json, read_json, require_plain_name, wrap_read_errors
 
 SEVERAL_ANSWERS = ("countdown", "sudoku")  # tasks that accept other answers than the one in the file
 HARNESS_SCORES = ("exact_match", "math_verify")  # metrics of the harness that are 0 or 1 for each text
@@ -100,8 +100,8 @@ def read_generations(file: pathlib.Path) -> list[Generation]:
 
 
 def _rows(file: pathlib.Path) -> Rows:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with file.open("rb") as opened:
+        for number, line in numbered_lines(opened, file):
             if line.strip():
                 place = f"{file}, line {number}"
                 row = parse_json(line, place)

@@ -37,7 +37,14 @@ from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import atomic_write, open_without_links, parse_json, place_name, require_same_identity
+from igpo_jax.runtime.files import (
+    atomic_write,
+    numbered_lines,
+    open_without_links,
+    parse_json,
+    place_name,
+    require_same_identity,
+)
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
@@ -232,18 +239,18 @@ def read_replies(file: IO[bytes]) -> list[Reply]:
     """Returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an incomplete last
     line from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
-    replies, end = [], 0
-    lines = file.read().split(b"\n")
-    for number, line in enumerate(lines, 1):
+    replies, end, malformed = [], 0, 0
+    for number, line in numbered_lines(file, file.name):
+        if malformed and line != b"\n":
+            raise ValueError(f"{file.name}, line {malformed} is not a reply; repair or remove this line")
         try:
             reply = parse_json(line, "a reply")
             require(all(isinstance(reply[key], kind) for key, kind in REPLY_TYPES.items()), "a value has the wrong type")
         except (KeyError, TypeError, ValueError):
-            if any(lines[number:]):
-                raise ValueError(f"{file.name}, line {number} is not a reply; repair or remove this line") from None
-            break
+            malformed = malformed or number
+            continue
         replies.append(reply)
-        end += len(line) + 1
+        end += len(line.removesuffix(b"\n")) + 1
     size = file.tell()
     file.truncate(min(end, size))
     if size < end:  # only the line's end was cut off

@@ -156,6 +156,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             path = self.folder / str(step)
             loaded, reason = None, "another process cannot read it"
             try:
+                integrity.check_sizes(path)
                 about = ocp.checkpointables_metadata(path).custom_metadata or {}
                 integrity.check_metadata(about)
                 context = ocp.Context()  # single-use

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from igpo_jax.run.metrics import LOGS
-from igpo_jax.runtime.files import first_line, parse_json, read_json
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, read_bytes, read_json
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 
@@ -58,6 +59,13 @@ def check_metadata(about: Mapping[str, Any]) -> None:
         valid &= name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
     if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
+
+
+def check_sizes(checkpoint: pathlib.Path) -> None:
+    """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`."""
+    for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
+        for file in checkpoint.glob(pattern):
+            require(file.stat().st_size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -105,7 +113,7 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save
         try:
-            parse_json(path.read_bytes(), path)
+            parse_json(read_bytes(path), path)
         except (ValueError, FileNotFoundError, IsADirectoryError) as error:
             if path.parent.resolve() != folder.resolve() / path.parents[1].name / path.parent.name:
                 raise ValueError(f"{path.parents[1]} leads out of {folder} and has damaged metrics; remove the link") from None

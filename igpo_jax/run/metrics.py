@@ -11,13 +11,14 @@ import os
 import pathlib
 import socket
 import zlib
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import jax
 import numpy as np
 
 from igpo_jax.runtime.distributed import all_gather_hosts
-from igpo_jax.runtime.files import as_json_lines, atomic_write, parse_json, renamed
+from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, parse_json, renamed
 
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
@@ -144,28 +145,34 @@ def _as_markdown(row: dict[str, Any]) -> str:
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads the rows of a JSON Lines log. Returns [] if the file does not exist. Skips a truncated last line. Raises ValueError
-    if an earlier line is not a JSON object."""
+    if an earlier line is not a JSON object, or if a line is too long."""
+    return list(_rows(path))
+
+
+def _rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     if not pathlib.Path(path).is_file():
-        return []
-    rows = []
-    lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")  # the last line may end inside a character
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line, path)
-        except ValueError:
+        return
+    malformed = 0  # number of the first line that is not an object
+    with open(path, "rb") as file:
+        for number, line in numbered_lines(file, path):
+            text = line.decode("utf-8", "replace").removesuffix("\n")  # the last line may end inside a character
+            if malformed and text:
+                raise ValueError(f"{path}:{malformed} is no JSON object; repair or remove this line")
             row = None
-        if isinstance(row, dict):
-            rows.append(renamed(row))
-        elif any(lines[number:]):
-            raise ValueError(f"{path}:{number} is no JSON object; repair or remove this line")
-    return rows
+            if text:
+                with contextlib.suppress(ValueError):
+                    row = parse_json(text, path)
+            if isinstance(row, dict):
+                yield renamed(row)
+            else:
+                malformed = malformed or number
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl with `read_rows`. Also raises ValueError for a row that
+    """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl as `read_rows` does. Also raises ValueError for a row that
     `MetricsWriter` does not write: without a step, for example, or with a metric that is no number."""
-    rows, name = read_rows(path), pathlib.Path(path).name
-    for number, row in enumerate(rows, 1):
+    rows, name = list[dict[str, Any]](), pathlib.Path(path).name
+    for number, row in enumerate(_rows(path), 1):
         step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")
         wrong = ""
         if type(step) is not int or not 0 <= step < 2**63:
@@ -179,6 +186,7 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
             wrong = f"{repr(foreign[0])[:100]}: {repr(row[foreign[0]])[:100]} is not a number" if foreign else ""
         if wrong:
             raise ValueError(f"{path}:{number}: {wrong}; repair or remove this line")
+        rows.append(row)
     return rows
 
 

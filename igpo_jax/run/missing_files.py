@@ -1,6 +1,7 @@
 """Checks that no file and no line is missing from the folder of a run that continues. A run that continued nevertheless would
 cut its logs, or mix two configurations."""
 
+import io
 import itertools
 import pathlib
 import zlib
@@ -36,16 +37,22 @@ def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
     """Raises ValueError if a log does not begin with the bytes that it had when a checkpoint was saved. The metadata of the
     checkpoint has the checksums, see `MetricsWriter.sums`, but not if an earlier version saved it."""
     for name, (size, crc) in (read_metadata(checkpoint) or {}).get("logs", {}).items():
-        file, content = workdir / name, b""
-        if file.is_file():
-            with file.open("rb") as opened:
-                content = opened.read(size)
-        if zlib.crc32(content) == crc:
+        file = workdir / name
+        if _crc_of_beginning(file, size) == crc:
             continue
         what = "has lost or changed lines since" if file.is_file() else "is missing, which had lines when"
         raise ValueError(
             f"{file} {what} {checkpoint} was saved; {RESTORE}, or give --accept_loss to continue with the logs as they are"
         )
+
+
+def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
+    """Returns the CRC-32 of the first `size` bytes of a file. A missing file is empty."""
+    crc = 0
+    with file.open("rb") if file.is_file() else io.BytesIO() as opened:
+        while part := opened.read(max(0, min(size, 1 << 20))):
+            crc, size = zlib.crc32(part, crc), size - len(part)
+    return crc
 
 
 def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:

@@ -19,6 +19,7 @@ RENAMED = {
     "hint/centre": "hint/ratio_center",
     "update/skipped_in_a_row": "update/consecutive_skips",
 }
+MOST_BYTES = 1 << 26  # of a JSON file, and of a line; the largest tokenizer.json known has half as many (Gemma 3)
 MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursive code needs a stack frame per level
 
 
@@ -50,9 +51,25 @@ def _depth(value: Any) -> int:
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Raises ValueError if the file is missing or holds anything else, see `parse_json`."""
     require_file(file)
-    values = parse_json(file.read_bytes(), file)
+    values = parse_json(read_bytes(file), file)
     require(isinstance(values, dict), f"{file} is not a JSON object")
     return values
+
+
+def read_bytes(file: pathlib.Path) -> bytes:
+    """Reads a file of at most `MOST_BYTES`. Raises ValueError if it is larger."""
+    with file.open("rb") as opened:
+        content = opened.read(MOST_BYTES + 1)
+    require(len(content) <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
+    return content
+
+
+def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]:
+    """Yields (number from 1, line with its end) of the lines of a file, which is opened at its beginning. Raises a ValueError
+    that names the file and the line if a line has more than `MOST_BYTES`."""
+    for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
+        require(len(line) <= MOST_BYTES, f"{name}, line {number}: more than {MOST_BYTES >> 20} MiB in one line")
+        yield number, line
 
 
 def require_file(file: pathlib.Path) -> None:

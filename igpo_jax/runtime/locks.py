@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from igpo_jax.runtime import interrupts
-from igpo_jax.runtime.files import open_without_links
+from igpo_jax.runtime.files import open_without_links, parse_json
 
 HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
+MOST_CHARACTERS = 1 << 16  # of a lock file
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def _read(file: IO[str]) -> dict[str, Any]:
     """Returns what the holder of the lock has written, or {} if it is writing just now."""
     try:
         file.seek(0)
-        holder = json.loads(file.read())
+        holder = parse_json(file.read(MOST_CHARACTERS), "a lock file")
         return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else {}
     except (OSError, ValueError):
         return {}

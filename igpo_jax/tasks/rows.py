@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import first_line, parse_json
+from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json
 from igpo_jax.runtime.installation import install_command
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
-MOST_LINE, MOST_UNPACKED = 1 << 26, 1 << 30  # bytes of a row's line, and of an array in a compressed file
+MOST_UNPACKED = 1 << 30  # bytes of an array in a compressed file
 
 
 def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
@@ -110,7 +110,7 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
 def _json(stream: Any, path: str, is_array: bool) -> Parsed:
     """Reads an object per line, or an array of objects. A file named .json is an array if it begins with a bracket. Any other file
     is an array if it is one as a whole; otherwise, it is read line by line."""
-    lines = enumerate(iter(lambda: stream.readline(MOST_LINE + 1), b""), start=1)
+    lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):
         content = line + stream.read(MOST_UNPACKED if isinstance(stream, gzip.GzipFile) else -1)
@@ -130,7 +130,7 @@ def _json(stream: Any, path: str, is_array: bool) -> Parsed:
     for number, line in lines:
         if not line.strip():
             continue
-        require(len(line) <= MOST_LINE, f"{path}, line {number}: more than {MOST_LINE / 2**20:g} MiB in one line")
+        require(len(line) <= MOST_BYTES, f"{path}, line {number}: more than {MOST_BYTES / 2**20:g} MiB in one line")
         row = _json_object(line, f"{path}, line {number}")
         if is_array and isinstance(row, ValueError):
             row = ValueError(f"{row}; a .json file is an array of objects, or has one object per line")

@@ -1,7 +1,10 @@
 import json
 import math
+import os
 import re
 import socket
+import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -10,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
 from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, is_evaluated, last_logged, read_rows
+from igpo_jax.runtime.files import MOST_BYTES
 
 
 def rollout_row(step, text="4"):
@@ -104,10 +108,34 @@ def test_a_line_may_be_cut_off_within_a_character(tmp_path):
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    path.write_text('{"step": 1, "stage": "rl"}\n{"step"\n{"step": 3, "stage": "rl"}\n')
     with pytest.raises(ValueError, match="metrics.jsonl:2 "):
         MetricsWriter(tmp_path, 3)
     assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("begin", ["", '{"step": 1, "stage": "rl"}\n'])
+def test_a_line_that_is_too_long_is_one_error_that_does_not_read_it(begin, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(begin)
+    os.truncate(path, 3 << 30)  # a sparse file of NUL bytes
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"metrics.jsonl, line {2 if begin else 1}: more than 64 MiB in one line"):
+        MetricsWriter(tmp_path, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * MOST_BYTES
+
+
+def test_blank_lines_at_the_end_are_dropped_in_linear_time(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "stage": "rl"}\n' + "\n" * 1_000_000)
+    begin = time.process_time()
+    assert steps(path) == [1]
+    assert time.process_time() - begin < 30  # comparing each line with all later ones would take hours
+    path.write_text('{"step": 1, "stage": "rl"}\n\n\n{"step": 2, "stage": "rl"}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:2 "):
+        steps(path)
 
 
 def test_lines_can_be_read_while_the_run_goes_on(tmp_path):

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import re
 import resource
 import threading
 
 import pytest
 
-from igpo_jax.runtime.files import atomic_write, is_inside
+from igpo_jax.runtime.files import MOST_BYTES, atomic_write, is_inside, read_json
 from igpo_jax.runtime.locks import locked
 
 
@@ -99,3 +100,10 @@ def test_a_path_is_inside_a_folder_if_its_links_do_not_lead_out(tmp_path):
         assert not is_inside(folder / "outside" / "rl-4", folder) and not is_inside(folder / ".." / "other", folder)
         assert is_inside(folder / "loop", folder)
     assert not is_inside(tmp_path / "run2", run)
+
+
+def test_a_json_file_that_is_too_large_is_one_error(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    os.truncate(tmp_path / "result.json", MOST_BYTES + 1)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/result.json: more than 64 MiB")):
+        read_json(tmp_path / "result.json")

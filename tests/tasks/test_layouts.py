@@ -261,7 +261,12 @@ def test_the_documentation_lists_the_columns():
 
 def test_openr1_needs_lists_of_texts_and_marks(tmp_path):
     row = {"problem": "1+1?", "answer": "2", "generations": ["<think>a</think> 3", "<think>b</think> 2"]}
-    for marks, texts in (("[False, True]", row["generations"]), (["False", "True"], row["generations"]), ([True], "long"), ([True], row["generations"])):
+    for marks, texts in (
+        ("[False, True]", row["generations"]),
+        (["False", "True"], row["generations"]),
+        ([True], "long"),
+        ([True], row["generations"]),
+    ):
         path = written(tmp_path / "a.jsonl", lines([row | {"correctness_math_verify": marks, "generations": texts}]))
         with pytest.raises(ValueError, match="generations"):
             load_sources(f"openr1:{path}", FIELDS)
@@ -273,7 +278,7 @@ def test_openr1_needs_lists_of_texts_and_marks(tmp_path):
     (b"[" + b"1," * 400, "an array of more than .* GiB; unpack it"),
 ])  # fmt: skip
 def test_a_compressed_file_cannot_fill_the_memory(content, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "MOST_LINE", 128)
+    monkeypatch.setattr(rows, "MOST_BYTES", 128)
     monkeypatch.setattr(rows, "MOST_UNPACKED", 512)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content))
     with pytest.raises(ValueError, match=message):
