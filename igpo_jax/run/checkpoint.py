@@ -27,7 +27,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
     the data, checksums of the logs, and, with inpainting.source=own, the bank of the model's own solutions. The data position
     is the step, because the step alone decides which batch comes next. A checksum of every array is saved, and is compared on
-    restore, because Orbax does not detect flipped bits.
+    restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions have no checksums, or not all: restoring
+    one of them logs a warning.
 
     Attributes:
         log_sums: function that returns the checksums of the logs to save with a checkpoint, see `MetricsWriter.sums`.
@@ -171,6 +172,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 saved, sums = about.get("sums", {}), integrity.array_sums(loaded)
                 changed = [name for name, value in sums.items() if saved.get(name, value) != value]
                 if not changed:
+                    if "crc32" not in about or not sums.keys() <= saved.keys():
+                        log.warning("checkpoint %s lacks checksums, as in earlier versions; damage cannot be detected", path)
                     return step, loaded, about
                 reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
             log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)

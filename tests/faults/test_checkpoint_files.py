@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 from run_configs import contents
 
@@ -121,16 +122,33 @@ def test_reading_damaged_metrics_changes_no_file(content, saved, tmp_path):
         assert not (folder / "2" / "metrics").exists()
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_sums_and_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("missing", ["crc32", "sums", "one sum", "all"])
+def test_a_checkpoint_without_checksums_is_read_with_a_warning(missing, tmp_path, monkeypatch, caplog):
+    """Checkpoints of earlier versions have none."""
     with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
         asynchronous = checkpoints._checkpointer.save_checkpointables_async
 
         def without_sums(*args, custom_metadata, **options):
-            return asynchronous(*args, custom_metadata={"data_position": custom_metadata["data_position"]}, **options)
+            about = dict(custom_metadata)
+            if missing == "one sum":
+                about["sums"] = {name: value for name, value in about["sums"].items() if name != "state.params.w"}
+            for name in ("crc32", "sums") if missing == "all" else (missing,):
+                about.pop(name, None)
+            if "crc32" in about:  # the rest is consistent
+                about["crc32"] = integrity.metadata_crc(about)
+            return asynchronous(*args, custom_metadata=about, **options)
 
+        checkpoints.save(4, {"params": {"w": jnp.ones(2)}}, KEY)
+        checkpoints.wait()
         monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", without_sums)
         checkpoints.save(5, {"params": {"w": jnp.ones(2)}}, KEY)
     abstract = {"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=jnp.zeros(1).sharding)}}
+    warning = f"checkpoint {tmp_path}/sft/5 lacks checksums"
     with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
         step, _, _, _, unlogged = checkpoints.restore_latest(abstract, KEY)
-    assert (step, unlogged) == (5, [])
+        assert (step, unlogged) == (5, []) and caplog.text.count(warning) == 1
+    with Checkpoints(tmp_path / "sft", keep=3, read_only=True) as checkpoints:  # of evaluation and export
+        assert checkpoints.restore_params(abstract["params"])[0] == 5 and caplog.text.count(warning) == 2
+    shutil.rmtree(tmp_path / "sft/5")
+    with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
+        assert checkpoints.restore_latest(abstract, KEY)[0] == 4 and caplog.text.count("lacks checksums") == 2
