@@ -15,6 +15,7 @@ import sentencepiece
 import tokenizers
 
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
+from igpo_jax.tokenizer_growth import growths, require_short, sentencepiece_growths
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ class SentencePieceTokenizer:
             raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
         self.vocab_size = len(pieces)
         self._alphabet = set("".join(pieces))
+        self._longest = max(len(piece.encode()) for piece in pieces)
+        self._file, bounds = path, sentencepiece_growths(pathlib.Path(path), model.serialized_model_proto())
+        self._encoding_growth, self._decoding_growth = bounds
         self._special = {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
         mask_id = self._special.get("<mask>", mask_id)
         if mask_id is None:
@@ -91,9 +95,13 @@ class SentencePieceTokenizer:
         return self._special.get(token)
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_with_offsets(text)[0] if SPACE_MARK in text else self._processor.encode(text)
+        if SPACE_MARK in text:
+            return self.encode_with_offsets(text)[0]
+        require_short(self._file, len(text.encode()), self._encoding_growth)
+        return self._processor.encode(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        require_short(self._file, len(text.encode()), self._encoding_growth)
         stand_in = _stand_in(text, self._alphabet) if SPACE_MARK in text else SPACE_MARK
         mapping = self._processor.encode_as_offset_mapping(text.replace(SPACE_MARK, stand_in))
         offsets, end = [], len(text)
@@ -107,7 +115,9 @@ class SentencePieceTokenizer:
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids if i not in self.special_ids and i < self.vocab_size])
+        known = [int(i) for i in ids if i not in self.special_ids and i < self.vocab_size]
+        require_short(self._file, len(known) * self._longest, self._decoding_growth)
+        return self._processor.decode(known)
 
     def piece(self, id: int) -> str:
         id = int(id)
@@ -133,6 +143,7 @@ class HuggingFaceTokenizer:
         values = read_json(path)
         for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
+        self._file, (self._encoding_growth, self._decoding_growth) = path, growths(path, values)
         with _one_line_errors(f"{path} is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
         self._tokenizer.encode_special_tokens = True  # encodes names of special tokens as text
@@ -147,8 +158,9 @@ class HuggingFaceTokenizer:
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"{path}: ids up to {self.vocab_size - 1}; at most {MOST_IDS} ids are possible")
         self._alphabet = set("".join(vocabulary))
+        self._longest = max(len(token.encode()) for token in vocabulary)
         # True for files that were converted from SentencePiece. Byte-level tokenizers have no such character.
-        self._marks_spaces = SPACE_MARK not in self._tokenizer.decode(self._encoding(SPACE_MARK).ids)
+        self._marks_spaces = SPACE_MARK not in self._decoded(self._encoding(SPACE_MARK).ids)
         self.mask_id = mask_id
         named = _named_tokens(path.parent)
         if "eos_token" not in named:
@@ -172,6 +184,7 @@ class HuggingFaceTokenizer:
         return self._special.get(token)
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
+        require_short(self._file, len(text.encode()), self._encoding_growth)
         with _one_line_errors("the tokenizer cannot encode a text"):
             return self._tokenizer.encode(text, add_special_tokens=False)
 
@@ -196,13 +209,17 @@ class HuggingFaceTokenizer:
         return [self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([i for i in map(int, ids) if i not in self.special_ids and i < self.vocab_size])
+        return self._decoded([i for i in map(int, ids) if i not in self.special_ids and i < self.vocab_size])
+
+    def _decoded(self, ids: list[int]) -> str:
+        require_short(self._file, len(ids) * self._longest, self._decoding_growth)
+        return self._tokenizer.decode(ids)
 
     def piece(self, id: int) -> str:
         id = int(id)
         if id in self._names:
             return self._names[id]
-        return self._tokenizer.decode([id]) if id < self.vocab_size else "<unused>"
+        return self._decoded([id]) if id < self.vocab_size else "<unused>"
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:

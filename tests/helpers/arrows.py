@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "igpo_jax"
 FLOORS = (
     "runtime",
     # problems and verdicts
-    "tokenizers grading tasks data",
+    "tokenizer_growth tokenizers grading tasks data",
     # the algorithm
     "model",
     "weights diffusion",
