@@ -347,6 +347,7 @@ def _read_completion(folder: pathlib.Path) -> None:
     assert not gone and len(replies) + len(unanswered) == 1
     assert all("\n" not in reason and len(reason) < 300 for reason in unanswered.values())
     file = io.BytesIO("".join(json.dumps(reply) + "\n" for reply in replies).encode())
+    file.name = "replies.jsonl"
     _judge(read_replies(file))
 
 
