@@ -72,10 +72,10 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
-    """Does what `parse_arguments` does, in a process that is prepared for training on CPUs."""
-    from igpo_jax.runtime.host import keep_freed_memory  # imports jax
+    """Does what `parse_arguments` does, in a process that is prepared for its host's devices."""
+    from igpo_jax.runtime import host  # imports jax
 
-    keep_freed_memory()
+    host.prepare()
     return parse_arguments(arguments, words)
 
 

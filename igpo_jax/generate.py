@@ -20,7 +20,7 @@ import jax
 from absl import flags, logging
 
 from igpo_jax.api import Completion, DiffusionLM, load
-from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments, run_command
+from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
@@ -145,4 +145,4 @@ def show(model: DiffusionLM, completion: Completion) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, parse_arguments)
+    run_command(main, parse_flags)

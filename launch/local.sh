@@ -11,8 +11,6 @@ if [ "${1:-}" = --dry-run ]; then
 fi
 case " $*" in *" --config="* | *" --config "*) ;; *) set -- --config=arithmetic.py "$@" ;; esac
 on dry-run || . launch/venv.sh
-# jax takes three quarters of a GPU's memory by default; `plan` assumes more.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 set -- .venv/bin/python -m igpo_jax.train "$@"
 # On a CPU, XLA's threads allocate thousands of times per update, and in glibc they contend for one lock. The loader
 # prints a warning if a library is missing.

@@ -1,8 +1,8 @@
 """python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
 
 Checks whether a training run fits into device memory, before you rent the devices. Compiles the run's programs on this machine
-for a TPU topology (needs the extra "tpu"), or for the devices that are present. Prints memory, FLOPs, communication and
-estimated times. Reads no data and no weights."""
+for a TPU topology (needs the extra "tpu"), for GPUs such as h100:8 (needs the extra "plan-gpu"), or for the devices that are
+present. Prints memory, FLOPs, communication and estimated times. Reads no data and no weights."""
 
 from igpo_jax.runtime import interrupts
 
@@ -22,8 +22,8 @@ from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime.mesh import make_mesh
 
 CONFIG = define_config()
-TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4; the devices that are here by default.")
-SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the topology.", lower_bound=1)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4 or h100:8; the devices that are here by default.")
+SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the TPU topology, or hosts with these GPUs.", lower_bound=1)
 PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
 REMAT = flags.DEFINE_bool("remat", False, "Compile the update with every model.remat, too, and say which to take.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
@@ -79,6 +79,7 @@ def as_text(result: dict) -> str:
 def setting(result: dict) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     where = f"{result['devices']} x {result['device']}" + (f" in {result['slices']} slices" * (result["slices"] > 1))
+    where += f" on {result['hosts']} hosts" * (result["hosts"] > 1)
     return f"{where}, mesh: {mesh}; model: {result['model']}"
 
 

@@ -228,7 +228,7 @@ def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
     if chip is None:
         return {}
     working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)
-    exchanging = sum(n / (chip.dcn if far else chip.ici) for (_, far), n in cost.received.items())
+    exchanging = sum(n / (chip.network if far else chip.link) for (_, far), n in cost.received.items())
     total = max(working + exchanging, 1e-12)
     return {"estimated_seconds": total, "communication_share": exchanging / total}
 

@@ -14,20 +14,37 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Chip:
     memory_gib: float  # usable by programs
-    flops: float  # bfloat16, per second
+    flops: float  # bfloat16 with sums in float32, dense, per second
     hbm: float  # bytes per second
-    ici: float  # bytes per second received over all links of a chip
-    dcn: float  # bytes per second, a chip's share of the network between slices
+    link: float  # bytes per second received over the links between the chips of a TPU slice or of a GPU host
+    network: float  # bytes per second, a chip's share of the network between TPU slices or GPU hosts
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; ICI is half of the bidirectional figure, memory is the compiler's limit.
-# GPUs: NVIDIA's data sheets of H100 SXM and H200; NVLink in one direction.
+NVLINK3, NVLINK4, NVLINK5 = 300e9, 450e9, 900e9  # one direction: half of the figures in NVIDIA's data sheets
+PCIE3, PCIE4, PCIE5 = 16e9, 32e9, 64e9  # one direction of 16 lanes
+SHARED = 12.5e9 / 8  # 100 Gb/s for eight GPUs, as in AWS g4dn.metal; assumed for GPUs without a standard server
+
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; links are half of the bidirectional figure, memory is the compiler's limit.
+# GPUs, FLOPs and links: NVIDIA's data sheets of A100, H100 SXM, H200, HGX B200, L40S, RTX A6000 and T4, and its white papers on
+# the Ada (RTX 4090) and RTX Blackwell (RTX 5090, RTX PRO 6000) architectures, without sparsity. The T4 has no units for bfloat16;
+# its figure is that of float32. Memory and bandwidth: XLA's specifications (openxla/xla, xla/backends/gpu/target_config/specs);
+# for T4 and RTX 5090, CUDA's deviceQuery; for RTX 4090 and L40S, the total capacity that PyTorch reports, and NVIDIA's bandwidth.
+# Network: a 400 Gb/s adapter per GPU in DGX H100, H200 and B200, 200 Gb/s in DGX A100; AWS g6e.48xlarge for L40S.
 CHIPS = {
     "TPU v5 lite": Chip(15.75, 197e12, 819e9, 200e9, 25e9 / 8),
     "TPU v5": Chip(95.74, 459e12, 2765e9, 600e9, 50e9 / 8),
     "TPU v6 lite": Chip(31.25, 918e12, 1638e9, 400e9, 100e9 / 8),
-    "NVIDIA H100 80GB HBM3": Chip(79.1, 989e12, 3350e9, 450e9, 50e9),
-    "NVIDIA H200": Chip(139.8, 989e12, 4800e9, 450e9, 50e9),
+    "NVIDIA B200": Chip(178.36, 2250e12, 7672e9, NVLINK5, 50e9),
+    "NVIDIA H200": Chip(141.0, 989e12, 4800e9, NVLINK4, 50e9),
+    "NVIDIA H100 80GB HBM3": Chip(79.11, 989e12, 3352e9, NVLINK4, 50e9),
+    "NVIDIA A100-SXM4-80GB": Chip(79.26, 312e12, 2039e9, NVLINK3, 25e9),
+    "NVIDIA A100-SXM4-40GB": Chip(39.42, 312e12, 1555e9, NVLINK3, 25e9),
+    "NVIDIA RTX A6000": Chip(47.54, 154.8e12, 768e9, PCIE4, SHARED),
+    "NVIDIA L40S": Chip(44.42, 362e12, 864e9, PCIE4, 50e9 / 8),
+    "NVIDIA GeForce RTX 4090": Chip(23.64, 165.2e12, 1008e9, PCIE4, SHARED),
+    "NVIDIA GeForce RTX 5090": Chip(31.36, 209.5e12, 1792e9, PCIE5, SHARED),
+    "NVIDIA RTX PRO 6000 Blackwell": Chip(96.0, 503.8e12, 1792e9, PCIE5, SHARED),
+    "Tesla T4": Chip(14.75, 8.1e12, 320e9, PCIE3, SHARED),
 }
 
 

@@ -15,18 +15,45 @@ from igpo_jax.runtime.files import user_cache
 # Arguments (parameter, value) of glibc's mallopt. They select one pool for all threads, and never return its memory to the
 # kernel. Threads contend for the pool, so launch/local.sh prefers tcmalloc, which ignores these parameters.
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+NVIDIA = ("nvidia*", "dxg")  # device files; the second is that of Windows' Linux subsystem
+GPU_DEFAULTS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}  # JAX's default is three quarters; `plan` allows 0.9
+# XLA's compiler ends with "Couldn't find output tile sizes" for some products of small models if it may use Triton for products.
+XLA_GPU_FLAGS = {"--xla_gpu_enable_triton_gemm": "false"}
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 INTACT = "What was complete before is intact"
 LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
 
 
+def prepare() -> None:
+    """Prepares the process for the devices of its host. Must be called before JAX starts threads or looks for devices."""
+    if gpus_are_used():
+        set_gpu_defaults()
+    elif os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd", *NVIDIA):
+        keep_freed_memory()
+
+
+def gpus_are_used() -> bool:
+    """Returns whether the host has NVIDIA GPUs which the environment does not forbid to use."""
+    return os.environ.get("JAX_PLATFORMS") != "cpu" and _any_device(*NVIDIA)
+
+
+def _any_device(*patterns: str) -> bool:
+    return any(glob.glob(f"/dev/{pattern}") for pattern in patterns)
+
+
+def set_gpu_defaults() -> None:
+    """Sets the variables in `GPU_DEFAULTS` and the flags in `XLA_GPU_FLAGS`, unless the user has set them."""
+    for variable, value in GPU_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = [f"{flag}={value}" for flag, value in XLA_GPU_FLAGS.items() if flag not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
+
+
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory in the process on hosts without accelerators. Otherwise the kernel zeroes the pages of
-    every new array, which takes 40 % of the run time of small models. Must be called before JAX's threads start."""
-    accelerated = any(glob.glob(f"/dev/{pattern}") for pattern in ("accel*", "vfio/*", "nvidia*", "kfd"))
-    if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
-        return
+    """Makes glibc keep freed memory in the process. Otherwise the kernel zeroes the pages of every new array, which takes 40 %
+    of the run time of small models on CPUs."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         for parameter, value in MALLOPT.values():

@@ -44,7 +44,7 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
 
 def watch() -> None:
     """Starts the thread that handles the signals. Before, the main thread handles them. Call this function in the main thread,
-    after `keep_freed_memory`, which must run before threads start."""
+    after `host.prepare`, which must run before threads start."""
     global _pipe
     if _pipe is not None:
         return

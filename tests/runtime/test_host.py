@@ -18,7 +18,7 @@ def library(monkeypatch):
 
 def test_memory_is_kept_where_there_is_no_accelerator(library, monkeypatch):
     monkeypatch.setattr(host.glob, "glob", lambda pattern: [])
-    host.keep_freed_memory()
+    host.prepare()
     assert sorted(library) == sorted(host.MALLOPT.values()) and len(library) == 3
 
 
@@ -27,7 +27,7 @@ def test_with_an_accelerator_only_where_it_is_not_used(platforms, kept, library,
     monkeypatch.setattr(host.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
     if platforms:
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    host.keep_freed_memory()
+    host.prepare()
     assert bool(library) == kept
 
 
