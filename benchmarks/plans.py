@@ -1,6 +1,7 @@
-"""Plans configs/math.py for the topologies listed in BUILD.md, and makes its tables.
+"""Plans LLaDA-8B for the TPU topologies and the GPUs listed in BUILD.md, and makes its tables.
 
-    python benchmarks/plans.py            # compiles all of them, about fifteen minutes on two cores; needs the extra "tpu"
+    python benchmarks/plans.py            # TPUs, about fifteen minutes on two cores; needs the extra "tpu"
+    python benchmarks/plans.py --gpus     # GPUs, about an hour on two cores; needs the extra "plan-gpu"
     python benchmarks/plans.py --tables   # only the tables, from existing results
 """
 
@@ -11,6 +12,7 @@ import shlex
 import subprocess
 import sys
 
+import gpu_plans
 from igpo_jax.plan.__main__ import program_table, received, setting, verdict
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,11 +77,15 @@ def weak_table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", action="store_true", help="compile nothing")
-    if not parser.parse_args().tables:
+    parser.add_argument("--gpus", action="store_true", help="compile for GPUs only")
+    arguments = parser.parse_args()
+    if arguments.gpus:
+        gpu_plans.compile_all()
+    elif not arguments.tables:
         compile_all()
     file = ROOT / "BUILD.md"
     text = file.read_text()
-    for marker, made in (("plans", tables()), ("weak", weak_table())):
+    for marker, made in (("plans", tables()), ("weak", weak_table()), ("gpus", gpu_plans.gpu_table())):
         head, _, rest = text.partition(f"<!-- {marker} -->\n")
         _, end, tail = rest.partition(f"<!-- /{marker} -->")
         if not end:
