@@ -27,8 +27,9 @@ train() { # flags
   step train 90 "$python" -m igpo_jax.train --config="$config" --workdir="$(mktemp -d)/run" --config.rl.eval_every=0 "$@"
 }
 
-# jax takes three quarters of a GPU's memory by default; the CPU is there to compare with.
-export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
+# As the package's commands do (igpo_jax/runtime/host.py); scripts and tests do not.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 XLA_FLAGS="--xla_gpu_enable_triton_gemm=false ${XLA_FLAGS:-}"
+# The CPU is there to compare with.
 if JAX_PLATFORMS=cuda,cpu "$python" -c 'import jax; assert jax.default_backend() == "gpu"' 2>/dev/null; then
   export JAX_PLATFORMS=cuda,cpu
   device=gpu
@@ -43,6 +44,7 @@ if [ $device = gpu ]; then
     step "llada_8b-$attention" 120 "$python" benchmarks/llada_8b.py --attention=$attention \
       --output "$out/llada_8b-$attention-gpu.json"
   done
+  step predicted 30 "$python" benchmarks/predicted.py "$out"/llada_8b-*-gpu.json
   step update 45 "$python" benchmarks/update.py --width 2048 --heads 16 --prompt-length 256 --completion-length 256 \
     --dtype bfloat16 --repetitions 10 --output "$out/update-gpu.json"
   step rollout 45 "$python" benchmarks/rollout.py --width 2048 --heads 16 --prompt-length 256 --rows 8 --steps 64 \
@@ -60,6 +62,7 @@ else
   toy=(--width 16 --depth 1 --heads 2 --repetitions 1 --prompt-length 5)
   step llada_8b 120 "$python" benchmarks/llada_8b.py --small --prompt-length 16 --completion-length 16 --steps 2 \
     --repetitions 1 --rows 8 --group-size 2 --output "$out/llada_8b-cpu.json"
+  step predicted 30 "$python" benchmarks/predicted.py "$out/llada_8b-cpu.json"
   step update 45 "$python" benchmarks/update.py "${toy[@]}" --completion-length 6 --prompts 2 --group-size 3 --chunk 4 \
     --output "$out/update-cpu.json"
   step rollout 45 "$python" benchmarks/rollout.py "${toy[@]}" --completion-length 8 --block 4 --steps 4 \

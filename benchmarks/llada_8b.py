@@ -1,8 +1,9 @@
 """Measures a rollout and updates of adapters at the shape of LLaDA-8B, with random weights, on this machine's devices.
 
 Prints one JSON line per case: seconds, tokens per second, the minimal FLOPs and, if the device's published peak is known, their
-share of it (MFU), the FLOPs of the compiled program, which recomputes some values, and the fullest device's memory. --small
-runs a toy model on any machine.
+share of it (MFU), the FLOPs of the compiled program, which recomputes some values, the fullest device's memory, and what
+`igpo_jax.plan` predicts for the compiled program: seconds (predicted_seconds) and the peak of the memory of all cases so far
+(predicted_peak_gib). --small runs a toy model on any machine.
 """
 
 import argparse
@@ -23,8 +24,7 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops, init, shardings
-from igpo_jax.plan.hlo_cost import program_cost
-from igpo_jax.plan.programs import LLADA_8B
+from igpo_jax.plan.programs import LLADA_8B, read_compiled
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.update import make_update
@@ -82,7 +82,16 @@ def main(argv: list[str] | None = None) -> list[dict]:
     divisor = batch_size_divisor(mesh)
     if n % divisor or arguments.rows % divisor:
         parser.error(f"--prompts={n} and --rows={arguments.rows} must be multiples of the {divisor} devices")
-    cases = []
+    cases, peak = [], 0.0
+
+    def predicted(compiled: jax.stages.Compiled, calls: int) -> dict:
+        """Returns what `plan` says of a program that a case calls several times."""
+        nonlocal peak
+        planned = read_compiled(compiled, mesh)
+        peak = max(peak, planned["peak_gib"])
+        known = {"compiled_flops_per_device": calls * planned["flops"], "predicted_peak_gib": peak}
+        seconds = planned.get("estimated_seconds")
+        return known | ({} if seconds is None else {"predicted_seconds": calls * seconds})
 
     def record(name: str, measured: dict, **more) -> None:
         device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__}
@@ -123,7 +132,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 raise AssertionError("a completion still has masks")
             start = initial_state(*inputs, keys, cfg, sampler)
             of_block = denoise_block.lower(policy, start, np.int32(0), cfg, sampler).compile()
-            measured["compiled_flops_per_device"] = decode.blocks * program_cost(of_block.as_text()).flops
+            measured |= predicted(of_block, decode.blocks)
             sizes = {"rows": rows, "prompt_length": p, "completion_length": length, "steps": arguments.steps}
             work = {"cache": cache, "evaluations": done.evaluations, "rows_evaluated": done.rows_evaluated}
             speed = {"tokens_per_second": rows * length / seconds, "baseline": "none", "ratio": exact_seconds / seconds}
@@ -157,7 +166,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         # Forward, and backward to the activations; for adapters also to their parameters. One row per prompt.
         flops = n * (2 * forward_flops(cfg, p + length, length) + 3 * adapter_flops)
         seconds, measured = measure(compiled, first, flops, arguments.repetitions, advance)
-        measured["compiled_flops_per_device"] = program_cost(compiled.as_text()).flops
+        measured |= predicted(compiled, 1)
         if not np.isfinite(losses).all() or len(set(losses)) == 1:
             raise AssertionError(f"updates that change nothing: losses {losses}")
         sizes = {"prompts": n, "group_size": g, "prompt_length": p, "completion_length": length, "lora_rank": lora.rank}

@@ -119,9 +119,24 @@ def test_llada_8b_at_small_size(load, tmp_path, capsys):
     for case in cases:
         assert 0.9 * case["model_flops_per_device"] < case["compiled_flops_per_device"] < 3 * case["model_flops_per_device"]
         assert case["model_flops_per_device"] > 0 and case["tokens_per_second"] > 0 and "mfu" not in case  # a CPU has no peak
+        assert case["predicted_peak_gib"] > 0 and "predicted_seconds" not in case
     rollout, cached, update = cases
     assert rollout["evaluations"] == cached["evaluations"] == 2
     assert cached["model_flops_per_device"] < rollout["model_flops_per_device"] and len(set(update["losses"])) > 1
+
+
+def test_predicted_and_measured_stand_side_by_side(load, tmp_path, capsys, monkeypatch):
+    model = {"attention": "cudnn"}
+    known = {"name": "rollout", "cache": "dual", "device": "GPU", "model": model, "seconds": 3.0, "predicted_seconds": 2.0}
+    unknown = {"name": "update", "device": "cpu", "model": model, "seconds": 3.0, "predicted_peak_gib": 8.0}
+    lines = [json.dumps(known | {"predicted_peak_gib": 10.0, "memory/peak_gib": 12.0}), json.dumps(unknown)]
+    (tmp_path / "cases.json").write_text("\n".join(lines))
+    monkeypatch.setattr(sys, "argv", ["predicted.py", str(tmp_path / "cases.json")])
+    load("predicted").main()
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| GPU | rollout dual | cudnn | 2.00 | 3.00 | 1.50 | 10.00 | 12.00 | 1.20 |",
+        "| cpu | update | cudnn |  | 3.00 |  | 8.00 |  |  |",
+    ]
 
 
 PYTHON = """#!/bin/sh
@@ -140,12 +155,13 @@ def test_all_of_gpu_sh_without_a_gpu(fails, tmp_path):
     python.chmod(0o755)
     env = os.environ | {"OUT": str(out), "PYTHON": str(python), "TMPDIR": str(tmp_path)}
     done = subprocess.run(["bash", str(FOLDER / "gpu.sh")], env=env, capture_output=True, text=True, timeout=60)
-    steps = ["llada_8b", "update", "rollout", "train", "parity"]
+    steps = ["llada_8b", "predicted", "update", "rollout", "train", "parity"]
     assert done.returncode == (fails in steps), done.stdout
     ended = [line.partition(" after ")[0] for line in (out / "summary.txt").read_text().splitlines()]
     assert ended == [f"{name}: exit {int(name == fails)}" for name in steps]
-    llada_8b, update, rollout, train, parity = log.read_text().splitlines()
+    llada_8b, predicted, update, rollout, train, parity = log.read_text().splitlines()
     assert llada_8b == f"benchmarks/llada_8b.py {' '.join(SMALL_8B)} --output {out}/llada_8b-cpu.json"
+    assert predicted == f"benchmarks/predicted.py {out}/llada_8b-cpu.json"
     assert update == f"benchmarks/update.py {' '.join(UPDATE)} --output {out}/update-cpu.json"
     assert rollout == f"benchmarks/rollout.py {' '.join(ROLLOUT)} --output {out}/rollout-cpu.json"
     assert train.startswith("-m igpo_jax.train --config=tests/end_to_end/tiny.py --workdir=")

@@ -196,16 +196,22 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         peak = float(used[1]) / (1 if used[2] == "G" else 1024) + others
         return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
     twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # bytes of repeated arguments
+    record |= {"compile_seconds": seconds} | read_compiled(compiled, mesh, twice)
+    return record | {"peak_gib": record["peak_gib"] + others}
+
+
+def read_compiled(compiled: jax.stages.Compiled, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
+    """Returns a record of a compiled program's memory and work on one device, without other arrays that are in memory. `twice`
+    is the number of bytes of arguments that are passed several times, which the compiler counts each time."""
+    memory = compiled.memory_analysis()
     own = {
         "arguments_gib": memory.argument_size_in_bytes - twice,
         "outputs_gib": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary_gib": memory.temp_size_in_bytes,
         "code_gib": memory.generated_code_size_in_bytes,
     }
-    record |= {name: size / GIB for name, size in own.items()}
-    record |= {"peak_gib": sum(own.values()) / GIB + others, "compile_seconds": seconds}
+    record: dict[str, Any] = {name: size / GIB for name, size in own.items()} | {"peak_gib": sum(own.values()) / GIB}
     try:
         cost = program_cost(compiled.as_text())
     except ValueError as error:  # the memory is known even without the cost
