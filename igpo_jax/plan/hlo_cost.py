@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once. This module multiplies the cost of a body by the number of iterations,
 or by the maximum number of iterations if the loop may end early. The cost covers matrix products, HBM traffic into and out of
-fusions, and bytes received through collectives."""
+fusions, and bytes received through collectives. It reads the HLO of XLA's CPU, TPU and GPU compilers."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,15 +19,18 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # Instructions that move no data by themselves.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 FREE |= {"while", "conditional", "call", "iota", "copy-done", "async-done", "slice-done", "opt-barrier"}
-FREE |= {f"{kind}-done" for kind in ("recv", "send", "all-gather", "all-reduce", "collective-permute")}
+FREE |= {f"{kind}-done" for kind in ("recv", "send", *COLLECTIVES)}
 PASSED_ON = {"tuple", "custom-call", *COLLECTIVES}  # opcodes that use a fusion's parameter without reading its data
+SLICES = ("dynamic-slice", "slice", "gather")
+# Instructions whose elements each depend on one element of the operand. A fusion computes only the elements that it needs.
+VIEWS = ("bitcast", "reshape", "transpose", "copy", "convert")
 
 
 @dataclasses.dataclass
 class Cost:
     flops: float = 0.0  # of matrix products
     bytes: float = 0.0  # read from and written to HBM
-    # Bytes from other devices, by (kind of collective, whether they come from another slice).
+    # Bytes from other devices, by (kind of collective, whether they come from another TPU slice or another GPU host).
     received: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, other: "Cost", times: int = 1) -> None:
@@ -46,15 +49,19 @@ class Instruction:
     root: bool
 
 
-def program_cost(text: str) -> Cost:
+def program_cost(text: str, hosts: Sequence[int] = ()) -> Cost:
     """Returns the cost of running a compiled program once on one device, given the program's HLO text from
-    `compiled.as_text()`. Raises ValueError if the text does not tell how often a loop runs."""
-    program = _Program(text)
+    `compiled.as_text()`. For GPUs, `hosts` contains the number of the host of every device, in the order of the mesh, and tells
+    which traffic runs between hosts; () means that all devices are on one host. TPUs do not need it, because their HLO marks
+    the traffic between slices. Raises ValueError if the text does not tell how often a loop runs, or if `hosts` has too few
+    devices."""
+    program = _Program(text, hosts)
     return program.cost(program.entry)
 
 
 class _Program:
-    def __init__(self, text: str):
+    def __init__(self, text: str, hosts: Sequence[int]):
+        self._hosts = hosts
         self._computations: dict[str, list[Instruction]] = {}
         current, known = None, {}
         for line in text.splitlines():
@@ -110,11 +117,11 @@ class _Program:
                 # same channel and therefore the same key, so that they count once.
                 for inner in self._with_fused(self._fused(instruction)):
                     total.flops += _flops(inner)
-                    collectives |= _collective(inner)
+                    collectives |= _collective(inner, self._hosts)
             else:
                 total.flops += _flops(instruction)
                 total.bytes += 0 if opcode in FREE else _border_bytes(instruction)
-                collectives |= _collective(instruction)
+                collectives |= _collective(instruction, self._hosts)
         for (kind, far, *_), received in collectives.items():
             total.received[kind, far] += received
         return total
@@ -122,31 +129,46 @@ class _Program:
     def _fusion_bytes(self, fusion: Instruction) -> float:
         """Returns the number of bytes that a fusion reads and writes. If the fusion only slices an array, or updates a slice of
         an array in place, only the bytes of the slice count."""
-        instructions = self._fused(fusion)
+        instructions, root = self._fused(fusion), self._same[fusion]
+        results = root.operands if root.opcode == "tuple" else [root]
+        outputs = {_behind_bitcasts(value) for value in results} | set(results)
         users = collections.defaultdict(list)
         for instruction in instructions:
             for operand in instruction.operands:
                 users[operand].append(instruction)
 
+        def in_place(value: Instruction) -> bool:
+            is_update = value.opcode == "dynamic-update-slice" and value in outputs
+            return is_update and _behind_bitcasts(value.operands[0]).opcode == "parameter"
+
+        def elements_read(value: Instruction) -> int:
+            if value in outputs and value.opcode != "parameter":
+                return _elements(value)
+            return min(_elements(value), sum(elements_read_by(user, value) for user in users[value]))
+
+        def elements_read_by(user: Instruction, value: Instruction) -> int:
+            if user.opcode in PASSED_ON and value.opcode == "parameter":
+                return 0
+            if user.opcode in SLICES and value is user.operands[0]:
+                return _elements(user)
+            if in_place(user) and value is user.operands[0]:
+                return 0
+            if user.opcode in VIEWS and _elements(user) == _elements(value):
+                return elements_read(user)
+            return _elements(value)
+
         def read(parameter: Instruction) -> float:
-            by = users[parameter]
-            if all(user.opcode in PASSED_ON for user in by):
-                return 0
-            if all(user.opcode in ("dynamic-slice", "gather") for user in by):
-                return sum(_bytes(user.shape, everywhere=True) for user in by)
-            if all(user.opcode == "dynamic-update-slice" and user.operands[0] is parameter for user in by):
-                return 0
-            return _bytes(parameter.shape, everywhere=True)
+            size = _bytes(parameter.shape, everywhere=True)
+            return size * elements_read(parameter) / _elements(parameter) if size else 0
 
         def written(value: Instruction) -> float:
-            if value.opcode == "tuple":
-                return sum(map(written, value.operands))
-            if value.opcode == "dynamic-update-slice":
-                return _bytes(value.operands[1].shape, everywhere=True)
-            return 0 if value.opcode in ("parameter", "custom-call", *COLLECTIVES) else _bytes(value.shape)
+            source = _behind_bitcasts(value)
+            if in_place(source):
+                return _bytes(source.operands[1].shape, everywhere=True)
+            return 0 if source.opcode in ("parameter", "custom-call", *COLLECTIVES) else _bytes(value.shape)
 
         parameters = [i for i in instructions if i.opcode == "parameter"]
-        return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + written(self._same[fusion])
+        return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + sum(map(written, results))
 
     def _trips(self, loop: Instruction) -> int:
         """Returns the number of iterations of a loop whose counter starts at 0. Uses the trip count that the compiler has
@@ -190,6 +212,12 @@ def _matched(pattern: str, text: str) -> tuple[str, ...]:
     return match.groups()
 
 
+def _behind_bitcasts(instruction: Instruction) -> Instruction:
+    while instruction.opcode == "bitcast":
+        instruction = instruction.operands[0]
+    return instruction
+
+
 def _index(element: Instruction) -> int:
     """Returns the index of the tuple element that a get-tuple-element instruction reads."""
     return int(_matched(r"index=(\d+)", element.attributes)[0])
@@ -218,22 +246,40 @@ def _until_closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _collective(instruction: Instruction) -> dict:
+def _collective(instruction: Instruction, hosts: Sequence[int]) -> dict:
     """Returns {key: bytes received by one device} for a collective, or {} for other instructions. The key consists of the kind
-    of collective, whether the bytes come from another TPU slice, and values that identify the collective."""
+    of collective, whether the bytes come from another TPU slice or GPU host, and values that identify the collective."""
     if instruction.opcode == "recv":
         return _between_slices(instruction)
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return {}
     given = sum(_bytes(operand.shape, everywhere=True) for operand in instruction.operands)
-    size = len(_groups(instruction)[0])
+    groups = _groups(instruction)
+    size = len(groups[0])
     # An all-gather receives the shares of all other devices; an all-reduce is a reduce-scatter and an all-gather.
     received = {"all-gather": (size - 1) * given, "all-reduce": 2 * (size - 1) / size * given, "collective-permute": given}
     received = received.get(kind, (size - 1) / size * given)  # reduce-scatter, all-to-all
     channel = re.search(r"channel_id=(\d+)", instruction.attributes)
     unique = (channel[1], re.sub(r"\{.*?\}", "", instruction.shape)) if channel else (instruction.name,)
-    return {(kind, False, *unique): received} if size > 1 else {}
+    far = received * max(_share_between_hosts(kind, group, hosts) for group in groups) if hosts else 0
+    parts = {(kind, False, *unique): received - far, (kind, True, *unique): far}
+    return {key: part for key, part in parts.items() if part} if size > 1 else {}
+
+
+def _share_between_hosts(kind: str, group: list[int], hosts: Sequence[int]) -> float:
+    """Returns the share of the bytes that a GPU receives from other hosts when a group of devices runs a collective. NCCL passes
+    data around in rings that enter every host once (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md), so that one of a host's
+    m devices in the group receives from another host, a different one in every ring. In an all-to-all, all n devices exchange
+    equal parts directly. In a permutation, everybody waits for the pairs on different hosts."""
+    if max(group) >= len(hosts):
+        raise ValueError(f"the program runs on device {max(group)}, but the hosts of only {len(hosts)} devices are given")
+    devices, number = len(group), len({hosts[device] for device in group})
+    if number == 1:
+        return 0.0
+    if kind == "collective-permute":
+        return 1.0
+    return (devices - devices / number) / (devices - 1) if kind == "all-to-all" else number / devices
 
 
 def _between_slices(instruction: Instruction) -> dict:
@@ -276,8 +322,14 @@ def _bytes(shape: str, everywhere: bool = False) -> float:
     return sum(size for _, size, in_hbm in _arrays(shape) if in_hbm or everywhere)
 
 
+def _elements(instruction: Instruction) -> int:
+    """Returns the total number of elements of the arrays in an instruction's result."""
+    return sum(math.prod(dims) for dims, *_ in _arrays(instruction.shape))
+
+
 def _border_bytes(instruction: Instruction) -> float:
-    """Returns the number of bytes that an instruction outside of fusions reads from and writes to HBM."""
+    """Returns the number of bytes that an instruction outside of fusions reads from and writes to HBM. The scratch memory of
+    NVIDIA's libraries, the last array in the results of a call, does not count."""
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _bytes(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
@@ -285,25 +337,45 @@ def _border_bytes(instruction: Instruction) -> float:
     if instruction.opcode in ("copy-start", "slice-start"):  # their results also list the source, as an alias
         _, size, in_hbm = _arrays(instruction.shape)[0 if instruction.opcode == "copy-start" else 1]
         return size * (in_hbm + _arrays(instruction.operands[0].shape)[0][2])
-    return _bytes(instruction.shape) + sum(_bytes(operand.shape) for operand in instruction.operands)
+    if instruction.opcode in (f"{kind}-start" for kind in COLLECTIVES if kind != "all-reduce"):
+        return _bytes(instruction.shape)  # which lists the operands and the results
+    results = instruction.shape
+    if re.search(r'custom_call_target="__(cublas|cudnn)\$', instruction.attributes):
+        results = re.sub(r", [su]8\[\d+\]\{0\}\)$", ")", results)
+    return _bytes(results) + sum(_bytes(operand.shape) for operand in instruction.operands)
 
 
 def _flops(instruction: Instruction) -> float:
     """Returns the FLOPs of a matrix product, a convolution or a custom kernel, and 0 for other instructions. A multiply-add
-    counts as two FLOPs. For a custom kernel, returns the number that the kernel reports, or 0 for kernels that report none,
-    such as splash attention."""
-    library = 'custom_call_target="__cublas$' in instruction.attributes
-    if instruction.opcode == "custom-call" and not library:
-        estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
-        return float(json.loads(estimate[1])["flops"]) if estimate else 0.0
+    counts as two FLOPs. For a custom kernel that is not from NVIDIA's libraries, returns the number that the kernel reports, or
+    0 for kernels that report none, such as splash attention."""
+    target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    if instruction.opcode == "custom-call" and target:
+        if target[1].startswith("__cudnn$fmha"):
+            return _cudnn_attention_flops(instruction)
+        if not target[1].startswith("__cublas$"):
+            estimate = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', instruction.attributes)
+            return float(json.loads(estimate[1])["flops"]) if estimate else 0.0
     if instruction.opcode not in ("dot", "convolution", "custom-call"):
         return 0.0
     out, lhs, rhs = (_arrays(i.shape)[0][0] for i in (instruction, *instruction.operands[:2]))
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction.attributes, lhs, rhs, out)
-    name = r'"lhs_contracting_dimensions":\[([^\]]*)\]' if library else r"lhs_contracting_dims=\{([^}]*)\}"
+    name = r"lhs_contracting_dims=\{([^}]*)\}" if target is None else r'"lhs_contracting_dimensions":\[([^\]]*)\]'
     contracted = re.findall(r"\d+", _matched(name, instruction.attributes)[0])
     return 2.0 * math.prod(out) * math.prod(lhs[int(d)] for d in contracted)
+
+
+def _cudnn_attention_flops(instruction: Instruction) -> float:
+    """Returns the FLOPs of cuDNN's fused attention, without savings from masks. The forward pass has two products, q k^T and
+    p v. The backward pass has four, for the gradients of p, v, q and k. With flash attention it also recomputes q k^T, because
+    the forward pass keeps only the softmax statistics."""
+    scores = _matched(r'"intermediate_tensor_shape":\s*\{.*?"dimensions":\s*\[([^\]]*)\]', instruction.attributes)[0]
+    head_size = _arrays(instruction.operands[0].shape)[0][0][-1]
+    products = 2
+    if re.search(r'custom_call_target="[^"]*Backward', instruction.attributes):
+        products = 5 if re.search(r'"is_flash_attention":\s*true', instruction.attributes) else 4
+    return products * 2.0 * head_size * math.prod(map(int, re.findall(r"\d+", scores)))
 
 
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
