@@ -11,9 +11,9 @@ from igpo_jax.config import Config, check_divisibility
 from igpo_jax.model import transformer
 from igpo_jax.model.logprobs import with_head_chunk
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import GIB, measure, planned_model, programs, shard_bytes
+from igpo_jax.plan.programs import GIB, gpu_hosts, measure, planned_model, programs, shard_bytes
 from igpo_jax.runtime.chips import device_memory_gib
-from igpo_jax.runtime.mesh import batch_size_divisor, gpu_hosts, slice_count
+from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
 
 MOST = 0.9  # largest usable share of the memory, because the compiler counts neither fragmentation nor the runtime's memory
@@ -37,8 +37,7 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
             report(records[-1])
     peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
     result: dict[str, Any] = {"device": device.device_kind, "devices": mesh.devices.size}
-    devices = list(mesh.devices.flat)
-    result |= {"slices": slice_count(devices), "hosts": len(set(gpu_hosts(devices)))}
+    result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
     result |= {"mesh": dict(mesh.shape), "model": shape_from}
     result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}

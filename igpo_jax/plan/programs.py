@@ -213,12 +213,18 @@ def read_compiled(compiled: jax.stages.Compiled, mesh: Mesh, twice: int = 0) -> 
     }
     record: dict[str, Any] = {name: size / GIB for name, size in own.items()} | {"peak_gib": sum(own.values()) / GIB}
     try:
-        cost = program_cost(compiled.as_text())
+        cost = program_cost(compiled.as_text(), gpu_hosts(mesh))
     except ValueError as error:  # the memory is known even without the cost
         return record | {"cost_error": str(error)}
-    received = {f"{kind}{' between slices' if far else ''}": n for (kind, far), n in cost.received.items()}
+    between = " between hosts" if gpu_hosts(mesh) else " between slices"
+    received = {f"{kind}{between if far else ''}": n for (kind, far), n in cost.received.items()}
     record |= {"flops": cost.flops, "bytes": cost.bytes, "received_bytes": received}
     return record | estimate(cost, CHIPS.get(mesh.devices.flat[0].device_kind))
+
+
+def gpu_hosts(mesh: Mesh) -> list[int]:
+    """Returns the number of the host of every GPU of a mesh, or [] for other devices."""
+    return [device.process_index for device in mesh.devices.flat if device.platform == "gpu"]
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:

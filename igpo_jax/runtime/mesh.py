@@ -44,11 +44,6 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, "slice_index", None) or 0 for device in devices if device.platform == "tpu"}) or 1
 
 
-def gpu_hosts(devices: Sequence[jax.Device]) -> list[int]:
-    """Returns the index of each GPU's host, and 0 for other devices."""
-    return [device.process_index if device.platform == "gpu" else 0 for device in devices]
-
-
 def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of shards that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
