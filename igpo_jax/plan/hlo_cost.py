@@ -165,7 +165,7 @@ class _Program:
             source = _behind_bitcasts(value)
             if in_place(source):
                 return _bytes(source.operands[1].shape, everywhere=True)
-            return 0 if source.opcode in ("parameter", "custom-call", *COLLECTIVES) else _bytes(value.shape)
+            return 0 if value.opcode in ("parameter", "custom-call", *COLLECTIVES) else _bytes(value.shape)
 
         parameters = [i for i in instructions if i.opcode == "parameter"]
         return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + sum(map(written, results))
@@ -269,9 +269,9 @@ def _collective(instruction: Instruction, hosts: Sequence[int]) -> dict:
 
 def _share_between_hosts(kind: str, group: list[int], hosts: Sequence[int]) -> float:
     """Returns the share of the bytes that a GPU receives from other hosts when a group of devices runs a collective. NCCL passes
-    data around in rings that enter every host once (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md), so that one of a host's
-    m devices in the group receives from another host, a different one in every ring. In an all-to-all, all n devices exchange
-    equal parts directly. In a permutation, everybody waits for the pairs on different hosts."""
+    data around in rings that enter every host once (github.com/NVIDIA/nccl-tests explains them by "bus bandwidth"). Hence one
+    of a host's m devices in the group receives from another host, and it is a different one in every ring. In an all-to-all,
+    all n devices exchange equal parts directly. In a permutation, all devices wait for the pairs on different hosts."""
     if max(group) >= len(hosts):
         raise ValueError(f"the program runs on device {max(group)}, but the hosts of only {len(hosts)} devices are given")
     devices, number = len(group), len({hosts[device] for device in group})

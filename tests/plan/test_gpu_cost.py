@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from igpo_jax.plan import programs as planning
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 
 TWO_HOSTS = [0, 0, 0, 0, 1, 1, 1, 1]
@@ -325,3 +326,12 @@ def test_a_gradient_sum_crosses_hosts_and_weights_are_gathered_within():
     assert cost.received["reduce-scatter", False] == 3 / 4 * 2 * width * hidden
     shard = 2 * width * hidden / 4
     assert cost.received["all-reduce", True] == pytest.approx(shard, rel=1e-4)  # two hosts receive twice half of the shard
+
+
+@needs_gpu_compiler
+def test_plan_reports_traffic_between_hosts():
+    mesh = gpu_mesh(EIGHT_GPUS, 2, 4)
+    x = jax.ShapeDtypeStruct((8, 1024), np.float32, sharding=NamedSharding(mesh, P("data", "fsdp")))
+    program = planning.Program("sum", jax.jit(lambda x: x.sum(0)), (x,), {}, True)
+    received = planning.measure(program, mesh)["received_bytes"]
+    assert received == {"all-reduce between hosts": 1024 / 4 * 4}
