@@ -99,6 +99,22 @@ ENTRY %main (x: f32[8,192], y: bf16[8,64]) -> bf16[8,64] {
     assert program_cost(text).bytes == 8 * 64 * (4 + 2 + 2)
 
 
+def test_a_fusion_of_a_bitcast_copies():
+    text = """HloModule m
+
+%fused (param_0: bf16[8,16,4]) -> bf16[8,4,16] {
+  %param_0 = bf16[8,16,4]{2,1,0} parameter(0)
+  ROOT %bitcast = bf16[8,4,16]{1,2,0} bitcast(%param_0)
+}
+
+ENTRY %main (x: bf16[8,16,4]) -> bf16[8,4,16] {
+  %x = bf16[8,16,4]{2,1,0} parameter(0)
+  ROOT %copied = bf16[8,4,16]{1,2,0} fusion(%x), kind=kLoop, calls=%fused
+}
+"""
+    assert program_cost(text).bytes == 2 * 8 * 16 * 4 * 2
+
+
 def test_a_library_product_adds_to_its_third_operand_and_its_scratch_is_free():
     text = """HloModule m
 
