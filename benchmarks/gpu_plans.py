@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
@@ -72,7 +73,7 @@ def measure_task(task: Task, overrides: str, mesh: Mesh) -> dict[str, Any]:
     """Compiles a task's programs until one does not fit. Returns the largest need in GiB, whether all fit, and, if so, the
     programs' records."""
     config = load(task, overrides)
-    model = fit_to_devices(config, planned_model(config)[0], mesh)
+    model = fit_to_devices(planned_model(config)[0], mesh, configuration.row_lengths(config))
     configuration.check_divisibility(config, model, mesh)
     limit, records = MOST * device_memory_gib(mesh.devices.flat[0]), []
     wanted = [program for program in programs(config, model, mesh) if program.name in task.programs]

@@ -22,6 +22,7 @@ from igpo_jax.diffusion.sampler import completion_keys, denoise_block, initial_s
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.attention import PLATFORMS
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops, init, shardings
 from igpo_jax.plan.programs import LLADA_8B, read_compiled
@@ -62,7 +63,7 @@ def measure(
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a toy of the same kind, to try this script")
-    parser.add_argument("--attention", default="xla", choices=sorted(PLATFORMS))
+    parser.add_argument("--attention", default="auto", choices=["auto", *sorted(PLATFORMS)])
     parser.add_argument("--prompts", type=int, default=8, help="of an update")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--rows", type=int, default=16, help="of a rollout")
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     lora = LoraConfig(rank=4 if arguments.small else 128, alpha=64.0)
     decode = DecodeConfig(length, min(32, length), arguments.steps, temperature=1.2)
     mesh, objective, draw = make_mesh(), ObjectiveConfig(), np.random.default_rng(0)
+    cfg = fit_to_devices(cfg, mesh, [p + length])
     divisor = batch_size_divisor(mesh)
     if n % divisor or arguments.rows % divisor:
         parser.error(f"--prompts={n} and --rows={arguments.rows} must be multiples of the {divisor} devices")

@@ -1,8 +1,8 @@
 """Plans LLaDA-8B for the TPU topologies and the GPUs listed in BUILD.md, and makes its tables.
 
-    python benchmarks/plans.py            # TPUs, about fifteen minutes on two cores; needs the extra "tpu"
-    python benchmarks/plans.py --gpus     # GPUs, about an hour on two cores; needs the extra "plan-gpu"
-    python benchmarks/plans.py --tables   # only the tables, from existing results
+python benchmarks/plans.py            # TPUs, about fifteen minutes on two cores; needs the extra "tpu"
+python benchmarks/plans.py --gpus     # GPUs, about an hour on two cores; needs the extra "plan-gpu"
+python benchmarks/plans.py --tables   # only the tables, from existing results
 """
 
 import argparse
@@ -17,14 +17,15 @@ from igpo_jax.plan.__main__ import program_table, received, setting, verdict
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+XLA = "--config.model.attention=xla"
 FITS = {
-    "lora-v5e-2x4": "--config=math.py --topology=v5e:2x4",
-    "lora-splash-v5e-2x4": "--config=math.py --topology=v5e:2x4 --config.model.attention=splash",
-    "cached-v5e-4x4": "--config=math.py --topology=v5e:4x4 --config.sampler.cache=dual --config.sampler.commit=threshold",
-    "full-v5e-4x4": "--config=math.py:full --topology=v5e:4x4",
-    "full-v6e-2x4": "--config=math.py:full --topology=v6e:2x4",
-    "full-v5p-2x2x4": "--config=math.py:full --topology=v5p:2x2x4",
-    "full-two-v5e-4x4": "--config=math.py:full --topology=v5e:4x4 --slices=2 --config.mesh.data=2",
+    "lora-splash-v5e-2x4": "--config=math.py --topology=v5e:2x4",
+    "lora-v5e-2x4": f"--config=math.py --topology=v5e:2x4 {XLA}",
+    "cached-v5e-4x4": f"--config=math.py --topology=v5e:4x4 --config.sampler.cache=dual --config.sampler.commit=threshold {XLA}",
+    "full-v5e-4x4": f"--config=math.py:full --topology=v5e:4x4 {XLA}",
+    "full-v6e-2x4": f"--config=math.py:full --topology=v6e:2x4 {XLA}",
+    "full-v5p-2x2x4": f"--config=math.py:full --topology=v5p:2x2x4 {XLA}",
+    "full-two-v5e-4x4": f"--config=math.py:full --topology=v5e:4x4 --slices=2 --config.mesh.data=2 {XLA}",
 }
 PROMPTS_PER_CHIP = 4
 
@@ -33,7 +34,7 @@ def weak(topology: str, chips: int) -> str:
     rows = PROMPTS_PER_CHIP * chips
     flags = {"rl.prompts": rows, "rl.rollout_chunks": 2, "evaluation.batch_size": rows, "sft.batch_size": rows}
     given = " ".join(f"--config.{key}={value}" for key, value in flags.items())
-    return f"--config=math.py:full --topology={topology} {given} --programs=sample,update"
+    return f"--config=math.py:full --topology={topology} {given} {XLA} --programs=sample,update"
 
 
 WEAK = {f"weak-{name}": weak(f"v5e:{name}", chips) for name, chips in (("4x4", 16), ("8x8", 64), ("16x16", 256))}
@@ -68,9 +69,7 @@ def weak_table() -> str:
         for record in result["programs"]:
             share = f"{record['communication_share']:.0%}"
             where = f"{result['devices']} ({name.removeprefix('weak-')})"
-            lines.append(
-                f"| {where} | {record['name']} | {received(record)} | {record['estimated_seconds']:.2f} | {share} |"
-            )
+            lines.append(f"| {where} | {record['name']} | {received(record)} | {record['estimated_seconds']:.2f} | {share} |")
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from igpo_jax.diffusion.sampler import sample
 from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
@@ -318,12 +319,15 @@ def load(
         run = restore_run(path, mesh, stage, trust, allow_nonfinite)
         config, tokenizer = run.model, run.tokenizer
         params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
-        # The attention kernel used in training may not support every length and machine.
-        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention="xla")
+        # A kernel that was named for training may not support every length and machine.
+        attention = "xla" if run.config.model.attention == "xla" else "auto"
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention=attention)
+        config = fit_to_devices(config, mesh, None)
         origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
         return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
     require(stage is None, f"{path} is not a run's folder, so it has no stage {stage!r}")
-    config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype)
+    config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype, attention="auto")
+    config = fit_to_devices(config, mesh, None)
     cfg, values = (None, None) if adapters is None else import_peft(adapters, config, allow_nonfinite)
     check_model_divides(config, mesh, cfg)
     tokenizer = None

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.attention import LANES, PLATFORMS
+from igpo_jax.model.fitting import attention_conflict
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, require_multiples
-from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.model.transformer import AUTO, ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.checks import ascending_lengths, at_least, check_fields, checked, one_of, positive, require, within
@@ -54,8 +54,9 @@ class NetworkConfig:
     param_dtype: str = ModelConfig.param_dtype
     compute_dtype: str = ModelConfig.compute_dtype
     remat: str = ModelConfig.remat
-    attention: str = ModelConfig.attention
-    head_chunk: int = 0  # 0: sized by the memory of a device, see `model.logprobs.with_head_chunk`
+    # xla | cudnn | splash, see model/attention.py; auto: the kernel for these devices if it supports the model, otherwise xla
+    attention: str = AUTO
+    head_chunk: int = 0  # 0: sized by the memory of a device, see `model.fitting.fit_to_devices`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +342,11 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def row_lengths(config: Config) -> list[int]:
+    """Returns the lengths of all rows, prompt and completion, that a run computes."""
+    return [size + config.sampler.completion_length for size in config.data.prompt_buckets]
+
+
 def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
     """Checks that every size that is split over devices can be divided evenly, and that the attention implementation runs on
     these devices. If a check fails, raises a ValueError that names the conflicting configuration keys."""
@@ -354,11 +360,5 @@ def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
     rows = batch_size_divisor(mesh)
     require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
     check_model_divides(model, mesh, config.lora)
-    platform, possible = mesh.devices.flat[0].platform, PLATFORMS[model.attention]
-    platforms = " and ".join(possible)
-    require(platform in possible, f"model.attention={model.attention!r} runs on {platforms}, not on {platform}")
-    if model.attention == "splash":
-        length = config.sampler.completion_length
-        parts = [(f"a prompt bucket + {length}", size + length) for size in config.data.prompt_buckets]
-        parts.append(("the head size", model.head_size))
-        require_multiples([(name, size, "the lanes of model.attention='splash'", LANES) for name, size in parts])
+    conflict = attention_conflict(model.attention, model, mesh.devices.flat[0], row_lengths(config))
+    require(not conflict, f"model.attention={model.attention!r} {conflict}; xla can compute all models on all devices")

@@ -63,7 +63,8 @@ def train_and_report(experiment: Experiment) -> None:
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"
-        print(f"{experiment.workdir}: {devices}; never drawn: MASK and {excluded}", flush=True)
+        chosen = f"attention: {experiment.model.attention}; never drawn: MASK and {excluded}"
+        print(f"{experiment.workdir}: {devices}; {chosen}", flush=True)
         for split, number in experiment.dropped.items():
             place = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"

@@ -26,6 +26,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
         attention_mask: bool [b, t], True for positions that may be attended to. The back ends xla and cudnn also accept bool
             [b, t, t], True if the query (first t) may attend to the key (second t).
         implementation: name of the back end (xla, cudnn or splash)."""
+    if implementation not in PLATFORMS:
+        raise ValueError(f"attention={implementation!r} is not {', '.join(PLATFORMS)}; `fitting.fit_to_devices` replaces auto")
     if implementation == "splash":
         return splash_attention(q, k, v, attention_mask)
     (b, t, n, h), kv_heads = q.shape, k.shape[2]

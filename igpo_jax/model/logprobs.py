@@ -1,8 +1,6 @@
 """Log-probabilities of tokens, computed from hidden states without storing all logits, [batch, length, vocabulary], at once."""
 
-import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,6 @@ from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.sharding import Array, Params, partition
 from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_vocabulary
-from igpo_jax.runtime.chips import CHIPS
 from igpo_jax.runtime.mesh import BATCH, make_mesh
 
 HEAD = partition(("embed", "vocab"))  # partition of the head on entry to shard_map
@@ -64,20 +61,3 @@ def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chu
     log_probs = log_probs.reshape(-1, per_state)[:count].reshape(n, r, length, per_state)
     entropy = jnp.broadcast_to(entropy.reshape(-1)[:count].reshape(n, r, 1, length), (n, r, per_state, length))
     return jnp.moveaxis(log_probs, 3, 2).reshape(completions.shape), entropy.reshape(completions.shape)
-
-
-LEAST_CHUNK, MOST_CHUNK = 128, 16384  # limits of head_chunk
-ASSUMED_GIB = 16  # memory of a CPU, or of a device that `CHIPS` does not list
-
-
-def with_head_chunk(model: ModelConfig, mesh) -> ModelConfig:
-    """Sets head_chunk in the model configuration if it is 0. The float32 logits, exponentials and gradients of head_chunk
-    positions then take a sixteenth of a device's memory. The value is rounded down to a power of two from 128 to 16384. The
-    memory is the published size for this kind of device, or else `ASSUMED_GIB`, so that all hosts get the same value."""
-    if model.head_chunk:
-        return model
-    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
-    memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
-    positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])
-    chunk = 2 ** int(math.log2(min(max(positions, LEAST_CHUNK), MOST_CHUNK)))
-    return dataclasses.replace(model, head_chunk=chunk)

@@ -22,6 +22,7 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number of positions; None: all positions
 Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
+AUTO = "auto"  # value of `ModelConfig.attention`
 FEW_LAYERS = 4  # see `_is_unrolled`
 KEY_VALUES = P(BATCH, None, "tensor")  # partition of one layer's keys or values
 
@@ -47,7 +48,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     remat: str = "none"  # what the backward pass recomputes. none: nothing; dots: all but products with weights; full: layers
-    attention: str = "xla"  # xla | cudnn | splash, see attention.py
+    attention: str = "xla"  # xla | cudnn | splash, see attention.py; or auto, which `fitting.fit_to_devices` replaces
     head_chunk: int = 1024  # positions whose logits exist at a time in `logprobs.token_scores`; 0: all positions
 
     def __post_init__(self):
@@ -67,10 +68,8 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not 'float32' or 'bfloat16'")
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat={self.remat!r} is not none, full or dots")
-        if self.attention not in PLATFORMS:
-            raise ValueError(f"attention={self.attention!r} is not {', '.join(PLATFORMS)}")
-        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
-            raise ValueError(f"attention=cudnn and compute_dtype={self.compute_dtype}: cudnn computes in bfloat16")
+        if self.attention not in (AUTO, *PLATFORMS):
+            raise ValueError(f"attention={self.attention!r} is not {', '.join((AUTO, *PLATFORMS))}")
 
     @property
     def head_size(self) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from igpo_jax.config import Config, check_divisibility
+from igpo_jax.config import Config, check_divisibility, row_lengths
 from igpo_jax.model import transformer
-from igpo_jax.model.logprobs import with_head_chunk
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.programs import GIB, gpu_hosts, measure, planned_model, programs, shard_bytes
 from igpo_jax.runtime.chips import device_memory_gib
@@ -24,7 +24,7 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
     run fits into memory, and advice. Calls `report` with the record of each program as soon as the program is compiled. Raises
     ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh."""
     model, shape_from = planned_model(config)
-    model = with_head_chunk(model, mesh)
+    model = fit_to_devices(model, mesh, row_lengths(config))
     check_divisibility(config, model, mesh)
     device = mesh.devices.flat[0]
     memory, records = device_memory_gib(device), []
@@ -39,6 +39,7 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
     result: dict[str, Any] = {"device": device.device_kind, "devices": mesh.devices.size}
     result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
     result |= {"mesh": dict(mesh.shape), "model": shape_from}
+    result["attention"] = model.attention
     result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}
 
@@ -51,7 +52,7 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        model = with_head_chunk(planned_model(changed)[0], mesh)
+        model = fit_to_devices(planned_model(changed)[0], mesh, row_lengths(config))
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]

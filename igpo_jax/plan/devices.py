@@ -62,6 +62,7 @@ def _gpus(name: str, gpu: Gpu, number: str, hosts: int) -> Sequence[jax.Device]:
         raise ValueError(f"compiling for GPUs needs their compiler: {install_command('plan-gpu')} (it runs on CPUs)")
     set_gpu_defaults()
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for absent GPUs cannot be read back
     # Groups of hosts, hosts per group, GPUs per host.
     shape = f"1x{hosts}x{int(number)}"
     try:

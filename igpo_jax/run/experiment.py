@@ -20,7 +20,7 @@ from igpo_jax.config import Config, check_divisibility
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.grading.reference_code import format_reward
-from igpo_jax.model.logprobs import with_head_chunk
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_stages, has_checkpoints
@@ -179,14 +179,16 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
     cannot be written."""
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
-    workdir, requested_json = pathlib.Path(workdir).absolute(), configuration.to_json(requested)
+    workdir = pathlib.Path(workdir).absolute()
     with raise_on_all_hosts():
         config = configuration.parse(requested)
         mesh = make_mesh(**vars(config.mesh))
         _check_links(workdir)
         is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
         if not is_new:
-            _check_configuration(workdir, requested_json)
+            _check_configuration(workdir, configuration.to_json(requested))
+            requested = _with_saved_attention(workdir, requested)
+            config = configuration.parse(requested)
         problems, dropped, _ = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data, dropped)
@@ -208,7 +210,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
         if jax.process_index() == 0:
             written = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
-            atomic_write(workdir / "config.json", json.dumps(requested_json, indent=2))
+            atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
     return dataclasses.replace(experiment, accept_loss=accept_loss)
 
 
@@ -284,7 +286,7 @@ def _with_data(
 ) -> Experiment:
     """Encodes the loaded problems as tokens and returns the complete `Experiment`."""
     tokenizer = run_tokenizer(workdir, config)
-    model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
+    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
     check_divisibility(config, model, mesh)
     fit: dict[str, Any] = {"chat": config.tokenizer.chat, "prompt_length": config.data.prompt_buckets[-1]}
     fit |= {"completion_length": config.sampler.completion_length, "overflow": config.data.overflow}
@@ -385,6 +387,16 @@ def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
             f"{workdir}: the run began without the training problems {before or 'none'} that are in the test split or held out, "
             f"and now they are {dropped or 'none'} ({file.name}); give another --workdir"
         )
+
+
+def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> ConfigDict:
+    """Returns the requested configuration. If it leaves the choice of the attention back end open, it gets the value in the run's
+    config.json, so that a run that began with a named back end keeps it. Runs from before the key have used xla."""
+    if requested.model.attention != "auto":
+        return requested
+    kept = requested.copy_and_resolve_references()
+    kept.model.attention = read_json(workdir / "config.json")["model"].get("attention", "xla")
+    return kept
 
 
 def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:

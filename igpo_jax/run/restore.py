@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
 from igpo_jax.config import Config
-from igpo_jax.model.logprobs import with_head_chunk
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
@@ -55,7 +55,7 @@ def restore_run(
     values = read_run_config(workdir, trust)
     config = configuration.parse(values)
     tokenizer = run_tokenizer(workdir, config)
-    model = with_head_chunk(configuration.model_config(config, tokenizer), mesh)
+    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.
     folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}

@@ -63,6 +63,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "task": experiment.config.task.name,
         "seed": experiment.config.seed,
         "inpainting": experiment.config.inpainting.enabled,
+        "attention": experiment.model.attention,
         "fingerprint": experiment.fingerprint,
         "data": experiment.data,
         "updates": max((row["step"] for row in rows), default=0),

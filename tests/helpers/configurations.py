@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.config import check_divisibility
-from igpo_jax.model.logprobs import with_head_chunk
+from igpo_jax.config import check_divisibility, row_lengths
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.plan.programs import planned_model, programs
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
@@ -23,7 +23,7 @@ VARIANTS = {
     "math.py": ("lora", "full", "illada", "ref", "smoke"),
 }  # fmt: skip
 WORDS = (
-    "", "x", "a\nb", "\x00", "none", "full", "dots", "xla", "cudnn", "splash", "float32", "bfloat16", "schedule", "threshold", "factor",
+    "", "x", "a\nb", "\x00", "none", "full", "dots", "auto", "xla", "cudnn", "splash", "float32", "bfloat16", "schedule", "threshold", "factor",
     "leftmost", "most_confident", "prefix", "dual", "low_confidence", "position_first", "entropy", "random", "chunks", "solution", "own",
     "mean_field", "prompt_masked", "masked", "elbo", "quadrature", "coupled", "trace", "clipped", "wd1", "sequence", "token", "k1", "k3",
     "completion", "canvas", "constant", "cosine", "linear", "count", "independent", "error", "drop", "char", "bpe", "math", "words", "a:b",
@@ -95,7 +95,7 @@ def build(values: ConfigDict) -> str:
     """
     try:
         config = configuration.parse(values)
-        model = with_head_chunk(planned_model(config)[0], MESH)
+        model = fit_to_devices(planned_model(config)[0], MESH, row_lengths(config))
         check_divisibility(config, model, make_mesh(**vars(config.mesh), devices=jax.devices()[:1]))
         programs(config, model, MESH)
         task = load_task(config.task.name)

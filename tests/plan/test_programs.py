@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from igpo_jax.diffusion.sampler import block_flops
-from igpo_jax.model import logprobs
-from igpo_jax.model.logprobs import with_head_chunk
+from igpo_jax.model import fitting
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
@@ -79,11 +79,11 @@ def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
     model, _ = planning.planned_model(parsed())
     llada = dataclasses.replace(planning.LLADA_8B, head_chunk=0)
     kind = mesh_of((1, 1, 1)).devices.flat[0].device_kind
-    monkeypatch.setattr(logprobs, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
-    assert with_head_chunk(model, mesh_of((1, 1, 1))).head_chunk == logprobs.MOST_CHUNK
-    assert with_head_chunk(llada, mesh_of((1, 1, 1))).head_chunk == 512
-    assert with_head_chunk(llada, mesh_of((1, 2, 4))).head_chunk == 2048
-    assert with_head_chunk(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1))).head_chunk == 64
+    monkeypatch.setattr(fitting, "CHIPS", {kind: chips.CHIPS["TPU v5 lite"]})
+    assert fit_to_devices(model, mesh_of((1, 1, 1)), None).head_chunk == fitting.MOST_CHUNK
+    assert fit_to_devices(llada, mesh_of((1, 1, 1)), None).head_chunk == 512
+    assert fit_to_devices(llada, mesh_of((1, 2, 4)), None).head_chunk == 2048
+    assert fit_to_devices(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1)), None).head_chunk == 64
 
 
 def test_peaks_are_the_sums_of_their_parts(mesh_of):

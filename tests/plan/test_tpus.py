@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from igpo_jax.config import check_divisibility
+from igpo_jax.config import check_divisibility, row_lengths
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
@@ -38,20 +39,21 @@ def test_slices_are_parts_of_the_data_axis():
 
 
 @needs_tpu_compiler
-@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.slow), "splash"])
+@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.slow), "auto"])
 def test_attention_is_lowered_for_tpus(attention):
-    """Compiles the forward pass of the sampler and the backward pass of the update, with and without a kernel."""
+    """Compiles the forward pass of the sampler and the backward pass of the update, without and with the kernel, which is the
+    default."""
     wide = {"model__width": 256, "model__heads": 2, "model__kv_heads": 2, "model__compute_dtype": "bfloat16"}
     lengths = {"data__prompt_buckets": (128 - 16,), "rl__group_size": 2}
     config = parsed(model__attention=attention, **wide, **lengths)
     mesh = make_mesh(devices=topology_devices("v5e:2x2", 1))
-    model, _ = planning.planned_model(config)
+    model = fit_to_devices(planning.planned_model(config)[0], mesh, row_lengths(config))
     check_divisibility(config, model, mesh)
     for program in planning.programs(config, model, mesh):
         if program.name in ("sample", "update"):
             with jax.set_mesh(mesh):
                 text = program.function.lower(*program.arguments).compile().as_text()
-            assert ("splash" in text) == (attention == "splash"), program.name
+            assert ("splash" in text) == (attention == "auto"), program.name
 
 
 @needs_tpu_compiler
@@ -62,10 +64,12 @@ def test_kernels_run_where_they_can():
     with pytest.raises(ValueError, match="model.attention='splash' runs on tpu, not on cpu"):
         check_divisibility(config, model, here)
     there = make_mesh(devices=topology_devices("v5e:2x2", 1))
-    with pytest.raises(ValueError, match="prompt bucket"):
+    with pytest.raises(
+        ValueError, match=r"prompt_buckets \+ sampler.completion_length\) whose length is a multiple of 128, not of"
+    ):
         check_divisibility(config, model, there)
     config = parsed(model__attention="splash", data__prompt_buckets=(112,))
-    with pytest.raises(ValueError, match="the head size = 16 is not a multiple of the lanes"):
+    with pytest.raises(ValueError, match="the head size .* to be a multiple of 128, not 16"):
         check_divisibility(config, planning.planned_model(config)[0], there)
 
 

@@ -137,6 +137,21 @@ def test_a_run_from_before_a_key_came_into_being_goes_on(tmp_path):
     assert "is no configuration of this version" in message_of(tiny(), tmp_path / "run")
 
 
+@pytest.mark.parametrize("saved, requested, expected", [
+    ("xla", "auto", "xla"), (None, "auto", "xla"), ("auto", "auto", "auto"), ("auto", "xla", "xla"),
+])  # fmt: skip
+def test_a_run_keeps_the_back_end_of_attention_that_it_began_with(tmp_path, saved, requested, expected):
+    open_experiment(tiny(), tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    values = json.loads(file.read_text())
+    assert values["model"].pop("attention") == "auto"
+    file.write_text(json.dumps(values | {"model": values["model"] | ({"attention": saved} if saved else {})}))
+    experiment = open_experiment(tiny(model__attention=requested), tmp_path / "run")
+    assert experiment.config.model.attention == expected == json.loads(file.read_text())["model"]["attention"]
+    assert experiment.model.attention == "xla"
+    assert experiment.fingerprint == configuration.fingerprint(tiny(model__attention="splash"))
+
+
 def message_of(config, workdir) -> str:
     with pytest.raises(ValueError) as raised:
         open_experiment(config, workdir)
