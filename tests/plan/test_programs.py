@@ -30,7 +30,7 @@ def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     config = parsed(model__remat=remat, model__head_chunk=4096, rl__group_size=8, **wide)
     mesh = mesh_of(shape)
     result = advice.plan(config, mesh, ["update"])
-    model, _ = planning.planned_model(config)
+    model = fit_to_devices(planning.planned_model(config)[0], mesh, None)
     length = config.sampler.completion_length
     row = forward_flops(model, config.data.prompt_buckets[-1] + length, length)
     prompts_per_device = config.rl.prompts / mesh.devices.size
@@ -43,7 +43,7 @@ def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
 def test_sampling_is_counted_through_all_its_steps(mesh):
     config = parsed()
     record = advice.plan(config, mesh, ["sample"])["programs"][0]
-    model, _ = planning.planned_model(config)
+    model = fit_to_devices(planning.planned_model(config)[0], mesh, None)
     decode, rows = config.sampler, config.rl.prompts * config.rl.group_size
     row = forward_flops(model, config.data.prompt_buckets[-1] + decode.completion_length, decode.block_length)
     assert record["flops"] == pytest.approx(decode.steps // decode.blocks * rows * row, rel=0.02)
@@ -53,7 +53,7 @@ def test_sampling_is_counted_through_all_its_steps(mesh):
 def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
     exact, config = parsed(), parsed(sampler__cache=cache, sampler__steps=16)
     records = {record["name"]: record for record in advice.plan(config, mesh, ["sample", "probe"])["programs"]}
-    model, _ = planning.planned_model(config)
+    model = fit_to_devices(planning.planned_model(config)[0], mesh, None)
     decode, rows = config.sampler, config.rl.prompts * config.rl.group_size
     length = config.data.prompt_buckets[-1] + decode.completion_length
     # A block has eight steps: one full forward pass and seven windows. program_cost counts one window more.
