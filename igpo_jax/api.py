@@ -29,7 +29,7 @@ from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
 from igpo_jax.diffusion.sampler import sample
 from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model import lora
+from igpo_jax.model import int8, lora
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
@@ -299,7 +299,7 @@ def load(
 
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
-        dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of the adapters. The default is
+        dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The default is
             bfloat16 on accelerators and float32 on CPUs.
         mesh: the device mesh that holds the parameters. The default mesh contains all devices.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
@@ -318,7 +318,8 @@ def load(
         require(adapters is None, own)
         run = restore_run(path, mesh, stage, trust, allow_nonfinite)
         config, tokenizer = run.model, run.tokenizer
-        params = dataclasses.replace(run, params=jax.tree.map(lambda x: x.astype(dtype), run.params)).policy()
+        cast = jax.tree.map(lambda x: x if int8.is_int8(x) else x.astype(dtype), run.params, is_leaf=int8.is_int8)
+        params = dataclasses.replace(run, params=cast).policy()
         # A kernel that was named for training may not support every length and machine.
         attention = "xla" if run.config.model.attention == "xla" else "auto"
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention=attention)

@@ -52,6 +52,9 @@ class NetworkConfig:
     rope_theta: float = ModelConfig.rope_theta
     tied_head: bool = ModelConfig.tied_head
     param_dtype: str = ModelConfig.param_dtype
+    # "int8": the frozen matrices under adapters (lora.rank) are quantized when they are loaded, see model/int8.py. "": they have
+    # the dtype param_dtype.
+    base_dtype: str = ModelConfig.base_dtype
     compute_dtype: str = ModelConfig.compute_dtype
     remat: str = ModelConfig.remat
     # xla | cudnn | splash, see model/attention.py; auto: the kernel for these devices if it supports the model, otherwise xla
@@ -165,7 +168,7 @@ class Config:
 
 NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section `lora` if `Config.lora` is None
 # Keys of the section `model`
-NUMERICS = ("param_dtype", "compute_dtype", "remat", "attention", "head_chunk")
+NUMERICS = ("param_dtype", "base_dtype", "compute_dtype", "remat", "attention", "head_chunk")
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 # A run may resume with other values of these keys. They affect how a run computes, but not what it is meant to compute.
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
@@ -276,6 +279,8 @@ def _check_model(config: Config) -> None:
     imprecise = "model.param_dtype=bfloat16 and lora.rank=0: bfloat16 cannot hold the small steps of training"
     advice = "train adapters (lora.rank) or keep float32 parameters (model.compute_dtype may be bfloat16)"
     require(adapted or model.param_dtype == "float32", f"{imprecise}; {advice}")
+    trained = f"model.base_dtype={model.base_dtype!r} and lora.rank=0: only frozen weights can be quantized"
+    require(adapted or not model.base_dtype, f"{trained}; train adapters (lora.rank) or leave model.base_dtype out")
     try:
         own_model(config, vocab_size=1, mask_id=0, eos_id=0)
     except ValueError as error:
@@ -338,6 +343,8 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
     for key in RESUMABLE_KEYS + (RL_KEYS if stage == "sft" else ()):
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
+    if not values.get("model", {}).get("base_dtype"):
+        values.get("model", {}).pop("base_dtype", None)  # runs of earlier versions have no such key
     values = renamed(values, {new: old for old, new in RENAMED.items()})  # runs of earlier versions keep their fingerprint
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

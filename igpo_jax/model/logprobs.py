@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.sharding import Array, Params, partition
+from igpo_jax.model.int8 import Int8Matrix, Weight, partition_of
+from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_vocabulary
 from igpo_jax.runtime.mesh import BATCH, make_mesh
 
-HEAD = partition(("embed", "vocab"))  # partition of the head on entry to shard_map
+
+def head_partition(head: Weight) -> P | Int8Matrix:
+    """Returns the partition of the output matrix on entry to shard_map."""
+    return partition_of(head, ("embed", "vocab"))
 
 
 def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: ModelConfig) -> jax.Array:
@@ -18,21 +22,25 @@ def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: Mode
     Runs on the current mesh, or on one device without a mesh. The product of the mesh sizes data and fsdp must divide b."""
     mesh = jax.sharding.get_abstract_mesh()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh.empty else mesh
+    head = head_matrix(params, cfg)
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=P(BATCH))
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), head_partition(head), P(BATCH)), out_specs=P(BATCH))
     def sharded(hidden, head, targets):
         return token_scores(hidden[:, None], head, targets[:, None], cfg.head_chunk)[0][:, 0]
 
-    return sharded(hidden, head_matrix(params, cfg), targets)
+    return sharded(hidden, head, targets)
 
 
-def token_scores(hidden: jax.Array, head: jax.Array, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+def token_scores(hidden: jax.Array, head: Weight, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probability of every completion token, and the entropy of the network's distribution at this token's
     position. Both are float32 [n, g, l] for g completions of each of n prompts. Runs inside `shard_map`, with the vocabulary
     split over the mesh axis tensor. Only the logits of `chunk` positions exist at a time (of all positions if `chunk` is 0),
     and the backward pass recomputes them. `hidden` is [n, r, l, d] for r rows per prompt; g / r completions share a row.
-    `head`, this device's part of the output matrix, is [d / size of fsdp, v / size of tensor], see `HEAD`."""
-    head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
+    `head`, this device's part of the output matrix, is [d / size of fsdp, v / size of tensor], see `head_partition`."""
+    if isinstance(head, Int8Matrix):
+        head = head._replace(values=jax.lax.all_gather(head.values, "fsdp", tiled=True))
+    else:
+        head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
     n, r, length, width = hidden.shape
     per_state = completions.shape[1] // r
     states = hidden.reshape(-1, width)

@@ -14,9 +14,10 @@ Params = dict[str, Any]
 Array = jax.Array | np.ndarray  # data classes hold NumPy arrays outside of compiled programs
 
 # Logical axis -> mesh axes. A missing axis raises KeyError instead of being replicated. The long axis of an adapter (lora.py)
-# takes both mesh axes, because its other axis is short.
+# takes both mesh axes, because its other axis is short. "scale" is the axis of size 1 in the scales of int8 weights (int8.py).
 SHARDING_RULES = {
     "layers": None, "vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "norm": None, "rank": None,
+    "scale": None,
     "adapter of embed": ("fsdp", "tensor"), "adapter of heads": ("tensor", "fsdp"), "adapter of mlp": ("tensor", "fsdp"),
 }  # fmt: skip
 # Rules for weights while a layer is computed. The rows of activations are split over fsdp then, so weights must not be.

@@ -16,8 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from igpo_jax.model import int8
 from igpo_jax.model.attention import PLATFORMS, attend
-from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain, gathered, partition
+from igpo_jax.model.int8 import Int8Matrix, Weight
+from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number of positions; None: all positions
@@ -46,6 +48,7 @@ class ModelConfig:
     # Ranges (first, end) of the ids that, like MASK, are never drawn, see `tokenizers.ids_never_drawn`. () without a tokenizer.
     never_drawn: tuple[tuple[int, int], ...] = ()
     param_dtype: str = "float32"
+    base_dtype: str = ""  # of frozen matrices under adapters: "int8" (see int8.py), or "" for param_dtype
     compute_dtype: str = "float32"
     remat: str = "none"  # what the backward pass recomputes. none: nothing; dots: all but products with weights; full: layers
     attention: str = "xla"  # xla | cudnn | splash, see attention.py; or auto, which `fitting.fit_to_devices` replaces
@@ -66,6 +69,8 @@ class ModelConfig:
         for name in ("param_dtype", "compute_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not 'float32' or 'bfloat16'")
+        if self.base_dtype not in ("", "int8"):
+            raise ValueError(f"base_dtype={self.base_dtype!r} is not '' or 'int8'")
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat={self.remat!r} is not none, full or dots")
         if self.attention not in (AUTO, *PLATFORMS):
@@ -142,6 +147,13 @@ def init(key: jax.Array, cfg: ModelConfig) -> Params:
 def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
     """Returns a `jax.ShapeDtypeStruct` for every parameter of the network, with its sharding on `mesh`."""
     return abstract_table(parameter_table(cfg), cfg.param_dtype, mesh)
+
+
+def abstract_base(cfg: ModelConfig, mesh: Mesh) -> Params:
+    """Returns the shapes, dtypes and shardings of the network's parameters if they are frozen: matrices have
+    `cfg.base_dtype`."""
+    table = parameter_table(cfg)
+    return int8.abstract_table(table, cfg.param_dtype, mesh) if cfg.base_dtype else abstract(cfg, mesh)
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
@@ -237,7 +249,7 @@ def _only(x: Any, out_slice: OutSlice, axis: int = 1) -> Any:
     return x if out_slice is None else jax.lax.dynamic_slice_in_dim(x, *out_slice, axis=axis)
 
 
-def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
+def embed(table: Weight, tokens: Array, dtype: jnp.dtype) -> jax.Array:
     """Looks up tokens, int32 [b, t], in the embedding matrix [v, d], and returns their embeddings, [b, t, d], in `dtype`. On a
     mesh, every device holds some columns of the matrix, and looks them up for the token rows of all devices on the axis fsdp.
     The devices then exchange columns for rows, so that only activations are sent. Without this code, XLA's partitioner would
@@ -247,32 +259,32 @@ def embed(table: jax.Array, tokens: Array, dtype: jnp.dtype) -> jax.Array:
         tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
         index = tokens - jax.lax.axis_index("tensor") * table.shape[0]
         here = (index >= 0) & (index < table.shape[0])
-        x = jnp.where(here[..., None], table[jnp.clip(index, 0, table.shape[0] - 1)], 0).astype(dtype)
+        x = jnp.where(here[..., None], int8.take_rows(table, jnp.clip(index, 0, table.shape[0] - 1)), 0).astype(dtype)
         x = jax.lax.psum(x, "tensor")  # one device has the row, the others add zeros
         return jax.lax.all_to_all(x, "fsdp", split_axis=0, concat_axis=2, tiled=True)
 
     mesh, rows = jax.sharding.get_abstract_mesh(), tokens.shape[0]
     if mesh.empty:
-        return table[tokens].astype(dtype)
+        return int8.take_rows(table, tokens).astype(dtype)
     tokens = jnp.pad(tokens, ((0, -rows % batch_size_divisor(mesh)), (0, 0)))
-    specs = (partition(("vocab", "embed")), P(BATCH))
+    specs = (int8.partition_of(table, ("vocab", "embed")), P(BATCH))
     return jax.shard_map(local, in_specs=specs, out_specs=P(BATCH))(table, tokens)[:rows]
 
 
 def unembed(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Computes logits, float32 [..., v], from hidden states, [..., d], with operands in the compute dtype and float32 sums."""
-    return project_to_vocabulary(hidden, gathered(head_matrix(params, cfg).astype(hidden.dtype), ("embed", "vocab")))
+    return project_to_vocabulary(hidden, int8.in_use(head_matrix(params, cfg), ("embed", "vocab"), hidden.dtype))
 
 
-def head_matrix(params: Params, cfg: ModelConfig) -> jax.Array:
+def head_matrix(params: Params, cfg: ModelConfig) -> Weight:
     """Returns the matrix [d, v] that turns hidden states into logits. If embeddings are tied, it is the transposed
     embedding."""
     return params["embedding"].T if cfg.tied_head else params["head"]
 
 
-def project_to_vocabulary(hidden: jax.Array, head: jax.Array) -> jax.Array:
+def project_to_vocabulary(hidden: jax.Array, head: Weight) -> jax.Array:
     """Multiplies hidden states, [..., d], by the output matrix `head`, [d, v], and returns logits, float32 [..., v]."""
-    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return int8.matmul(hidden, head)
 
 
 def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int | None = None) -> int:
@@ -339,15 +351,15 @@ def _insert(kv: KVCache, window: Window) -> KVCache:
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
-    """Casts one layer's weights and adapters to `dtype`, and gathers them over the mesh."""
+    """Casts one layer's weights and adapters to `dtype`, except int8 matrices, and gathers them over the mesh."""
     table = parameter_table(cfg)["blocks"]
 
     def ready(path, w):
         target, *part = (key.key for key in path if key.key != "adapters")
         axes = table[target].axes[1:]
-        return gathered(w.astype(dtype), adapter_axes(*part, *axes) if part else axes)
+        return int8.in_use(w, adapter_axes(*part, *axes) if part else axes, dtype)
 
-    return jax.tree.map_with_path(ready, layer)
+    return jax.tree.map_with_path(ready, layer, is_leaf=int8.is_int8)
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
@@ -355,22 +367,29 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     (lora.py), if there is one. Merges rows and positions first, because XLA's CPU backend computes the weight gradient far more
     slowly with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
-    adapter = layer.get("adapters", {}).get(name)
-    if adapter is None:
-        y = rows @ layer[name]
-    else:  # rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it
-        y = (_product(rows, layer[name]) + _product(rows @ adapter["a"], adapter["b"])).astype(x.dtype)
+    weight, adapter = layer[name], layer.get("adapters", {}).get(name)
+    if (
+        adapter is not None
+    ):  # rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it
+        y = (_product(rows, weight) + _product(rows @ adapter["a"], adapter["b"])).astype(x.dtype)
+    elif isinstance(weight, Int8Matrix):
+        y = _product(rows, weight).astype(x.dtype)
+    else:
+        y = rows @ weight
     return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w."""
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+def _product(x: jax.Array, w: Weight) -> jax.Array:
+    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w. For the
+    backward pass, an int8 matrix is kept in int8, and cast again."""
+    return int8.matmul(x, w)
 
 
 def _product_backward(operands, gradient):
     x, w = operands
+    if isinstance(w, Int8Matrix):
+        return (gradient * w.scale).astype(x.dtype) @ w.values.T.astype(x.dtype), None
     gradient = gradient.astype(x.dtype)
     return gradient @ w.T, x.T @ gradient
 

@@ -81,6 +81,9 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
     if lora is None and config.model.path:
         kept = 4 * parameters + 4 * trained + 2 * trained  # a bfloat16 base replaces master weights and two moments
         saving["config.lora.rank=128 with config.model.param_dtype=bfloat16: train adapters"] = kept
+    if lora is not None and not model.base_dtype:
+        one = 2 if model.param_dtype == "bfloat16" else 4
+        saving["config.model.base_dtype=int8: quantize the frozen weights"] = (one - 1) * parameters
     if section.optimizer.first_moment_dtype == "float32":
         saving[f"config.{stage}.optimizer.first_moment_dtype=bfloat16"] = 2 * trained
     if name == "evaluate" and config.evaluation.batch_size % (2 * rows) == 0:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.diffusion.sampler import HINT, completion_keys
+from igpo_jax.model.int8 import Weight
 from igpo_jax.model.logprobs import token_scores
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, forward
@@ -271,7 +272,7 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     return (1 - share) * lower + share * upper
 
 
-def view_scores(hidden: jax.Array, head: jax.Array, completions: Array, weight: Array, chunk: int) -> tuple[Array, Array]:
+def view_scores(hidden: jax.Array, head: Weight, completions: Array, weight: Array, chunk: int) -> tuple[Array, Array]:
     """Computes the log-probability of every completion token in every view, float32 [n, k, g, l], and the entropy at its
     position, averaged over the views with a positive weight, float32 [n, g, l]. `hidden` is the result of `hidden_states`, and
     `weight`, float32 [n, k, g, l], holds the weights of the k views. Runs inside `shard_map`. `chunk` is passed to

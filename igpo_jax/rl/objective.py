@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.logprobs import HEAD
+from igpo_jax.model.logprobs import head_partition
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix
 from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, combine, hidden_states, view_scores, views_of
@@ -144,9 +144,9 @@ def compute_logprobs(
     """Computes log-probabilities under the old and the reference policy, and the loss mask after the entropy filter. `params` are
     the parameters of the policy that sampled the rollout, `reference` are the parameters of the policy in the KL term, and
     `key` is the iteration's PRNG key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
-    per_row = P(BATCH)
+    per_row, head = P(BATCH), head_partition(head_matrix(params, cfg))
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=(per_row, per_row))
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, head, per_row, per_row), out_specs=(per_row, per_row))
     def sharded_scores(hidden, head, batch, weight):
         return view_scores(hidden, head, batch.completions, weight, cfg.head_chunk)
 
@@ -332,10 +332,10 @@ def loss_and_statistics(
 
     Args:
         logprobs: one update's slice of the result of `compute_logprobs`."""
-    rows = batch.advantages.size
-    per_row = P(BATCH)
+    rows, head = batch.advantages.size, head_matrix(params, cfg)
+    per_row, specs = P(BATCH), head_partition(head)
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, HEAD, per_row, per_row), out_specs=P())
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, specs, per_row, per_row), out_specs=P())
     def sharded_loss(hidden, head, batch, logprobs):
         views = logprobs.views
         new, _ = view_scores(hidden, head, batch.completions, views.weight, cfg.head_chunk)
@@ -344,4 +344,4 @@ def loss_and_statistics(
         return jax.tree.map(lambda x: jax.lax.psum(jnp.sum(x), BATCH) / rows, (loss, statistics))
 
     hidden = hidden_states(params, batch, logprobs.views, cfg)
-    return sharded_loss(hidden, head_matrix(params, cfg), batch, logprobs)
+    return sharded_loss(hidden, head, batch, logprobs)

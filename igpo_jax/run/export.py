@@ -30,14 +30,14 @@ def export_run(
     allow_nonfinite: bool = False,
 ) -> None:
     """Writes the newest checkpoint of a run as a Hugging Face folder. LoRA adapters are merged into the matrices that they
-    adapt. Raises ValueError if `target` exists or if `restore_run` cannot load the run.
+    adapt, as they are in the folder model.path: the run's int8 weights (model.base_dtype) are not used. Raises ValueError if `target` exists or if `restore_run` cannot load the run.
 
     Args:
         dtype: float32 or bfloat16. If there are adapters, the default is float32, because rounding to bfloat16 loses most of
             what they learned; with bfloat16, a warning states how much is lost. Without adapters, the default is the run's
             parameter dtype.
         trust, allow_nonfinite: see `restore_run`."""
-    run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite)
+    run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite, quantized=False)
     config, base, adapters = run.config, run.config.model.path, run.adapters or {}
     dtype = dtype or ("float32" if adapters else run.model.param_dtype)
 

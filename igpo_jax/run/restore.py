@@ -16,6 +16,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import read_run_config, run_tokenizer
+from igpo_jax.runtime.checks import require
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.finite import check_finite
@@ -46,16 +47,24 @@ def restore_run(
     stage: str | None = None,
     trust: Collection[str] = (),
     allow_nonfinite: bool = False,
+    quantized: bool = True,
 ) -> Restored:
     """Loads the newest checkpoint of one stage of a run. `stage` is "sft" or "rl"; the default is the last stage that has a
-    checkpoint. Does not need the run's data. Raises ValueError if there is no run or no readable checkpoint, if the run's task
-    is neither part of this package nor in `trust`, or if parameters are NaN or infinite. The last is a warning if
-    `allow_nonfinite` is True."""
+    checkpoint. Does not need the run's data. If `quantized` is False, frozen weights are those of the folder model.path even if
+    the run has quantized them (model.base_dtype). Raises ValueError if there is no run or no readable checkpoint, if the folder
+    model.path is missing, if the run's task is neither part of this package nor in `trust`, or if parameters are NaN or infinite.
+    The last is a warning if `allow_nonfinite` is True."""
     workdir = pathlib.Path(workdir).absolute()
     values = read_run_config(workdir, trust)
     config = configuration.parse(values)
+    origin = config.model.path
+    moved = (
+        f"{workdir / 'config.json'}: model.path={origin!r}, the model that the run began with, is no folder; put it back there"
+    )
+    require(not origin or pathlib.Path(origin).is_dir(), moved)
     tokenizer = run_tokenizer(workdir, config)
     model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
+    model = model if quantized else dataclasses.replace(model, base_dtype="")
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.
     folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
@@ -75,5 +84,5 @@ def restore_run(
         check_finite(leaf, f"{folder / str(step)}, parameter {name}", allow_nonfinite)
     params: tuple[Params, Params | None] = (trained, None)
     if config.lora is not None:
-        params = (load_params(config.model.path, model, mesh, allow_nonfinite), trained)
+        params = (load_params(origin, model, mesh, allow_nonfinite), trained)
     return Restored(step, stage, config, model, tokenizer, *params)

@@ -247,7 +247,9 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
     traces = row["generations"]
     if not (isinstance(traces, list) and isinstance(marks, list) and len(traces) == len(marks)):
         raise TypeError("generations and correctness_math_verify must be lists of the same length")
-    if not all(isinstance(mark, bool | None) and isinstance(text, str | None) for mark, text in zip(marks, traces, strict=True)):
+    if not all(
+        isinstance(mark, bool | None) and isinstance(text, str | None) for mark, text in zip(marks, traces, strict=True)
+    ):
         raise TypeError("generations must have texts, and correctness_math_verify true or false")
     right = [text for text, correct in zip(traces, marks, strict=True) if correct and text]
     if not right:

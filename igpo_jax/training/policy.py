@@ -35,8 +35,9 @@ class Policy:
         return transformer.abstract(self.model, mesh) if self.lora is None else adapters.abstract(self.model, self.lora, mesh)
 
     def abstract_base(self, mesh: Mesh) -> Params | None:
-        """Returns a `jax.ShapeDtypeStruct` (shape, dtype and sharding) for each frozen parameter, or None without adapters."""
-        return None if self.lora is None else transformer.abstract(self.model, mesh)
+        """Returns a `jax.ShapeDtypeStruct` (shape, dtype and sharding) for each array of the frozen parameters, or None without
+        adapters."""
+        return None if self.lora is None else transformer.abstract_base(self.model, mesh)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
         """Returns initial trained parameters, sharded on `mesh`: random network parameters, or adapters whose product is 0."""
@@ -50,7 +51,8 @@ class Policy:
         return trained if self.lora is None else adapters.attach(present(base), trained, self.lora)
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns parameters for sampling and log-probabilities. Without adapters, they are cast to the compute dtype."""
+        """Returns parameters for sampling and log-probabilities. Without adapters, they are cast to the compute dtype. With
+        adapters, the base is not copied, whatever its dtype."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:

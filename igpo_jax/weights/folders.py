@@ -25,8 +25,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
+from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
-from igpo_jax.model.transformer import ModelConfig, abstract
+from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
@@ -167,11 +168,28 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_nonfinite: bool = False) -> Params:
     """Loads all parameters of a Hugging Face or model folder. They have the dtype `cfg.param_dtype` and are sharded over the
-    mesh. If the folder is incomplete, or if values are NaN or infinite and `allow_nonfinite` is False, raises a ValueError that
+    mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. If the folder is incomplete, or if values are NaN or infinite and `allow_nonfinite` is False, raises a ValueError that
     names the file or tensor."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
-    params = stream(folder, cfg, mesh, cfg.param_dtype, allow_nonfinite)
-    return unflatten_dict(dict(_with_progress(params, cfg, mesh, "loading")))
+    params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
+    params = _with_progress(params, cfg, mesh, "loading")
+    return unflatten_dict(dict(_quantized(params, cfg, mesh) if cfg.base_dtype else params))
+
+
+def _quantized(stream: Stream, cfg: ModelConfig, mesh: Mesh) -> Iterator[tuple[Path, jax.Array | int8.Int8Matrix]]:
+    """Quantizes the matrices of a stream, and casts its norm scales to `cfg.param_dtype`."""
+    leaves, axes = flatten_dict(abstract_base(cfg, mesh)), flatten_dict(parameter_table(cfg))
+    for path, value in stream:
+        leaf, result = leaves[path], value
+        if isinstance(leaf, int8.Int8Matrix):
+            shardings = jax.tree.map(lambda x: x.sharding, leaf)
+            result = jax.jit(int8.quantize, static_argnums=1, out_shardings=shardings)(value, int8.summed_axis(axes[path].axes))
+        else:
+            result = value.astype(leaf.dtype)
+        jax.block_until_ready(result)  # else the unquantized matrices would queue in memory
+        del value
+        yield path, result
+        del result
 
 
 def _with_progress(stream: Stream, cfg: ModelConfig, mesh: Mesh, description: str) -> Stream:

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.weights.safetensors_files import stored_tensors
@@ -102,6 +103,45 @@ def test_evaluate_and_generate_work_on_the_run(command, run):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["origin"]["step"] == 2
     assert generated(command, run, "--chat").strip() and generated(command, run, "--chat", "--stage=sft").strip()
+
+
+def test_a_run_with_an_int8_base_trains_and_is_merged_into_the_original_weights(command, llada, tmp_path):
+    folder, run = tmp_path / "hf", tmp_path / "run"
+    shutil.copytree(llada, folder)
+    rates = [f"--config.{stage}.optimizer.{key}" for stage in ("sft", "rl") for key in ("learning_rate=0.01", "warmup_steps=0")]
+    done = train(command, folder, run, "--config.model.base_dtype=int8", *rates)
+    assert done.returncode == 0, done.stderr
+    assert train(command, folder, run, "--config.model.base_dtype=int8", *rates).returncode == 0  # is complete
+    done = train(command, folder, run, *rates)
+    assert done.returncode == 1 and "differing keys: model.base_dtype" in done.stderr
+    losses = [
+        row[f"{stage}/loss"]
+        for row in read_rows(run / "metrics.jsonl")
+        for stage in ("sft", "policy")
+        if f"{stage}/loss" in row
+    ]
+    assert len(losses) >= 2 and np.isfinite(losses).all()
+    assert command("evaluate", f"--workdir={run}").returncode == 0 and generated(command, run, "--chat")
+    for target, form in (("merged", "huggingface"), ("peft", "peft")):
+        done = command("convert", f"--source={run}", f"--target={tmp_path / target}", f"--format={form}")
+        assert done.returncode == 0, done.stderr
+    before, after = tensors(folder), tensors(tmp_path / "merged")
+    adapters = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    for name, value in before.items():
+        part = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{part}A.weight" in adapters:
+            change = 8.0 / 4 * adapters[f"{part}B.weight"] @ adapters[f"{part}A.weight"]
+            assert np.abs(change).max() > 1e-3
+            value = value + change.reshape(-1)
+        np.testing.assert_allclose(after[name], value, atol=1e-6)
+    folder.rename(tmp_path / "moved")
+    for command_line in (
+        ("convert", f"--source={run}", f"--target={tmp_path / 'new'}"),
+        ("generate", f"--model={run}", "--prompt=x"),
+    ):
+        done = command(*command_line, *["--format=huggingface"] * (command_line[0] == "convert"))
+        assert done.returncode == 1 and f"model.path={str(folder)!r}, the model that the run began with" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

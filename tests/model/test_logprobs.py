@@ -1,4 +1,3 @@
-import functools
 import math
 
 import jax
@@ -9,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.logprobs import HEAD, token_log_probs, token_scores
+from igpo_jax.model.logprobs import head_partition, token_log_probs, token_scores
 from igpo_jax.model.transformer import ModelConfig, init, shardings, unembed
 from igpo_jax.runtime.mesh import BATCH, shard_batch
 
@@ -20,9 +19,9 @@ MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
 def sharded_scores(mesh, chunk):
     """Returns `token_scores` as a function of unsharded arrays."""
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(BATCH), HEAD, P(BATCH)), out_specs=(P(BATCH), P(BATCH)))
     def scores(hidden, head, targets):
-        return token_scores(hidden, head, targets, chunk)
+        specs = {"in_specs": (P(BATCH), head_partition(head), P(BATCH)), "out_specs": (P(BATCH), P(BATCH))}
+        return jax.shard_map(lambda *x: token_scores(*x, chunk), mesh=mesh, **specs)(hidden, head, targets)
 
     return scores
 
