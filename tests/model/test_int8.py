@@ -175,3 +175,18 @@ def test_the_key_decides_the_fingerprint_of_runs_that_use_it():
     values = {"model__path": "model", "lora__rank": 4}
     for stage in ("sft", "rl"):
         assert fingerprint(tiny(**values), stage) != fingerprint(tiny(**values, model__base_dtype="int8"), stage)
+
+
+def test_the_backward_pass_stores_no_dequantized_weights(mesh_of):
+    """Otherwise, products keep their matrix in the compute dtype, stacked over layers, if nothing is recomputed."""
+    mesh, cfg = mesh_of((1, 1, 1)), dataclasses.replace(CFG, layers=5, compute_dtype="bfloat16")
+    policy = Policy(cfg, LORA)
+
+    def total(adapters, base, tokens):
+        return transformer.forward(policy.assemble(adapters, base), tokens, jnp.ones(tokens.shape, bool), cfg).sum()
+
+    arguments = policy.abstract(mesh), policy.abstract_base(mesh), jax.ShapeDtypeStruct((2, 6), jnp.int32)
+    program = str(jax.make_jaxpr(jax.grad(total))(*arguments))
+    for rows, columns in ((32, 32), (32, 16), (32, 48), (48, 32)):
+        assert f"i8[5,{rows},{columns}]" in program
+        assert f"bf16[5,{rows},{columns}]" not in program and f"f32[5,{rows},{columns}]" not in program
