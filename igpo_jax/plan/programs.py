@@ -201,9 +201,10 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     return record | {"peak_gib": record["peak_gib"] + others}
 
 
-def read_compiled(compiled: jax.stages.Compiled, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
+def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
     """Returns a record of a compiled program's memory and work on one device, without other arrays that are in memory. `twice`
-    is the number of bytes of arguments that are passed several times, which the compiler counts each time."""
+    is the number of bytes of arguments that are passed several times, which the compiler counts each time. `compiled` is a
+    `jax.stages.Compiled`, whose methods are typed as if they might return None."""
     memory = compiled.memory_analysis()
     own = {
         "arguments_gib": memory.argument_size_in_bytes - twice,
