@@ -197,8 +197,8 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
     twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # bytes of repeated arguments
-    record |= {"compile_seconds": seconds} | read_compiled(compiled, mesh, twice)
-    return record | {"peak_gib": record["peak_gib"] + others}
+    own = read_compiled(compiled, mesh, twice)
+    return record | own | {"peak_gib": own["peak_gib"] + others, "compile_seconds": seconds}
 
 
 def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
