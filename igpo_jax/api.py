@@ -299,8 +299,8 @@ def load(
 
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
-        dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The default is
-            bfloat16 on accelerators and float32 on CPUs.
+        dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The
+            default is bfloat16 on accelerators and float32 on CPUs.
         mesh: the device mesh that holds the parameters. The default mesh contains all devices.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
             has a checkpoint. The argument is only allowed if `path` is a run's folder.

@@ -52,8 +52,8 @@ class NetworkConfig:
     rope_theta: float = ModelConfig.rope_theta
     tied_head: bool = ModelConfig.tied_head
     param_dtype: str = ModelConfig.param_dtype
-    # "int8": the frozen matrices under adapters (lora.rank) are quantized when they are loaded, see model/int8.py. "": they have
-    # the dtype param_dtype.
+    # "int8": the frozen matrices under adapters (lora.rank) are quantized when they are loaded, see model/int8.py. "": they
+    # have the dtype param_dtype.
     base_dtype: str = ModelConfig.base_dtype
     compute_dtype: str = ModelConfig.compute_dtype
     remat: str = ModelConfig.remat

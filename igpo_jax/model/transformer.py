@@ -368,9 +368,8 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     slowly with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     weight, adapter = layer[name], layer.get("adapters", {}).get(name)
-    if (
-        adapter is not None
-    ):  # rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it
+    if adapter is not None:
+        # Rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it.
         y = (_product(rows, weight) + _product(rows @ adapter["a"], adapter["b"])).astype(x.dtype)
     elif isinstance(weight, Int8Matrix):
         y = _product(rows, weight).astype(x.dtype)
@@ -381,8 +380,8 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, w: Weight) -> jax.Array:
-    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w. For the
-    backward pass, an int8 matrix is kept in int8, and cast again."""
+    """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w. The
+    backward pass casts an int8 matrix again, and returns no gradient of it."""
     return int8.matmul(x, w)
 
 

@@ -168,8 +168,9 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_nonfinite: bool = False) -> Params:
     """Loads all parameters of a Hugging Face or model folder. They have the dtype `cfg.param_dtype` and are sharded over the
-    mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. If the folder is incomplete, or if values are NaN or infinite and `allow_nonfinite` is False, raises a ValueError that
-    names the file or tensor."""
+    mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. If the folder is
+    incomplete, or if values are NaN or infinite and `allow_nonfinite` is False, raises a ValueError that names the file or
+    tensor."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
     params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
     params = _with_progress(params, cfg, mesh, "loading")
@@ -180,7 +181,7 @@ def _quantized(stream: Stream, cfg: ModelConfig, mesh: Mesh) -> Iterator[tuple[P
     """Quantizes the matrices of a stream, and casts its norm scales to `cfg.param_dtype`."""
     leaves, axes = flatten_dict(abstract_base(cfg, mesh)), flatten_dict(parameter_table(cfg))
     for path, value in stream:
-        leaf, result = leaves[path], value
+        leaf = leaves[path]
         if isinstance(leaf, int8.Int8Matrix):
             shardings = jax.tree.map(lambda x: x.sharding, leaf)
             result = jax.jit(int8.quantize, static_argnums=1, out_shardings=shardings)(value, int8.summed_axis(axes[path].axes))
