@@ -131,7 +131,8 @@ def test_a_weight_changes_by_at_most_half_the_scale_of_its_channel(w, axis):
     assert found.values.dtype == np.int8 and found.scale.dtype == np.float32 and found.scale.shape[axis] == 1
     values, scale = (np.asarray(x, np.float64) for x in found)
     rounding = 127 * 2.0**-23  # of the float32 quotient
-    assert (np.abs(values * scale - w.astype(np.float64)) <= (0.5 + rounding) * scale).all()
+    normal = np.where(np.abs(w) < np.finfo(np.float32).tiny, 0, w)  # devices treat subnormal numbers as 0
+    assert (np.abs(values * scale - normal.astype(np.float64)) <= (0.5 + rounding) * scale).all()
 
 
 def test_weights_that_are_not_finite_make_products_not_finite():
