@@ -4,15 +4,19 @@ import importlib.util
 import json
 import os
 import pathlib
+import runpy
 import shlex
 import subprocess
 import sys
 
 import pytest
 
+from igpo_jax import config as configuration
 from igpo_jax.plan.devices import GPUS, topology_devices
 from igpo_jax.runtime import host
 from igpo_jax.runtime.chips import CHIPS
+from run_configs import CONFIGS, changed
+from traffic import program_bytes
 
 needs_gpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None, reason='the GPU compiler is not installed (extra "plan-gpu")'
@@ -62,7 +66,24 @@ def test_every_program_compiles(run, topology, attention):
     assert all(
         programs[name]["flops"] > 0 and programs[name]["estimated_seconds"] > 0 for name in ("sample", "score", "update")
     )
-    assert (result["devices"], result["hosts"]) == (int(topology.partition(":")[2]), 1)
+    devices = int(topology.partition(":")[2])
+    assert (result["devices"], result["hosts"]) == (devices, 1)
+    if result["model"].startswith("LLaDA-8B"):
+        config = llada_config(RUNS[run], attention)
+        ratios = {
+            name: programs[name]["bytes"] / program_bytes(name, config, devices) for name in ("sample", "score", "update")
+        }
+        print(run, topology, attention, {name: round(ratio, 2) for name, ratio in ratios.items()})
+        assert all(1 / 1.5 < ratio < 1.5 for ratio in ratios.values()), ratios
+
+
+def llada_config(flags: str, attention: str) -> configuration.Config:
+    """Returns the configuration that the flags of a run in `RUNS` describe."""
+    file, *changes = flags.removeprefix("--config=").split(" --config.")
+    name, _, variant = file.partition(":")
+    values = runpy.run_path(str(CONFIGS / name))["get_config"](*filter(None, [variant]))
+    changes = dict(change.split("=") for change in changes) | {"model.attention": attention}
+    return configuration.parse(changed(values, **{key.replace(".", "__"): value for key, value in changes.items()}))
 
 
 @pytest.mark.gpu_compile
