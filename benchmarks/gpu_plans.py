@@ -40,13 +40,14 @@ class Task:
 
 
 ROLLOUTS = ("cast", "sample", "inpaint", "score", "update", "evaluate")
+SUPERVISED = ("sft", "cast", "heldout", "evaluate")
 RL = ("", *(f"rl.rollout_chunks={n} rl.microbatches={n} evaluation.batch_size={512 // n}" for n in (16, 32, 64)))
 SFT = ("", *(f"sft.microbatches={n} evaluation.batch_size={64 // n * 8}" for n in (8, 64)))
 TASKS = {
     "RL, adapters": Task("math.py", ROLLOUTS, RL),
     "RL, all parameters": Task("math.py:full", ROLLOUTS, RL, adapters=False),
-    "SFT, adapters": Task("sft_math.py", ("sft", "heldout"), SFT),
-    "SFT, all parameters": Task("sft_math.py:full", ("sft", "heldout"), SFT, adapters=False),
+    "SFT, adapters": Task("sft_math.py", SUPERVISED, SFT),
+    "SFT, all parameters": Task("sft_math.py:full", SUPERVISED, SFT, adapters=False),
     "generate": Task("math.py", ("evaluate",), ("evaluation.batch_size=8", "evaluation.batch_size=1")),
 }
 
@@ -134,5 +135,5 @@ def gpu_table() -> str:
             cells.append([row["task"], row["cards"], row["topology"], f"no: needs {need}", "", ""])
             continue
         overrides = " ".join(f"`--config.{override}`" for override in last["overrides"].split()) or "none"
-        cells.append([row["task"], row["cards"], row["topology"], need, overrides, f"{last['seconds']:.0f}"])
+        cells.append([row["task"], row["cards"], row["topology"], need, overrides, f"{last['seconds']:.3g}"])
     return "\n".join(table(("LLaDA-8B", "GPUs", "planned for", "peak, GiB per GPU", "overrides", "est. s"), cells))

@@ -58,7 +58,8 @@ def tables() -> str:
         for record in result["programs"]:
             what = ", ".join(f"{part} {size:.2f}" for part, size in record["resident_gib"].items()) or "nothing"
             held.setdefault(what, []).append(record["name"])
-        lines += ["", "Resident: " + "; ".join(f"{', '.join(names)}: {what}" for what, names in held.items()) + "."]
+        lines += ["", "Resident arrays (in memory besides the arguments), GiB:"]
+        lines += [f"- {', '.join(names)}: {what}" for what, names in held.items()]
     return "\n".join(lines)
 
 

@@ -56,6 +56,7 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     waits `PATIENCE` seconds for other threads, because threads of a failed save in Orbax wait for each other for minutes. Threads
     and coroutines of a failed read in Orbax cannot raise their errors anywhere; their tracebacks are not printed."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     try:
         app.run(main, flags_parser=parse)
     except BaseException as end:

@@ -79,7 +79,8 @@ def as_text(result: dict) -> str:
 def setting(result: dict) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     where = f"{result['devices']} x {result['device']}" + (f" in {result['slices']} slices" * (result["slices"] > 1))
-    where += f" on {result['hosts']} hosts" * (result.get("hosts", 1) > 1)  # TPU plans of earlier versions do not have the key
+    hosts = result.get("hosts", 1)  # TPU plans of earlier versions do not have the key
+    where += f" on {hosts} hosts" * (hosts > 1)
     return f"{where}, mesh: {mesh}; attention: {result['attention']}; model: {result['model']}"
 
 
