@@ -203,8 +203,11 @@ def devices() -> Iterator[Finding]:
     """Lists JAX's devices with their memory, and checks the plug-ins of accelerators."""
     import jax
 
+    from igpo_jax.runtime import host
     from igpo_jax.runtime.chips import device_memory_gib, find_devices
 
+    if host.gpus_are_used():
+        host.set_gpu_defaults()  # as in a run
     found: list[jax.Device] = []
     try:
         with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):

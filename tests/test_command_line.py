@@ -162,6 +162,24 @@ cli.run_command(main, cli.parse_arguments)"""
     assert done.returncode == 1 and done.stderr.splitlines()[-1] in ("error: x", "OSError: x")
 
 
+def test_exceptions_that_nobody_can_catch_are_not_printed():
+    """As of Orbax's tasks and coroutines, when a checkpoint cannot be read."""
+    program = """import asyncio, gc
+from igpo_jax import cli
+async def fail():
+    raise ValueError("x")
+async def begin():
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+def main(_):
+    asyncio.run(begin())
+cli.run_command(main, cli.parse_arguments)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_spellings_that_absl_accepts_are_accepted(tmp_path):
     """They reach the check of the values."""
     for arguments in (
