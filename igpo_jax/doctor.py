@@ -240,7 +240,12 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
             if files:
                 yield Finding("problem", name, f"{package} does not start: {first_line(error)}", plug_in.if_broken)
             else:
-                yield Finding("note", name, f"{package} is there, the device is not", "igpo_jax.plan compiles with libtpu")
+                yield Finding(
+                    "note",
+                    name,
+                    f"{package} is there, the device is not",
+                    f"igpo_jax.plan compiles with {package.partition(' ')[0]}",
+                )
     elif files and package:
         yield Finding("note", name, f"disabled by JAX_PLATFORMS={chosen}", "unset it to use this device")
     elif files:
