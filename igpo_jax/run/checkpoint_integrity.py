@@ -107,13 +107,15 @@ def is_about_this_machine(error: Exception) -> bool:
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics of checkpoints. Otherwise Orbax, which reads all metrics on opening the folder, would fail. Removes
-    nothing that a symbolic link in the folder points to."""
+    """Removes damaged metrics of checkpoints. Otherwise Orbax, which reads all metrics on opening the folder and compares their
+    accuracies on saving, would fail. Removes nothing that a symbolic link in the folder points to."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save
         try:
-            parse_json(read_bytes(path), path)
+            metrics = parse_json(read_bytes(path), path)
+            accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
+            require(type(accuracy) in (int, float), f"accuracy={accuracy!r} is no number")
         except (ValueError, FileNotFoundError, IsADirectoryError) as error:
             if path.parent.resolve() != folder.resolve() / path.parents[1].name / path.parent.name:
                 raise ValueError(f"{path.parents[1]} leads out of {folder} and has damaged metrics; remove the link") from None

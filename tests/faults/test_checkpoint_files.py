@@ -102,7 +102,10 @@ def test_parameters_alone_are_checked_too(saved, tmp_path):
     np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])
 
 
-@pytest.mark.parametrize("content", [b'{"accur', b"[" * 10**5, b""], ids=["cut", "deep", "empty"])
+DAMAGED = {"cut": b'{"accur', "deep": b"[" * 10**5, "empty": b"", "list": b'{"accuracy": [0.0]}', "none": b"{}", "number": b"1"}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_reading_damaged_metrics_changes_no_file(content, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run" / "sft")
     for place in (folder / "2", tmp_path / "elsewhere"):
