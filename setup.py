@@ -11,7 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py")
 # jax 0.10.2 is the newest for Python 3.11, 0.11 needs 3.12; both are tested, what comes later is not.
 JAX = "jax{extra}>=0.10.2,<0.12"
 DATA = ["pyarrow>=18", "openai>=3.54,<4"]  # Parquet files, endpoints for igpo_jax.rewrite
-PLAN_GPU = [JAX.format(extra="[cuda12-local]"), "nvidia-cudnn-cu12>=9.8"]  # compiles for GPUs on any machine
+# What compiling for GPUs needs on any machine: the plug-in, ptxas and libdevice, and cuDNN for its attention.
+PLAN_GPU = [JAX.format(extra="[cuda12-local]"), "nvidia-cuda-nvcc-cu12>=12.6.85", "nvidia-cudnn-cu12>=9.8"]
 REPORT = ["plotly>=6.0"]
 PLAYGROUND = ["starlette>=0.40,<2", "uvicorn>=0.30,<1", "pillow>=10.1"]
 
