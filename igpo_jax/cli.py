@@ -61,7 +61,7 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
         app.run(main, flags_parser=parse)
     except BaseException as end:
         if isinstance(end, SystemExit) and isinstance(end.code, str):
-            end.code = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), end.code)
+            end.code = escaped(end.code)
         jax = sys.modules.get("jax")  # `doctor` runs without it
         is_job = jax is not None and jax.distributed.is_initialized()  # whose processes wait for each other at the end
         if not is_job and (not isinstance(end, SystemExit) or end.code):
@@ -70,6 +70,11 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
             timer.daemon = True
             timer.start()
         raise
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """Escapes control characters of a text from a file, which could control a terminal, except those in `kept`."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:

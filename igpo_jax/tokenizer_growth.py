@@ -36,7 +36,9 @@ def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, floa
 
     proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     encoding = 6 * _longest_replacement(proto.normalizer_spec.precompiled_charsmap)  # 3 bytes mark a space, one is added
-    decoding = _longest_replacement(proto.denormalizer_spec.precompiled_charsmap)
+    # One byte of input may become an unknown token, which is decoded as `unk_surface`.
+    surface = len(proto.trainer_spec.unk_surface.encode())
+    decoding = max(1, surface) * _longest_replacement(proto.denormalizer_spec.precompiled_charsmap)
     _require_bounded(file, encoding, decoding)
     return encoding, decoding
 

@@ -14,13 +14,13 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from igpo_jax.runtime.checks import MOST_IDS
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.tokenizer_growth import growths, require_short, sentencepiece_growths
 
 log = logging.getLogger(__name__)
 
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
-MOST_IDS = 1 << 24  # far more than any model's; ids without a token are listed
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn the first as a space, and drops training texts with the second
@@ -144,6 +144,9 @@ class HuggingFaceTokenizer:
         for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
         self._file, (self._encoding_growth, self._decoding_growth) = path, growths(path, values)
+        dropout = values["model"].get("dropout") if isinstance(values.get("model"), dict) else None
+        if dropout:
+            raise ValueError(f"{path}: model.dropout={dropout!r} would encode equal texts differently; set it to null")
         with _one_line_errors(f"{path} is not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
         self._tokenizer.encode_special_tokens = True  # encodes names of special tokens as text
@@ -213,7 +216,8 @@ class HuggingFaceTokenizer:
 
     def _decoded(self, ids: list[int]) -> str:
         require_short(self._file, len(ids) * self._longest, self._decoding_growth)
-        return self._tokenizer.decode(ids)
+        with _one_line_errors("the tokenizer cannot decode tokens"):
+            return self._tokenizer.decode(ids)
 
     def piece(self, id: int) -> str:
         id = int(id)

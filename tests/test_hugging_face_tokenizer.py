@@ -159,6 +159,8 @@ def edit(file, change):
     (lambda f: (f / "tokenizer.json").write_bytes((f / "tokenizer.json").read_bytes()[:900]), "tokenizer.json: not JSON"),
     (lambda f: (f / "tokenizer.json").write_text("[]"), "tokenizer.json is not a JSON object"),
     (lambda f: edit(f / "tokenizer.json", lambda v: v.pop("model")), "tokenizer.json is not a tokenizer"),
+    (lambda f: edit(f / "tokenizer.json", lambda v: v["model"].update(dropout=0.5)), "dropout=0.5 would encode equal texts diff"),
+    (lambda f: edit(f / "tokenizer.json", lambda v: v["model"]["vocab"].update(far=2**20)), "ids up to 1048576; at most 1048576"),
     (lambda f: (f / "tokenizer.json").unlink(), "must have one tokenizer, but has neither"),
     (lambda f: (f / "spm.model").write_text(""), "must have one tokenizer, but has spm.model, tokenizer.json"),
     (lambda f: (f / CONFIG).unlink(), "names an eos_token"),

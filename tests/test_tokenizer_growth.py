@@ -147,6 +147,14 @@ def test_rules_of_known_tokenizers_are_bounded_and_loaded(tmp_path):
         assert tokenizer.encode("some text " * 300) and tokenizer.decode(range(260)), name
 
 
+def test_the_text_of_the_unknown_token_is_bounded(tmp_path):
+    model = model_of(["a b c d e"] * 9)
+    model.trainer_spec.unk_surface = "x" * 20_000
+    (tmp_path / "m.model").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="m.model: decoding may lengthen a text by a factor of 2e"):
+        load_tokenizer(tmp_path / "m.model")
+
+
 @pytest.mark.parametrize("part, method", [("normalizer_spec", "encode"), ("denormalizer_spec", "decode")])
 def test_a_sentencepiece_model_cannot_multiply_a_text(part, method, tmp_path):
     model = model_of(["a b c d e"] * 9)

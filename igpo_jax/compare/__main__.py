@@ -29,7 +29,7 @@ from igpo_jax.cli import config_overrides, define_config, parse_flags, run_comma
 from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.runtime.files import atomic_write, require_same_identity
+from igpo_jax.runtime.files import atomic_write, open_without_links, require_links_inside, require_same_identity
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 
@@ -59,6 +59,7 @@ def main(_) -> None:
         arms, seeds = parse_arms(ARM_NAMES.value), parse_seeds(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
         with locked(output):
+            require_links_inside(folder)
             require_same_identity(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
             train_all(folder, file, arms, seeds, overrides)
             write_comparison(folder, compare_runs(folder, arms, seeds))
@@ -117,7 +118,7 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
-    with log.open("ab") as output:
+    with open_without_links(log, "ab") as output:
         # The group of its own keeps the terminal's signals away, which only this process handles.
         with STARTING:
             process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, process_group=0)

@@ -9,6 +9,7 @@ import numpy as np
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
 from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
 
@@ -33,6 +34,10 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
+    for key, parts in (("versions", {"igpo_jax", "jax"}), ("wall_seconds", {"rl"})):
+        value = result.get(key)
+        finished = isinstance(value, dict) and parts <= value.keys() and {"device", "commit"} <= result.keys()
+        require(finished, f"{folder / 'result.json'} has no {key} as a finished run has; delete the file to continue this run")
     rows, verdicts = (read_log(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     rollouts = [row for row in rows if "sampler/rows" in row]
     with wrap_read_errors(folder):

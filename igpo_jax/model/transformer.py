@@ -20,6 +20,7 @@ from igpo_jax.model import int8
 from igpo_jax.model.attention import PLATFORMS, attend
 from igpo_jax.model.int8 import Int8Matrix, Weight
 from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain
+from igpo_jax.runtime.checks import MOST_IDS
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number of positions; None: all positions
@@ -58,6 +59,8 @@ class ModelConfig:
         for name in ("width", "layers", "heads", "kv_heads", "mlp_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.vocab_size > MOST_IDS:
+            raise ValueError(f"vocab_size={self.vocab_size}; at most {MOST_IDS} ids are possible")
         if not (0 < self.rope_theta < math.inf and 0 < self.norm_epsilon < math.inf):
             raise ValueError(f"rope_theta={self.rope_theta} and norm_epsilon={self.norm_epsilon} must be positive")
         if self.head_chunk < 0:

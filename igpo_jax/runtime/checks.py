@@ -9,6 +9,9 @@ T = TypeVar("T")
 Check = Callable[[Any], str]  # value -> text to put after "key=value" in the error message, or "" if the value is valid
 
 
+MOST_IDS = 1 << 20  # of a vocabulary, far more than any model's; ids that are never drawn are listed
+
+
 def checked(default: Any, check: Check) -> Any:
     """Returns a dataclass field with a default value and a check, which `check_fields` runs."""
     return dataclasses.field(default=default, metadata={"check": check})

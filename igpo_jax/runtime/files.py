@@ -139,6 +139,15 @@ def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     return pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+def require_links_inside(folder: pathlib.Path) -> None:
+    """Raises ValueError if a symbolic link in a folder, which may come from a stranger, leads out of the folder. Otherwise a command
+    that copies or writes the folder's files could copy private files, or write elsewhere."""
+    for place, folders, files in os.walk(folder):
+        for path in (pathlib.Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() and not is_inside(path, folder):
+                raise ValueError(f"{path} leads to {os.path.realpath(path)}, outside of {folder}; remove the link")
+
+
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
     """Opens a file for writing, in a folder that may come from a stranger. A symbolic link with this name, which may lead to
     any file of the user, is replaced by a new file. A named pipe is an OSError."""

@@ -27,7 +27,11 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
-MOST_UNPACKED = 1 << 30  # bytes of an array in a compressed file
+# Problem texts shrink to a third or a tenth when they are compressed. A file that unpacks to more than both numbers was made to
+# fill the memory.
+MOST_RATIO = 100  # unpacked bytes per byte of the file
+ALWAYS_UNPACKED = 1 << 26  # bytes
+PARQUET_BATCH = 1 << 26  # bytes, at most, of a column in the rows that are decoded at a time
 
 
 def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
@@ -89,12 +93,46 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
         return
     compressed = kind == ".gz"
     kind = "".join(kinds[-2:-1]) if compressed else kind
-    with contextlib.closing(gzip.open(file) if compressed else file.open("rb")) as stream:
+    with contextlib.closing(_unpacked(file) if compressed else file.open("rb")) as stream:
         try:
             _skip_byte_order_mark(stream, path)
             yield from _csv(stream, path) if kind == ".csv" else _json(stream, path, kind == ".json")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: no complete gzip file ({first_line(error)})") from None
+
+
+def most_unpacked(file: pathlib.Path) -> int:
+    """Returns how many bytes a compressed file may unpack to."""
+    return max(ALWAYS_UNPACKED, MOST_RATIO * file.stat().st_size)
+
+
+def require_unpacked(file: pathlib.Path, size: int) -> None:
+    """Raises ValueError if `size` bytes of a compressed file were unpacked, and these are too many."""
+    require(size <= most_unpacked(file), f"{file}: unpacks to more than {MOST_RATIO} times its size; unpack it first")
+
+
+def _unpacked(file: pathlib.Path) -> io.BufferedReader:
+    """Opens a gzip file. Reading raises ValueError when too much was unpacked."""
+
+    class Limited(io.RawIOBase):
+        def __init__(self):
+            self._file, self._size = gzip.open(file), 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            content = self._file.read(len(buffer))
+            buffer[: len(content)] = content
+            self._size += len(content)
+            require_unpacked(file, self._size)
+            return len(content)
+
+        def close(self) -> None:
+            self._file.close()
+            super().close()
+
+    return io.BufferedReader(Limited(), 1 << 16)
 
 
 def _skip_byte_order_mark(stream: Any, path: str) -> None:
@@ -113,9 +151,7 @@ def _json(stream: Any, path: str, is_array: bool) -> Parsed:
     lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):
-        content = line + stream.read(MOST_UNPACKED if isinstance(stream, gzip.GzipFile) else -1)
-        unpack = f"{path}: an array of more than {MOST_UNPACKED / 2**30:g} GiB; unpack it, or make it JSON Lines"
-        require(len(content) <= MOST_UNPACKED or not isinstance(stream, gzip.GzipFile), unpack)
+        content = line + stream.read()
         array = None
         with contextlib.nullcontext() if is_array else contextlib.suppress(ValueError):
             array = parse_json(_decoded(content, path, number), path, object_pairs_hook=_object)
@@ -202,11 +238,24 @@ def _parquet(file: pathlib.Path) -> Parsed:
     try:
         table = pyarrow.parquet.ParquetFile(file)
         _require_distinct(table.schema_arrow.names, str(file))
-        rows = (row for batch in table.iter_batches(1024) for row in batch.to_pylist())
-        for number, row in enumerate(rows):
+        for number, row in enumerate(_parquet_rows(file, table)):
             yield f"{file}, row {number} (from 0)", number, row
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # OverflowError: dates
         raise ValueError(f"{file}: no Parquet file ({first_line(error)})") from None
+
+
+def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
+    """Yields the rows of a `pyarrow.parquet.ParquetFile`. Decodes few rows at a time, because each may be as large as a column's
+    pages: a column that repeats one text stores it once."""
+    groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    largest = max((column.total_uncompressed_size for column in columns), default=0)
+    require_unpacked(file, largest)
+    size = 0
+    for batch in table.iter_batches(max(1, min(1024, PARQUET_BATCH // max(1, largest)))):
+        size += batch.nbytes
+        require_unpacked(file, size)
+        yield from batch.to_pylist()
 
 
 def _array_record(file: pathlib.Path) -> Parsed:
@@ -222,4 +271,5 @@ def _array_record(file: pathlib.Path) -> Parsed:
             record = source[number]
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{place}: cannot be read ({first_line(error)})") from None
+        require(len(record) <= MOST_BYTES, f"{place}: more than {MOST_BYTES / 2**20:g} MiB")
         yield place, number, _json_object(record, place)

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import re
 import runpy
 import shutil
@@ -157,6 +158,29 @@ def test_a_run_that_is_not_finished_is_named(folder):
     (folder / "seed-1" / "igpo" / "result.json").unlink()
     with pytest.raises(ValueError, match="seed-1/igpo has no result.json"):
         numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS)
+
+
+@pytest.mark.parametrize("change", [{"versions": {}}, {"versions": None}, {"versions": []}, {"wall_seconds": 1}])
+def test_a_result_of_no_run_is_one_error(change, folder):
+    path = folder / "seed-1" / "igpo" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"seed-1/igpo/result.json has no (versions|wall_seconds) as a finished run has"):
+        numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS)
+
+
+@pytest.mark.parametrize("place", ["seed-0/grpo.log", "seed-0/supervised/checkpoints/sft/more"])
+def test_links_that_lead_out_of_a_comparison_are_refused(place, tmp_path):
+    """Logs are written through links, and the checkpoints of the supervised stage are copied."""
+    private = tmp_path / "private"
+    private.mkdir()
+    path = tmp_path / "comparison" / place
+    path.parent.mkdir(parents=True)
+    path.symlink_to(private)
+    config = pathlib.Path(__file__).parents[2] / "configs" / "arithmetic.py"
+    done = commands.run("compare", f"--config={config}", "--arms=grpo", "--seeds=0", f"--output={tmp_path / 'comparison'}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert f"error: {path} leads to {private}, outside of {tmp_path / 'comparison'}; remove the link" in done.stderr
+    assert list(private.iterdir()) == []
 
 
 @pytest.mark.parametrize("text, seeds", [("0..4", [0, 1, 2, 3, 4]), ("2", [2]), ("0,3,7", [0, 3, 7])])

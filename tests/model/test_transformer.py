@@ -19,6 +19,11 @@ init = jax.jit(transformer.init, static_argnums=1)
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "llada_tiny"
 
 
+def test_a_vocabulary_that_would_fill_the_memory_is_refused():
+    with pytest.raises(ValueError, match="vocab_size=1048577; at most 1048576 ids are possible"):
+        dataclasses.replace(CFG, vocab_size=2**20 + 1)
+
+
 def tokens_of(rows=3, length=10, seed=0, cfg=CFG):
     return jax.random.randint(jax.random.key(seed), (rows, length), 3, cfg.vocab_size)
 

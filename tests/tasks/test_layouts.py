@@ -4,6 +4,8 @@ import codecs
 import gzip
 import json
 import pathlib
+import random
+import time
 
 import pytest
 from ml_collections import ConfigDict
@@ -275,11 +277,48 @@ def test_openr1_needs_lists_of_texts_and_marks(tmp_path):
 @pytest.mark.parametrize("content, message", [
     (b'{"question": "' + b"a" * 200 + b'"}', "line 1: more than 0.0001.* MiB in one line"),
     (b'{"question": "1", "answer": "2"}\n' + b" " * 100 + b"x" * 50, "line 2: more than"),
-    (b"[" + b"1," * 400, "an array of more than .* GiB; unpack it"),
 ])  # fmt: skip
-def test_a_compressed_file_cannot_fill_the_memory(content, message, tmp_path, monkeypatch):
+def test_a_compressed_line_cannot_fill_the_memory(content, message, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "MOST_BYTES", 128)
-    monkeypatch.setattr(rows, "MOST_UNPACKED", 512)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content))
     with pytest.raises(ValueError, match=message):
         list(read_rows(str(tmp_path / "rows.jsonl.gz")))
+
+
+@pytest.mark.parametrize("name, content", [
+    ("array.json.gz", b"[" + b"{}," * 10**5 + b"{}]"),
+    ("lines.jsonl.gz", b'{"question": "1"}\n' * 10**4),
+    ("table.csv.gz", b"question,answer\n" + b"1,2\n" * 10**5),
+])  # fmt: skip
+def test_a_compressed_file_cannot_fill_the_memory(name, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "ALWAYS_UNPACKED", 2**16)
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    assert len(content) > rows.MOST_RATIO * (tmp_path / name).stat().st_size
+    with pytest.raises(ValueError, match=f"{name}: unpacks to more than 100 times its size; unpack it first"):
+        list(read_rows(str(tmp_path / name)))
+    texts = [{"question": hex(random.getrandbits(200)), "answer": "1"} for _ in range(2000)]
+    (tmp_path / "true.jsonl.gz").write_bytes(gzip.compress(lines(texts)))
+    assert [row for *_, row in read_rows(str(tmp_path / "true.jsonl.gz"))] == texts
+
+
+def test_a_column_that_repeats_one_text_cannot_fill_the_memory(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(rows, "ALWAYS_UNPACKED", 2**20)
+    parquet.write_table(pyarrow.table({"question": ["x" * 2**18] * 1000}), tmp_path / "rows.parquet")
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="rows.parquet: unpacks to more than 100 times its size"):
+        list(read_rows(str(tmp_path / "rows.parquet")))
+    assert (tmp_path / "rows.parquet").stat().st_size < 2**16 and time.monotonic() - begin < 5
+
+
+def test_a_record_cannot_fill_the_memory(tmp_path, monkeypatch):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    monkeypatch.setattr(rows, "MOST_BYTES", 2**10)
+    writer = ArrayRecordWriter(str(tmp_path / "rows.array_record"), "group_size:1")
+    for size in (10, 2**11):
+        writer.write(json.dumps({"question": "x" * size}).encode())
+    writer.close()
+    with pytest.raises(ValueError, match=r"record 1 \(from 0\): more than .* MiB"):
+        list(read_rows(str(tmp_path / "rows.array_record")))
