@@ -1,7 +1,9 @@
 """Connections of the playground's server, which a client that sends or reads nothing cannot hold."""
 
 import asyncio
+import collections
 import functools
+import ipaddress
 import time
 from typing import Any
 
@@ -12,10 +14,22 @@ MOST_CONNECTIONS = 128  # more than the jobs that may wait, fewer than the files
 WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a response
 
 
+def network_of(host: str) -> str:
+    """Returns what counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address, because one client may use all
+    addresses of such a network."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a socket without addresses
+        return host
+    if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
 class Connection(H11Protocol):
     """An HTTP connection that is closed if its client lets the server wait longer than `WAIT_SECONDS`. If there are
-    `MOST_CONNECTIONS` connections, a new one replaces the one that has let the server wait longest. h11 also limits the size of a
-    request's head to 64 KiB."""
+    `MOST_CONNECTIONS` connections, a new one replaces one of the client that has most, of these the one that has let the server
+    wait longest. h11 also limits the size of a request's head to 64 KiB."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
@@ -27,8 +41,11 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         others: list[Any] = [other for other in self.connections if not other.transport.is_closing()]
         if len(others) >= MOST_CONNECTIONS:
+            networks = {other: network_of(other.client[0] if other.client else "") for other in others}
+            number = collections.Counter(networks.values())
             waiting = [other for other in others if other.waits_since is not None]
-            (min(waiting, key=lambda other: other.waits_since).transport if waiting else transport).abort()
+            order = {other: (-number[networks[other]], other.waits_since) for other in waiting}
+            (min(waiting, key=order.__getitem__).transport if waiting else transport).abort()
         super().connection_made(transport)
         self._changed()
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import ipaddress
+import itertools
 import json
 import logging
 import pathlib
@@ -28,6 +29,7 @@ from igpo_jax.api import Completion, DiffusionLM
 from igpo_jax.diffusion.stepwise import Step, advance
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.playground.animation import gif, parse_animation
+from igpo_jax.playground.connections import network_of
 from igpo_jax.playground.request import LIMITS, parse_request
 from igpo_jax.report.style import SHARED
 from igpo_jax.report.templates import content_policy, read_source, render_page
@@ -46,63 +48,97 @@ class Job:
     """Generation of a completion, or drawing of an animation, for one client of the playground."""
 
     client: str  # see `client_of`
+    number: int  # in the order of arrival
+    work: Callable[[], Any]
     events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
     stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has disconnected
-    future: Future | None = None
+    future: Future = dataclasses.field(default_factory=Future)  # the result of `work`
+    ahead: int | None = None  # number of jobs before this one, as the client was told
+
+    def run(self) -> None:
+        """Does the work, unless the job was stopped before."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.work())
+            except BaseException as error:  # a library in Rust raises PanicException
+                self.future.set_exception(error)
 
     def stop(self) -> None:
         """Ends the job after its current step, or before it starts."""
         self.stopped.set()
-        if self.future:
-            self.future.cancel()
+        self.future.cancel()
 
 
 class JobQueue:
-    """Queue that runs one job at a time in its own thread. Clients that wait are told their position in the queue."""
+    """Queue that runs one job at a time in its own thread. Clients take turns, see `in_turns`, and are told how many jobs are
+    before theirs. All methods are called in the event loop of the server."""
 
     def __init__(self, name: str):
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
-        self._jobs: list[Job] = []
+        self._jobs: list[Job] = []  # the running one, then the waiting ones in the order in which they will run
+        self._turns: list[str] = []  # the clients of these jobs that had a turn, the latest last
+        self._numbers = itertools.count()
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], Any], client: str) -> Job:
-        """Appends a new job of a client to the queue and returns the job. The queue's thread calls `work` with the job and with a
+        """Adds a new job of a client to the queue and returns the job. The queue's thread calls `work` with the job and with a
         function that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting, of all
         clients or of this one."""
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} {self._name} are waiting already; try again in a while")
         if sum(job.client == client for job in self._jobs) >= OF_ONE_CLIENT:
             raise HTTPException(429, f"{OF_ONE_CLIENT} {self._name} of your address are not finished; wait for one of them")
-        loop, job = asyncio.get_running_loop(), Job(client)
-        self._jobs.append(job)
-        job.events.put_nowait({"type": "place", "ahead": len(self._jobs) - 1})
+        loop = asyncio.get_running_loop()
 
         def send(event: dict) -> None:
             loop.call_soon_threadsafe(job.events.put_nowait, event)
 
-        job.future = self._thread.submit(work, job, send)
+        job = Job(client, next(self._numbers), lambda: work(job, send))
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, job))
+        is_first = not self._jobs
+        self._jobs = [*self._jobs[:1], *in_turns([*self._jobs[1:], job], self._turns)]
+        if is_first:
+            self._begin()
+        self._tell_places()
         return job
 
     def _leave(self, job: Job) -> None:
-        place = self._jobs.index(job)
+        was_first = job is self._jobs[0]
         self._jobs.remove(job)
         job.events.put_nowait(None)
-        for ahead, other in enumerate(self._jobs[place:], place):
-            other.events.put_nowait({"type": "place", "ahead": ahead})
+        if was_first and self._jobs:
+            self._begin()
+        clients = {job.client for job in self._jobs}
+        self._turns = [client for client in self._turns if client in clients]
+        self._tell_places()
+
+    def _begin(self) -> None:
+        first = self._jobs[0]
+        self._turns = [client for client in self._turns if client != first.client] + [first.client]
+        self._thread.submit(first.run)
+
+    def _tell_places(self) -> None:
+        for ahead, job in enumerate(self._jobs):
+            if job.ahead != ahead:
+                job.ahead = ahead
+                job.events.put_nowait({"type": "place", "ahead": ahead})
+
+
+def in_turns(waiting: list[Job], turns: list[str]) -> list[Job]:
+    """Returns the order in which waiting jobs run. Each time, it is the turn of the client whose last turn was longest ago, or
+    who had none, and of this client's oldest job. `turns` lists clients, the latest turn last."""
+    left, ordered, turns = sorted(waiting, key=lambda job: job.number), list[Job](), list(turns)
+    while left:
+        job = min(left, key=lambda job: turns.index(job.client) if job.client in turns else -1)
+        left.remove(job)
+        ordered.append(job)
+        turns = [client for client in turns if client != job.client] + [job.client]
+    return ordered
 
 
 def client_of(request: Request) -> str:
-    """Returns the network address that the limit per client counts: an IPv4 address, or the first 64 bits of an IPv6 address,
-    because one client may use all addresses of such a network. Behind a proxy it is the proxy's address: any client could forge
-    the header X-Forwarded-For, so it is not read."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # a socket without addresses
-        return host
-    if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    """Returns the client that the limit counts, see `network_of`. Behind a proxy it is the proxy: any client could forge the header
+    X-Forwarded-For, so it is not read."""
+    return network_of(request.client.host if request.client else "")
 
 
 async def events(job: Job) -> AsyncIterator[str]:
@@ -122,7 +158,6 @@ async def result_of(job: Job, request: Request) -> Any:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    assert job.future is not None
     result, left = asyncio.wrap_future(job.future), asyncio.create_task(leave())
     try:
         await asyncio.wait([result, left], return_when=asyncio.FIRST_COMPLETED)

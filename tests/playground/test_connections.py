@@ -62,6 +62,17 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
+def test_a_client_with_many_connections_replaces_its_own(port):
+    """The other client waits longest, and has one connection."""
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60, source_address=("127.0.0.2", 0)))
+        time.sleep(0.1)
+        for _ in range(2 * MOST_CONNECTIONS):
+            stack.enter_context(connect(port))
+        other.sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert other.recv(100).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /info HTT", HEAD % 50 + b"{"], ids=["nothing", "half a head", "half a body"])
 def test_connections_that_wait_do_not_keep_others_out(port, sent):
     with contextlib.ExitStack() as stack:

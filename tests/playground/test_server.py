@@ -239,6 +239,26 @@ def test_a_client_is_an_address_or_a_network_of_64_bits(address, client):
     assert server.client_of(Request({"type": "http", "client": (address, 1)})) == client
 
 
+def test_clients_take_turns():
+    """The first client has four jobs, the others join while its first one runs."""
+    jobs, log, may_end = server.JobQueue("jobs"), [], threading.Event()
+
+    def work(name, job, send):
+        log.append(name)
+        may_end.wait(30)
+
+    async def visits():
+        queued = [jobs.join(functools.partial(work, f"a{number}"), "a") for number in range(4)]
+        queued += [jobs.join(functools.partial(work, name), name[0]) for name in ("b0", "b1", "c0")]
+        assert [job.ahead for job in queued] == [0, 3, 5, 6, 1, 4, 2]
+        may_end.set()
+        for job in queued:
+            assert [event async for event in server.events(job)][-1] == 'data: {"type": "place", "ahead": 0}\n\n'
+
+    asyncio.run(visits())
+    assert log == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
 def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
     """Queues three jobs: the first leaves while it runs, the second while it waits; the third runs next."""
     jobs, log, begun = server.JobQueue("jobs"), [], threading.Event()
