@@ -1,10 +1,11 @@
-"""Bounds how much the rules of a tokenizer.json or a SentencePiece model lengthen a text. The file may come from a stranger, and
-one call of a library, which no signal interrupts, applies all of them: forty rules that double a text would fill the memory."""
+"""Bounds how much the rules of a tokenizer.json or a SentencePiece model lengthen a text, and how long they take. The file may
+come from a stranger, and one call of a library, which no signal interrupts, applies all of them: forty rules that double a text
+would fill the memory, and pieces with all lengths up to 3000 would take minutes."""
 
 import base64
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from igpo_jax.runtime.checks import require
@@ -13,20 +14,32 @@ MOST_GROWTH = (
     1 << 14
 )  # bytes per byte; bounds of real files reach 10^4 (ALBERT), and those of LLaDA, Qwen and Llama are below 50
 MOST_BYTES = 1 << 25  # of a text after the rules; the library needs about 100 bytes for each
+# Limits of the time for each byte of a text. Without rules and long pieces, the library takes about 0.5 µs.
+MOST_RULES = 64  # of a part of tokenizer.json; a rule takes 0.02 to 0.2 µs, and ALBERT's seven normalizers are many
+MOST_NESTED = (
+    1 << 12
+)  # bytes; 1 to 4 ns each. SentencePiece's default longest piece, 16 characters, allows 4 * (1 + ... + 16) = 544
+MOST_WORD = 256  # characters of a word for WordPiece, which tries all parts of a word; BERT has 100
+MOST_AFFIX = 64  # bytes, which are copied for each character; BERT has 2
+MOST_PIECES = 1 << 23  # bytes of all pieces of a Unigram model, which takes up to 360 bytes for each; mT5 has 250,000 pieces
 Rule = dict[str, Any]
 PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors", "decoder": "decoders"}
 
 
 def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
     """Returns upper bounds for the bytes that the rules of a tokenizer.json make of a byte, in encoding and in decoding. Raises a
-    ValueError that names the file if one is above `MOST_GROWTH`, or if there is a rule of an unknown type."""
+    ValueError that names the file if one is above `MOST_GROWTH`, if there is a rule of an unknown type, or if the rules or the
+    model may take long."""
+    _require_quick(file, values.get("model"))
     bounds = {}
     for part, children in PARTS.items():
-        bounds[part] = _growth(file, part, values.get(part), children)
+        bounds[part] = math.prod(_growth(file, part, rule) for rule in _rules(file, part, values.get(part), children))
     encoding = math.prod(bound for part, bound in bounds.items() if part != "decoder")
     _require_bounded(file, encoding, bounds["decoder"])
     # The library normalizes the added tokens when it reads the file.
-    require_short(file, sum(len(token["content"].encode()) for token in values.get("added_tokens", [])), encoding)
+    added = [token["content"] for token in values.get("added_tokens", [])]
+    require_short(file, sum(len(content.encode()) for content in added), encoding)
+    _require_little_nesting(file, added)
     return encoding, bounds["decoder"]
 
 
@@ -35,6 +48,7 @@ def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, floa
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    _require_little_nesting(file, (piece.piece for piece in proto.pieces))
     encoding = 6 * _longest_replacement(proto.normalizer_spec.precompiled_charsmap)  # 3 bytes mark a space, one is added
     # One byte of input may become an unknown token, which is decoded as `unk_surface`.
     surface = len(proto.trainer_spec.unk_surface.encode())
@@ -54,16 +68,56 @@ def require_short(file: object, length: int, growth: float) -> None:
     require(max(1, length) * growth <= MOST_BYTES, f"{bound}, to more than {MOST_BYTES >> 20} MiB; give a shorter text")
 
 
-def _growth(file: pathlib.Path, part: str, rule: Any, children: str) -> float:
-    """Returns the bound of one rule, or of a sequence of rules. `children` is the key of the rules in a sequence."""
-    if rule is None:
-        return 1
-    kind: Any = rule.get("type") if isinstance(rule, dict) else None
-    inner = rule.get(children, []) if kind == "Sequence" else []
-    known = isinstance(kind, str) and kind in {"Sequence", *FIXED, *MEASURED} and isinstance(inner, list)
-    require(known, f"{file}: {part}: no known type of rule: {rule!r:.100}")
-    if kind == "Sequence":
-        return math.prod(_growth(file, part, one, children) for one in inner)
+def _require_quick(file: pathlib.Path, model: Any) -> None:
+    """Raises ValueError if the model of a tokenizer.json may take long for each byte of a text. The library checks the types."""
+    fields = model if isinstance(model, dict) else {}
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        length = len(str(fields.get(key)).encode())
+        require(length <= MOST_AFFIX, f"{file}: model.{key} has {length} bytes; at most {MOST_AFFIX} are possible")
+    word = fields.get("max_input_chars_per_word")
+    if isinstance(word, int):
+        require(word <= MOST_WORD, f"{file}: model.max_input_chars_per_word is above {MOST_WORD}")
+    if isinstance(fields.get("vocab"), list):  # Unigram
+        pieces = [entry[0] for entry in fields["vocab"] if isinstance(entry, list) and entry and isinstance(entry[0], str)]
+        length = sum(len(piece.encode()) for piece in pieces)
+        require(length <= MOST_PIECES, f"{file}: the pieces have {length} bytes; at most {MOST_PIECES} are possible")
+        _require_little_nesting(file, pieces)
+
+
+def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
+    """Raises ValueError if pieces, or added tokens, that begin with each other, as a, aa, aaa, have more than `MOST_NESTED` bytes together. At each
+    place of a text, the library reads all pieces that begin there."""
+    nested: list[bytes] = []
+    length = 0
+    for piece in sorted({piece.encode() for piece in pieces}):
+        while nested and not piece.startswith(nested[-1]):
+            length -= len(nested.pop())
+        nested.append(piece)
+        length += len(piece)
+        if length > MOST_NESTED:
+            start = f"{file}: pieces that begin with each other, up to {piece.decode()!r:.40}"
+            raise ValueError(f"{start}, have more than {MOST_NESTED} bytes together")
+
+
+def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule]:
+    """Returns the rules of a part, each sequence before its rules. `children` is the key of the rules in a sequence."""
+    rules: list[Rule] = []
+    left = [] if rule is None else [rule]
+    while left:
+        rule = left.pop()
+        kind: Any = rule.get("type") if isinstance(rule, dict) else None
+        inner = rule.get(children, []) if kind == "Sequence" else []
+        known = isinstance(kind, str) and kind in {*FIXED, *MEASURED} and isinstance(inner, list)
+        require(known, f"{file}: {part}: no known type of rule: {rule!r:.100}")
+        rules.append(rule)
+        left += inner
+        require(len(rules) + len(left) <= MOST_RULES, f"{file}: {part}: more than {MOST_RULES} rules")
+    return rules
+
+
+def _growth(file: pathlib.Path, part: str, rule: Rule) -> float:
+    """Returns the bound of one rule."""
+    kind = rule["type"]
     if kind in FIXED or (part == "post_processor" and kind != "TemplateProcessing"):
         return float(FIXED.get(kind, 1))
     try:
@@ -93,8 +147,8 @@ def _longest_replacement(charsmap: bytes) -> int:
 # Bytes made of one byte by rules that have no texts of their own. Unicode's longest decompositions are those of U+FDFA, 33 bytes
 # for 3, in NFKC and NFKD, and 3 bytes for one in NFC and NFD. Lowercase makes 3 bytes of 2.
 FIXED: dict[str, float] = dict.fromkeys(
-    ("Strip", "StripAccents", "Nmt", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "Digits", "UnicodeScripts",
-     "CharDelimiterSplit", "BertPreTokenizer", "FixedLength", "RobertaProcessing", "BertProcessing", "Fuse", "ByteFallback"), 1,
+    ("Sequence", "Strip", "StripAccents", "Nmt", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "Digits",
+     "UnicodeScripts", "CharDelimiterSplit", "BertPreTokenizer", "FixedLength", "RobertaProcessing", "BertProcessing", "Fuse", "ByteFallback"), 1,
 ) | {
     "NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5,
     "BertNormalizer": 3 * 1.5 * 5 / 3,  # NFD, lowercase, and a space on both sides of characters of 3 bytes

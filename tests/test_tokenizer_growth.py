@@ -1,4 +1,4 @@
-"""Rules of a stranger's tokenizer file cannot make a short text fill the memory."""
+"""Rules of a stranger's tokenizer file cannot make a short text fill the memory or take long."""
 
 import base64
 import io
@@ -58,7 +58,7 @@ HOSTILE = {
     "prepend": {"normalizer": rule("Prepend", prepend="a" * 20_000)},
     "bytes of bytes": {"normalizer": sequence("normalizers", *[rule("ByteLevel")] * 40)},
     "character map": {"normalizer": rule("Precompiled", precompiled_charsmap=base64.b64encode(bytes(4) + b"a" * 20_000 + b"\0").decode())},
-    "a factor above all floats": {"normalizer": sequence("normalizers", *[rule("NFKD"), replace("a", "aa")] * 2000)},
+    "a factor above all floats": {"normalizer": sequence("normalizers", *[replace("", "a" * 100_000)] * 63)},
     "pieces": {"pre_tokenizer": sequence("pretokenizers", *[PREFIX] * 20)},
     "both": {"normalizer": sequence("normalizers", *[replace("a", "aa")] * 10), "pre_tokenizer": PREFIX,
              "post_processor": TEMPLATE},
@@ -74,6 +74,56 @@ def test_rules_that_multiply_a_text_are_one_error(rules, tmp_path):
         ValueError, match=r"^\S*tokenizer.json: (en|de)coding may lengthen a text by a factor of \S+, above 16384$"
     ):
         load_tokenizer(tmp_path, 300)
+
+
+def model(**values):
+    return {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "max_input_chars_per_word": 100,
+                      "continuing_subword_prefix": "##", **values}}  # fmt: skip
+
+
+def unigram(pieces):
+    return {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0], *([piece, -1.0] for piece in pieces)]}}
+
+
+def added(*contents):
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    return {"added_tokens": [{"id": 400 + i, "content": content, **token} for i, content in enumerate(contents)]}
+
+
+ALL_LENGTHS = ["a" * length for length in range(1, 100)]
+SLOW = {
+    "normalizers": ({"normalizer": sequence("normalizers", *[rule("Nmt")] * 64)}, "normalizer: more than 64 rules"),
+    "sequences": ({"decoder": sequence("decoders", *[sequence("decoders", *[rule("Fuse")] * 8)] * 8)}, "decoder: more than 64 rules"),
+    "unigram": (unigram(ALL_LENGTHS), "pieces that begin with each other, up to 'a*, have more than 4096 bytes together"),
+    "added": (added("a", "a" * 4096 + "b"), "pieces that begin with each other, up to 'a*, have more than 4096 bytes together"),
+    "large unigram": (unigram(f"{i:04d}" * 800 for i in range(2700)), "the pieces have 8640000 bytes; at most 8388608 are possible"),
+    "word": (model(max_input_chars_per_word=10**400), "model.max_input_chars_per_word is above 256"),
+    "prefix": (model(continuing_subword_prefix="#" * 65), "model.continuing_subword_prefix has 65 bytes; at most 64 are possible"),
+    "suffix": (model(end_of_word_suffix="#" * 65), "model.end_of_word_suffix has 65 bytes; at most 64 are possible"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("values, error", SLOW.values(), ids=SLOW)
+def test_a_file_with_which_a_text_takes_long_is_one_error(values, error, tmp_path):
+    edited(tmp_path, **values)
+    with pytest.raises(ValueError, match=rf"^\S*tokenizer.json: {error}$"):
+        load_tokenizer(tmp_path, 300)
+
+
+def test_a_sentencepiece_model_with_which_a_text_takes_long_is_one_error(tmp_path):
+    model = model_of(["a b c d e"] * 9)
+    for piece in set(ALL_LENGTHS) - {piece.piece for piece in model.pieces}:
+        model.pieces.add(piece=piece, score=-1.0)
+    (tmp_path / "m.model").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="m.model: pieces that begin with each other, up to 'a*, have more than 4096 bytes"):
+        load_tokenizer(tmp_path / "m.model")
+
+
+def test_many_rules_and_long_pieces_are_allowed(tmp_path):
+    """SentencePiece's longest pieces have 16 characters, of at most 4 bytes."""
+    pieces = ["\U0001f600" * length for length in range(1, 17)]
+    edited(tmp_path, normalizer=sequence("normalizers", *[rule("Nmt")] * 63), pre_tokenizer=None, **unigram(pieces))
+    assert sorted(load_tokenizer(tmp_path, 300).encode("\U0001f600" * 40)) == [8, 16, 16]
 
 
 @pytest.mark.parametrize("normalizer", [
