@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from igpo_jax.runtime.checks import require
 
 MOST_GROWTH = (
@@ -20,6 +22,8 @@ MOST_NESTED = (
     1 << 12
 )  # bytes; 1 to 4 ns each. SentencePiece's default longest piece, 16 characters, allows 4 * (1 + ... + 16) = 544
 MOST_WORD = 256  # characters of a word for WordPiece, which tries all parts of a word; BERT has 100
+MOST_KEY = 64  # bytes that SentencePiece's character map replaces; 2 ns each. Those of nmt_nfkc have at most 12
+MOST_TABLE = 1 << 22  # bytes of a character map; nmt_nfkc has 240 kB
 MOST_AFFIX = 64  # bytes, which are copied for each character; BERT has 2
 MOST_PIECES = 1 << 23  # bytes of all pieces of a Unigram model, which takes up to 360 bytes for each; mT5 has 250,000 pieces
 Rule = dict[str, Any]
@@ -49,6 +53,11 @@ def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, floa
 
     proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     _require_little_nesting(file, (piece.piece for piece in proto.pieces))
+    for spec in (proto.normalizer_spec, proto.denormalizer_spec):
+        length = len(spec.precompiled_charsmap)
+        require(length <= MOST_TABLE, f"{file}: a character map has {length} bytes; at most {MOST_TABLE} are possible")
+        long = _has_long_keys(spec.precompiled_charsmap)
+        require(not long, f"{file}: a character map has keys of more than {MOST_KEY} bytes; SentencePiece would be slow")
     encoding = 6 * _longest_replacement(proto.normalizer_spec.precompiled_charsmap)  # 3 bytes mark a space, one is added
     # One byte of input may become an unknown token, which is decoded as `unk_surface`.
     surface = len(proto.trainer_spec.unk_surface.encode())
@@ -85,8 +94,8 @@ def _require_quick(file: pathlib.Path, model: Any) -> None:
 
 
 def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
-    """Raises ValueError if pieces, or added tokens, that begin with each other, as a, aa, aaa, have more than `MOST_NESTED` bytes together. At each
-    place of a text, the library reads all pieces that begin there."""
+    """Raises ValueError if pieces, or added tokens, that begin with each other, as a, aa, aaa, have more than `MOST_NESTED` bytes
+    together. At each place of a text, the library reads all pieces that begin there."""
     nested: list[bytes] = []
     length = 0
     for piece in sorted({piece.encode() for piece in pieces}):
@@ -108,7 +117,8 @@ def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule
         kind: Any = rule.get("type") if isinstance(rule, dict) else None
         inner = rule.get(children, []) if kind == "Sequence" else []
         known = isinstance(kind, str) and kind in {*FIXED, *MEASURED} and isinstance(inner, list)
-        require(known, f"{file}: {part}: no known type of rule: {rule!r:.100}")
+        if not known:
+            raise ValueError(f"{file}: {part}: no known type of rule: {rule!r:.100}")
         rules.append(rule)
         left += inner
         require(len(rules) + len(left) <= MOST_RULES, f"{file}: {part}: more than {MOST_RULES} rules")
@@ -142,6 +152,25 @@ def _longest_replacement(charsmap: bytes) -> int:
     after its size in 4 bytes, and then the replacements, each with a zero byte at its end."""
     begin = 4 + int.from_bytes(charsmap[:4], "little")
     return max(1, *map(len, charsmap[begin:].split(b"\0")))
+
+
+def _has_long_keys(charsmap: bytes) -> bool:
+    """Returns whether the table of a precompiled_charsmap has keys of more than `MOST_KEY` bytes. At each place of a text,
+    SentencePiece follows the table as far as the text does, in a loop without end. The table is a double array of Darts-clone:
+    uint32 units with a label (bits 0 to 7, and 31 in values) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
+    table = charsmap[4 : 4 + int.from_bytes(charsmap[:4], "little")]
+    units = np.frombuffer(table, "<u4", len(table) // 4).astype(np.int64)
+    places = np.arange(len(units))
+    offsets = (units >> 10) << ((units & 0x200) >> 6)
+    bases, parents = places ^ offsets, places ^ (units & 0x800000FF)  # a unit is a child if its parent's base is its `parents`
+    limit = len(units) + 256
+    places, parents = places[parents < limit], parents[parents < limit]
+    reached = places[:1] * 0
+    for _ in range(MOST_KEY + 1):
+        is_base = np.zeros(limit, bool)
+        is_base[bases[reached][bases[reached] < limit]] = True
+        reached = places[is_base[parents]]
+    return bool(reached.size)
 
 
 # Bytes made of one byte by rules that have no texts of their own. Unicode's longest decompositions are those of U+FDFA, 33 bytes

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 
+import numpy as np
 import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -116,6 +117,28 @@ def test_a_sentencepiece_model_with_which_a_text_takes_long_is_one_error(tmp_pat
         model.pieces.add(piece=piece, score=-1.0)
     (tmp_path / "m.model").write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match="m.model: pieces that begin with each other, up to 'a*, have more than 4096 bytes"):
+        load_tokenizer(tmp_path / "m.model")
+
+
+@pytest.mark.parametrize("part", ["normalizer_spec", "denormalizer_spec"])
+def test_a_character_map_with_a_loop_is_one_error(part, tmp_path):
+    """SentencePiece would read on to the end of a text, for each of its characters."""
+    model = model_of(["a b c d e"] * 9)
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    table = np.frombuffer(charsmap, "<u4", int.from_bytes(charsmap[:4], "little") // 4, offset=4).copy()
+    root = int(table[0])
+    table[(root >> 10 << ((root & 512) >> 6)) ^ ord("a")] = ord("a") << 10 | ord("a")  # the child of this unit is itself
+    getattr(model, part).precompiled_charsmap = charsmap[:4] + table.tobytes() + charsmap[4 + table.nbytes :]
+    (tmp_path / "m.model").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="m.model: a character map has keys of more than 64 bytes"):
+        load_tokenizer(tmp_path / "m.model")
+
+
+def test_a_long_character_map_is_one_error(tmp_path):
+    model = model_of(["a b c d e"] * 9)
+    model.normalizer_spec.precompiled_charsmap += b"a" * (1 << 22) + b"\0"
+    (tmp_path / "m.model").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="m.model: a character map has [0-9]+ bytes; at most 4194304 are possible"):
         load_tokenizer(tmp_path / "m.model")
 
 
