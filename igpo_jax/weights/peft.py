@@ -107,15 +107,24 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
                 layers.append(tensor.T.astype(np.float32))
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):
-        raise ValueError(f"{folder / ADAPTER_FILE} has {name!r}, for which the model has no place")
+        raise ValueError(f"{folder / ADAPTER_FILE} has {_shown(name)}, for which the model has no place")
     return lora, adapters
+
+
+def _shown(value: Any) -> str:
+    """Formats a value of a file for a message, cut to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> tuple[int, float]:
     """Returns the rank, and the alpha whose quotient by the rank is the scale. Raises ValueError if a key may change the adapter
     in a way that is not supported."""
     for key, value in config.items():
-        place, off = f"{file}: {repr(key)[1:-1]}={value!r}", "null, false or an empty value"  # the key may have line breaks
+        place, off = (
+            f"{file}: {_shown(key)[1:-1]}={_shown(value)}",
+            "null, false or an empty value",
+        )  # the key may have line breaks
         if key in FIXED:
             if value not in FIXED[key]:
                 raise ValueError(f"{place} is not supported; only {' or '.join(map(repr, FIXED[key]))} is")
@@ -124,17 +133,19 @@ def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> t
     rank: Any = config.get("r")
     alpha: Any = config.get("lora_alpha")
     if type(rank) is not int or type(alpha) not in (int, float) or not (1 <= rank <= MAX_SIZE and 0 < alpha <= MAX_SIZE):
-        wanted = f"r={rank!r} must be an integer, lora_alpha={alpha!r} a number, both positive"
+        wanted = f"r={_shown(rank)} must be an integer, lora_alpha={_shown(alpha)} a number, both positive"
         raise ValueError(f"{file}: {wanted}")
     for key, default in (("rank_pattern", rank), ("alpha_pattern", alpha)):
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict) or any(value != default for value in pattern.values()):
-            raise ValueError(f"{file}: {key}={pattern!r} is not supported; only {{}} is, or {default} for all modules")
+            raise ValueError(f"{file}: {key}={_shown(pattern)} is not supported; only {{}} is, or {default} for all modules")
     transformed = config.get("layers_to_transform")
     if transformed not in (None, []) and not (isinstance(transformed, list) and all(n in transformed for n in range(layers))):
-        raise ValueError(f"{file}: layers_to_transform={transformed!r} is not supported; only None is, or all {layers} layers")
+        raise ValueError(
+            f"{file}: layers_to_transform={_shown(transformed)} is not supported; only None is, or all {layers} layers"
+        )
     if config.get("use_rslora") not in (None, False, True):
-        raise ValueError(f"{file}: use_rslora={config['use_rslora']!r} is not supported; only False or True is")
+        raise ValueError(f"{file}: use_rslora={_shown(config['use_rslora'])} is not supported; only False or True is")
     return rank, float(alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)  # rsLoRA's scale is alpha / sqrt(rank)
 
 
@@ -148,7 +159,7 @@ def _check_targets(file: pathlib.Path, config: dict[str, Any], modules: list[str
         for module in modules:
             listed = any(module == name or module.endswith(f".{name}") for name in names)
             if listed != used:
-                raise ValueError(f"{file}: {key}={names!r} leaves out {module}, which {ADAPTER_FILE} has tensors for")
+                raise ValueError(f"{file}: {key}={_shown(names)} leaves out {module}, which {ADAPTER_FILE} has tensors for")
 
 
 def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -160,5 +171,5 @@ def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file} cannot be read: {first_line(error)}") from None  # AttributeError: dtypes such as F8_E4M3
     for name, tensor in tensors.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise ValueError(f"{file}: {name} has dtype {tensor.dtype}, and quantized adapters are not supported")
+            raise ValueError(f"{file}: {_shown(name)} has dtype {tensor.dtype}, and quantized adapters are not supported")
     return tensors

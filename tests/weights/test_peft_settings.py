@@ -86,6 +86,13 @@ def test_settings_that_change_the_network_or_are_unknown_are_refused(key, value,
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("key", ["target_modules", "unknown", "r", "layers_to_transform", "rank_pattern"])
+def test_a_message_does_not_repeat_a_long_value(key, written, tmp_path):
+    with pytest.raises(ValueError, match=f"{key}=.*\\.\\.\\.") as raised:
+        read(written, tmp_path, **{key: [f"name_{i}" for i in range(10_000)]})
+    assert len(str(raised.value)) < 500 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize("change", [{"target_modules": ["q_proj"]}, {"exclude_modules": ["blocks.1.ff_out"]}])
 def test_tensors_that_peft_would_not_use_are_refused(change, written, tmp_path):
     with pytest.raises(ValueError, match=r"leaves out model.transformer.blocks.*ff_out, which adapter_model.safetensors has"):
@@ -104,7 +111,7 @@ def test_adapters_of_any_float_dtype_load_as_float32(dtype, written, tmp_path):
 
 
 @pytest.mark.parametrize("dtype, message", [
-    ("I8", "blocks.0.ff_out.lora_A.weight has dtype int8, and quantized adapters are not supported"),
+    ("I8", "blocks.0.ff_out.lora_A.weight' has dtype int8, and quantized adapters are not supported"),
     ("F8_E4M3", "cannot be read: .*float8_e4m3fn"),
 ])  # fmt: skip
 def test_adapters_in_eight_bits_are_refused(dtype, message, written, tmp_path):
