@@ -44,7 +44,7 @@ from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
-MOST_TOKENS = 2**16  # maximum length of a canvas with blanks
+MOST_TOKENS = 2**16  # maximum length of a prompt, and of a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 SCORED_ROWS = 16  # random maskings per device in one batch of `score`
 ROWS_PER_DEVICE = 8  # completions per device in one batch
@@ -247,23 +247,29 @@ class DiffusionLM:
     ) -> list[Completion]:
         """Fills the MASK positions of all canvases, batch by batch. If `whole` is true, the returned texts include the tokens
         after the first EOS."""
+        lengths = [len(ids) for ids in prompts]
+        longest = int(np.argmax(lengths))
+        fits = lengths[longest] <= MOST_TOKENS
+        require(fits, f"prompt {longest} (from 0) has {lengths[longest]} tokens; a prompt has at most {MOST_TOKENS}")
         problem = [zlib.crc32(np.array(ids, np.int32).tobytes()) for ids in prompts]
         counters: dict[int, itertools.count] = defaultdict(itertools.count)
         occurrence = [next(counters[number]) for number in problem]
-        length = _rounded(max(map(len, prompts)))
-        ids = np.array(problem, np.uint32), np.array(occurrence, np.uint32)
-        requests = Requests(*left_padded(prompts, length, self.config.eos_id), canvas, *ids)
+        ids = np.array([problem, occurrence], np.uint32)
+        length = _rounded(lengths[longest])
         divisor = batch_size_divisor(self.mesh)
         # All batches have one size, filled with repeats of the last row, so that few programs are compiled.
         size = min(-(-len(prompts) // divisor), ROWS_PER_DEVICE) * divisor
         batching = Batching(self.mesh, size, [length], shortest_first=False)
         run = sample if watch is None else functools.partial(sample_stepwise, watch=watch)
         completions: list[Completion] = []
-        with jax.set_mesh(self.mesh):
-            for _, done in complete(self.params, requests, jax.random.key(seed), self.config, decode, batching, sampler=run):
-                for row, steps in zip(done.tokens, done.unmask_step, strict=True):
-                    text = None if self.tokenizer is None else completion_text(self.tokenizer, row, whole)
-                    completions.append(Completion(text, row, steps))
+        for begin in range(0, len(prompts), size):  # all prompts padded to the longest may not fit into memory
+            rows = slice(begin, begin + size)
+            requests = Requests(*left_padded(prompts[rows], length, self.config.eos_id), canvas[rows], *ids[:, rows])
+            with jax.set_mesh(self.mesh):
+                [(_, done)] = complete(self.params, requests, jax.random.key(seed), self.config, decode, batching, sampler=run)
+            for row, steps in zip(done.tokens, done.unmask_step, strict=True):
+                text = None if self.tokenizer is None else completion_text(self.tokenizer, row, whole)
+                completions.append(Completion(text, row, steps))
         return completions
 
 

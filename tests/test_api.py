@@ -331,6 +331,19 @@ def test_many_prompts_are_denoised_in_batches_of_one_size(model, monkeypatch):
     assert in_parts == at_once and len(sizes) == -(-5 // sizes[0]) and len(set(sizes)) == 1
 
 
+def test_prompts_are_padded_batch_by_batch(model, monkeypatch):
+    """One long prompt among many short ones does not fill the memory."""
+    sizes, padded = [], api.left_padded
+    monkeypatch.setattr(api, "left_padded", lambda rows, *rest: sizes.append(len(rows)) or padded(rows, *rest))
+    model.generate(["a"] * 17 + ["b " * 100], completion_length=4, block_length=4)
+    assert sizes == [8, 8, 2]
+
+
+def test_a_prompt_that_is_too_long_is_named(model):
+    with pytest.raises(ValueError, match="prompt 1 .* has 65537 tokens; a prompt has at most 65536"):
+        model.generate([[1], [1] * (api.MOST_TOKENS + 1)])
+
+
 def test_a_text_is_no_list_of_texts(model):
     for call in (model.generate, model.infill):
         with pytest.raises(ValueError, match="give a list"):
