@@ -1,6 +1,7 @@
 """Command-line and config-file parsing that reports errors in one line instead of a traceback."""
 
 import difflib
+import functools
 import logging
 import os
 import pathlib
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages 
 FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
 PATIENCE = 10.0  # seconds
 SHOWN = 100  # characters of an argument in a message
+LONGEST = 10_000  # characters of a message that ends a command; it may list names in a file
 # What breaks lines, moves a terminal's cursor or reverses the direction of text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -50,18 +52,27 @@ def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
     return flags.DEFINE_bool("allow_nonfinite", False, "Only warn of weights that are NaN or infinite.")
 
 
+def escape_controls(text: str, kept: str = "\n\t") -> str:
+    """Escapes control characters other than those in `kept`, so that printing an untrusted text, such as one of a model or of a
+    file, cannot command the terminal, for example to change the clipboard."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
+
+
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If they end it with a message, such
-    as `error: ...`, the message is one line: control characters, which names of files may contain, are escaped. After an error,
-    waits `PATIENCE` seconds for other threads, because threads of a failed save in Orbax wait for each other for minutes. Threads
-    and coroutines of a failed read in Orbax cannot raise their errors anywhere; their tracebacks are not printed."""
+    as `error: ...`, the message becomes one line of at most `LONGEST` characters. Control characters, which names of files may
+    contain, are escaped in this message and in logged ones. After an error, waits `PATIENCE` seconds for other threads, because
+    threads of a failed save in Orbax wait for each other for minutes. Threads and coroutines of a failed read in Orbax cannot raise
+    their errors anywhere; their tracebacks are not printed."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
     try:
         app.run(main, flags_parser=parse)
     except BaseException as end:
         if isinstance(end, SystemExit) and isinstance(end.code, str):
-            end.code = escaped(end.code)
+            code = escape_controls(end.code, kept="")
+            end.code = code if len(code) <= LONGEST else f"{code[:LONGEST]}..."
         jax = sys.modules.get("jax")  # `doctor` runs without it
         is_job = jax is not None and jax.distributed.is_initialized()  # whose processes wait for each other at the end
         if not is_job and (not isinstance(end, SystemExit) or end.code):
@@ -72,9 +83,10 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
         raise
 
 
-def escaped(text: str, kept: str = "") -> str:
-    """Escapes control characters of a text from a file, which could control a terminal, except those in `kept`."""
-    return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
+def _escaped_record(make: Callable[..., logging.LogRecord], *args, **kwargs) -> logging.LogRecord:
+    record = make(*args, **kwargs)
+    record.msg, record.args = escape_controls(record.getMessage()), ()
+    return record
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 import jax
 from absl import flags, logging
 
-from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_arguments, run_command
+from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_arguments, run_command
 from igpo_jax.config import with_tokenizer
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
@@ -68,7 +68,7 @@ def warn_without_tokenizer(folder: pathlib.Path) -> None:
         with_tokenizer(model, load_tokenizer(folder, model.mask_id), folder)
     except ValueError as error:
         need = "add the tokenizer's files to the target; training, evaluation and generation need them"
-        print(f"warning: {error}; {need}", file=sys.stderr, flush=True)
+        print(escape_controls(f"warning: {error}; {need}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax
 from absl import flags, logging
 
 from igpo_jax.api import Completion, DiffusionLM, load
-from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags, run_command
+from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
@@ -78,12 +78,13 @@ def main(_):
 
 
 def print_completions(model: DiffusionLM, prompts: list[str], completions: list[Completion]) -> None:
-    """Prints the completions and appends them to the file of --output."""
+    """Prints the completions, with control characters escaped, and appends them to the file of --output."""
     for number, completion in enumerate(completions):
         prompt = prompts[number % len(prompts)] if prompts else ""
         if SHOW.value:
             show(model, completion)
-        print(completion.text if len(completions) == 1 else f"--- {prompt!r}\n{completion.text}", flush=True)
+        text = str(completion.text) if len(completions) == 1 else f"--- {prompt!r}\n{completion.text}"
+        print(escape_controls(text), flush=True)
         if OUTPUT.value:
             row = {"prompt": prompt, "text": completion.text, "tokens": completion.tokens.tolist()}
             with open(OUTPUT.value, "a", encoding="utf-8") as opened:
@@ -131,7 +132,10 @@ def show(model: DiffusionLM, completion: Completion) -> None:
     green."""
     terminal, tokenizer, written = sys.stdout.isatty(), model.tokenizer, completion.unmask_step.tolist()
     dim, new, given = (f"\x1b[{code}m{{}}\x1b[0m" if terminal else "{}" for code in (2, 7, 32))
-    pieces = [f"{token} " if tokenizer is None else tokenizer.piece(token).replace("\n", "⏎") for token in completion.tokens]
+    pieces = [
+        f"{token} " if tokenizer is None else escape_controls(tokenizer.piece(token).replace("\n", "⏎"))
+        for token in completion.tokens
+    ]
     for step in sorted({-1, *written}):
         style = {step: new, -1: given}
         cells = [

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from igpo_jax.cli import define_config, escaped, parse_flags, run_command
+from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.config import Config, parse
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
@@ -41,7 +41,7 @@ WIDTH = 40  # characters of the longest bar in a histogram
 def main(_):
     try:
         for line in inspect(parse(CONFIG.value), SAMPLES.value):
-            print(escaped(line, kept="\n\t"), flush=True)
+            print(escape_controls(line), flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from absl import flags, logging
 
-from igpo_jax.cli import define_config, parse_flags, run_command
+from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.report.page import write_report
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
@@ -84,7 +84,7 @@ def train_and_report(experiment: Experiment) -> None:
     except Exception as error:
         shortage = explain_shortage(error, MEMORY_KEYS)
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
-            print(f"error: {shortage or error}", file=sys.stderr)
+            print(escape_controls(f"error: {shortage or error}"), file=sys.stderr)
             raise  # ends this process at once, because an orderly exit would wait for the other processes
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.api import DiffusionLM
-from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, escaped, parse_flags, run_command
+from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, escape_controls, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
@@ -100,7 +100,7 @@ def evaluate_model() -> None:
             raise  # ends this process at once, because other processes may not have noticed the error
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
-        print(card)
+        print(escape_controls(card))
 
 
 def print_regraded() -> None:
@@ -113,7 +113,7 @@ def print_regraded() -> None:
             require(not flag.value, f"--{flag.name} does not go with --regrade, which reads stored texts")
         output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
         with locked(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext():
-            print(escaped(regrade(pathlib.Path(REGRADE.value), RULE.value, BENCHMARKS.value, output), kept="\n\t"))
+            print(escape_controls(regrade(pathlib.Path(REGRADE.value), RULE.value, BENCHMARKS.value, output)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -175,9 +175,10 @@ def said(verdicts: dict[str, str]) -> str:
 
 
 def example(row: dict[str, Any]) -> str:
-    text = " ".join(row["text"].split())
+    name, gold, text = (" ".join(row[key].split()) for key in ("id", "gold", "text"))
+    name, gold = (part if len(part) <= SHOWN_CHARS else f"{part[:SHOWN_CHARS]}..." for part in (name, gold))
     text = text if len(text) <= SHOWN_CHARS else f"...{text[-SHOWN_CHARS:]}"
-    return f"  id {row['id']}, sample {row['sample']}\n    gold: {row['gold']}\n    text: {text}"
+    return f"  id {name}, sample {row['sample']}\n    gold: {gold}\n    text: {text}"
 
 
 def aligned(table: Sequence[Sequence[Any]], left: int) -> str:

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from absl import flags, logging
 
-from igpo_jax.cli import parse_flags, run_command
+from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
@@ -107,7 +107,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # each request is reported at INFO
     try:
         with locked(OUTPUT.value):
-            print(json.dumps(rewrite(), indent=2, ensure_ascii=False))
+            print(escape_controls(json.dumps(rewrite(), indent=2, ensure_ascii=False)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

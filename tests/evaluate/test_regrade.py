@@ -177,6 +177,11 @@ def test_samples_of_a_problem_count_for_accuracies_and_only_the_first_for_pairs(
     ]  # fmt: skip
 
 
+def test_an_example_is_short_and_has_three_lines():
+    shown = module.example({"id": "a\nb" * 1000, "sample": 0, "gold": "c\n" * 1000, "text": "d\n" * 1000})
+    assert len(shown.splitlines()) == 3 and len(shown) < 4 * module.SHOWN_CHARS
+
+
 def test_a_text_on_which_a_grader_hangs_gets_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "DEADLINE_SECONDS", 2.0)
     rows = [{"gold": gold, "text": text} for gold, text in (HANGING, ("7", "\\boxed{7}"))]
