@@ -273,7 +273,8 @@ def write_run(folder: pathlib.Path) -> None:
         ("evaluations.jsonl", [{"step": step, "stage": "rl", "correct": [0, 1, 1, 0]} for step in (2, 3)]),
     ):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "result.json").write_text(json.dumps({"updates": 3, "wall_seconds": {"sft": 1.0, "rl": 2.0}, "device": "x"}))
+    result = {"updates": 3, "wall_seconds": {"sft": 1.0, "rl": 2.0}, "device": "x", "commit": "c"}
+    (folder / "result.json").write_text(json.dumps(result | {"versions": {"igpo_jax": "0", "jax": "0"}}))
 
 
 def _read_run_config(folder: pathlib.Path) -> None:
