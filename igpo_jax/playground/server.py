@@ -76,8 +76,8 @@ class JobQueue:
     def __init__(self, name: str):
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []  # the running one, then the waiting ones in the order in which they will run
-        self._turns: list[str] = []  # the clients of these jobs that had a turn, the latest last
-        self._numbers = itertools.count()
+        self._turns: dict[str, int] = {}  # clients of these jobs and when their last turn ended
+        self._numbers = itertools.count()  # of arrivals and of ends of turns
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], Any], client: str) -> Job:
         """Adds a new job of a client to the queue and returns the job. The queue's thread calls `work` with the job and with a
@@ -94,44 +94,44 @@ class JobQueue:
 
         job = Job(client, next(self._numbers), lambda: work(job, send))
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, job))
-        is_first = not self._jobs
-        self._jobs = [*self._jobs[:1], *in_turns([*self._jobs[1:], job], self._turns)]
-        if is_first:
-            self._begin()
-        self._tell_places()
+        self._jobs.append(job)
+        if len(self._jobs) == 1:
+            self._thread.submit(job.run)
+        self._sort()
         return job
 
     def _leave(self, job: Job) -> None:
         was_first = job is self._jobs[0]
         self._jobs.remove(job)
         job.events.put_nowait(None)
-        if was_first and self._jobs:
-            self._begin()
+        if was_first:
+            self._turns[job.client] = next(self._numbers)
         clients = {job.client for job in self._jobs}
-        self._turns = [client for client in self._turns if client in clients]
-        self._tell_places()
+        self._turns = {client: turn for client, turn in self._turns.items() if client in clients}
+        if was_first and self._jobs:
+            self._thread.submit(self._jobs[0].run)
+        self._sort()
 
-    def _begin(self) -> None:
-        first = self._jobs[0]
-        self._turns = [client for client in self._turns if client != first.client] + [first.client]
-        self._thread.submit(first.run)
-
-    def _tell_places(self) -> None:
+    def _sort(self) -> None:
+        self._jobs = in_turns(self._jobs, self._turns)
         for ahead, job in enumerate(self._jobs):
             if job.ahead != ahead:
                 job.ahead = ahead
                 job.events.put_nowait({"type": "place", "ahead": ahead})
 
 
-def in_turns(waiting: list[Job], turns: list[str]) -> list[Job]:
-    """Returns the order in which waiting jobs run. Each time, it is the turn of the client whose last turn was longest ago, or
-    who had none, and of this client's oldest job. `turns` lists clients, the latest turn last."""
-    left, ordered, turns = sorted(waiting, key=lambda job: job.number), list[Job](), list(turns)
+def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
+    """Returns the order in which jobs run, of which the first is running. Each time, it is the turn of the client that has waited
+    longest: since the end of its last turn in `turns`, or since its oldest job arrived if that was later. So a client that
+    arrives waits for one job of each other client at most, and no later arrival overtakes it."""
+    ordered, left = jobs[:1], sorted(jobs[1:], key=lambda job: job.number)
+    ends = itertools.count(max([*turns.values(), *(job.number for job in jobs)], default=0) + 1)
+    turns = turns | {job.client: next(ends) for job in ordered}
     while left:
-        job = min(left, key=lambda job: turns.index(job.client) if job.client in turns else -1)
+        job = min(left, key=lambda job: max(job.number, turns.get(job.client, 0)))
         left.remove(job)
         ordered.append(job)
-        turns = [client for client in turns if client != job.client] + [job.client]
+        turns[job.client] = next(ends)
     return ordered
 
 

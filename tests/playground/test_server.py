@@ -259,6 +259,47 @@ def test_clients_take_turns():
     assert log == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
 
 
+def test_clients_that_return_at_once_do_not_overtake_one_that_waits():
+    """The first client has three jobs. Each of two others sends its next job as soon as its last one has ended."""
+    jobs, log, may_end = server.JobQueue("jobs"), [], threading.Event()
+
+    def work(name, job, send):
+        log.append(name)
+        may_end.wait(30)
+
+    async def visits(client, number):
+        for _ in range(number):
+            async for _ in server.events(jobs.join(functools.partial(work, client), client)):
+                pass
+
+    async def together():
+        waiting = [jobs.join(functools.partial(work, "a"), "a") for _ in range(3)]
+        others = asyncio.gather(visits("b", 5), visits("c", 5))
+        await asyncio.sleep(0)  # until both have joined
+        may_end.set()
+        await others
+        assert all(job.future.done() for job in waiting)
+
+    asyncio.run(together())
+    assert log[:7] == ["a", "b", "c", "a", "b", "c", "a"] and log.count("b") == log.count("c") == 5
+
+
+def test_a_job_that_is_withdrawn_leaves_its_place_to_the_client_s_next():
+    jobs, may_end = server.JobQueue("jobs"), threading.Event()
+
+    async def visits():
+        queued = [jobs.join(lambda job, send: may_end.wait(30), client) for client in "abbc"]
+        assert [job.ahead for job in queued] == [0, 1, 3, 2]
+        queued[1].stop()
+        assert [event async for event in server.events(queued[1])][1:] == []  # after its place
+        assert [job.ahead for job in queued[2:]] == [1, 2]
+        may_end.set()
+        for job in queued[2:]:
+            assert [event async for event in server.events(job)][-1] == 'data: {"type": "place", "ahead": 0}\n\n'
+
+    asyncio.run(visits())
+
+
 def test_whoever_leaves_is_not_worked_for_and_gives_up_the_place():
     """Queues three jobs: the first leaves while it runs, the second while it waits; the third runs next."""
     jobs, log, begun = server.JobQueue("jobs"), [], threading.Event()
