@@ -41,12 +41,12 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         others: list[Any] = [other for other in self.connections if not other.transport.is_closing()]
         if len(others) >= MOST_CONNECTIONS:
-            networks = {other: network_of(other.client[0] if other.client else "") for other in others}
-            number = collections.Counter(networks.values())
+            number = collections.Counter(other.network for other in others)
             waiting = [other for other in others if other.waits_since is not None]
-            order = {other: (-number[networks[other]], other.waits_since) for other in waiting}
+            order = {other: (-number[other.network], other.waits_since) for other in waiting}
             (min(waiting, key=order.__getitem__).transport if waiting else transport).abort()
         super().connection_made(transport)
+        self.network = network_of(self.client[0] if self.client else "")  # kept because it takes long to find
         self._changed()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -62,8 +62,10 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-def test_a_client_with_many_connections_replaces_its_own(port):
-    """The other client waits longest, and has one connection."""
+def test_a_client_with_many_connections_replaces_its_own(port, monkeypatch):
+    """The other client waits longest, and has one connection, of which the address is parsed once."""
+    parsed = []
+    monkeypatch.setattr(connections, "network_of", lambda host: parsed.append(host) or host)
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60, source_address=("127.0.0.2", 0)))
         time.sleep(0.1)
@@ -71,6 +73,7 @@ def test_a_client_with_many_connections_replaces_its_own(port):
             stack.enter_context(connect(port))
         other.sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert other.recv(100).startswith(b"HTTP/1.1 200")
+        assert parsed.count("127.0.0.2") == 1
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /info HTT", HEAD % 50 + b"{"], ids=["nothing", "half a head", "half a body"])
