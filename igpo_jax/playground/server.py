@@ -218,7 +218,7 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
         send({"type": "done", "text": completion.text, "seconds": round(time.monotonic() - begun, 2)})
     except CancelledError:
         pass
-    except Exception as error:  # anything that a device or a compiler raises; the server continues
+    except BaseException as error:  # of a device or a compiler, or PanicException of a library in Rust; the server continues
         log.exception("a generation failed")
         send({"type": "error", "message": f"the model failed: {type(error).__name__}: {str(error)[:300]}"})
 
@@ -285,9 +285,9 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser, and so that
-    browsers do not guess the types of its responses. Such a request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). Hosts that are IP
-    addresses are accepted, because DNS rebinding needs a host name."""
+    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser. Such a
+    request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). Hosts that are IP
+    addresses are accepted, because DNS rebinding needs a host name. Browsers are told not to guess the types of responses."""
     reason = {"error": "this page is for this machine: Host and Origin must be its address, localhost or --host"}
     refusal: ASGIApp = JSONResponse(reason, 403)
 

@@ -154,9 +154,14 @@ def test_gif(client):
     assert client.post("/gif", json={"frames": 1, "cells": []}).status_code == 400
 
 
-def test_a_failing_model_is_an_event_and_the_next_request_is_served(client, monkeypatch):
+class PanicException(BaseException):
+    """Error of a library in Rust."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, PanicException])
+def test_a_failing_model_is_an_event_and_the_next_request_is_served(client, monkeypatch, error):
     def fail(step, before, model):
-        raise RuntimeError("out of memory")
+        raise error("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(server, "event_of", fail)
