@@ -73,10 +73,11 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     run = RLRun(stage, reference, order, update, _rollout_config(experiment))
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
     solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
-    state = stage.restore(key, solution_bank) or stage.create(start.trained, key, solution_bank)
+    restored = stage.restore(key, solution_bank)
+    state = restored or stage.create(start.trained, key, solution_bank)
     if stage.policy.makes_copy() or reference is start.base:
         jax.tree.map(lambda x: x.delete(), start.trained)
-    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=None if state.done else "rl")
+    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=None if restored else "rl")
     with log, progress(rl.iterations, state.done, "RL") as bar:
         checkpoints.log_sums = log.sums
         state = _with_counters(stage, state)

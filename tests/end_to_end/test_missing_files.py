@@ -17,6 +17,7 @@ from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import LOGS, read_rows
 from igpo_jax.run.missing_files import check_logs
 from igpo_jax.run.restore import restore_run
+from igpo_jax.stages import rl
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
 from run_configs import contents, tiny
@@ -201,6 +202,25 @@ def test_an_accepted_loss_of_the_rl_stage_repeats_it(finished, tmp_path):
     ]
     change_lines("metrics.jsonl", lambda lines: lines[:-1])(run)
     assert "metrics.jsonl has lost or changed lines since" in refusal(run)
+
+
+def test_a_run_that_is_killed_twice_before_its_second_rl_checkpoint_continues(finished, tmp_path, monkeypatch):
+    """The first RL checkpoint vouches for the evaluation before it, which a run that continues there must not cut."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    remove("checkpoints/rl", "result.json", "rollouts.jsonl")(run)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        change_lines(name, lambda lines: [line for line in lines if json.loads(line)["stage"] == "sft"])(run)
+
+    def killed(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(rl, "run_iteration", killed)
+    for _ in range(3):
+        with pytest.raises(InterruptedError):
+            resume(run)
+        assert integrity.steps_in(run / "checkpoints/rl") == [0]
+        check_logs(run, run / "checkpoints/rl/0")
+        monkeypatch.setattr(rl.Stage, "evaluate", killed)  # is not repeated
 
 
 @pytest.mark.parametrize("log", ["metrics.jsonl", "evaluations.jsonl"])
