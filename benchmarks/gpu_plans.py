@@ -11,11 +11,11 @@ import jax
 from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
-from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
-from igpo_jax.plan.programs import GIB, abstract_leaves, measure, planned_model, programs, shard_bytes
+from igpo_jax.plan.programs import GIB, abstract_leaves, fitted_model, iteration_seconds, measure, programs, shard_bytes
+from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh
 
@@ -74,8 +74,7 @@ def measure_task(task: Task, overrides: str, mesh: Mesh) -> dict[str, Any]:
     """Compiles a task's programs until one does not fit. Returns the largest need in GiB, whether all fit, and, if so, the
     programs' records."""
     config = load(task, overrides)
-    model = fit_to_devices(planned_model(config)[0], mesh, configuration.row_lengths(config))
-    configuration.check_divisibility(config, model, mesh)
+    model, _ = fitted_model(config, mesh)
     limit, records = MOST * device_memory_gib(mesh.devices.flat[0]), []
     wanted = [program for program in programs(config, model, mesh) if program.name in task.programs]
     # What is held without any temporary array; compiling the program would only add to it.
@@ -104,7 +103,7 @@ def seconds(config: configuration.Config, records: list[dict[str, Any]]) -> floa
         return by_name["sft"]["estimated_seconds"]
     if "sample" not in by_name:
         return by_name["evaluate"]["estimated_seconds"] * config.evaluation.decode.blocks
-    return sum(record["per_iteration"] * record["estimated_seconds"] for record in records if record["used"])
+    return present(iteration_seconds(records))
 
 
 def compile_all() -> None:

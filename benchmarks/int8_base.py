@@ -24,6 +24,7 @@ from igpo_jax.diffusion.corruption import mask_count
 from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, parameter_table, unembed
+from igpo_jax.plan.__main__ import table
 from igpo_jax.run.restore import Restored, restore_run
 from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import make_mesh
@@ -100,9 +101,8 @@ def completions(run: Restored, params: Params, data: Data, mesh) -> np.ndarray:
 
 def verdicts(run: Restored, data: Data, tokens: np.ndarray) -> np.ndarray:
     texts = [completion_text(run.tokenizer, row) for row in tokens]
-    return np.array([arithmetic.reward(problem, text) >= 1 for problem, text in zip(data.problems, texts, strict=True)])[
-        :, None
-    ]
+    right = [arithmetic.reward(problem, text) >= 1 for problem, text in zip(data.problems, texts, strict=True)]
+    return np.array(right)[:, None]
 
 
 def masked_rows(run: Restored, data: Data, tokens: np.ndarray) -> list[tuple]:
@@ -159,8 +159,7 @@ def main(argv: list[str] | None = None) -> str:
     if run.adapters is not None:
         parser.error(f"--run={arguments.run} has adapters; give a run that has trained all parameters")
     rows = [*fixture_rows(mesh), *run_rows(run, load_data(run, arguments.problems), mesh)]
-    lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, *rows)]
-    text = "\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]]) + "\n"
+    text = "\n".join(table(COLUMNS, rows)) + "\n"
     print(text, end="")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime import host
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.host import prepare_gpus
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, has_tokenizer, load_tokenizer, warn_of_no_text
 from igpo_jax.weights.folders import load_params
@@ -318,8 +318,7 @@ def load(
         allow_nonfinite: whether weights that are NaN or infinite only give a warning. By default, they raise a ValueError that
             names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
-    if host.gpus_are_used():
-        host.set_gpu_defaults()  # without effect if JAX has already found the devices
+    prepare_gpus()
     path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():

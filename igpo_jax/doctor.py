@@ -203,11 +203,10 @@ def devices() -> Iterator[Finding]:
     """Lists JAX's devices with their memory, and checks the plug-ins of accelerators."""
     import jax
 
-    from igpo_jax.runtime import host
     from igpo_jax.runtime.chips import device_memory_gib, find_devices
+    from igpo_jax.runtime.host import prepare_gpus
 
-    if host.gpus_are_used():
-        host.set_gpu_defaults()  # as in a run
+    prepare_gpus()  # as in a run
     found: list[jax.Device] = []
     try:
         with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):
@@ -240,12 +239,8 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
             if files:
                 yield Finding("problem", name, f"{package} does not start: {first_line(error)}", plug_in.if_broken)
             else:
-                yield Finding(
-                    "note",
-                    name,
-                    f"{package} is there, the device is not",
-                    f"igpo_jax.plan compiles with {package.partition(' ')[0]}",
-                )
+                compiler = f"igpo_jax.plan compiles with {package.partition(' ')[0]}"
+                yield Finding("note", name, f"{package} is there, the device is not", compiler)
     elif files and package:
         yield Finding("note", name, f"disabled by JAX_PLATFORMS={chosen}", "unset it to use this device")
     elif files:

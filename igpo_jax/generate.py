@@ -73,7 +73,7 @@ def main(_):
         completions = complete(model, prompts)
         if jax.process_index() == 0:
             print_completions(model, prompts, completions)
-    except (ValueError, OSError, MemoryError) as error:  # the last if one of many prompts is very long
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

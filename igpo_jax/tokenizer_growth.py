@@ -12,15 +12,13 @@ import numpy as np
 
 from igpo_jax.runtime.checks import require
 
-MOST_GROWTH = (
-    1 << 14
-)  # bytes per byte; bounds of real files reach 10^4 (ALBERT), and those of LLaDA, Qwen and Llama are below 50
+# Bytes per byte; bounds of real files reach 10^4 (ALBERT), and those of LLaDA, Qwen and Llama are below 50.
+MOST_GROWTH = 1 << 14
 MOST_BYTES = 1 << 25  # of a text after the rules; the library needs about 100 bytes for each
 # Limits of the time for each byte of a text. Without rules and long pieces, the library takes about 0.5 µs.
 MOST_RULES = 64  # of a part of tokenizer.json; a rule takes 0.02 to 0.2 µs, and ALBERT's seven normalizers are many
-MOST_NESTED = (
-    1 << 12
-)  # bytes; 1 to 4 ns each. SentencePiece's default longest piece, 16 characters, allows 4 * (1 + ... + 16) = 544
+# Bytes; 1 to 4 ns each. SentencePiece's default longest piece, 16 characters, allows 4 * (1 + ... + 16) = 544.
+MOST_NESTED = 1 << 12
 MOST_WORD = 256  # characters of a word for WordPiece, which tries all parts of a word; BERT has 100
 MOST_KEY = 64  # bytes that SentencePiece's character map replaces; 2 ns each. Those of nmt_nfkc have at most 12
 MOST_TABLE = 1 << 22  # bytes of a character map; nmt_nfkc has 240 kB
@@ -177,7 +175,8 @@ def _has_long_keys(charsmap: bytes) -> bool:
 # for 3, in NFKC and NFKD, and 3 bytes for one in NFC and NFD. Lowercase makes 3 bytes of 2.
 FIXED: dict[str, float] = dict.fromkeys(
     ("Sequence", "Strip", "StripAccents", "Nmt", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "Digits",
-     "UnicodeScripts", "CharDelimiterSplit", "BertPreTokenizer", "FixedLength", "RobertaProcessing", "BertProcessing", "Fuse", "ByteFallback"), 1,
+     "UnicodeScripts", "CharDelimiterSplit", "BertPreTokenizer", "FixedLength", "RobertaProcessing", "BertProcessing", "Fuse",
+     "ByteFallback"), 1,
 ) | {
     "NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5,
     "BertNormalizer": 3 * 1.5 * 5 / 3,  # NFD, lowercase, and a space on both sides of characters of 3 bytes

@@ -34,9 +34,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
-    for key, parts in (("versions", {"igpo_jax", "jax"}), ("wall_seconds", {"rl"})):
-        value = result.get(key)
-        finished = isinstance(value, dict) and parts <= value.keys() and {"device", "commit"} <= result.keys()
+    for key, parts in {"versions": {"igpo_jax", "jax"}, "wall_seconds": {"rl"}, "device": set(), "commit": set()}.items():
+        finished = key in result and (not parts or (isinstance(result[key], dict) and parts <= result[key].keys()))
         require(finished, f"{folder / 'result.json'} has no {key} as a finished run has; delete the file to continue this run")
     rows, verdicts = (read_log(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     rollouts = [row for row in rows if "sampler/rows" in row]

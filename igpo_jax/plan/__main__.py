@@ -19,6 +19,7 @@ from igpo_jax import config as configuration
 from igpo_jax.cli import define_config, parse_flags, run_command
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
+from igpo_jax.plan.programs import iteration_seconds
 from igpo_jax.runtime.mesh import make_mesh
 
 CONFIG = define_config()
@@ -64,9 +65,8 @@ def as_text(result: dict) -> str:
         "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
         "sample: a block of one slice of a rollout, of the first and, after inpaint, of the second try; all rows, all steps.",
     ]
-    parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
-    if parts and all("estimated_seconds" in record for record in parts):
-        seconds = sum(record["per_iteration"] * record["estimated_seconds"] for record in parts)
+    if (seconds := iteration_seconds(result["programs"])) is not None:
+        parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
         terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
         lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
     if "remat" in result:

@@ -7,11 +7,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from igpo_jax.config import Config, check_divisibility, row_lengths
+from igpo_jax.config import Config
 from igpo_jax.model import transformer
-from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import GIB, gpu_hosts, measure, planned_model, programs, shard_bytes
+from igpo_jax.plan.programs import GIB, fitted_model, gpu_hosts, measure, programs, shard_bytes
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -23,9 +22,7 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
     """Compiles the programs of a training run, or only the programs named in `only`. Returns their measurements, whether the
     run fits into memory, and advice. Calls `report` with the record of each program as soon as the program is compiled. Raises
     ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh."""
-    model, shape_from = planned_model(config)
-    model = fit_to_devices(model, mesh, row_lengths(config))
-    check_divisibility(config, model, mesh)
+    model, shape_from = fitted_model(config, mesh)
     device = mesh.devices.flat[0]
     memory, records = device_memory_gib(device), []
     wanted = programs(config, model, mesh)
@@ -52,7 +49,7 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        model = fit_to_devices(planned_model(changed)[0], mesh, row_lengths(config))
+        model, _ = fitted_model(changed, mesh)
         [program] = (program for program in programs(changed, model, mesh) if program.name == name)
         records[remat] = measure(program, mesh)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]

@@ -46,6 +46,9 @@ GPUS = {
 }
 
 
+MOST_GPUS = 1024  # per host, more than any has; a larger number would fill the memory with descriptions of devices
+
+
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     """Returns the devices of one or several slices of a TPU topology, such as "v5e:4x4", or of one or several hosts with GPUs,
     such as "h100:8". Programs can be compiled for these devices, but cannot run. Raises ValueError if the topology does not
@@ -55,8 +58,10 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
 
 
 def _gpus(name: str, gpu: Gpu, number: str, hosts: int) -> Sequence[jax.Device]:
-    if not number.isdecimal() or int(number) == 0:
-        raise ValueError(f"--topology={name}: the number of GPUs per host is missing, such as in {name.partition(':')[0]}:8")
+    if not number.isdecimal() or not 0 < int(number) <= MOST_GPUS:
+        raise ValueError(
+            f"--topology={name}: the number of GPUs per host is missing, such as in {name.partition(':')[0]}:8; at most {MOST_GPUS}"
+        )
     plugin = next(filter(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")), None)
     if plugin is None:
         raise ValueError(f"compiling for GPUs needs their compiler: {install_command('plan-gpu')} (it runs on CPUs)")
@@ -67,7 +72,7 @@ def _gpus(name: str, gpu: Gpu, number: str, hosts: int) -> Sequence[jax.Device]:
     shape = f"1x{hosts}x{int(number)}"
     try:
         return topologies.get_topology_desc(shape, "cuda", target_config=_target_config(gpu), topology=shape).devices
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # of XLA, if the plug-in does not fit jax's version
         raise ValueError(f"--topology={name}: {first_line(error)}") from None
 
 

@@ -21,6 +21,7 @@ from igpo_jax.diffusion.sampler import denoise_block
 from igpo_jax.diffusion.sampler_error import PROBED, block_errors
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
+from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
@@ -70,6 +71,15 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
     if has_tokenizer(path):
         model = configuration.with_tokenizer(model, load_tokenizer(path, model.mask_id), path)
     return model, path
+
+
+def fitted_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, str]:
+    """Returns what `planned_model` does, with the settings that depend on the devices. Raises ValueError if a size cannot be
+    divided evenly over the mesh."""
+    model, shape_from = planned_model(config)
+    model = fit_to_devices(model, mesh, configuration.row_lengths(config))
+    configuration.check_divisibility(config, model, mesh)
+    return model, shape_from
 
 
 class Shapes:
@@ -226,6 +236,15 @@ def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
 def gpu_hosts(mesh: Mesh) -> list[int]:
     """Returns the number of the host of every GPU of a mesh, or [] for other devices."""
     return [device.process_index for device in mesh.devices.flat if device.platform == "gpu"]
+
+
+def iteration_seconds(records: list[dict[str, Any]]) -> float | None:
+    """Returns the estimated time of an RL iteration without second attempts, given the records of its programs, or None if the
+    chip is unknown or there is no such program."""
+    parts = [record for record in records if record["used"] and record["per_iteration"]]
+    if not parts or not all("estimated_seconds" in record for record in parts):
+        return None
+    return sum(record["per_iteration"] * record["estimated_seconds"] for record in parts)
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:

@@ -28,14 +28,14 @@ SHARED = 12.5e9 / 8  # 100 Gb/s for eight GPUs, as in AWS g4dn.metal; assumed fo
 # GPUs, FLOPs and links: NVIDIA's data sheets of A100, H100 SXM, H200, HGX B200, L40S, RTX A6000 and T4, and its white papers on
 # the Ada (RTX 4090) and RTX Blackwell (RTX 5090, RTX PRO 6000) architectures, without sparsity. The T4 has no units for bfloat16;
 # its figure is that of float32. Memory and bandwidth: XLA's specifications (openxla/xla, xla/backends/gpu/target_config/specs);
-# for T4 and RTX 5090, CUDA's deviceQuery; for RTX 4090 and L40S, the total capacity that PyTorch reports, and NVIDIA's bandwidth.
+# for T4 and RTX 5090, CUDA's deviceQuery; for H200, RTX 4090 and L40S, the total capacity that PyTorch reports.
 # Network: a 400 Gb/s adapter per GPU in DGX H100, H200 and B200, 200 Gb/s in DGX A100; AWS g6e.48xlarge for L40S.
 CHIPS = {
     "TPU v5 lite": Chip(15.75, 197e12, 819e9, 200e9, 25e9 / 8),
     "TPU v5": Chip(95.74, 459e12, 2765e9, 600e9, 50e9 / 8),
     "TPU v6 lite": Chip(31.25, 918e12, 1638e9, 400e9, 100e9 / 8),
     "NVIDIA B200": Chip(178.36, 2250e12, 7672e9, NVLINK5, 50e9),
-    "NVIDIA H200": Chip(141.0, 989e12, 4800e9, NVLINK4, 50e9),
+    "NVIDIA H200": Chip(139.8, 989e12, 4800e9, NVLINK4, 50e9),
     "NVIDIA H100 80GB HBM3": Chip(79.11, 989e12, 3352e9, NVLINK4, 50e9),
     "NVIDIA A100-SXM4-80GB": Chip(79.26, 312e12, 2039e9, NVLINK3, 25e9),
     "NVIDIA A100-SXM4-40GB": Chip(39.42, 312e12, 1555e9, NVLINK3, 25e9),

@@ -27,15 +27,17 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 def prepare() -> None:
     """Prepares the process for the devices of its host. Must be called before JAX starts threads or looks for devices."""
-    if gpus_are_used():
-        set_gpu_defaults()
-    elif os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd", *NVIDIA):
+    if not prepare_gpus() and (os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd")):
         keep_freed_memory()
 
 
-def gpus_are_used() -> bool:
-    """Returns whether the host has NVIDIA GPUs which the environment does not forbid to use."""
-    return os.environ.get("JAX_PLATFORMS") != "cpu" and _any_device(*NVIDIA)
+def prepare_gpus() -> bool:
+    """Calls `set_gpu_defaults` if the host has NVIDIA GPUs and the environment does not forbid to use them. Returns whether it has.
+    Without effect if JAX has already found its devices."""
+    used = os.environ.get("JAX_PLATFORMS") != "cpu" and _any_device(*NVIDIA)
+    if used:
+        set_gpu_defaults()
+    return used
 
 
 def _any_device(*patterns: str) -> bool:

@@ -101,14 +101,10 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
             raise ValueError(f"{path}: no complete gzip file ({first_line(error)})") from None
 
 
-def most_unpacked(file: pathlib.Path) -> int:
-    """Returns how many bytes a compressed file may unpack to."""
-    return max(ALWAYS_UNPACKED, MOST_RATIO * file.stat().st_size)
-
-
-def require_unpacked(file: pathlib.Path, size: int) -> None:
+def _require_unpacked(file: pathlib.Path, size: int) -> None:
     """Raises ValueError if `size` bytes of a compressed file were unpacked, and these are too many."""
-    require(size <= most_unpacked(file), f"{file}: unpacks to more than {MOST_RATIO} times its size; unpack it first")
+    most = max(ALWAYS_UNPACKED, MOST_RATIO * file.stat().st_size)
+    require(size <= most, f"{file}: unpacks to more than {MOST_RATIO} times its size; unpack it first, as JSON Lines")
 
 
 def _unpacked(file: pathlib.Path) -> io.BufferedReader:
@@ -125,7 +121,7 @@ def _unpacked(file: pathlib.Path) -> io.BufferedReader:
             content = self._file.read(len(buffer))
             buffer[: len(content)] = content
             self._size += len(content)
-            require_unpacked(file, self._size)
+            _require_unpacked(file, self._size)
             return len(content)
 
         def close(self) -> None:
@@ -250,11 +246,11 @@ def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
     groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
     largest = max((column.total_uncompressed_size for column in columns), default=0)
-    require_unpacked(file, largest)
+    _require_unpacked(file, largest)
     size = 0
     for batch in table.iter_batches(max(1, min(1024, PARQUET_BATCH // max(1, largest)))):
         size += batch.nbytes
-        require_unpacked(file, size)
+        _require_unpacked(file, size)
         yield from batch.to_pylist()
 
 

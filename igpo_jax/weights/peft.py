@@ -121,10 +121,8 @@ def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> t
     """Returns the rank, and the alpha whose quotient by the rank is the scale. Raises ValueError if a key may change the adapter
     in a way that is not supported."""
     for key, value in config.items():
-        place, off = (
-            f"{file}: {_shown(key)[1:-1]}={_shown(value)}",
-            "null, false or an empty value",
-        )  # the key may have line breaks
+        place = f"{file}: {_shown(key)[1:-1]}={_shown(value)}"  # the key may have line breaks
+        off = "null, false or an empty value"
         if key in FIXED:
             if value not in FIXED[key]:
                 raise ValueError(f"{place} is not supported; only {' or '.join(map(repr, FIXED[key]))} is")

@@ -21,12 +21,12 @@ def tiny(**changes) -> ConfigDict:
     return config_of(TINY, **changes)
 
 
-def config_of(path: pathlib.Path, **changes) -> ConfigDict:
-    return changed(runpy.run_path(str(path))["get_config"](), **changes)
+def config_of(path: pathlib.Path, *variant: str, **changes) -> ConfigDict:
+    return changed(runpy.run_path(str(path))["get_config"](*variant), **changes)
 
 
-def parsed(path: pathlib.Path = TINY, **changes) -> configuration.Config:
-    return configuration.parse(config_of(path, **changes))
+def parsed(path: pathlib.Path = TINY, *variant: str, **changes) -> configuration.Config:
+    return configuration.parse(config_of(path, *variant, **changes))
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:

@@ -2,27 +2,20 @@
 forms of what XLA compiles for an H100."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gpu_compiler import needs_gpu_compiler
 from igpo_jax.plan import programs as planning
+from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 
 TWO_HOSTS = [0, 0, 0, 0, 1, 1, 1, 1]
-ONE_GPU, EIGHT_GPUS = "1x1x1", "1x2x4"  # groups x hosts x devices: one host, and two hosts with four devices each
-H100 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-device_memory_size: 84942979072 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
-registers_per_core_limit: 65536 registers_per_block_limit: 65536 } platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 2 } device_description_str: "NVIDIA H100 80GB HBM3" """
 
 
 def test_a_layer_of_stacked_weights_counts_as_one_layer():
@@ -253,22 +246,16 @@ ENTRY %main (a: f32[16,32], b: f32[32,8]) -> f32[16,8] {
     assert program_cost(text) == Cost(2 * 16 * 32 * 8, 4 * (16 * 32 + 32 * 8 + 16 * 8))
 
 
-def needs_gpu_compiler(test):
-    """Marks a test that compiles for GPUs. JAX's cache stores such programs, but cannot read them without a GPU."""
-    installed = importlib.util.find_spec("jax_cuda12_plugin") is not None
-    test = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")(test)
-    return pytest.mark.gpu_compile(pytest.mark.skipif(not installed, reason="jax-cuda12-plugin is not installed")(test))
-
-
-def gpu_mesh(topology: str, *shape: int) -> Mesh:
-    devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=topology).devices
-    return Mesh(np.reshape(devices, shape), ("data", "fsdp"))
+def gpu_mesh(data: int, fsdp: int) -> Mesh:
+    """Returns a mesh of H100s with a host for each index of the axis data."""
+    devices = topology_devices(f"h100:{fsdp}", data)
+    return Mesh(np.reshape(devices, (data, fsdp)), ("data", "fsdp"))
 
 
 def compiled_cost(function, mesh: Mesh, *arguments: tuple) -> Cost:
     """Returns the cost of a function of bfloat16 arrays that are given as (shape, partition)."""
     shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec)) for shape, spec in arguments]
-    # Without a GPU on which it can measure, XLA would choose Triton for all products instead of cuBLAS.
+    # As in `set_gpu_defaults`, which is too late in a process whose compiler has read XLA_FLAGS.
     compiled = jax.jit(function).lower(*shapes).compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
     return program_cost(compiled.as_text(), [device.process_index for device in mesh.devices.flat])
 
@@ -276,7 +263,7 @@ def compiled_cost(function, mesh: Mesh, *arguments: tuple) -> Cost:
 @needs_gpu_compiler
 def test_layers_are_read_once_each():
     """The compiled program copies each layer's weights before it uses them: it reads, writes and reads them."""
-    rows, width, hidden, mesh = 64, 1024, 4096, gpu_mesh(ONE_GPU, 1, 1)
+    rows, width, hidden, mesh = 64, 1024, 4096, gpu_mesh(1, 1)
 
     def forward(x, up, down):
         return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer[0]) @ layer[1], None), x, (up, down))[0]
@@ -298,7 +285,7 @@ def test_layers_are_read_once_each():
 def test_a_cache_that_is_updated_in_every_step_is_not_copied_as_a_whole():
     """Writes 16 of 4096 positions in each of 8 layers of a cache that is carried through the loop."""
     layers, positions, new, width = 8, 4096, 16, 1024
-    mesh = gpu_mesh(ONE_GPU, 1, 1)
+    mesh = gpu_mesh(1, 1)
 
     def write(cache, values):
         def step(cache, layer):
@@ -323,14 +310,14 @@ def test_compiled_attention_counts_its_products(backward, products):
         return attention(*qkv).astype(jnp.float32).sum()
 
     function = jax.grad(loss, argnums=(0, 1, 2)) if backward else attention
-    cost = compiled_cost(function, gpu_mesh(ONE_GPU, 1, 1), *[((b, t, heads, size), P())] * 3)
+    cost = compiled_cost(function, gpu_mesh(1, 1), *[((b, t, heads, size), P())] * 3)
     assert cost.flops == products * 2 * b * heads * t * t * size
 
 
 @needs_gpu_compiler
 def test_a_gradient_sum_crosses_hosts_and_weights_are_gathered_within():
     """Each of two hosts keeps a copy of a matrix that is sharded over its four devices."""
-    rows, width, hidden, mesh = 512, 1024, 2048, gpu_mesh(EIGHT_GPUS, 2, 4)
+    rows, width, hidden, mesh = 512, 1024, 2048, gpu_mesh(2, 4)
 
     def gradient(x, w):
         gradient = jax.grad(lambda w: (x @ w).astype(jnp.float32).sum() ** 2)(w)
@@ -346,7 +333,7 @@ def test_a_gradient_sum_crosses_hosts_and_weights_are_gathered_within():
 
 @needs_gpu_compiler
 def test_plan_reports_traffic_between_hosts():
-    mesh = gpu_mesh(EIGHT_GPUS, 2, 4)
+    mesh = gpu_mesh(2, 4)
     x = jax.ShapeDtypeStruct((8, 1024), np.float32, sharding=NamedSharding(mesh, P("data", "fsdp")))
     program = planning.Program("sum", jax.jit(lambda x: x.sum(0)), (x,), {}, True)
     received = planning.measure(program, mesh)["received_bytes"]
