@@ -124,6 +124,10 @@ def compile_all() -> None:
             RESULT.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=1))
 
 
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
 def gpu_table() -> str:
     """Returns the Markdown table of the last attempts."""
     cells = []
@@ -134,5 +138,5 @@ def gpu_table() -> str:
             cells.append([row["task"], row["cards"], row["topology"], f"no: needs {need}", "", ""])
             continue
         overrides = " ".join(f"`--config.{override}`" for override in last["overrides"].split()) or "none"
-        cells.append([row["task"], row["cards"], row["topology"], need, overrides, f"{last['seconds']:.3g}"])
+        cells.append([row["task"], row["cards"], row["topology"], need, overrides, _seconds(last["seconds"])])
     return "\n".join(table(("LLaDA-8B", "GPUs", "planned for", "peak, GiB per GPU", "overrides", "est. s"), cells))
