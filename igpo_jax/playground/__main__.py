@@ -34,6 +34,9 @@ HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "The address to listen at; the default accepts connections from this machine only."
 )
 PORT = flags.DEFINE_integer("port", 8000, "The port to listen at.", lower_bound=1, upper_bound=65535)
+TIME_LIMIT = flags.DEFINE_integer(
+    "time_limit", 600, "The longest time of a generation in seconds; others wait for it to end.", lower_bound=1
+)
 
 # Initial values of the page's fields, except for runs
 FIELDS = vars(DecodeConfig(completion_length=64, block_length=32, steps=64)) | {"seed": 0, "chat": True}
@@ -57,7 +60,7 @@ def main(_):
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs="text")
-        page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value)
+        page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value, TIME_LIMIT.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"http://{f'[{HOST.value}]' if ':' in HOST.value else HOST.value}:{PORT.value}/", flush=True)

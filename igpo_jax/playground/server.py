@@ -168,16 +168,16 @@ async def result_of(job: Job, request: Request) -> Any:
         job.stop()
 
 
-def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> ASGIApp:
-    """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, and
-    `host` is the name or address on which the server listens."""
+def application(model: DiffusionLM, begin_with: dict[str, Any], host: str, time_limit: float) -> ASGIApp:
+    """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, `host` is
+    the name or address on which the server listens, and `time_limit` is the longest time of a generation, in seconds."""
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
     generations, animations = JobQueue("generations"), JobQueue("animations")
 
     async def generate(request: Request) -> Response:
         call = parse_request(await read_json_body(request, REQUEST_BYTES), model)
-        job = generations.join(functools.partial(denoise, call, model), client_of(request))
+        job = generations.join(functools.partial(denoise, call, model, time_limit), client_of(request))
         return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def animation(request: Request) -> Response:
@@ -198,9 +198,12 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str) -> AS
     return same_origin_only(Starlette(routes=routes, exception_handlers={HTTPException: refused, ValueError: refused}), host)
 
 
-def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job, send: Callable[[dict], None]) -> None:
+def denoise(
+    call: Callable[..., list[Completion]], model: DiffusionLM, time_limit: float, job: Job, send: Callable[[dict], None]
+) -> None:
     """Generates a completion for a job and sends events to the job's client. The first event has the type "start". It is
-    followed by an event for each step, and by an event of the type "done" or "error" at the end."""
+    followed by an event for each step, and by an event of the type "done" or "error" at the end. The generation ends with an
+    error at the first step that ends more than `time_limit` seconds after the beginning."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -210,6 +213,8 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
             raise CancelledError
         send(event_of(step, before, model))
         before = step.tokens[0]
+        if time.monotonic() - begun > time_limit:
+            raise TimeoutError
 
     try:
         if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
@@ -218,6 +223,8 @@ def denoise(call: Callable[..., list[Completion]], model: DiffusionLM, job: Job,
         send({"type": "done", "text": completion.text, "seconds": round(time.monotonic() - begun, 2)})
     except CancelledError:
         pass
+    except TimeoutError:
+        send({"type": "error", "message": f"stopped after {time_limit:g} seconds, the --time_limit of this playground"})
     except BaseException as error:  # of a device or a compiler, or PanicException of a library in Rust; the server continues
         log.exception("a generation failed")
         send({"type": "error", "message": f"the model failed: {type(error).__name__}: {str(error)[:300]}"})

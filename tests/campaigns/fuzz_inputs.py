@@ -85,7 +85,7 @@ def commands_of() -> dict[str, Command]:
         "train": Command("train", (TINY, "--workdir=part", *SHORT), ("part",), ("part/*",), ("part",), weight=4),
         "playground RUN": Command("playground", ("--model={run}",), ("run",), run),
         "playground MODEL": Command("playground", ("--model={model}",), ("model",), weight=1),
-        "playground requests": Command("playground", ("--model={model}",), ("model",), weight=4),
+        "playground requests": Command("playground", ("--model={model}", "--time_limit=5"), ("model",), weight=4),
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(model):
-    config = uvicorn.Config(server.application(model, BEGIN_WITH, "127.0.0.1"), port=0, log_level="warning", lifespan="off")
+    config = uvicorn.Config(server.application(model, BEGIN_WITH, "127.0.0.1", 600), port=0, log_level="warning", lifespan="off")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()

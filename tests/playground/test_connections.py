@@ -37,7 +37,7 @@ def serving(app):
 
 @pytest.fixture(scope="module")
 def port(model):
-    with serving(server.application(model, {}, "127.0.0.1")) as (port, _):
+    with serving(server.application(model, {}, "127.0.0.1", 600)) as (port, _):
         yield port
 
 

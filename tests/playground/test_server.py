@@ -23,7 +23,7 @@ DECODING = {name: value for name, value in ASKED.items() if name != "prompt"}
 
 @pytest.fixture
 def app(model):
-    return application(model, {}, "127.0.0.1")
+    return application(model, {}, "127.0.0.1", 600)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(mod
     params |= {"embedding": jnp.ones_like(params["embedding"]), "final_norm": jnp.ones(32)}
     params["head"] = params["head"].at[:, model.config.eos_id].set(1.0)
     ending = dataclasses.replace(model, params=params)
-    events = told(TestClient(application(ending, {}, ""), base_url="http://localhost").post("/generate", json=ASKED).text)
+    events = told(TestClient(application(ending, {}, "", 600), base_url="http://localhost").post("/generate", json=ASKED).text)
     steps = [event for event in events if event["type"] == "step"]
     assert [event["step"] for event in steps] == [0, 1, 2, 3] and events[-1]["text"] == ""
     assert [[position, text] for position, text, probability, _ in steps[-1]["written"] if probability is None] == [
@@ -89,6 +89,13 @@ def test_a_template_keeps_what_is_given(client, model):
     assert canvas.count(None) == 4 and "".join(canvas[: canvas.index(None)]) == "The answer is "
     assert events[-1]["text"] == expected.text
     assert filled(events) == [model.tokenizer.piece(token) for token in expected.tokens]
+
+
+def test_a_generation_ends_with_an_error_at_its_time_limit(model):
+    client = TestClient(application(model, {}, "", 1e-6), base_url="http://localhost")
+    events = told(client.post("/generate", json=ASKED).text)
+    assert [event["type"] for event in events] == ["place", "start", "error"] and "1e-06 seconds" in events[-1]["message"]
+    assert [event["type"] for event in told(client.post("/generate", json=ASKED).text)][0] == "place", "the next one runs"
 
 
 def test_an_error_does_not_repeat_a_long_request(client):
@@ -199,7 +206,7 @@ def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, mo
 
 def test_too_many_are_turned_away(app, monkeypatch):
     enough = threading.Event()
-    monkeypatch.setattr(server, "denoise", lambda call, model, job, send: enough.wait(30))
+    monkeypatch.setattr(server, "denoise", lambda *_: enough.wait(30))
     monkeypatch.setattr(server, "OF_ONE_CLIENT", 2 * WAITING)
 
     async def together():
@@ -218,7 +225,7 @@ def test_too_many_are_turned_away(app, monkeypatch):
 def test_one_client_cannot_fill_the_queue(app, monkeypatch):
     """The client has all addresses of an IPv6 network of 64 bits. Another one is served after it."""
     enough = threading.Event()
-    monkeypatch.setattr(server, "denoise", lambda call, model, job, send: enough.wait(30))
+    monkeypatch.setattr(server, "denoise", lambda *_: enough.wait(30))
 
     async def together():
         async with contextlib.AsyncExitStack() as stack:
