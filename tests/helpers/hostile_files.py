@@ -104,8 +104,11 @@ class Folder:
         if file is None:
             return None
         place, name = self.draw.choice((("task", "name"), ("task", "name"), ("reward", "function"))), self.draw.choice(CODE)
-        config = json.loads(file.read_text())
-        config.setdefault(place[0], {})[place[1]] = name
+        try:
+            config = json.loads(file.read_bytes())
+            config.setdefault(place[0], {})[place[1]] = name
+        except (ValueError, AttributeError, TypeError):  # an earlier change broke the file
+            return None
         file.write_text(json.dumps(config))
         return f"{'.'.join(place)} = {name!r}"
 
