@@ -107,7 +107,7 @@ class Folder:
         try:
             config = json.loads(file.read_bytes())
             config.setdefault(place[0], {})[place[1]] = name
-        except (ValueError, AttributeError, TypeError):  # an earlier change broke the file
+        except (ValueError, AttributeError, TypeError, RecursionError):  # an earlier change broke the file
             return None
         file.write_text(json.dumps(config))
         return f"{'.'.join(place)} = {name!r}"
