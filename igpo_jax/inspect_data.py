@@ -3,7 +3,8 @@
 Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used, why
 the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For
 each split, shows how many problems are dropped because the test split has them, too, how many repeat a question, the lengths in
-tokens, how many problems fit the configured lengths, and a few example problems. In the solutions of the examples,
+tokens, how many problems fit the configured lengths, and a few example problems. For the RL split, also shows how much padding
+rollouts compute, and prompt buckets with less padding. In the solutions of the examples,
 [[double brackets]] mark text that gives the answer away."""
 
 from igpo_jax.runtime import interrupts
@@ -23,7 +24,9 @@ from absl import flags
 
 from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.config import Config, parse
+from igpo_jax.data.buckets import best_buckets, padding_share, rollout_batches
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
+from igpo_jax.model.attention import LANES
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.answer_spans import in_brackets, occurrences
@@ -35,6 +38,7 @@ from igpo_jax.tokenizers import Tokenizer
 CONFIG = define_config()
 SAMPLES = flags.DEFINE_integer("samples", 5, "How many problems of each split are shown.", lower_bound=0)
 BARS = 12  # number of bars in a histogram
+MOST_BUCKETS = 5  # the sampler is compiled for each
 WIDTH = 40  # characters of the longest bar in a histogram
 
 
@@ -107,6 +111,21 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
             yield f"  without a solution to cut hints from: {int((tokens == 0).sum())}"
     handling = {"error": "an error", "drop": "dropped"}[config.data.overflow] if split != "test" else "cut"
     yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); longer ones are {handling}"
+    if split == "rl" and (prompts <= longest).any():
+        yield from _padding(prompts[prompts <= longest], config)
+
+
+def _padding(prompts: np.ndarray, config: Config) -> Iterator[str]:
+    """Yields lines about the padding in front of prompts in rollouts, with the configured buckets and with the best ones."""
+    rl, length, present = config.rl, config.sampler.completion_length, config.data.prompt_buckets
+    batches = rollout_batches(prompts, rl.prompts, rl.rollout_chunks, seed=config.seed)
+    multiple = LANES if all((size + length) % LANES == 0 for size in present) else 2  # of attention=splash, and of cudnn
+    yield f"  padding in rollouts: {padding_share(batches, present, length):.1%} of all positions with prompt_buckets={present}"
+    for number in range(2, MOST_BUCKETS + 1):
+        buckets = best_buckets(batches, number, present[-1], multiple)
+        if len(buckets) == number:
+            share = padding_share(batches, buckets, length)
+            yield f'    {share:.1%} with {number} programs: --config.data.prompt_buckets="{buckets}"'
 
 
 def _histogram(name: str, lengths: np.ndarray, limit: int) -> Iterator[str]:

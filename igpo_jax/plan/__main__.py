@@ -64,6 +64,7 @@ def as_text(result: dict) -> str:
         "",
         "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
         "sample: a block of one slice of a rollout, of the first and, after inpaint, of the second try; all rows, all steps.",
+        "Programs are compiled for the largest of data.prompt_buckets; chunks of shorter prompts take less time.",
     ]
     if (seconds := iteration_seconds(result["programs"])) is not None:
         parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]

@@ -192,7 +192,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
         problems, dropped, _ = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data, dropped)
-        fingerprints = {stage: configuration.fingerprint(requested, stage) for stage in STAGES}
+        begun = as_begun(workdir, requested)
+        fingerprints = {stage: configuration.fingerprint(begun, stage) for stage in STAGES}
         check_identities(workdir, {stage: _identity(stage, fingerprints, data) for stage in STAGES})
         check_stages(workdir, config, accept_loss)
         if jax.process_index() == 0 and is_new:
@@ -208,7 +209,9 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
             _check_dropped(workdir, experiment.dropped)
     with raise_on_all_hosts():
         if jax.process_index() == 0:
-            written = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
+            written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
+            if not is_new and begun is not requested:  # config.json no longer has them
+                written |= {"prompt_buckets": list(begun.data.prompt_buckets)}
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
     return dataclasses.replace(experiment, accept_loss=accept_loss)
@@ -399,6 +402,23 @@ def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> Confi
     return kept
 
 
+def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
+    """Returns a run's configuration with the prompt buckets that the run began with, if the largest one is the same. A run may
+    continue with others below the largest, which only change how much padding is computed, and its checkpoints hold the
+    fingerprint of the first ones. The first ones are in data.json once the run has continued with others, before that in
+    config.json. Returns `values` itself as long as it has only ever had these."""
+    data, config = (read_json(file) if file.is_file() else {} for file in (workdir / "data.json", workdir / "config.json"))
+    with wrap_read_errors(f"{workdir / 'data.json'}, key prompt_buckets,"):
+        first = tuple(data.get("prompt_buckets") or config.get("data", {}).get("prompt_buckets", ()))
+    if first[-1:] != tuple(values.data.prompt_buckets)[-1:] or (
+        first == values.data.prompt_buckets and "prompt_buckets" not in data
+    ):
+        return values
+    begun = values.copy_and_resolve_references()
+    begun.data.prompt_buckets = first
+    return begun
+
+
 def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:
     """Raises ValueError if the config.json in the run's folder is unreadable, or if it differs from the requested configuration
     in a key that affects results. Imports no task but the requested one."""
@@ -409,6 +429,8 @@ def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) 
         if code["task.name"] == requested_code["task.name"]:
             written = configuration.to_json(read_run_config(workdir, requested_code.values()))
             differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
+            if written["data"]["prompt_buckets"][-1] == requested_json["data"]["prompt_buckets"][-1]:
+                differing = [key for key in differing if key != "data.prompt_buckets"]  # see `as_begun`
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
     if differing:

@@ -15,7 +15,7 @@ from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.run.experiment import read_run_config, run_tokenizer
+from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.runtime.checks import require
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
@@ -73,7 +73,8 @@ def restore_run(
     folder = workdir / "checkpoints" / stage
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
-    identity = {"fingerprint": configuration.fingerprint(values), "sft_fingerprint": configuration.fingerprint(values, "sft")}
+    begun = as_begun(workdir, values)
+    identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}
     with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
     if restored is None:

@@ -152,6 +152,26 @@ def test_a_run_keeps_the_back_end_of_attention_that_it_began_with(tmp_path, save
     assert experiment.fingerprint == configuration.fingerprint(tiny(model__attention="splash"))
 
 
+def test_a_run_may_continue_with_other_buckets_below_the_largest(tmp_path):
+    workdir, [largest] = tmp_path / "run", tiny().data.prompt_buckets
+    first = open_experiment(tiny(), workdir)
+    assert "prompt_buckets" not in json.loads((workdir / "data.json").read_text())
+    for buckets in ((2, largest), (2, largest), (1, 3, largest), (largest,)):
+        again = open_experiment(tiny(data__prompt_buckets=buckets), workdir)
+        assert again.config.data.prompt_buckets == buckets and again.fingerprint == first.fingerprint
+        assert json.loads((workdir / "config.json").read_text())["data"]["prompt_buckets"] == list(buckets)
+        assert json.loads((workdir / "data.json").read_text())["prompt_buckets"] == [largest]
+    for buckets in ((largest, largest + 1), (1, largest - 1)):
+        assert "differing keys: data.prompt_buckets" in message_of(tiny(data__prompt_buckets=buckets), workdir)
+
+
+def test_a_run_of_an_earlier_version_with_several_buckets_keeps_its_fingerprint(tmp_path):
+    workdir, [largest] = tmp_path / "run", tiny().data.prompt_buckets
+    began = configuration.fingerprint(tiny(data__prompt_buckets=(2, largest)))
+    open_experiment(tiny(data__prompt_buckets=(2, largest)), workdir)
+    assert open_experiment(tiny(), workdir).fingerprint == began == open_experiment(tiny(), workdir).fingerprint
+
+
 def message_of(config, workdir) -> str:
     with pytest.raises(ValueError) as raised:
         open_experiment(config, workdir)

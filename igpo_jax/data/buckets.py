@@ -1,0 +1,51 @@
+"""Chooses prompt buckets, the lengths that prompts are padded to, so that few computed positions are padding."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int = 200, seed: int = 0) -> list[np.ndarray]:
+    """Draws the prompts of `draws` rollouts, and returns the prompt lengths of every chunk. A rollout samples `prompts` prompts
+    in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`)."""
+    random, size = np.random.default_rng(seed), min(prompts, len(lengths))
+    drawn = (np.sort(random.choice(lengths, size, replace=False)) for _ in range(draws))
+    return [chunk for rollout in drawn for chunk in np.array_split(rollout, chunks) if len(chunk)]
+
+
+def best_buckets(batches: Iterable[np.ndarray], number: int, largest: int, multiple: int = 1) -> tuple[int, ...]:
+    """Returns the buckets for which batches have the least padding: at most `number` ascending lengths, of which the last one is
+    `largest`. The others are multiples of `multiple`.
+
+    The sampler is compiled for every bucket, so more buckets save time only in long runs. The choice is exact: with lengths
+    c_1 < ... < c_m that can be buckets, f(k, j), the fewest positions of the batches that fit c_j if c_j is the last of k
+    buckets, is the minimum over i < j of f(k - 1, i) plus c_j times the number of rows in batches that fit c_j and not c_i.
+
+    Args:
+        batches: prompt lengths of each batch, which is padded to the smallest bucket that holds its longest prompt. A batch that
+            fits no bucket is left out."""
+    pairs = [(int(batch.max()), len(batch)) for batch in batches if batch.max() <= largest]
+    longest, rows = (np.array(column) for column in zip(*pairs, strict=True)) if pairs else (np.zeros(0), np.zeros(0))
+    ends = sorted({*(min(-(-int(length) // multiple) * multiple, largest) for length in longest), largest})
+    below = np.array([0, *(rows[longest <= end].sum() for end in ends)])  # rows of the batches that fit each length
+    # buckets[j] and cost[j] are the best choice of k buckets whose last one is ends[j].
+    cost = [end * int(below[j + 1]) for j, end in enumerate(ends)]
+    buckets: list[tuple[int, ...]] = [(end,) for end in ends]
+    for _ in range(number - 1):
+        options = [
+            [(cost[j], buckets[j])] + [(cost[i] + end * int(below[j + 1] - below[i + 1]), (*buckets[i], end)) for i in range(j)]
+            for j, end in enumerate(ends)
+        ]
+        cost, buckets = map(list, zip(*(min(choices, key=lambda choice: choice[0]) for choices in options), strict=True))
+    return buckets[-1]
+
+
+def padding_share(batches: Iterable[np.ndarray], buckets: Sequence[int], completion_length: int) -> float:
+    """Returns the share of padding in front of prompts among all computed positions. Leaves out batches that fit no bucket."""
+    used = computed = 0
+    for batch in batches:
+        bucket = next((size for size in buckets if size >= batch.max()), 0)
+        if bucket:
+            used += int(batch.sum()) + len(batch) * completion_length
+            computed += len(batch) * (bucket + completion_length)
+    return 1 - used / computed if computed else 0.0
