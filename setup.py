@@ -28,6 +28,7 @@ setup(
     packages=[*find_packages(include=["igpo_jax", "igpo_jax.*"]), "igpo_jax.configs"],
     package_dir={"igpo_jax.configs": "configs"},
     package_data={
+        "igpo_jax.data": ["prompt_lengths.json"],
         "igpo_jax.compare": ["page.html", "page.css", "figure.svg"],
         "igpo_jax.playground": ["page.html", "page.css", "page.js"],
         "igpo_jax.report": [

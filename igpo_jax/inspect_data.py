@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import functools
+import json
 import pathlib
 import shutil
 import sys
@@ -28,6 +29,7 @@ from igpo_jax.data.buckets import best_buckets, padding_share, rollout_batches
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.model.attention import LANES
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
+from igpo_jax.runtime.files import atomic_write
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.answer_spans import in_brackets, occurrences
 from igpo_jax.tasks.decontamination import content_of, repeats
@@ -37,6 +39,7 @@ from igpo_jax.tokenizers import Tokenizer
 
 CONFIG = define_config()
 SAMPLES = flags.DEFINE_integer("samples", 5, "How many problems of each split are shown.", lower_bound=0)
+LENGTHS = flags.DEFINE_string("lengths", None, "A file for the number of RL prompts of each length, for plan --lengths.")
 BARS = 12  # number of bars in a histogram
 MOST_BUCKETS = 5  # the sampler is compiled for each
 WIDTH = 40  # characters of the longest bar in a histogram
@@ -44,15 +47,15 @@ WIDTH = 40  # characters of the longest bar in a histogram
 
 def main(_):
     try:
-        for line in inspect(parse(CONFIG.value), SAMPLES.value):
+        for line in inspect(parse(CONFIG.value), SAMPLES.value, LENGTHS.value):
             print(escape_controls(line), flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def inspect(config: Config, samples: int) -> Iterator[str]:
-    """Yields lines that describe the data and show `samples` example problems of each split. Raises ValueError if the data are
-    invalid."""
+def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
+    """Yields lines that describe the data and show `samples` example problems of each split. Writes
+    the number of RL prompts of each length to the file `lengths`, if given. Raises ValueError if the data are invalid."""
     task = load_task(config.task.name)
     problems, dropped, counts = load_run_problems(config)
     content = content_of(task, config.task)
@@ -70,7 +73,7 @@ def inspect(config: Config, samples: int) -> Iterator[str]:
                 yield f"  dropped because the test split has them, too: {dropped[split]}"
             if repeated := repeats([content(problem) for problem in rows]):
                 yield f"  with the question of an earlier problem (kept): {repeated}"
-            yield from _lengths(split, rows, tokenizer, config)
+            yield from _lengths(split, rows, tokenizer, config, lengths)
             yield ""
     for split, rows in problems.items():
         for number in np.sort(np.random.default_rng(config.seed).permutation(len(rows))[:samples]):
@@ -96,7 +99,7 @@ def _shows_answer(problem: Problem, tokenizer: Tokenizer, length: int) -> bool:
     return any(places.issuperset(range(*span)) for span in occurrences(problem.trace, problem.answer))
 
 
-def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: Config) -> Iterator[str]:
+def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: Config, file: str | None) -> Iterator[str]:
     prompts = np.array([len(encode_question(problem, tokenizer, config.tokenizer.chat)) for problem in problems])
     longest, length = config.data.prompt_buckets[-1], config.sampler.completion_length
     fits = prompts <= longest
@@ -113,6 +116,10 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
     yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); longer ones are {handling}"
     if split == "rl" and (prompts <= longest).any():
         yield from _padding(prompts[prompts <= longest], config)
+        if file:
+            values, numbers = np.unique(prompts, return_counts=True)
+            counts = dict(zip(map(str, values.tolist()), numbers.tolist(), strict=True))
+            atomic_write(pathlib.Path(file), json.dumps(counts) + "\n")
 
 
 def _padding(prompts: np.ndarray, config: Config) -> Iterator[str]:

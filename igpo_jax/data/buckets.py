@@ -1,8 +1,29 @@
 """Chooses prompt buckets, the lengths that prompts are padded to, so that few computed positions are padding."""
 
+import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import read_json
+
+# Prompts of GSM8K's and MATH's training sets, counted by benchmarks/prompt_lengths.py
+DEFAULT_LENGTHS = pathlib.Path(__file__).with_name("prompt_lengths.json")
+
+
+def read_lengths(file: pathlib.Path) -> np.ndarray:
+    """Reads a JSON file with the number of prompts of each length in tokens, {"93": 2, ...}. Returns the length of every prompt,
+    int64 [n], in ascending order. Raises ValueError if the file is none."""
+    values = read_json(file)
+    form = f'{file} is not the number of prompts of each length, such as {{"93": 2}}; inspect_data --lengths writes it'
+    require(isinstance(values, dict) and bool(values), form)
+    require(
+        all(key.isascii() and key.isdecimal() and type(number) is int and 0 <= number for key, number in values.items()), form
+    )
+    lengths, numbers = np.array(list(values), np.int64), np.array(list(values.values()), np.int64)
+    require(0 < numbers.sum() <= 10**7 and lengths.max() <= 10**6, f"{file}: at most 10**7 prompts of 10**6 tokens")
+    return np.sort(np.repeat(lengths, numbers))
 
 
 def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int = 200, seed: int = 0) -> list[np.ndarray]:

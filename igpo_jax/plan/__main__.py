@@ -2,7 +2,8 @@
 
 Checks whether a training run fits into device memory, before you rent the devices. Compiles the run's programs on this machine
 for a TPU topology (needs the extra "tpu"), for GPUs such as h100:8 (needs the extra "plan-gpu"), or for the devices that are
-present. Prints memory, FLOPs, communication and estimated times. Reads no data and no weights."""
+present. Prints memory, FLOPs, communication and estimated times. Reads no data and no weights. With several prompt buckets, also
+estimates an iteration with prompts of common lengths (--lengths)."""
 
 from igpo_jax.runtime import interrupts
 
@@ -10,6 +11,7 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import json
+import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +19,7 @@ from absl import flags
 
 from igpo_jax import config as configuration
 from igpo_jax.cli import define_config, parse_flags, run_command
+from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.programs import iteration_seconds
@@ -26,6 +29,9 @@ CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4 or h100:8; the devices that are here by default.")
 SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the TPU topology, or hosts with these GPUs.", lower_bound=1)
 PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
+LENGTHS = flags.DEFINE_string(
+    "lengths", None, "Prompt lengths that inspect_data has written; by default those of GSM8K and MATH if model.path is set."
+)
 REMAT = flags.DEFINE_bool("remat", False, "Compile the update with every model.remat, too, and say which to take.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
@@ -37,14 +43,21 @@ def main(_):
             raise ValueError(f"--slices={SLICES.value} needs a --topology, of which there are so many")
         devices = topology_devices(TOPOLOGY.value, SLICES.value) if TOPOLOGY.value else None
         mesh = make_mesh(**vars(config.mesh), devices=devices)
-        result = plan(
-            config, mesh, PROGRAMS.value, lambda record: print(f"compiled {record['name']}", file=sys.stderr, flush=True)
-        )
+        # The shipped lengths were counted with a vocabulary like that of a model's folder.
+        file = pathlib.Path(LENGTHS.value) if LENGTHS.value else DEFAULT_LENGTHS if config.model.path else None
+        lengths = read_lengths(file) if file else None
+        result = plan(config, mesh, PROGRAMS.value, tell, lengths)
+        if "rollouts" in result:
+            result["rollouts"]["prompts"] = LENGTHS.value or "GSM8K and MATH"
         if REMAT.value:
             result["remat"] = remat_choice(config, mesh)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2) if JSON.value else as_text(result))
+
+
+def tell(record: dict) -> None:
+    print(f"compiled {record['name']}", file=sys.stderr, flush=True)
 
 
 COLUMNS = ("program", "arguments", "resident", "temporary", "peak", "of memory", "TFLOP", "HBM GB", "received GB")
@@ -70,11 +83,22 @@ def as_text(result: dict) -> str:
         parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
         terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
         lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
+        if "rollouts" in result:
+            lines.append(typical(result, seconds))
     if "remat" in result:
         lines += ["", *remat_table(result)]
     lines += ["", verdict(result) + " What would save most:"]
     lines += [f"- about {entry['saves_about_gib']:.2f} GiB: {entry['change']}" for entry in result["advice"]]
     return "\n".join(lines)
+
+
+def typical(result: dict, seconds: float) -> str:
+    """Returns a line about an iteration with prompts of common lengths. `seconds` is the time of one with the longest."""
+    expected, [sample] = result["rollouts"], [record for record in result["programs"] if record["name"] == "sample"]
+    saved = sample["per_iteration"] * (sample["estimated_seconds"] - expected["estimated_seconds"])
+    rows = f"{expected['mean_positions']:.0f} positions per row on average instead of {expected['most_positions']}"
+    call = f"sample takes {expected['estimated_seconds']:.2f} s ({rows})"
+    return f"With prompts as long as those of {expected['prompts']}, {call}, and the iteration {seconds - saved:.0f} s."
 
 
 def setting(result: dict) -> str:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.config import Config
+from igpo_jax.data.buckets import rollout_batches
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.programs import GIB, fitted_model, gpu_hosts, measure, programs, shard_bytes
@@ -18,10 +20,17 @@ from igpo_jax.training.policy import Policy
 MOST = 0.9  # largest usable share of the memory, because the compiler counts neither fragmentation nor the runtime's memory
 
 
-def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda record: None) -> dict[str, Any]:
+def plan(
+    config: Config,
+    mesh: Mesh,
+    only: Sequence[str] = (),
+    report=lambda record: None,
+    lengths: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Compiles the programs of a training run, or only the programs named in `only`. Returns their measurements, whether the
     run fits into memory, and advice. Calls `report` with the record of each program as soon as the program is compiled. Raises
-    ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh."""
+    ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh. `lengths`,
+    int [n], are prompt lengths for `typical_rollout`."""
     model, shape_from = fitted_model(config, mesh)
     device = mesh.devices.flat[0]
     memory, records = device_memory_gib(device), []
@@ -38,7 +47,33 @@ def plan(config: Config, mesh: Mesh, only: Sequence[str] = (), report=lambda rec
     result |= {"mesh": dict(mesh.shape), "model": shape_from}
     result["attention"] = model.attention
     result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
+    if lengths is not None and (rollouts := typical_rollout(config, model, mesh, records, lengths)):
+        result["rollouts"] = rollouts
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}
+
+
+def typical_rollout(
+    config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]], lengths: np.ndarray
+) -> dict[str, Any] | None:
+    """Estimates a call of the sampler for prompts of these lengths, int [n]. Compiles the sampler for the smallest prompt bucket
+    and interpolates linearly between it and the largest one, whose record is in `records`, because nearly all work is
+    proportional to the number of positions. Returns the means of the positions per row and of the seconds per call, or None if
+    there is one bucket, no estimate, or no prompt that fits."""
+    buckets, length = config.data.prompt_buckets, config.sampler.completion_length
+    largest = [
+        record["estimated_seconds"] for record in records if record["name"] == "sample" and "estimated_seconds" in record
+    ]
+    fitting = lengths[lengths <= buckets[-1]]
+    if not config.rl.iterations or not largest or len(buckets) == 1 or not fitting.size:
+        return None
+    smallest = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt_buckets=buckets[:1]))
+    [program] = (program for program in programs(smallest, model, mesh) if program.name == "sample")
+    seconds = [measure(program, mesh)["estimated_seconds"], *largest]
+    batches = rollout_batches(fitting, config.rl.prompts, config.rl.rollout_chunks)
+    padded = [next(size for size in buckets if size >= batch.max()) for batch in batches]
+    expected = float(np.mean(np.interp(padded, [buckets[0], buckets[-1]], seconds)))
+    means = {"mean_positions": float(np.mean(padded)) + length, "estimated_seconds": expected}
+    return means | {"most_positions": buckets[-1] + length}
 
 
 def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:

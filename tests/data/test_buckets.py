@@ -1,7 +1,6 @@
 """Prompt buckets: the choice against all choices, and the padding against a count of positions."""
 
 import itertools
-import json
 import pathlib
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpo_jax.data.buckets import best_buckets, padding_share, rollout_batches
+from igpo_jax.data.buckets import DEFAULT_LENGTHS, best_buckets, padding_share, read_lengths, rollout_batches
 from run_configs import config_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,10 +53,9 @@ def test_rollouts_are_sorted_and_have_distinct_prompts(prompts, chunks):
 
 
 def test_the_buckets_of_math_are_the_best_for_the_recorded_lengths():
-    counts = json.loads((ROOT / "benchmarks" / "results" / "prompt_lengths.json").read_text())
     config = config_of(ROOT / "configs" / "math.py")
     present = config.data.prompt_buckets
-    lengths = np.concatenate([np.repeat([int(n) for n in counted], list(counted.values())) for counted in counts.values()])
+    lengths = read_lengths(DEFAULT_LENGTHS)
     batches = rollout_batches(lengths[lengths <= present[-1]], config.rl.prompts, config.rl.rollout_chunks)
     assert present == best_buckets(batches, len(present), present[-1], 128)
     length = config.sampler.completion_length

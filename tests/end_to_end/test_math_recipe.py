@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from igpo_jax.data.buckets import read_lengths
 from igpo_jax.run.metrics import read_rows
 from processes import LIMIT, ends, start, word_problems
 from run_log import rows_so_far, untimed
@@ -108,9 +109,9 @@ def test_every_stage_on_one_process_and_on_two_that_are_killed(recipe):
     assert tokens[0] == tokens[1] and len(tokens[0]) > 2
 
 
-def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
+def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe, tmp_path):
     folder, flags = recipe
-    done = command("inspect_data", "--config=math.py:smoke", *flags, "--samples=2")
+    done = command("inspect_data", "--config=math.py:smoke", *flags, "--samples=2", f"--lengths={tmp_path / 'lengths.json'}")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert f"  metamath:{folder / 'MetaMathQA.json'}: {PROBLEMS} of {2 * PROBLEMS + 6} rows" in done.stdout
@@ -125,6 +126,8 @@ def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe):
     assert "--- answer: " in done.stdout and "[[" in done.stdout and "fits: " in done.stdout
     assert f"  dropped because the test split has them, too: {TESTED}" in done.stdout
     assert re.search(r"  padding in rollouts: [\d.]+% of all positions with prompt_buckets=\([\d, ]+\)\n", done.stdout)
+    lengths = read_lengths(tmp_path / "lengths.json")
+    assert len(lengths) == PROBLEMS - TESTED and f"prompt tokens: mean {lengths.mean():.0f}" in done.stdout
 
 
 def test_inspect_without_the_model_is_one_line(command, tmp_path):

@@ -4,15 +4,17 @@ import dataclasses
 import importlib.util
 
 import jax
+import numpy as np
 import pytest
 
+from igpo_jax.data.buckets import read_lengths
 from igpo_jax.diffusion.sampler import block_flops
 from igpo_jax.model import fitting
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
-from igpo_jax.plan.__main__ import as_text
+from igpo_jax.plan.__main__ import as_text, typical
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime import chips
 from run_configs import CONFIGS, parsed
@@ -145,3 +147,39 @@ def test_without_the_tpu_compiler_it_says_what_to_install(monkeypatch):
 def test_the_shape_that_is_planned_for_is_llada_8b():
     parameters = jax.eval_shape(lambda: planning.transformer.init(jax.random.key(0), planning.LLADA_8B))
     assert sum(leaf.size for leaf in jax.tree.leaves(parameters)) == 8_015_581_184
+
+
+def test_rollouts_of_common_lengths_are_interpolated_between_the_smallest_and_the_largest_bucket(mesh, monkeypatch):
+    config = parsed(data__prompt_buckets=(5, 8, 21), rl__prompts=8, rl__rollout_chunks=1)
+    length, seen = config.sampler.completion_length, []
+
+    def measure(program, _):
+        seen.append((program.name, program.arguments[1].prompt_mask.shape[1]))
+        return {"estimated_seconds": 2.0}
+
+    monkeypatch.setattr(advice, "measure", measure)
+    model, records = planning.planned_model(config)[0], [{"name": "sample", "estimated_seconds": 10.0}]
+    found = advice.typical_rollout(config, model, mesh, records, np.array([8, 8, 7, 6, 8, 7, 7, 6, 90]))
+    assert seen == [("sample", 5)]
+    expected = {"mean_positions": 8 + length, "most_positions": 21 + length, "estimated_seconds": 2 + (8 - 5) / (21 - 5) * 8}
+    assert found == pytest.approx(expected)
+    assert advice.typical_rollout(config, model, mesh, records, np.array([90])) is None
+    assert advice.typical_rollout(config, model, mesh, [{"name": "update"}], np.array([8])) is None
+    result = {"rollouts": found | {"prompts": "X"}, "programs": records}
+    records[0]["per_iteration"] = 3
+    assert typical(result, 50.0).endswith(f"instead of {21 + length}), and the iteration {50 - 3 * (10 - 3.5):.0f} s.")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{}", "is not the number of prompts"), ('{"a": 1}', "is not the number of prompts"), ('{"9": 1.5}', "is not the number of prompts"),
+    ('{"9": 99999999999}', "at most"), ("[", "lengths.json"),
+])  # fmt: skip
+def test_a_file_without_lengths_is_named(text, message, tmp_path):
+    (tmp_path / "lengths.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_lengths(tmp_path / "lengths.json")
+
+
+def test_lengths_are_read_as_often_as_they_are_counted(tmp_path):
+    (tmp_path / "lengths.json").write_text('{"7": 2, "3": 1, "5": 0}')
+    assert read_lengths(tmp_path / "lengths.json").tolist() == [3, 7, 7]
