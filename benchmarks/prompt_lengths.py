@@ -1,7 +1,7 @@
 """Counts the tokens of GSM8K's and MATH's prompts, and finds prompt buckets for configs/math.py.
 
     pip install tiktoken && pip download --no-deps dashscope==1.20.0 && unzip dashscope-*.whl dashscope/resources/qwen.tiktoken
-    python benchmarks/prompt_lengths.py --vocabulary=dashscope/resources/qwen.tiktoken --gsm8k=FILE --math=FILE \\
+    python benchmarks/prompt_lengths.py --vocabulary=dashscope/resources/qwen.tiktoken --gsm8k=FILE --math=FILE
 
 The prompts are those of configs/math.py in LLaDA's chat template. The vocabulary, Qwen's, has 151,643 tokens, splits numbers into
 digits like LLaDA's, and comes with a package on PyPI. --gsm8k and --math name training sets in JSON Lines with the key "problem".
@@ -13,10 +13,11 @@ import base64
 import collections
 import json
 import pathlib
+import runpy
 
 import numpy as np
 
-from igpo_jax.data.buckets import DEFAULT_LENGTHS, best_buckets, padding_share, read_lengths, rollout_batches
+from igpo_jax.data.buckets import DEFAULT_LENGTHS, best_buckets, bucket_of, padding_share, read_lengths, rollout_batches
 from igpo_jax.model.attention import LANES
 from igpo_jax.plan.__main__ import table
 from igpo_jax.tasks.math import BOXED_PROMPT
@@ -25,7 +26,7 @@ MARKERS = 5  # special tokens of the chat template; its two roles and two blank 
 # The pattern that Qwen's tokenizer splits text with
 PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 COLUMNS = ("buckets", "padding", "mean positions of a row")
-PROMPTS, CHUNKS, LARGEST, COMPLETION = 64, 8, 640, 256  # of configs/math.py
+CONFIG = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "math.py"))["get_config"]()
 MOST = 5  # buckets
 
 
@@ -44,13 +45,14 @@ def count(vocabulary: pathlib.Path, files: list[pathlib.Path]) -> dict[str, int]
 
 def rows(lengths: np.ndarray) -> list[tuple[str, str, str]]:
     """Returns the rows of a table of the best buckets for prompts of these lengths."""
-    batches = rollout_batches(lengths[lengths <= LARGEST], PROMPTS, CHUNKS)
-    choices = [best_buckets(batches, number, LARGEST, multiple) for multiple in (LANES, 16) for number in range(1, MOST + 1)]
+    largest, completion_length = CONFIG.data.prompt_buckets[-1], CONFIG.sampler.completion_length
+    batches = rollout_batches(lengths[lengths <= largest], CONFIG.rl.prompts, CONFIG.rl.rollout_chunks)
+    choices = [best_buckets(batches, number, largest, multiple) for multiple in (LANES, 16) for number in range(1, MOST + 1)]
     found = []
     for buckets in dict.fromkeys(choices):
-        padded = [next(size for size in buckets if size >= batch.max()) for batch in batches]
-        share = f"{padding_share(batches, buckets, COMPLETION):.1%}"
-        found.append((", ".join(map(str, buckets)), share, f"{np.mean(padded) + COMPLETION:.0f}"))
+        positions = np.mean([bucket_of(batch.max(), buckets) for batch in batches]) + completion_length
+        share = f"{padding_share(batches, buckets, completion_length):.1%}"
+        found.append((", ".join(map(str, buckets)), share, f"{positions:.0f}"))
     return found
 
 
@@ -63,8 +65,9 @@ def main() -> None:
         DEFAULT_LENGTHS.write_text(json.dumps(count(options.vocabulary, [options.gsm8k, options.math])) + "\n")
     lengths = read_lengths(DEFAULT_LENGTHS)
     p50, p95 = np.percentile(lengths, (50, 95))
-    fit = (lengths <= LARGEST).mean()
-    print(f"{len(lengths)} prompts, median {p50:.0f} tokens, p95 {p95:.0f}, max {lengths.max()}; {fit:.1%} fit {LARGEST}")
+    largest = CONFIG.data.prompt_buckets[-1]
+    fit = (lengths <= largest).mean()
+    print(f"{len(lengths)} prompts, median {p50:.0f} tokens, p95 {p95:.0f}, max {lengths.max()}; {fit:.1%} fit {largest}")
     print("\n".join(table(COLUMNS, rows(lengths))))
 
 

@@ -25,6 +25,7 @@ from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json, read_bytes
+from igpo_jax.runtime.host import explain_shortage
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
@@ -73,8 +74,11 @@ def main(_):
         completions = complete(model, prompts)
         if jax.process_index() == 0:
             print_completions(model, prompts, completions)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        shortage = explain_shortage(error, "shorter prompts or completions")
+        if not (shortage or isinstance(error, ValueError | OSError)):
+            raise
+        sys.exit(f"error: {shortage or error}")
 
 
 def print_completions(model: DiffusionLM, prompts: list[str], completions: list[Completion]) -> None:

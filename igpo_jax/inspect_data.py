@@ -4,8 +4,8 @@ Describes the data that a training run would read, without loading weights. For 
 the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For
 each split, shows how many problems are dropped because the test split has them, too, how many repeat a question, the lengths in
 tokens, how many problems fit the configured lengths, and a few example problems. For the RL split, also shows how much padding
-rollouts compute, and prompt buckets with less padding. In the solutions of the examples,
-[[double brackets]] mark text that gives the answer away."""
+rollouts compute, and prompt buckets with less padding. In the solutions of the examples, [[double brackets]] mark text that gives
+the answer away."""
 
 from igpo_jax.runtime import interrupts
 
@@ -29,6 +29,7 @@ from igpo_jax.data.buckets import best_buckets, padding_share, rollout_batches
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.model.attention import LANES
 from igpo_jax.run.experiment import load_run_problems, run_tokenizer, train_tokenizer
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.answer_spans import in_brackets, occurrences
@@ -54,10 +55,11 @@ def main(_):
 
 
 def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
-    """Yields lines that describe the data and show `samples` example problems of each split. Writes
-    the number of RL prompts of each length to the file `lengths`, if given. Raises ValueError if the data are invalid."""
+    """Yields lines that describe the data and show `samples` example problems of each split. Writes the number of RL prompts of
+    each length to the file `lengths`, if given. Raises ValueError if the data are invalid, or without RL prompts for `lengths`."""
     task = load_task(config.task.name)
     problems, dropped, counts = load_run_problems(config)
+    require(lengths is None or "rl" in problems, f"--lengths={lengths}: the configuration has no RL problems")
     content = content_of(task, config.task)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -114,12 +116,12 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
             yield f"  without a solution to cut hints from: {int((tokens == 0).sum())}"
     handling = {"error": "an error", "drop": "dropped"}[config.data.overflow] if split != "test" else "cut"
     yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); longer ones are {handling}"
-    if split == "rl" and (prompts <= longest).any():
-        yield from _padding(prompts[prompts <= longest], config)
-        if file:
-            values, numbers = np.unique(prompts, return_counts=True)
-            counts = dict(zip(map(str, values.tolist()), numbers.tolist(), strict=True))
-            atomic_write(pathlib.Path(file), json.dumps(counts) + "\n")
+    if split == "rl" and len(shorter := prompts[prompts <= longest]):
+        yield from _padding(shorter, config)
+    if split == "rl" and file:
+        values, numbers = np.unique(prompts, return_counts=True)
+        counts = dict(zip(map(str, values.tolist()), numbers.tolist(), strict=True))
+        atomic_write(pathlib.Path(file), json.dumps(counts) + "\n")
 
 
 def _padding(prompts: np.ndarray, config: Config) -> Iterator[str]:

@@ -26,6 +26,11 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
     return np.sort(np.repeat(lengths, numbers))
 
 
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """Returns the smallest of the ascending buckets that holds a prompt of `length` tokens. One of them must hold it."""
+    return next(size for size in buckets if size >= length)
+
+
 def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int = 200, seed: int = 0) -> list[np.ndarray]:
     """Draws the prompts of `draws` rollouts, and returns the prompt lengths of every chunk. A rollout samples `prompts` prompts
     in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`)."""
@@ -65,8 +70,7 @@ def padding_share(batches: Iterable[np.ndarray], buckets: Sequence[int], complet
     """Returns the share of padding in front of prompts among all computed positions. Leaves out batches that fit no bucket."""
     used = computed = 0
     for batch in batches:
-        bucket = next((size for size in buckets if size >= batch.max()), 0)
-        if bucket:
+        if batch.max() <= buckets[-1]:
             used += int(batch.sum()) + len(batch) * completion_length
-            computed += len(batch) * (bucket + completion_length)
+            computed += len(batch) * (bucket_of(batch.max(), buckets) + completion_length)
     return 1 - used / computed if computed else 0.0

@@ -15,6 +15,7 @@ import grain
 import jax
 import numpy as np
 
+from igpo_jax.data.buckets import bucket_of
 from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer, encode_chat
@@ -135,7 +136,7 @@ def take_rows(arrays, index: np.ndarray):
 def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
     """Removes padding from prompts. Their new length is the smallest one in `buckets` that holds the longest prompt."""
     longest = arrays.prompt_mask.sum(axis=1).max()
-    length = next(size for size in buckets if size >= longest)
+    length = bucket_of(longest, buckets)
     return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])
 
 

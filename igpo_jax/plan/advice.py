@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.config import Config
-from igpo_jax.data.buckets import rollout_batches
+from igpo_jax.data.buckets import bucket_of, rollout_batches
 from igpo_jax.model import transformer
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.programs import GIB, fitted_model, gpu_hosts, measure, programs, shard_bytes
@@ -47,13 +47,18 @@ def plan(
     result |= {"mesh": dict(mesh.shape), "model": shape_from}
     result["attention"] = model.attention
     result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
-    if lengths is not None and (rollouts := typical_rollout(config, model, mesh, records, lengths)):
+    if lengths is not None and (rollouts := typical_rollout(config, model, mesh, records, lengths, report)):
         result["rollouts"] = rollouts
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}
 
 
 def typical_rollout(
-    config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]], lengths: np.ndarray
+    config: Config,
+    model: ModelConfig,
+    mesh: Mesh,
+    records: list[dict[str, Any]],
+    lengths: np.ndarray,
+    report=lambda record: None,
 ) -> dict[str, Any] | None:
     """Estimates a call of the sampler for prompts of these lengths, int [n]. Compiles the sampler for the smallest prompt bucket
     and interpolates linearly between it and the largest one, whose record is in `records`, because nearly all work is
@@ -68,9 +73,13 @@ def typical_rollout(
         return None
     smallest = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt_buckets=buckets[:1]))
     [program] = (program for program in programs(smallest, model, mesh) if program.name == "sample")
-    seconds = [measure(program, mesh)["estimated_seconds"], *largest]
+    shortest = measure(program, mesh) | {"name": "sample, smallest prompt bucket"}
+    report(shortest)
+    if "estimated_seconds" not in shortest:
+        return None
+    seconds = [shortest["estimated_seconds"], *largest]
     batches = rollout_batches(fitting, config.rl.prompts, config.rl.rollout_chunks)
-    padded = [next(size for size in buckets if size >= batch.max()) for batch in batches]
+    padded = [bucket_of(batch.max(), buckets) for batch in batches]
     expected = float(np.mean(np.interp(padded, [buckets[0], buckets[-1]], seconds)))
     means = {"mean_positions": float(np.mean(padded)) + length, "estimated_seconds": expected}
     return means | {"most_positions": buckets[-1] + length}

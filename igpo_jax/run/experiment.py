@@ -210,7 +210,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
-            if not is_new and begun is not requested:  # config.json no longer has them
+            if begun is not requested:  # config.json no longer has them
                 written |= {"prompt_buckets": list(begun.data.prompt_buckets)}
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
@@ -410,9 +410,8 @@ def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
     data, config = (read_json(file) if file.is_file() else {} for file in (workdir / "data.json", workdir / "config.json"))
     with wrap_read_errors(f"{workdir / 'data.json'}, key prompt_buckets,"):
         first = tuple(data.get("prompt_buckets") or config.get("data", {}).get("prompt_buckets", ()))
-    if first[-1:] != tuple(values.data.prompt_buckets)[-1:] or (
-        first == values.data.prompt_buckets and "prompt_buckets" not in data
-    ):
+    recorded = "prompt_buckets" in data or first != values.data.prompt_buckets
+    if not recorded or first[-1:] != values.data.prompt_buckets[-1:]:
         return values
     begun = values.copy_and_resolve_references()
     begun.data.prompt_buckets = first
@@ -429,7 +428,7 @@ def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) 
         if code["task.name"] == requested_code["task.name"]:
             written = configuration.to_json(read_run_config(workdir, requested_code.values()))
             differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
-            if written["data"]["prompt_buckets"][-1] == requested_json["data"]["prompt_buckets"][-1]:
+            if written["data"]["prompt_buckets"][-1:] == requested_json["data"]["prompt_buckets"][-1:]:
                 differing = [key for key in differing if key != "data.prompt_buckets"]  # see `as_begun`
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None

@@ -28,7 +28,8 @@ SHARED = 12.5e9 / 8  # 100 Gb/s for eight GPUs, as in AWS g4dn.metal; assumed fo
 # GPUs, FLOPs and links: NVIDIA's data sheets of A100, H100 SXM, H200, HGX B200, L40S, RTX A6000 and T4, and its white papers on
 # the Ada (RTX 4090) and RTX Blackwell (RTX 5090, RTX PRO 6000) architectures, without sparsity. The T4 has no units for bfloat16;
 # its figure is that of float32. Memory and bandwidth: XLA's specifications (openxla/xla, xla/backends/gpu/target_config/specs);
-# for T4 and RTX 5090, CUDA's deviceQuery; for H200, RTX 4090 and L40S, the total capacity that PyTorch reports.
+# for T4 and RTX 5090, CUDA's deviceQuery; for H200, RTX 4090 and L40S, the total capacity that PyTorch reports,
+# and NVIDIA's bandwidth.
 # Network: a 400 Gb/s adapter per GPU in DGX H100, H200 and B200, 200 Gb/s in DGX A100; AWS g6e.48xlarge for L40S.
 CHIPS = {
     "TPU v5 lite": Chip(15.75, 197e12, 819e9, 200e9, 25e9 / 8),

@@ -93,9 +93,9 @@ def test_a_template_keeps_what_is_given(client, model):
 
 def test_a_generation_ends_with_an_error_at_its_time_limit(model):
     client = TestClient(application(model, {}, "", 1e-6), base_url="http://localhost")
-    events = told(client.post("/generate", json=ASKED).text)
-    assert [event["type"] for event in events] == ["place", "start", "error"] and "1e-06 seconds" in events[-1]["message"]
-    assert [event["type"] for event in told(client.post("/generate", json=ASKED).text)][0] == "place", "the next one runs"
+    for _ in range(2):
+        events = told(client.post("/generate", json=ASKED).text)
+        assert [event["type"] for event in events] == ["place", "start", "error"] and "1e-06 seconds" in events[-1]["message"]
 
 
 def test_an_error_does_not_repeat_a_long_request(client):

@@ -161,6 +161,9 @@ def test_a_run_may_continue_with_other_buckets_below_the_largest(tmp_path):
         assert again.config.data.prompt_buckets == buckets and again.fingerprint == first.fingerprint
         assert json.loads((workdir / "config.json").read_text())["data"]["prompt_buckets"] == list(buckets)
         assert json.loads((workdir / "data.json").read_text())["prompt_buckets"] == [largest]
+    (workdir / "config.json").unlink()
+    for _ in range(2):
+        assert open_experiment(tiny(data__prompt_buckets=(2, largest)), workdir).fingerprint == first.fingerprint
     for buckets in ((largest, largest + 1), (1, largest - 1)):
         assert "differing keys: data.prompt_buckets" in message_of(tiny(data__prompt_buckets=buckets), workdir)
 
@@ -170,6 +173,14 @@ def test_a_run_of_an_earlier_version_with_several_buckets_keeps_its_fingerprint(
     began = configuration.fingerprint(tiny(data__prompt_buckets=(2, largest)))
     open_experiment(tiny(data__prompt_buckets=(2, largest)), workdir)
     assert open_experiment(tiny(), workdir).fingerprint == began == open_experiment(tiny(), workdir).fingerprint
+
+
+def test_a_configuration_without_buckets_is_an_error_of_one_line(tmp_path):
+    workdir = tmp_path / "run"
+    open_experiment(tiny(), workdir)
+    values = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(values | {"data": values["data"] | {"prompt_buckets": []}}))
+    assert "differing keys: data.prompt_buckets" in message_of(tiny(), workdir)
 
 
 def message_of(config, workdir) -> str:
