@@ -3,7 +3,7 @@
     python benchmarks/int8_base.py --run=RUN [--output benchmarks/results/int8_base.md]
 
 The tiny LLaDA is that of tests/model/fixtures/llada_tiny, with the recorded input; its tokens are predicted at every position.
-RUN is a run without adapters, such as `--config=arithmetic.py --config.rl.iterations=0`. Its tokens are predicted at masked
+RUN is a run without adapters, such as that of launch/local.sh. Its tokens are predicted at masked
 positions of completions that the float32 model has sampled. KL is that of the int8 distribution from the float32 one, in nats
 per token. A greedy token changes if the two distributions have another most likely token. Accuracies are on the same test
 problems, with the run's evaluation sampler. Prints a table; --output also writes it.
