@@ -38,7 +38,7 @@ CASES = (
 
 def sampled_batch(run, problems: int, mesh) -> GroupBatch:
     """Samples a completion of each test problem as in rollouts; negative advantages make the estimators use upper bounds."""
-    decode, task = run.config.sampler, run.config.task.copy_and_resolve_references()
+    decode, task = run.config.sampler.decode, run.config.task.copy_and_resolve_references()
     task.test_problems = problems
     length, prompt_length = decode.completion_length, run.config.data.prompt_buckets[-1]
     of_test = arithmetic.load(task, "test", 0)
@@ -48,7 +48,9 @@ def sampled_batch(run, problems: int, mesh) -> GroupBatch:
     number = np.arange(problems, dtype=np.uint32)
     keys = completion_keys(jax.random.key(0), prompts.problem_id, number, 0)
     canvas = np.full((problems, length), run.model.mask_id, np.int32)
-    done = to_host(sample(run.policy(), *shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh), keys, run.model, decode))
+    done = to_host(
+        sample(run.policy(), *shard_batch((prompts.tokens, prompts.prompt_mask, canvas), mesh), keys, run.model, decode)
+    )
     shape = (problems, 1, length)
     tokens = done.tokens.reshape(shape)
     return GroupBatch(
@@ -115,9 +117,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def table(cases: list[dict]) -> str:
     rows = ["| estimator | views | upper bound's share | nats per token | bias | deviation |", "|---|---|---|---|---|---|"]
     for case in cases:
-        rows.append(
-            "| {estimator} | {samples} | {upper_weight} | {mean:.4f} | {bias:+.4f} | {deviation:.4f} |".format(**case)
-        )
+        rows.append("| {estimator} | {samples} | {upper_weight} | {mean:.4f} | {bias:+.4f} | {deviation:.4f} |".format(**case))
     return "\n".join(rows) + "\n"
 
 

@@ -11,10 +11,11 @@ import jax
 from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
+from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
-from igpo_jax.plan.programs import GIB, abstract_leaves, fitted_model, iteration_seconds, measure, programs, shard_bytes
+from igpo_jax.plan.programs import GIB, abstract_leaves, fitted, iteration_seconds, measure, programs
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh
@@ -74,15 +75,16 @@ def measure_task(task: Task, overrides: str, mesh: Mesh) -> dict[str, Any]:
     """Compiles a task's programs until one does not fit. Returns the largest need in GiB, whether all fit, and, if so, the
     programs' records."""
     config = load(task, overrides)
-    model, _ = fitted_model(config, mesh)
+    run = fitted(config, mesh)
+    config, model = run.config, run.model
     limit, records = MOST * device_memory_gib(mesh.devices.flat[0]), []
-    wanted = [program for program in programs(config, model, mesh) if program.name in task.programs]
+    wanted = [program for program in programs(run) if program.name in task.programs]
     # What is held without any temporary array; compiling the program would only add to it.
     held = max(shard_bytes({id(x): x for x in abstract_leaves((p.arguments, p.resident))}) for p in wanted) / GIB
     if held > limit:
         return {"overrides": overrides, "limit_gib": limit, "peak_gib": held, "fits": False, "attention": model.attention}
     for program in wanted:
-        record = measure(program, mesh)
+        record = measure(program)
         if task.config == "math.py" and task.programs == ("evaluate",):  # a process that only generates holds nothing else
             record["peak_gib"] -= sum(record["resident_gib"].values())
         records.append(record)

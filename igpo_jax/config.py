@@ -68,17 +68,30 @@ class DataConfig:
     overflow: str = checked("error", one_of("error", "drop"))  # for problems whose prompt or solution does not fit
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig(DecodeConfig):
-    """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for test problems."""
-
-    problems: int = checked(500, at_least(1))  # the first ones of the test split
-    batch_size: int = checked(128, at_least(1))
+class DecodeSection(DecodeConfig):
+    """Section of the configuration with the settings of a sampler and other keys."""
 
     @property
     def decode(self) -> DecodeConfig:
         """Sampler settings of this section, without its other keys, so that equal samplers share compiled programs."""
         return DecodeConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DecodeConfig)})
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig(DecodeSection):
+    """Section `sampler` of the configuration: the settings of rollouts."""
+
+    # How the weights lie on the devices while rollouts and evaluations sample. "train": as in training. "replicated": every
+    # device has a copy. "tensor": a few devices share a copy. "auto": the fastest of those that fit, see run/layout.py.
+    layout: str = checked("auto", one_of("auto", "train", "replicated", "tensor"))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig(DecodeSection):
+    """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for test problems."""
+
+    problems: int = checked(500, at_least(1))  # the first ones of the test split
+    batch_size: int = checked(128, at_least(0))  # 0: as many as fit into memory, see run/layout.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +116,8 @@ class RLConfig:
     iterations: int = checked(100, at_least(0))  # 0: no RL stage
     prompts: int = checked(16, at_least(1))  # N, per rollout
     group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare"))  # G
-    rollout_chunks: int = checked(1, at_least(1))  # sampled one after the other, to save memory
+    # Sampled one after the other, to save memory and to pad short prompts less. 0: the fastest number, see run/layout.py
+    rollout_chunks: int = checked(1, at_least(0))
     microbatches: int = checked(1, at_least(1))
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
@@ -154,7 +168,7 @@ class Config:
     model: NetworkConfig = NetworkConfig()
     lora: LoraConfig | None = None  # adapters of a frozen model; None (rank 0): all parameters are trained
     data: DataConfig = DataConfig()
-    sampler: DecodeConfig = DecodeConfig(completion_length=256, block_length=32, steps=128, temperature=1.2)  # of rollouts
+    sampler: SamplerConfig = SamplerConfig(completion_length=256, block_length=32, steps=128, temperature=1.2)  # of rollouts
     evaluation: EvaluationConfig = EvaluationConfig(completion_length=256, block_length=32, steps=128)
     sft: SFTConfig = SFTConfig()
     rl: RLConfig = RLConfig()
@@ -172,7 +186,7 @@ NUMERICS = ("param_dtype", "base_dtype", "compute_dtype", "remat", "attention", 
 SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "tied_head")
 # A run may resume with other values of these keys. They affect how a run computes, but not what it is meant to compute.
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
-RESUMABLE_KEYS += ("rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
+RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ in these only.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
@@ -238,7 +252,7 @@ def _check(config: Config) -> None:
         ("rl.prompts", rl.prompts, "rl.microbatches", rl.microbatches),
         ("rl.prompts", rl.prompts, "rl.rollout_chunks", rl.rollout_chunks),
     ):
-        require(size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
+        require(not number or size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
     for split, used in (("sft", sft.updates), ("rl", rl.iterations), ("test", True)):
         size = config.task.get(f"{split}_problems", 1)
@@ -363,7 +377,7 @@ def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
         sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
     if rl.iterations:
         sizes["rl.prompts / rl.microbatches"] = rl.prompts // rl.microbatches
-        sizes["rl.prompts * rl.group_size / rl.rollout_chunks"] = rl.prompts // rl.rollout_chunks * rl.group_size
+        sizes["rl.prompts * rl.group_size / rl.rollout_chunks"] = rl.prompts // (rl.rollout_chunks or 1) * rl.group_size
     rows = batch_size_divisor(mesh)
     require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
     check_model_divides(model, mesh, config.lora)

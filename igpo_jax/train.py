@@ -63,7 +63,9 @@ def train_and_report(experiment: Experiment) -> None:
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"
-        chosen = f"attention: {experiment.model.attention}; never drawn: MASK and {excluded}"
+        config, sampling = experiment.config, dict(experiment.sampling_mesh.shape)
+        chosen = f"attention: {experiment.model.attention}; sampler.layout: {config.sampler.layout} on {sampling}, "
+        chosen += f"{config.rl.rollout_chunks} chunks; never drawn: MASK and {excluded}"
         print(f"{experiment.workdir}: {devices}; {chosen}", flush=True)
         for split, number in experiment.dropped.items():
             place = (

@@ -3,6 +3,7 @@ rules."""
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -73,3 +74,8 @@ gathered.defvjp(lambda w, axes: (gathered(w, axes), None), _gathered_backward)
 def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:
     """Returns the logical axes of matrix "a" or "b" of an adapter for a weight with axes `row_axis` and `column_axis`."""
     return (f"adapter of {row_axis}", "rank") if part == "a" else ("rank", f"adapter of {column_axis}")
+
+
+def shard_bytes(tree: Any) -> int:
+    """Returns the number of bytes that one device holds for a tree of sharded arrays, given their shapes and shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

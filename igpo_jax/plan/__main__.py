@@ -106,7 +106,10 @@ def setting(result: dict) -> str:
     where = f"{result['devices']} x {result['device']}" + (f" in {result['slices']} slices" * (result["slices"] > 1))
     hosts = result.get("hosts", 1)  # TPU plans of earlier versions do not have the key
     where += f" on {hosts} hosts" * (hosts > 1)
-    return f"{where}, mesh: {mesh}; attention: {result['attention']}; model: {result['model']}"
+    lines = f"{where}, mesh: {mesh}; attention: {result['attention']}; model: {result['model']}"
+    sampling = ", ".join(f"{axis} {size}" for axis, size in result["sampling_mesh"].items())
+    sizes = f"{result['rollout_chunks']} chunks per rollout, {result['evaluation_batch_size']} rows per batch of an evaluation"
+    return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}), {sizes}"
 
 
 def program_table(result: dict) -> list[str]:

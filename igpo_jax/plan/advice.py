@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from igpo_jax.config import Config
 from igpo_jax.data.buckets import bucket_of, rollout_batches
 from igpo_jax.model import transformer
+from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import GIB, fitted_model, gpu_hosts, measure, programs, shard_bytes
+from igpo_jax.plan.programs import GIB, Fitted, fitted, gpu_hosts, measure, programs
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -31,39 +32,37 @@ def plan(
     run fits into memory, and advice. Calls `report` with the record of each program as soon as the program is compiled. Raises
     ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh. `lengths`,
     int [n], are prompt lengths for `typical_rollout`."""
-    model, shape_from = fitted_model(config, mesh)
+    run = fitted(config, mesh, lengths)
+    config, model = run.config, run.model
     device = mesh.devices.flat[0]
     memory, records = device_memory_gib(device), []
-    wanted = programs(config, model, mesh)
+    wanted = programs(run)
     if set(only) - {program.name for program in wanted}:
         raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in wanted)}")
     for program in wanted:
         if not only or program.name in only:
-            records.append(measure(program, mesh))
+            records.append(measure(program))
             report(records[-1])
     peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
     result: dict[str, Any] = {"device": device.device_kind, "devices": mesh.devices.size}
     result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
-    result |= {"mesh": dict(mesh.shape), "model": shape_from}
-    result["attention"] = model.attention
+    result |= {"mesh": dict(mesh.shape), "model": run.shape_from, "attention": model.attention}
+    result |= {"layout": config.sampler.layout, "sampling_mesh": dict(run.sampling_mesh.shape)}
+    result |= {"rollout_chunks": config.rl.rollout_chunks, "evaluation_batch_size": config.evaluation.batch_size}
     result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
-    if lengths is not None and (rollouts := typical_rollout(config, model, mesh, records, lengths, report)):
+    if lengths is not None and (rollouts := typical_rollout(run, records, lengths, report)):
         result["rollouts"] = rollouts
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}
 
 
 def typical_rollout(
-    config: Config,
-    model: ModelConfig,
-    mesh: Mesh,
-    records: list[dict[str, Any]],
-    lengths: np.ndarray,
-    report=lambda record: None,
+    run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report=lambda record: None
 ) -> dict[str, Any] | None:
     """Estimates a call of the sampler for prompts of these lengths, int [n]. Compiles the sampler for the smallest prompt bucket
     and interpolates linearly between it and the largest one, whose record is in `records`, because nearly all work is
     proportional to the number of positions. Returns the means of the positions per row and of the seconds per call, or None if
     there is one bucket, no estimate, or no prompt that fits."""
+    config = run.config
     buckets, length = config.data.prompt_buckets, config.sampler.completion_length
     largest = [
         record["estimated_seconds"] for record in records if record["name"] == "sample" and "estimated_seconds" in record
@@ -72,8 +71,8 @@ def typical_rollout(
     if not config.rl.iterations or not largest or len(buckets) == 1 or not fitting.size:
         return None
     smallest = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt_buckets=buckets[:1]))
-    [program] = (program for program in programs(smallest, model, mesh) if program.name == "sample")
-    shortest = measure(program, mesh) | {"name": "sample, smallest prompt bucket"}
+    [program] = (program for program in programs(run._replace(config=smallest)) if program.name == "sample")
+    shortest = measure(program) | {"name": "sample, smallest prompt bucket"}
     report(shortest)
     if "estimated_seconds" not in shortest:
         return None
@@ -93,9 +92,8 @@ def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        model, _ = fitted_model(changed, mesh)
-        [program] = (program for program in programs(changed, model, mesh) if program.name == name)
-        records[remat] = measure(program, mesh)
+        [program] = (program for program in programs(fitted(changed, mesh)) if program.name == name)
+        records[remat] = measure(program)
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
     # If the chip is unknown, there are no estimates. Then this is the first value that fits, which recomputes least.
     choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)

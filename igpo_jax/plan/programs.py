@@ -1,14 +1,14 @@
 """Measures the memory and work of a training run's programs on one device by compiling them; no arrays are allocated."""
 
 import dataclasses
-import math
 import pathlib
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,13 +22,14 @@ from igpo_jax.diffusion.sampler_error import PROBED, block_errors
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
 from igpo_jax.model.fitting import fit_to_devices
-from igpo_jax.model.sharding import Params
+from igpo_jax.model.sharding import Params, shard_bytes
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
+from igpo_jax.run.layout import with_layout
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.files import first_line
@@ -53,6 +54,7 @@ class Program:
     arguments: tuple  # of a call in the run, with shapes and shardings in place of arrays
     resident: dict[str, Any]  # name -> shapes of arrays in memory during the call; `measure` does not count arguments twice
     used: bool  # whether the run calls the program
+    mesh: Mesh
     per_iteration: int = 0  # calls in an RL iteration that has one batch of prompts and no second attempts
 
 
@@ -73,20 +75,32 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
     return model, path
 
 
-def fitted_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, str]:
-    """Returns what `planned_model` does, with the settings that depend on the devices. Raises ValueError if a size cannot be
-    divided evenly over the mesh."""
+class Fitted(NamedTuple):
+    """A configuration whose settings that depend on the devices have been chosen, as a run chooses them."""
+
+    config: Config
+    model: ModelConfig
+    mesh: Mesh
+    sampling_mesh: Mesh
+    shape_from: str  # see `planned_model`
+
+
+def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fitted:
+    """Returns the configuration that a run would have on a mesh, see `with_layout`. Raises ValueError if a size cannot be divided
+    evenly over the mesh."""
     model, shape_from = planned_model(config)
     model = fit_to_devices(model, mesh, configuration.row_lengths(config))
     configuration.check_divisibility(config, model, mesh)
-    return model, shape_from
+    config, sampling_mesh = with_layout(config, model, mesh, lengths)
+    return Fitted(config, model, mesh, sampling_mesh, shape_from)
 
 
 class Shapes:
     """Shapes and shardings of a training run's arrays. Programs that use the same array share one object, so that `measure`
     counts the array once."""
 
-    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh):
+    def __init__(self, run: Fitted):
+        config, model, mesh, self.sampling_mesh, _ = run
         rl, sft = config.rl, config.sft
         self.config, self.model, self.mesh = config, model, mesh
         self.policy = policy = Policy(model, config.lora)
@@ -96,7 +110,6 @@ class Shapes:
         self.sft_state = TrainState.abstract(self.sft_optimizer, policy, mesh)
         self.rl_state = TrainState.abstract(self.rl_optimizer, policy, mesh)
         self.base = policy.abstract_base(mesh)
-        self.sampling_params = policy.abstract_sampling(self.rl_state.params, self.base, mesh)
         frozen: dict[str, Any] = {} if config.lora is None else {"frozen": self.base}
         if config.lora is None:
             self.reference: Any = transformer.abstract(in_compute_dtype(model), mesh)
@@ -107,30 +120,37 @@ class Shapes:
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.key = host(key.dtype, *key.shape)
 
-    def rows(self, dtype, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(BATCH)))
+    def for_sampling(self, state: TrainState) -> Params:
+        """Returns the shapes of the parameters for sampling with a training state."""
+        if self.sampling_mesh == self.mesh:
+            return self.policy.abstract_sampling(state.params, self.base, self.mesh)
+        return self.policy.abstract_for_sampling(self.sampling_mesh)
 
-    def sft_batch(self, rows: int) -> SFTBatch:
-        prompt = self.rows(jnp.int32, rows, self.prompt_length), self.rows(jnp.bool_, rows, self.prompt_length)
-        return SFTBatch(*prompt, self.rows(jnp.int32, rows, self.length))
+    def rows(self, dtype, *shape: int, mesh: Mesh | None = None) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh or self.mesh, P(BATCH)))
+
+    def sft_batch(self, rows: int, mesh: Mesh | None = None) -> SFTBatch:
+        tokens, mask = (self.rows(dtype, rows, self.prompt_length, mesh=mesh) for dtype in (jnp.int32, jnp.bool_))
+        return SFTBatch(tokens, mask, self.rows(jnp.int32, rows, self.length, mesh=mesh))
 
     def sampling(self, rows: int, decode: DecodeConfig, params: Params) -> tuple:
         """Returns the shapes of the arguments of `denoise_block` and `block_errors` for a batch of `rows` completions."""
-        state = DecodeState.abstract(rows, self.prompt_length, decode, self.mesh)
+        state = DecodeState.abstract(rows, self.prompt_length, decode, self.sampling_mesh)
         return params, state, host(jnp.int32), self.model, decode
 
 
-def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
+def programs(run: Fitted) -> list[Program]:
     """Returns the programs that take most of a training run's time, with the shapes and shardings of their arguments."""
-    shapes, has_rl = Shapes(config, model, mesh), config.rl.iterations > 0
+    config, model, mesh, sampling_mesh, _ = run
+    shapes, has_rl = Shapes(run), config.rl.iterations > 0
     evaluates = has_rl or (config.sft.updates > 0 and config.sft.eval_every > 0)
     state, resident = (shapes.rl_state, shapes.rl_resident) if has_rl else (shapes.sft_state, shapes.sft_resident)
-    params = shapes.policy.abstract_sampling(state.params, shapes.base, mesh)
+    params = shapes.for_sampling(state)
     arguments = shapes.sampling(config.evaluation.batch_size, config.evaluation.decode, params)
-    evaluate = Program("evaluate", denoise_block, arguments, resident, evaluates)
+    evaluate = Program("evaluate", denoise_block, arguments, resident, evaluates, sampling_mesh)
     found = sft_programs(shapes)
     if shapes.policy.makes_copy():
-        found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, 1))
+        found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, mesh, 1))
     return [*found, *rl_programs(shapes), evaluate]
 
 
@@ -141,39 +161,40 @@ def sft_programs(shapes: Shapes) -> list[Program]:
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
         arguments = (shapes.sft_state, shapes.sft_batch(sft.batch_size), shapes.key, shapes.base)
-        found.append(Program("sft", update, arguments, {}, sft.updates > 0))
+        found.append(Program("sft", update, arguments, {}, sft.updates > 0, mesh))
     if sft.updates and sft.eval_every and sft.heldout:
         rows = config.evaluation.batch_size
-        params = shapes.policy.abstract_sampling(shapes.sft_state.params, shapes.base, mesh)
-        masks = Corruption(shapes.rows(jnp.bool_, rows, shapes.length), shapes.rows(jnp.float32, rows))
-        arguments = (params, *jax.tree.leaves(shapes.sft_batch(rows)), masks, shapes.model)
-        found.append(Program("heldout", heldout_bound, arguments, shapes.sft_resident, True))
+        params, mesh = shapes.for_sampling(shapes.sft_state), shapes.sampling_mesh
+        masks = Corruption(shapes.rows(jnp.bool_, rows, shapes.length, mesh=mesh), shapes.rows(jnp.float32, rows, mesh=mesh))
+        arguments = (params, *jax.tree.leaves(shapes.sft_batch(rows, mesh)), masks, shapes.model)
+        found.append(Program("heldout", heldout_bound, arguments, shapes.sft_resident, True, mesh))
     return found
 
 
 def rl_programs(shapes: Shapes) -> list[Program]:
-    config, model, mesh = shapes.config, shapes.model, shapes.mesh
-    rl, objective, params = config.rl, config.objective, shapes.sampling_params
+    config, model, mesh, sampling_mesh = shapes.config, shapes.model, shapes.mesh, shapes.sampling_mesh
+    rl, objective, params, decode = config.rl, config.objective, shapes.for_sampling(shapes.rl_state), config.sampler.decode
+    scoring_params = shapes.policy.abstract_sampling(shapes.rl_state.params, shapes.base, mesh)
     used, resident, g, length = rl.iterations > 0, shapes.rl_resident, rl.group_size, shapes.length
     at_once = rl.prompts // rl.rollout_chunks
-    sampling = shapes.sampling(at_once * g, config.sampler, params)
-    found = [Program("sample", denoise_block, sampling, resident, used, rl.rollout_chunks * config.sampler.blocks)]
-    if config.sampler.cache != "none":
-        number = batch_size_divisor(mesh) * -(-PROBED // batch_size_divisor(mesh))
-        probe = shapes.sampling(number, config.sampler, params)
-        found.append(Program("probe", block_errors, probe, resident, used and rl.probe_every > 0))
+    sampling = shapes.sampling(at_once * g, decode, params)
+    found = [Program("sample", denoise_block, sampling, resident, used, sampling_mesh, rl.rollout_chunks * decode.blocks)]
+    if decode.cache != "none":
+        number = batch_size_divisor(sampling_mesh) * -(-PROBED // batch_size_divisor(sampling_mesh))
+        probe = shapes.sampling(number, decode, params)
+        found.append(Program("probe", block_errors, probe, resident, used and rl.probe_every > 0, sampling_mesh))
     problems, canvas, trace = host(jnp.uint32, at_once), host(jnp.int32, at_once * g, length), host(jnp.int32, at_once, length)
     trace_length, hintable = host(jnp.int32, at_once), host(jnp.bool_, at_once, length)
     ratios = host(jnp.float32), host(jnp.float32)
     hinting = (shapes.key, problems, canvas, trace, trace_length, hintable, config.inpainting, ratios)
     hinted = used and config.inpainting.policy != "none"
-    found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted))
+    found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted, mesh))
     groups = GroupBatch.abstract(mesh, rl.prompts, g, shapes.prompt_length, length)
-    scoring = (params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
-    found.append(Program("score", compute_logprobs, scoring, resident, used, 1))
+    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
+    found.append(Program("score", compute_logprobs, scoring, resident, used, mesh, 1))
     update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, rl.microbatches)
     updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
-    found.append(Program("update", update, updating, resident, used, objective.inner_steps))
+    found.append(Program("update", update, updating, resident, used, mesh, objective.inner_steps))
     return found
 
 
@@ -182,7 +203,7 @@ def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
+def measure(program: Program) -> dict[str, Any]:
     """Compiles a program and measures how much memory and work it needs on one device. Returns a record for JSON with memory in
     GiB, FLOPs, bytes of memory traffic, and estimated seconds. If the compiler rejects the program because it is too large,
     `error` in the record is the compiler's message, and `peak_gib` is computed from this message."""
@@ -197,7 +218,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
     others = sum(resident.values())
     record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration, "resident_gib": resident}
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(program.mesh):
             compiled = program.function.lower(*program.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
@@ -207,7 +228,7 @@ def measure(program: Program, mesh: Mesh) -> dict[str, Any]:
         return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
     twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # bytes of repeated arguments
-    own = read_compiled(compiled, mesh, twice)
+    own = read_compiled(compiled, program.mesh, twice)
     return record | own | {"peak_gib": own["peak_gib"] + others, "compile_seconds": seconds}
 
 
@@ -263,8 +284,3 @@ def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
     exchanging = sum(n / (chip.network if far else chip.link) for (_, far), n in cost.received.items())
     total = max(working + exchanging, 1e-12)
     return {"estimated_seconds": total, "communication_share": exchanging / total}
-
-
-def shard_bytes(tree: Any) -> int:
-    """Returns the number of bytes that one device holds for a tree of sharded arrays, given their shapes and shardings."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

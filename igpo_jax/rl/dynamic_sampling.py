@@ -14,7 +14,7 @@ from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import equal_rewards
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, SampleStats, concatenate, rollout_metrics
-from igpo_jax.runtime.mesh import shard_batch, to_host
+from igpo_jax.runtime.mesh import shard_batch
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
@@ -42,10 +42,10 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Merges the batches of an iteration into one rollout with the groups that `chosen_groups` chooses. The metrics of the
-    rollout cover all sampled groups."""
+    """Merges the batches of an iteration into one rollout with the groups that `chosen_groups` chooses, and moves these groups to
+    `mesh`, the mesh of training. The metrics of the rollout cover all sampled groups."""
     if len(parts) == 1:
-        return parts[0]
+        return dataclasses.replace(parts[0], groups=shard_batch(parts[0].groups, mesh))
     sampled = _joined(parts)
     chosen = chosen_groups(mixed_groups(parts))
     kept = np.flatnonzero(np.isin(sampled.triggered, chosen))
@@ -67,7 +67,7 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
     n, width = len(parts[0].replaced), max(part.groups.prompt.shape[1] for part in parts)
     second = [part.second for part in parts if part.second is not None]
     return Rollout(
-        groups=concatenate([_widened(to_host(part.groups), width) for part in parts]),
+        groups=concatenate([_widened(part.groups, width) for part in parts]),
         first=concatenate([part.first for part in parts]),
         second=concatenate(second) if second else None,
         triggered=np.concatenate([number * n + part.triggered for number, part in enumerate(parts)]),

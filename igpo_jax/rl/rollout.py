@@ -24,7 +24,7 @@ from igpo_jax.rl.hints import InpaintingConfig, inpaint, max_replaced, ratio_ran
 from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import advantages
-from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
+from igpo_jax.runtime.mesh import batch_size_divisor, to_host
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.tasks.grades import Grades
 
@@ -101,7 +101,7 @@ class SampleStats:
 class Rollout:
     """Result of a rollout: the groups of completions for the updates, the attempts that produced them, and metrics."""
 
-    groups: GroupBatch  # the input of the updates
+    groups: GroupBatch  # the input of the updates, on the host until `dynamic_sampling.merge`
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
     triggered: np.ndarray  # int[t], groups whose first attempts are all wrong, and that are allowed a second one
@@ -128,6 +128,7 @@ def rollout(
         prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
             and of the product of the mesh sizes data and fsdp. With inpainting.source="own", the traces are earlier correct
             completions of this policy, and problems that have none are not sampled a second time.
+        mesh: mesh of `params`. The function must run under `jax.set_mesh(mesh)`.
         key: PRNG key of the iteration's batch. Random draws depend only on the key, the problem and the completion's index.
         check_preemption: function that may raise an exception. All processes call it after every chunk of prompts."""
     context = RolloutContext(params, grade, key, cfg, mesh, check_preemption)
@@ -153,7 +154,7 @@ def rollout(
         loss_mask=until_end & graded[..., None],
         advantages=advantages(final.grades.rewards, graded, cfg.normalize_advantages),
     )
-    sampled = Rollout(shard_batch(groups, mesh), first, second, triggered, replaced, final, stats)
+    sampled = Rollout(groups, first, second, triggered, replaced, final, stats)
     return dataclasses.replace(sampled, metrics=rollout_metrics(sampled, cfg.model.eos_id))
 
 

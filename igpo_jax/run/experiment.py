@@ -23,6 +23,7 @@ from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.run.layout import with_layout
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_stages, has_checkpoints
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
@@ -70,7 +71,8 @@ class Experiment:
     dropped: dict[str, int]  # sft | rl | heldout -> number of training problems that are also in the test split or held out
     tokenizer: Tokenizer
     model: ModelConfig
-    mesh: Mesh
+    mesh: Mesh  # of training
+    sampling_mesh: Mesh  # of rollouts and evaluations, with the same devices; see run/layout.py
     sft_data: SFTBatch | None
     heldout: SFTBatch | None  # excluded from supervised training; None if sft.heldout is 0
     rl_data: ProblemSet | None
@@ -157,11 +159,11 @@ class Experiment:
         return text and f"{text} (reward.max_ungraded={limit:g})"
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> Grades:
-        """Samples and grades a completion for each test problem. Returns grades [problems, 1]. After every batch, all processes
-        call `check_preemption`, which may raise an exception."""
+        """Samples and grades a completion for each test problem. Returns grades [problems, 1]. Must run under
+        `jax.set_mesh(sampling_mesh)`. After every batch, all processes call `check_preemption`, which may raise an exception."""
         evaluation, test = self.config.evaluation, self.test_data
         requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
-        batching = Batching(self.mesh, evaluation.batch_size, self.config.data.prompt_buckets)
+        batching = Batching(self.sampling_mesh, evaluation.batch_size, self.config.data.prompt_buckets)
         completions = np.zeros_like(requests.canvas)
         for rows, done in complete(params, requests, jax.random.key(0), self.model, evaluation.decode, batching):
             completions[rows] = done.tokens
@@ -313,9 +315,11 @@ def _with_data(
     for arrays, key, size in (sft_data, "sft.batch_size", config.sft.batch_size), (prompts, "rl.prompts", config.rl.prompts):
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
+    lengths = prompts.prompt_mask.sum(axis=1) if prompts is not None else None
+    config, sampling_mesh = with_layout(config, model, mesh, lengths)
     pool = reward_pool(config.task, config.reward)
     arrays = (sft_data, heldout, rl_data, test_data)
-    return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, *arrays, pool)
+    return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, sampling_mesh, *arrays, pool)
 
 
 def _identity(stage: str, fingerprints: dict[str, str], data: dict[str, str]) -> dict[str, Any]:

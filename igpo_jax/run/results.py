@@ -43,7 +43,7 @@ def _commit() -> str | None:
 def decoding(experiment: Experiment) -> dict[str, Any]:
     """Returns the sampler settings of rollouts, those of evaluations, and the names of the settings that differ."""
     config = experiment.config
-    rollout, evaluation = dataclasses.asdict(config.sampler), dataclasses.asdict(config.evaluation.decode)
+    rollout, evaluation = dataclasses.asdict(config.sampler.decode), dataclasses.asdict(config.evaluation.decode)
     differences = [key for key in rollout if rollout[key] != evaluation[key]]
     return {"rollout": rollout, "evaluation": evaluation, "differences": differences}
 
@@ -64,6 +64,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.config.seed,
         "inpainting": experiment.config.inpainting.enabled,
         "attention": experiment.model.attention,
+        "layout": experiment.config.sampler.layout,
         "fingerprint": experiment.fingerprint,
         "data": experiment.data,
         "updates": max((row["step"] for row in rows), default=0),

@@ -111,16 +111,19 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
     model, mesh, objective, watch = stage.experiment.model, stage.experiment.mesh, config.objective, Stopwatch()
     with watch.measure("time/total"):
         key = jax.random.fold_in(state.key, state.done)
-        policy = stage.sampling_params(state)
-
-        sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, policy, key, watch)
-        parts = _sample_batches(run, state, policy, key, cfg)
+        with watch.measure("time/layout"):
+            sampling_params = stage.sampling_params(state)
+        with jax.set_mesh(stage.experiment.sampling_mesh):
+            sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, sampling_params, key, watch)
+            parts = _sample_batches(run, state, sampling_params, key, cfg)
+        del sampling_params  # log-probabilities and updates need its memory
         attempts = [attempt for part in parts for attempt in (part.first, part.second) if attempt is not None]
         stage.stop_if_ungraded(state, [attempt.grades for attempt in attempts])
         sampled = merge(parts, mesh, cfg)
         groups = sampled.groups
 
         with watch.measure("time/score"):
+            policy = stage.scoring_params(state)
             logprobs = compute_logprobs(policy, run.reference, groups, key, model, objective, mesh, config.rl.microbatches)
             seen = (logprobs.views.weight > 0).any(axis=2)
             entropy = float(jnp.mean(logprobs.entropy, where=groups.loss_mask & seen))
@@ -162,7 +165,7 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
     config = experiment.config
     return RolloutConfig(
         model=experiment.model,
-        decode=config.sampler,
+        decode=config.sampler.decode,
         inpainting=config.inpainting,
         group_size=config.rl.group_size,
         prompts_at_once=config.rl.prompts // config.rl.rollout_chunks,
@@ -203,7 +206,7 @@ def _choose_sampler(
 
 def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) -> dict[str, float]:
     """Measures the error of the cached sampler on a few of the rollout's prompts."""
-    rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.mesh
+    rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.sampling_mesh
     number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
     prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
     canvas = np.full((number, run.rollout.decode.completion_length), model.mask_id, np.int32)
@@ -224,7 +227,7 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
         if state.solution_bank is not None:
             prompts = with_own_solutions(experiment, prompts, state.solution_bank)
         batch_key = key_of_batch(key, len(parts))
-        parts.append(rollout(policy, prompts, experiment.grade, batch_key, cfg, experiment.mesh, check_preemption))
+        parts.append(rollout(policy, prompts, experiment.grade, batch_key, cfg, experiment.sampling_mesh, check_preemption))
     return parts
 
 

@@ -107,8 +107,19 @@ class Stage:
     def last_logged(self, metric: str) -> float | None:
         return last_logged(self.experiment.workdir, self.name, metric)
 
-    def sampling_params(self, state: IterationState) -> Params:
+    def scoring_params(self, state: IterationState) -> Params:
+        """Returns the policy's parameters for log-probabilities, on the mesh of training."""
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
+
+    def sampling_params(self, state: IterationState) -> Params:
+        """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If this is not the mesh of training, they
+        are a copy. It is made once for thousands of evaluations of the network, and freed before updates need the memory."""
+        mesh = self.experiment.sampling_mesh
+        params = self.scoring_params(state)
+        if mesh == self.experiment.mesh:
+            return params
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.policy.abstract_for_sampling(mesh))
+        return jax.block_until_ready(jax.device_put(params, shardings))
 
     def check_preemption(self, state: IterationState) -> None:
         """Saves the state and raises Terminated if a termination signal has arrived. The resumed run repeats unfinished work.
@@ -152,8 +163,9 @@ class Stage:
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
             params = self.sampling_params(state)
-            metrics = heldout(params, check_preemption)
-            grades = self.experiment.verdicts(params, check_preemption)
+            with jax.set_mesh(self.experiment.sampling_mesh):
+                metrics = heldout(params, check_preemption)
+                grades = self.experiment.verdicts(params, check_preemption)
         self.stop_if_ungraded(state, [grades])
         correct, graded = grades.correct[:, 0], grades.graded[:, 0]
         accuracy = float(correct[graded].mean(dtype=np.float64))

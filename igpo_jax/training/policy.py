@@ -55,6 +55,10 @@ class Policy:
         adapters, the base is not copied, whatever its dtype."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
+    def abstract_for_sampling(self, mesh: Mesh) -> Params:
+        """Returns the shapes of the parameters that `for_sampling` returns, sharded on `mesh`."""
+        return self.abstract_sampling(self.abstract(mesh), self.abstract_base(mesh), mesh)
+
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
         """Returns the shapes of the parameters that `for_sampling` returns, given the shapes of its arguments."""
         if self.lora is not None:

@@ -1,0 +1,195 @@
+"""Layout of sampling: the mesh that the weights lie on while completions are sampled, and how many rows are sampled at a time.
+
+Training shards the weights over the mesh axis fsdp and gathers them for every evaluation of the network. Sampling evaluates the
+network many times with the same weights. If memory allows it, a copy of the weights is therefore laid out once per rollout on a
+mesh of the same devices without the axis fsdp: either a complete copy on every device ("replicated"), or copies that are each
+shared by a few neighboring devices along the axis tensor ("tensor")."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from igpo_jax.config import Config
+from igpo_jax.data.buckets import bucket_of, rollout_batches
+from igpo_jax.diffusion.sampler import refresh_interval
+from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.model import transformer
+from igpo_jax.model.fitting import ASSUMED_GIB
+from igpo_jax.model.lora import check_model_divides
+from igpo_jax.model.sharding import shard_bytes
+from igpo_jax.model.transformer import ModelConfig, forward_flops
+from igpo_jax.runtime.chips import CHIPS, Chip
+from igpo_jax.runtime.mesh import AXES, batch_size_divisor
+from igpo_jax.training.policy import Policy, in_compute_dtype
+from igpo_jax.training.state import TrainState, make_optimizer
+
+USABLE = 0.85  # share of the memory that estimates may fill
+UNKNOWN = Chip(ASSUMED_GIB, flops=1e11, hbm=1e10, link=1e10, network=1e9)  # a CPU, or a chip that `CHIPS` does not list
+MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
+
+
+class Load(NamedTuple):
+    """Rows that are sampled at a time."""
+
+    decode: DecodeConfig
+    rows: int
+    positions: int  # of each row: prompt and completion
+
+
+class Choice(NamedTuple):
+    """A way to sample, with estimates."""
+
+    layout: str  # train | replicated | tensor
+    mesh: Mesh
+    chunks: int  # rl.rollout_chunks
+    seconds: float  # of a rollout; without an RL stage, of a batch of test problems
+    memory: float  # bytes that a device holds at most
+
+
+def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None = None) -> tuple[Config, Mesh]:
+    """Replaces sampler.layout=auto, rl.rollout_chunks=0 and evaluation.batch_size=0 by values that fit into memory. Among these,
+    rollouts are estimated to be fastest. Returns the configuration and the mesh for sampling. The result depends only on the
+    arguments and on the kind of the devices, so all hosts get the same one. Raises ValueError if the layout is impossible.
+
+    Args:
+        lengths: prompt lengths of the RL problems in tokens, int [n]. None: all prompts fill the largest bucket."""
+    choices = list(sampling_choices(config, model, mesh, lengths))
+    if not choices:
+        rows = "the rows of a chunk (rl.prompts / rl.rollout_chunks * rl.group_size)"
+        shared = f"the {mesh.devices.size} devices and the network's heads must divide evenly into copies, and {rows} over them"
+        raise ValueError(f"sampler.layout={config.sampler.layout!r} is impossible: {shared}; use auto")
+    limit = USABLE * _chip(mesh).memory_gib * 2**30
+    fitting = [choice for choice in choices if choice.memory <= limit]
+    best = min(fitting, key=lambda choice: choice.seconds) if fitting else min(choices, key=lambda choice: choice.memory)
+    divisor = math.lcm(batch_size_divisor(mesh), batch_size_divisor(best.mesh))
+    size = config.evaluation.batch_size
+    if not size:
+        rest = limit - held_bytes(config, model, mesh, best.mesh)
+        sizes = [
+            divisor << n
+            for n in range((min(config.evaluation.problems, MOST_ROWS) - 1).bit_length())
+            if divisor << n <= MOST_ROWS
+        ]
+        size = max((n for n in sizes if temporary_bytes(model, best.mesh, _evaluated(config, n)) <= rest), default=divisor)
+    changed = dataclasses.replace(
+        config,
+        sampler=dataclasses.replace(config.sampler, layout=best.layout),
+        rl=dataclasses.replace(config.rl, rollout_chunks=best.chunks),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=-(-size // divisor) * divisor),  # the last batch is filled
+    )
+    return changed, best.mesh
+
+
+def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None) -> Iterator[Choice]:
+    """Yields every possible combination of a layout and a number of chunks. Leaves out layouts over whose copies the rows of a
+    chunk cannot be divided evenly. See `with_layout` for the arguments. `check_divisibility` must have passed."""
+    rl, evaluated = config.rl, config.evaluation.batch_size
+    numbers = [n for n in range(1, rl.prompts + 1) if rl.prompts % n == 0 and rl.rollout_chunks in (0, n)]
+    for name, other in sampling_meshes(config, model, mesh):
+        held = held_bytes(config, model, mesh, other)
+        for chunks in numbers if rl.iterations else numbers[:1]:
+            rows = rl.prompts // chunks * rl.group_size
+            if rl.iterations and rows % batch_size_divisor(other):
+                continue
+            work = _rollout_loads(config, chunks, lengths) if rl.iterations else [(_evaluated(config, evaluated or 1), 1.0)]
+            loads = [load for load, _ in work] + ([_evaluated(config, evaluated)] if evaluated else [])
+            memory = held + max(temporary_bytes(model, other, load) for load in loads)
+            seconds = sum(times * sampling_seconds(model, other, load) for load, times in work)
+            yield Choice(name, other, chunks, seconds, memory)
+
+
+def sampling_meshes(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[tuple[str, Mesh]]:
+    """Yields the name and the mesh of every layout that config.sampler.layout permits. All meshes have the devices in the same
+    order. Devices that share a copy of the weights are in one TPU slice, or on one host with GPUs."""
+    wanted, number = config.sampler.layout, mesh.devices.size
+    if wanted in ("auto", "train"):
+        yield "train", mesh
+    for shared in (size for size in range(1, number + 1) if number % size == 0):
+        name, devices = "tensor" if shared > 1 else "replicated", mesh.devices.reshape(-1, 1, shared)
+        is_near = all(len({_unit(device) for device in group}) == 1 for group in devices.reshape(-1, shared))
+        if wanted not in ("auto", name) or not is_near or (wanted == "auto" and devices.shape == mesh.devices.shape):
+            continue
+        other = Mesh(devices, AXES, axis_types=mesh.axis_types)
+        try:
+            check_model_divides(model, other, config.lora)
+        except ValueError:
+            continue
+        yield name, other
+
+
+def _unit(device: Any) -> int:
+    """Returns the number of a TPU's slice, or of the host of another device."""
+    return (getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else device.process_index
+
+
+def _chip(mesh: Mesh) -> Chip:
+    return CHIPS.get(mesh.devices.flat[0].device_kind, UNKNOWN)
+
+
+def _evaluated(config: Config, rows: int) -> Load:
+    return Load(config.evaluation.decode, rows, config.data.prompt_buckets[-1] + config.evaluation.completion_length)
+
+
+def _rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
+    """Returns the loads of a rollout without second attempts, one per prompt bucket, and how often each is sampled on average."""
+    rl, buckets = config.rl, config.data.prompt_buckets
+    lengths = np.array(buckets[-1:]) if lengths is None else lengths[lengths <= buckets[-1]]
+    padded = [bucket_of(batch.max(), buckets) for batch in rollout_batches(lengths, rl.prompts, chunks)]
+    rows, length = rl.prompts // chunks * rl.group_size, config.sampler.completion_length
+    return [(Load(config.sampler.decode, rows, size + length), chunks * padded.count(size) / len(padded)) for size in buckets]
+
+
+def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> int:
+    """Returns the bytes that a device holds of the training state, the frozen and the reference parameters, and the parameters
+    for sampling."""
+    policy, stage = Policy(model, config.lora), config.rl if config.rl.iterations else config.sft
+    state = TrainState.abstract(make_optimizer(stage.optimizer, 1, policy), policy, mesh)
+    base = policy.abstract_base(mesh)
+    # The reference of an RL stage has its own copy if there are no adapters.
+    reference = policy.abstract_for_sampling(mesh) if base is None and config.rl.iterations else None
+    copied = policy.abstract_for_sampling(sampling) if sampling is not mesh or policy.makes_copy() else None
+    return shard_bytes((state, base, reference, copied))
+
+
+def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
+    """Estimates the bytes that a device needs to sample a load, besides the parameters."""
+    decode, shared, layer = load.decode, mesh.shape["tensor"], model.width * (2 * model.width + 3 * model.mlp_width)
+    number = 2 if model.compute_dtype == "bfloat16" else 4
+    rows = load.rows / batch_size_divisor(mesh) * (2 if decode.cfg_scale > 0 else 1)
+    keys = model.kv_heads * model.head_size
+    stream = rows * load.positions * (6 * model.width + (3 * model.mlp_width + 2 * keys) / shared) * number
+    scores = rows * model.heads / shared * load.positions**2 * (4 + number) * (model.attention == "xla")
+    logits = 3 * 4 * rows * decode.block_length * model.vocab_size / shared
+    cache = 4 * number * model.layers * rows * load.positions * keys / shared * (decode.cache != "none")
+    head = model.vocab_size * model.width
+    gathered = number / shared * (2 * layer + head) * (mesh.shape["fsdp"] > 1)
+    return max(stream + scores, logits) + cache + gathered
+
+
+def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
+    """Estimates the seconds that sampling a load takes at the chip's published peaks. Communication is not hidden."""
+    decode, every = load.decode, refresh_interval(load.decode)
+    full = -(-decode.steps_per_block // every)
+    window = decode.block_length if decode.cache == "dual" else decode.completion_length // 2
+    whole = evaluation_seconds(model, mesh, load, load.positions)
+    cached = evaluation_seconds(model, mesh, load, window) if full < decode.steps_per_block else 0.0
+    return decode.blocks * (full * whole + (decode.steps_per_block - full) * cached)
+
+
+def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: int) -> float:
+    """Estimates the seconds of an evaluation of the network at `positions` positions of each row of a load."""
+    chip, shared, number = _chip(mesh), mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
+    rows = load.rows / batch_size_divisor(mesh) * (2 if load.decode.cfg_scale > 0 else 1)
+    flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared
+    used = shard_bytes(transformer.abstract(in_compute_dtype(model), mesh)) * mesh.shape["fsdp"]
+    stream, cached = rows * positions * model.width * number, positions < load.positions
+    moved = 2 * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
+    moved += 2 * number * model.layers * rows * load.positions * model.kv_heads * model.head_size / shared * cached
+    # Weights are gathered over fsdp; over tensor, two sums of each layer's outputs are exchanged.
+    received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * stream * (1 - 1 / shared)
+    near = len({_unit(device) for device in mesh.devices[0].flat}) == 1
+    return max(flops / chip.flops, moved / chip.hbm) + received / (chip.link if near else chip.network)
