@@ -126,20 +126,19 @@ class _Program:
             total.received[kind, far] += received
         return total
 
-    def _fusion_bytes(self, fusion: Instruction) -> float:
-        """Returns the number of bytes that a fusion reads and writes. If the fusion only slices an array, or updates a slice of
-        an array in place, only the bytes of the slice count."""
-        instructions, root = self._fused(fusion), self._same[fusion]
-        results = root.operands if root.opcode == "tuple" else [root]
+    def _results(self, fusion: Instruction) -> list[Instruction]:
+        root = self._same[fusion]
+        return root.operands if root.opcode == "tuple" else [root]
+
+    def _elements_read(self, fusion: Instruction) -> dict[Instruction, int]:
+        """Returns how many elements of each of its parameters a fusion reads. If it only slices an array, or updates a slice of
+        an array in place, only the elements of the slice count."""
+        instructions, results = self._fused(fusion), self._results(fusion)
         outputs = {_behind_bitcasts(value) for value in results} | set(results)
         users = collections.defaultdict(list)
         for instruction in instructions:
             for operand in instruction.operands:
                 users[operand].append(instruction)
-
-        def in_place(value: Instruction) -> bool:
-            is_update = value.opcode == "dynamic-update-slice" and value in outputs
-            return is_update and _behind_bitcasts(value.operands[0]).opcode == "parameter"
 
         def elements_read(value: Instruction) -> int:
             if value in outputs and value.opcode != "parameter":
@@ -151,24 +150,32 @@ class _Program:
                 return 0
             if user.opcode in SLICES and value is user.operands[0]:
                 return _elements(user)
-            if in_place(user) and value is user.operands[0]:
+            if user.opcode == "fusion":  # for example a slice of the weights of all layers inside a product's fusion
+                inside = [i for i in self._fused(user) if i.opcode == "parameter" and self._same[i] is value]
+                return sum(self._elements_read(user)[parameter] for parameter in inside)
+            if user in outputs and _in_place(user) and value is user.operands[0]:
                 return 0
             if user.opcode in VIEWS and _elements(user) == _elements(value):
                 return elements_read(user)
             return _elements(value)
 
-        def read(parameter: Instruction) -> float:
+        return {i: elements_read(i) for i in instructions if i.opcode == "parameter"}
+
+    def _fusion_bytes(self, fusion: Instruction) -> float:
+        """Returns the number of bytes that a fusion reads and writes, see `_elements_read`."""
+
+        def read(parameter: Instruction, elements: int) -> float:
             size = _bytes(parameter.shape, everywhere=True)
-            return size * elements_read(parameter) / _elements(parameter) if size else 0
+            return size * elements / _elements(parameter) if size and _bytes(self._same[parameter].shape) else 0
 
         def written(value: Instruction) -> float:
             source = _behind_bitcasts(value)
-            if in_place(source):
+            if _in_place(source):
                 return _bytes(source.operands[1].shape, everywhere=True)
             return 0 if value.opcode in ("parameter", "custom-call", *COLLECTIVES) else _bytes(value.shape)
 
-        parameters = [i for i in instructions if i.opcode == "parameter"]
-        return sum(read(i) for i in parameters if _bytes(self._same[i].shape)) + sum(map(written, results))
+        reads = sum(read(parameter, elements) for parameter, elements in self._elements_read(fusion).items())
+        return reads + sum(map(written, self._results(fusion)))
 
     def _trips(self, loop: Instruction) -> int:
         """Returns the number of iterations of a loop whose counter starts at 0. Uses the trip count that the compiler has
@@ -210,6 +217,11 @@ def _matched(pattern: str, text: str) -> tuple[str, ...]:
     if match is None:
         raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
     return match.groups()
+
+
+def _in_place(value: Instruction) -> bool:
+    """Returns whether a fusion's instruction, if it is a result of the fusion, updates a slice of a parameter in place."""
+    return value.opcode == "dynamic-update-slice" and _behind_bitcasts(value.operands[0]).opcode == "parameter"
 
 
 def _behind_bitcasts(instruction: Instruction) -> Instruction:
