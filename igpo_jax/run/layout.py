@@ -29,6 +29,7 @@ from igpo_jax.training.state import TrainState, make_optimizer
 
 USABLE = 0.85  # share of the memory that estimates may fill
 UNKNOWN = Chip(ASSUMED_GIB, flops=1e11, hbm=1e10, link=1e10, network=1e9)  # a CPU, or a chip that `CHIPS` does not list
+TOLERANCE = 0.05  # fewer chunks are taken if they are estimated to be slower by at most this share
 MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
 
 
@@ -64,16 +65,16 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
         raise ValueError(f"sampler.layout={config.sampler.layout!r} is impossible: {shared}; use auto")
     limit = USABLE * _chip(mesh).memory_gib * 2**30
     fitting = [choice for choice in choices if choice.memory <= limit]
-    best = min(fitting, key=lambda choice: choice.seconds) if fitting else min(choices, key=lambda choice: choice.memory)
+    # If nothing fits, the one that needs least memory is tried.
+    fastest = min(fitting or choices, key=lambda choice: choice.seconds if fitting else choice.memory)
+    # A chunk more costs time that no estimate contains, such as starting its programs.
+    almost = [choice for choice in fitting if choice.seconds <= (1 + TOLERANCE) * fastest.seconds]
+    best = min(almost, key=lambda choice: (choice.chunks, choice.seconds), default=fastest)
     divisor = math.lcm(batch_size_divisor(mesh), batch_size_divisor(best.mesh))
     size = config.evaluation.batch_size
     if not size:
         rest = limit - held_bytes(config, model, mesh, best.mesh)
-        sizes = [
-            divisor << n
-            for n in range((min(config.evaluation.problems, MOST_ROWS) - 1).bit_length())
-            if divisor << n <= MOST_ROWS
-        ]
+        sizes = [n for n in (divisor << power for power in range(10)) if n <= MOST_ROWS and n < 2 * config.evaluation.problems]
         size = max((n for n in sizes if temporary_bytes(model, best.mesh, _evaluated(config, n)) <= rest), default=divisor)
     changed = dataclasses.replace(
         config,
@@ -189,7 +190,7 @@ def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: in
     stream, cached = rows * positions * model.width * number, positions < load.positions
     moved = 2 * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
     moved += 2 * number * model.layers * rows * load.positions * model.kv_heads * model.head_size / shared * cached
-    # Weights are gathered over fsdp; over tensor, two sums of each layer's outputs are exchanged.
-    received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * stream * (1 - 1 / shared)
+    # Weights are gathered over fsdp. Over tensor, two float32 sums in each layer are exchanged.
+    received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * rows * positions * model.width * 4 * (1 - 1 / shared)
     near = len({_unit(device) for device in mesh.devices[0].flat}) == 1
     return max(flops / chip.flops, moved / chip.hbm) + received / (chip.link if near else chip.network)

@@ -114,12 +114,8 @@ class Stage:
     def sampling_params(self, state: IterationState) -> Params:
         """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If this is not the mesh of training, they
         are a copy. It is made once for thousands of evaluations of the network, and freed before updates need the memory."""
-        mesh = self.experiment.sampling_mesh
-        params = self.scoring_params(state)
-        if mesh == self.experiment.mesh:
-            return params
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.policy.abstract_for_sampling(mesh))
-        return jax.block_until_ready(jax.device_put(params, shardings))
+        params, mesh = self.scoring_params(state), self.experiment.sampling_mesh
+        return params if mesh == self.experiment.mesh else self.policy.copy_to(params, mesh)
 
     def check_preemption(self, state: IterationState) -> None:
         """Saves the state and raises Terminated if a termination signal has arrived. The resumed run repeats unfinished work.

@@ -65,6 +65,11 @@ class Policy:
             return abstract_attach(present(base), trained)
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
 
+    def copy_to(self, sampling_params: Params, mesh: Mesh) -> Params:
+        """Copies the parameters that `for_sampling` returns to another mesh of the same devices, and waits for the copy."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_for_sampling(mesh))
+        return jax.block_until_ready(jax.device_put(sampling_params, shardings))
+
     def makes_copy(self) -> bool:
         """Returns whether `for_sampling` copies the trained parameters to another dtype."""
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype

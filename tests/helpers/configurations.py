@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.config import check_divisibility, row_lengths
 from igpo_jax.model.fitting import fit_to_devices
-from igpo_jax.plan.programs import planned_model, programs
+from igpo_jax.plan.programs import fitted, planned_model, programs
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from parsers import Finding
@@ -97,7 +97,7 @@ def build(values: ConfigDict) -> str:
         config = configuration.parse(values)
         model = fit_to_devices(planned_model(config)[0], MESH, row_lengths(config))
         check_divisibility(config, model, make_mesh(**vars(config.mesh), devices=jax.devices()[:1]))
-        programs(config, model, MESH)
+        programs(fitted(config, MESH))
         task = load_task(config.task.name)
         if "test_problems" in config.task and config.task.get("test", "") == "":
             few = ConfigDict(config.task.to_dict() | {f"{split}_problems": 4 for split in ("sft", "rl", "test")})

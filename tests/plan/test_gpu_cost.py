@@ -335,6 +335,6 @@ def test_a_gradient_sum_crosses_hosts_and_weights_are_gathered_within():
 def test_plan_reports_traffic_between_hosts():
     mesh = gpu_mesh(2, 4)
     x = jax.ShapeDtypeStruct((8, 1024), np.float32, sharding=NamedSharding(mesh, P("data", "fsdp")))
-    program = planning.Program("sum", jax.jit(lambda x: x.sum(0)), (x,), {}, True)
-    received = planning.measure(program, mesh)["received_bytes"]
+    program = planning.Program("sum", jax.jit(lambda x: x.sum(0)), (x,), {}, True, mesh)
+    received = planning.measure(program)["received_bytes"]
     assert received == {"all-reduce between hosts": 1024 / 4 * 4}

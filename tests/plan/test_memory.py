@@ -9,6 +9,7 @@ import shutil
 import jax
 import pytest
 
+from igpo_jax import config as configuration
 from igpo_jax.diffusion import batches as decoding
 from igpo_jax.plan import programs as planning
 from igpo_jax.rl import rollout
@@ -58,15 +59,17 @@ def test_memory_is_what_a_run_of_adapters_holds(base_dtype, mesh, tmp_path, monk
 
 
 def assert_planned(config, mesh, workdir, monkeypatch) -> None:
-    experiment = dataclasses.replace(open_experiment(config, workdir), mesh=mesh)
+    experiment = open_experiment(config, workdir)
+    run = planning.fitted(configuration.parse(config), mesh)
+    experiment = dataclasses.replace(experiment, mesh=mesh, config=run.config, sampling_mesh=run.sampling_mesh)
     live = live_bytes_of_a_run(experiment, monkeypatch)
     config = experiment.config
     in_sft = {"heldout", "evaluate"} if config.sft.updates and config.sft.eval_every else set()
     assert set(live) == in_sft | ({"sample", "score", "update", "evaluate"} if config.rl.iterations else set())
     parameters = planning.shard_bytes(planning.transformer.abstract(experiment.model, mesh))
-    for program in planning.programs(experiment.config, experiment.model, mesh):
+    for program in planning.programs(run._replace(model=experiment.model)):
         if program.name in live:
-            record = planning.measure(program, mesh)
+            record = planning.measure(program)
             planned = (record["arguments_gib"] + sum(record["resident_gib"].values())) * 2**30
             # Tolerates keys and batches, which are small, but not a missing or extra copy of the parameters.
             assert abs(planned - live[program.name]) < 0.2 * parameters, (program.name, planned, live, parameters)

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from igpo_jax.config import check_divisibility, row_lengths
-from igpo_jax.model.fitting import fit_to_devices
+from igpo_jax.config import check_divisibility
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
@@ -47,11 +46,9 @@ def test_attention_is_lowered_for_tpus(attention):
     lengths = {"data__prompt_buckets": (128 - 16,), "rl__group_size": 2}
     config = parsed(model__attention=attention, **wide, **lengths)
     mesh = make_mesh(devices=topology_devices("v5e:2x2", 1))
-    model = fit_to_devices(planning.planned_model(config)[0], mesh, row_lengths(config))
-    check_divisibility(config, model, mesh)
-    for program in planning.programs(config, model, mesh):
+    for program in planning.programs(planning.fitted(config, mesh)):
         if program.name in ("sample", "update"):
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(program.mesh):
                 text = program.function.lower(*program.arguments).compile().as_text()
             assert ("splash" in text) == (attention == "auto"), program.name
 

@@ -15,6 +15,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
+from igpo_jax.rl.dynamic_sampling import merge
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import RolloutConfig, rollout
@@ -52,12 +53,12 @@ def created(mesh, seed: int):
 
 
 @functools.cache
-def whole_step(mesh: Mesh, temperature: float, adapters: bool):
-    """Returns (rollout, loss, gradient norm, parameters after a plain SGD step, parameters before it) as host arrays."""
+def whole_step(mesh: Mesh, temperature: float, adapters: bool, cache: str = "none", shared: int = 0):
+    """Samples with a copy of the weights for every `shared` devices, or, if it is 0, with the weights as they are. Returns (rollout, loss, gradient norm, parameters after a plain SGD step, parameters before it) as host arrays."""
     key, lora = jax.random.key(3), LORA if adapters else None
     cfg = RolloutConfig(
         MODEL,
-        DecodeConfig(LENGTH, block_length=6, steps=6, temperature=temperature),
+        DecodeConfig(LENGTH, block_length=6, steps=6, temperature=temperature, cache=cache),
         InpaintingConfig(chunk_min=2, chunk_max=3, ratio_min=0.3, ratio_max=0.7),
         G,
         prompts_at_once=N // 2,
@@ -75,8 +76,14 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool):
         optimizer = optax.sgd(1.0)
         state = create_state(trained, optimizer, Policy(MODEL, lora), mesh)
         before = jax.tree.map(np.asarray, state.params)
-        policy = Policy(MODEL, lora).assemble(state.params, frozen)
-        sampled = rollout(policy, prompts(), grade, key, cfg, mesh)
+        policy = Policy(MODEL, lora).for_sampling(state.params, frozen, mesh)
+        sampling_params, sampling_mesh = policy, mesh
+        if shared:
+            sampling_mesh = Mesh(mesh.devices.reshape(-1, 1, shared), mesh.axis_names, axis_types=mesh.axis_types)
+            sampling_params = Policy(MODEL, lora).copy_to(policy, sampling_mesh)
+        with jax.set_mesh(sampling_mesh):
+            sampled = rollout(sampling_params, prompts(), grade, key, cfg, sampling_mesh)
+        sampled = merge([sampled], mesh, cfg)
         logprobs = compute_logprobs(policy, reference, sampled.groups, key, MODEL, objective, mesh)
         update = make_update(optimizer, Policy(MODEL, lora), objective, mesh)
         state, statistics = update(state, sampled.groups, logprobs, jnp.int32(0), frozen)
@@ -96,6 +103,19 @@ def norm(tree) -> float:
 ])  # fmt: skip
 def test_a_whole_step_does_not_depend_on_the_mesh(shape, temperature, adapters, mesh_of):
     assert_same(whole_step(mesh_of(shape), temperature, adapters), whole_step(mesh_of((1, 1, 1)), temperature, adapters))
+
+
+@pytest.mark.parametrize("shape, shared, cache, adapters", [
+    ((2, 2, 2), 1, "none", True),
+    ((1, 8, 1), 2, "dual", False),
+    *(
+        pytest.param(shape, shared, cache, adapters, marks=pytest.mark.slow)
+        for shape in MESHES for shared, cache, adapters in [(1, "dual", False), (2, "none", True), (8, "prefix", False)]
+    ),
+])  # fmt: skip
+def test_a_whole_step_does_not_depend_on_the_layout_of_sampling(shape, shared, cache, adapters, mesh_of):
+    expected = whole_step(mesh_of((1, 1, 1)), 1.0, adapters, cache)
+    assert_same(whole_step(mesh_of(shape), 1.0, adapters, cache, shared), expected)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="benchmarks/gpu.sh runs this test on a GPU, beside a CPU")
