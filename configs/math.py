@@ -29,10 +29,10 @@ def get_config(variant="lora"):
     # The best four multiples of 128, which splash attention needs, for GSM8K and MATH (benchmarks/prompt_lengths.py)
     config.data.update({"prompt_buckets": (128, 256, 384, 640), "overflow": "drop"})
     config.sampler.temperature = 1.2
-    config.evaluation.batch_size = 64
+    config.evaluation.batch_size = 0
     config.sft.update({"updates": 0, "batch_size": 64})
     config.sft.optimizer.update({"learning_rate": 1e-5, "first_moment_dtype": "bfloat16"})
-    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_chunks": 8, "checkpoint_every": 5})
+    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_chunks": 0, "checkpoint_every": 5})
     config.rl.optimizer.update({"learning_rate": 5e-7, "warmup_steps": 50, "first_moment_dtype": "bfloat16"})
     if variant != "full":
         config.model.param_dtype = "bfloat16"

@@ -158,13 +158,13 @@ def test_rollouts_of_common_lengths_are_interpolated_between_the_smallest_and_th
         return {"estimated_seconds": 2.0}
 
     monkeypatch.setattr(advice, "measure", measure)
-    model, records = planning.planned_model(config)[0], [{"name": "sample", "estimated_seconds": 10.0}]
-    found = advice.typical_rollout(config, model, mesh, records, np.array([8, 8, 7, 6, 8, 7, 7, 6, 90]))
+    run, records = planning.fitted(config, mesh), [{"name": "sample", "estimated_seconds": 10.0}]
+    found = advice.typical_rollout(run, records, np.array([8, 8, 7, 6, 8, 7, 7, 6, 90]))
     assert seen == [("sample", 5)]
     expected = {"mean_positions": 8 + length, "most_positions": 21 + length, "estimated_seconds": 2 + (8 - 5) / (21 - 5) * 8}
     assert found == pytest.approx(expected)
-    assert advice.typical_rollout(config, model, mesh, records, np.array([90])) is None
-    assert advice.typical_rollout(config, model, mesh, [{"name": "update"}], np.array([8])) is None
+    assert advice.typical_rollout(run, records, np.array([90])) is None
+    assert advice.typical_rollout(run, [{"name": "update"}], np.array([8])) is None
     result = {"rollouts": found | {"prompts": "X"}, "programs": records}
     records[0]["per_iteration"] = 3
     assert typical(result, 50.0).endswith(f"instead of {21 + length}), and the iteration {50 - 3 * (10 - 3.5):.0f} s.")

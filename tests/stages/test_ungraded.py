@@ -3,11 +3,13 @@
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.run.experiment import Experiment
+from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.stages.hint_state import NO_SOLUTION, update_hint_state
 from igpo_jax.stages.stage import IterationState, Stage
 from igpo_jax.tasks.grades import FEW, Grades
@@ -17,6 +19,7 @@ from run_configs import parsed
 REASONS = {"timeout": "problem 'slow': no verdict in 5 s", "error": "problem 'odd': ValueError: no\nluck"}
 
 POOL = SimpleNamespace(reasons=REASONS)
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def grades_of(rewards) -> Grades:
@@ -77,7 +80,7 @@ class Log:
 def evaluated(rewards):
     config = parsed(reward__max_ungraded=0.5)
     verdicts = grades_of([[reward] for reward in rewards])
-    experiment = SimpleNamespace(config=config, mesh=None, pool=POOL, verdicts=lambda *_: verdicts)
+    experiment = SimpleNamespace(config=config, mesh=MESH, sampling_mesh=MESH, pool=POOL, verdicts=lambda *_: verdicts)
     experiment.lack_of_verdicts = lambda grades: Experiment.lack_of_verdicts(experiment, grades)
     stage = Stage("rl", experiment, None, lambda: False, SimpleNamespace(for_sampling=lambda *_: None), None)
     state, log = IterationState(0, SimpleNamespace(params=None), None), Log()
