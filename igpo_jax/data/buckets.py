@@ -10,6 +10,7 @@ from igpo_jax.runtime.files import read_json
 
 # Prompts of GSM8K's and MATH's training sets, counted by benchmarks/prompt_lengths.py
 DEFAULT_LENGTHS = pathlib.Path(__file__).with_name("prompt_lengths.json")
+USUAL_CHUNKS = 8
 
 
 def read_lengths(file: pathlib.Path) -> np.ndarray:
@@ -33,10 +34,11 @@ def bucket_of(length: int, buckets: Sequence[int]) -> int:
 
 def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int = 200, seed: int = 0) -> list[np.ndarray]:
     """Draws the prompts of `draws` rollouts, and returns the prompt lengths of every chunk. A rollout samples `prompts` prompts
-    in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`)."""
+    in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`). 0 stands for `USUAL_CHUNKS`,
+    because the number depends on the devices then (run/layout.py)."""
     random, size = np.random.default_rng(seed), min(prompts, len(lengths))
     drawn = (np.sort(random.choice(lengths, size, replace=False)) for _ in range(draws))
-    return [chunk for rollout in drawn for chunk in np.array_split(rollout, chunks) if len(chunk)]
+    return [chunk for rollout in drawn for chunk in np.array_split(rollout, chunks or USUAL_CHUNKS) if len(chunk)]
 
 
 def best_buckets(batches: Iterable[np.ndarray], number: int, largest: int, multiple: int = 1) -> tuple[int, ...]:
