@@ -217,6 +217,6 @@ def diff(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["diff"]:
-        diff(sys.argv[2:])
+        run_command(diff, lambda arguments: arguments[2:])  # which escapes what it prints from strangers' files
     else:
         run_command(main, parse_flags)

@@ -19,6 +19,8 @@ from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.denoise import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
+from igpo_jax.model.sharding import shard_bytes
+from igpo_jax.run.layout import rows_that_fit
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.checks import present, require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts, share_rows
@@ -62,7 +64,8 @@ def run_benchmark(
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool = reward_pool(part.task, config.reward)
     divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
-    batching = Batching(model.mesh, -(-config.batch_size // divisor) * divisor, config.prompt_buckets, shortest_first=False)
+    most = min(config.batch_size or _rows_that_fit(model, config, decode), total - done * draws)
+    batching = Batching(model.mesh, -(-most // divisor) * divisor, config.prompt_buckets, shortest_first=False)
     flat = np.arange(done * draws, total)
     requests = Requests.blank(take_rows(prompts, flat // draws), (flat % draws).astype(np.uint32), model.config, decode)
     waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
@@ -104,6 +107,11 @@ def run_benchmark(
     rows = _whole_rows(file, problems, draws)
     require(len(rows) == len(problems), f"{file}: {len(rows)} rows for {len(problems)} problems; run the same command again")
     return summary(rows)
+
+
+def _rows_that_fit(model: DiffusionLM, config: ConfigDict, decode: DecodeConfig) -> int:
+    """Returns the number of rows to sample at a time if `config.batch_size` is 0, see `rows_that_fit`."""
+    return rows_that_fit(model.config, model.mesh, decode, max(config.prompt_buckets), shard_bytes(model.params))
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
@@ -162,9 +170,27 @@ def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, i
         elif not isinstance(completions, list) or len(completions) != draws:
             found = len(completions) if isinstance(completions, list) else "no"
             wrong = f"there are {found} completions of the problem {name!r}, and the protocol has {draws}"
+        else:
+            wrong = next(filter(None, map(_foreign, completions)), "")
         if wrong:
             raise ValueError(f"{file}, line {number}: {wrong}; delete this file and run its evaluation again")
         lines[name] = number
+
+
+def _foreign(completion: Any) -> str:
+    """Returns what is wrong with a completion in the file of a benchmark, or "" if `run_benchmark` may have written it."""
+    if not isinstance(completion, dict):
+        return f"the completion {completion!r:.100} is not an object"
+    kinds = {"text": str, "extracted_answer": str | None, "correct": bool, "outcome": str, "reward": float | int, "steps": int}
+    for key in kinds.keys() & completion.keys():
+        value = completion[key]
+        # A bool is an int, too.
+        fits = isinstance(value, kinds[key]) and (key == "correct" or not isinstance(value, bool))
+        if not fits or (isinstance(value, int | float) and not abs(value) < 2**53):
+            return f"{key}={value!r:.100} of a completion is none that an evaluation writes"
+    if not isinstance(completion.get("correct"), bool) or completion.get("outcome", "ok") not in OUTCOMES:
+        return f"the completion has correct={completion.get('correct')!r:.100} and outcome={completion.get('outcome')!r:.100}"
+    return ""
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from igpo_jax.runtime.files import numbered_lines, parse_json, read_json, requir
 
 SEVERAL_ANSWERS = ("countdown", "sudoku")  # tasks that accept other answers than the one in the file
 HARNESS_SCORES = ("exact_match", "math_verify")  # metrics of the harness that are 0 or 1 for each text
+MOST_FILTERS = 16  # of a file of the harness; every pair of their scores is tested
 FORMATS = "an evaluation's row has 'completions', a row of lm-evaluation-harness 'resps', other rows 'gold' and 'text'"
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # (place for error messages, row)
@@ -130,6 +131,7 @@ def _harness(rows: Rows) -> Placed:
     first text."""
     documents: dict[str, tuple[str, str, list[str], dict[str, bool]]] = {}
     filters = collections.defaultdict[str, list[str]](list)  # of each document so far
+    names = set[str]()
     for place, row in rows:
         name, gold = _string(row, place, "doc_id"), _harness_gold(row, place)
         texts = _list(row, place, "resps")
@@ -139,6 +141,10 @@ def _harness(rows: Rows) -> Placed:
         first = documents.setdefault(name, (place, gold, texts, {}))
         require(first[2] == texts, f"{place}: 'resps' of doc_id {name} differs from {first[0]}; give the file of one run")
         used = str(row.get("filter", f"filter {len(filters[name]) + 1}"))  # old versions do not name the filter
+        names.add(used)
+        require(
+            len(names) <= MOST_FILTERS, f"{place}: {used!r:.100} is one filter more than {MOST_FILTERS}, the most that are read"
+        )
         require(used not in filters[name], f"{place}: doc_id {name} has come before with the filter {used!r}")
         filters[name].append(used)
         for metric in HARNESS_SCORES:

@@ -73,9 +73,9 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
     divisor = math.lcm(batch_size_divisor(mesh), batch_size_divisor(best.mesh))
     size = config.evaluation.batch_size
     if not size:
-        rest = limit - held_bytes(config, model, mesh, best.mesh)
-        sizes = [n for n in (divisor << power for power in range(10)) if n <= MOST_ROWS and n < 2 * config.evaluation.problems]
-        size = max((n for n in sizes if temporary_bytes(model, best.mesh, _evaluated(config, n)) <= rest), default=divisor)
+        held = held_bytes(config, model, mesh, best.mesh)
+        size = rows_that_fit(model, best.mesh, config.evaluation.decode, config.data.prompt_buckets[-1], held)
+        size = min(size, config.evaluation.problems)
     changed = dataclasses.replace(
         config,
         sampler=dataclasses.replace(config.sampler, layout=best.layout),
@@ -83,6 +83,15 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
         evaluation=dataclasses.replace(config.evaluation, batch_size=-(-size // divisor) * divisor),  # the last batch is filled
     )
     return changed, best.mesh
+
+
+def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_length: int, held: int) -> int:
+    """Returns the largest power of two up to `MOST_ROWS` of rows per device that can be sampled at a time, times the number of
+    devices that share the rows, if a device already holds `held` bytes. At least one row per device."""
+    free, divisor = USABLE * _chip(mesh).memory_gib * 2**30 - held, batch_size_divisor(mesh)
+    sizes = [divisor << power for power in range(MOST_ROWS.bit_length()) if divisor << power <= MOST_ROWS]
+    loads = (Load(decode, size, prompt_length + decode.completion_length) for size in sizes)
+    return max((load.rows for load in loads if temporary_bytes(model, mesh, load) <= free), default=divisor)
 
 
 def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None) -> Iterator[Choice]:

@@ -181,6 +181,8 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
             wrong = f"stage={repr(stage)[:100]} is neither sft nor rl"
         elif name == "evaluations.jsonl" and not (isinstance(correct, list) and all(v in (0, 1, None) for v in correct)):
             wrong = f"correct={repr(correct)[:100]} is not a list of verdicts"
+        elif name == "rollouts.jsonl":
+            wrong = _foreign_rollout(row)
         elif name == "metrics.jsonl":
             foreign = [key for key, value in row.items() if key not in ("step", "stage") and not _is_metric(value)]
             wrong = f"{repr(foreign[0])[:100]}: {repr(row[foreign[0]])[:100]} is not a number" if foreign else ""
@@ -188,6 +190,19 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number}: {wrong}; repair or remove this line")
         rows.append(row)
     return rows
+
+
+def _foreign_rollout(row: dict[str, Any]) -> str:
+    """Returns what is wrong with a row of rollouts.jsonl, or "" if a run may have written it."""
+    texts = ("try", "problem_id", "question", "answer", "trace", "text", "outcome")
+    kinds = dict.fromkeys(texts, str) | {"reward": float | int, "end": int | None, "rescued": bool, "correct": bool}
+    kinds |= {"extracted_answer": str | None, "tokens": list, "unmask_step": list, "hint": list}
+    elements = {"tokens": str, "unmask_step": int, "hint": bool}
+    for key in kinds.keys() & row.keys():
+        value = row[key]
+        if not isinstance(value, kinds[key]) or any(type(element) is not elements[key] for element in (value if key in elements else ())):
+            return f"{key}={repr(value)[:100]} is not what a run writes"
+    return ""
 
 
 def _is_metric(value: Any) -> bool:

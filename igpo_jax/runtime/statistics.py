@@ -11,6 +11,7 @@ import numpy as np
 from igpo_jax.runtime.checks import require
 
 RESAMPLES = 10_000  # number of resamples for a bootstrap interval, and of random sign flips for a permutation test
+SIGNS_AT_ONCE = 1 << 24  # limits the memory for problems that are many
 
 
 def problem_means(correct: np.ndarray) -> np.ndarray:
@@ -65,14 +66,22 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Returns the exact two-sided p-value of McNemar's test. The arguments are the numbers of problems that became correct and
-    that became wrong."""
-    n = gained + lost
-    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
-    return min(1.0, 2 * tail) if n else 1.0
+    that became wrong. Integers are exact but slow for many problems; then this function sums the binomial distribution downwards
+    from its largest term, until the terms vanish."""
+    n, most = gained + lost, min(gained, lost)
+    if n <= 1000:
+        return min(1.0, 2 * sum(math.comb(n, k) for k in range(most + 1)) / 2**n)
+    largest = math.exp(math.lgamma(n + 1) - math.lgamma(most + 1) - math.lgamma(n - most + 1) - n * math.log(2))
+    k = np.arange(most, max(most - 10 * math.isqrt(n) - 50, 0), -1)
+    return min(1.0, 2 * largest * (1 + float(np.cumprod(k / (n - k + 1)).sum())))
 
 
 def sign_flip(difference: np.ndarray) -> float:
     """Returns the two-sided p-value of a permutation test that randomly flips signs of the differences, float [problems]."""
-    signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
-    larger = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12
-    return float((larger.sum() + 1) / (RESAMPLES + 1))
+    draw, observed, larger = np.random.default_rng(0), abs(difference.sum()) - 1e-12, 0
+    at_once = min(max(SIGNS_AT_ONCE // len(difference), 1), RESAMPLES)
+    for begin in range(0, RESAMPLES, at_once):
+        shape = min(at_once, RESAMPLES - begin), len(difference)
+        signs = draw.integers(0, 2, shape, dtype=np.int8) * 2 - 1
+        larger += int((np.abs(signs @ difference) >= observed).sum())
+    return (larger + 1) / (RESAMPLES + 1)

@@ -37,6 +37,7 @@ CLOSING = re.compile(r"\$+|\\[)\]]")
 CONTENT = re.compile(r"(?:[^\s.,;:*]|\.(?=\d))(?:.*[^\s.,;:*&\\])?", re.DOTALL)
 SENTENCE_END = re.compile(r"[.!?](?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!St\.)(?:[\"'”)*$}\]]|\\[\])])*\s+(?=[^a-z\s])")
 OPERAND = re.compile(r"[\w)}\]]\s?\Z")  # before a minus sign that is not the sign of the number after it
+LONGEST_ANSWER = 1000  # characters
 WORD = re.compile(r"(?<![\\\w])[a-zA-Z]\w*\Z")
 SIDE_BEGIN = re.compile(r"(?:^|[\n&,;:=$({\[≈]|(?<![\\a-zA-Z])[a-zA-Z]{2,}|\\[\\(\[])\s*\Z")
 SIDE_END = re.compile(rf"\s*&?{RELATION}")
@@ -46,7 +47,10 @@ SIDE_END = re.compile(rf"\s*&?{RELATION}")
 def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
     """Returns (begin, end) of the places of a solution that state its answer, sorted and disjoint. Such a place `states` the
     answer and is the content of a box, or the result after a relation sign, "answer is", "answer:", "####" or "<answer>", or
-    alone on the left side of a relation, or any number, word or formula of the last sentence or the last line."""
+    alone on the left side of a relation, or any number, word or formula of the last sentence or the last line. An answer longer
+    than `LONGEST_ANSWER` has none, because the time to look for it grows with the product of both lengths."""
+    if len(answer) > LONGEST_ANSWER:
+        return ()
     ended = text.rstrip()
     sentences = [match.end() for match in SENTENCE_END.finditer(ended)]
     last = min(ended.rfind("\n") + 1, sentences[-1] if sentences else 0)

@@ -110,6 +110,15 @@ def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path)
     assert_graded_as_alone(generations, "number")
 
 
+def test_only_a_few_filters_of_the_harness_are_read(tmp_path):
+    """Every pair of columns is tested, so thousands of filters would take hours."""
+    docs = [gsm8k(gold, text) for gold, text in CASES]
+    read_generations(write_lines(tmp_path / "some.jsonl", harness_rows(docs, [str(n) for n in range(16)])))
+    file = write_lines(tmp_path / "many.jsonl", harness_rows(docs, [str(n) for n in range(17)]))
+    with pytest.raises(ValueError, match=rf"many.jsonl, line {16 * len(docs) + 1}: '16' is one filter more than 16"):
+        read_generations(file)
+
+
 def test_a_score_of_the_harness_belongs_to_the_first_of_several_texts(tmp_path):
     rows = harness_rows([gsm8k("7", "7", "8", "9")], ["maj@3"])
     generations = read_generations(write_lines(tmp_path / "samples.jsonl", rows))

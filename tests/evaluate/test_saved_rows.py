@@ -38,13 +38,29 @@ def twice_drawn(rows):
     return [rows[0] | {"completions": rows[0]["completions"] * 2}], "line 1: there are 2 completions of the problem '{0}', and "
 
 
+def of_first(rows, **changes):
+    return [rows[0] | {"completions": [rows[0]["completions"][0] | changes]}, *rows[1:]]
+
+
+def neither_right_nor_wrong(rows):
+    return of_first(rows, correct=0.5), "line 1: correct=0.5 of a completion is none that an evaluation writes"
+
+
+def without_verdict(rows):
+    return of_first(rows, outcome="good"), "line 1: the completion has correct=True and outcome='good'"
+
+
+def huge(rows):
+    return of_first(rows, reward=1e308), "line 1: reward=1e+308 of a completion is none"
+
+
 @pytest.fixture
 def file(evaluate, tmp_path):
     assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS
     return tmp_path / "sums.jsonl"
 
 
-@pytest.mark.parametrize("change", [doubled, interleaved, foreign, swapped, without_id, twice_drawn])
+@pytest.mark.parametrize("change", [doubled, interleaved, foreign, swapped, without_id, twice_drawn, neither_right_nor_wrong, without_verdict, huge])
 def test_an_evaluation_does_not_go_on_with_other_rows(change, evaluate, file):
     rows = read_rows(file)
     changed, message = change(rows)

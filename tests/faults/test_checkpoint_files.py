@@ -102,6 +102,13 @@ def test_parameters_alone_are_checked_too(saved, tmp_path):
     np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])
 
 
+def test_parameters_that_the_network_lacks_are_refused(saved):
+    """A config.json with another model.tied_head, for example, would drop the trained head."""
+    with Checkpoints(saved, keep=3, read_only=True) as checkpoints:
+        with pytest.raises(ValueError, match=r"2 has the array state.params.w, which the network of config.json lacks"):
+            checkpoints.restore_params({})
+
+
 DAMAGED = {"cut": b'{"accur', "deep": b"[" * 10**5, "empty": b"", "list": b'{"accuracy": [0.0]}', "none": b"{}", "number": b"1"}
 
 

@@ -74,6 +74,9 @@ ROW = {"step": 1, "stage": "rl"}
     ("evaluations.jsonl", ROW | {"correct": [0, 2]}, "is not a list of verdicts"),
     ("evaluations.jsonl", {"step": 1, "correct": []}, "stage=None"),
     ("rollouts.jsonl", {"text": "4"}, "step=None"),
+    ("rollouts.jsonl", ROW | {"text": 5}, "text=5 is not what a run writes"),
+    ("rollouts.jsonl", ROW | {"tokens": ["a", 5]}, "tokens=.*5.* is not what a run writes"),
+    ("rollouts.jsonl", ROW | {"reward": "1"}, "reward='1' is not"),
 ])  # fmt: skip
 def test_a_foreign_row_is_one_error_when_a_run_is_resumed_or_reported(name, row, message, tmp_path):
     good = ROW | {"correct": [0, 1, None]} if name == "evaluations.jsonl" else ROW

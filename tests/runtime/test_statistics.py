@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igpo_jax.evaluate.benchmark import correct_of, pass_at_k, summary
+from igpo_jax.runtime import statistics
 from igpo_jax.runtime.statistics import accuracy_interval, mcnemar, paired, problem_means, sign_flip, wilson
 
 
@@ -37,6 +38,26 @@ def test_mcnemar_counts_coins(gained, lost):
     outcomes = [sum(coins) for coins in itertools.product((0, 1), repeat=n)]
     extreme = [abs(heads - n / 2) >= abs(gained - n / 2) for heads in outcomes]
     assert mcnemar(gained, lost) == pytest.approx(np.mean(extreme) if n else 1.0)
+
+
+@given(st.integers(400, 900), st.integers(400, 900))
+def test_mcnemar_is_the_exact_sum(gained, lost):
+    n = gained + lost
+    exact = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
+    assert mcnemar(gained, lost) == pytest.approx(exact, rel=1e-9)
+
+
+def test_mcnemar_of_many_problems_ends():
+    assert mcnemar(5_000_000, 5_000_000) == 1.0
+    assert mcnemar(5_000_000, 5_010_000) == pytest.approx(math.erfc(9_999 / math.sqrt(2 * 10_010_000)), rel=1e-3)  # a normal one
+    assert mcnemar(0, 10_000_000) == 0.0
+
+
+def test_sign_flips_of_many_problems_are_those_of_few_at_a_time(monkeypatch):
+    difference = np.random.default_rng(1).normal(0.05, 1, 500)
+    whole = sign_flip(difference)
+    monkeypatch.setattr(statistics, "SIGNS_AT_ONCE", 500 * 64)
+    assert sign_flip(difference) == pytest.approx(whole, abs=0.02)
 
 
 def test_sign_flips_agree_with_enumeration():

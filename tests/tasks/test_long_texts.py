@@ -28,7 +28,7 @@ def in_time():
 @pytest.mark.parametrize("key, unit, end", [
     *(("solution", unit, "") for unit in ("$", "$$", "\\(", "\\[", "\\boxed{", "= ", "answer is 5. ", " ", "\n", "5 ", "a")),
     *(("solution", unit, "\\boxed{5}") for unit in ("x = 5, so $y = 5$. ", "\\boxed{5} ")),
-    ("answer", "1 ", "\\boxed{5}"), ("answer", "x", "\\boxed{5}"), ("question", "*a", ""), ("question", "`", ""),
+    ("answer", "aa ", ""), ("answer", "1 ", "\\boxed{5}"), ("answer", "x", "\\boxed{5}"), ("question", "*a", ""), ("question", "`", ""),
 ])  # fmt: skip
 def test_a_long_text(key, unit, end, tmp_path, in_time):
     row = {"question": "2 + 3?", "answer": "5", "solution": "It is 5."}
