@@ -14,6 +14,7 @@ from igpo_jax.runtime.mesh import BATCH
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 LANES = 128  # splash: the numbers of positions and the head size are multiples of this
 MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
+LARGEST_SCORES = 2**28  # xla: bytes of float32 scores per device that exist at a time, if no gradients are computed
 LARGEST_BLOCK = 1024  # splash: positions on each side of a square of scores that fits the chip's vector memory
 
 
@@ -101,8 +102,33 @@ def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
     t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix B.2).
     Automatic differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on
     a CPU. Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention
-    runs, because it moves fewer bytes on TPUs."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    runs, because it moves fewer bytes on TPUs. It then runs on one chunk of queries after the other if all scores together
+    would exceed `LARGEST_SCORES`, because a few rows of thousands of tokens have gigabytes of scores."""
+    b, t, n, h = q.shape
+    chunks = _query_chunks(b, t, n, k.shape[1])
+    if chunks == 1:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    size = -(-t // chunks)
+
+    def split(x, axis):  # puts chunks first; the last chunk is filled up with zeros
+        padding = [(0, size * chunks - t if number == axis else 0) for number in range(x.ndim)]
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :]), axis, 0)
+
+    def of_chunk(chunk):
+        queries, rows_of_mask = chunk
+        return jax.nn.dot_product_attention(queries, k, v, mask=mask if rows_of_mask is None else rows_of_mask)
+
+    a = jax.lax.map(of_chunk, (split(q, 1), None if mask.shape[2] == 1 else split(mask, 2)))
+    return jnp.moveaxis(a, 0, 1).reshape(b, size * chunks, n, h)[:, :t]
+
+
+def _query_chunks(rows: int, queries: int, heads: int, keys: int) -> int:
+    """Returns the smallest number of chunks of queries so that the scores of a chunk have at most `LARGEST_SCORES` bytes on each
+    device. The mesh splits rows and heads, but not queries."""
+    mesh = jax.sharding.get_abstract_mesh()
+    of_query = 4 * rows * heads * keys / (1 if mesh.empty else mesh.size)
+    return -(-queries // min(queries, max(1, int(LARGEST_SCORES / of_query))))
 
 
 def _dense_attention_forward(q, k, v, mask):

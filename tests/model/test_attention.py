@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.attention import LANES, KVCache, Window, attend, attend_window, splash_attention
+from igpo_jax.model.attention import LANES, KVCache, Window, _query_chunks, attend, attend_window, splash_attention
 from igpo_jax.runtime.mesh import BATCH
 
 H = LANES
@@ -101,6 +101,42 @@ def test_own_gradients_on_meshes(shape, heads, kv_heads, mesh_of):
         have = value_and_gradients(xla, jax.device_put(arguments, by_heads), attention_mask, weight)
     assert all(gradient.sharding.is_equivalent_to(by_heads, 4) for gradient in have[1])
     assert_close(have, value_and_gradients(differentiated, arguments, attention_mask, weight), attention_mask, 2e-6)
+
+
+@pytest.mark.parametrize("valid_axes", [2, 3])
+@pytest.mark.parametrize("kv_heads, shape", [(4, None), (2, None), (2, (2, 2, 2))])
+def test_chunks_of_queries_change_nothing(kv_heads, shape, valid_axes, mesh_of, monkeypatch):
+    (q, k, v), attention_mask, _ = inputs(length=23, kv_heads=kv_heads)
+    sees = attention_mask if valid_axes == 2 else some_to_some(attention_mask)
+    expected = differentiated(q, *(x.repeat(4 // kv_heads, axis=2) for x in (k, v)), sees)
+    of_query = 4 * 4 * kv_heads * 23  # bytes of the scores that one query has in all four rows and all key heads
+    monkeypatch.setattr("igpo_jax.model.attention.LARGEST_SCORES", 7 * of_query / (8 if shape else 1))
+    assert _query_chunks(4, 23 * 4 // kv_heads, kv_heads, 23) > 1
+    if shape is None:
+        text = jax.jit(xla).lower(q, k, v, sees).as_text()
+        assert "while" in text
+        found = jax.jit(xla)(q, k, v, sees)
+    else:
+        with jax.set_mesh(mesh := mesh_of(shape)):
+            by_heads = NamedSharding(mesh, P(BATCH, None, "tensor"))
+            compiled = jax.jit(xla).lower(*jax.device_put((q, k, v), by_heads), sees).compile()
+            assert "while" in (text := compiled.as_text()) and "all-gather" not in text and "all-reduce" not in text
+            found = jax.jit(xla)(*jax.device_put((q, k, v), by_heads), sees)
+    np.testing.assert_allclose(np.asarray(found)[attention_mask], expected[attention_mask], atol=1e-5)
+
+
+def test_long_rows_need_bounded_memory_and_short_rows_no_loop(monkeypatch):
+    def compiled(length):
+        q = jax.ShapeDtypeStruct((3, length, 4, 16), jnp.float32)
+        return jax.jit(lambda *arguments: xla(*arguments)).lower(q, q, q, jax.ShapeDtypeStruct((3, length), bool)).compile()
+
+    assert "while" not in compiled(512).as_text()
+    long, matrix = compiled(5000), 4 * 3 * 4 * 5000 * 5000
+    monkeypatch.setattr("igpo_jax.model.attention.LARGEST_SCORES", matrix)
+    whole = compiled(5000)
+    assert "while" in long.as_text() and "while" not in whole.as_text()
+    used = [program.memory_analysis().temp_size_in_bytes for program in (long, whole)]
+    assert used[0] < 4 * 2**28 < matrix <= used[1]
 
 
 def test_queries_of_a_window_look_at_whole_rows():
