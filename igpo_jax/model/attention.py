@@ -1,6 +1,7 @@
 """Bidirectional attention behind one function, with three back ends that agree at all positions except padding. The back end
 xla runs everywhere, cudnn is NVIDIA's fused kernel, and splash is JAX's TPU kernel, which never stores the matrix of scores."""
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -13,7 +14,26 @@ from igpo_jax.runtime.mesh import BATCH
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 LANES = 128  # splash: the numbers of positions and the head size are multiples of this
 MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
+LARGEST_SCORES = 2**28  # xla: bytes of float32 scores per device that exist at a time, if no gradients are computed
 LARGEST_BLOCK = 1024  # splash: positions on each side of a square of scores that fits the chip's vector memory
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Attention keys and values of whole rows, after the rotary embedding. The cache of a single layer has no layer axis. Heads
+    come before positions, because products with another order would first copy all keys and values on CPUs and GPUs."""
+
+    k: jax.Array  # [layers, b, k, t, h]
+    v: jax.Array  # [layers, b, k, t, h]
+
+
+@flax.struct.dataclass
+class Window:
+    """A window of consecutive positions in all rows of a batch, with cached keys and values for the other positions."""
+
+    cache: KVCache
+    start: Array  # int32 [], the window's first position in the row
+    fresh_from: Array  # int32 [], position in the row; earlier positions of the window use the cache, too
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, implementation: str) -> jax.Array:
@@ -43,14 +63,72 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
     return _dense_attention(q, k, v, mask).reshape(b, t, -1, kv_heads, h).swapaxes(2, 3).reshape(b, t, n, h)
 
 
+def attend_window(q: jax.Array, fresh: KVCache, window: Window, attention_mask: Array) -> jax.Array:
+    """Computes attention of queries in a window to whole rows, [b, q, n, h] in q's dtype, as the back end xla would after the
+    window's keys and values from position `fresh_from` on had replaced the cached ones. It writes nothing into the cache, which
+    would copy the whole cache in every layer. Instead, one softmax spans the scores of the cached and of the fresh keys.
+
+    Args:
+        q: queries, [b, q, n, h].
+        fresh: keys and values of the w positions of the window, [b, k, w, h]; n is a multiple of k.
+        window: the window; its cache is that of one layer, [b, k, t, h].
+        attention_mask: bool [b, t] or [b, q, t], as in `attend`."""
+    (b, t, n, h), (_, kv_heads, size, _) = q.shape, fresh.k.shape
+    shared = n // kv_heads  # query heads that share a key head; they become further queries of that head, as in `attend`
+    queries = q.reshape(b, t, kv_heads, shared, h).swapaxes(1, 2).reshape(b, kv_heads, t * shared, h)
+    mask = attention_mask[:, None, None] if attention_mask.ndim == 2 else jnp.repeat(attention_mask[:, None], shared, axis=2)
+    position = jnp.arange(mask.shape[-1])
+    replaced = (position >= jnp.maximum(window.start, window.fresh_from)) & (position < window.start + size)
+    in_window = jax.lax.dynamic_slice_in_dim(mask & replaced, window.start, size, axis=-1)
+
+    def scores(k, mask):
+        products = jnp.einsum("bkqh,bkth->bkqt", queries, k, preferred_element_type=jnp.float32)
+        return jnp.where(mask, products * h**-0.5, MASKED_SCORE)
+
+    def weighted(p, v):
+        return jnp.einsum("bkqt,bkth->bkqh", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+    old, new = scores(window.cache.k, mask & ~replaced), scores(fresh.k, in_window)
+    largest = jnp.maximum(old.max(-1, keepdims=True), new.max(-1, keepdims=True))
+    old, new = jnp.exp(old - largest), jnp.exp(new - largest)
+    total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
+    a = ((weighted(old, window.cache.v) + weighted(new, fresh.v)) / total).astype(q.dtype)
+    return a.reshape(b, kv_heads, t, shared, h).swapaxes(1, 2).reshape(q.shape)
+
+
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
     t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix B.2).
     Automatic differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on
     a CPU. Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention
-    runs, because it moves fewer bytes on TPUs."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    runs, because it moves fewer bytes on TPUs. It then runs on one chunk of queries after the other if all scores together
+    would exceed `LARGEST_SCORES`, because a few rows of thousands of tokens have gigabytes of scores."""
+    b, t, n, h = q.shape
+    chunks = _query_chunks(b, t, n, k.shape[1])
+    if chunks == 1:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    size = -(-t // chunks)
+
+    def split(x, axis):  # puts chunks first; the last chunk is filled up with zeros
+        padding = [(0, size * chunks - t if number == axis else 0) for number in range(x.ndim)]
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :]), axis, 0)
+
+    def of_chunk(chunk):
+        queries, rows_of_mask = chunk
+        return jax.nn.dot_product_attention(queries, k, v, mask=mask if rows_of_mask is None else rows_of_mask)
+
+    a = jax.lax.map(of_chunk, (split(q, 1), None if mask.shape[2] == 1 else split(mask, 2)))
+    return jnp.moveaxis(a, 0, 1).reshape(b, size * chunks, n, h)[:, :t]
+
+
+def _query_chunks(rows: int, queries: int, heads: int, keys: int) -> int:
+    """Returns the smallest number of chunks of queries so that the scores of a chunk have at most `LARGEST_SCORES` bytes on each
+    device. The mesh splits rows and heads, but not queries."""
+    mesh = jax.sharding.get_abstract_mesh()
+    of_query = 4 * rows * heads * keys / (1 if mesh.empty else mesh.size)
+    return -(-queries // min(queries, max(1, int(LARGEST_SCORES / of_query))))
 
 
 def _dense_attention_forward(q, k, v, mask):

@@ -9,7 +9,6 @@ import functools
 import math
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model import int8
-from igpo_jax.model.attention import PLATFORMS, attend
+from igpo_jax.model.attention import PLATFORMS, KVCache, Window, attend, attend_window
 from igpo_jax.model.int8 import Int8Matrix, Weight
 from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain
 from igpo_jax.runtime.checks import MOST_IDS
@@ -27,7 +26,7 @@ OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number
 Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 AUTO = "auto"  # value of `ModelConfig.attention`
 FEW_LAYERS = 4  # see `_is_unrolled`
-KEY_VALUES = P(BATCH, None, "tensor")  # partition of one layer's keys or values
+KEY_VALUES = P(BATCH, "tensor")  # partition of one layer's keys or values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,23 +86,6 @@ class ModelConfig:
     def excluded(self) -> int:
         """Number of ids in `never_drawn`."""
         return sum(end - first for first, end in self.never_drawn)
-
-
-@flax.struct.dataclass
-class KVCache:
-    """Attention keys and values of whole rows, after the rotary embedding. The cache of a single layer has no layer axis."""
-
-    k: jax.Array  # [layers, b, t, k, h]
-    v: jax.Array  # [layers, b, t, k, h]
-
-
-@flax.struct.dataclass
-class Window:
-    """A window of consecutive positions in all rows of a batch, with cached keys and values for the other positions."""
-
-    cache: KVCache
-    start: Array  # int32 [], the window's first position in the row
-    fresh_from: Array  # int32 [], position in the row; earlier positions of the window use the cache, too
 
 
 def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
@@ -330,27 +312,17 @@ def _attention(
     def heads(x, name, number):
         return _linear(x, layer, name).reshape(*x.shape[:2], number, cfg.head_size)
 
-    kv = KVCache(_rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads))
+    k, v = _rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
+    kv = KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2))
     if out_slice is not None:
         h, rope = _only(h, out_slice), (_only(rope[0], out_slice, axis=0), _only(rope[1], out_slice, axis=0))
         attention_mask = attention_mask if attention_mask.ndim == 2 else _only(attention_mask, out_slice)
     q = _rotate(heads(h, "query", cfg.heads), *rope)
-    attended = kv if window is None else _insert(kv, window)
-    a = attend(q, attended.k, attended.v, attention_mask, cfg.attention)
+    if window is None:
+        a = attend(q, k, v, attention_mask, cfg.attention)
+    else:
+        a = attend_window(q, kv, window, attention_mask)
     return _linear(a.reshape(*h.shape[:2], cfg.width), layer, "attention_out"), kv
-
-
-def _insert(kv: KVCache, window: Window) -> KVCache:
-    """Overwrites the cached keys and values of one layer, [b, t, k, h], with the keys and values that the window computed.
-    Cached values before position `fresh_from` are kept."""
-    fresh = (window.start + jnp.arange(kv.k.shape[1]) >= window.fresh_from)[None, :, None, None]
-
-    def insert(new, old):
-        kept = jax.lax.dynamic_slice_in_dim(old, window.start, new.shape[1], axis=1)
-        inserted = jax.lax.dynamic_update_slice_in_dim(old, jnp.where(fresh, new, kept), window.start, axis=1)
-        return constrain(inserted, KEY_VALUES)
-
-    return jax.tree.map(insert, kv, window.cache)
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:

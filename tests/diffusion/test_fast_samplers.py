@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,8 @@ def by_hand(params, tokens, begin, end, cache, prompt_mask):
         h = transformer.rms_norm(x, layer["attention_norm"], CFG.norm_epsilon)
         q, k, v = ((h @ layer[name]).reshape(1, end - begin, -1, CFG.head_size) for name in ("query", "key", "value"))
         q, k = (transformer._rotate(y, sin[begin:end], cos[begin:end]) for y in (q, k))
-        keys, values = (old[number].at[:, begin:end].set(new) for old, new in zip((cache.k, cache.v), (k, v), strict=True))
+        old = (cached[number].swapaxes(1, 2) for cached in (cache.k, cache.v))
+        keys, values = (kept.at[:, begin:end].set(new) for kept, new in zip(old, (k, v), strict=True))
         scores = jnp.einsum("bqnh,btnh->bnqt", q, keys.repeat(2, axis=2)) / np.sqrt(CFG.head_size)
         weights = jax.nn.softmax(jnp.where(prompt_mask, scores, -jnp.inf), axis=-1)
         a = jnp.einsum("bnqt,btnh->bqnh", weights, values.repeat(2, axis=2)).reshape(1, end - begin, CFG.width)
@@ -92,16 +95,40 @@ def test_cached_rows_keep_hints_ignore_padding_neighbours_and_mesh(params, cache
     np.testing.assert_array_equal(sharded.tokens, tokens)
 
 
+@pytest.mark.parametrize("layers", [2, 6])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_a_window_step_neither_copies_nor_writes_the_cache(kv_heads, layers, mesh):
+    """Of the keys and values of one layer, the program makes at most the slice that takes them from those of all layers."""
+    cfg = dataclasses.replace(CFG, layers=layers, kv_heads=kv_heads)
+    shape = (layers, 3, kv_heads, 28, cfg.head_size)
+    cache = transformer.KVCache(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
+
+    def step(params, tokens, cache, start):
+        return forward(params, tokens, jnp.ones((3, 28), bool), cfg, (0, 3), transformer.Window(cache, start, start))
+
+    tokens, start = jax.ShapeDtypeStruct((3, 3), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    text = jax.jit(step).lower(transformer.abstract(cfg, mesh), tokens, cache, start).compile().as_text()
+    size = math.prod(shape[1:])
+    made = [
+        (operation, dims)
+        for dims, operation in re.findall(r"= f32\[([\d,]*)\]\S* ([\w-]+)\(", text)
+        if 28 in (sizes := [int(n) for n in dims.split(",") if n]) and math.prod(sizes) in (size, size * layers)
+    ]
+    free = {"parameter", "get-tuple-element", "bitcast", "slice", "dynamic-slice", "fusion", "call"}
+    assert made and {operation for operation, _ in made} <= free, made
+
+
 def test_windows_are_a_few_sizes_and_cost_what_they_compute():
     """Uses eight blocks, so that the windows of cache=prefix are halved."""
     cfg = dataclasses.replace(CFG, layers=8)  # a loop, in which all layers, the last included, have the same cost
     setting = DecodeConfig(completion_length=64, block_length=8, steps=64, cache="prefix")
     assert window_sizes(setting) == [8, 16, 32, 64]
-    position, head = forward_flops(cfg, 1, 0, 80), 2 * 8 * CFG.width * CFG.vocab_size
-    computed = [(sampler.block_flops(0, 1, block, 80, cfg, setting) - head) / position for block in range(8)]
-    np.testing.assert_allclose(computed, [64, 64, 64, 64, 32, 32, 16, 8])
+    sizes, head = [64, 64, 64, 64, 32, 32, 16, 8], 2 * 8 * CFG.width * CFG.vocab_size
+    position = {size: forward_flops(cfg, 1, 0, 80 + size) for size in sizes}  # its queries look at cached and fresh keys
+    computed = [sampler.block_flops(0, 1, block, 80, cfg, setting) - head for block in range(8)]
+    np.testing.assert_allclose(computed, [size * position[size] for size in sizes])
     dual = dataclasses.replace(setting, cache="dual")
-    assert sampler.block_flops(2, 3, 1, 80, cfg, dual) == 2 * forward_flops(cfg, 80, 8) + 3 * (8 * position + head)
+    assert sampler.block_flops(2, 3, 1, 80, cfg, dual) == 2 * forward_flops(cfg, 80, 8) + 3 * (8 * position[8] + head)
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])

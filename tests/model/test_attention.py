@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.model.attention import LANES, attend, splash_attention
+from igpo_jax.model.attention import LANES, KVCache, Window, _query_chunks, attend, attend_window, splash_attention
 from igpo_jax.runtime.mesh import BATCH
 
 H = LANES
@@ -103,6 +103,42 @@ def test_own_gradients_on_meshes(shape, heads, kv_heads, mesh_of):
     assert_close(have, value_and_gradients(differentiated, arguments, attention_mask, weight), attention_mask, 2e-6)
 
 
+@pytest.mark.parametrize("valid_axes", [2, 3])
+@pytest.mark.parametrize("kv_heads, shape", [(4, None), (2, None), (2, (2, 2, 2))])
+def test_chunks_of_queries_change_nothing(kv_heads, shape, valid_axes, mesh_of, monkeypatch):
+    (q, k, v), attention_mask, _ = inputs(length=23, kv_heads=kv_heads)
+    sees = attention_mask if valid_axes == 2 else some_to_some(attention_mask)
+    expected = differentiated(q, *(x.repeat(4 // kv_heads, axis=2) for x in (k, v)), sees)
+    of_query = 4 * 4 * kv_heads * 23  # bytes of the scores that one query has in all four rows and all key heads
+    monkeypatch.setattr("igpo_jax.model.attention.LARGEST_SCORES", 7 * of_query / (8 if shape else 1))
+    assert _query_chunks(4, 23 * 4 // kv_heads, kv_heads, 23) > 1
+    if shape is None:
+        text = jax.jit(xla).lower(q, k, v, sees).as_text()
+        assert "while" in text
+        found = jax.jit(xla)(q, k, v, sees)
+    else:
+        with jax.set_mesh(mesh := mesh_of(shape)):
+            by_heads = NamedSharding(mesh, P(BATCH, None, "tensor"))
+            compiled = jax.jit(xla).lower(*jax.device_put((q, k, v), by_heads), sees).compile()
+            assert "while" in (text := compiled.as_text()) and "all-gather" not in text and "all-reduce" not in text
+            found = jax.jit(xla)(*jax.device_put((q, k, v), by_heads), sees)
+    np.testing.assert_allclose(np.asarray(found)[attention_mask], expected[attention_mask], atol=1e-5)
+
+
+def test_long_rows_need_bounded_memory_and_short_rows_no_loop(monkeypatch):
+    def compiled(length):
+        q = jax.ShapeDtypeStruct((3, length, 4, 16), jnp.float32)
+        return jax.jit(lambda *arguments: xla(*arguments)).lower(q, q, q, jax.ShapeDtypeStruct((3, length), bool)).compile()
+
+    assert "while" not in compiled(512).as_text()
+    long, matrix = compiled(5000), 4 * 3 * 4 * 5000 * 5000
+    monkeypatch.setattr("igpo_jax.model.attention.LARGEST_SCORES", matrix)
+    whole = compiled(5000)
+    assert "while" in long.as_text() and "while" not in whole.as_text()
+    used = [program.memory_analysis().temp_size_in_bytes for program in (long, whole)]
+    assert used[0] < 4 * 2**28 < matrix <= used[1]
+
+
 def test_queries_of_a_window_look_at_whole_rows():
     (q, k, v), attention_mask, weight = inputs(length=24)
     window = np.s_[:, 8:15]
@@ -116,6 +152,62 @@ def test_queries_of_a_window_look_at_whole_rows():
     np.testing.assert_allclose(of_window(q, k, v, attention_mask), of_whole(q, k, v, attention_mask), atol=1e-6)
     results = [value_and_gradients(attention, (q, k, v), attention_mask, weight[window]) for attention in (of_window, of_whole)]
     assert_close(*results, attention_mask[window], 2e-6)
+
+
+def with_cache_updated(q, fresh, window, attention_mask):
+    """Computes `attend_window` in the obvious way: writes the window's keys and values into the cache, and attends to all."""
+
+    def updated(old, new):
+        size = new.shape[2]
+        is_fresh = (window.start + jnp.arange(size) >= window.fresh_from)[:, None]
+        kept = jax.lax.dynamic_slice_in_dim(old, window.start, size, axis=2)
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(is_fresh, new, kept), window.start, axis=2).swapaxes(1, 2)
+
+    return differentiated(q, updated(window.cache.k, fresh.k), updated(window.cache.v, fresh.v), attention_mask)
+
+
+def window_inputs(kv_heads, size=8, dtype=jnp.float32, length=24, rows=4, heads=4):
+    (q, k, v), attention_mask, _ = inputs(rows, length, heads, kv_heads, dtype)
+    attention_mask = np.arange(length) >= np.arange(rows)[:, None] * 3  # padding on the left, which also reaches into a window
+    cache, key = KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2)), jax.random.key(1)
+    fresh = KVCache(*(jax.random.normal(part, (rows, kv_heads, size, H), dtype) for part in jax.random.split(key)))
+    return q[:, :size], fresh, cache, attention_mask
+
+
+WINDOWS = [(16, 16), (8, 16), (8, 13), (4, 4), (4, 0), (2, 40)]  # start, fresh_from: dual, prefix and at the edges
+
+
+@pytest.mark.parametrize("valid_axes", [2, 3])
+@pytest.mark.parametrize("kv_heads, shape", [(4, None), (2, None), (1, None), (2, (2, 1, 2)), (4, (2, 2, 2))])
+def test_a_window_attends_as_if_the_cache_was_updated(kv_heads, shape, valid_axes, mesh_of):
+    q, fresh, cache, attention_mask = window_inputs(kv_heads)
+    if valid_axes == 3:
+        attention_mask = (some_to_some(attention_mask) | np.eye(24, dtype=bool))[:, :8]
+    for start, fresh_from in WINDOWS:
+        window = Window(cache, jnp.int32(start), jnp.int32(fresh_from))
+        expected = with_cache_updated(q, fresh, window, attention_mask)
+        if shape is None:
+            found = jax.jit(attend_window)(q, fresh, window, attention_mask)
+        else:
+            with jax.set_mesh(mesh := mesh_of(shape)):
+                parts = [NamedSharding(mesh, P(BATCH, *axes)) for axes in ((None, "tensor"), ("tensor",))]
+                sharded = Window(jax.device_put(cache, parts[1]), window.start, window.fresh_from)
+                new = jax.device_put(fresh, parts[1])
+                found = jax.jit(attend_window)(jax.device_put(q, parts[0]), new, sharded, attention_mask)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_window_in_bfloat16_is_as_near_to_float32_as_an_updated_cache():
+    q, fresh, cache, attention_mask = window_inputs(2, dtype=jnp.bfloat16)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), (q, fresh, cache))
+
+    def error(attention):
+        window = Window(cache, jnp.int32(8), jnp.int32(12))
+        a = attention(q, fresh, window, attention_mask)
+        assert a.dtype == jnp.bfloat16
+        return jnp.linalg.norm(a - with_cache_updated(*exact[:2], window.replace(cache=exact[2]), attention_mask))
+
+    assert error(attend_window) < 1.1 * error(with_cache_updated)
 
 
 @pytest.mark.parametrize(
