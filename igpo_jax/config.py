@@ -19,7 +19,17 @@ from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, req
 from igpo_jax.model.transformer import AUTO, ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
-from igpo_jax.runtime.checks import ascending_lengths, at_least, check_fields, checked, one_of, positive, require, within
+from igpo_jax.runtime.checks import (
+    ascending_lengths,
+    at_least,
+    check_fields,
+    checked,
+    one_of,
+    positive,
+    require,
+    require_size,
+    within,
+)
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
@@ -247,6 +257,14 @@ def _construct(cls: type, values: dict[str, Any], name: str) -> Any:
 def _check(config: Config) -> None:
     """Raises ValueError if configuration values are invalid in combination, within one section or across sections."""
     sft, rl, hints = config.sft, config.rl, config.inpainting
+    for name, size in (
+        ("data.prompt_buckets", config.data.prompt_buckets[-1]),
+        ("sampler.completion_length", config.sampler.completion_length),
+        ("evaluation.batch_size", config.evaluation.batch_size),
+        ("sft.batch_size", sft.batch_size),
+        ("rl.prompts * rl.group_size", rl.prompts * rl.group_size),
+    ):
+        require_size(f"config.{name}", size)
     for rows, size, parts, number in (
         ("sft.batch_size", sft.batch_size, "sft.microbatches", sft.microbatches),
         ("rl.prompts", rl.prompts, "rl.microbatches", rl.microbatches),

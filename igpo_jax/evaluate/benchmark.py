@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM
-from igpo_jax.data.pipeline import PromptBatch, prompt_arrays, take_rows
+from igpo_jax.data.pipeline import PromptBatch, encode_question, prompt_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.denoise import HINT
 from igpo_jax.diffusion.unmasking import DecodeConfig
@@ -115,10 +115,15 @@ def _rows_that_fit(model: DiffusionLM, config: ConfigDict, decode: DecodeConfig)
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """Returns the prompts of a benchmark's problems as arrays, padded to the largest configured prompt length."""
-    lengths: dict[str, Any] = {"prompt_length": max(config.prompt_buckets), "completion_length": decode.completion_length}
+    """Returns the prompts of a benchmark's problems as arrays, padded to the smallest configured prompt length that
+    holds the longest one. Prompts that are longer than the largest are cut."""
+    tokenizer = present(model.tokenizer)
+    begin = len(tokenizer.encode(config.prefix)) if config.prefix else 0
+    longest = begin + max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
+    length = next((size for size in sorted(config.prompt_buckets) if size >= longest), max(config.prompt_buckets))
+    lengths: dict[str, Any] = {"prompt_length": length, "completion_length": decode.completion_length}
     options: dict[str, Any] = {"chat": config.chat, "prefix": config.prefix, "exclude_answer": False, "overflow": "cut"}
-    return prompt_arrays(problems, present(model.tokenizer), **lengths, **options)[1]
+    return prompt_arrays(problems, tokenizer, **lengths, **options)[1]
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:

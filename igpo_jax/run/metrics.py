@@ -200,7 +200,9 @@ def _foreign_rollout(row: dict[str, Any]) -> str:
     elements = {"tokens": str, "unmask_step": int, "hint": bool}
     for key in kinds.keys() & row.keys():
         value = row[key]
-        if not isinstance(value, kinds[key]) or any(type(element) is not elements[key] for element in (value if key in elements else ())):
+        if not isinstance(value, kinds[key]) or any(
+            type(element) is not elements[key] for element in (value if key in elements else ())
+        ):
             return f"{key}={repr(value)[:100]} is not what a run writes"
     return ""
 

@@ -9,6 +9,7 @@ T = TypeVar("T")
 Check = Callable[[Any], str]  # value -> text to put after "key=value" in the error message, or "" if the value is valid
 
 
+MOST_SIZE = 1 << 16  # tokens of a prompt or completion, and rows of a batch; far more than any masked diffusion LM is used with
 MOST_IDS = 1 << 20  # of a vocabulary, far more than any model's; ids that are never drawn are listed
 
 
@@ -30,6 +31,11 @@ def require(condition: object, message: str) -> None:
     """Raises ValueError with the given message if the condition is false."""
     if not condition:
         raise ValueError(message)
+
+
+def require_size(name: str, size: int) -> None:
+    """Raises ValueError for a number of tokens or rows above `MOST_SIZE`. A file of a stranger could ask for all memory with it."""
+    require(size <= MOST_SIZE, f"{name}={size} is more than {MOST_SIZE}")
 
 
 def within(least: float, most: float) -> Check:
