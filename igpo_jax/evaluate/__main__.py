@@ -210,6 +210,7 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
 
 
 def diff(arguments: list[str]) -> None:
+    """Runs `evaluate diff DIR DIR`. `run_command` escapes its errors, which quote files that may come from strangers."""
     if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:
@@ -220,6 +221,6 @@ def diff(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["diff"]:
-        run_command(diff, lambda arguments: arguments[2:])  # which escapes what it prints from strangers' files
+        run_command(diff, lambda arguments: flags.FLAGS(arguments[:1]) and arguments[2:])
     else:
         run_command(main, parse_flags)
