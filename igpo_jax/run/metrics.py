@@ -195,7 +195,12 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _foreign_rollout(row: dict[str, Any]) -> str:
     """Returns what is wrong with a row of rollouts.jsonl, or "" if a run may have written it."""
     texts = ("try", "problem_id", "question", "answer", "trace", "text", "outcome")
-    kinds: dict[str, Any] = dict.fromkeys(texts, str) | {"reward": float | int, "end": int | None, "rescued": bool, "correct": bool}
+    kinds: dict[str, Any] = dict.fromkeys(texts, str) | {
+        "reward": float | int,
+        "end": int | None,
+        "rescued": bool,
+        "correct": bool,
+    }
     kinds |= {"extracted_answer": str | None, "tokens": list, "unmask_step": list, "hint": list}
     elements = {"tokens": str, "unmask_step": int, "hint": bool}
     for key in kinds.keys() & row.keys():
