@@ -35,11 +35,14 @@ def ask_all(
 
     A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens and attempts. The numbers of tokens
     are None if the endpoint does not report them. Returns {id: error} for conversations without a reply, and the reason why the
-    endpoint is unavailable, or "". It is unavailable if it rejects the key, the model or the address, if many consecutive
-    requests fail (both stop early), or if it could not be reached or was overloaded in the last attempt at a conversation.
+    endpoint is unavailable, or "". It is unavailable if it rejects the key, the model or the address, if it redirects to
+    another address, if many consecutive requests fail (these stop early), or if it could not be reached or was overloaded in
+    the last attempt at a conversation.
     Raises ValueError if the package openai is missing."""
     try:
         import openai
+
+        from igpo_jax.rewrite.client import LimitedClient
     except ImportError:
         raise ValueError(f"asking an endpoint needs openai: {install_command('data')}") from None
     unanswered: dict[str, str] = {}
@@ -54,6 +57,9 @@ def ask_all(
             except (openai.AuthenticationError, openai.NotFoundError) as error:
                 raise _Stopped(f"the endpoint does not take these requests: {_reason(error)}") from None
             except (openai.OpenAIError, ValueError, RecursionError) as error:
+                if isinstance(error, openai.APIStatusError) and error.status_code < 400:
+                    target = error.response.headers.get("Location", "nowhere")[:200]
+                    raise _Stopped(f"the endpoint redirects to {target}; if you trust this address, give it instead") from None
                 unanswered[id] = _reason(error)
                 consecutive_failures += 1
                 unreachable = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
@@ -68,7 +74,8 @@ def ask_all(
 
     async def work_all() -> None:
         patience: dict[str, Any] = {"timeout": endpoint.timeout, "max_retries": endpoint.retries}
-        client = openai.AsyncOpenAI(base_url=endpoint.address, api_key=endpoint.key, **patience)
+        http_client = LimitedClient(endpoint.timeout)
+        client = openai.AsyncOpenAI(base_url=endpoint.address, api_key=endpoint.key, http_client=http_client, **patience)
         async with client, asyncio.TaskGroup() as group:
             for _ in range(requests):
                 group.create_task(work(client))
