@@ -35,7 +35,7 @@ from absl import flags, logging
 from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
-from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
+from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     atomic_write,
@@ -97,10 +97,6 @@ KEPT = ("rewritten", "shortened", "unchanged")
 REJECTED = ("no solution", "unanswered", "refused or empty", "cut off", "no answer", "wrong answer", "grader's time-out",
             "grader's error", "too short", "too long", "not shorter")  # fmt: skip
 Judged = tuple[str, str, str]  # outcome, original solution, new solution
-
-# Keys of a line of replies.jsonl
-REPLY_TYPES: dict[str, Any] = {"id": str, "text": str, "refused": bool, "finish_reason": str | None, "attempts": int}
-REPLY_TYPES |= {"prompt_tokens": int | None, "completion_tokens": int | None}
 
 
 def main(_) -> None:
@@ -239,15 +235,15 @@ def read_replies(file: IO[bytes]) -> list[Reply]:
     """Returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an incomplete last
     line from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
-    replies, end, malformed = [], 0, 0
+    replies, end, malformed = [], 0, ""
     for number, line in numbered_lines(file, file.name):
         if malformed and line != b"\n":
-            raise ValueError(f"{file.name}, line {malformed} is not a reply; repair or remove this line")
+            raise ValueError(f"{file.name}, {malformed}; repair or remove this line")
         try:
-            reply = parse_json(line, "a reply")
-            require(all(isinstance(reply[key], kind) for key, kind in REPLY_TYPES.items()), "a value has the wrong type")
-        except (KeyError, TypeError, ValueError):
-            malformed = malformed or number
+            reply = parse_json(line, "invalid")
+            require_reply(reply)
+        except ValueError as error:
+            malformed = malformed or f"line {number} is not a reply ({error})"
             continue
         replies.append(reply)
         end += len(line.removesuffix(b"\n")) + 1

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import io
 import json
 import socketserver
 import threading
@@ -11,6 +12,7 @@ import zlib
 
 import pytest
 
+from igpo_jax.rewrite.__main__ import read_replies
 from igpo_jax.rewrite.client import LimitedClient
 from igpo_jax.rewrite.endpoint import Endpoint, ask_all
 
@@ -51,6 +53,7 @@ def ask(answer, problems=1, timeout=PATIENCE, retries=0):
         begin = time.monotonic()
         unanswered, stopped = ask_all(conversations, replies.append, endpoint, requests=1)
     assert time.monotonic() - begin < PATIENCE
+    assert all(len(reason) < 300 and reason.isprintable() for reason in [*unanswered.values(), stopped])
     return replies, unanswered, stopped
 
 
@@ -163,6 +166,93 @@ def test_cookies_are_not_kept():
 )
 def test_the_charset_of_an_error_is_not_used(charset, body):
     assert reason_of(body, f"Content-Type: text/plain; charset={charset}", status=400).startswith("400: ")
+
+
+BAD_VALUES = {
+    "text of 1 MiB": (completion("1" * ((1 << 20) + 1)), "text has more than 1 MiB"),
+    "text of 1 MiB in UTF-8": (completion("\u20ac" * (1 << 19)), "text has more than 1 MiB"),
+    "text is a list": (completion(["x"]), "text"),
+    "boolean count": (completion(counts=(True, 1)), "prompt_tokens"),
+    "negative count": (completion(counts=(1, -1)), "completion_tokens"),
+    "large count": (completion(counts=(1 << 53, 1)), "prompt_tokens"),
+    "float count": (completion(counts=(1.0, 1)), "prompt_tokens"),
+    "count that is not a number": (completion(counts=(float("nan"), 1)), "prompt_tokens"),
+    "4300 digits": (completion().replace(b': 1,', b": 1" + b"0" * 4299 + b","), "prompt_tokens"),
+    "5000 digits": (completion().replace(b': 1,', b": 1" + b"0" * 4999 + b","), "not JSON"),
+    "long finish_reason": (completion(finish_reason="x" * 65), "finish_reason"),
+    "finish_reason with a lone surrogate": (completion(finish_reason="\ud800"), "finish_reason"),
+    "finish_reason with a control character": (completion(finish_reason="\x1b[31m"), "finish_reason"),
+    "finish_reason is a number": (completion(finish_reason=1), "finish_reason"),
+    "deep": (b"[" * 100_000, "not JSON"),
+    "deep part": (completion().replace(b'"stop"', b"[" * 500 + b"]" * 500), "finish_reason"),
+    "no object": (b"[]", "not a chat completion"),
+    "no choices": (b'{"choices": []}', "not a chat completion"),
+    "choices are null": (b'{"choices": null}', "not a chat completion"),
+    "usage is a list": (completion().replace(b'{"prompt_tokens": 1, "completion_tokens": 1}', b"[1]"), "not a chat completion"),
+    "invalid UTF-8": (b'{"a": "\xff"}', "not JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_reply_with_a_value_that_cannot_be_right_is_refused(name):
+    body, expected = BAD_VALUES[name]
+    assert expected in reason_of(body, "Content-Type: application/json")
+
+
+def test_values_at_the_limits_are_kept_and_read_again():
+    replies, _, _ = ask(lambda send, _: send(message(completion("\x01" * (1 << 20), (0, (1 << 53) - 1), "x" * 64))))
+    assert len(replies[0]["text"]) == 1 << 20
+    assert read_replies(file_of(replies)) == replies
+    assert ask(lambda send, _: send(message(completion("a\ud800"))))[0][0]["text"] == "a?"
+
+
+def file_of(replies: list[dict]) -> io.BytesIO:
+    file = io.BytesIO("".join(json.dumps(reply) + "\n" for reply in replies).encode())
+    file.name = "replies.jsonl"
+    return file
+
+
+REPLY = {"id": "a", "text": "1", "refused": False, "finish_reason": "stop", "prompt_tokens": None, "completion_tokens": None}
+REPLY |= {"attempts": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "1" * ((1 << 20) + 1)},
+        {"prompt_tokens": True},
+        {"completion_tokens": -1},
+        {"prompt_tokens": 1 << 53},
+        {"attempts": True},
+        {"attempts": -1},
+        {"attempts": None},
+        {"finish_reason": "x" * 65},
+        {"text": None},
+        {"refused": 1},
+    ],
+)
+def test_a_saved_reply_is_checked_like_one_that_arrives(change):
+    assert read_replies(file_of([REPLY, REPLY])) == [REPLY, REPLY]
+    with pytest.raises(ValueError, match=rf"line 2 is not a reply \(.*{next(iter(change))}.*\); repair or remove"):
+        read_replies(file_of([REPLY, REPLY | change, REPLY]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"error": {"message": "\ud800"}}),  # cannot be written to card.json
+        json.dumps({"error": {"message": "\x1b]52;c;eA==\x07 \u202e"}}),
+        '{"error": {"message": ' + "[" * 900 + "]" * 900 + "}}",
+        '{"error": {"message": "' + "x" * 1_000_000 + '"}}',
+        '{"error": {"message": {"a": [1]}, "code": [[1]], "param": {"a": 1}, "type": NaN}}',
+        '{"error": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        "",
+    ],
+)
+def test_the_message_of_an_error_becomes_one_printable_line(body):
+    """`ask` checks that the reason is printable and short."""
+    assert reason_of(body.encode(), status=400).startswith("400: ")
 
 
 @pytest.mark.parametrize("value", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "9" * 5000, "nan", "-1", "1e999", "\xff"])
