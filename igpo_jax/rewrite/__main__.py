@@ -50,7 +50,7 @@ from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
 from igpo_jax.tasks.sources import Record, load_sources
-from igpo_jax.tokenizers import load_tokenizer
+from igpo_jax.tokenizers import Tokenizer, load_tokenizer
 
 PROBLEMS = flags.DEFINE_string("problems", None, "Sources of problems with solutions: format:path,...", required=True)
 FIELDS = flags.DEFINE_list("fields", [], "Field names of the format jsonl: question=...,answer=...")
@@ -141,12 +141,8 @@ def rewrite() -> dict[str, Any]:
         raise ValueError(f"{stopped} (endpoint {settings['endpoint']}). No reply is saved; run the same command to try again")
     rows, examples = [], []
     outcomes: Counter[str] = Counter()
-    for record, (outcome, original, text) in zip(records, judged, strict=True):
-        before, after = len(tokenizer.encode(original)), len(tokenizer.encode(text))
-        if outcome in KEPT and not least <= after <= most:
-            outcome = "too short" if after < least else "too long"
-        elif outcome == "rewritten" and after >= before:
-            outcome = "not shorter"
+    measured = judge_lengths(judged, tokenizer, least, most)
+    for record, (_, original, text), (outcome, before, after) in zip(records, judged, measured, strict=True):
         outcomes[outcome] += 1
         if outcome in KEPT:
             row = {"id": record.id, "question": record.question, "answer": record.answer, "solution": text}
@@ -282,6 +278,27 @@ def without_thought(record: Record) -> str:
     begin = len(record.solution) - len(after)
     has_thought = "</think>" in record.response and record.solution.endswith(after)
     return after if has_thought and record.spans and min(record.spans)[0] >= begin else record.solution
+
+
+def judge_lengths(judged: Sequence[Judged], tokenizer: Tokenizer, least: int, most: int) -> list[tuple[str, int, int]]:
+    """Returns (outcome, number of tokens of the original solution, of the new solution) for each judged solution. Rejects new
+    solutions of fewer than `least` or more than `most` tokens, and rewritten ones that are not shorter. The numbers are 0 if a
+    solution was already rejected, or if the tokenizer refuses one of the texts as too long."""
+    measured = []
+    for outcome, original, text in judged:
+        before = after = 0
+        if outcome in KEPT:
+            try:
+                before, after = len(tokenizer.encode(original)), len(tokenizer.encode(text))
+            except ValueError:
+                outcome = "too long"
+            else:
+                if not least <= after <= most:
+                    outcome = "too short" if after < least else "too long"
+                elif outcome == "rewritten" and after >= before:
+                    outcome = "not shorter"
+        measured.append((outcome, before, after))
+    return measured
 
 
 def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int], rule: str, pool: RewardPool) -> None:

@@ -12,7 +12,7 @@ import zlib
 
 import pytest
 
-from igpo_jax.rewrite.__main__ import read_replies
+from igpo_jax.rewrite.__main__ import judge_lengths, read_replies
 from igpo_jax.rewrite.client import LimitedClient
 from igpo_jax.rewrite.endpoint import Endpoint, ask_all
 
@@ -259,3 +259,34 @@ def test_the_message_of_an_error_becomes_one_printable_line(body):
 def test_a_strange_retry_after_is_no_crash(value):
     answered = message(b"{}", f"Retry-After: {value}", status=503)
     assert ask(lambda send, _: send(answered), retries=1)[1]["p0"].startswith("503: ")
+
+
+class Tokenizer:
+    """Tokenizer with one token per character that refuses a text as too long."""
+
+    def __init__(self):
+        self.encoded = []
+
+    def encode(self, text):
+        self.encoded.append(text)
+        if "refused" in text:
+            raise ValueError("too much")
+        return list(text)
+
+
+def test_only_texts_that_may_be_kept_are_encoded_and_one_that_the_tokenizer_refuses_is_too_long():
+    judged = [
+        ("rewritten", "long solution", "short"),
+        ("wrong answer", "solution of a wrong one", "wrong"),
+        ("rewritten", "long solution", "refused"),
+        ("rewritten", "short", "long solution"),
+        ("unchanged", "longer than the limit of 20", "longer than the limit of 20"),
+        ("unchanged", "a", "a"),
+    ]
+    tokenizer = Tokenizer()
+    outcomes = judge_lengths(judged, tokenizer, 2, 20)
+    assert outcomes == [
+        ("rewritten", 13, 5), ("wrong answer", 0, 0), ("too long", 0, 0), ("not shorter", 5, 13), ("too long", 27, 27),
+        ("too short", 1, 1),
+    ]  # fmt: skip
+    assert not {"wrong", "solution of a wrong one"} & set(tokenizer.encoded)
