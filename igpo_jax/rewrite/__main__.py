@@ -35,7 +35,7 @@ from absl import flags, logging
 from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
-from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all
+from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     atomic_write,
@@ -50,7 +50,7 @@ from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
 from igpo_jax.tasks.sources import Record, load_sources
-from igpo_jax.tokenizers import load_tokenizer
+from igpo_jax.tokenizers import Tokenizer, load_tokenizer
 
 PROBLEMS = flags.DEFINE_string("problems", None, "Sources of problems with solutions: format:path,...", required=True)
 FIELDS = flags.DEFINE_list("fields", [], "Field names of the format jsonl: question=...,answer=...")
@@ -98,10 +98,6 @@ REJECTED = ("no solution", "unanswered", "refused or empty", "cut off", "no answ
             "grader's error", "too short", "too long", "not shorter")  # fmt: skip
 Judged = tuple[str, str, str]  # outcome, original solution, new solution
 
-# Keys of a line of replies.jsonl
-REPLY_TYPES: dict[str, Any] = {"id": str, "text": str, "refused": bool, "finish_reason": str | None, "attempts": int}
-REPLY_TYPES |= {"prompt_tokens": int | None, "completion_tokens": int | None}
-
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # each request is reported at INFO
@@ -145,12 +141,8 @@ def rewrite() -> dict[str, Any]:
         raise ValueError(f"{stopped} (endpoint {settings['endpoint']}). No reply is saved; run the same command to try again")
     rows, examples = [], []
     outcomes: Counter[str] = Counter()
-    for record, (outcome, original, text) in zip(records, judged, strict=True):
-        before, after = len(tokenizer.encode(original)), len(tokenizer.encode(text))
-        if outcome in KEPT and not least <= after <= most:
-            outcome = "too short" if after < least else "too long"
-        elif outcome == "rewritten" and after >= before:
-            outcome = "not shorter"
+    measured = judge_lengths(judged, tokenizer, least, most)
+    for record, (_, original, text), (outcome, before, after) in zip(records, judged, measured, strict=True):
         outcomes[outcome] += 1
         if outcome in KEPT:
             row = {"id": record.id, "question": record.question, "answer": record.answer, "solution": text}
@@ -239,15 +231,15 @@ def read_replies(file: IO[bytes]) -> list[Reply]:
     """Returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an incomplete last
     line from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
-    replies, end, malformed = [], 0, 0
+    replies, end, malformed = [], 0, ""
     for number, line in numbered_lines(file, file.name):
         if malformed and line != b"\n":
-            raise ValueError(f"{file.name}, line {malformed} is not a reply; repair or remove this line")
+            raise ValueError(f"{file.name}, {malformed}; repair or remove this line")
         try:
-            reply = parse_json(line, "a reply")
-            require(all(isinstance(reply[key], kind) for key, kind in REPLY_TYPES.items()), "a value has the wrong type")
-        except (KeyError, TypeError, ValueError):
-            malformed = malformed or number
+            reply = parse_json(line, "invalid")
+            require_reply(reply)
+        except ValueError as error:
+            malformed = malformed or f"line {number} is not a reply ({error})"
             continue
         replies.append(reply)
         end += len(line.removesuffix(b"\n")) + 1
@@ -286,6 +278,27 @@ def without_thought(record: Record) -> str:
     begin = len(record.solution) - len(after)
     has_thought = "</think>" in record.response and record.solution.endswith(after)
     return after if has_thought and record.spans and min(record.spans)[0] >= begin else record.solution
+
+
+def judge_lengths(judged: Sequence[Judged], tokenizer: Tokenizer, least: int, most: int) -> list[tuple[str, int, int]]:
+    """Returns (outcome, number of tokens of the original solution, of the new solution) for each judged solution. Rejects new
+    solutions of fewer than `least` or more than `most` tokens, and rewritten ones that are not shorter. The numbers are 0 if a
+    solution was already rejected, or if the tokenizer refuses one of the texts as too long."""
+    measured = []
+    for outcome, original, text in judged:
+        before = after = 0
+        if outcome in KEPT:
+            try:
+                before, after = len(tokenizer.encode(original)), len(tokenizer.encode(text))
+            except ValueError:
+                outcome = "too long"
+            else:
+                if not least <= after <= most:
+                    outcome = "too short" if after < least else "too long"
+                elif outcome == "rewritten" and after >= before:
+                    outcome = "not shorter"
+        measured.append((outcome, before, after))
+    return measured
 
 
 def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int], rule: str, pool: RewardPool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,14 @@ from igpo_jax.runtime.installation import install_command
 UNAVAILABLE = (402, 429, 502, 503, 504)  # statuses that say nothing about the request: no credit, overloaded, no server
 Messages = list[dict[str, str]]
 Reply = dict[str, Any]
+
+# Keys of a reply, which is a line of replies.jsonl
+REPLY_TYPES: dict[str, Any] = {"id": str, "text": str, "refused": bool, "finish_reason": str | None, "attempts": int}
+COUNTS = ("prompt_tokens", "completion_tokens", "attempts")
+REPLY_TYPES |= dict.fromkeys(COUNTS[:2], int | None)
+MOST_TEXT = 1 << 20  # bytes of a reply's text in UTF-8
+MOST_REASON = 64  # characters of finish_reason
+MOST_COUNT = 1 << 53  # a count is less, so that every program that reads it has it exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +32,21 @@ class Endpoint:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a request: temperature, max_tokens
 
 
+def require_reply(reply: Any) -> None:
+    """Raises a ValueError that names the key if a value of a reply cannot be right. The endpoint may be a stranger's server, and
+    its replies are written to replies.jsonl, which must remain readable."""
+    require(isinstance(reply, dict), "no JSON object")
+    for key, kind in REPLY_TYPES.items():
+        require(key in reply, f"{key} is missing")
+        fits = isinstance(reply[key], kind) and (kind is bool or not isinstance(reply[key], bool))
+        require(fits, f"{key} has the type {type(reply[key]).__name__}")
+    for key in COUNTS:
+        require(0 <= (reply[key] or 0) < MOST_COUNT, f"{key} is negative or too large")
+    require(len(reply["text"].encode("utf-8", "replace")) <= MOST_TEXT, f"text has more than {MOST_TEXT >> 20} MiB")
+    reason = reply["finish_reason"] or ""
+    require(len(reason) <= MOST_REASON and reason.isprintable(), "finish_reason is too long or not printable")
+
+
 class _Stopped(Exception):
     """Error that ends all requests, because further ones would get no reply, either. Its text is the reason."""
 
@@ -33,13 +57,15 @@ def ask_all(
     """Sends conversations, each (id, messages), to an endpoint, at most `requests` at a time. Calls `on_reply` with each reply
     as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with increasing delays.
 
-    A reply has the keys id, text, refused, finish_reason, prompt_tokens, completion_tokens and attempts. The numbers of tokens
-    are None if the endpoint does not report them. Returns {id: error} for conversations without a reply, and the reason why the
-    endpoint is unavailable, or "". It is unavailable if it rejects the key, the model or the address, if many consecutive
-    requests fail (both stop early), or if it could not be reached or was overloaded in the last attempt at a conversation.
-    Raises ValueError if the package openai is missing."""
+    A reply has the keys of `REPLY_TYPES` and values that `require_reply` allows. The numbers of tokens are None if the endpoint
+    does not report them. Returns {id: error} for conversations without a reply, and the reason why the endpoint is unavailable,
+    or "". It is unavailable if it rejects the key, the model or the address, if it redirects to another address, if many
+    consecutive requests fail (these stop early), or if it could not be reached or was overloaded in the last attempt at a
+    conversation. Raises ValueError if the package openai is missing."""
     try:
         import openai
+
+        from igpo_jax.rewrite.client import LimitedClient
     except ImportError:
         raise ValueError(f"asking an endpoint needs openai: {install_command('data')}") from None
     unanswered: dict[str, str] = {}
@@ -54,6 +80,9 @@ def ask_all(
             except (openai.AuthenticationError, openai.NotFoundError) as error:
                 raise _Stopped(f"the endpoint does not take these requests: {_reason(error)}") from None
             except (openai.OpenAIError, ValueError, RecursionError) as error:
+                if isinstance(error, openai.APIStatusError) and error.status_code < 400:
+                    target = _printable(error.response.headers.get("Location", "nowhere"))
+                    raise _Stopped(f"the endpoint redirects to {target}; if you trust this address, give it instead") from None
                 unanswered[id] = _reason(error)
                 consecutive_failures += 1
                 unreachable = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
@@ -68,7 +97,8 @@ def ask_all(
 
     async def work_all() -> None:
         patience: dict[str, Any] = {"timeout": endpoint.timeout, "max_retries": endpoint.retries}
-        client = openai.AsyncOpenAI(base_url=endpoint.address, api_key=endpoint.key, **patience)
+        http_client = LimitedClient(endpoint.timeout)
+        client = openai.AsyncOpenAI(base_url=endpoint.address, api_key=endpoint.key, http_client=http_client, **patience)
         async with client, asyncio.TaskGroup() as group:
             for _ in range(requests):
                 group.create_task(work(client))
@@ -85,26 +115,38 @@ def ask_all(
 async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
     create = client.chat.completions.with_raw_response.create
     response = await create(model=endpoint.model, messages=messages, **endpoint.options)
-    completion = response.parse()
-    try:  # the library does not check replies: one may be an HTML page, or an error with status 200
-        choice, usage = completion.choices[0], completion.usage
-        text, reason, refusal = choice.message.content, choice.finish_reason, choice.message.refusal
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+    # The library's own types check nothing. A reply may be an HTML page, or an error with status 200.
+    try:
+        completion = json.loads(response.content)  # parse_json would refuse a text with a lone surrogate
+    except (ValueError, RecursionError):
+        raise ValueError("the response is not a chat completion: not JSON") from None
+    try:
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        text, refusal = (choice["message"].get(key) for key in ("content", "refusal"))
+        reason, counts = choice.get("finish_reason"), {key: usage.get(key) for key in COUNTS[:2]}
     except (AttributeError, LookupError, TypeError):
         raise ValueError("the response is not a chat completion") from None
-    for value, kind in ((text, str), (reason, str), (counts[0], int), (counts[1], int)):
-        found = f"{type(value).__name__} instead of {kind.__name__}"
-        require(isinstance(value, kind | None), f"the response is not a chat completion: {found}")
-    text = (text or "").encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
-    reply = {"text": text, "refused": bool(refusal) or reason == "content_filter", "finish_reason": reason}
-    return reply | {"prompt_tokens": counts[0], "completion_tokens": counts[1], "attempts": response.retries_taken + 1}
+    if isinstance(text, str):
+        text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
+    reply = {"text": "" if text is None else text, "refused": bool(refusal) or reason == "content_filter"}
+    reply |= {"finish_reason": reason, **counts, "attempts": response.retries_taken + 1}
+    try:
+        require_reply({"id": "", **reply})
+    except ValueError as error:
+        raise ValueError(f"the response is not a chat completion: {error}") from None
+    return reply
 
 
 def _reason(error: Exception) -> str:
-    """Returns an error in one line. Prefers the message in the response's body, because the openai library's own message
-    repeats the whole body."""
+    """Returns an error in one printable line. Prefers the message in the response's body, because the openai library's own
+    message repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     cause = error.__cause__ if str(error) == "Connection error." else None  # only the cause says why
-    text = " ".join(f"{message or error} {cause or ''}".split())[:200]
+    text = _printable(f"{message if message and isinstance(message, str) else error} {cause or ''}")
     return f"{status}: {text}" if status else text
+
+
+def _printable(text: str) -> str:
+    """Returns the beginning of a text in one line. Replaces control characters, and lone surrogates, which no file can hold."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:200])
