@@ -224,7 +224,8 @@ def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> 
 
 
 def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. Reads equations with several variables, such as 2x + z = 1, as formulas."""
+    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. An equation of two expressions with variables, such as 2x + z = 1, is a
+    formula."""
     rounded = relations[-1] == "\\approx"
     names, values = [side for side in sides if is_name(side)], [side for side in sides if not is_name(side)]
     if len(names) > 1 or not values or "\\approx" in relations[:-1]:

@@ -33,7 +33,7 @@ WORDS, _UNITS = _read_words()
 SCALES = {name: parts[0][1] for name, parts in _UNITS.items() if not parts[0][0]}  # million: 1000000
 UNITS = {name: parts for name, parts in _UNITS.items() if parts[0][0]}
 NUMBERS = dict(zip(WORDS["numbers"] + WORDS["tens"], [*range(20), *range(20, 100, 10)], strict=True))
-LIMITING = {*WORDS["limiting"], *NUMBERS, *SCALES}  # words that change the meaning of a number before them, so no units
+LIMITING = {*WORDS["limiting"], *NUMBERS, *SCALES}  # words that change the meaning of a number, so they are no units
 NOUNS, AFTER = set(WORDS["nouns"]), set(WORDS["after"])
 
 
