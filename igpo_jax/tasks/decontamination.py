@@ -94,10 +94,10 @@ def warn_of_repeats(where: str, contents: Collection[Content]) -> None:
 
 
 def question_content(question: str) -> Content:
-    """Returns the content (text, capitals) of a question. The text has the words and formulas in small letters. It omits
-    Markdown, LaTeX layout and punctuation next to words, and unifies spacing, dashes and quotes. It keeps numbers, signs,
-    brackets, and punctuation within formulas and lists. `capitals` has the letters and short words such as MB in their original
-    case, see `_capitals`, or is "" if the whole question is in upper or in lower case."""
+    """Returns the content (text, capitals) of a question. The text has the words and formulas, lower-cased except LaTeX
+    commands. It omits Markdown, LaTeX layout and punctuation next to words, and unifies spacing, dashes and quotes. It keeps
+    numbers, signs, brackets, and punctuation within formulas and lists. `capitals` has the letters and short words such as MB
+    in their original case, see `_capitals`, or is "" if the whole question is in upper or in lower case."""
     text = unicodedata.normalize("NFC", question).translate(SAME)
     characters = set(text)
     for needed, pattern, plain in REWRITES:
