@@ -9,7 +9,7 @@ T = TypeVar("T")
 Check = Callable[[Any], str]  # value -> text to put after "key=value" in the error message, or "" if the value is valid
 
 
-MOST_IDS = 1 << 20  # of a vocabulary, far more than any model's; ids that are never drawn are listed
+MOST_IDS = 1 << 20  # in a vocabulary, far more than in any model's; bounds lists of ids
 
 
 def checked(default: Any, check: Check) -> Any:
