@@ -50,14 +50,12 @@ class Tokenizer(Protocol):
 
 
 def _stand_in(text: str, alphabet: set[str]) -> str:
-    """Returns a private-use character that is in neither the text nor the alphabet. It has as many UTF-8 bytes as
-    SPACE_MARK."""
+    """Returns a private-use character, with as many UTF-8 bytes as SPACE_MARK, that is in neither the text nor the alphabet."""
     return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text and c not in alphabet)
 
 
 def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[[str], list[int | None]]) -> list[int]:
-    """Replaces the byte pieces of the stand-in with those of SPACE_MARK. Without byte pieces, leaves it as the unknown
-    token."""
+    """Replaces the byte pieces of the stand-in with those of SPACE_MARK. Changes nothing if the model has no byte pieces."""
     old, new = byte_ids(stand_in), byte_ids(SPACE_MARK)
     for place in range(len(ids) - len(old) + 1):
         if ids[place : place + len(old)] == old:

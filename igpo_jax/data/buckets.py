@@ -27,8 +27,7 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest bucket that holds a prompt of `length` tokens. `buckets` are ascending, and the last one must hold
-    it."""
+    """Returns the smallest bucket that holds a prompt of `length` tokens. The last of the ascending `buckets` must hold it."""
     return next(size for size in buckets if size >= length)
 
 

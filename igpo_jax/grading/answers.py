@@ -149,7 +149,7 @@ def _is_open(text: str, begin: int) -> bool:
 
 
 def _inner(content: str) -> str:
-    """Returns the content of the innermost box if `content` consists of nested boxes only, else `content`, as for
+    """Returns the content of the innermost of nested boxes. Returns `content` unchanged if it is more than a box:
     -\\boxed{5}."""
     for _ in range(MAX_NESTED_BOXES):
         spans, stripped = box_spans(content), content.strip()
@@ -182,8 +182,7 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
 
 def _announced(part: str, rule: str) -> str | None:
-    """Returns the answer in the text after "answer is", or else the number at its beginning (18 in "18, which is 9 times
-    2")."""
+    """Returns the answer in the text after "answer is", or else the number at its start (18 in "18, which is 9 times 2")."""
     number = NUMBER.match(part)
     words = re.findall("[a-z]+", part[number.end() :].lower())[:3] if number else []
     return _stated(part, rule) or (number[0].strip() if number and not LIMITING.intersection(words) else None)

@@ -144,7 +144,7 @@ def _rounds_to(decimal: Number, exact: Fraction) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Divides a positive number by all of its prime factors 2 and 5, the prime factors of ten."""
+    """Removes all prime factors 2 and 5, which are those of ten, from a positive number."""
     return number // math.gcd(number, 10 ** number.bit_length())
 
 
@@ -188,8 +188,8 @@ def _equal_equations(gold: str, answer: str) -> bool:
 
 
 def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
-    """Evaluates two expressions at four fixed points and returns (value, value) for each point. For an equation, evaluates the
-    difference between its sides. Returns an empty list if a value is not finite."""
+    """Evaluates two expressions at four fixed points. Returns the pair of values at each point, or an empty list if a value is
+    not finite. For an equation, evaluates the difference between its sides."""
     found = []
     for point in range(1, 5):
         values = []
@@ -208,8 +208,7 @@ def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
 
 
 def _is_consistent(answer: Answer) -> bool:
-    """Returns whether all sides of an equation are equal, unlike in 2 = 3, and the side after \\approx is a rounding of
-    them."""
+    """Returns whether all sides of an equation are equal, unlike in 2 = 3, and the side after \\approx is their rounding."""
     last = dataclasses.replace(answer, sides=(), rounding=None, name="")
     return _is_rounded(answer) and all(same(side, last) for side in answer.sides)
 

@@ -30,8 +30,8 @@ def first_box(text: str) -> str | None:
 
 
 def _closing_brace(text: str, begin: int, depth: int) -> int:
-    """Returns the position of the first closing brace at or after `begin` that closes all open braces, or -1 if there is none.
-    `depth` is the number of braces that are open before `begin`."""
+    """Returns the position of the first closing brace, at or after `begin`, after which no brace is open, or -1 if there is
+    none. `depth` is the number of braces that are open before `begin`."""
     for brace in BRACE.finditer(text, begin):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0 and brace[0] == "}":

@@ -134,8 +134,8 @@ def normalize(text: str) -> str:
 
 
 def _words(match: re.Match) -> str:
-    """Splits \\text{...} into one \\text for each word. Takes single letters out of \\text, except units such as m/s after a
-    number."""
+    """Splits \\text{...} into one \\text per word. Takes single letters out of \\text, except units after a number such as
+    m/s."""
     content = match[1].replace("\n", " ")
     is_unit = re.search(r"(?:[\d})]|\\pi)(?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
     if is_unit and re.fullmatch(r"\s*[mgshLlNJWVAKC](?:\s*/\s*[mgshL]|\^\d)*\s*", content):
@@ -364,8 +364,8 @@ def is_name(text: str) -> bool:
 
 
 def is_reversed(names: list[str]) -> bool:
-    """Returns whether coordinate names are in reverse alphabetical order, as in (y, x). m, b is allowed: slope and
-    intercept."""
+    """Returns whether names of coordinates are in reverse alphabetical order, as in (y, x). (m, b), as for lines, is
+    allowed."""
     return len(set(names)) > 1 and names == sorted(names, reverse=True) and names != ["m", "b"]
 
 
@@ -395,8 +395,7 @@ def letters(text: str) -> set[str]:
 
 
 def condensed(text: str) -> str:
-    """Normalizes a text for comparison as a string: no \\text, no spaces between words or symbols, no braces around one
-    symbol."""
+    """Normalizes a text for literal comparison: no \\text, no spaces between words or symbols, no braces around one symbol."""
     text = re.sub(r"(?i)^(?:the|an?)\s+(?=[a-z]{3})", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip('"“”` ').lstrip("+"))
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\[,;!: ]|~|\\(?:limits|cdot|quad)(?![a-zA-Z])", " ", text)

@@ -150,8 +150,8 @@ def overwrite(
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
     """Selects the first tokens of each trace (reference solution) as its hint, bool [b, l]. Only the tokens before the first
-    token that may not be shown are available. `ratio`, float32 [b], is the share of the available tokens to select. A positive
-    ratio selects at least one of them, if there are any."""
+    one that may not be shown are available. `ratio`, float32 [b], is the share of the available tokens to select. If it is
+    positive, at least one of them is selected."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)

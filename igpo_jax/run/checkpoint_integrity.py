@@ -126,7 +126,7 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
 
 def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:
     """Removes absolute paths of this machine from those checkpoints of `steps` that are complete, and removes these steps from
-    `steps`. Orbax writes the paths into files of which it only tests the existence."""
+    `steps`. Orbax writes the paths into files but only tests whether these files exist."""
     for step in [step for step in steps if (folder / str(step)).is_dir()]:
         for file in (folder / str(step)).rglob(COMMITTED):
             with contextlib.suppress(FileNotFoundError), file.open("r+") as opened:  # it may be deleted meanwhile

@@ -393,9 +393,8 @@ def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
 
 
 def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> ConfigDict:
-    """Returns the requested configuration. If it does not name an attention back end ("auto"), sets the one in the run's
-    config.json, so that a run that began with a named back end keeps it. Runs that were begun before this key existed use
-    xla."""
+    """Returns the requested configuration. If its attention back end is "auto", replaces it with the one in the run's
+    config.json, so that a run that began with a named back end keeps it. Runs that began before this key existed use xla."""
     if requested.model.attention != "auto":
         return requested
     kept = requested.copy_and_resolve_references()

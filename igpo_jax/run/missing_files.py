@@ -1,5 +1,5 @@
-"""Checks, before a run continues, that its folder lacks no files and no lines of logs. If it did, the run could cut its logs,
-or mix two configurations."""
+"""Checks, before a run continues, that no files and no lines of logs are missing from its folder. Otherwise, the run could cut
+its logs, or mix two configurations."""
 
 import io
 import itertools

@@ -31,8 +31,8 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
     `sigterm_status` if SIGTERM is the first signal. A second signal does not wait for the functions of `before_end`. Call this
     function in the main thread.
 
-    If SIGHUP is ignored now, it stays ignored, because nohup ignores it. An ignored SIGINT does not stay ignored, because a
-    shell without job control makes its background jobs ignore ^C."""
+    If SIGHUP is ignored now, as under nohup, it stays ignored. An ignored SIGINT does not stay ignored, because a shell without
+    job control makes its background jobs ignore ^C."""
     global _text, _sigterm_status
     _text, _sigterm_status = text, sigterm_status
     atexit.unregister(_ignore)
@@ -78,8 +78,7 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _ignore() -> None:
-    """Ignores signals while the interpreter shuts down, when all work is done, because Python would restore the default
-    actions."""
+    """Ignores signals while the interpreter shuts down: all work is done, and Python would restore the default actions."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,7 +1,7 @@
 """Keeps the problems of the test split out of training. Problems are compared by content, because ids may be row numbers.
 
 A task may define content(task, problem), which returns (text, capitals). Two problems are equal if their texts are equal, and
-their capitals are equal or "" for one of them."""
+their capitals are equal or at least one of them is ""."""
 
 import logging
 import re
@@ -114,7 +114,7 @@ def question_content(question: str) -> Content:
 
 
 def _counts(tokens: list[str], i: int) -> bool:
-    """Returns whether the punctuation mark `tokens[i]` has a meaning: as a factorial, or between two tokens that are not
+    """Returns whether the punctuation mark `tokens[i]` has a meaning: it is a factorial, or stands between tokens that are not
     words."""
     before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
     if tokens[i] == "!":

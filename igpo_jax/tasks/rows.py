@@ -57,14 +57,15 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
 
 
 def column(row: Row, *names: str) -> str | None:
-    """Returns the row's name of the first of the given columns that it has, or None. Ignores case, but prefers an exact
-    match."""
+    """Returns the name, in the row's spelling, of the first of the columns `names` that the row has, or None. Ignores case, but
+    prefers an exact match."""
     folded = {name.lower(): name for name in row}
     return next((name if name in row else folded[name] for name in names if name in row or name in folded), None)
 
 
 def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
-    """Returns the row's names of the two columns in the first layout that the row has. Raises ValueError if it has none."""
+    """Returns the names, in the row's spelling, of the columns of the first layout that the row has. Raises ValueError if
+    none."""
     for layout in layouts:
         names = [name for name in (column(row, wanted) for wanted in layout) if name is not None]
         if len(names) == len(layout):
@@ -212,8 +213,7 @@ def _csv(stream: Any, path: str) -> Parsed:
 
 
 def _decoded(content: bytes, path: str, first: int = 1) -> str:
-    """Decodes UTF-8. Raises a ValueError that names the first line that is not UTF-8. `first` is the number of the first
-    line."""
+    """Decodes UTF-8. `first` is the number of the first line. Raises ValueError with the number of a line that is not UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -179,8 +179,7 @@ def _spans(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the result of `_spans`, or the span of the whole solution if it is empty: the answer may have another notation
-    there."""
+    """Returns `_spans` or, if it finds none, the span of the whole solution, which may write the answer in another notation."""
     return _spans(solution, answer) or (((0, len(solution)),) if solution else ())
 
 
@@ -215,8 +214,7 @@ def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Rec
 
 
 def _contest(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of AMC, AIME or Minerva, like `_math`. The problem may also be in a column named question, as in many such
-    files."""
+    """Reads a row of AMC, AIME or Minerva, like `_math`. The problem may also be in a column named question."""
     return _math(row, fields, "question")
 
 

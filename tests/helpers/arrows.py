@@ -1,8 +1,7 @@
 """python tests/helpers/arrows.py
 
-Prints every import of igpo_jax from a lower layer ("floor") to a higher one, and every import cycle. The units ("rooms") are
-the folders and top-level modules. Exits with 1 if there is any. Units of one layer may import each other unless they form a
-cycle.
+Prints every import of igpo_jax from a lower layer ("floor") to a higher one, and every import cycle between units ("rooms":
+folders and top-level modules). Exits with 1 if there is one. Units of one layer may import each other without cycles.
 """
 
 import ast

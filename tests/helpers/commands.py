@@ -36,8 +36,7 @@ CHANGEABLE = "JAX_COORDINATOR_PORT"  # read by jax.distributed.initialize
 class Process:
     """A running command, with the part of subprocess.Popen's interface that tests use.
 
-    pid: process id. exit_status: file into which the parent of the process writes its exit status. returncode: None while it
-    runs.
+    pid: process id. exit_status: file into which the process's parent writes it. returncode: None while the process runs.
     """
 
     def __init__(self, pid: int, exit_status: pathlib.Path):

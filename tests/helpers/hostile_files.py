@@ -1,5 +1,4 @@
-"""Makes random hostile changes to the files of a folder: values, bytes, numbers, names, links, missing files, files in the
-way."""
+"""Makes the files of a folder hostile: changes values, bytes, numbers, names and links, and deletes or adds files."""
 
 import gzip
 import io
@@ -148,7 +147,7 @@ class Folder:
         return f"cell of {self._name(file)}"
 
     def link(self) -> str | None:
-        """Replaces a file or its folder by a symbolic link: to a copy outside, a file not to be read, a folder, nothing, or
+        """Replaces a file or its folder by a symbolic link: to a copy outside, a file to protect, a folder, nothing, or
         itself."""
         file = self.pick()
         if file is None:

@@ -170,8 +170,7 @@ def safetensors(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:
 
 
 def round_trip(fixture: Fixture, name: str) -> Outcome:
-    """Converts to this project's folder and back. Checks that the tensors (byte for byte), files and configuration are the
-    same."""
+    """Converts to this project's folder and back. Tensors (byte for byte), files and configuration must not change."""
     with tempfile.TemporaryDirectory() as scratch:
         source, ours, back = (
             pathlib.Path(scratch, "source"),

@@ -91,8 +91,8 @@ def run(weights, config, ids, mask=None, bias=None):
 
 
 def losses(weights, config, ids, noisy, p, prompt_lengths=None):
-    """Returns the loss, and CE / p of every masked token. Covers whole rows, or only the answers if `prompt_lengths` is
-    given."""
+    """Returns the loss, a mean over all tokens or (with `prompt_lengths`) over each answer, and CE / p of every masked
+    token."""
     masked = noisy == config["mask_token_id"]
     logits = run(weights, config, noisy)[0]
     by_token = F.cross_entropy(logits[masked], ids[masked], reduction="none") / p[masked]
