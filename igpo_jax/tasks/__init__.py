@@ -2,7 +2,7 @@
 
     defaults(**values) -> dict                     the section `task` of a configuration
     load(task, split, seed) -> list[Problem]       split: sft, rl or test
-    reward(problem, text, **options) -> float      1.0 if the completion `text` is right, otherwise less
+    reward(problem, text, **options) -> float      1.0 if the completion `text` is correct, otherwise less
     extract_answer(text, **options) -> str | None  the answer in a completion
     REWARD_OPTIONS                                 keys of the section `task` that are the `options` above
     content(task, problem) -> (str, str)           optional: equal for equal problems, see decontamination.py

@@ -152,7 +152,7 @@ class _Worker:
         # Workers import from this process's sys.path, including added entries. -P: Python adds no current folder of its own.
         full = [sys.executable, "-P", "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        # The group of its own keeps the terminal's signals away, which only this process handles.
+        # A process group of its own keeps the terminal's signals away; only this process handles them.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
         self._process = subprocess.Popen(full, env=env, **options)
         theirs.close()

@@ -99,7 +99,7 @@ class Folder:
         return self._changed(lambda content: _with_text(content, self.draw, self.texts), file)
 
     def code(self) -> str | None:
-        """Writes the name of a module or function where names of tasks and rewards are."""
+        """Writes a module or function name in place of the task or the reward function in config.json."""
         file = next((file for file in self.files if file.name == "config.json" and file.is_file()), None)
         if file is None:
             return None

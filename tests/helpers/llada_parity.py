@@ -367,7 +367,7 @@ def reference_step(params, x, attention_mask, given, within, count, gumbel, unif
 
 
 def reference_trace(params, case: Case, cfg, may_write_mask: bool = True) -> np.ndarray:
-    """Returns int32 [steps + 1, b, t]: the released sampler's canvas after every step, from this project's functions.
+    """Returns the released sampler's canvas after every step, int32 [steps + 1, b, t], computed with this project's functions.
 
     Compatibility mode: unlike `sample`, it may write MASK, masks of the prompt compete with the block's, rows continue after a
     block of EOS, and the confidence flag spares EOS at temperatures above 0.
