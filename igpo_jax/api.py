@@ -46,7 +46,7 @@ from igpo_jax.weights.peft import import_peft
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 MOST_TOKENS = 2**16  # maximum length of a prompt, and of a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
-SCORED_ROWS = 16  # random maskings per device in one batch of `score`
+SCORED_ROWS = 16  # masked copies per device in one batch of `score`
 ROWS_PER_DEVICE = 8  # completions per device in one batch
 
 Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
@@ -245,8 +245,8 @@ class DiffusionLM:
     def _denoise(
         self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, watch: Watch, whole: bool = False
     ) -> list[Completion]:
-        """Fills the MASK positions of all canvases, batch by batch. If `whole` is true, the returned texts include the tokens
-        after the first EOS."""
+        """Fills the MASK positions of all canvases, int32 [n, l], batch by batch. If `whole` is true, the returned texts
+        include the tokens after the first EOS."""
         lengths = [len(ids) for ids in prompts]
         longest = int(np.argmax(lengths))
         fits = lengths[longest] <= MOST_TOKENS
@@ -262,7 +262,7 @@ class DiffusionLM:
         batching = Batching(self.mesh, size, [length], shortest_first=False)
         run = sample if watch is None else functools.partial(sample_stepwise, watch=watch)
         completions: list[Completion] = []
-        for begin in range(0, len(prompts), size):  # all prompts padded to the longest may not fit into memory
+        for begin in range(0, len(prompts), size):  # with all prompts padded to the longest, they may not fit into memory
             rows = slice(begin, begin + size)
             requests = Requests(*left_padded(prompts[rows], length, self.config.eos_id), canvas[rows], *ids[:, rows])
             with jax.set_mesh(self.mesh):

@@ -24,15 +24,15 @@ FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
 PATIENCE = 10.0  # seconds
 SHOWN = 100  # characters of an argument in a message
 LONGEST = 10_000  # characters of a message that ends a command; it may list names in a file
-# What breaks lines, moves a terminal's cursor or reverses the direction of text.
+# Characters that break lines, move a terminal's cursor or reverse the direction of text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 flags.disclaim_key_flags()  # --help of a command lists the flag of `define_config` as the command's own
 
 
 def define_config() -> "flags.FlagHolder[ConfigDict]":
-    """Defines the flag --config. If a file of --flagfile cannot be read, which ml_collections finds here, prints the error in
-    one line and ends the process."""
+    """Defines the flag --config. ml_collections also reads the files of --flagfile here. If one cannot be read, prints the
+    error in one line and ends the process."""
     from ml_collections import config_flags
 
     try:
@@ -53,17 +53,17 @@ def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
 
 
 def escape_controls(text: str, kept: str = "\n\t") -> str:
-    """Escapes control characters other than those in `kept`, so that printing an untrusted text, such as one of a model or of a
-    file, cannot command the terminal, for example to change the clipboard."""
+    """Escapes control characters except those in `kept`. Otherwise, printing an untrusted text, such as a model's output, could
+    command the terminal, for example to change the clipboard."""
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
-    """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If they end it with a message, such
-    as `error: ...`, the message becomes one line of at most `LONGEST` characters. Control characters, which names of files may
-    contain, are escaped in this message and in logged ones. After an error, waits `PATIENCE` seconds for other threads, because
-    threads of a failed save in Orbax wait for each other for minutes. Threads and coroutines of a failed read in Orbax cannot raise
-    their errors anywhere; their tracebacks are not printed."""
+    """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
+    message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. Escapes control characters,
+    which names of files may contain, in this message and in logged ones. After an error, waits at most `PATIENCE` seconds for
+    other threads, because threads of a failed save in Orbax wait for each other for minutes. Does not print tracebacks of
+    threads and coroutines of a failed read in Orbax, whose errors nothing can catch."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
@@ -100,7 +100,7 @@ def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
 def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
     has an error, prints the error in one line and ends the process. Arguments that are neither flags nor values of flags are
-    errors, unless `words` is True; then NAME=VALUE is an error if it is no path."""
+    errors, unless `words` is True. Then, of these, only NAME=VALUE is an error, if there is no such path."""
     interrupts.watch()
     try:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
@@ -115,7 +115,7 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
 
 
 def config_overrides(arguments: Sequence[str]) -> list[str]:
-    """Returns the overrides --config.KEY=VALUE among arguments that were parsed. Rewrites other spellings, such as
+    """Returns the overrides --config.KEY=VALUE among arguments that were already parsed. Rewrites other spellings, such as
     --noconfig.KEY and --config.KEY VALUE, to this form."""
     overrides, given = [], flags.FLAGS.read_flags_from_files(arguments)
     for i, argument in enumerate(given):
@@ -202,7 +202,7 @@ def _dotted_items(section: "ConfigDict", prefix: str = "") -> Iterator[tuple[str
 
 def _check_arguments(arguments: Sequence[str], known: dict[str, bool], words: bool) -> None:
     """Raises ValueError for the first argument that is neither a known flag nor a flag's value, or if the value of a flag is
-    missing. The message names the most similar flag. `words` is that of `parse_arguments`."""
+    missing. The message names the most similar flag. `words` has the same meaning as in `parse_arguments`."""
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)

@@ -51,8 +51,8 @@ class PlugIn:
     name: str
     packages: tuple[str, ...]
     devices: tuple[str, ...]  # patterns of device files
-    if_missing: str  # remedy for a device without its package
-    if_broken: str  # remedy for a package that fails although there is a device
+    if_missing: str  # remedy if there is a device but no package
+    if_broken: str  # remedy if the package fails although there is a device
 
 
 PLUG_INS = {
@@ -277,7 +277,7 @@ def tiny_run() -> Iterator[Finding]:
 
     try:
         find_devices()
-    except ValueError:  # `devices` has said it
+    except ValueError:  # `devices` has already reported it
         yield Finding("note", "tiny run", "needs a device", "")
         return
 

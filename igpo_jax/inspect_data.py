@@ -56,7 +56,7 @@ def main(_):
 
 def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
     """Yields lines that describe the data and show `samples` example problems of each split. Writes the number of RL prompts of
-    each length to the file `lengths`, if given. Raises ValueError if the data are invalid, or without RL prompts for `lengths`."""
+    each length to the file `lengths`, if given. Raises ValueError if the data are invalid or have no RL prompts for it."""
     task = load_task(config.task.name)
     problems, dropped, counts = load_run_problems(config)
     require(lengths is None or "rl" in problems, f"--lengths={lengths}: the configuration has no RL problems")

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
-RESERVED = re.compile("[▁▅]")  # SentencePiece would learn the first as a space, and drops training texts with the second
+RESERVED = re.compile("[▁▅]")  # SentencePiece would learn ▁ as a space, and drops training texts with ▅
 START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 ENDS_OF_TURN = (END_OF_TURN, "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
 
@@ -50,12 +50,12 @@ class Tokenizer(Protocol):
 
 
 def _stand_in(text: str, alphabet: set[str]) -> str:
-    """Returns a private-use character, of as many bytes as SPACE_MARK, that is in neither the text nor the alphabet."""
+    """Returns a private-use character, with as many UTF-8 bytes as SPACE_MARK, that is in neither the text nor the alphabet."""
     return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text and c not in alphabet)
 
 
 def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[[str], list[int | None]]) -> list[int]:
-    """Replaces the byte pieces of the stand-in by those of SPACE_MARK. Without byte pieces, the stand-in is the unknown token."""
+    """Replaces the byte pieces of the stand-in with those of SPACE_MARK. Changes nothing if the model has no byte pieces."""
     old, new = byte_ids(stand_in), byte_ids(SPACE_MARK)
     for place in range(len(ids) - len(old) + 1):
         if ids[place : place + len(old)] == old:
@@ -64,8 +64,8 @@ def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[
 
 
 class SentencePieceTokenizer:
-    """Tokenizer of a SentencePiece *.model file. If the file has no piece <mask>, `mask_id` is the id of MASK. If the file was
-    not written by `train_sentencepiece`, it may normalize text, so that decoding does not invert encoding."""
+    """Tokenizer of a SentencePiece *.model file. `mask_id` is used only if the file has no piece <mask>. A file that
+    `train_sentencepiece` did not write may normalize text, so that decoding does not invert encoding."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
@@ -253,9 +253,9 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
 
 
 def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:
-    """Returns the ids that a sampler should never draw, besides MASK, as ascending ranges (first, end). `vocab_size` is that of
-    the network, which may have more embeddings than the tokenizer has tokens. The ids are those without text: special tokens,
-    `no_text_ids`, and ids above the tokenizer's. EOS and ends of a chat turn have no text either, but they may be drawn."""
+    """Returns the ids without text, which a sampler should never draw, as ascending ranges (first, end). These are special
+    tokens, `no_text_ids`, and ids above the tokenizer's. `vocab_size` is that of the network, which may have more embeddings
+    than the tokenizer has tokens. MASK is not included, nor are EOS and ends of a chat turn, which may be drawn."""
     excluded = np.zeros(vocab_size + 2, bool)  # one more on each side
     excluded[1 + tokenizer.vocab_size : -1] = True
     excluded[[1 + id for id in tokenizer.special_ids | tokenizer.no_text_ids if id < vocab_size]] = True
@@ -266,8 +266,8 @@ def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, i
 
 
 def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:
-    """Logs a warning if rows of token ids, `ids`, contain ids that neither text nor a chat template has: `no_text_ids`, and ids
-    above the tokenizer's. The warning counts these rows, and `rows` names them."""
+    """Logs a warning if rows of token ids, `ids`, contain ids that stand for no text: `no_text_ids`, and ids above the
+    tokenizer's except MASK. The warning says how many of the rows do; `rows` names the rows in it."""
     known, size = tokenizer.no_text_ids, tokenizer.vocab_size
 
     def lacks_text(row: list[int]) -> bool:
@@ -342,9 +342,10 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
     """Trains a SentencePiece model deterministically and writes the model file atomically. `kind` is "char", "unigram" or
-    "bpe", and `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding
-    inverts encoding. Characters outside of the training alphabet, and always ▁ and ▅, which SentencePiece reserves, are encoded
-    as bytes, or as the unknown token if `kind` is "char". Raises ValueError if `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
+    "bpe". `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding
+    inverts encoding. Characters outside of the training alphabet, and ▁ and ▅, which SentencePiece reserves, are encoded as
+    bytes, or as the unknown token if `kind` is "char". Raises ValueError if `vocab_size` is too small for the alphabet, if a
+    text is too long, or if there is no text."""
     texts = [part for text in texts for part in RESERVED.split(text)]
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")

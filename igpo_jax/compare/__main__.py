@@ -119,7 +119,7 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
     with open_without_links(log, "ab") as output:
-        # The group of its own keeps the terminal's signals away, which only this process handles.
+        # A process group of its own keeps the terminal's signals away; only this process handles them.
         with STARTING:
             process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, process_group=0)
             running.add(process)

@@ -126,7 +126,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Raises ValueError if the configuration of an arm is invalid, or if a seed is given as an override."""
+    """Raises ValueError if the configuration of an arm is invalid, or if `overrides` contains a seed."""
     if any(override.startswith("--config.seed") for override in overrides):
         raise ValueError("--config.seed conflicts with --seeds")
     for arm in arms:

@@ -13,7 +13,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES
 
-REACHED = 0.5  # the report gives the prompts and network evaluations that an arm needs for this accuracy
+REACHED = 0.5  # accuracy for which the report gives the prompts and network evaluations that an arm needs
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
 Budget = Literal["prompts", "evaluations"]
 
@@ -50,8 +50,9 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Returns, for each arm, its verdicts on the problems at equal budgets: {arm: float [seeds, problems]}. The budget of a
-    seed is the total that the cheapest arm spends with it. Each arm is judged by its last evaluation within the budget."""
+    """Returns, for each arm, its verdicts on the problems at equal budgets: {arm: float [seeds, problems]}. The budget for a
+    seed is the total that the cheapest arm spends with this seed. An arm's verdicts are those of its last evaluation within the
+    budget."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
     def verdicts(run: RunNumbers, most: float) -> np.ndarray:
@@ -74,9 +75,9 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
-    """Returns the mean of `values`, [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
+    """Returns the mean of `values`, float [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
     problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values to
-    average; by default, all. NaN, which is no verdict, is never counted."""
+    average; by default, all. Ignores NaN, which means that there is no verdict."""
     known = ~np.isnan(values)
     values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
@@ -114,9 +115,9 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
 def arm_numbers(
     arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of one arm for comparison.json. `by_evaluations` holds the verdicts on the problems if all arms get
-    the same number of network evaluations, and `by_prompts` those if all arms get the same number of prompts, float [seeds,
-    problems]. `hard`, bool [seeds, problems], marks the hardest third of the problems."""
+    """Returns the results of one arm for comparison.json. `by_evaluations` and `by_prompts`, float [seeds, problems], are the
+    verdicts on the problems if all arms get the same number of network evaluations or of prompts. `hard`, bool [seeds,
+    problems], marks the hardest third of the problems."""
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]

@@ -1,4 +1,4 @@
-"""Chooses prompt buckets, the lengths that prompts are padded to, so that few computed positions are padding."""
+"""Chooses prompt buckets (the lengths to which prompts are padded) such that little computation is spent on padding."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,8 @@ USUAL_CHUNKS = 8
 
 
 def read_lengths(file: pathlib.Path) -> np.ndarray:
-    """Reads a JSON file with the number of prompts of each length in tokens, {"93": 2, ...}. Returns the length of every prompt,
-    int64 [n], in ascending order. Raises ValueError if the file is none."""
+    """Reads a JSON file with the number of prompts of each length in tokens, {"93": 2, ...}. Returns the lengths of all
+    prompts, int64 [n], in ascending order. Raises ValueError if the file does not have this form."""
     values = read_json(file)
     form = f'{file} is not the number of prompts of each length, such as {{"93": 2}}; inspect_data --lengths writes it'
     require(isinstance(values, dict) and bool(values), form)
@@ -28,7 +28,7 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest of the ascending buckets that holds a prompt of `length` tokens. One of them must hold it."""
+    """Returns the smallest bucket that holds a prompt of `length` tokens. The last of the ascending `buckets` must hold it."""
     return next(size for size in buckets if size >= length)
 
 
@@ -42,16 +42,16 @@ def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int =
 
 
 def best_buckets(batches: Iterable[np.ndarray], number: int, largest: int, multiple: int = 1) -> tuple[int, ...]:
-    """Returns the buckets for which batches have the least padding: at most `number` ascending lengths, of which the last one is
-    `largest`. The others are multiples of `multiple`.
+    """Returns the buckets for which batches have the least padding: at most `number` lengths in ascending order. The last one
+    is `largest`, and the others are multiples of `multiple`.
 
-    The sampler is compiled for every bucket, so more buckets save time only in long runs. The choice is exact: with lengths
-    c_1 < ... < c_m that can be buckets, f(k, j), the fewest positions of the batches that fit c_j if c_j is the last of k
-    buckets, is the minimum over i < j of f(k - 1, i) plus c_j times the number of rows in batches that fit c_j and not c_i.
+    The sampler is compiled for every bucket, so more buckets save time only in long runs. The choice is exact. Let c_1 < ... <
+    c_m be the possible buckets, and f(k, j) the fewest positions of the batches that fit c_j with k buckets, the last of which
+    is c_j. f(k, j) is the minimum over i < j of f(k - 1, i) + c_j * (number of rows in the batches that fit c_j but not c_i).
 
     Args:
-        batches: prompt lengths of each batch, which is padded to the smallest bucket that holds its longest prompt. A batch that
-            fits no bucket is left out."""
+        batches: prompt lengths of each batch, which is padded to the smallest bucket that holds its longest prompt. A batch
+            that fits no bucket is ignored."""
     pairs = [(int(batch.max()), len(batch)) for batch in batches if batch.max() <= largest]
     longest, rows = (np.array(column) for column in zip(*pairs, strict=True)) if pairs else (np.zeros(0), np.zeros(0))
     ends = sorted({*(min(-(-int(length) // multiple) * multiple, largest) for length in longest), largest})

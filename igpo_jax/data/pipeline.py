@@ -75,8 +75,8 @@ def prompt_arrays(
 
 
 def hintable_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:
-    """Returns which tokens of a trace overlap no answer span, and the number of leading tokens that end before the last span.
-    `offsets` and `spans` are (begin, end) in characters."""
+    """Returns a bool for each token of a trace, True if it overlaps no answer span, and the number of leading tokens that end
+    before the last span. `offsets` (of tokens) and `spans` (of answers) are (begin, end) in characters."""
     firsts, lasts = zip(*merged(spans), (math.inf, math.inf), strict=True)  # ascending; a long trace has thousands of spans
     hintable = [end <= firsts[bisect.bisect_right(lasts, begin)] for begin, end in offsets]
     last_answer = max((first for first, _ in spans), default=math.inf)
@@ -118,9 +118,9 @@ def sft_arrays(
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:
-    """Returns an endless random-access sequence. Item i is the batch of training step i, after `cut_to_bucket` has cut its
-    padding. The rows at the end of an epoch that do not fill a batch are left out, so that no batch contains a problem twice.
-    Raises ValueError if there are fewer rows than `batch_size`."""
+    """Returns an endless random-access sequence. Item i is the batch of training step i, with its padding cut by
+    `cut_to_bucket`. Rows at the end of an epoch that do not fill a batch are left out, so that no batch contains a problem
+    twice. Raises ValueError if there are fewer rows than `batch_size`."""
     rows = len(arrays.tokens)
     if rows < batch_size:
         raise ValueError(f"{rows} problems do not fill a batch of {batch_size}")

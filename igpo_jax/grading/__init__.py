@@ -8,9 +8,9 @@ RULES = ("box", "number", "any", "reference_code")
 
 
 def grade(gold: str, text: str, rule: str = "any") -> bool:
-    """Returns whether the answer that a text states equals the correct answer `gold`. `rule` is "box", "number" or "any"
-    (docs/grading.md), or "reference_code", which grades as the paper's code does (docs/method.md section 8). Raises ValueError
-    if there is no such rule, and TimeoutError if the comparison of two formulas took too long."""
+    """Returns whether the final answer in `text` equals the correct answer `gold`. `rule` says how to find the final answer:
+    "box", "number" or "any" (docs/grading.md). The rule "reference_code" grades as the paper's code does (docs/method.md
+    section 8). Raises ValueError for an unknown rule, and TimeoutError if the comparison of two formulas takes too long."""
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is none of {', '.join(RULES)}")
     if rule == "reference_code":

@@ -6,9 +6,9 @@ import re
 from igpo_jax.grading.typed import is_stated, read
 from igpo_jax.grading.units import LIMITING
 
-TAIL_CHARS = 20_000  # characters that are read at a completion's end
+TAIL_CHARS = 20_000  # number of characters at the end of a completion that are read
 MAX_NESTED_BOXES = 50
-MAX_STATED_CHARS = 200  # of a text that is an answer as a whole
+MAX_STATED_CHARS = 200  # length limit for a text that is an answer as a whole
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{?")
 BARE = re.compile(r"[-−]?\\?\$?(?:\d[^\s$\\{}]*|[a-zA-Z](?![a-zA-Z]))")  # content of a box without braces
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
@@ -28,8 +28,8 @@ FINAL = re.compile(ANNOUNCED.pattern.replace("answer", "final answer"))
 REMARK = re.compile(r"\s+\(|,?\s+(?:because|since|as|for)\s")
 HEADING = re.compile(r"\d{1,2}(?:\.\d+)?[.):]?\s+(?:-\s+)?[A-Z]|\d{1,2}:")
 HEADINGS = set("solution answer final step steps explanation conclusion summary result".split())
-UNREAD = re.compile(r"[-$\d]|(?:[a-z]+\s+){1,3}[-$]?\d")  # a line such as "at least 5"
-NO_ANSWER = {"problem", "step", "question", "part", "cannot"}  # words before a number that is no answer
+UNREAD = re.compile(r"[-$\d]|(?:[a-z]+\s+){1,3}[-$]?\d")  # a #### line such as "at least 5"
+NO_ANSWER = {"problem", "step", "question", "part", "cannot"}  # a number in a text with one of these words is no answer
 JOINT = re.compile(
     r"(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*(?:and|or|,)(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*\\(?:boxed|fbox)\s*\{?"
 )
@@ -44,8 +44,9 @@ def boxes(text: str) -> list[str]:
 
 
 def box_spans(text: str) -> list[tuple[int, int]]:
-    """Returns (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order. A closing tag
-    such as </answer> closes an open box. A number or letter after \\boxed without braces is a box if there is no other."""
+    """Returns (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order. A closing
+    tag such as </answer> also closes a box. If there is no such box, returns the numbers and letters that follow \\boxed
+    without braces."""
     found: list[tuple[int, int]] = []
     bare: list[tuple[int, int]] = []
     closing, end, tag = _closing_braces(text), 0, 0
@@ -83,15 +84,16 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def extract(text: str, rule: str) -> str | None:
-    """Returns the final answer of a completion, or None if the completion has no answer.
+    """Returns the final answer of a completion, or None if the completion has no answer. `rule` is one of:
 
-    box: the content of the last \\boxed{...}. None if a later box never closes.
-    number (GSM8K): the first #### line that is a number, else the last of box and <answer>, else what follows "answer is", else
-        the last number.
-    any: the last of box and <answer>, or a "final answer is" after both, else the first #### line, else what follows "answer
-        is", else the whole text if it is short and an answer, else the last formula, else the last number.
+    box: the content of the last \\boxed{...}, or None if a later box is never closed.
+    number (GSM8K): the first of these that exists: the first #### line with a number, the last box or <answer> (whichever is
+        later), the text after "answer is", the last number.
+    any: the first of these that exists: the last box or <answer> (whichever is later) or a "final answer is" after it, the
+        first #### line, the text after "answer is", the whole text if it is a short answer, the last formula, the last number.
 
-    A #### line that begins with a number but cannot be read is an answer that equals nothing, unless an earlier choice exists."""
+    A #### line such as "at least 5", which has a number but states no value, is used only if none of the first two (number) or
+    three (any) exists. It equals only the same text."""
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
     text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
     if rule != "box":
@@ -132,7 +134,8 @@ def extract(text: str, rule: str) -> str | None:
 
 
 def _joined(text: str, spans: list[tuple[int, int]]) -> str:
-    """Returns the content of the last box, or a list of the last boxes if only commas, "and" or "or" stand between them."""
+    """Returns the content of the last box. If only commas, "and" or "or" separate the last boxes, returns all of their
+    contents, separated by commas."""
     first = len(spans) - 1
     while first and JOINT.fullmatch(text[spans[first - 1][1] + 1 : spans[first][0]][:MAX_STATED_CHARS]):
         first -= 1
@@ -146,7 +149,8 @@ def _is_open(text: str, begin: int) -> bool:
 
 
 def _inner(content: str) -> str:
-    """Returns the content of a box in a box. -\\boxed{5} is left as it is."""
+    """Returns the content of the innermost of nested boxes. Returns `content` unchanged if it is more than a box:
+    -\\boxed{5}."""
     for _ in range(MAX_NESTED_BOXES):
         spans, stripped = box_spans(content), content.strip()
         if len(spans) != 1 or not BOX.match(stripped) or spans[0][1] != len(content.rstrip()) - 1:
@@ -156,9 +160,9 @@ def _inner(content: str) -> str:
 
 
 def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
-    """Returns what a short text states: the whole text, the part after "answer is" or after a label, the part before a remark, its
-    only formula, or its only number if no word changes that number. Returns None if it states no answer (no number under the rule
-    `number`), or if it is a `####` line that looks like a heading."""
+    """Returns the answer in a short text: the whole text, the part after "answer is" or after a label, the part before a
+    remark, the only formula, or the only number if no word changes its meaning. Returns None if there is no answer (with the
+    rule `number`, no number), or if the text is a #### line (`is_line`) that looks like a heading."""
     label, _, after = place.rpartition(": ")
     words = set(re.findall(r"[a-z]+", place.lower()))
     parts = [place, *ANNOUNCED.findall(place)[-1:], *([] if is_line or LIMITING & words else [after]), *REMARK.split(place)[:1]]
@@ -178,14 +182,14 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
 
 def _announced(part: str, rule: str) -> str | None:
-    """Returns what the text after "answer is" states, or the number at its beginning: 18 in "18, which is 9 times 2"."""
+    """Returns the answer in the text after "answer is", or else the number at its start (18 in "18, which is 9 times 2")."""
     number = NUMBER.match(part)
     words = re.findall("[a-z]+", part[number.end() :].lower())[:3] if number else []
     return _stated(part, rule) or (number[0].strip() if number and not LIMITING.intersection(words) else None)
 
 
 def _last_value(text: str, rule: str) -> str | None:
-    """Returns the last formula between dollar signs or \\( and \\), or the number after it."""
+    """Returns the last formula between math delimiters, such as $x$ or \\(x\\), or the last number if it comes later."""
     formulas, numbers = list(MATH.finditer(text)), list(NUMBER.finditer(text))
     if formulas and not (numbers and numbers[-1].end() > formulas[-1].end()):
         if rule == "any" or read(formulas[-1][0]).kind in ("number", "percent", "formula"):

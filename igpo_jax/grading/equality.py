@@ -1,6 +1,6 @@
 """Decides whether two answers are equal, by one rule for each pair of types (docs/grading.md). Only formulas need SymPy and
-math-verify. They may be slow, and math-verify's time limits silently fail in threads, so answers are graded in separate processes
-(tasks/reward_pool.py)."""
+math-verify. These may be slow, and math-verify's time limits silently fail in threads, so answers are graded in separate
+processes (tasks/reward_pool.py)."""
 
 import cmath
 import collections
@@ -33,7 +33,7 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
-MAX_REWRITTEN = 12  # formulas of a list that may be written differently
+MAX_REWRITTEN = 12  # limit for formulas of a list that are not written as in the other list
 MISREAD = [(re.compile(pattern), written) for pattern, written in (  # by math-verify's parser
     (r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}"), (r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})"),
     (r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", ""), (r"\\exp\s*\{", "e^{"), (r"\\hbar(?![a-zA-Z])", " h_{0} "), (r"\\pi\s*(?=\()", r"\\pi\\cdot "),
@@ -119,7 +119,8 @@ def _equal_types(one: Answer, other: Answer) -> bool:
 
 
 def _equal_numbers(gold: Answer, answer: Answer, factor: Fraction) -> bool:
-    """Compares numbers by value. Also accepts a rounding (`_rounds_to`). 50% equals both 50 and 0.5."""
+    """Compares numbers by value, after multiplying the answer by the unit conversion `factor`. Accepts roundings
+    (`_rounds_to`). 50% equals both 50 and 0.5."""
     first, second = gold.value, answer.value
     if first.value == second.value * factor:
         return True
@@ -143,7 +144,7 @@ def _rounds_to(decimal: Number, exact: Fraction) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Divides a positive number by all of its factors 2 and 5, the prime factors of ten."""
+    """Removes all prime factors 2 and 5, which are those of ten, from a positive number."""
     return number // math.gcd(number, 10 ** number.bit_length())
 
 
@@ -187,8 +188,8 @@ def _equal_equations(gold: str, answer: str) -> bool:
 
 
 def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
-    """Returns the values of two expressions, or of the differences between the sides of two equations, at a few points. Returns
-    an empty list if they have no finite values there."""
+    """Evaluates two expressions at four fixed points. Returns the pair of values at each point, or an empty list if a value is
+    not finite. For an equation, evaluates the difference between its sides."""
     found = []
     for point in range(1, 5):
         values = []
@@ -207,13 +208,13 @@ def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
 
 
 def _is_consistent(answer: Answer) -> bool:
-    """Returns whether the sides of an equation are equal, unlike in 2 = 3."""
+    """Returns whether all sides of an equation are equal, unlike in 2 = 3, and the side after \\approx is their rounding."""
     last = dataclasses.replace(answer, sides=(), rounding=None, name="")
     return _is_rounded(answer) and all(same(side, last) for side in answer.sides)
 
 
 def _is_rounded(answer: Answer) -> bool:
-    """Returns whether the side after \\approx is a rounding of the answer, as in 1/3 \\approx 0.33."""
+    """Returns whether the side after \\approx, if there is one, is a rounding of the answer, as in 1/3 \\approx 0.33."""
     decimal = answer.rounding
     if decimal is None or decimal.kind not in ("number", "percent"):
         return decimal is None
@@ -266,7 +267,7 @@ def _is_costly(formula: str) -> bool:
 
 
 def _closed_value(formula: str) -> tuple[Fraction, Fraction] | None:
-    """Returns the real and imaginary part of a formula without variables to 40 digits, or None if they are not known."""
+    """Returns the real and imaginary part, to 40 digits, of a formula's value. None if it has variables or no finite value."""
     expression = _parse(formula)
     try:
         value = expression.evalf(40) if getattr(expression, "is_number", False) else None
@@ -280,7 +281,7 @@ def _is_near(one: Fraction, other: Fraction) -> bool:
     return abs(one - other) <= TOLERANCE * max(abs(one), abs(other)) or max(abs(one), abs(other)) < Fraction(1, 10**100)
 
 
-@functools.lru_cache(maxsize=1024)  # all completions of a group share the correct answer, and a comparison asks twice
+@functools.lru_cache(maxsize=1024)  # all completions of a group share the correct answer, and a comparison may parse it twice
 def _parse(formula: str) -> Any:
     """Returns a formula as a SymPy expression, or None if it cannot be read. Uses math-verify's parser directly, because
     `math_verify.parse` searches an unreadable formula for a number, drops units, and ignores the case of letters. Raises

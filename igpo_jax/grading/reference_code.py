@@ -20,8 +20,8 @@ def correct(gold: str, text: str) -> bool:
 
 
 def first_box(text: str) -> str | None:
-    """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close. Of boxes
-    within the content, the last one counts; returns None if its braces do not close."""
+    """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close. If the
+    content has boxes of its own, returns the content of the last of them, or None if its braces do not close."""
     rest = text.partition("\\boxed{")[2]
     content = rest[: max(_closing_brace(rest, 0, 1), 0)].strip()
     answer = _last_inner_box(content)
@@ -30,8 +30,8 @@ def first_box(text: str) -> str | None:
 
 
 def _closing_brace(text: str, begin: int, depth: int) -> int:
-    """Returns the position from `begin` on at which a closing brace leaves no brace open, or -1. `depth` braces are open at
-    first."""
+    """Returns the position of the first closing brace, at or after `begin`, after which no brace is open, or -1 if there is
+    none. `depth` is the number of braces that are open before `begin`."""
     for brace in BRACE.finditer(text, begin):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0 and brace[0] == "}":
@@ -40,8 +40,8 @@ def _closing_brace(text: str, begin: int, depth: int) -> int:
 
 
 def _last_inner_box(content: str) -> str | None:
-    """Returns the content of the last box in the content of a box, or all of it if it has no box. Does not remove the name of
-    an \\fbox{...}."""
+    """Returns the content of the last box within a box's content, or the whole content if it has no box. Returns an \\fbox{...}
+    with its name and braces. Returns None if the braces of the last box do not close."""
     if "\\boxed " in content:
         return content.rpartition("\\boxed ")[2].partition("$")[0]
     begin = content.rfind("\\boxed" if "\\boxed" in content else "\\fbox")
@@ -62,8 +62,8 @@ def normalize(text: str) -> str:
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
     if "\\text{ " in text:
-        text, _ = text.split("\\text{ ")  # a unit, on the right
-    text = text.replace("\\%", "").replace("\\%", "")  # \\%% has another one after the first is removed
+        text, _ = text.split("\\text{ ")  # drops a unit on the right
+    text = text.replace("\\%", "").replace("\\%", "")  # twice, because removing the first one from \\%% leaves another one
     text = text.replace(" .", " 0.").replace("{.", "{0.")
     if text.startswith("."):
         text = "0" + text
@@ -87,8 +87,8 @@ def _braced_roots(text: str) -> str:
 
 
 def _braced_fractions(text: str) -> str:
-    """Adds the missing braces to LaTeX fractions such as \\frac12 and \\frac1{72}. Returns the text as it is if one of them has
-    only a single character."""
+    """Adds the missing braces to LaTeX fractions such as \\frac12 and \\frac1{72}. Returns the text unchanged if only a single
+    character follows a \\frac."""
     head, *parts = text.split("\\frac")
     for part in parts:
         if part[0] != "{":

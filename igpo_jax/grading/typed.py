@@ -85,7 +85,7 @@ class Answer:
     name: str = ""  # before "=", such as x or f(x)
     unit: Unit | None = None
     latex: str = ""  # the normalized text
-    sides: tuple["Answer", ...] = ()  # of an equation without variables; an answer is consistent if they are equal
+    sides: tuple["Answer", ...] = ()  # exact sides before the last one of an equation without variables
     rounding: "Answer | None" = None  # the side after \\approx
 
 
@@ -134,7 +134,8 @@ def normalize(text: str) -> str:
 
 
 def _words(match: re.Match) -> str:
-    """Splits \\text{...} into one \\text for each word. Single letters leave it, except for units such as m/s after a number."""
+    """Splits \\text{...} into one \\text per word. Takes single letters out of \\text, except units after a number such as
+    m/s."""
     content = match[1].replace("\n", " ")
     is_unit = re.search(r"(?:[\d})]|\\pi)(?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
     if is_unit and re.fullmatch(r"\s*[mgshLlNJWVAKC](?:\s*/\s*[mgshL]|\^\d)*\s*", content):
@@ -196,7 +197,7 @@ def _group(kind: str, parts: list[str], depth: int) -> Answer:
 
 
 def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads x = 5, x \\in [1, 2], x \\ne 3 and 1 < x \\le 2. Other relations are formulas."""
+    """Reads x = 5, x \\in [1, 2], x \\ne 3 and 1 < x \\le 2. Reads other relations as formulas."""
     if not all(sides):
         return Answer("text", condensed(text))
     if set(relations) <= {"=", "\\approx"}:
@@ -223,7 +224,8 @@ def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> 
 
 
 def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. 2x + z = 1 is a formula."""
+    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. An equation of two expressions with variables, such as 2x + z = 1, is a
+    formula."""
     rounded = relations[-1] == "\\approx"
     names, values = [side for side in sides if is_name(side)], [side for side in sides if not is_name(side)]
     if len(names) > 1 or not values or "\\approx" in relations[:-1]:
@@ -362,12 +364,13 @@ def is_name(text: str) -> bool:
 
 
 def is_reversed(names: list[str]) -> bool:
-    """Returns whether the names of coordinates stand in another order, as in (y, x). A line has m, b."""
+    """Returns whether names of coordinates are in reverse alphabetical order, as in (y, x). (m, b), as for lines, is
+    allowed."""
     return len(set(names)) > 1 and names == sorted(names, reverse=True) and names != ["m", "b"]
 
 
 def is_math(text: str) -> bool:
-    """Returns whether a text has only symbols that math-verify reads, so that it would drop nothing."""
+    """Returns whether math-verify can read every symbol of a text, so that its parser drops none of them."""
     bare = re.sub(r"_\s*\{\s*\\text\s*\{[^{}]*\}\s*\}", "", re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}", "|", text))
     braces = re.sub(r"[^{}()]", "", re.sub(r"\\.", "", bare).translate(str.maketrans("[]", "()")))
     while re.search(r"\{\}|\(\)", braces):

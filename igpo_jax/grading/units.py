@@ -6,13 +6,13 @@ import re
 from fractions import Fraction
 
 Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # powers of dimensions, and the factor
-NOUN: Unit = ((), Fraction(1))  # unit of counted nouns, which is compared with nothing
+NOUN: Unit = ((), Fraction(1))  # unit of counted nouns, which are not compared
 CURRENCIES = ("\\$", "€", "£", "¥", "₹")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 SPEEDS = {"mph": ("mi", "h"), "kph": ("km", "h"), "fps": ("ft", "s")}
 FRACTION = re.compile(
     r"(?!(?:mon|bir|dea|pa|ba|mo|mou|clo|my|leng|dep|wid|boo|nor|sou|too|you|tee)ths?).*ths?|.*illions?"
-)  # elevenths
+)  # words such as elevenths
 
 
 def _read_words() -> tuple[dict[str, list[str]], dict[str, list[tuple[str, Fraction, int]]]]:
@@ -33,7 +33,7 @@ WORDS, _UNITS = _read_words()
 SCALES = {name: parts[0][1] for name, parts in _UNITS.items() if not parts[0][0]}  # million: 1000000
 UNITS = {name: parts for name, parts in _UNITS.items() if parts[0][0]}
 NUMBERS = dict(zip(WORDS["numbers"] + WORDS["tens"], [*range(20), *range(20, 100, 10)], strict=True))
-LIMITING = {*WORDS["limiting"], *NUMBERS, *SCALES}  # words that change what a number says, so that they are no unit
+LIMITING = {*WORDS["limiting"], *NUMBERS, *SCALES}  # words that change the meaning of a number, so they are no units
 NOUNS, AFTER = set(WORDS["nouns"]), set(WORDS["after"])
 
 

@@ -1,4 +1,4 @@
-"""Connections of the playground's server, which a client that sends or reads nothing cannot hold."""
+"""HTTP connections of the playground's server. The server closes a connection whose client sends or reads nothing."""
 
 import asyncio
 import collections
@@ -15,8 +15,8 @@ WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a 
 
 
 def network_of(host: str) -> str:
-    """Returns what counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address, because one client may use all
-    addresses of such a network."""
+    """Returns the network that counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address, because one
+    client may use all addresses of such a network."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:  # a socket without addresses
@@ -27,9 +27,9 @@ def network_of(host: str) -> str:
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that is closed if its client lets the server wait longer than `WAIT_SECONDS`. If there are
-    `MOST_CONNECTIONS` connections, a new one replaces one of the client that has most, of these the one that has let the server
-    wait longest. h11 also limits the size of a request's head to 64 KiB."""
+    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. Once there are
+    `MOST_CONNECTIONS` connections, a new one closes another: of the client with the most connections, the one on which the
+    server has waited longest. h11 also limits the size of a request's head to 64 KiB."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)

@@ -70,8 +70,8 @@ class Job:
 
 
 class JobQueue:
-    """Queue that runs one job at a time in its own thread. Clients take turns, see `in_turns`, and are told how many jobs are
-    before theirs. All methods are called in the event loop of the server."""
+    """Queue that runs one job at a time in a thread of its own. Clients take turns (see `in_turns`), and the queue tells each
+    client how many jobs are ahead of its own. All methods are called in the event loop of the server."""
 
     def __init__(self, name: str):
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
@@ -81,8 +81,8 @@ class JobQueue:
 
     def join(self, work: Callable[[Job, Callable[[dict], None]], Any], client: str) -> Job:
         """Adds a new job of a client to the queue and returns the job. The queue's thread calls `work` with the job and with a
-        function that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting, of all
-        clients or of this one."""
+        function that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting in total,
+        or if this client has too many jobs."""
         if len(self._jobs) > WAITING:
             raise HTTPException(429, f"{WAITING} {self._name} are waiting already; try again in a while")
         if sum(job.client == client for job in self._jobs) >= OF_ONE_CLIENT:
@@ -121,9 +121,9 @@ class JobQueue:
 
 
 def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
-    """Returns the order in which jobs run, of which the first is running. Each time, it is the turn of the client that has waited
-    longest: since the end of its last turn in `turns`, or since its oldest job arrived if that was later. So a client that
-    arrives waits for one job of each other client at most, and no later arrival overtakes it."""
+    """Returns the jobs in the order in which they run. The first one is already running. The next job is always that of the
+    client that has waited longest, since its last turn ended (`turns`) or since its oldest job arrived, whichever is later. So
+    a new client waits for at most one job of each other client, and jobs that arrive later never overtake it."""
     ordered, left = jobs[:1], sorted(jobs[1:], key=lambda job: job.number)
     ends = itertools.count(max([*turns.values(), *(job.number for job in jobs)], default=0) + 1)
     turns = turns | {job.client: next(ends) for job in ordered}
@@ -136,8 +136,8 @@ def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
 
 
 def client_of(request: Request) -> str:
-    """Returns the client that the limit counts, see `network_of`. Behind a proxy it is the proxy: any client could forge the header
-    X-Forwarded-For, so it is not read."""
+    """Returns the client of a request for the limit on jobs, see `network_of`. Behind a proxy, this is the proxy. The header
+    X-Forwarded-For is not read, because any client could forge it."""
     return network_of(request.client.host if request.client else "")
 
 
@@ -169,8 +169,8 @@ async def result_of(job: Job, request: Request) -> Any:
 
 
 def application(model: DiffusionLM, begin_with: dict[str, Any], host: str, time_limit: float) -> ASGIApp:
-    """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, `host` is
-    the name or address on which the server listens, and `time_limit` is the longest time of a generation, in seconds."""
+    """Returns the playground's web application for a model. `begin_with` holds the initial values of the page's fields, `host`
+    is the name or address on which the server listens, and `time_limit` is the maximum duration of a generation in seconds."""
     page, policy = read_page()
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
     generations, animations = JobQueue("generations"), JobQueue("animations")
@@ -201,9 +201,9 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str, time_
 def denoise(
     call: Callable[..., list[Completion]], model: DiffusionLM, time_limit: float, job: Job, send: Callable[[dict], None]
 ) -> None:
-    """Generates a completion for a job and sends events to the job's client. The first event has the type "start". It is
-    followed by an event for each step, and by an event of the type "done" or "error" at the end. The generation ends with an
-    error at the first step that ends more than `time_limit` seconds after the beginning."""
+    """Generates a completion for a job and sends events to the job's client: one of type "start", one for each step, and one of
+    type "done" or "error" at the end. If a step ends more than `time_limit` seconds after the beginning, the generation ends
+    with an error."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -274,7 +274,7 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 async def read_json_body(request: Request, most: int) -> Any:
     """Returns the JSON content of a request, which may have at most `most` bytes. Requires the content type application/json,
-    because a browser sends such a request for another site's page only if this server permits it."""
+    because a browser sends such a request from another site's page only if this server permits it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()

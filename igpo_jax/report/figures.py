@@ -19,7 +19,7 @@ Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
 
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": PURPLE, "time/update": YELLOW}
 DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles: name in Plotly -> name in CSS
-MOST_POINTS = 1000  # limit for a curve: more points than a panel can show, but few enough for a fast page
+MOST_POINTS = 1000  # of a curve: more than a panel can show, but few enough for a fast page
 # Options of a y axis
 ALL_SHARES = {"tickformat": ".0%", "rangemode": "tozero", "range": [0, 1.03]}  # from 0 to 100%
 PERCENT = {"tickformat": ".3~p", "rangemode": "tozero"}
@@ -130,8 +130,9 @@ SPEED = (
 
 
 def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
-    """Returns the sections of a report, and the list of Plotly figures for their panels. A section is {"title", "panels"}, and a
-    panel is {"title", "note", "lines": its legend, "number": index of its figure}. Panels without data are left out."""
+    """Returns the sections of a report, and the list of Plotly figures for their panels. A section is {"title", "panels"}. A
+    panel is {"title", "note", "lines", "number"}, where "lines" is the legend and "number" is the index of the figure. Omits
+    panels without data."""
     figures: list[Row] = []
     found: list[Row] = []
 

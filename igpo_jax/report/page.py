@@ -130,8 +130,8 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def ungraded_counts(rows: list[Row]) -> dict[str, int]:
-    """Returns the numbers of answers without a verdict in a run: late ones and failures of the reward function in rollouts, and
-    both kinds in evaluations. Rows that were written by earlier versions of this package have no such numbers."""
+    """Returns the numbers of answers without a verdict in a run, {reason: number}: timeouts in rollouts, errors of the reward
+    function in rollouts, and both together in evaluations. Rows that earlier versions of this package wrote do not count."""
     keys = {"late": "grading/late", "reward function failed": "grading/broken", "in evaluations": "eval/ungraded"}
     found = {name: [row[key] for stage in ("sft", "rl") for row in stage_rows(rows, stage, key)] for name, key in keys.items()}
     return {name: round(sum(values)) for name, values in found.items()}
@@ -243,8 +243,8 @@ def _values_of_several(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
-    """Returns a table row with the difference in accuracy between the latest evaluations of a run and of a reference run,
-    paired by problem. Returns [] if the two runs were not evaluated on the same problems."""
+    """Returns a table row with the difference in accuracy, paired by problem, between the latest evaluations of a run and of a
+    reference run. Returns [] if the two runs were not evaluated on the same problems."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:

@@ -30,7 +30,7 @@ def render(template: str, **values: Any) -> Markup:
 
 def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'", **values: Any) -> Markup:
     """Returns a page rendered from a template that extends report/layout.html. `styles` are style sheets and `scripts` are
-    JavaScript; both are code of this package or of its dependencies. The page may connect to the sources `connect`."""
+    JavaScript; both are code of this package or of its dependencies. `connect` are the sources that the page may connect to."""
     style = "".join(styles)
     policy = content_policy([style], scripts, connect)
     trusted = {"style": Markup(style), "scripts": [Markup(script) for script in scripts], "policy": Markup(policy)}

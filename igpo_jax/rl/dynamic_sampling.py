@@ -23,8 +23,8 @@ def key_of_batch(key: jax.Array, number: int) -> jax.Array:
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Marks the groups with both correct and wrong completions, whose rewards differ, bool [batches, groups per batch]. If all
-    rewards are equal, the advantages are 0."""
+    """Marks the groups with both correct and wrong completions whose rewards differ, bool [batches, groups per batch]. If all
+    rewards of a group were equal, its advantages would be 0."""
     grades = [part.final.grades for part in parts]
     return np.stack(
         [each.correct.any(axis=1) & ~each.all_correct & ~equal_rewards(each.rewards, each.graded) for each in grades]
@@ -32,9 +32,9 @@ def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses n groups (completions of one prompt) from several batches of n groups. These are the first n groups that `mixed`,
-    bool [batches, n], marks as True. If it marks fewer than n groups, unmarked groups of the last batch are added. Returns
-    ascending indices into the concatenated batches, int [n]."""
+    """Chooses n groups (completions of one prompt) from several batches of n groups: the first n groups that `mixed`, bool
+    [batches, n], marks as True. If it marks fewer than n groups, adds unmarked groups of the last batch. Returns ascending
+    indices into the concatenated batches, int [n]."""
     batches, n = mixed.shape
     taken = np.flatnonzero(mixed)[:n]
     others = (batches - 1) * n + np.flatnonzero(~mixed[-1])

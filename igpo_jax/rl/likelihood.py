@@ -109,7 +109,7 @@ class Views:
 
 def views_of(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
     """Makes the views (network inputs in which some tokens are masked) for every inner step. Random views depend only on the
-    iteration's key, the problem, the completion and the inner step. Hence the old, reference and new policy get the same
+    iteration's key, the problem, the completion and the inner step, so the old, reference and new policies get the same
     views."""
     return ESTIMATORS[cfg.estimator](key, batch, cfg)
 
@@ -232,8 +232,8 @@ ESTIMATORS: dict[str, Callable[[Array, GroupBatch, LikelihoodConfig], Views]] = 
 
 
 def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> Array:
-    """Computes the hidden states of completions in one inner step, [n, k * r, l, d], for n prompts with k views of r rows
-    each."""
+    """Computes the hidden states of completions in one inner step, [n, k * r, l, d], for n prompts with k views of r rows each.
+    d is the width of the network."""
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
     completion = jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])
@@ -273,10 +273,10 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
 
 
 def view_scores(hidden: jax.Array, head: Weight, completions: Array, weight: Array, chunk: int) -> tuple[Array, Array]:
-    """Computes the log-probability of every completion token in every view, float32 [n, k, g, l], and the entropy at its
-    position, averaged over the views with a positive weight, float32 [n, g, l]. `hidden` is the result of `hidden_states`, and
-    `weight`, float32 [n, k, g, l], holds the weights of the k views. Runs inside `shard_map`. `chunk` is passed to
-    `token_scores`."""
+    """Computes the log-probability of every completion token in every view, float32 [n, k, g, l], and the entropy at the
+    token's position, averaged over the views with a positive weight, float32 [n, g, l]. `hidden` is the result of
+    `hidden_states`, and `weight`, float32 [n, k, g, l], holds the weights of the k views. `chunk` is passed to `token_scores`.
+    Runs inside `shard_map`."""
     targets = jnp.tile(completions, (1, weight.shape[1], 1))
     log_probs, entropy = (x.reshape(weight.shape) for x in token_scores(hidden, head, targets, chunk))
     seen = weight > 0

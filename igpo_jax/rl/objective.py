@@ -84,18 +84,18 @@ class ObjectiveConfig(LikelihoodConfig):
 
 
 def equal_rewards(rewards: np.ndarray, graded: np.ndarray) -> np.ndarray:
-    """Marks the groups that teach nothing, because all their rewards are equal up to rounding, bool [n]. `rewards` is float32
-    [n, g]. Ignores the completions that `graded`, bool [n, g], does not mark."""
+    """Marks the groups without a learning signal, because all their rewards are equal up to rounding, bool [n]. `rewards` is
+    float32 [n, g]. Ignores the completions that `graded`, bool [n, g], does not mark."""
     least = np.min(rewards, axis=1, where=graded, initial=np.inf)
     most = np.max(rewards, axis=1, where=graded, initial=-np.inf)
     return most - least <= ROUNDING * np.max(np.abs(rewards), axis=1, where=graded, initial=0)
 
 
 def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.ndarray:
-    """Returns the advantages, float32 [n, g], of completions with the given rewards, float32 [n, g]. The advantage is the reward
-    minus the mean reward of the group. If `normalize` is True, this difference is divided by the standard deviation of the
-    rewards in the group plus `ADVANTAGE_EPSILON`. Both statistics are over the completions that `graded`, bool [n, g], marks;
-    others get advantage 0. So do all completions of a group of `equal_rewards`, whose differences are rounding errors."""
+    """Returns the advantages of completions, float32 [n, g], given their rewards, float32 [n, g]. The advantage is the reward
+    minus the mean reward of the group. If `normalize` is True, it is divided by the standard deviation of the group's rewards
+    plus `ADVANTAGE_EPSILON`. Both statistics cover only the completions that `graded`, bool [n, g], marks; the others get
+    advantage 0. In groups that `equal_rewards` marks, all advantages are 0, because their differences are rounding errors."""
 
     def group_mean(values):
         number = np.maximum(graded.sum(axis=1, keepdims=True, dtype=values.dtype), 1)
@@ -210,13 +210,13 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
         return jnp.exp(near) - near - 1 + beyond
     ratio = bounded_exp(jax.lax.stop_gradient(new) - old)
     value = bounded_exp(reference - old) - ratio * (gap + 1)
-    # With a constant rho, rho k2 has the gradient of rho k3, but not as a difference of large numbers.
+    # With a constant rho, rho k2 has the same gradient as rho k3, without subtracting large numbers.
     same_gradient = ratio * gap**2 / 2
     return same_gradient + jax.lax.stop_gradient(value - same_gradient)
 
 
 def kl_is_bounded(new: Array, old: Array, reference: Array, kind: str) -> Array:
-    """Marks where `kl_estimate` is not the exact estimate, because a ratio is too large."""
+    """Marks the tokens at which `kl_estimate` bounds the estimate, because a ratio is too large. Returns a bool array."""
     if kind == "k3":
         return reference - new > MAX_K3_GAP
     corrected = kind == "k3_corrected"
@@ -235,12 +235,12 @@ def token_mean(values: Array, mask: Array) -> jax.Array:
 def log_ratios(
     new: Array, old: Array, weight: Array, advantages: Array, loss_mask: Array, cfg: ObjectiveConfig
 ) -> tuple[Array, Array]:
-    """Returns the log-ratios of the new to the old policy, and their weights in the surrogate. With cfg.ratio="token", a token
-    has one ratio in each view, float32 [..., k, g, l]. With "sequence", all tokens and views of a completion have the same
+    """Returns the log-ratios of the new to the old policy, and their weights in the surrogate. With cfg.ratio="token", each
+    token has one ratio in each view, float32 [..., k, g, l]. With "sequence", all tokens and views of a completion share one
     ratio, which counts once, float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
     if cfg.ratio == "token":
         return jnp.where(weight > 0, new - old, 0.0), weight
-    if cfg.reference_code:  # averages over all tokens, also over those that the network's input shows
+    if cfg.reference_code:  # averages over all tokens, also over those that are not masked in a view
         mean = token_mean(jnp.sum(new - old, axis=-3), jnp.ones_like(loss_mask))
     else:
         change = combine(new, weight, advantages, cfg) - combine(old, weight, advantages, cfg)
@@ -261,8 +261,8 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion from the log-probabilities of its l tokens in k views.
 
-    Token ratios and KL estimates are exponentials, so they are computed for each view. Their weighted sum over the views is the
-    term of a token. The sequence ratio, the wd1 loss and cfg.hint_supervision use the scores of tokens, see `combine`.
+    Token ratios and KL estimates are exponentials of log-probabilities, so they are computed in each view and then summed over
+    the views with the weights. The sequence ratio, the wd1 loss and cfg.hint_supervision use token scores, see `combine`.
 
     Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient, with two exceptions. With
     cfg.hint_supervision, hint tokens of completions with a positive advantage get the gradient of the supervised loss. With

@@ -1,4 +1,4 @@
-"""Detects damaged checkpoints by checksums of the arrays' bits and a CRC of the metadata, and checkpoints of other runs."""
+"""Detects damaged checkpoints, by checksums of the arrays' bits and a CRC of the metadata, and checkpoints of other runs."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
 
-COMMITTED = "commit_success.txt"  # of Orbax
+COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
@@ -84,8 +84,9 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
 
 
 def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Compares the metadata of a stage's checkpoint with the identity of a run: fingerprints of the configuration and, as `data`,
-    of the splits. Returns what differs as the predicate of a sentence, or "". Does not compare what either side lacks."""
+    """Compares the metadata of a stage's checkpoint with the identity of a run: the fingerprint of the configuration and, under
+    the key `data`, those of the splits. Returns what differs as the predicate of a sentence, such as "was saved with ...", or
+    "". Does not compare fingerprints that either side lacks."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (
@@ -107,8 +108,8 @@ def is_about_this_machine(error: Exception) -> bool:
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics of checkpoints. Otherwise Orbax, which reads all metrics on opening the folder and compares their
-    accuracies on saving, would fail. Removes nothing that a symbolic link in the folder points to."""
+    """Removes damaged metrics of checkpoints. Orbax would fail on them, because it reads all metrics when it opens the folder
+    and compares their accuracies when it saves. Does not remove what a symbolic link in the folder points to."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save
@@ -124,8 +125,8 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
 
 
 def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:
-    """Removes the absolute path of this machine from the checkpoints of the given steps that are complete, and these steps from
-    the set. Orbax writes the path into files that it only tests for existence."""
+    """Removes absolute paths of this machine from those checkpoints of `steps` that are complete, and removes these steps from
+    `steps`. Orbax writes the paths into files but only tests whether these files exist."""
     for step in [step for step in steps if (folder / str(step)).is_dir()]:
         for file in (folder / str(step)).rglob(COMMITTED):
             with contextlib.suppress(FileNotFoundError), file.open("r+") as opened:  # it may be deleted meanwhile

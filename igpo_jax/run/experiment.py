@@ -78,7 +78,7 @@ class Experiment:
     rl_data: ProblemSet | None
     test_data: ProblemSet
     pool: RewardPool
-    accept_loss: bool = False  # continue although lines of the logs, or all checkpoints of a stage, are missing
+    accept_loss: bool = False  # continue even if lines of the logs, or all checkpoints of a stage, are missing
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +146,7 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """Pool of one background thread, which waits until the grading processes have returned their results."""
+        """Thread pool with one background thread, which waits until the grading processes have returned their results."""
         return ThreadPoolExecutor(max_workers=1)
 
     def lack_of_verdicts(self, grades: Sequence[Grades]) -> str:
@@ -212,7 +212,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
-            if begun is not requested:  # config.json no longer has them
+            if begun is not requested:  # config.json no longer has the first buckets
                 written |= {"prompt_buckets": list(begun.data.prompt_buckets)}
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
@@ -220,8 +220,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
 
 
 def _check_links(workdir: pathlib.Path) -> None:
-    """Raises ValueError if the run would write outside of its folder, which may come from a stranger, through a symbolic link. The
-    folder itself may be one."""
+    """Raises ValueError if a symbolic link would make the run write outside of its folder, which may come from a stranger. The
+    folder itself may be a link."""
     saved = workdir / "checkpoints"
     for folder in (workdir / "tensorboard", saved, *saved.glob("*"), *saved.glob("*/*")):
         place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
@@ -229,10 +229,10 @@ def _check_links(workdir: pathlib.Path) -> None:
 
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
-    """Loads the problems of the splits that the run uses (sft, rl, test). Drops the training problems whose content is that of a
-    problem of the whole test split, and logs a warning if problems of a file repeat each other. Returns the problems, the number
-    of dropped problems of each split that has any, and the row counts of each split that is read from files. Invalid data raises
-    a ValueError with file and line."""
+    """Loads the problems of the splits that the run uses (sft, rl, test). Drops the training problems that have the content of
+    a problem in the whole test split, and logs a warning if problems of a file repeat each other. Returns the problems, the
+    number of dropped problems of each split that has any, and the row counts of each split that is read from files. Invalid
+    data raises a ValueError that names the file and line."""
     problems, contents, counts = _load_splits(config)
     dropped: dict[str, int] = {}
     for split in [split for split in problems if split != "test"]:
@@ -370,7 +370,7 @@ def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), gra
 
 
 def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, int]) -> None:
-    """Raises ValueError if the problems of a split have changed since the run began, also if more of them are dropped now."""
+    """Raises ValueError if the problems of a split have changed since the run began, or if more of them are dropped now."""
     file = workdir / "data.json"
     written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
@@ -397,8 +397,8 @@ def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
 
 
 def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> ConfigDict:
-    """Returns the requested configuration. If it leaves the choice of the attention back end open, it gets the value in the run's
-    config.json, so that a run that began with a named back end keeps it. Runs from before the key have used xla."""
+    """Returns the requested configuration. If its attention back end is "auto", replaces it with the one in the run's
+    config.json, so that a run that began with a named back end keeps it. Runs that began before this key existed use xla."""
     if requested.model.attention != "auto":
         return requested
     kept = requested.copy_and_resolve_references()
@@ -407,10 +407,10 @@ def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> Confi
 
 
 def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
-    """Returns a run's configuration with the prompt buckets that the run began with, if the largest one is the same. A run may
-    continue with others below the largest, which only change how much padding is computed, and its checkpoints hold the
-    fingerprint of the first ones. The first ones are in data.json once the run has continued with others, before that in
-    config.json. Returns `values` itself as long as it has only ever had these."""
+    """Returns the configuration `values` with the prompt buckets that the run began with, if the largest bucket is the same. A
+    run may continue with other buckets below the largest, because they only change how much padding is computed, but the
+    fingerprint in its checkpoints is that of the first buckets. The first buckets are in config.json, or in data.json once the
+    run has continued with others. Returns `values` itself if the buckets have never changed."""
     data, config = (read_json(file) if file.is_file() else {} for file in (workdir / "data.json", workdir / "config.json"))
     with wrap_read_errors(f"{workdir / 'data.json'}, key prompt_buckets,"):
         first = tuple(data.get("prompt_buckets") or config.get("data", {}).get("prompt_buckets", ()))

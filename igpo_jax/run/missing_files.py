@@ -1,5 +1,5 @@
-"""Checks that no file and no line is missing from the folder of a run that continues. A run that continued nevertheless would
-cut its logs, or mix two configurations."""
+"""Checks, before a run continues, that no files and no lines of logs are missing from its folder. Otherwise, the run could cut
+its logs, or mix two configurations."""
 
 import io
 import itertools
@@ -22,8 +22,8 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 
 def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError if the newest checkpoint of a stage was saved with another configuration or with other data, which files
-    that are missing or were changed may hide. `identities` are the fingerprints to compare, {stage: see `other_identity`}."""
+    """Raises ValueError if the newest checkpoint of a stage was saved with another configuration or with other data. Missing or
+    changed files may hide this. `identities` are the fingerprints to compare, {stage: see `other_identity`}."""
     for stage in STAGES:
         folder = workdir / "checkpoints" / stage
         checkpoints = [folder / str(step) for step in reversed(steps_in(folder))]
@@ -34,8 +34,8 @@ def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str
 
 
 def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
-    """Raises ValueError if a log does not begin with the bytes that it had when a checkpoint was saved. The metadata of the
-    checkpoint has the checksums, see `MetricsWriter.sums`, but not if an earlier version saved it."""
+    """Raises ValueError if a log does not begin with the bytes that it had when a checkpoint was saved. The checksums are in
+    the metadata of the checkpoint (see `MetricsWriter.sums`), unless an earlier version saved it."""
     for name, (size, crc) in (read_metadata(checkpoint) or {}).get("logs", {}).items():
         file = workdir / name
         if _crc_of_beginning(file, size) == crc:
@@ -63,12 +63,12 @@ def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> No
 
 
 def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | None, accept_loss: bool) -> None:
-    """Raises ValueError if the folder shows that the run was further than the newest checkpoint of a stage, so that training
-    from there would cut the logs of a later stage, or all logs of this one.
+    """Raises ValueError if the folder shows that the run was further than the newest checkpoint of a stage. Training from there
+    would cut the logs of a later stage, or all logs of this one.
 
     Args:
         done: iterations in the stage's newest checkpoint, or None if it has no checkpoints.
-        accept_loss: allow a stage without checkpoints to start again, whatever the logs show."""
+        accept_loss: whether a stage without checkpoints may start again, whatever the logs show."""
     folder, later, updates = workdir / "checkpoints" / stage, workdir / "checkpoints" / "rl", config.sft.updates
     if stage == "sft" and done != updates and steps_in(later):
         raise ValueError(

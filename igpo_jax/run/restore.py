@@ -52,8 +52,8 @@ def restore_run(
     """Loads the newest checkpoint of one stage of a run. `stage` is "sft" or "rl"; the default is the last stage that has a
     checkpoint. Does not need the run's data. If `quantized` is False, frozen weights are those of the folder model.path even if
     the run has quantized them (model.base_dtype). Raises ValueError if there is no run or no readable checkpoint, if the folder
-    model.path is missing, if the run's task is neither part of this package nor in `trust`, or if parameters are NaN or infinite.
-    The last is a warning if `allow_nonfinite` is True."""
+    model.path is missing, if the run's task is neither part of this package nor in `trust`, or if parameters are NaN or
+    infinite. If `allow_nonfinite` is True, logs a warning about NaN or infinite parameters instead."""
     workdir = pathlib.Path(workdir).absolute()
     values = read_run_config(workdir, trust)
     config = configuration.parse(values)

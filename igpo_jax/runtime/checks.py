@@ -10,7 +10,7 @@ Check = Callable[[Any], str]  # value -> text to put after "key=value" in the er
 
 
 MOST_SIZE = 1 << 16  # tokens of a prompt or completion, and rows of a batch; far more than any masked diffusion LM is used with
-MOST_IDS = 1 << 20  # of a vocabulary, far more than any model's; ids that are never drawn are listed
+MOST_IDS = 1 << 20  # in a vocabulary, far more than in any model's; bounds lists of ids
 
 
 def checked(default: Any, check: Check) -> Any:

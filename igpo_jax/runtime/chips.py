@@ -50,8 +50,8 @@ CHIPS = {
 
 
 def find_devices() -> list[jax.Device]:
-    """Returns jax.devices(). Raises ValueError if JAX finds no device of the chosen platform or cannot start it. Logs a line if
-    a plug-in does not work, of which JAX logs a traceback."""
+    """Returns jax.devices(). Raises ValueError if JAX finds no device of the chosen platform or cannot start it. If a plug-in
+    does not work, logs one line instead of JAX's traceback."""
     broken = list[str]()
 
     def collect(record: logging.LogRecord) -> bool:

@@ -23,7 +23,7 @@ from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.preemption import forward_signals
 
 # Variables by which jax recognizes a cluster -> the variables that are also set if a scheduler has started this process as
-# part of a job. Every pod has the first one, and programs that mpirun's processes start may inherit the second one.
+# part of a job. Every pod has the first key, and programs started by mpirun's processes may inherit the second key.
 JOB_VARIABLES = {
     "KUBERNETES_SERVICE_HOST": ("JOB_COMPLETION_INDEX",),
     "OMPI_MCA_orte_hnp_uri": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -84,8 +84,8 @@ def _check_coordinator_port(address: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that accepts connections at an address; "::" means all addresses of this machine. Raises an OSError whose
-    text is the reason if another process uses the port, or if the host is not an address of this machine."""
+    """Returns a socket that accepts connections at an address; "::" means all addresses of this machine. If another process
+    uses the port, or if the host is not an address of this machine, raises an OSError whose text is the reason."""
     everywhere = host in ("", "::")
     dual = everywhere and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual or (":" in host and not everywhere) else socket.AF_INET
@@ -98,8 +98,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def not_of_a_job() -> list[str]:
     """Returns the environment variables by which jax would recognize a cluster although no job has started this process. In an
-    interactive shell of SLURM, the number of the job's tasks is set, but the shell is the only task of its step: the others
-    would be waited for in vain."""
+    interactive shell of SLURM, the number of the job's tasks is set, but the shell is the only task of its step: jax would wait
+    for the others in vain."""
     found = [name for name, others in JOB_VARIABLES.items() if not all(other in os.environ for other in others)]
     if os.environ.get("SLURM_STEP_NUM_TASKS") == "1" and os.environ.get("SLURM_NTASKS", "1") != "1":
         found.append("SLURM_JOB_ID")
@@ -117,8 +117,8 @@ def _hidden_variables(names: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
-    """Context manager in whose body process 0 holds the lock of a folder, see `locked`. Raises an error on all processes if
-    another run holds it."""
+    """Context manager that holds the lock of a folder in process 0, see `locked`. Raises an error on all processes if another
+    run holds the lock."""
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():
             if jax.process_index() == 0:
@@ -145,8 +145,8 @@ def raise_on_all_hosts() -> Iterator[None]:
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
     """Context manager that ends this process immediately if the body fails in a run of several processes. An orderly exit would
-    wait for the other processes, which wait for this one or have already ended. The other processes notice the exit and end in
-    the same way."""
+    wait for the other processes, which are waiting for this one or have already ended. The other processes notice the exit and
+    end in the same way."""
     try:
         yield
     except Exception:

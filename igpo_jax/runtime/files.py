@@ -65,8 +65,8 @@ def read_bytes(file: pathlib.Path) -> bytes:
 
 
 def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]:
-    """Yields (number from 1, line with its end) of the lines of a file, which is opened at its beginning. Raises a ValueError
-    that names the file and the line if a line has more than `MOST_BYTES`."""
+    """Yields (number, line) for each line of a file that is opened at its beginning. Numbers start at 1, and lines keep their
+    ends. Raises a ValueError that names the file and the line if a line has more than `MOST_BYTES`."""
     for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
         require(len(line) <= MOST_BYTES, f"{name}, line {number}: more than {MOST_BYTES >> 20} MiB in one line")
         yield number, line
@@ -79,8 +79,8 @@ def require_file(file: pathlib.Path) -> None:
 
 
 def require_plain_name(name: Any, place: object) -> None:
-    """Raises a ValueError that names `place` if a file name that a file contains is not the name of a file in the same folder.
-    Every such name must be checked where it is read: a stranger's file may name any other file."""
+    """Raises a ValueError that names `place` if `name` is not the name of a file in the same folder. Every file name that is
+    read from a file must be checked in this way, because a stranger's file may name any other file."""
     parts = isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
     require(parts and len(name.encode()) <= 255, f"{place}: {repr(name)[:100]} is not a plain file name")
 
@@ -96,7 +96,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def wrap_read_errors(file: object) -> Iterator[None]:
-    """Context manager that turns any error raised while parsing a damaged or foreign file into a ValueError that names the
+    """Context manager for parsing a file that may be damaged or foreign. Turns any error into a ValueError that names the
     file."""
     try:
         yield
@@ -106,7 +106,7 @@ def wrap_read_errors(file: object) -> Iterator[None]:
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a temporary file and renames it to `path`, so that no partial file is ever visible. Deletes the temporary file if
-    it cannot be written. Another process or thread that writes the same path waits; the last one wins."""
+    writing fails. Another process or thread that writes the same path waits; the last writer wins."""
     temporary = path.with_name(f"{path.name}.partial")
     with _open_alone(temporary) as file:
         try:
@@ -122,8 +122,8 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def _open_alone(path: pathlib.Path) -> IO[bytes]:
-    """Opens a file for writing and locks it until it is closed. The name is the same for all writers, so that the next one
-    overwrites what a killed one has left."""
+    """Opens a file for writing and locks it until it is closed. All writers use the same name, so that the next one overwrites
+    what a killed one has left."""
     while True:
         file = open_without_links(path, "ab")
         with contextlib.suppress(OSError):  # a file system without locks
@@ -135,7 +135,7 @@ def _open_alone(path: pathlib.Path) -> IO[bytes]:
 
 
 def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
-    """Returns whether a path lies in a folder after all symbolic links are followed. The folder itself may be reached by one."""
+    """Returns whether a path is in a folder after all symbolic links are followed, including those on the way to the folder."""
     return pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
@@ -149,8 +149,8 @@ def require_links_inside(folder: pathlib.Path) -> None:
 
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
-    """Opens a file for writing, in a folder that may come from a stranger. A symbolic link with this name, which may lead to
-    any file of the user, is replaced by a new file. A named pipe is an OSError."""
+    """Opens a file for writing, in a folder that may come from a stranger. Replaces a symbolic link at this path by a new file,
+    because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     added = os.O_NOFOLLOW | os.O_NONBLOCK  # the second keeps a pipe from blocking
@@ -163,8 +163,8 @@ def user_cache() -> pathlib.Path:
 
 
 def place_name(path: str | os.PathLike) -> str:
-    """Returns the name of a file or folder without the path to it. In the cache of the Hugging Face hub, where folders are named
-    by commits, the result is MODEL/COMMIT, such as models--GSAI-ML--LLaDA-8B-Base/0f2787f2d87e."""
+    """Returns the name of a file or folder without its parent folders. In the cache of the Hugging Face hub, where folders are
+    named by commits, the result is MODEL/COMMIT, such as models--GSAI-ML--LLaDA-8B-Base/0f2787f2d87e."""
     place = pathlib.Path(os.path.abspath(path))  # links keep their names
     return f"{place.parents[1].name}/{place.name}" if place.parent.name == "snapshots" else place.name
 
@@ -189,8 +189,8 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
 
 
 def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str) -> None:
-    """Writes the settings `identity` of a new output folder to `file`. If the file exists, compares its contents with
-    `identity` instead, and raises a ValueError that names the keys that differ."""
+    """Checks that an output folder is reused only with equal settings. If `file` exists, compares its contents with `identity`,
+    and raises a ValueError that names the keys that differ. Otherwise, writes the settings `identity` to `file`."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))

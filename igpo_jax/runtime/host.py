@@ -32,8 +32,8 @@ def prepare() -> None:
 
 
 def prepare_gpus() -> bool:
-    """Calls `set_gpu_defaults` if the host has NVIDIA GPUs and the environment does not forbid to use them. Returns whether it has.
-    Without effect if JAX has already found its devices."""
+    """Calls `set_gpu_defaults` and returns True if the host has NVIDIA GPUs and JAX_PLATFORMS is not cpu, otherwise returns
+    False. Has no effect if JAX has already found its devices."""
     used = os.environ.get("JAX_PLATFORMS") != "cpu" and _any_device(*NVIDIA)
     if used:
         set_gpu_defaults()
@@ -65,8 +65,8 @@ def keep_freed_memory() -> None:
 def cache_compiled_programs() -> None:
     """Caches compiled programs in JAX_COMPILATION_CACHE_DIR or, if it is not set, in the user's cache. Programs that compile in
     less than a second are not cached. In the user's cache, each kind of device and of CPU has its own folder, because a program
-    compiled for another kind may crash. The run's folder, which may come from others, is no place for them: they are executed,
-    and they hold paths of this machine."""
+    compiled for another kind may crash. The run's folder is not used, because it may come from others, and cached programs are
+    executed and contain paths of this machine."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":

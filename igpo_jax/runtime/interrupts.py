@@ -31,8 +31,8 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
     `sigterm_status` if SIGTERM is the first signal. A second signal does not wait for the functions of `before_end`. Call this
     function in the main thread.
 
-    SIGHUP stays ignored if it is ignored now, because nohup ignores it. SIGINT does not, because a shell without job control
-    makes its background jobs ignore ^C."""
+    If SIGHUP is ignored now, as under nohup, it stays ignored. An ignored SIGINT does not stay ignored, because a shell without
+    job control makes its background jobs ignore ^C."""
     global _text, _sigterm_status
     _text, _sigterm_status = text, sigterm_status
     atexit.unregister(_ignore)
@@ -43,8 +43,8 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
 
 
 def watch() -> None:
-    """Starts the thread that handles the signals. Before, the main thread handles them. Call this function in the main thread,
-    after `host.prepare`, which must run before threads start."""
+    """Starts the thread that handles the signals. Until then, the main thread handles them. Call this function in the main
+    thread, after `host.prepare`, which must run before threads start."""
     global _pipe
     if _pipe is not None:
         return
@@ -55,14 +55,14 @@ def watch() -> None:
 
 
 def call_instead(action: Callable[[int], None] | None) -> None:
-    """Sets the function that is called with the number of the first signal, in another thread, instead of ending the process.
-    With None, the first signal ends the process again."""
+    """Sets a function to call at the first signal instead of ending the process. The function is called in another thread with
+    the signal's number. With None, the first signal ends the process again."""
     global _instead
     _instead = action
 
 
 def first_signal() -> int | None:
-    """Returns the number of the first signal that has arrived."""
+    """Returns the number of the first signal that has arrived, or None."""
     return _first and _first[0]
 
 
@@ -78,7 +78,7 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _ignore() -> None:
-    """Ignores signals while the interpreter shuts down: everything is done, and Python would restore the default actions."""
+    """Ignores signals while the interpreter shuts down: all work is done, and Python would restore the default actions."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -25,12 +25,12 @@ MOST_CHARACTERS = 1 << 16  # of a lock file
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Context manager that creates `folder` and holds the lock `folder`/.lock, so that no other process writes the folder.
-    Raises a ValueError that names the holder if another process has the lock. Deletes the file at the end, and the folder if it
-    has nothing else.
+    Raises a ValueError that names the holder if another process has the lock. At the end, deletes the lock file, and the folder
+    if it is empty.
 
     The kernel frees the lock when the process ends, however it ends. It is a POSIX lock (fcntl), because NFS supports these and
     child processes do not inherit them. The process must not open the file a second time: closing any descriptor of the file
-    frees the lock. On a file system without locks, the process id and the host in the file take its place."""
+    frees the lock. On a file system without locks, the process id and the host in the file take the place of the lock."""
     if "://" in os.fspath(folder):
         raise ValueError(f"{folder} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     folder = pathlib.Path(folder)
@@ -50,7 +50,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _acquire(path: pathlib.Path) -> IO[str]:
-    """Opens the lock file, locks it, writes who this process is into it, and returns it."""
+    """Opens and locks the lock file, writes this process's id, host and command into it, and returns it."""
     while True:
         file = _open(path)
         try:
@@ -92,7 +92,7 @@ def _self() -> dict[str, Any]:
 
 
 def _read(file: IO[str]) -> dict[str, Any]:
-    """Returns what the holder of the lock has written, or {} if it is writing just now."""
+    """Returns what the holder of the lock has written, or {} if it has not finished writing."""
     try:
         file.seek(0)
         holder = parse_json(file.read(MOST_CHARACTERS), "a lock file")
@@ -102,7 +102,7 @@ def _read(file: IO[str]) -> dict[str, Any]:
 
 
 def _may_run(holder: dict[str, Any]) -> bool:
-    """Returns whether the process that has written the lock file may be running, where the file system has no locks."""
+    """Returns whether the process that wrote the lock file may still be running. Needed on file systems without locks."""
     if not holder or holder.get("host") != socket.gethostname():
         return bool(holder)
     try:

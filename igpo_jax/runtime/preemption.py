@@ -21,9 +21,9 @@ class Terminated(BaseException):
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
     """Context manager in whose body SIGINT, SIGTERM and SIGHUP do not end the process. It yields a function that returns True
-    if the run must save its state and stop. Every process must call this function equally often. If any process receives a
-    signal, the function returns True in the same call on all processes. At the end of the body, raises Terminated if a signal
-    has arrived after the last call."""
+    if the run must save its state and stop. If any process receives a signal, the function returns True in the same call on all
+    processes, so every process must call it equally often. At the end of the body, raises Terminated if a signal has arrived
+    after the last call."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
         yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))

@@ -2,14 +2,14 @@
 
     defaults(**values) -> dict                     the section `task` of a configuration
     load(task, split, seed) -> list[Problem]       split: sft, rl or test
-    reward(problem, text, **options) -> float      1.0 if the completion `text` is right, otherwise less
+    reward(problem, text, **options) -> float      1.0 if the completion `text` is correct, otherwise less
     extract_answer(text, **options) -> str | None  the answer in a completion
     REWARD_OPTIONS                                 keys of the section `task` that are the `options` above
     content(task, problem) -> (str, str)           optional: equal for equal problems, see decontamination.py
     warm_up() -> None                              optional: loads what `reward` needs, before a worker process grades answers
 
-Some tasks generate their problems. Their test split ignores the seed, so that runs with different seeds are comparable. The
-test split shares no question with the other splits. From problems that are read, a run drops those of the test split."""
+Some tasks generate their problems. Their test split does not depend on the seed, so that runs with different seeds are
+comparable, and shares no question with the other splits. A run drops training problems that are also in the test split."""
 
 import importlib
 import types

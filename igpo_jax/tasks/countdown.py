@@ -25,7 +25,7 @@ PROMPT = (
     "provide only your final expression inside \\boxed{} tags without including an equals sign or the target number. For "
     "example: \\boxed{a + b * c}"
 )
-# Patterns of other notation, with what replaces them
+# Patterns of other notations, and their replacements
 NOTATION = (
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|quad)(?![a-zA-Z])|\\[,;:! ()\[\]]|[$~]", " "),
     (r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r"\1"),
@@ -59,8 +59,8 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def _plain(answer: str) -> str:
-    """Removes the markup around an expression, and writes the signs of multiplication and division as * and /. Writes
-    \\frac{6}{2} as ((6)/(2)), and 1,000 as 1000."""
+    """Removes the markup around an expression, and writes multiplication and division as * and /. Writes \\frac{6}{2} as
+    ((6)/(2)), and 1,000 as 1000."""
     for pattern, plain in NOTATION:
         answer = re.sub(pattern, plain, answer)
     fractions = 1
@@ -70,8 +70,8 @@ def _plain(answer: str) -> str:
 
 
 def _uses(expression: str, numbers: list[str]) -> bool:
-    """Returns whether an expression has only numbers, + - * / and brackets, and has each of the given numbers once. Juxtaposed
-    numbers, as in 2(3) and 1\\frac12, are neither a product nor a sum."""
+    """Returns whether an expression consists only of numbers, + - * / and brackets, and uses each of the given numbers exactly
+    once. Juxtaposed numbers, as in 2(3) and 1\\frac12, are neither a product nor a sum."""
     written = ALLOWED.fullmatch(expression) and not JUXTAPOSED.search(expression)
     return bool(written) and sorted(re.findall("[0-9]+", expression)) == sorted(numbers)
 
@@ -98,8 +98,8 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _integer(value: Any) -> int:
-    """Returns a whole number that is given as a number or as a text. Pandas writes 5.0 if another row has no number. Leading
-    zeros are errors, because they are what a comma in 1,000 leaves."""
+    """Converts a number or a text to an integer. Accepts 5.0, because pandas writes it if another row has no number. Raises
+    ValueError for leading zeros, because splitting 1,000 at its comma leaves 000."""
     text = re.fullmatch(r"\s*([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?\s*", str(value))
     if text is None or isinstance(value, bool):
         raise ValueError(f"{value!r:.80} is no whole number")

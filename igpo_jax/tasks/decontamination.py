@@ -1,7 +1,7 @@
 """Keeps the problems of the test split out of training. Problems are compared by content, because ids may be row numbers.
 
-A task may define content(task, problem), which returns (text, capitals): equal problems have the same text, and the same capitals
-unless one of them has none ("")."""
+A task may define content(task, problem), which returns (text, capitals). Two problems are equal if their texts are equal, and
+their capitals are equal or at least one of them is ""."""
 
 import logging
 import re
@@ -25,8 +25,8 @@ SAME = str.maketrans(
     | {"…": "...", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
     | {"π": "\\pi ", "∞": "\\infty ", "°": "^\\circ "}
 )
-# Layout, markup and synonyms: characters of which each match has one, pattern, and what replaces a match. Digits and signs stay,
-# but two or three hyphens are one dash. The second backslash of a line break begins no command.
+# Rewrites of layout, markup and synonyms: (characters, pattern, replacement). A match contains at least one of the characters.
+# Digits and signs stay, but two or three hyphens become one dash. The second backslash of a line break begins no command.
 REWRITES = tuple(
     (frozenset(needed), re.compile(pattern, re.MULTILINE), plain)
     for needed, pattern, plain in (
@@ -59,14 +59,14 @@ OPENING = frozenset("\"'([{")
 
 
 def content_of(module: types.ModuleType, task: Any) -> Callable[[Problem], Content]:
-    """Returns the function that gives the content of a task's problems. By default, this is the question as it is."""
+    """Returns a function that maps a problem of a task to its content. By default, the content is the unchanged question."""
     if hasattr(module, "content"):
         return lambda problem: module.content(task, problem)
     return lambda problem: (problem.question, "")
 
 
 def untested(contents: Iterable[Content], test: Iterable[Content]) -> list[bool]:
-    """Returns for the content of each problem whether no test problem has the same content."""
+    """Returns a bool for the content of each problem, which is True if no test problem has the same content."""
     tested: dict[str, set[str]] = {}
     for text, capitals in test:
         tested.setdefault(text, set()).add(capitals)
@@ -79,7 +79,7 @@ def untested(contents: Iterable[Content], test: Iterable[Content]) -> list[bool]
 
 
 def repeats(contents: Collection[Content]) -> int:
-    """Returns how many problems have the content of another one that is counted."""
+    """Returns how many problems would be dropped if only one problem of each content were kept."""
     capitals_of: dict[str, set[str]] = {}
     for text, capitals in contents:
         capitals_of.setdefault(text, set()).add(capitals)
@@ -87,17 +87,17 @@ def repeats(contents: Collection[Content]) -> int:
 
 
 def warn_of_repeats(where: str, contents: Collection[Content]) -> None:
-    """Logs a warning if problems, which `where` names, repeat each other."""
+    """Logs a warning if problems have the same content. `where` names the problems in the message."""
     if repeated := repeats(contents):
         same = "the question of an earlier one, compared as for the test split"
         log.warning("%d of %d problems of %s have %s; all are kept", repeated, len(contents), where, same)
 
 
 def question_content(question: str) -> Content:
-    """Returns the content of a question in words and formulas. Spacing, Markdown, LaTeX layout, dashes, quotes and the
-    punctuation next to words do not count. Numbers, signs, letters, brackets, and punctuation within formulas and lists do.
-    Capitals of single letters and of short words such as MB count only if the question is neither in capitals nor in small
-    letters as a whole. A word of several letters that begins with its only capital may begin a sentence, so this one does not."""
+    """Returns the content (text, capitals) of a question. The text has the words and formulas, lower-cased except LaTeX
+    commands. It omits Markdown, LaTeX layout and punctuation next to words, and unifies spacing, dashes and quotes. It keeps
+    numbers, signs, brackets, and punctuation within formulas and lists. `capitals` has the letters and short words such as MB
+    in their original case, see `_capitals`, or is "" if the whole question is in upper or in lower case."""
     text = unicodedata.normalize("NFC", question).translate(SAME)
     characters = set(text)
     for needed, pattern, plain in REWRITES:
@@ -114,7 +114,8 @@ def question_content(question: str) -> Content:
 
 
 def _counts(tokens: list[str], i: int) -> bool:
-    """Returns whether a punctuation mark has a meaning: between two tokens neither of which is a word, or as a factorial."""
+    """Returns whether the punctuation mark `tokens[i]` has a meaning: it is a factorial, or stands between tokens that are not
+    words."""
     before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
     if tokens[i] == "!":
         follows = before[-1:].isdigit() or before in (")", "]", "}", "|", "!") or (len(before) == 1 and before.isalpha())
@@ -124,8 +125,8 @@ def _counts(tokens: list[str], i: int) -> bool:
 
 
 def _capitals(tokens: list[str]) -> str:
-    """Returns the letters and words of up to three letters with their capitals, except that of a word such as Is or A, which may
-    begin a sentence."""
+    """Returns the letters and the words of up to three letters in their original case. Words such as Is, and A at the beginning
+    of a sentence, become lower case, because their capital may come from beginning a sentence."""
     short, is_first = [], True
     for i, token in enumerate(tokens):
         if token.isalpha() and len(token) < 4:

@@ -8,7 +8,7 @@ import numpy as np
 
 from igpo_jax.runtime.distributed import gather_texts
 
-FEW = 4  # so many completions without a verdict never stop a run, because their share of a small batch says little
+FEW = 4  # up to so many completions without a verdict never stop a run, because their share of a small batch says little
 
 
 @flax.struct.dataclass
@@ -27,21 +27,21 @@ class Grades:
 
     @property
     def all_wrong(self) -> np.ndarray:
-        """Mask of the groups with wrong and without correct completions, bool [n]."""
+        """Mask of the groups that have graded completions, none of them correct, bool [n]."""
         return np.logical_and(self.graded.any(axis=1), ~self.correct.any(axis=1))
 
     @property
     def all_correct(self) -> np.ndarray:
-        """Mask of the groups with correct and without wrong completions, bool [n]."""
+        """Mask of the groups that have graded completions, all of them correct, bool [n]."""
         return np.logical_and(self.correct.any(axis=1), (self.correct | ~self.graded).all(axis=1))
 
 
 def lack_of_verdicts(counts: Mapping[str, int], total: int, reasons: Mapping[str, str], limit: float = 1.0) -> str:
-    """Returns an error message if too many of `total` completions have no verdict, otherwise "". Too many are all completions,
-    or a share above `limit` that is more than `FEW` completions. All processes must call this function with the same counts,
-    and get the same message.
+    """Returns an error message if too many of `total` completions have no verdict, otherwise "". Too many means all
+    completions, or more than `FEW` completions and a share above `limit`. All processes must call this function with the same
+    counts. They all get the same message.
 
-    counts: the numbers of completions with the outcomes "timeout" and "error". reasons: an example of each outcome in the
+    counts: the numbers of completions with the outcomes "timeout" and "error". reasons: an example of each outcome among the
     completions that this process has graded, see `RewardPool.reasons`."""
     ungraded = sum(counts.values())
     if ungraded < total and (ungraded <= FEW or ungraded / total <= limit):

@@ -33,8 +33,9 @@ def load_puzzles(
     content: Callable[[Any, Problem], Content],
 ) -> list[Problem]:
     """Returns the puzzles of one split. Reads the test split from its file if the configuration names one. Otherwise, draws the
-    puzzles at random; `seed` is ignored for the test split. `drawn` is called with the generator and the contents of the test
-    puzzles. It returns a puzzle, the content of a test puzzle, which is not used, or None for a useless draw."""
+    puzzles at random; `seed` is ignored for the test split. `drawn` makes one draw, given a random generator and the contents
+    of the test puzzles. It returns a puzzle, the content alone if it is that of a test puzzle, or None if the draw gives no
+    puzzle."""
     if split == "test" and task.test:
         puzzles: dict[str, Problem] = {}
         for place, number, row in read_rows(task.test, task.max_malformed_lines):

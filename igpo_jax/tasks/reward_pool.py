@@ -27,7 +27,7 @@ from igpo_jax.tasks.problem import Problem
 log = logging.getLogger(__name__)
 
 OUTCOMES = ("ok", "timeout", "error")
-JOBS = 16  # answers sent to a worker at a time, at most
+JOBS = 16  # maximum number of answers sent to a worker at a time
 MAX_REPLY = 2**16  # bytes
 JUNK = "the function wrote into the connection of its process to the pool"
 STARTING = 60.0  # time limit in seconds for importing the reward function and for its `warm_up()`
@@ -112,10 +112,10 @@ class RewardPool:
         waiting: collections.deque,
         died: set[int],
     ) -> None:
-        """Kills a worker and queues its unfinished answers again. There are three exceptions for the answer that
-        the worker was grading. If the grading took too long, the verdict is "timeout". If the worker sent junk, or if a second
-        worker dies of this answer, the verdict is "error"; a single worker may have been killed from outside. Raises ValueError
-        if the number of processes that died before they were ready exceeds the number of workers."""
+        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading gets a verdict instead
+        in three cases. The verdict is "timeout" if grading took too long. It is "error" if the worker sent anything but
+        replies, or if it is the second worker to die of this answer; a single worker may have been killed from outside. Raises
+        ValueError if the number of processes that died before they were ready exceeds the number of workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or worker.broken or jobs[0] in died):
             job, verdict = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
@@ -152,13 +152,13 @@ class _Worker:
         # Workers import from this process's sys.path, including added entries. -P: Python adds no current folder of its own.
         full = [sys.executable, "-P", "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        # The group of its own keeps the terminal's signals away, which only this process handles.
+        # A process group of its own keeps the terminal's signals away; only this process handles them.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
         self._process = subprocess.Popen(full, env=env, **options)
         theirs.close()
         self._function, self.loaded = command[0], False  # loaded: the reward function is imported and warmed up
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
-        self.broken = False  # the worker has sent anything else than its replies
+        self.broken = False  # the worker has sent something other than replies
         self._answered, self._received = 0, b""  # number of replies, and bytes of the next one
         self.since = time.monotonic()  # time of the latest event: process started, jobs sent or result received
 
@@ -192,8 +192,8 @@ class _Worker:
         return found
 
     def _reply(self, subject: str | int) -> tuple[Any] | None:
-        """Returns (result,) of the next reply, see `reward_worker.reply`, or None if it has not arrived. Sets `broken` if what
-        has arrived is no reply about `subject`. Never waits."""
+        """Returns the result of the next reply as (result,), or None if the reply has not arrived. Sets `broken` if the worker
+        sent anything but a reply about `subject`, see `reward_worker.reply`. Never waits."""
         with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
             while b"\n" not in self._received and len(self._received) <= MAX_REPLY and self.connection.poll(0):
                 part = os.read(self.connection.fileno(), MAX_REPLY)

@@ -16,7 +16,7 @@ from typing import Any
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
 PR_SET_PDEATHSIG = 1  # of prctl
 MAX_REASON = 500  # characters of an error
-LARGEST = 1e30  # of a reward; rewards are stored in float32, which ends at 3.4e38, and may be scaled
+LARGEST = 1e30  # maximum reward; rewards are stored in float32, whose maximum is 3.4e38, and may be scaled
 
 
 def main(fd: str, name: str, options: str) -> None:

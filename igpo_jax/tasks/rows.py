@@ -27,11 +27,11 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
-# Problem texts shrink to a third or a tenth when they are compressed. A file that unpacks to more than both numbers was made to
-# fill the memory.
+# Problem texts shrink to a third or a tenth when they are compressed. A file that exceeds both limits was made to exhaust the
+# memory.
 MOST_RATIO = 100  # unpacked bytes per byte of the file
 ALWAYS_UNPACKED = 1 << 26  # bytes
-PARQUET_BATCH = 1 << 26  # bytes, at most, of a column in the rows that are decoded at a time
+PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decoded at a time
 
 
 def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
@@ -57,14 +57,15 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
 
 
 def column(row: Row, *names: str) -> str | None:
-    """Returns the name of the first of the given columns that a row has, or None. Capitals matter only if two columns differ in
-    nothing else."""
+    """Returns the name, in the row's spelling, of the first of the columns `names` that the row has, or None. Ignores case, but
+    prefers an exact match."""
     folded = {name.lower(): name for name in row}
     return next((name if name in row else folded[name] for name in names if name in row or name in folded), None)
 
 
 def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
-    """Returns the names of two columns, in the first layout whose columns the row has. Raises ValueError if it has none."""
+    """Returns the names, in the row's spelling, of the columns of the first layout that the row has. Raises ValueError if
+    none."""
     for layout in layouts:
         names = [name for name in (column(row, wanted) for wanted in layout) if name is not None]
         if len(names) == len(layout):
@@ -102,13 +103,13 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
 
 
 def _require_unpacked(file: pathlib.Path, size: int) -> None:
-    """Raises ValueError if `size` bytes of a compressed file were unpacked, and these are too many."""
+    """Raises ValueError if `size`, the number of bytes unpacked from a compressed file, is above the limits."""
     most = max(ALWAYS_UNPACKED, MOST_RATIO * file.stat().st_size)
     require(size <= most, f"{file}: unpacks to more than {MOST_RATIO} times its size; unpack it first, as JSON Lines")
 
 
 def _unpacked(file: pathlib.Path) -> io.BufferedReader:
-    """Opens a gzip file. Reading raises ValueError when too much was unpacked."""
+    """Opens a gzip file. Reading raises ValueError if the file unpacks to too many bytes."""
 
     class Limited(io.RawIOBase):
         def __init__(self):
@@ -142,8 +143,8 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
 
 
 def _json(stream: Any, path: str, is_array: bool) -> Parsed:
-    """Reads an object per line, or an array of objects. A file named .json is an array if it begins with a bracket. Any other file
-    is an array if it is one as a whole; otherwise, it is read line by line."""
+    """Reads one object per line, or an array of objects. If `is_array` (a .json file), content that begins with a bracket must
+    be an array. Otherwise, it is read line by line unless all of it is an array of objects."""
     lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):
@@ -188,7 +189,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _csv(stream: Any, path: str) -> Parsed:
-    """Reads CSV with commas, and with the names of the columns in the first line that is not blank."""
+    """Reads comma-separated values. The first line that is not blank has the names of the columns."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(_decoded(stream.read(), path), newline=""), strict=True)
     names: list[str] = []
@@ -212,7 +213,7 @@ def _csv(stream: Any, path: str) -> Parsed:
 
 
 def _decoded(content: bytes, path: str, first: int = 1) -> str:
-    """Decodes a text whose first line has the number `first`. Raises ValueError with the line that is not UTF-8."""
+    """Decodes UTF-8. `first` is the number of the first line. Raises ValueError with the number of a line that is not UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -241,8 +242,8 @@ def _parquet(file: pathlib.Path) -> Parsed:
 
 
 def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
-    """Yields the rows of a `pyarrow.parquet.ParquetFile`. Decodes few rows at a time, because each may be as large as a column's
-    pages: a column that repeats one text stores it once."""
+    """Yields the rows of a `pyarrow.parquet.ParquetFile`. Decodes few rows at a time, because one row may be as large as a
+    whole page of a column: a column that repeats one text stores it once."""
     groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
     largest = max((column.total_uncompressed_size for column in columns), default=0)

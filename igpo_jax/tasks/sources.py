@@ -137,8 +137,8 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _answer(row: dict[str, Any], name: str) -> str:
-    """Returns the answer in a column. Raises `Dropped` if it is null, and TypeError if the column has whole solutions, because
-    no completion would match them."""
+    """Returns the answer in a column. Raises `Dropped` if it is null. Raises TypeError if the column has whole solutions,
+    because no completion would match them."""
     if is_null(row[name]):
         raise Dropped("without an answer")
     answer = _text(row, name)
@@ -152,7 +152,7 @@ def _answer(row: dict[str, Any], name: str) -> str:
 
 
 def _has_prose(text: str) -> bool:
-    """Returns whether a text has more than one line, or two words in its line."""
+    """Returns whether a text has more than one line, or at least two words in its only line."""
     *lines, last = text.split("\n")
     word = re.search(r"(?<!\\)\b[a-zA-Z]{2,}\b", last)
     has_words = word is not None and re.search(r"\s[a-zA-Z]{2,}\b", last[word.end() :]) is not None
@@ -179,7 +179,7 @@ def _spans(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns `_spans`, or the whole solution if they are empty, because it may write the answer in another notation."""
+    """Returns `_spans` or, if it finds none, the span of the whole solution, which may write the answer in another notation."""
     return _spans(solution, answer) or (((0, len(solution)),) if solution else ())
 
 
@@ -214,7 +214,7 @@ def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Rec
 
 
 def _contest(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of AMC, AIME or Minerva: as `_math`, but many of their files name the column of the problem question."""
+    """Reads a row of AMC, AIME or Minerva, like `_math`. The problem may also be in a column named question."""
     return _math(row, fields, "question")
 
 

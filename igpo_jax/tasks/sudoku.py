@@ -26,7 +26,7 @@ UNITS = [
     *([4 * (r + i) + c + j for i in range(2) for j in range(2)] for r in (0, 2) for c in (0, 2)),
 ]
 ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-NO_CELL = re.compile(  # 4x4; 16 cells, but not the last cell in "4 2 3 1 rows"
+NO_CELL = re.compile(  # sizes and counts such as 4x4 and 16 cells, but not the 1 in "4 2 3 1 rows"
     r"\b\d+\s*(?:x|×|\\times|by|-by-)\s*\d+\b"
     r"|(?<![\d_|,][ ])\b\d{1,2}[ -]*(?:rows?|columns?|cols?|box(?:es)?|blocks?|(?:sub)?grids?|cells?|digits?|numbers?)\b",
     re.IGNORECASE,
@@ -45,8 +45,8 @@ defaults = functools.partial(puzzle_defaults, "sudoku")
 
 def extract_answer(text: str) -> str | None:
     """Returns the last complete grid inside <answer> tags, as 16 digits, or None if there is no grid. If no grid is complete,
-    returns the last incomplete one, with 0 for each empty cell. A grid that the end of the completion cuts off after a row is
-    incomplete, too."""
+    returns the last incomplete one, with 0 for each empty cell. A grid is also incomplete if the completion ends after one of
+    its first rows."""
     segments = [part for answer in ANSWER.findall(text) for part in WORD.split(_without_labels(answer))]
     found = [grid for segment in segments for grid in _grids(segment)]
     complete = [grid for grid in found if "0" not in grid]
@@ -59,7 +59,7 @@ def extract_answer(text: str) -> str | None:
 
 def _without_labels(answer: str) -> str:
     """Removes digits that are not cells. Replaces markup and labels such as "Row 1:" with line breaks, because they separate
-    rows. Replaces sizes and counts, such as 4x4 and 16 cells, with the word x, because they do not."""
+    rows. Replaces sizes and counts, such as 4x4 and 16 cells, with the word x, because these do not separate rows."""
     return MARKUP.sub("\n", ROW_LABEL.sub("\n", NO_CELL.sub(" x ", answer)))
 
 
@@ -72,8 +72,8 @@ def _cells(segment: str) -> list[list[str]]:
 
 
 def _grids(segment: str) -> list[str]:
-    """Returns the grids in a text without words. If it does not have 16 cells in all, a grid is a group of 16 adjacent cells,
-    or four consecutive lines of four cells, counted from the last line."""
+    """Returns the grids in a text without words. A text with 16 cells in all is one grid. Otherwise, a grid is a group of 16
+    adjacent cells, or four consecutive lines of four cells, counted from the last line."""
     lines = _cells(segment)
     cells = "".join(itertools.chain(*lines))
     if len(cells) == 16:

@@ -1,4 +1,4 @@
-"""Code that a file names. Whoever reads a file that others may have written checks the names in it before anything is imported."""
+"""Checks names of code in files. A file may come from others, so its names are checked before anything is imported."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from igpo_jax.tasks import TASKS
 MODULES = frozenset({f"igpo_jax.tasks.{name}" for name in TASKS} | {"igpo_jax.evaluate.graders"})
 IDENTIFIER = r"[^\W\d]\w*"
 NAME = re.compile(rf"{IDENTIFIER}(\.{IDENTIFIER})*(:{IDENTIFIER})?")  # package.module or package.module:name
-SHOWN = 100  # characters of a name that is none
+SHOWN = 100  # characters of an invalid name in a message
 
 
 def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, str]:
-    """Returns the names of code in the JSON value of a configuration, {dotted key: name}. Without `graded`, returns only the
-    names that are imported when no answer is graded. Raises ValueError if a name is no text."""
+    """Returns the names of code in the JSON value of a configuration, {dotted key: name}. If `graded` is False, omits the
+    reward function, which is imported only to grade answers. Raises ValueError if a name is not a string."""
     named = {"task.name": values["task"]["name"]}
     if graded and (function := values.get("reward", {}).get("function", "")):
         named["reward.function"] = function

@@ -7,7 +7,7 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions contain a sentence that is not needed. The targets of supervised training (demonstrations) solve every
+Some questions contain an irrelevant sentence. The targets of supervised training (demonstrations) solve every
 shorter problem, but only a few of the longest problems. The other demonstrations give no answer and contain only "#### ?"."""
 
 import operator
@@ -43,7 +43,7 @@ class Family(NamedTuple):
     openings: list[list[str]]  # text of the question, sentences of the solution with their equations
     events: list[list[str]]
     endings: list[list[str]]
-    asides: list[str]  # sentences with a number that is not needed
+    asides: list[str]  # irrelevant sentences with a number
 
 
 class FilledPart(NamedTuple):
@@ -74,7 +74,7 @@ def defaults(**values) -> dict:
     return {
         "name": "words",
         "steps": 4,  # equations of the longest problems
-        "distractors": 0.3,  # probability of a sentence that is not needed
+        "distractors": 0.3,  # probability of an irrelevant sentence
         "worked_share": 0.03,  # share of the longest problems whose demonstration is the solution
         **DRAWN_SIZES,
     } | values

@@ -52,7 +52,7 @@ class Policy:
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
         """Returns parameters for sampling and log-probabilities. Without adapters, they are cast to the compute dtype. With
-        adapters, the base is not copied, whatever its dtype."""
+        adapters, the base parameters keep their dtype and are not copied."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_for_sampling(self, mesh: Mesh) -> Params:
@@ -80,8 +80,8 @@ class Policy:
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Adds the shapes of the trained adapters to the shapes of the base model's parameters. `lora.attach` returns parameters
-    of these shapes."""
+    """Returns the shapes of the base model's parameters with the adapters attached, given the shapes of both. `lora.attach`
+    returns parameters of these shapes."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 

@@ -106,8 +106,8 @@ def apply_gradients(
     state: TrainState, loss: jax.Array, gradients: Params, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """Applies one update. If the loss or the gradient norm is not finite, only the step number and the learning-rate schedule
-    advance. Returns the new state, the gradient norm before clipping, and a bool for each parameter array. The bool is True if
-    the norm of the array's gradient is finite."""
+    advance. Returns the new state, the gradient norm before clipping, and a bool for each parameter array, which is True if the
+    norm of the array's gradient is finite."""
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -15,8 +15,8 @@ REMEDY = (
 
 @jax.jit
 def _zero(tensor: jax.Array) -> jax.Array:
-    """Returns 0, or NaN if a value is NaN or infinite. On CPUs, this is several times faster than counting. A maximum would not
-    do, because the maximum over devices may drop NaN."""
+    """Returns 0 if all values are finite, otherwise NaN. On CPUs, this is several times faster than counting. A maximum would
+    not work, because the maximum over devices may drop NaN."""
     return jnp.sum(jnp.sum(tensor * 0, axis=0, dtype=jnp.float32))
 
 
@@ -26,8 +26,8 @@ def _count(tensor: jax.Array) -> jax.Array:
 
 
 def check_finite(tensor: jax.Array | np.ndarray, place: str, allow: bool = False) -> None:
-    """Raises a ValueError that names `place`, the file and the tensor, if values of the tensor are NaN or infinite. Logs a
-    warning instead if `allow` is True. Call this on every process."""
+    """Raises ValueError if values of the tensor are NaN or infinite. The message begins with `place`, which names the file and
+    the tensor. Logs a warning instead if `allow` is True. Every process must call this function."""
     if not np.isnan(_zero(tensor).addressable_data(0)):
         return
     count = int(np.asarray(_count(tensor).addressable_data(0)))

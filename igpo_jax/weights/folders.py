@@ -133,7 +133,7 @@ def stream_hugging_face(
             if transposed or value.dtype != out_dtype or not value.sharding.is_equivalent_to(leaf.sharding, value.ndim):
                 value = jax.jit(turn, out_shardings=leaf.sharding)(value)
         yield path, value
-        del value  # frees it before the next one is allocated
+        del value  # frees its memory before the next one is allocated
 
 
 def stream_model_folder(
@@ -151,7 +151,7 @@ def stream_model_folder(
             value = ocp.load(place, {"value": wanted})["value"]
         check_finite(value, str(place), allow_nonfinite)
         yield path, value
-        del value  # frees it before the next one is read
+        del value  # frees its memory before the next one is read
 
 
 def _place(folder: str | os.PathLike, path: Path) -> pathlib.Path:
@@ -243,9 +243,9 @@ def export(
 
 
 def original_name(folder: str | os.PathLike) -> str:
-    """Returns the name or path with which Hugging Face's libraries open the model in a Hugging Face or model folder: the name on
-    the hub if the folder is in the hub's cache, else the absolute path. The result is empty for a model folder that an earlier
-    version converted."""
+    """Returns the name or path under which Hugging Face's libraries find the model in a Hugging Face or model folder. This is
+    the name on the hub if the folder is in the hub's cache, else the absolute path. It is empty for a model folder that was
+    converted by an earlier version."""
     folder = pathlib.Path(folder).absolute()
     if (folder / ORIGIN).is_file():
         source = read_json(folder / ORIGIN).get("source")
@@ -309,8 +309,9 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 
 
 def check_link(file: pathlib.Path) -> None:
-    """Raises ValueError if a file that is to be copied is a symbolic link out of its folder, which may come from a stranger and
-    lead to any file of the user. Links into the blobs of the same model in Hugging Face's cache are allowed."""
+    """Raises ValueError if a file to be copied is a symbolic link that leads out of its folder. Such a folder may come from a
+    stranger, and the link may lead to any file of the user. Allows links to the blobs of the same model in Hugging Face's
+    cache."""
     folder = pathlib.Path(os.path.realpath(file.parent))
     blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
     found = pathlib.Path(os.path.realpath(file))
@@ -321,8 +322,8 @@ def check_link(file: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Context manager that yields a temporary folder. If the body ends without an error, the folder is renamed to `target`.
-    Otherwise, the folder is deleted. Raises ValueError if `target` exists, or if another process is writing it."""
+    """Context manager that yields a temporary folder. Renames it to `target` if the body ends without an error, and deletes it
+    otherwise. Raises ValueError if `target` exists, or if another process is writing it."""
     target = pathlib.Path(target).absolute()
     around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
     partial, first = around / target.name, jax.process_index() == 0
@@ -339,7 +340,7 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     with interrupts.before_end(delete_around), sole_writer(around):
         if target.exists() or target.is_symlink():
             raise ValueError(f"{target} exists already; give a folder that does not")
-        delete()  # what a killed process has left
+        delete()  # what a killed process may have left
         if first:
             partial.mkdir()
         multihost_utils.sync_global_devices("new_folder created")

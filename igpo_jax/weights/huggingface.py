@@ -15,7 +15,7 @@ from igpo_jax.tokenizers import added_tokens
 Path = tuple[str, ...]  # of a parameter in the nested dict
 ARCHITECTURES = ("LLaDAModelLM", "ILLaDAForCausalLM")
 
-# Parameter -> tensor of LLaDA, tensor of iLLaDA. Matrices except the embedding are [out, in] there, and [in, out] here.
+# Parameter -> tensor of LLaDA, tensor of iLLaDA. Matrices except the embedding are [out, in] there and [in, out] here.
 TENSORS: dict[Path, tuple[str, str]] = {
     ("embedding",): ("model.transformer.wte", "model.embed_tokens"),
     ("blocks", "attention_norm"): ("model.transformer.blocks.{}.attn_norm", "model.layers.{}.input_layernorm"),
@@ -132,8 +132,8 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
 
 
 def _check_keys(values: dict[str, Any], architecture: int) -> None:
-    """Raises ValueError for the first key of a config.json that changes the network in a way that is not supported, or that is
-    unknown and not off."""
+    """Raises ValueError for the first key of a config.json that changes the network in an unsupported way, or that is unknown
+    and not off (null, false, 0 or empty)."""
 
     def refuse(key: str, accepted: object) -> NoReturn:
         raise ValueError(f"config.json: {key}={repr(values[key])[:100]} is not supported; only {accepted} is")
@@ -159,9 +159,9 @@ def _check_keys(values: dict[str, Any], architecture: int) -> None:
 
 
 def _rope_theta(values: dict[str, Any]) -> float:
-    """Returns the base of the rotary embeddings, rope_theta. transformers 4 writes it beside rope_scaling, transformers 5 into
-    rope_parameters, there possibly once for each type of layer. Raises ValueError if there are different values or none, or if
-    the embeddings are scaled or partial."""
+    """Returns the base of the rotary embeddings, rope_theta. transformers 4 writes it beside rope_scaling. transformers 5
+    writes it into rope_parameters, possibly once for each type of layer. Raises ValueError if there are different values or
+    none, or if the embeddings are scaled or partial."""
     groups = {key: values.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
     for key, group in tuple(groups.items()):
         if isinstance(group, dict):
@@ -183,8 +183,8 @@ def _rope_theta(values: dict[str, Any]) -> float:
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the contents of a config.json. Derives missing sizes from the other sizes, as LLaDA's modeling code does. Raises
-    ValueError if a key is missing without which that code computes another network."""
+    """Returns a copy of the contents of a config.json with missing sizes derived from the other sizes, as in LLaDA's modeling
+    code. Raises ValueError if a key is missing for which that code would use an unsupported value."""
     values = dict(values)
     for key in LLADA_REQUIRED:
         if key not in values:

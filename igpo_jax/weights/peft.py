@@ -36,7 +36,7 @@ FIXED = {
     # The others, such as pissa, olora, corda, loftq and lora_ga, subtract the initial adapter from the base weights.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
 }  # fmt: skip
-# Keys that change neither: they describe the file, affect only training, or belong to a key of FIXED.
+# Keys without effect on these: they describe the file, affect only training, or belong to a key of FIXED.
 HARMLESS = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type", "lora_dropout",
     "corda_config", "ensure_weight_tying", "eva_config", "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core",
@@ -118,8 +118,8 @@ def _shown(value: Any) -> str:
 
 
 def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> tuple[int, float]:
-    """Returns the rank, and the alpha whose quotient by the rank is the scale. Raises ValueError if a key may change the adapter
-    in a way that is not supported."""
+    """Returns the rank r and the alpha of an adapter, whose scale is alpha / r. Raises ValueError if a key may change the
+    adapter in an unsupported way."""
     for key, value in config.items():
         place = f"{file}: {_shown(key)[1:-1]}={_shown(value)}"  # the key may have line breaks
         off = "null, false or an empty value"
@@ -148,8 +148,8 @@ def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> t
 
 
 def _check_targets(file: pathlib.Path, config: dict[str, Any], modules: list[str]) -> None:
-    """Raises ValueError if adapter_config.json says that PEFT would not use the tensors of a module. Checks only lists of names;
-    regular expressions are not evaluated."""
+    """Raises ValueError if PEFT would not use the tensors of a module, according to adapter_config.json. Checks only lists of
+    names; regular expressions are not evaluated."""
     for key, used in (("target_modules", True), ("exclude_modules", False)):
         names = config.get(key)
         if not isinstance(names, list):

@@ -1,6 +1,6 @@
 """Reads and strictly checks the headers of safetensors files, and creates such files for data that are written later. A file
-consists of the length of the header (8 bytes), a JSON header, and the data. Headers are checked in this module, because Orbax
-reads the values (folders.py) without checking the headers."""
+consists of the length of the header (8 bytes), a JSON header, and the data. Orbax reads the values (folders.py) but does not
+check the headers, so this module checks them."""
 
 import collections
 import fnmatch
@@ -19,8 +19,8 @@ from igpo_jax.weights.huggingface import INDEX
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MOST_HEADER, MOST_AXES = 10**8, 64  # the first is the limit of the safetensors library, in bytes
-MAX_FILE_BYTES = 5 * 10**9  # limit that applies if no weight_map of an original folder is given
+MOST_HEADER, MOST_AXES = 10**8, 64  # MOST_HEADER: bytes, the limit of the safetensors library
+MAX_FILE_BYTES = 5 * 10**9  # limit if no weight_map of an original folder is given
 
 
 class Stored(NamedTuple):

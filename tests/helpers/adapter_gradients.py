@@ -14,7 +14,7 @@ def assert_chain_rule(
     Args:
         found: gradients of `adapters`.
         full: gradients of the merged matrices.
-        least: some expected gradient exceeds this.
+        least: at least one expected gradient must exceed this value.
     """
     for name, adapter in adapters.items():
         expected = {

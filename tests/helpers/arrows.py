@@ -1,7 +1,7 @@
 """python tests/helpers/arrows.py
 
-Prints every import of igpo_jax from a lower floor to a higher one, and every cycle between rooms (folders, and top-level
-modules). Exits with 1 if there is one. Rooms on the same floor may import each other unless they form a cycle.
+Prints every import of igpo_jax from a lower layer ("floor") to a higher one, and every import cycle between units ("rooms":
+folders and top-level modules). Exits with 1 if there is one. Units of one layer may import each other without cycles.
 """
 
 import ast
@@ -36,7 +36,7 @@ def room_of(file: pathlib.Path) -> str:
 
 
 def imported_rooms(file: pathlib.Path) -> set[str]:
-    """Returns the rooms that a module imports from, including imports inside functions."""
+    """Returns the folders and top-level modules ("rooms") that a module imports from, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

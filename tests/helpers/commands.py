@@ -36,7 +36,7 @@ CHANGEABLE = "JAX_COORDINATOR_PORT"  # read by jax.distributed.initialize
 class Process:
     """A running command, with the part of subprocess.Popen's interface that tests use.
 
-    pid: process id. exit_status: file that its parent writes when it ends. returncode: None while it runs.
+    pid: process id. exit_status: file into which the process's parent writes it. returncode: None while the process runs.
     """
 
     def __init__(self, pid: int, exit_status: pathlib.Path):
@@ -48,7 +48,7 @@ class Process:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Returns the exit status, -N after signal N; raises subprocess.TimeoutExpired after `timeout` seconds."""
+        """Returns the exit status, or -N after signal N. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
             if deadline is not None and time.monotonic() > deadline:
@@ -68,7 +68,7 @@ class Process:
 def start(
     module: str, *arguments: str, stdout: pathlib.Path, stderr: pathlib.Path | None = None, cwd=None, env=None
 ) -> Process | subprocess.Popen:
-    """Starts `python -m igpo_jax.<module>` with output to files; without `stderr`, both streams go to `stdout`."""
+    """Starts `python -m igpo_jax.<module>` and writes its output to files. Without `stderr`, both streams go to `stdout`."""
     name, directory, environment = f"igpo_jax.{module}", str(cwd or os.getcwd()), dict(os.environ if env is None else env)
     if _read_at_start(environment) != _read_at_start(os.environ):
         with stdout.open("w") as out, (stderr or stdout).open("a") as error:
@@ -138,7 +138,7 @@ def _import_package() -> None:
 
 
 def _serve() -> None:
-    """Forks twice for every request: the first child waits for the second, which returns to run the command."""
+    """Forks twice for every request. The second child returns to run the command, and the first waits for it."""
     _heed_sighup()
     _import_package()
     gc.freeze()

@@ -63,7 +63,7 @@ def run_blocks(document: str, folder: pathlib.Path) -> dict[int, str]:
 
 
 def assert_outputs(document: str, printed: dict[int, str]) -> None:
-    """Asserts that output blocks match the output of the preceding block, example outputs in their number of lines."""
+    """Asserts that output blocks equal the printed output of the preceding block, and example outputs have as many lines."""
     for place, block in enumerate(blocks_of(document)):
         if block.kind == "output":
             assert printed[place - 1] == block.text

@@ -1,4 +1,4 @@
-"""Makes the files of a folder hostile: values, bytes, numbers, names, links, what is missing and what is in the way."""
+"""Makes the files of a folder hostile: changes values, bytes, numbers, names and links, and deletes or adds files."""
 
 import gzip
 import io
@@ -56,8 +56,8 @@ BLOCK = gzip.compress(b"x" * 2**24)
 
 
 def prepare_sandbox(root: pathlib.Path) -> pathlib.Path:
-    """Makes a sandbox in an empty folder, and returns the folder inside it that a command runs in. Its neighbours are precious,
-    and Python modules there leave a file `ran` if they are imported."""
+    """Makes a sandbox in an empty folder, and returns the folder inside it for a command to run in. No command may show or
+    change the files beside that folder, and the Python modules there write a file `ran` if they are imported."""
     for name in ("outside/folder", "tmp", "home", "box/cool"):
         (root / name).mkdir(parents=True)
     for name in ("outside/precious.txt", "outside/folder/precious.txt", "home/precious.txt", "box/precious.txt"):
@@ -75,9 +75,9 @@ def hostile_texts(root: pathlib.Path) -> list[str]:
 
 
 class Folder:
-    """A folder to make hostile. files: those that may change. targets: folders that no link replaces, because the user names them
-    as the target. Each method makes a random change, and returns a description of it,
-    or None if there is nothing to change in this way."""
+    """A folder to make hostile. files: those that may change. targets: folders that are not replaced by links, because the user
+    names them as the target. Each public method except `pick` makes a random change, and returns a description of it, or None
+    if the folder has nothing to change in this way."""
 
     def __init__(self, root: pathlib.Path, files: list[pathlib.Path], draw: random.Random, targets: Sequence[str] = ()):
         self.root, self.files, self.draw, self.texts = root, files, draw, hostile_texts(root)
@@ -94,12 +94,12 @@ class Folder:
         return self._changed(lambda content: change_json(content, self.draw, [*VALUES, *self.texts]))
 
     def text(self) -> str | None:
-        """Replaces a text, which may be a name or a path."""
+        """Replaces a string, which may be a name or a path."""
         file = self.pick(".json", ".jsonl", ".safetensors", ".gz", ".parquet", "metrics", "_METADATA")
         return self._changed(lambda content: _with_text(content, self.draw, self.texts), file)
 
     def code(self) -> str | None:
-        """Writes the name of a module or function where names of tasks and rewards are."""
+        """Writes a module or function name in place of the task or the reward function in config.json."""
         file = next((file for file in self.files if file.name == "config.json" and file.is_file()), None)
         if file is None:
             return None
@@ -147,7 +147,8 @@ class Folder:
         return f"cell of {self._name(file)}"
 
     def link(self) -> str | None:
-        """Replaces a file or its folder by a symbolic link: to a copy outside, a precious file, a folder, nothing, or itself."""
+        """Replaces a file or its folder by a symbolic link: to a copy outside, a file to protect, a folder, nothing, or
+        itself."""
         file = self.pick()
         if file is None:
             return None
@@ -186,7 +187,7 @@ class Folder:
         return f"{self._name(path)} planted: {kind}"
 
     def missing(self) -> str | None:
-        """Deletes a file, empties it, or makes it a folder."""
+        """Deletes a file, empties it, or replaces it by a folder."""
         file = self.pick()
         if file is None:
             return None
@@ -243,7 +244,7 @@ def _unpacked(file: pathlib.Path) -> bytes:
 
 
 def _packed(content: bytes, suffix: str) -> bytes:
-    """Returns the content of a file; rows that fit no table are written as text."""
+    """Returns the content of a file. Rows that do not form a table are written as text."""
     if suffix == ".gz":
         return gzip.compress(content, 1)
     if suffix == ".parquet":
@@ -257,7 +258,7 @@ def _packed(content: bytes, suffix: str) -> bytes:
 
 
 def _with_text(content: bytes, draw: random.Random, texts: list[str]) -> bytes:
-    """Replaces one text of a JSON file, line or header, and half of the time all equal ones."""
+    """Replaces one string of a JSON file, line or header, and half of the time all strings that are equal to it."""
     begin = 8 if content[8:9] == b"{" else 0
     length = int.from_bytes(content[:8], "little") if begin else len(content)
     lines = [content[begin : begin + length]] if begin else content.split(b"\n")

@@ -52,7 +52,7 @@ HEADERS = (
 
 
 def hostile_request(draw: random.Random, port: int) -> tuple[bytes, bool]:
-    """Returns a request, and whether it is so broken that the server may close the connection without a reply."""
+    """Returns a request, and whether it is so malformed that the server may close the connection without a reply."""
     method, path, body = draw.choice(VALID[2:] if draw.random() < 0.8 else VALID)
     headers = {"Host": f"127.0.0.1:{port}", "Content-Type": "application/json", "Connection": "close"}
     content, broken = json.dumps(body).encode() if body else b"", False
@@ -83,8 +83,8 @@ def hostile_request(draw: random.Random, port: int) -> tuple[bytes, bool]:
 
 
 def ask(port: int, request: bytes, seconds: float, leave: bool = False) -> bytes:
-    """Sends a request and returns the reply, or what arrived of it before an error or the end of the time; b"" if `leave`, which
-    closes the connection at once."""
+    """Sends a request and returns the reply, or the part that arrived before an error or after `seconds`. If `leave` is True,
+    closes the connection at once and returns b""."""
     reply = b""
     try:
         with socket.create_connection(("127.0.0.1", port), seconds) as connection:

@@ -45,7 +45,7 @@ INTERNALS = (
 
 
 class Absent(Exception):
-    """The folder lacks data that a check needs."""
+    """Raised if the folder lacks data that a check needs."""
 
 
 class Outcome(NamedTuple):
@@ -67,10 +67,10 @@ class Case(NamedTuple):
 
 
 class Fixture:
-    """Recorded arrays of a folder, its network and its parameters.
+    """Recorded arrays of a folder, with its network and parameters.
 
     Raises:
-        ValueError: the folder is not laid out like a fixture, or its network is not supported.
+        ValueError: the folder does not have the layout of a fixture, or its network is not supported.
     """
 
     def __init__(self, folder):
@@ -170,7 +170,7 @@ def safetensors(folder: pathlib.Path) -> dict[tuple[str, str], tuple]:
 
 
 def round_trip(fixture: Fixture, name: str) -> Outcome:
-    """Converts to this project's folder and back: same tensors, byte for byte, same files, same configuration."""
+    """Converts to this project's folder and back. Tensors (byte for byte), files and configuration must not change."""
     with tempfile.TemporaryDirectory() as scratch:
         source, ours, back = (
             pathlib.Path(scratch, "source"),
@@ -217,7 +217,7 @@ def logits_of(params, tokens, attention_mask, cfg):
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def internals(params, tokens, cfg):
-    """Returns intermediate values of the first block, computed with its functions; `out` comes from the block itself."""
+    """Returns intermediate values of the first block, computed with its functions. `out` is the output of the block itself."""
     layer = jax.tree.map(lambda w: w[0], params["blocks"])
     x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
     rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
@@ -331,7 +331,7 @@ def token_losses(fixture: Fixture) -> Outcome:
 
 
 def gradients(fixture: Fixture) -> Outcome:
-    """Loads the recorded gradients like weights, names and shapes included, and compares."""
+    """Loads the recorded gradients like weights, which also checks their names and shapes, and compares them."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(fixture.part("pretrain_grads.safetensors"), pathlib.Path(scratch, "model.safetensors"))
         shutil.copy(fixture.part("config.json"), scratch)
@@ -367,7 +367,7 @@ def reference_step(params, x, attention_mask, given, within, count, gumbel, unif
 
 
 def reference_trace(params, case: Case, cfg, may_write_mask: bool = True) -> np.ndarray:
-    """Returns int32 [steps + 1, b, t]: the released sampler's canvas after every step, from this project's functions.
+    """Returns the released sampler's canvas after every step, int32 [steps + 1, b, t], computed with this project's functions.
 
     Compatibility mode: unlike `sample`, it may write MASK, masks of the prompt compete with the block's, rows continue after a
     block of EOS, and the confidence flag spares EOS at temperatures above 0.
@@ -405,7 +405,7 @@ def released_sampler(fixture: Fixture) -> Outcome:
 
 
 def our_trace(params, case: Case, cfg) -> np.ndarray:
-    """Returns the same for `sample`, from the step that wrote each token."""
+    """Returns the canvases of `sample` like `reference_trace`, reconstructed from the step that wrote each token."""
     rows, length = len(case.prompt), case.decode.completion_length
     keys, canvas = jax.random.split(jax.random.key(0), rows), np.full((rows, length), cfg.mask_id, np.int32)
     done = sample(params, case.prompt, case.attention_mask, canvas, keys, cfg, case.decode)
@@ -464,7 +464,7 @@ CHECKS = {
 
 
 def check(fixture: Fixture, name: str) -> Outcome | Absent:
-    """Runs a check without progress bars and warnings; any error is a failure of the check."""
+    """Runs a check without progress bars and warnings. Any error makes the check fail."""
     try:
         with jax.default_matmul_precision("highest"), contextlib.redirect_stderr(io.StringIO()):
             return CHECKS[name](fixture)

@@ -14,7 +14,8 @@ PLAIN = ModelConfig(vocab_size=32, mask_id=30, eos_id=29, width=16, layers=3, he
 
 
 def write_folder(folder, mesh, cfg=PLAIN, values=None, dtype="bfloat16", weight_map=None, seed=0):
-    """Writes a folder, independently of the conversion's stacking, and returns its parameters on the host."""
+    """Writes a Hugging Face folder of random weights without the code that stacks layers. Returns its parameters on the
+    host."""
     folder.mkdir(parents=True)
     values = values or llada_config(cfg, 64)
     (folder / "config.json").write_text(json.dumps(values))

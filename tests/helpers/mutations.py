@@ -1,4 +1,4 @@
-"""Hostile versions of a file: flipped, cut, duplicated and inserted bytes; changed JSON values."""
+"""Hostile versions of a file: bytes that are flipped, cut, duplicated or inserted, and JSON values that are changed."""
 
 import json
 import random
@@ -50,8 +50,8 @@ def change_bytes(content: bytes, draw: random.Random) -> bytes:
 
 
 def change_json(content: bytes, draw: random.Random, values: Sequence[Any] = VALUES) -> bytes:
-    """Changes a value of a JSON file, of a JSON line or of a safetensors header; falls back to a change of bytes. `values` may
-    replace the value."""
+    """Changes a value of a JSON file, of a JSON line or of a safetensors header, possibly to one of `values`. Changes bytes
+    instead if the content has no JSON value to change."""
     length = int.from_bytes(content[:8], "little")
     if 2 <= length <= len(content) - 8:
         header = change_json(content[8 : 8 + length], draw, values) if content[8:9] == b"{" else content[8 : 8 + length]

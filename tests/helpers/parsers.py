@@ -1,5 +1,5 @@
-"""Everything that reads external input, each with valid files. On hostile files it must return or raise one single-line
-ValueError that names the file, within limits on time and memory."""
+"""All parsers of external input, each with valid files. On a hostile file, a parser must return or raise one ValueError of a
+single line that names the file, within limits on time and memory."""
 
 import contextlib
 import dataclasses
@@ -67,11 +67,11 @@ class Parser:
 
 
 class Finding(AssertionError):
-    """Any outcome other than a result or one clear ValueError."""
+    """Error for any outcome of a parser other than a result or one clear ValueError."""
 
 
 class Attack:
-    """A parser and a folder of its files; replaces one file at a time."""
+    """Runs a parser on a folder of its valid files in which one file at a time is replaced."""
 
     def __init__(self, parser: Parser):
         self.parser = parser

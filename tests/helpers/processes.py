@@ -1,4 +1,4 @@
-"""Starts runs with one or several processes on this machine, as SLURM does; writes their data, and finds a browser."""
+"""Starts runs with one or several processes on this machine, as SLURM does, writes their data, and finds a browser."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def start(
 
 
 def ends(processes: list[commands.Process], folder: pathlib.Path) -> tuple[list[int], list[str]]:
-    """Waits for all processes; returns exit statuses and outputs."""
+    """Waits for all processes to end. Returns their exit statuses and outputs."""
     try:
         codes = [process.wait(LIMIT) for process in processes]
     finally:

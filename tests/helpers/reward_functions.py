@@ -29,7 +29,7 @@ JUNK = {
 
 
 def moody(problem, text, scale=1.0):
-    """Does what the text says."""
+    """Does what `text` says, for example "sleep" or "raise". Returns `scale` times the number in other texts."""
     match text:
         case "sleep":
             time.sleep(1000)

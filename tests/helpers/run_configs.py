@@ -17,7 +17,7 @@ GSM8K_SAMPLE = TESTS / "tasks" / "gsm8k_sample.jsonl"
 
 
 def tiny(**changes) -> ConfigDict:
-    """Returns the configuration of tiny.py with some keys changed; `__` in a name means a dot."""
+    """Returns the configuration of tiny.py with some keys changed; `__` in a keyword means a dot."""
     return config_of(TINY, **changes)
 
 
@@ -55,7 +55,7 @@ def live_bytes() -> int:
 
 
 def error_of(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """Asserts that the run does not open, allocates nothing and writes no config.json; returns the message."""
+    """Asserts that opening the run fails, allocates nothing and writes no config.json. Returns the error message."""
     before = live_bytes()
     with pytest.raises(ValueError) as raised:
         open_experiment(config, workdir)

@@ -22,7 +22,7 @@ def untimed(workdir: pathlib.Path) -> list[dict]:
 
 
 def after_supervised_stage(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Copies a run as it was before its RL stage, without its configuration."""
+    """Copies a run's files as they were before its RL stage, without its configuration. Returns `folder`."""
     shutil.copytree(finished / "checkpoints/sft", folder / "checkpoints/sft")
     shutil.copy(finished / "tokenizer.model", folder)
     for name in ("metrics.jsonl", "evaluations.jsonl"):

@@ -15,7 +15,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def write_tiny_llada(folder: pathlib.Path, layers: int) -> pathlib.Path:
-    """Writes a network with well separated logits, and its tokenizer; returns their folder."""
+    """Writes a network with well separated logits, and its tokenizer. Returns their folder."""
     tokens, model = folder / "tokens", folder / "hf"
     tokens.mkdir()
     ids = write_tokenizer(tokens)

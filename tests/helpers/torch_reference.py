@@ -1,6 +1,6 @@
 """LLaDA in plain PyTorch, for comparison: forward pass, losses and the released sampler (docs/method.md sections 3 and 5).
 
-Independent of the project: weights are a dict of tensors with LLaDA's names, the configuration is config.json's values.
+Does not use the project's code. Weights are a dict of tensors with LLaDA's names. The configuration has config.json's values.
 """
 
 import torch
@@ -10,7 +10,7 @@ PREFIX = "model.transformer."
 
 
 def random_weights(config, seed):
-    """Returns random weights; embedding rows differ much in size, and norm scales are not 1."""
+    """Returns random weights. Embedding rows differ much in size, and norm scales are not 1."""
     draw = torch.Generator().manual_seed(seed)
     d, f, head_size = config["d_model"], config["mlp_hidden_size"], config["d_model"] // config["n_heads"]
     kv = config["n_kv_heads"] * head_size
@@ -91,7 +91,8 @@ def run(weights, config, ids, mask=None, bias=None):
 
 
 def losses(weights, config, ids, noisy, p, prompt_lengths=None):
-    """Returns the loss, and CE / p of every masked token; over whole rows, or over answers of different lengths."""
+    """Returns the loss, a mean over all tokens or (with `prompt_lengths`) over each answer, and CE / p of every masked
+    token."""
     masked = noisy == config["mask_token_id"]
     logits = run(weights, config, noisy)[0]
     by_token = F.cross_entropy(logits[masked], ids[masked], reduction="none") / p[masked]
@@ -105,7 +106,7 @@ def losses(weights, config, ids, noisy, p, prompt_lengths=None):
 def generate(weights, config, prompt, eos_id, eot_id, attention_mask=None, steps=128, gen_length=128, block_length=128,
              temperature=0.0, cfg_scale=0.0, remasking="low_confidence", logits_eos_inf=False,
              confidence_eos_eot_inf=False, seed=0):  # fmt: skip
-    """Runs LLaDA's sampler; returns the canvas after every step [steps + 1, b, t], and its noise."""
+    """Runs LLaDA's sampler. Returns the canvas after every step, [steps + 1, b, t], and a dict of the sampler's noise."""
     mask_id, draw = config["mask_token_id"], torch.Generator().manual_seed(seed)
     rows, prompt_length = prompt.shape
     x = torch.cat([prompt, torch.full((rows, gen_length), mask_id)], dim=1)

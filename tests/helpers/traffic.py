@@ -1,6 +1,6 @@
 """A closed form of the memory traffic of LLaDA's programs on GPUs, to compare with what `plan` reads from compiled programs.
 
-Every product reads its operands and writes its result once; what stands between two products reads and writes each array once.
+Every product reads its operands and writes its result once. Operations between two products read and write each array once.
 Traffic of activations is counted in arrays of the model's width: [positions, width] in bfloat16. m is the width of the MLP."""
 
 from igpo_jax.config import Config
@@ -18,8 +18,8 @@ BACKWARD = 6 + 4 + 5 * M + 6 + 8 + 9
 
 
 def forward(rows: float, length: int, config: Config, adapters: bool, devices: int, queries: int | None = None) -> float:
-    """Returns the bytes of a forward pass on one device. With `queries`, only so many positions of each row are computed, and
-    the others' keys and values are read from a cache."""
+    """Returns the bytes of a forward pass on one device. If `queries` is given, only so many positions of each row are
+    computed, and the keys and values of the others are read from a cache."""
     positions = rows * (queries or length)
     products = sum(2 * a + 5 * b if adapters else a + b for a, b in MATRICES)
     activations = 2 * WIDTH * positions * (products + FORWARD)
