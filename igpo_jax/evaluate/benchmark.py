@@ -64,7 +64,7 @@ def run_benchmark(
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool = reward_pool(part.task, config.reward)
     divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
-    most = min(config.batch_size or _rows_that_fit(model, config, decode), total - done * draws)
+    most = min(config.batch_size or _rows_that_fit(model, config, decode), max(total - done * draws, 1))
     batching = Batching(model.mesh, -(-most // divisor) * divisor, config.prompt_buckets, shortest_first=False)
     flat = np.arange(done * draws, total)
     requests = Requests.blank(take_rows(prompts, flat // draws), (flat % draws).astype(np.uint32), model.config, decode)
