@@ -23,6 +23,8 @@ from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.programs import iteration_seconds
+from igpo_jax.plan.tune import tune
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.mesh import make_mesh
 
 CONFIG = define_config()
@@ -33,6 +35,8 @@ LENGTHS = flags.DEFINE_string(
     "lengths", None, "Prompt lengths that inspect_data has written; by default those of GSM8K and MATH if model.path is set."
 )
 REMAT = flags.DEFINE_bool("remat", False, "Compile the update with every model.remat, too, and say which to take.")
+TUNE = flags.DEFINE_bool("tune", False, "Find the settings for which an RL iteration is estimated to be fastest.")
+APPROXIMATE = flags.DEFINE_bool("allow_approximate", False, "With --tune: also try cached samplers, which are approximate.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 
@@ -46,6 +50,11 @@ def main(_):
         # The shipped lengths were counted with a vocabulary like that of a model's folder.
         file = pathlib.Path(LENGTHS.value) if LENGTHS.value else DEFAULT_LENGTHS if config.model.path else None
         lengths = read_lengths(file) if file else None
+        if TUNE.value:
+            tuned = tune(config, mesh, lengths, APPROXIMATE.value, tell)
+            print(json.dumps(tuned, indent=2) if JSON.value else as_advice(tuned))
+            return
+        require(not APPROXIMATE.value, "--allow_approximate goes with --tune")
         result = plan(config, mesh, PROGRAMS.value, tell, lengths)
         if "rollouts" in result:
             result["rollouts"]["prompts"] = LENGTHS.value or "GSM8K and MATH"
@@ -58,6 +67,16 @@ def main(_):
 
 def tell(record: dict) -> None:
     print(f"compiled {record['name']}", file=sys.stderr, flush=True)
+
+
+def as_advice(tuned: dict) -> str:
+    """Returns the result of `tune` as text."""
+    before, after = (tuned[key] for key in ("before", "after"))
+    parts = [f"{name} {before[name]:.1f} -> {after[name]:.1f} s" for name in before]
+    fits = "" if tuned["fits_before"] else " (does not fit)"
+    total = f"An iteration: {sum(before.values()):.0f} s{fits} -> {sum(after.values()):.0f} s, estimated ({', '.join(parts)})"
+    flags = " ".join(tuned["overrides"]) or "the configuration is the best one found"
+    return "\n".join(["Rejected:", *(f"- {reason}" for reason in tuned["rejected"]), "", total, flags])
 
 
 COLUMNS = ("program", "arguments", "resident", "temporary", "peak", "of memory", "TFLOP", "HBM GB", "received GB")

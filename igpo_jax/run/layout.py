@@ -18,6 +18,7 @@ from igpo_jax.data.buckets import bucket_of, rollout_batches
 from igpo_jax.diffusion.sampler import refresh_interval
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
+from igpo_jax.model.attention import LARGEST_SCORES
 from igpo_jax.model.fitting import ASSUMED_GIB
 from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import shard_bytes
@@ -105,7 +106,7 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
             rows = rl.prompts // chunks * rl.group_size
             if rl.iterations and rows % batch_size_divisor(other):
                 continue
-            work = _rollout_loads(config, chunks, lengths) if rl.iterations else [(_evaluated(config, evaluated or 1), 1.0)]
+            work = rollout_loads(config, chunks, lengths) if rl.iterations else [(_evaluated(config, evaluated or 1), 1.0)]
             loads = [load for load, _ in work] + ([_evaluated(config, evaluated)] if evaluated else [])
             memory = held + max(temporary_bytes(model, other, load) for load in loads)
             seconds = sum(times * sampling_seconds(model, other, load) for load, times in work)
@@ -144,10 +145,11 @@ def _evaluated(config: Config, rows: int) -> Load:
     return Load(config.evaluation.decode, rows, config.data.prompt_buckets[-1] + config.evaluation.completion_length)
 
 
-def _rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
+def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
     """Returns the loads of a rollout without second attempts, one per prompt bucket, and how often each is sampled on average."""
     rl, buckets = config.rl, config.data.prompt_buckets
-    lengths = np.array(buckets[-1:]) if lengths is None else lengths[lengths <= buckets[-1]]
+    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
+    lengths = fitting if fitting.size else np.array(buckets[-1:])
     padded = [bucket_of(batch.max(), buckets) for batch in rollout_batches(lengths, rl.prompts, chunks)]
     rows, length = rl.prompts // chunks * rl.group_size, config.sampler.completion_length
     return [(Load(config.sampler.decode, rows, size + length), chunks * padded.count(size) / len(padded)) for size in buckets]
@@ -173,6 +175,7 @@ def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
     keys = model.kv_heads * model.head_size
     stream = rows * load.positions * (6 * model.width + (3 * model.mlp_width + 2 * keys) / shared) * number
     scores = rows * model.heads / shared * load.positions**2 * (4 + number) * (model.attention == "xla")
+    scores = min(scores, 2 * LARGEST_SCORES)
     logits = 3 * 4 * rows * decode.block_length * model.vocab_size / shared
     cache = 4 * number * model.layers * rows * load.positions * keys / shared * (decode.cache != "none")
     head = model.vocab_size * model.width

@@ -113,7 +113,7 @@ def test_a_copy_saves_nine_tenths_of_the_communication(mesh_of):
 def test_the_shares_of_the_buckets_sum_to_the_chunks():
     config = math_config("lora")
     for chunks in (1, 4, 64):
-        loads = layout._rollout_loads(config, chunks, np.array([90, 130, 300, 640, 9000]))
+        loads = layout.rollout_loads(config, chunks, np.array([90, 130, 300, 640, 9000]))
         assert math.isclose(sum(times for _, times in loads), chunks)
         assert [load.positions for load, _ in loads] == [size + 256 for size in config.data.prompt_buckets]
     assert jax.device_count() == 8

@@ -1,0 +1,175 @@
+"""Finds the settings for which an RL iteration is estimated to be fastest among those that fit into memory (`plan --tune`).
+
+Only settings that do not change what a run computes are changed, unless approximate samplers are allowed. The estimates of
+run/layout.py rank the ways to sample. The best few are compiled, and so is the update with each value of model.remat."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from igpo_jax.config import Config
+from igpo_jax.plan.advice import MOST
+from igpo_jax.plan.programs import GIB, Fitted, fitted, measure, programs
+from igpo_jax.run.layout import Choice, rollout_loads, sampling_choices, sampling_seconds
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.chips import device_memory_gib
+from igpo_jax.runtime.mesh import batch_size_divisor
+
+COMPILED = 3  # ways to sample that are compiled
+REMATS = ("none", "dots", "full")
+Report = Callable[[dict[str, Any]], None]
+
+
+class Way(NamedTuple):
+    """A way to sample, and a configuration that selects it."""
+
+    config: Config
+    choice: Choice
+
+
+def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bool, report: Report) -> dict[str, Any]:
+    """Returns the overrides to paste, the estimated seconds of an iteration before and after, and the reasons why other settings
+    were rejected. `lengths`, int [n], are prompt lengths; see `rollout_loads`. With `approximate`, cached samplers are tried, too.
+    Calls `report` with the record of each program as soon as it is compiled. Raises ValueError if there is no RL stage, if the
+    chip is unknown, or if nothing fits."""
+    require(config.rl.iterations > 0, "--tune is for the RL stage, and rl.iterations is 0")
+    rejected: list[str] = []
+    before = fitted(config, mesh, lengths)
+    start = {name: _measured(before, name, report) for name in ("sample", "score", "update")}
+    require("estimated_seconds" in start["sample"], f"--tune needs a known chip, not {mesh.devices.flat[0].device_kind}")
+    limit = MOST * device_memory_gib(mesh.devices.flat[0])
+    rollout = rollout_seconds(before, start["sample"], lengths)
+    rest = {name: _seconds(before, start[name]) for name in ("score", "update")}
+    result: dict[str, Any] = {"before": {"rollout": rollout, **rest}, "fits_before": _peak(start) <= limit}
+
+    sampler, best = before.config, (rollout if start["sample"]["peak_gib"] <= limit else np.inf)
+    for way in ways_to_sample(config, before, lengths, approximate, rejected):
+        run = fitted(way.config, mesh, lengths)
+        record = _measured(run, "sample", report)
+        seconds, told = rollout_seconds(run, record, lengths), f"{_named(way)} (compiled)"
+        if record["peak_gib"] > limit:
+            rejected.append(f"{told}: needs {record['peak_gib']:.1f} of {limit:.1f} GiB")
+        elif seconds < best:
+            sampler, best = run.config, seconds
+        else:
+            rejected.append(f"{told}: {seconds:.1f} s per rollout instead of {best:.1f}")
+    after = dataclasses.replace(config, sampler=sampler.sampler, rl=sampler.rl)
+    after, records = _faster_update(after, mesh, start, limit, rejected, report)
+    require(best < np.inf and _peak(records) <= limit, "no setting fits; see the advice of plan without --tune")
+    run = fitted(after, mesh, lengths)
+    result["after"] = {"rollout": best, **{name: _seconds(run, records[name]) for name in ("score", "update")}}
+    return result | {"overrides": overrides(config, after), "rejected": rejected}
+
+
+def ways_to_sample(
+    config: Config, before: Fitted, lengths: np.ndarray | None, approximate: bool, rejected: list[str]
+) -> Iterator[Way]:
+    """Yields the `COMPILED` ways to sample that are estimated to be fastest, other than the present one, and adds the reasons
+    against the others to `rejected`."""
+    samplers = [config.sampler]
+    if approximate:
+        samplers.append(dataclasses.replace(config.sampler, cache="dual", commit="threshold"))
+    ways: dict[tuple, Way] = {}
+    limit = MOST * device_memory_gib(before.mesh.devices.flat[0]) * GIB
+    for sampler in samplers:
+        free = dataclasses.replace(sampler, layout="auto"), dataclasses.replace(config.rl, rollout_chunks=0)
+        opened = dataclasses.replace(config, sampler=free[0], rl=free[1])
+        for choice in sampling_choices(opened, before.model, before.mesh, lengths):
+            chosen = dataclasses.replace(sampler, layout=choice.layout)
+            changed = dataclasses.replace(
+                config, sampler=chosen, rl=dataclasses.replace(config.rl, rollout_chunks=choice.chunks)
+            )
+            way, key = Way(changed, choice), (choice.layout, choice.chunks, sampler.cache)
+            if choice.memory > limit:
+                rejected.append(f"{_named(way)}: needs about {choice.memory / GIB:.1f} of {limit / GIB:.1f} GiB")
+            elif key not in ways or choice.seconds < ways[key].choice.seconds:
+                ways[key] = way
+    present = (before.config.sampler.layout, before.config.rl.rollout_chunks, before.config.sampler.cache)
+    ranked = sorted((way for key, way in ways.items() if key != present), key=lambda way: way.choice.seconds)
+    rejected += [f"{_named(way)}: estimated {way.choice.seconds:.1f} s per rollout" for way in ranked[COMPILED:]]
+    yield from ranked[:COMPILED]
+
+
+def _named(way: Way) -> str:
+    shared = way.choice.mesh.shape["tensor"]
+    cache = f", sampler.cache={way.config.sampler.cache}" * (way.config.sampler.cache != "none")
+    return f"layout {way.choice.layout} ({shared} devices per copy), {way.choice.chunks} chunks{cache}"
+
+
+def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
+    """Returns the estimated seconds of a rollout, from the record of the sampler for the largest bucket. Other buckets take the
+    share of this time that run/layout.py estimates. Infinite if the program does not compile."""
+    if "estimated_seconds" not in record:
+        return np.inf
+    loads = rollout_loads(run.config, run.config.rl.rollout_chunks, lengths)
+    shares = sum(times * sampling_seconds(run.model, run.sampling_mesh, load) for load, times in loads)
+    largest = sampling_seconds(run.model, run.sampling_mesh, loads[-1][0])
+    return record["estimated_seconds"] * run.config.sampler.blocks * shares / largest
+
+
+def _faster_update(
+    config: Config, mesh: Mesh, start: dict[str, Any], limit: float, rejected: list[str], report: Report
+) -> tuple[Config, dict[str, Any]]:
+    """Returns the configuration with the fastest model.remat that fits, with more microbatches if none fits, and the records of
+    score and update."""
+    parts, known = config.rl.microbatches, {(config.model.remat, config.rl.microbatches): start["update"]}
+    while True:
+        fits: dict[str, dict[str, Any]] = {}
+        for remat in REMATS:
+            run = fitted(_with(config, remat, parts), mesh)
+            record = known.get((remat, parts)) or _measured(run, "update", report)
+            told = f"model.remat={remat}, {parts} microbatches (compiled)"
+            if record["peak_gib"] <= limit:
+                fits[remat] = record
+            else:
+                rejected.append(f"{told}: needs {record['peak_gib']:.1f} of {limit:.1f} GiB")
+        rows = config.rl.prompts // (2 * parts)
+        if fits or config.rl.prompts % (2 * parts) or rows % batch_size_divisor(mesh):
+            break
+        parts *= 2
+    if not fits:
+        return config, start
+    remat = min(fits, key=lambda name: fits[name]["estimated_seconds"])
+    slower = {name: record["estimated_seconds"] for name, record in fits.items() if name != remat}
+    rejected += [f"model.remat={name}, {parts} microbatches (compiled): {n:.2f} s per update" for name, n in slower.items()]
+    chosen = _with(config, remat, parts)
+    same = parts == config.rl.microbatches
+    return chosen, {
+        "update": fits[remat],
+        "score": start["score"] if same else _measured(fitted(chosen, mesh), "score", report),
+    }
+
+
+def _with(config: Config, remat: str, microbatches: int) -> Config:
+    rl = dataclasses.replace(config.rl, microbatches=microbatches)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat), rl=rl)
+
+
+def _measured(run: Fitted, name: str, report: Report) -> dict[str, Any]:
+    [program] = (program for program in programs(run) if program.name == name)
+    record = measure(program)
+    report(record)
+    return record
+
+
+def _seconds(run: Fitted, record: dict[str, Any]) -> float:
+    return record["per_iteration"] * record.get("estimated_seconds", np.inf)
+
+
+def _peak(records: dict[str, Any]) -> float:
+    return max(record["peak_gib"] for record in records.values())
+
+
+def overrides(before: Config, after: Config) -> list[str]:
+    """Returns the flags that turn one configuration into another."""
+    flags = []
+    for name in ("sampler", "rl", "model"):
+        one, other = getattr(before, name), getattr(after, name)
+        for field in dataclasses.fields(one):
+            value = getattr(other, field.name)
+            if value != getattr(one, field.name):
+                flags.append(f"--config.{name}.{field.name}={value}")
+    return flags
