@@ -3,7 +3,7 @@
 Checks whether a training run fits into device memory, before you rent the devices. Compiles the run's programs on this machine
 for a TPU topology (needs the extra "tpu"), for GPUs such as h100:8 (needs the extra "plan-gpu"), or for the devices that are
 present. Prints memory, FLOPs, communication and estimated times. Reads no data and no weights. With several prompt buckets, also
-estimates an iteration with prompts of common lengths (--lengths)."""
+estimates an iteration with prompts of common lengths (--lengths). With --tune, finds faster settings."""
 
 from igpo_jax.runtime import interrupts
 
@@ -126,6 +126,8 @@ def setting(result: dict) -> str:
     hosts = result.get("hosts", 1)  # TPU plans of earlier versions do not have the key
     where += f" on {hosts} hosts" * (hosts > 1)
     lines = f"{where}, mesh: {mesh}; attention: {result['attention']}; model: {result['model']}"
+    if "layout" not in result:  # plans of earlier versions
+        return lines
     sampling = ", ".join(f"{axis} {size}" for axis, size in result["sampling_mesh"].items())
     sizes = f"{result['rollout_chunks']} chunks per rollout, {result['evaluation_batch_size']} rows per batch of an evaluation"
     return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}), {sizes}"

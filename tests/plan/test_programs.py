@@ -153,7 +153,7 @@ def test_rollouts_of_common_lengths_are_interpolated_between_the_smallest_and_th
     config = parsed(data__prompt_buckets=(5, 8, 21), rl__prompts=8, rl__rollout_chunks=1)
     length, seen = config.sampler.completion_length, []
 
-    def measure(program, _):
+    def measure(program):
         seen.append((program.name, program.arguments[1].prompt_mask.shape[1]))
         return {"estimated_seconds": 2.0}
 
