@@ -150,7 +150,7 @@ def programs(run: Fitted) -> list[Program]:
     evaluate = Program("evaluate", denoise_block, arguments, resident, evaluates, sampling_mesh)
     found = sft_programs(shapes)
     if shapes.policy.makes_copy():
-        found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, mesh, 1))
+        found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, mesh, 2))
     return [*found, *rl_programs(shapes), evaluate]
 
 
