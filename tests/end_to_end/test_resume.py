@@ -133,6 +133,28 @@ def test_without_a_readable_checkpoint_the_run_stops_and_says_so(command, finish
     assert (workdir / "metrics.jsonl").read_bytes() == log
 
 
+@pytest.mark.parametrize("layout, first", [
+    ("tensor", "train"), pytest.param("replicated", "tensor", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_the_layout_of_sampling_changes_no_completion_and_may_change(layout, first, command, finished, tmp_path):
+    """Rollouts, evaluations and held-out losses of four devices are those of one, and a run continues with another layout."""
+    workdir, four = after_supervised_stage(finished, tmp_path / "run"), command.on_devices(4)
+    four.train_until_killed(workdir, "rl", 204, f"--config.sampler.layout={first}")
+    again = four.train(workdir, f"--config.sampler.layout={layout}")
+    assert again.returncode == 0, again.stderr
+    assert f"sampler.layout: {layout} on" in again.stdout
+    assert json.loads((workdir / "result.json").read_text())["layout"] == layout
+    rows, expected = untimed(workdir), untimed(finished)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    one, other = (next(row for row in log if "reward/first_try" in row) for log in (rows, expected))
+    assert {name: one[name] for name in one if name.startswith(("reward/", "correct/", "groups/", "hint/", "sampler/"))} == {
+        name: other[name] for name in other if name.startswith(("reward/", "correct/", "groups/", "hint/", "sampler/"))
+    }
+    shown, wanted = (read_rows(folder / "rollouts.jsonl") for folder in (workdir, finished))
+    same = [a["tokens"] == b["tokens"] for a, b in zip(shown, wanted, strict=False) if a["step"] == 202]
+    assert all(same) and same
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after",
