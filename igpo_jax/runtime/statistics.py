@@ -11,6 +11,9 @@ import numpy as np
 from igpo_jax.runtime.checks import require
 
 RESAMPLES = 10_000  # number of resamples for a bootstrap interval, and of random sign flips for a permutation test
+# Drawing each of more values than this would take many seconds; equal values are then drawn together, with the same distribution.
+MANY = 20_000
+AT_ONCE = 1 << 22  # random numbers that are held at once
 
 
 def problem_means(correct: np.ndarray) -> np.ndarray:
@@ -34,8 +37,21 @@ def bootstrap_interval(values: np.ndarray) -> list[float]:
     """Returns the 95 % confidence interval of the mean of `values`, float [n], from `RESAMPLES` bootstrap resamples with a
     fixed seed."""
     draw, n = np.random.default_rng(0), len(values)
-    means = np.array([values[draw.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
+    if n > MANY:
+        distinct, counts = np.unique(values, return_counts=True)
+        parts = [draw.multinomial(n, counts / n, size) @ distinct / n for size in resample_chunks(len(distinct))]
+        means = np.concatenate(parts)
+    else:
+        means = np.array([values[draw.integers(n, size=n)].mean() for _ in range(RESAMPLES)])
     return np.quantile(means, [0.025, 0.975]).tolist()
+
+
+def resample_chunks(n: int) -> list[int]:
+    """Splits `RESAMPLES` rows of n random numbers into chunks of about `AT_ONCE` numbers, and returns the rows of each chunk.
+    These are multiples of 4, because NumPy draws 4 numbers of int8 from one word: so the chunks hold the numbers that one draw
+    of all rows would."""
+    rows = max(4, AT_ONCE // max(n, 1) // 4 * 4)
+    return [min(rows, RESAMPLES - begin) for begin in range(0, RESAMPLES, rows)]
 
 
 def wilson(share: float, problems: int) -> list[float]:
@@ -65,14 +81,31 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Returns the exact two-sided p-value of McNemar's test. The arguments are the numbers of problems that became correct and
-    that became wrong."""
-    n = gained + lost
-    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
-    return min(1.0, 2 * tail) if n else 1.0
+    that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to 10
+    million."""
+    n, few = gained + lost, min(gained, lost)
+    # The sum of n choose k over k <= few is its last and largest term times a sum of products of the ratios of its terms. Exact
+    # integers would take minutes for 40,000 problems, because each has n bits.
+    largest = math.lgamma(n + 1) - math.lgamma(few + 1) - math.lgamma(n - few + 1) - n * math.log(2)
+    total = product = 1.0
+    for begin in range(0, few, AT_ONCE):
+        k = np.arange(few - begin, max(few - begin - AT_ONCE, 0), -1, dtype=np.float64)
+        products = product * np.cumprod(k / (n - k + 1))
+        total, product = total + float(products.sum()), float(products[-1])
+        if product < 1e-20:  # the ratios descend, so the rest does not change the sum
+            break
+    return min(1.0, 2 * total * math.exp(largest))
 
 
 def sign_flip(difference: np.ndarray) -> float:
     """Returns the two-sided p-value of a permutation test that randomly flips signs of the differences, float [problems]."""
-    signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
-    larger = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12
-    return float((larger.sum() + 1) / (RESAMPLES + 1))
+    draw, limit, larger = np.random.default_rng(0), abs(difference.sum()) - 1e-12, 0
+    sizes, counts = np.unique(np.abs(difference), return_counts=True)
+    together = len(difference) > MANY
+    for rows in resample_chunks(len(sizes) if together else len(difference)):
+        if together:
+            sums = (2 * draw.binomial(counts, 0.5, (rows, len(sizes))) - counts) @ sizes
+        else:
+            sums = (draw.integers(0, 2, (rows, len(difference)), dtype=np.int8) * 2 - 1) @ difference
+        larger += int((np.abs(sums) >= limit).sum())
+    return (larger + 1) / (RESAMPLES + 1)
