@@ -64,12 +64,12 @@ def train_and_report(experiment: Experiment) -> None:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"
         chosen = f"attention: {experiment.model.attention}; never drawn: MASK and {excluded}"
-        print(f"{experiment.workdir}: {devices}; {chosen}", flush=True)
+        print(escape_controls(f"{experiment.workdir}: {devices}; {chosen}"), flush=True)
         for split, number in experiment.dropped.items():
             place = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
             )
-            print(f"{number} training problems are {place}", flush=True)
+            print(escape_controls(f"{number} training problems are {place}"), flush=True)
     try:
         train(experiment)
         if jax.process_index() == 0:
@@ -77,7 +77,7 @@ def train_and_report(experiment: Experiment) -> None:
             write_report(experiment.workdir)
     except Terminated as stop:
         if jax.process_index() == 0:
-            print(f"{stop}; the same command continues the run", flush=True)
+            print(escape_controls(f"{stop}; the same command continues the run"), flush=True)
         sys.exit(preemption.exit_status())
     except Diverged as error:
         sys.exit(f"error: {error}")
@@ -89,8 +89,8 @@ def train_and_report(experiment: Experiment) -> None:
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
-        print(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2))
-        print(f"report: {experiment.workdir / 'report.html'}")
+        print(escape_controls(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2)))
+        print(escape_controls(f"report: {experiment.workdir / 'report.html'}"))
 
 
 def train(experiment: Experiment) -> None:

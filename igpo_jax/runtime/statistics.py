@@ -13,6 +13,7 @@ from igpo_jax.runtime.checks import require
 RESAMPLES = 10_000  # number of resamples for a bootstrap interval, and of random sign flips for a permutation test
 # Drawing each of more values than this would take many seconds; equal values are then drawn together, with the same distribution.
 MANY = 20_000
+FEW = 1000  # problems whose binomial coefficients are summed as integers
 AT_ONCE = 1 << 22  # random numbers that are held at once
 
 
@@ -84,6 +85,8 @@ def mcnemar(gained: int, lost: int) -> float:
     that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to 10
     million."""
     n, few = gained + lost, min(gained, lost)
+    if n <= FEW:
+        return min(1.0, 2 * (sum(math.comb(n, k) for k in range(few + 1)) / 2**n)) if n else 1.0
     # The sum of n choose k over k <= few is its last and largest term times a sum of products of the ratios of its terms. Exact
     # integers would take minutes for 40,000 problems, because each has n bits.
     largest = math.lgamma(n + 1) - math.lgamma(few + 1) - math.lgamma(n - few + 1) - n * math.log(2)
