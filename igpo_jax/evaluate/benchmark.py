@@ -212,7 +212,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:
             values = ((key, *(_at(card["protocol"][name], key) for card in cards)) for key in differing)
-            told = "; ".join(f"{key[:100]}: {repr(a)[:100]} and {repr(b)[:100]}" for key, a, b in values)
+            told = "; ".join(f"{repr(key)[1:-1][:100]}: {repr(a)[:100]} and {repr(b)[:100]}" for key, a, b in values)
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
         rows = [_finished_rows(folder / f"{name}.jsonl", cards[0]["protocol"][name]) for folder in (one, other)]
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
