@@ -42,7 +42,8 @@ def main(_):
     kind = "run" if (source / "checkpoints").is_dir() else "model" if (source / "params").is_dir() else "huggingface"
     try:
         if VERIFY.value:
-            print(f"{source}: as published: {', '.join(check_sha256(source, VERIFY.value))}")
+            files = ", ".join(check_sha256(source, VERIFY.value))
+            print(escape_controls(f"{source}: as published: {files}"))
         mesh = make_mesh()
         with jax.set_mesh(mesh):
             if (kind, FORMAT.value) == ("run", "peft"):
@@ -58,7 +59,7 @@ def main(_):
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
-        print(target)
+        print(escape_controls(target))
 
 
 def warn_without_tokenizer(folder: pathlib.Path) -> None:

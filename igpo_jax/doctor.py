@@ -86,11 +86,13 @@ def _noted(name: str, text: str, todo: str) -> Finding:
 def main(_) -> None:
     from absl import logging
 
+    from igpo_jax.cli import escape_controls
+
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     levels = []
     for check in (versions, extras, host, devices, compile_cache, tiny_run):
         for finding in _findings(check):
-            print(finding, flush=True)
+            print(escape_controls(str(finding)), flush=True)
             levels.append(finding.level)
     problems, notes = levels.count("problem"), levels.count("note")
     print(f"{problems} problems, {notes} notes")

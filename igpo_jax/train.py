@@ -66,12 +66,12 @@ def train_and_report(experiment: Experiment) -> None:
         config, sampling = experiment.config, dict(experiment.sampling_mesh.shape)
         chosen = f"attention: {experiment.model.attention}; sampler.layout: {config.sampler.layout} on {sampling}, "
         chosen += f"{config.rl.rollout_chunks} chunks; never drawn: MASK and {excluded}"
-        print(f"{experiment.workdir}: {devices}; {chosen}", flush=True)
+        print(escape_controls(f"{experiment.workdir}: {devices}; {chosen}"), flush=True)
         for split, number in experiment.dropped.items():
             place = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
             )
-            print(f"{number} training problems are {place}", flush=True)
+            print(escape_controls(f"{number} training problems are {place}"), flush=True)
     try:
         train(experiment)
         if jax.process_index() == 0:
@@ -79,7 +79,7 @@ def train_and_report(experiment: Experiment) -> None:
             write_report(experiment.workdir)
     except Terminated as stop:
         if jax.process_index() == 0:
-            print(f"{stop}; the same command continues the run", flush=True)
+            print(escape_controls(f"{stop}; the same command continues the run"), flush=True)
         sys.exit(preemption.exit_status())
     except Diverged as error:
         sys.exit(f"error: {error}")
@@ -91,8 +91,8 @@ def train_and_report(experiment: Experiment) -> None:
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
-        print(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2))
-        print(f"report: {experiment.workdir / 'report.html'}")
+        print(escape_controls(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2)))
+        print(escape_controls(f"report: {experiment.workdir / 'report.html'}"))
 
 
 def train(experiment: Experiment) -> None:

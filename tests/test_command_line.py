@@ -1,5 +1,7 @@
 """Every command refuses words that are no flags and flags that do not exist, and names what was probably meant."""
 
+import ast
+import json
 import os
 import pathlib
 import re
@@ -147,6 +149,36 @@ def test_a_message_escapes_control_characters_of_names(arguments, tmp_path):
     message = refused(*(argument.format(name) for argument in arguments), cwd=tmp_path)
     assert message[:-1].isprintable()
     assert "a\\nb\\x1b[2J\\u202ec" in message
+
+
+@pytest.mark.parametrize("key", ["\x1b[31mX\x1b]0;pwn\x07\nerror: fake", "x" * 100_000])
+def test_diff_prints_no_control_characters_and_no_long_keys_of_its_files(key, tmp_path):
+    for name, protocol in (("one", {key: 1}), ("other", {key: "\x1b[2J" * 1000})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "card.json").write_text(json.dumps({"benchmarks": {"a": {}}, "protocol": {"a": protocol}}))
+    message = refused("evaluate", "diff", "one", "other", cwd=tmp_path)
+    assert message[:-1].isprintable() and len(message) < 1000 and "the protocols differ" in message
+    for name in ("one", "other"):
+        (tmp_path / name / "card.json").write_text(
+            json.dumps({"benchmarks": {"a": {}, key: {}} if name == "one" else {"a": {}}})
+        )
+    message = refused("evaluate", "diff", "one", "other", cwd=tmp_path)
+    assert message[:-1].isprintable() and len(message) < 1000 and "is not a plain file name" in message
+
+
+def test_commands_print_nothing_unescaped():
+    """Texts of files, and names of folders, may have control characters."""
+    found = set()
+    for command, text in SOURCES.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+                [printed, *_] = node.args
+                escaped = isinstance(printed, ast.Call) and getattr(printed.func, "id", "") == "escape_controls"
+                if not escaped and not isinstance(printed, ast.Constant):
+                    found.add((command, ast.unparse(printed)[:20]))
+    # Two print numbers, one a finding of its own, and the parts of generate's were escaped before colors were added.
+    safe = [("doctor", "f'{problems} problem"), ("doctor", "Finding('problem', n"), ("generate", 'f"step {step + 1}: {')]
+    assert found == {*safe, ("rewrite", "f'{len(unanswered)} ")}
 
 
 @pytest.mark.parametrize("end", ["sys.exit('error: x')", "raise OSError('x')"])

@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from igpo_jax.cli import config_overrides, define_config, parse_flags, run_command
+from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
 from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
@@ -65,8 +65,8 @@ def main(_) -> None:
             write_comparison(folder, compare_runs(folder, arms, seeds))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    print((folder / "comparison.md").read_text())
-    print(f"report: {folder / 'comparison.html'}")
+    print(escape_controls((folder / "comparison.md").read_text()))
+    print(escape_controls(f"report: {folder / 'comparison.html'}"))
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:

@@ -11,7 +11,7 @@ from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
-from igpo_jax.runtime.statistics import RESAMPLES
+from igpo_jax.runtime.statistics import RESAMPLES, resample_chunks
 
 REACHED = 0.5  # accuracy for which the report gives the prompts and network evaluations that an arm needs
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
@@ -82,9 +82,13 @@ def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) ->
     values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
     seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
-    problem_counts = rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES)
-    number = np.maximum(((seed_counts @ counted) * problem_counts).sum(axis=1), 1)
-    means = ((seed_counts @ (values * counted)) * problem_counts).sum(axis=1) / number
+    means, begin = np.zeros(RESAMPLES), 0
+    for size in resample_chunks(problems):
+        drawn = seed_counts[begin : begin + size]
+        problem_counts = rng.multinomial(problems, np.full(problems, 1 / problems), size)
+        number = np.maximum(((drawn @ counted) * problem_counts).sum(axis=1), 1)
+        means[begin : begin + size] = ((drawn @ (values * counted)) * problem_counts).sum(axis=1) / number
+        begin += size
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(values[counted].mean()), "interval95": [float(low), float(high)]}
 

@@ -209,18 +209,24 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     return text
 
 
+def parse_nothing(arguments: list[str]) -> list[str]:
+    """Sets all flags to their defaults, and returns the arguments: `diff` has no flags."""
+    flags.FLAGS(arguments[:1])
+    return arguments
+
+
 def diff(arguments: list[str]) -> None:
     """Runs `evaluate diff DIR DIR`. `run_command` escapes its errors, which quote files that may come from strangers."""
     if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:
-        print(json.dumps(compare(*map(pathlib.Path, arguments)), indent=2))
+        print(escape_controls(json.dumps(compare(*map(pathlib.Path, arguments)), indent=2)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["diff"]:
-        run_command(diff, lambda arguments: flags.FLAGS(arguments[:1]) and arguments[2:])
+        run_command(lambda arguments: diff(arguments[2:]), parse_nothing)
     else:
         run_command(main, parse_flags)

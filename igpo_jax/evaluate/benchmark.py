@@ -6,7 +6,7 @@ import collections
 import contextlib
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,16 @@ from igpo_jax.tasks.grades import FEW, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tokenizers import completion_text, warn_of_no_text
+
+# Values of a completion in a row -> (what they are, whether a value is one); rows of earlier versions have no outcome
+COMPLETION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "correct": ("true or false", lambda value: isinstance(value, bool)),
+    "outcome": (", ".join(OUTCOMES), lambda value: value in OUTCOMES),
+    "text": ("text", lambda value: isinstance(value, str)),
+    "extracted_answer": ("text or null", lambda value: value is None or isinstance(value, str | int | float)),
+    "reward": ("a finite number", lambda value: type(value) in (int, float) and abs(value) < 2**63),  # not NaN either
+    "steps": ("a number of steps", lambda value: type(value) is int and 0 <= value < 2**31),
+}
 
 
 def run_benchmark(
@@ -158,8 +168,8 @@ def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> 
 
 def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, ids: Sequence[str] | None = None) -> None:
     """Raises a ValueError with the line of the first row that does not have an id of its own and `draws` completions. `ids` are
-    those of the benchmark's problems: the rows must have the first of them, in order. Two processes that write the same file, or
-    an edited file, would otherwise change the numbers."""
+    those of the benchmark's problems: the rows must have the first of them, in order, and all values that `summary` needs. Two
+    processes that write the same file, or an edited file, would otherwise change the numbers."""
     lines, known = dict[Any, int](), set(ids or ())
     for number, row in enumerate(rows, 1):
         name, completions = row.get("id"), row.get("completions")
@@ -176,25 +186,21 @@ def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, i
             found = len(completions) if isinstance(completions, list) else "no"
             wrong = f"there are {found} completions of the problem {name!r}, and the protocol has {draws}"
         else:
-            wrong = next(filter(None, map(_foreign, completions)), "")
+            needed = COMPLETION_VALUES if ids is not None else {"correct"}
+            wrong = next(filter(None, (_foreign_in_completion(completion, needed) for completion in completions)), "")
         if wrong:
             raise ValueError(f"{file}, line {number}: {wrong}; delete this file and run its evaluation again")
         lines[name] = number
 
 
-def _foreign(completion: Any) -> str:
-    """Returns what is wrong with a completion in the file of a benchmark, or "" if `run_benchmark` may have written it."""
+def _foreign_in_completion(completion: Any, needed: Collection[str]) -> str:
     if not isinstance(completion, dict):
-        return f"the completion {completion!r:.100} is not an object"
-    kinds = {"text": str, "extracted_answer": str | None, "correct": bool, "outcome": str, "reward": float | int, "steps": int}
-    for key in kinds.keys() & completion.keys():
-        value = completion[key]
-        # A bool is an int, too.
-        fits = isinstance(value, kinds[key]) and (key == "correct" or not isinstance(value, bool))
-        if not fits or (isinstance(value, int | float) and not abs(value) < 2**53):
-            return f"{key}={value!r:.100} of a completion is none that an evaluation writes"
-    if not isinstance(completion.get("correct"), bool) or completion.get("outcome", "ok") not in OUTCOMES:
-        return f"the completion has correct={completion.get('correct')!r:.100} and outcome={completion.get('outcome')!r:.100}"
+        return f"the completion {repr(completion)[:100]} is no object"
+    for key, (form, is_one) in COMPLETION_VALUES.items():
+        if key in completion and not is_one(completion[key]):
+            return f"{key}={repr(completion[key])[:100]} of a completion is not {form}"
+        if key in needed and key not in completion:
+            return f"{key} of a completion is missing"
     return ""
 
 
@@ -212,13 +218,14 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
     names = [name for name in cards[0]["benchmarks"] if name in cards[1]["benchmarks"]]
     if not names:
         raise ValueError(f"{one} and {other} have no benchmark in common")
+    for name in {**cards[0]["benchmarks"], **cards[1]["benchmarks"]}:
+        require_plain_name(name, f"{one / 'card.json'} or {other / 'card.json'}")
     result: dict[str, Any] = dict.fromkeys(sorted(set(cards[0]["benchmarks"]) ^ set(cards[1]["benchmarks"])))
     for name in names:
-        require_plain_name(name, one / "card.json")
         differing = differing_keys(*(card["protocol"][name] for card in cards))
         if differing:
             values = ((key, *(_at(card["protocol"][name], key) for card in cards)) for key in differing)
-            told = "; ".join(f"{key}: {a!r} and {b!r}" for key, a, b in values)
+            told = "; ".join(f"{repr(key)[1:-1][:100]}: {repr(a)[:100]} and {repr(b)[:100]}" for key, a, b in values)
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
         rows = [_finished_rows(folder / f"{name}.jsonl", cards[0]["protocol"][name]) for folder in (one, other)]
         if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:

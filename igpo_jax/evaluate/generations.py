@@ -11,9 +11,10 @@ from typing import Any
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import numbered_lines, parse_json, read_json, require_plain_name, wrap_read_errors
 
+MOST_FILTERS = 16  # of a harness file; every filter has columns in the table, and every pair of columns a test
+LONGEST_FILTER = 100  # characters of a filter's name
 SEVERAL_ANSWERS = ("countdown", "sudoku")  # tasks that accept other answers than the one in the file
 HARNESS_SCORES = ("exact_match", "math_verify")  # metrics of the harness that are 0 or 1 for each text
-MOST_FILTERS = 16  # of a file of the harness; every pair of their scores is tested
 FORMATS = "an evaluation's row has 'completions', a row of lm-evaluation-harness 'resps', other rows 'gold' and 'text'"
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # (place for error messages, row)
@@ -131,7 +132,7 @@ def _harness(rows: Rows) -> Placed:
     first text."""
     documents: dict[str, tuple[str, str, list[str], dict[str, bool]]] = {}
     filters = collections.defaultdict[str, list[str]](list)  # of each document so far
-    names = set[str]()
+    known = set[str]()  # filters of all documents
     for place, row in rows:
         name, gold = _string(row, place, "doc_id"), _harness_gold(row, place)
         texts = _list(row, place, "resps")
@@ -140,11 +141,11 @@ def _harness(rows: Rows) -> Placed:
         require(generated, f"{place}: 'resps' is not [[text, ...]]; only tasks that generate text can be regraded")
         first = documents.setdefault(name, (place, gold, texts, {}))
         require(first[2] == texts, f"{place}: 'resps' of doc_id {name} differs from {first[0]}; give the file of one run")
-        used = str(row.get("filter", f"filter {len(filters[name]) + 1}"))  # old versions do not name the filter
-        names.add(used)
-        require(
-            len(names) <= MOST_FILTERS, f"{place}: {used!r:.100} is one filter more than {MOST_FILTERS}, the most that are read"
-        )
+        used = row.get("filter", f"filter {len(filters[name]) + 1}")  # old versions do not name the filter
+        plain = isinstance(used, str) and len(used) <= LONGEST_FILTER
+        require(plain, f"{place}: the filter {repr(used)[:LONGEST_FILTER]} is no text of at most {LONGEST_FILTER} characters")
+        known.add(used)
+        require(len(known) <= MOST_FILTERS, f"{place}: {used!r} is filter {len(known)} of the file; at most {MOST_FILTERS}")
         require(used not in filters[name], f"{place}: doc_id {name} has come before with the filter {used!r}")
         filters[name].append(used)
         for metric in HARNESS_SCORES:

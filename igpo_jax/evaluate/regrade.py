@@ -29,6 +29,7 @@ GRADERS = ("igpo_jax", "math_verify", "reference_code")  # functions of graders.
 DEADLINE_SECONDS = 15.0  # per text; longer than math-verify's own limits for the two parsings and a comparison
 WORKERS = min(16, os.cpu_count() or 1)
 GRADED_AT_ONCE = 128  # texts between updates of the progress bar
+KINDS = 30  # printed kinds of disagreement
 SHOWN = 3  # printed texts of each kind of disagreement
 SHOWN_CHARS = 200  # printed characters at the end of a text
 
@@ -163,8 +164,10 @@ def as_text(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         kinds[said(row["verdicts"])].append(row)
     parts.append(f"The verdicts differ on {result['disagreements']} texts.")
-    for kind, members in sorted(kinds.items(), key=lambda item: -len(item[1])):
+    for kind, members in sorted(kinds.items(), key=lambda item: -len(item[1]))[:KINDS]:
         parts.append("\n".join([f"{kind} ({len(members)})", *(example(row) for row in members[:SHOWN])]))
+    if len(kinds) > KINDS:
+        parts.append(f"There are {len(kinds) - KINDS} rarer kinds of disagreement.")
     return "\n\n".join(parts)
 
 

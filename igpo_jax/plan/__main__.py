@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 
 from igpo_jax import config as configuration
-from igpo_jax.cli import define_config, parse_flags, run_command
+from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
@@ -62,11 +62,11 @@ def main(_):
             result["remat"] = remat_choice(config, mesh)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(result, indent=2) if JSON.value else as_text(result))
+    print(escape_controls(json.dumps(result, indent=2) if JSON.value else as_text(result)))
 
 
 def tell(record: dict) -> None:
-    print(f"compiled {record['name']}", file=sys.stderr, flush=True)
+    print(escape_controls(f"compiled {record['name']}"), file=sys.stderr, flush=True)
 
 
 def as_advice(tuned: dict) -> str:

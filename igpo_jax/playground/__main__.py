@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags, logging
 
 from igpo_jax.api import DiffusionLM, load
-from igpo_jax.cli import define_allow_nonfinite, define_trust, parse_flags, run_command
+from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.distributed import listen
@@ -63,7 +63,8 @@ def main(_):
         page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value, TIME_LIMIT.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"http://{f'[{HOST.value}]' if ':' in HOST.value else HOST.value}:{PORT.value}/", flush=True)
+    host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
+    print(escape_controls(f"http://{host}:{PORT.value}/"), flush=True)
     # uvloop, which uvicorn takes if it is installed, would keep signals from `interrupts`.
     own = {"http": Connection, "ws": "none", "proxy_headers": False}
     uvicorn.Server(uvicorn.Config(page, log_level="warning", loop="asyncio", **own)).run([listening])

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from igpo_jax.cli import parse_flags, run_command
+from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.report.page import write_page
 
 OUTPUT = flags.DEFINE_string(
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         write_page(runs, path)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(f"report: {path}")
+    print(escape_controls(f"report: {path}"))
 
 
 def run() -> None:

@@ -29,6 +29,7 @@ MOST_ROLLOUTS = 1000  # total over all runs; more rollouts would make the list o
 ROLLOUT_BYTES = 3_000_000  # limit for the rollouts; Plotly adds 4.6 million bytes to the page, the curves less than one million
 # Fields of rollouts.jsonl that are embedded in the page unchanged
 KEPT = ("step", "question", "answer", "trace", "unmask_step", "end", "reward", "text", "extracted_answer", "rescued", "outcome")
+SHOWN = ("try", "question", "trace", "tokens", "unmask_step", "hint", "reward", "text")  # all versions wrote these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,9 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))
     metrics, rollouts, verdicts = (read_log(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))
+    for number, row in enumerate(rollouts, 1):
+        if missing := ", ".join(key for key in SHOWN if key not in row):
+            raise ValueError(f"{folder / 'rollouts.jsonl'}:{number}: {missing} is missing; repair or remove this line")
     return Run(folder, config, metrics, rollouts, verdicts, result, data)
 
 

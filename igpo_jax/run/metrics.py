@@ -11,7 +11,7 @@ import os
 import pathlib
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import jax
@@ -22,6 +22,19 @@ from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, 
 
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
+# Values of the keys of a row of rollouts.jsonl -> whether a value is one. Earlier versions wrote fewer keys.
+ROLLOUT_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "text": ("text question answer trace", lambda value: isinstance(value, str)),
+    "first or hinted": ("try", lambda value: value in ("first", "hinted")),
+    "ok, timeout or error": ("outcome", lambda value: value in ("ok", "timeout", "error")),
+    "true or false": ("correct rescued", lambda value: isinstance(value, bool)),
+    "a list of texts": ("tokens", lambda value: _is_list(value, str)),
+    "a list of true and false": ("hint", lambda value: _is_list(value, bool)),
+    "a list of numbers of steps": ("unmask_step", lambda value: _is_list(value, int) and all(-1 <= v < 2**31 for v in value)),
+    "a place or null": ("end", lambda value: value is None or (type(value) is int and 0 <= value < 2**31)),
+    "a finite number": ("reward", lambda value: _is_metric(value) and value is not None and math.isfinite(value)),
+    "a text, a number or null": ("extracted_answer", lambda value: isinstance(value, str) or _is_metric(value)),
+}
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -170,7 +183,7 @@ def _rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl as `read_rows` does. Also raises ValueError for a row that
-    `MetricsWriter` does not write: without a step, for example, or with a metric that is no number."""
+    `MetricsWriter` does not write: without a step, for example, or with a metric or text that is none."""
     rows, name = list[dict[str, Any]](), pathlib.Path(path).name
     for number, row in enumerate(_rows(path), 1):
         step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")
@@ -181,35 +194,28 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
             wrong = f"stage={repr(stage)[:100]} is neither sft nor rl"
         elif name == "evaluations.jsonl" and not (isinstance(correct, list) and all(v in (0, 1, None) for v in correct)):
             wrong = f"correct={repr(correct)[:100]} is not a list of verdicts"
-        elif name == "rollouts.jsonl":
-            wrong = _foreign_rollout(row)
         elif name == "metrics.jsonl":
             foreign = [key for key, value in row.items() if key not in ("step", "stage") and not _is_metric(value)]
             wrong = f"{repr(foreign[0])[:100]}: {repr(row[foreign[0]])[:100]} is not a number" if foreign else ""
+        elif name == "rollouts.jsonl":
+            wrong = _foreign_in_rollout(row)
         if wrong:
             raise ValueError(f"{path}:{number}: {wrong}; repair or remove this line")
         rows.append(row)
     return rows
 
 
-def _foreign_rollout(row: dict[str, Any]) -> str:
-    """Returns what is wrong with a row of rollouts.jsonl, or "" if a run may have written it."""
-    texts = ("try", "problem_id", "question", "answer", "trace", "text", "outcome")
-    kinds: dict[str, Any] = dict.fromkeys(texts, str) | {
-        "reward": float | int,
-        "end": int | None,
-        "rescued": bool,
-        "correct": bool,
-    }
-    kinds |= {"extracted_answer": str | None, "tokens": list, "unmask_step": list, "hint": list}
-    elements = {"tokens": str, "unmask_step": int, "hint": bool}
-    for key in kinds.keys() & row.keys():
-        value = row[key]
-        if not isinstance(value, kinds[key]) or any(
-            type(element) is not elements[key] for element in (value if key in elements else ())
-        ):
-            return f"{key}={repr(value)[:100]} is not what a run writes"
-    return ""
+def _foreign_in_rollout(row: dict[str, Any]) -> str:
+    for form, (keys, is_one) in ROLLOUT_VALUES.items():
+        for key in keys.split():
+            if key in row and not is_one(row[key]):
+                return f"{key}={repr(row[key])[:100]} is not {form}"
+    lengths = {key: len(row[key]) for key in ("tokens", "unmask_step", "hint") if key in row}
+    return f"the lists have different lengths, {lengths}" if len(set(lengths.values())) > 1 else ""
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(part) is kind for part in value)
 
 
 def _is_metric(value: Any) -> bool:

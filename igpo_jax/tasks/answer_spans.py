@@ -11,6 +11,10 @@ from igpo_jax.grading.units import WORDS
 
 Span = tuple[int, int]
 
+# Answers of at most SHORT characters are found in any text. Longer ones are found up to MOST_ANSWER characters and a product
+# MOST_WORK of the lengths of answer and text, because patterns of long answers take time in proportion to this product.
+SHORT, MOST_ANSWER, MOST_WORK = 50, 1000, 10**7
+
 NUMBER_WORDS = [*WORDS["numbers"], WORDS["tens"][0]]  # zero to twenty
 VALUE = re.compile(r"([-+]?)(?:\\[dtc]?frac(\d|{\d+})(\d|{\d+})|(\d+)/(\d+)|(?=\.?\d)([\d,]*(?:\.\d+)?))(%?)")
 STYLE = re.compile(r"\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{([^{}]*)\}")
@@ -37,7 +41,6 @@ CLOSING = re.compile(r"\$+|\\[)\]]")
 CONTENT = re.compile(r"(?:[^\s.,;:*]|\.(?=\d))(?:.*[^\s.,;:*&\\])?", re.DOTALL)
 SENTENCE_END = re.compile(r"[.!?](?<!Mr\.)(?<!Mrs\.)(?<!Ms\.)(?<!Dr\.)(?<!St\.)(?:[\"'”)*$}\]]|\\[\])])*\s+(?=[^a-z\s])")
 OPERAND = re.compile(r"[\w)}\]]\s?\Z")  # before a minus sign that is not the sign of the number after it
-LONGEST_ANSWER = 1000  # characters
 WORD = re.compile(r"(?<![\\\w])[a-zA-Z]\w*\Z")
 SIDE_BEGIN = re.compile(r"(?:^|[\n&,;:=$({\[≈]|(?<![\\a-zA-Z])[a-zA-Z]{2,}|\\[\\(\[])\s*\Z")
 SIDE_END = re.compile(rf"\s*&?{RELATION}")
@@ -47,10 +50,10 @@ SIDE_END = re.compile(rf"\s*&?{RELATION}")
 def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
     """Returns (begin, end) of the places of a solution that state its answer, sorted and disjoint. Such a place `states` the
     answer and is the content of a box, or the result after a relation sign, "answer is", "answer:", "####" or "<answer>", or
-    alone on the left side of a relation, or any number, word or formula of the last sentence or the last line. An answer longer
-    than `LONGEST_ANSWER` has none, because the time to look for it grows with the product of both lengths."""
-    if len(answer) > LONGEST_ANSWER:
-        return ()
+    alone on the left side of a relation, or any number, word or formula of the last sentence or the last line. If the answer is
+    too long (`MOST_ANSWER`, `MOST_WORK`), these are the places where the text of the answer occurs unchanged."""
+    if _is_long(text, answer):
+        return tuple(_unchanged(text, answer))
     ended = text.rstrip()
     sentences = [match.end() for match in SENTENCE_END.finditer(ended)]
     last = min(ended.rfind("\n") + 1, sentences[-1] if sentences else 0)
@@ -65,7 +68,10 @@ def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
 
 def occurrences(text: str, answer: str) -> list[Span]:
     """Returns (begin, end) of all numbers of a text that equal an answer, in any notation, and of all places where the text
-    of the answer occurs and is not part of a longer number or word. The spans are sorted and disjoint."""
+    of the answer occurs and is not part of a longer number or word. Finds an answer that is too long (`MOST_ANSWER`, `MOST_WORK`) only where its text occurs
+    unchanged. The spans are sorted and disjoint."""
+    if _is_long(text, answer):
+        return _unchanged(text, answer)
     pattern, found = _pattern(answer), []
     for match in pattern.finditer(text) if pattern else ():
         begin, end = match.span()
@@ -75,6 +81,18 @@ def occurrences(text: str, answer: str) -> list[Span]:
             begin = match.end("sign")
         if not (match.lastgroup and WORD.search(text[max(0, begin - 20) : begin])):
             found.append((begin, end))
+    return merged(found)
+
+
+def _is_long(text: str, answer: str) -> bool:
+    return len(answer) > max(SHORT, min(MOST_ANSWER, MOST_WORK // max(len(text), 1)))
+
+
+def _unchanged(text: str, answer: str) -> list[Span]:
+    found, begin = [], text.find(answer)
+    while begin >= 0:
+        found.append((begin, begin + len(answer)))
+        begin = text.find(answer, begin + len(answer))
     return merged(found)
 
 

@@ -13,8 +13,19 @@ import pytest
 import commands
 import igpo_jax
 from igpo_jax.evaluate import regrade as module
-from igpo_jax.evaluate.generations import find_files, protocol_rule, read_generations
-from igpo_jax.evaluate.regrade import GRADERS, accuracy, compare_graders, differing, grade_all, paired_test, regrade
+from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
+from igpo_jax.evaluate.regrade import (
+    GRADERS,
+    KINDS,
+    accuracy,
+    as_text,
+    compare_graders,
+    differing,
+    grade_all,
+    paired_test,
+    regrade,
+    stored_verdicts,
+)
 from igpo_jax.grading.reference_code import correct
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import wilson
@@ -108,15 +119,6 @@ def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path)
         {"exact_match,strict-match": False, "exact_match,flexible-extract": True},
     ]
     assert_graded_as_alone(generations, "number")
-
-
-def test_only_a_few_filters_of_the_harness_are_read(tmp_path):
-    """Every pair of columns is tested, so thousands of filters would take hours."""
-    docs = [gsm8k(gold, text) for gold, text in CASES]
-    read_generations(write_lines(tmp_path / "some.jsonl", harness_rows(docs, [str(n) for n in range(16)])))
-    file = write_lines(tmp_path / "many.jsonl", harness_rows(docs, [str(n) for n in range(17)]))
-    with pytest.raises(ValueError, match=rf"many.jsonl, line {16 * len(docs) + 1}: '16' is one filter more than 16"):
-        read_generations(file)
 
 
 def test_a_score_of_the_harness_belongs_to_the_first_of_several_texts(tmp_path):
@@ -238,6 +240,8 @@ def test_a_report_names_graders_stored_scores_and_all_disagreements(tmp_path):
     (harness_rows([gsm8k("7", "text")], ["none", "none"]), "line 2: doc_id 0 has come before with the filter 'none'"),
     ([*harness_rows([gsm8k("7", "a")], ["x"]), *harness_rows([gsm8k("7", "b")], ["y"])], "line 2: 'resps' of doc_id 0 differs"),
     ([{"resps": [["a"]], "target": "7"}], "line 1: the key 'doc_id' is missing"),
+    (harness_rows([gsm8k("7", "a")], map(str, range(3000))), "line 17: '16' is filter 17 of the file; at most 16"),
+    (harness_rows([gsm8k("7", "a")], ["x" * 101]), "line 1: the filter 'xx"), (harness_rows([gsm8k("7", "a")], [7]), "the filter 7 is no text"),
 ])  # fmt: skip
 def test_an_unusable_row_is_told_with_file_line_and_key(rows, message, tmp_path):
     path = tmp_path / "texts.jsonl"
@@ -245,6 +249,18 @@ def test_an_unusable_row_is_told_with_file_line_and_key(rows, message, tmp_path)
     with pytest.raises(ValueError) as error:
         read_generations(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_the_printed_kinds_of_disagreement_are_few():
+    """A file can have a different combination of verdicts on every text."""
+    names = [f"filter {number}" for number in range(8)]
+    stored = [{name: bool(number >> place & 1) for place, name in enumerate(names)} for number in range(256)]
+    generations = [Generation(str(number), 0, "7", "7", scores) for number, scores in enumerate(stored)]
+    verdicts = stored_verdicts(generations)
+    rows = differing(generations, verdicts)
+    result = {"file": "x", "rule": "any", **compare_graders(generations, verdicts), "disagreements": len(rows)}
+    printed = as_text(result, rows)
+    assert printed.count("\n  id ") == KINDS and printed.endswith("There are 224 rarer kinds of disagreement.")
 
 
 def test_a_folder_with_several_or_no_generations_lists_them(tmp_path):

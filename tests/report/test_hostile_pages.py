@@ -62,7 +62,7 @@ def with_text(value, text: str):
     """Puts `text` into all strings of a JSON value, and as another key into all of its objects."""
     if isinstance(value, dict):
         changed = {key: part if key in KEPT else with_text(part, text) for key, part in value.items()}
-        return changed | {text: 0.5 if "step" in value else text}  # a row of a log has numbers only
+        return changed | {text: 0.5 if "step" in value and "try" not in value else text}  # a row of metrics has numbers only
     if isinstance(value, list):
         return [with_text(part, text) for part in value]
     return f"{text}{value}" if isinstance(value, str) else value

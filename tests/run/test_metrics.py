@@ -74,12 +74,22 @@ ROW = {"step": 1, "stage": "rl"}
     ("evaluations.jsonl", ROW | {"correct": [0, 2]}, "is not a list of verdicts"),
     ("evaluations.jsonl", {"step": 1, "correct": []}, "stage=None"),
     ("rollouts.jsonl", {"text": "4"}, "step=None"),
-    ("rollouts.jsonl", ROW | {"text": 5}, "text=5 is not what a run writes"),
-    ("rollouts.jsonl", ROW | {"tokens": ["a", 5]}, "tokens=.*5.* is not what a run writes"),
-    ("rollouts.jsonl", ROW | {"reward": "1"}, "reward='1' is not"),
+    ("rollouts.jsonl", ROW | {"text": 5}, "text=5 is not text"), ("rollouts.jsonl", ROW | {"trace": None}, "trace=None is not text"),
+    ("rollouts.jsonl", ROW | {"try": ["first"]}, "try=.* is not first or hinted"),
+    ("rollouts.jsonl", ROW | {"outcome": 7}, "outcome=7 is not ok, timeout or error"),
+    ("rollouts.jsonl", ROW | {"correct": 0.5}, "correct=0.5 is not true or false"),
+    ("rollouts.jsonl", ROW | {"tokens": ["a", 1]}, "tokens=.* is not a list of texts"),
+    ("rollouts.jsonl", ROW | {"hint": [1]}, "hint=.* is not a list of true and false"),
+    ("rollouts.jsonl", ROW | {"unmask_step": [2**31]}, "unmask_step=.* is not a list of numbers of steps"),
+    ("rollouts.jsonl", ROW | {"end": "1"}, "end='1' is not a place or null"),
+    ("rollouts.jsonl", ROW | {"reward": "1"}, "reward='1' is not a finite number"),
+    ("rollouts.jsonl", ROW | {"reward": math.inf}, "reward=inf is not a finite number"),
+    ("rollouts.jsonl", ROW | {"extracted_answer": {}}, "extracted_answer={} is not a text, a number or null"),
+    ("rollouts.jsonl", ROW | {"tokens": ["a"], "hint": []}, "the lists have different lengths"),
 ])  # fmt: skip
 def test_a_foreign_row_is_one_error_when_a_run_is_resumed_or_reported(name, row, message, tmp_path):
-    good = ROW | {"correct": [0, 1, None]} if name == "evaluations.jsonl" else ROW
+    lists = {"tokens": ["4"], "unmask_step": [0], "hint": [False], "trace": ""}
+    good = ROW | {"evaluations.jsonl": {"correct": [0, 1, None]}, "rollouts.jsonl": rollout_row(1) | lists}.get(name, {})
     (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in (good, row, good)))
     (tmp_path / "config.json").write_text("{}")
     for read in (lambda: MetricsWriter(tmp_path, 5), lambda: read_run_folder(tmp_path)):
@@ -91,6 +101,13 @@ def test_a_foreign_row_is_one_error_when_a_run_is_resumed_or_reported(name, row,
             is_evaluated(tmp_path, 1, "rl")
         with pytest.raises(ValueError, match=message):
             last_logged(tmp_path, "rl", "policy/kl")
+
+
+def test_a_report_names_the_row_of_a_rollout_that_it_cannot_show(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(ROW | rollout_row(1)) + "\n")
+    with pytest.raises(ValueError, match="rollouts.jsonl:1: trace, tokens, unmask_step, hint is missing; repair or remove"):
+        read_run_folder(tmp_path)
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "sta', '{"step": 2, "stage": "rl", "policy/kl": 0.', "\0\0\0"])

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.data.pipeline import hintable_tokens
 from igpo_jax.tasks import math
-from igpo_jax.tasks.answer_spans import formulas, in_brackets
+from igpo_jax.tasks.answer_spans import answer_spans, formulas, in_brackets, occurrences
 from igpo_jax.tasks.rows import read_rows
 
 CHARACTERS = 100_000
@@ -40,6 +40,26 @@ def test_a_long_text(key, unit, end, tmp_path, in_time):
         hintable_tokens([(i, i + 1) for i in range(len(problem.trace))], problem.answer_spans)
         marked = in_brackets(problem.trace, problem.answer_spans)
         assert len(marked) == len(problem.trace) + 4 * len(problem.answer_spans)
+
+
+@pytest.mark.parametrize("answer, text", [
+    ("a" * 200_000, "a" * 700_000), ("1," * 100_000, "1," * 200_000), ("(" * 100_000, "(" * 200_000), ("-" * 999 + "x", "-" * CHARACTERS),
+    ("y" * 100_000, "= " * CHARACTERS), ("x" + " x" * 50_000, "$x$ = " * CHARACTERS), ("- " * 25 + "x", "- " * CHARACTERS),
+])  # fmt: skip
+def test_a_long_answer(answer, text, in_time):
+    answer_spans(text, answer)
+    occurrences(text, answer)
+
+
+@pytest.mark.parametrize("text", ["So it is {} = {}.", "{}{}"])
+def test_a_long_answer_is_found_where_its_text_stands(text):
+    answer = "x + 1, " * 200
+    solution = text.format(answer, answer)
+    assert in_brackets(solution, answer_spans(solution, answer)).replace("[[", "").replace("]]", "") == solution
+    covered = {place for span in answer_spans(solution, answer) for place in range(*span)}
+    begin = solution.find(answer)
+    assert covered == {*range(begin, begin + len(answer)), *range(solution.rfind(answer), solution.rfind(answer) + len(answer))}
+    assert list(answer_spans(solution, answer)) == occurrences(solution, answer)
 
 
 def test_many_columns(tmp_path, in_time):
