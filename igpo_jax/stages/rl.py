@@ -114,9 +114,8 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
         with watch.measure("time/layout"):
             sampling_params = stage.sampling_params(state)
         with jax.set_mesh(stage.experiment.sampling_mesh):
-            sampling_key = jax.random.wrap_key_data(
-                jnp.asarray(np.asarray(jax.random.key_data(key)))
-            )  # not bound to the mesh of training
+            # A key of the mesh of training cannot be used here.
+            sampling_key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))))
             sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, sampling_params, sampling_key, watch)
             parts = _sample_batches(run, state, sampling_params, sampling_key, cfg)
         del sampling_params  # log-probabilities and updates need its memory
