@@ -209,7 +209,7 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     (("generate", "--model={llada}", "--template=x [MASK]", "--hint=y"), "--hint and --template are both given"),
     (("generate", "--model={llada}", "--template=x"), "has no blank"),
     (("generate", "--model={llada}", "--prompt=x", "--steps=3"), "steps=3 is not a multiple of the number of blocks"),
-    (("generate", "--model={llada}", "--prompt=x", "--completion_length=262144", "--block_length=262144", "--steps=1"),
+    (("generate", "--model={llada}", "--prompt=x", "--completion_length=33554432", "--block_length=33554432", "--steps=1"),
      "error: out of memory: RESOURCE_EXHAUSTED"),
     (("convert", "--source={llada}", "--target={llada}"), "exists already"),
     (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft cannot be made from it"),
