@@ -52,7 +52,7 @@ def main(_):
         lengths = read_lengths(file) if file else None
         if TUNE.value:
             tuned = tune(config, mesh, lengths, APPROXIMATE.value, tell)
-            print(json.dumps(tuned, indent=2) if JSON.value else as_advice(tuned))
+            print(escape_controls(json.dumps(tuned, indent=2) if JSON.value else as_advice(tuned)))
             return
         require(not APPROXIMATE.value, "--allow_approximate goes with --tune")
         result = plan(config, mesh, PROGRAMS.value, tell, lengths)
