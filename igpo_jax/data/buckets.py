@@ -22,8 +22,10 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
     require(
         all(key.isascii() and key.isdecimal() and type(number) is int and 0 <= number for key, number in values.items()), form
     )
+    # Python's integers do not overflow.
+    most = f"{file}: at most 10**7 prompts of 10**6 tokens"
+    require(0 < sum(values.values()) <= 10**7 and max(map(int, values)) <= 10**6, most)
     lengths, numbers = np.array(list(values), np.int64), np.array(list(values.values()), np.int64)
-    require(0 < numbers.sum() <= 10**7 and lengths.max() <= 10**6, f"{file}: at most 10**7 prompts of 10**6 tokens")
     return np.sort(np.repeat(lengths, numbers))
 
 

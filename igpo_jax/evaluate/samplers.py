@@ -16,6 +16,8 @@ from igpo_jax.diffusion.unmasking import DecodeConfig, exact_sampler
 from igpo_jax.evaluate.benchmark import correct_of, prompts_of, run_benchmark
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import is_inside
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks.problem import Problem
@@ -37,6 +39,7 @@ def compare_samplers(
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
         if jax.process_index() == 0:
+            require(is_inside(folder / which, folder), f"{folder / which} leads out of {folder}; remove this link")
             (folder / which).mkdir(exist_ok=True)
         changed = config.copy_and_resolve_references()
         changed.decode.update({key: getattr(decode, key) for key in changed.decode})
