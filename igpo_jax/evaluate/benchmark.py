@@ -14,10 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM
-from igpo_jax.data.pipeline import PromptBatch, prompt_arrays, take_rows
+from igpo_jax.data.buckets import bucket_of
+from igpo_jax.data.pipeline import PromptBatch, encode_question, prompt_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.denoise import HINT
-from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.checks import present, require
@@ -65,7 +65,7 @@ def run_benchmark(
     with raise_on_all_hosts():
         saved = len(_whole_rows(file, problems, part.draws)) if jax.process_index() == 0 else 0
     before = done = int(all_gather_hosts(np.int64(saved))[0])
-    prompts = prompts_of(model, config, problems, decode)
+    prompts = prompts_of(model, config, problems)
     ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
     task = load_task(part.task.name)
@@ -116,11 +116,15 @@ def run_benchmark(
     return summary(rows)
 
 
-def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """Returns the prompts of a benchmark's problems as arrays, padded to the largest configured prompt length."""
-    lengths: dict[str, Any] = {"prompt_length": max(config.prompt_buckets), "completion_length": decode.completion_length}
+def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem]) -> PromptBatch:
+    """Returns the prompts of a benchmark's problems as arrays, padded to the smallest configured prompt length that holds them
+    all. They are cut to the largest one. The problems have no solutions, so the arrays of solutions have one column."""
+    tokenizer = present(model.tokenizer)
+    longest = max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
+    longest += len(tokenizer.encode(config.prefix)) if config.prefix else 0
+    length = bucket_of(min(longest, max(config.prompt_buckets)), config.prompt_buckets)
     options: dict[str, Any] = {"chat": config.chat, "prefix": config.prefix, "exclude_answer": False, "overflow": "cut"}
-    return prompt_arrays(problems, present(model.tokenizer), **lengths, **options)[1]
+    return prompt_arrays(problems, tokenizer, prompt_length=length, completion_length=1, **options)[1]
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:

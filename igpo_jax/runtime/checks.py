@@ -10,6 +10,10 @@ Check = Callable[[Any], str]  # value -> text to put after "key=value" in the er
 
 
 MOST_IDS = 1 << 20  # of a vocabulary, far more than any model's; ids that are never drawn are listed
+# Limits of a configuration, far above all that is sensible. The config.json of a stranger's run could otherwise fill the memory.
+MOST_TOKENS = 1 << 16  # of a prompt or a completion
+MOST_ROWS = 1 << 16  # of a batch
+MOST_PROBLEMS = 10**6  # of a split that a task generates, and of an evaluation
 
 
 def checked(default: Any, check: Check) -> Any:
@@ -37,10 +41,11 @@ def within(least: float, most: float) -> Check:
     return lambda value: "" if least <= value <= most else f" must be within [{least}, {most}]"
 
 
-def at_least(least: float, because: str = "") -> Check:
-    """Returns a check that a value is at least `least`. The check rejects NaN. `because` replaces the usual error message."""
+def at_least(least: float, because: str = "", most: float = math.inf) -> Check:
+    """Returns a check that a value is at least `least`, and at most `most`. The check rejects NaN. `because` replaces the usual
+    error message."""
     message = f": {because}" if because else f" must be at least {least}" if least else " must not be negative"
-    return lambda value: "" if value >= least else message
+    return lambda value: (message if not value >= least else "") or (f" must be at most {most}" if value > most else "")
 
 
 def one_of(*known: str) -> Check:
@@ -58,9 +63,9 @@ def positive(value: float) -> str:
 
 
 def ascending_lengths(values: tuple[int, ...]) -> str:
-    """Checks that there is at least one length and that all are positive and in strictly ascending order."""
+    """Checks that there is at least one length and that all are positive, in strictly ascending order and at most `MOST_TOKENS`."""
     works = len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
-    return "" if works else " must be ascending positive lengths"
+    return "" if works and values[-1] <= MOST_TOKENS else f" must be ascending positive lengths of at most {MOST_TOKENS}"
 
 
 def present(value: T | None) -> T:
