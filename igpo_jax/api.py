@@ -35,7 +35,7 @@ from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.checks import MOST_TOKENS, require
 from igpo_jax.runtime.host import prepare_gpus
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, has_tokenizer, load_tokenizer, warn_of_no_text
@@ -44,7 +44,6 @@ from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
-MOST_TOKENS = 2**16  # maximum length of a prompt, and of a canvas with blanks
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 SCORED_ROWS = 16  # masked copies per device in one batch of `score`
 ROWS_PER_DEVICE = 8  # completions per device in one batch

@@ -20,6 +20,9 @@ from igpo_jax.model.transformer import AUTO, ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.checks import (
+    MOST_IDS,
+    MOST_PROBLEMS,
+    MOST_ROWS,
     ascending_lengths,
     at_least,
     check_fields,
@@ -27,7 +30,6 @@ from igpo_jax.runtime.checks import (
     one_of,
     positive,
     require,
-    require_size,
     within,
 )
 from igpo_jax.runtime.files import RENAMED, renamed
@@ -44,7 +46,7 @@ class TokenizerConfig:
     is set, the tokenizer of that folder is used instead."""
 
     kind: str = checked("char", one_of("char", "unigram", "bpe"))
-    vocab_size: int = checked(512, at_least(1))
+    vocab_size: int = checked(512, at_least(1, most=MOST_IDS))
     chat: bool = False  # renders questions as a user's message in the chat template; needs model.path
 
 
@@ -100,8 +102,8 @@ class SamplerConfig(DecodeSection):
 class EvaluationConfig(DecodeSection):
     """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for test problems."""
 
-    problems: int = checked(500, at_least(1))  # the first ones of the test split
-    batch_size: int = checked(128, at_least(0))  # 0: as many as fit into memory, see run/layout.py
+    problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # the first ones of the test split
+    batch_size: int = checked(128, at_least(0, most=MOST_ROWS))  # 0: as many as fit into memory, see run/layout.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class SFTConfig:
     """Section `sft` of the configuration: the stage of supervised fine-tuning."""
 
     updates: int = checked(1000, at_least(0))  # 0: no supervised stage
-    batch_size: int = checked(64, at_least(1))
+    batch_size: int = checked(64, at_least(1, most=MOST_ROWS))
     corruption: str = checked("count", one_of(*CORRUPTIONS))  # see diffusion/corruption.py
     microbatches: int = checked(1, at_least(1))
     checkpoint_every: int = checked(500, at_least(1))  # updates
@@ -124,8 +126,8 @@ class RLConfig:
     `objective.inner_steps` updates."""
 
     iterations: int = checked(100, at_least(0))  # 0: no RL stage
-    prompts: int = checked(16, at_least(1))  # N, per rollout
-    group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare"))  # G
+    prompts: int = checked(16, at_least(1, most=MOST_ROWS))  # N, per rollout
+    group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare", MOST_ROWS))  # G
     # Sampled one after the other, to save memory and to pad short prompts less. 0: the fastest number, see run/layout.py
     rollout_chunks: int = checked(1, at_least(0))
     microbatches: int = checked(1, at_least(1))
@@ -149,7 +151,7 @@ class RewardConfig:
     # "package.module:name" of a function (problem, text) -> float; "" selects the task's own reward. The module may define
     # warm_up(), which loads what the function needs.
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
-    workers: int = checked(2, at_least(1))
+    workers: int = checked(2, at_least(1, most=1024))
     deadline_seconds: float = checked(5.0, positive)  # per answer
     # A run stops if a larger share of an iteration's or evaluation's completions has no verdict: it is late, or the function fails.
     max_ungraded: float = checked(0.2, within(0, 1))
@@ -257,14 +259,8 @@ def _construct(cls: type, values: dict[str, Any], name: str) -> Any:
 def _check(config: Config) -> None:
     """Raises ValueError if configuration values are invalid in combination, within one section or across sections."""
     sft, rl, hints = config.sft, config.rl, config.inpainting
-    for name, size in (
-        ("data.prompt_buckets", config.data.prompt_buckets[-1]),
-        ("sampler.completion_length", config.sampler.completion_length),
-        ("evaluation.batch_size", config.evaluation.batch_size),
-        ("sft.batch_size", sft.batch_size),
-        ("rl.prompts * rl.group_size", rl.prompts * rl.group_size),
-    ):
-        require_size(f"config.{name}", size)
+    completions = rl.prompts * rl.group_size
+    require(completions <= MOST_ROWS, f"rl.prompts * rl.group_size={completions} must be at most {MOST_ROWS}")
     for rows, size, parts, number in (
         ("sft.batch_size", sft.batch_size, "sft.microbatches", sft.microbatches),
         ("rl.prompts", rl.prompts, "rl.microbatches", rl.microbatches),
@@ -275,6 +271,7 @@ def _check(config: Config) -> None:
     for split, used in (("sft", sft.updates), ("rl", rl.iterations), ("test", True)):
         size = config.task.get(f"{split}_problems", 1)
         require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
+        require(size <= MOST_PROBLEMS, f"task.{split}_problems={size} must be at most {MOST_PROBLEMS}")
     _check_model(config)
     hides_answers = hints.exclude_answer and hints.policy != "none" and hints.source == "solution"
     unknown = "task.demonstration has {response}, whose answers are not known to stand anywhere"

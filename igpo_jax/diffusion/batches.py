@@ -13,7 +13,7 @@ from igpo_jax.diffusion.sampler import Sample, completion_keys, sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.mesh import shard_batch, to_host
+from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 
 
 @flax.struct.dataclass
@@ -30,7 +30,8 @@ class Requests:
     @classmethod
     def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
         """Returns requests without hints, one for each prompt. Every canvas position is MASK."""
-        canvas = np.full((len(draw), decode.completion_length), model.mask_id, np.int32)
+        # A view of one number: batches of its rows are copies
+        canvas = np.broadcast_to(np.int32(model.mask_id), (len(draw), decode.completion_length))
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -45,7 +46,7 @@ class Batching:
     """Rules for splitting the rows of `Requests` into batches."""
 
     mesh: Mesh
-    size: int  # rows per batch, a multiple of data * fsdp
+    size: int  # rows per batch, a multiple of data * fsdp; fewer if there are fewer rows in total
     buckets: Sequence[int]  # a batch's prompts are padded to the smallest of these lengths that holds them
     shortest_first: bool = True  # sorts by prompt length, so that few batches are long; False keeps the given order
     fill: bool = True  # fills a smaller last batch with repeated rows, so that it needs no separately compiled program
@@ -68,9 +69,11 @@ def complete(
     `completion_keys`. `sampler` is a function with the arguments of `sample`, which is the default."""
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
-    for begin in range(0, total, batching.size):
-        rows = order[begin : begin + batching.size]
-        filled = np.pad(rows, (0, batching.size - len(rows)), mode="edge") if batching.fill else rows
+    divisor = batch_size_divisor(batching.mesh)
+    size = min(batching.size, max(1, -(-total // divisor)) * divisor)  # a batch for more rows would hold copies only
+    for begin in range(0, total, size):
+        rows = order[begin : begin + size]
+        filled = np.pad(rows, (0, size - len(rows)), mode="edge") if batching.fill else rows
         batch = cut_to_bucket(take_rows(requests, filled), batching.buckets)
         run: Callable[..., Sample] = sampler or sample
         done = run(params, *batch.placed(key, attempt, batching.mesh), model, decode)

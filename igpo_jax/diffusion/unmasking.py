@@ -11,7 +11,7 @@ import numpy as np
 
 from igpo_jax.model.sharding import Array
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.checks import at_least, check_fields, checked, not_negative, one_of, positive, require
+from igpo_jax.runtime.checks import MOST_TOKENS, at_least, check_fields, checked, not_negative, one_of, positive, require
 
 REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
 COMMITS = ("schedule", "threshold", "factor")
@@ -50,6 +50,8 @@ class DecodeConfig:
         check_fields(self)
         length, block = self.completion_length, self.block_length
         require(length >= 1 and block >= 1, f"completion_length={length} and block_length={block} must be at least 1")
+        for name, value in (("completion_length", length), ("steps", self.steps)):
+            require(value <= MOST_TOKENS, f"{name}={value} must be at most {MOST_TOKENS}")
         require(length % block == 0, f"completion_length={length} is not a multiple of block_length={block}")
         require(
             self.steps >= 1 and self.steps % self.blocks == 0,

@@ -39,7 +39,7 @@ from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.checks import require, require_size
+from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
 from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
@@ -144,9 +144,9 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
 def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dict[str, Any]]]:
     """Returns the problems and the protocol of each benchmark. The protocol records the settings that affect the results.
     Performs all checks that need no device. If an option is missing, raises a ValueError that names the option."""
-    require_size("prompt_buckets", max(config.prompt_buckets))
-    require_size("batch_size", config.batch_size)
-    require_size("decode.completion_length", config.decode.completion_length)
+    longest, size = max(config.prompt_buckets), config.batch_size
+    require(longest <= MOST_TOKENS, f"prompt_buckets={longest} must be at most {MOST_TOKENS}")
+    require(size <= MOST_ROWS, f"batch_size={size} must be at most {MOST_ROWS}")
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]

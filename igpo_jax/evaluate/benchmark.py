@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM
+from igpo_jax.data.buckets import bucket_of
 from igpo_jax.data.pipeline import PromptBatch, encode_question, prompt_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.denoise import HINT
@@ -67,15 +68,15 @@ def run_benchmark(
     with raise_on_all_hosts():
         saved = len(_whole_rows(file, problems, part.draws)) if jax.process_index() == 0 else 0
     before = done = int(all_gather_hosts(np.int64(saved))[0])
-    prompts = prompts_of(model, config, problems, decode)
+    prompts = prompts_of(model, config, problems)
     ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool = reward_pool(part.task, config.reward)
     divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
-    most = min(config.batch_size or _rows_that_fit(model, config, decode), max(total - done * draws, 1))
-    batching = Batching(model.mesh, -(-most // divisor) * divisor, config.prompt_buckets, shortest_first=False)
+    size = config.batch_size or _rows_that_fit(model, config, decode)
+    batching = Batching(model.mesh, -(-size // divisor) * divisor, config.prompt_buckets, shortest_first=False)
     flat = np.arange(done * draws, total)
     requests = Requests.blank(take_rows(prompts, flat // draws), (flat % draws).astype(np.uint32), model.config, decode)
     waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
@@ -124,16 +125,15 @@ def _rows_that_fit(model: DiffusionLM, config: ConfigDict, decode: DecodeConfig)
     return rows_that_fit(model.config, model.mesh, decode, max(config.prompt_buckets), shard_bytes(model.params))
 
 
-def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem], decode: DecodeConfig) -> PromptBatch:
-    """Returns the prompts of a benchmark's problems as arrays, padded to the smallest configured prompt length that
-    holds the longest one. Prompts that are longer than the largest are cut."""
+def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem]) -> PromptBatch:
+    """Returns the prompts of a benchmark's problems as arrays, padded to the smallest configured prompt length that holds them
+    all. They are cut to the largest one. The problems have no solutions, so the arrays of solutions have one column."""
     tokenizer = present(model.tokenizer)
-    begin = len(tokenizer.encode(config.prefix)) if config.prefix else 0
-    longest = begin + max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
-    length = next((size for size in sorted(config.prompt_buckets) if size >= longest), max(config.prompt_buckets))
-    lengths: dict[str, Any] = {"prompt_length": length, "completion_length": decode.completion_length}
+    longest = max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
+    longest += len(tokenizer.encode(config.prefix)) if config.prefix else 0
+    length = bucket_of(min(longest, max(config.prompt_buckets)), config.prompt_buckets)
     options: dict[str, Any] = {"chat": config.chat, "prefix": config.prefix, "exclude_answer": False, "overflow": "cut"}
-    return prompt_arrays(problems, tokenizer, **lengths, **options)[1]
+    return prompt_arrays(problems, tokenizer, prompt_length=length, completion_length=1, **options)[1]
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:

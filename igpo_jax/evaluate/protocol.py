@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from igpo_jax.api import default_dtype
-from igpo_jax.config import MeshConfig, RewardConfig
+from igpo_jax.config import MeshConfig, RewardConfig, parse
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.files import wrap_read_errors
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
@@ -53,13 +55,17 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:
     """Returns the configuration that evaluates a training run on its own test problems. `section` is "evaluation" or "sampler",
     the section of the run's configuration that contains the decoding settings. Raises ValueError if the run's task or reward
-    function is neither part of this package nor in `trust`."""
+    function is neither part of this package nor in `trust`, or if a value of its configuration is invalid. Takes at most one
+    grading process per CPU."""
     run, config = read_run_config(workdir, trust, graded=True), base_evaluation()
+    with wrap_read_errors(pathlib.Path(workdir) / "config.json"):
+        parse(run)
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
     config.decode.update({key: run[section][key] for key in config.decode})
     config.batch_size = run.evaluation.batch_size
     config.reward.update({key: run.reward[key] for key in config.reward})
+    config.reward.workers = min(run.reward.workers, max(RewardConfig.workers, os.cpu_count() or 1))
     config.dtype = run.model.compute_dtype
     part = benchmark(run.task.to_dict(), temperature=run[section].temperature, problems=run.evaluation.problems)
     config.benchmarks[run.task.name.rpartition(".")[2]] = part

@@ -56,7 +56,7 @@ def compare_samplers(
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:
     """Measures each sampler's network evaluations and FLOPs per completion, and the error of cached logits. Uses only the first
     `PROBED` problems."""
-    divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED], samplers["fast"])
+    divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED])
     number = -(-len(prompts.tokens) // divisor) * divisor
     prompts = take_rows(prompts, np.arange(number) % len(prompts.tokens))
     requests = Requests.blank(prompts, np.zeros(number, np.uint32), model.config, samplers["fast"])

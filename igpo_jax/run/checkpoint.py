@@ -5,7 +5,7 @@ import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -142,18 +142,18 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def restore_params(self, abstract_params):
         """Returns (step, parameters) of the newest readable checkpoint, or None if there is none. Skips the optimizer state. Logs
-        a warning if the checkpoint was saved with another configuration. Raises ValueError if it has parameters that are not asked
-        for."""
+        a warning if the checkpoint was saved with another configuration. Raises ValueError if it has parameters that the model
+        lacks, because the model would compute something else without them."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         if found is None:
             return None
         step, loaded, about = found
         if other := integrity.other_identity(self.folder.name, about, self._identity):
             log.warning("%s %s", self.folder / str(step), other)
-        read = integrity.leaf_names(loaded)
-        lacking = [name for name in about.get("sums", {}) if name.startswith("state.params.") and name not in read]
-        has = f"{self.folder / str(step)} has the array {', '.join(lacking)[:150]}, which the network of config.json lacks"
-        require(not lacking, f"{has}; restore the config.json with which the run was trained")
+        saved = cast(Any, ocp.checkpointables_metadata(self.folder / str(step))).metadata["state"]["params"]
+        unused = ", ".join(sorted({*integrity.leaf_names(saved)} - {*integrity.leaf_names(abstract_params)}))
+        lacks = f"parameters that the model lacks: {unused[:500]}; config.json is missing or has changed"
+        require(not unused, f"{self.folder / str(step)} has {lacks}")
         return step, loaded["state"]["params"]
 
     def _newest_readable(self, abstract: dict, partial: bool = False) -> tuple[int, Any, Mapping[str, Any]] | None:

@@ -9,8 +9,11 @@ T = TypeVar("T")
 Check = Callable[[Any], str]  # value -> text to put after "key=value" in the error message, or "" if the value is valid
 
 
-MOST_SIZE = 1 << 16  # tokens of a prompt or completion, and rows of a batch; far more than any masked diffusion LM is used with
 MOST_IDS = 1 << 20  # in a vocabulary, far more than in any model's; bounds lists of ids
+# Limits of a configuration, far above all that is sensible. The config.json of a stranger's run could otherwise fill the memory.
+MOST_TOKENS = 1 << 16  # of a prompt or a completion
+MOST_ROWS = 1 << 16  # of a batch
+MOST_PROBLEMS = 10**6  # of a split that a task generates, and of an evaluation
 
 
 def checked(default: Any, check: Check) -> Any:
@@ -33,20 +36,16 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def require_size(name: str, size: int) -> None:
-    """Raises ValueError for a number of tokens or rows above `MOST_SIZE`. A file of a stranger could ask for all memory with it."""
-    require(size <= MOST_SIZE, f"{name}={size} is more than {MOST_SIZE}")
-
-
 def within(least: float, most: float) -> Check:
     """Returns a check that a value is in the closed range from `least` to `most`. The check rejects NaN."""
     return lambda value: "" if least <= value <= most else f" must be within [{least}, {most}]"
 
 
-def at_least(least: float, because: str = "") -> Check:
-    """Returns a check that a value is at least `least`. The check rejects NaN. `because` replaces the usual error message."""
+def at_least(least: float, because: str = "", most: float = math.inf) -> Check:
+    """Returns a check that a value is at least `least`, and at most `most`. The check rejects NaN. `because` replaces the usual
+    error message."""
     message = f": {because}" if because else f" must be at least {least}" if least else " must not be negative"
-    return lambda value: "" if value >= least else message
+    return lambda value: (message if not value >= least else "") or (f" must be at most {most}" if value > most else "")
 
 
 def one_of(*known: str) -> Check:
@@ -64,9 +63,9 @@ def positive(value: float) -> str:
 
 
 def ascending_lengths(values: tuple[int, ...]) -> str:
-    """Checks that there is at least one length and that all are positive and in strictly ascending order."""
+    """Checks that there is at least one length and that all are positive, in strictly ascending order and at most `MOST_TOKENS`."""
     works = len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
-    return "" if works else " must be ascending positive lengths"
+    return "" if works and values[-1] <= MOST_TOKENS else f" must be ascending positive lengths of at most {MOST_TOKENS}"
 
 
 def present(value: T | None) -> T:

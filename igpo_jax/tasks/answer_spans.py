@@ -68,8 +68,8 @@ def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
 
 def occurrences(text: str, answer: str) -> list[Span]:
     """Returns (begin, end) of all numbers of a text that equal an answer, in any notation, and of all places where the text
-    of the answer occurs and is not part of a longer number or word. Finds an answer that is too long (`MOST_ANSWER`, `MOST_WORK`) only where its text occurs
-    unchanged. The spans are sorted and disjoint."""
+    of the answer occurs and is not part of a longer number or word. The spans are sorted and disjoint. If the answer is too
+    long (`MOST_ANSWER`, `MOST_WORK`), these are the places where its text occurs unchanged."""
     if _is_long(text, answer):
         return _unchanged(text, answer)
     pattern, found = _pattern(answer), []

@@ -111,7 +111,7 @@ def test_parameters_that_the_network_lacks_are_refused(saved):
     with Checkpoints(saved, keep=3, read_only=True) as checkpoints:
         abstract = abstract_params()
         del abstract["b"]
-        with pytest.raises(ValueError, match=r"2 has the array state.params.b, which the network of config.json lacks"):
+        with pytest.raises(ValueError, match=r"2 has parameters that the model lacks: b; config.json"):
             checkpoints.restore_params(abstract)
 
 

@@ -27,6 +27,19 @@ def test_a_reader_leaves_a_save_that_is_under_way_alone(tmp_path):
         assert writer.steps() == [4]
 
 
+def test_parameters_that_a_model_lacks_are_named(tmp_path):
+    """config.json may say, for example, that the output head is tied to the embedding."""
+    state = {"params": {"w": jnp.arange(3.0), "blocks": {"a": jnp.ones(2), "b": jnp.ones(2)}, "head": jnp.ones(2)}}
+    with Checkpoints(tmp_path / "sft", keep=2) as writer:
+        writer.save(4, state, jax.random.key(0))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state["params"])
+    with Checkpoints(tmp_path / "sft", keep=2, read_only=True) as reader:
+        assert reader.restore_params(abstract)[0] == 4
+        del abstract["head"], abstract["blocks"]["a"]
+        with pytest.raises(ValueError, match=r"sft/4 has parameters that the model lacks: blocks\.a, head; config.json "):
+            reader.restore_params(abstract)
+
+
 def test_checkpoints_do_not_hold_the_path_to_them(tmp_path):
     state = {"params": {"w": jnp.arange(3.0)}}
     folder = tmp_path / "sft"
