@@ -1,8 +1,11 @@
 """A LLaDA folder through all commands: convert, generate, train with adapters, evaluate, export."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,8 +212,8 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     (("generate", "--model={llada}", "--template=x [MASK]", "--hint=y"), "--hint and --template are both given"),
     (("generate", "--model={llada}", "--template=x"), "has no blank"),
     (("generate", "--model={llada}", "--prompt=x", "--steps=3"), "steps=3 is not a multiple of the number of blocks"),
-    (("generate", "--model={llada}", "--prompt=x", "--completion_length=33554432", "--block_length=33554432", "--steps=1"),
-     "error: out of memory: RESOURCE_EXHAUSTED"),
+    (("generate", "--model={llada}", "--prompt=x", "--completion_length=262144", "--block_length=262144", "--steps=1"),
+     "completion_length=262144 must be at most 65536"),
     (("convert", "--source={llada}", "--target={llada}"), "exists already"),
     (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft cannot be made from it"),
     (("convert", "--source={llada}", "--target=new", "--verify=LLaDA-8B-Base"), "config.json is not that of LLaDA-8B-Base"),
@@ -224,6 +227,25 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
 def test_mistakes_are_told_in_one_line(command, llada, arguments, message):
     done = command(*(argument.format(llada=llada, config=CONFIG) for argument in arguments))
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+WITHOUT_MEMORY = """
+import runpy, sys
+from igpo_jax.api import DiffusionLM
+
+def allocate(*args, **options):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+DiffusionLM.generate = allocate
+runpy.run_module("igpo_jax.generate", run_name="__main__")
+"""
+
+
+def test_a_lack_of_memory_is_told_in_one_line(llada):
+    """No request within the limits lacks memory on a host, so the allocator is replaced."""
+    command = [sys.executable, "-c", WITHOUT_MEMORY, f"--model={llada}", "--prompt=x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode != 0 and "error: out of memory: RESOURCE_EXHAUSTED" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [
