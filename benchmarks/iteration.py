@@ -18,7 +18,7 @@ from igpo_jax import config as configuration
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.devices import topology_devices
-from igpo_jax.plan.programs import fitted, measure, programs
+from igpo_jax.plan.programs import fitted, measure, program_of
 from igpo_jax.plan.tune import rollout_seconds
 from igpo_jax.runtime.mesh import make_mesh
 
@@ -36,8 +36,7 @@ def estimate(topology: str, variant: str, changes: dict) -> dict:
     values.update_from_flattened_dict(changes)
     config, lengths = configuration.parse(values), read_lengths(DEFAULT_LENGTHS)
     run = fitted(config, make_mesh(**vars(config.mesh), devices=topology_devices(topology, 1)), lengths)
-    [program] = (program for program in programs(run) if program.name == "sample")
-    record = measure(program)
+    record = measure(program_of(run, "sample"))
     received = sum(record.get("received_bytes", {}).values()) * run.config.rl.rollout_chunks * run.config.sampler.blocks
     return {
         "seconds": rollout_seconds(run, record, lengths),

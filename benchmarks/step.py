@@ -13,7 +13,7 @@ import statistics
 
 from igpo_jax.run.metrics import read_rows
 
-PARTS = ("rollout", "probe", "reward", "score", "update")
+PARTS = ("layout", "rollout", "probe", "reward", "score", "update")
 
 
 def split(folder: pathlib.Path) -> dict:

@@ -13,7 +13,7 @@ from igpo_jax.data.buckets import bucket_of, rollout_batches
 from igpo_jax.model import transformer
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import GIB, Fitted, fitted, gpu_hosts, measure, programs
+from igpo_jax.plan.programs import GIB, Fitted, fitted, gpu_hosts, measure, program_of, programs
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -71,8 +71,7 @@ def typical_rollout(
     if not config.rl.iterations or not largest or len(buckets) == 1 or not fitting.size:
         return None
     smallest = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt_buckets=buckets[:1]))
-    [program] = (program for program in programs(run._replace(config=smallest)) if program.name == "sample")
-    shortest = measure(program) | {"name": "sample, smallest prompt bucket"}
+    shortest = measure(program_of(run._replace(config=smallest), "sample")) | {"name": "sample, smallest prompt bucket"}
     report(shortest)
     if "estimated_seconds" not in shortest:
         return None
@@ -84,16 +83,15 @@ def typical_rollout(
     return means | {"most_positions": buckets[-1] + length}
 
 
-def remat_choice(config: Config, mesh: Mesh) -> dict[str, Any]:
+def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: record of
     `measure`}, "choice": value}. The choice is the value with the shortest estimated time among the values that fit into
-    memory, or None if no value fits."""
+    memory, or None if no value fits. `known` holds records of values that need not be compiled again."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        [program] = (program for program in programs(fitted(changed, mesh)) if program.name == name)
-        records[remat] = measure(program)
+        records[remat] = (known or {}).get(remat) or measure(program_of(fitted(changed, mesh), name))
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
     # If the chip is unknown, there are no estimates. Then this is the first value that fits, which recomputes least.
     choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)

@@ -150,7 +150,9 @@ def programs(run: Fitted) -> list[Program]:
     evaluate = Program("evaluate", denoise_block, arguments, resident, evaluates, sampling_mesh)
     found = sft_programs(shapes)
     if shapes.policy.makes_copy():
-        found.append(Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, mesh, 2))
+        found.append(
+            Program("cast", make_cast(model, mesh), (state.params,), resident, evaluates, mesh, 1 + (sampling_mesh != mesh))
+        )
     return [*found, *rl_programs(shapes), evaluate]
 
 
@@ -196,6 +198,12 @@ def rl_programs(shapes: Shapes) -> list[Program]:
     updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
     found.append(Program("update", update, updating, resident, used, mesh, objective.inner_steps))
     return found
+
+
+def program_of(run: Fitted, name: str) -> Program:
+    """Returns the program with a name."""
+    [program] = (program for program in programs(run) if program.name == name)
+    return program
 
 
 def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:

@@ -11,15 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax.config import Config
-from igpo_jax.plan.advice import MOST
-from igpo_jax.plan.programs import GIB, Fitted, fitted, measure, programs
+from igpo_jax.plan.advice import MOST, remat_choice
+from igpo_jax.plan.programs import GIB, Fitted, fitted, measure, program_of
 from igpo_jax.run.layout import Choice, rollout_loads, sampling_choices, sampling_seconds
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor
 
 COMPILED = 3  # ways to sample that are compiled
-REMATS = ("none", "dots", "full")
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -115,30 +114,25 @@ def _faster_update(
 ) -> tuple[Config, dict[str, Any]]:
     """Returns the configuration with the fastest model.remat that fits, with more microbatches if none fits, and the records of
     score and update."""
-    parts, known = config.rl.microbatches, {(config.model.remat, config.rl.microbatches): start["update"]}
+    parts, known = config.rl.microbatches, {config.model.remat: start["update"]}
     while True:
-        fits: dict[str, dict[str, Any]] = {}
-        for remat in REMATS:
-            run = fitted(_with(config, remat, parts), mesh)
-            record = known.get((remat, parts)) or _measured(run, "update", report)
+        found = remat_choice(_with(config, config.model.remat, parts), mesh, known)
+        choice, records = found["choice"], found["programs"]
+        for remat, record in records.items():
             told = f"model.remat={remat}, {parts} microbatches (compiled)"
-            if record["peak_gib"] <= limit:
-                fits[remat] = record
-            else:
+            if record["peak_gib"] > limit:
                 rejected.append(f"{told}: needs {record['peak_gib']:.1f} of {limit:.1f} GiB")
+            elif remat != choice:
+                rejected.append(f"{told}: {record['estimated_seconds']:.2f} s per update")
         rows = config.rl.prompts // (2 * parts)
-        if fits or config.rl.prompts % (2 * parts) or rows % batch_size_divisor(mesh):
+        if choice or config.rl.prompts % (2 * parts) or rows % batch_size_divisor(mesh):
             break
-        parts *= 2
-    if not fits:
+        parts, known = 2 * parts, {}
+    if choice is None:
         return config, start
-    remat = min(fits, key=lambda name: fits[name]["estimated_seconds"])
-    slower = {name: record["estimated_seconds"] for name, record in fits.items() if name != remat}
-    rejected += [f"model.remat={name}, {parts} microbatches (compiled): {n:.2f} s per update" for name, n in slower.items()]
-    chosen = _with(config, remat, parts)
-    same = parts == config.rl.microbatches
+    chosen, same = _with(config, choice, parts), parts == config.rl.microbatches
     return chosen, {
-        "update": fits[remat],
+        "update": records[choice],
         "score": start["score"] if same else _measured(fitted(chosen, mesh), "score", report),
     }
 
@@ -149,8 +143,7 @@ def _with(config: Config, remat: str, microbatches: int) -> Config:
 
 
 def _measured(run: Fitted, name: str, report: Report) -> dict[str, Any]:
-    [program] = (program for program in programs(run) if program.name == name)
-    record = measure(program)
+    record = measure(program_of(run, name))
     report(record)
     return record
 

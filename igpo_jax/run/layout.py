@@ -100,13 +100,15 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
     chunk cannot be divided evenly. See `with_layout` for the arguments. `check_divisibility` must have passed."""
     rl, evaluated = config.rl, config.evaluation.batch_size
     numbers = [n for n in range(1, rl.prompts + 1) if rl.prompts % n == 0 and rl.rollout_chunks in (0, n)]
+    if rl.iterations:
+        loads_of = {chunks: rollout_loads(config, chunks, lengths) for chunks in numbers}
+    else:
+        loads_of = {numbers[0]: [(_evaluated(config, evaluated or 1), 1.0)]}
     for name, other in sampling_meshes(config, model, mesh):
         held = held_bytes(config, model, mesh, other)
-        for chunks in numbers if rl.iterations else numbers[:1]:
-            rows = rl.prompts // chunks * rl.group_size
-            if rl.iterations and rows % batch_size_divisor(other):
+        for chunks, work in loads_of.items():
+            if rl.iterations and work[0][0].rows % batch_size_divisor(other):
                 continue
-            work = rollout_loads(config, chunks, lengths) if rl.iterations else [(_evaluated(config, evaluated or 1), 1.0)]
             loads = [load for load, _ in work] + ([_evaluated(config, evaluated)] if evaluated else [])
             memory = held + max(temporary_bytes(model, other, load) for load in loads)
             seconds = sum(times * sampling_seconds(model, other, load) for load, times in work)

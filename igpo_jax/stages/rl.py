@@ -118,14 +118,15 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
             sampling_key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))))
             sampler_kl, cfg, sampler_metrics = _choose_sampler(run, state, sampling_params, sampling_key, watch)
             parts = _sample_batches(run, state, sampling_params, sampling_key, cfg)
-        del sampling_params  # log-probabilities and updates need its memory
         attempts = [attempt for part in parts for attempt in (part.first, part.second) if attempt is not None]
         stage.stop_if_ungraded(state, [attempt.grades for attempt in attempts])
         sampled = merge(parts, mesh, cfg)
         groups = sampled.groups
 
         with watch.measure("time/score"):
-            policy = stage.scoring_params(state)
+            policy = sampling_params if stage.experiment.sampling_mesh == mesh else None
+            del sampling_params  # a copy's memory is needed
+            policy = policy or stage.scoring_params(state)
             logprobs = compute_logprobs(policy, run.reference, groups, key, model, objective, mesh, config.rl.microbatches)
             seen = (logprobs.views.weight > 0).any(axis=2)
             entropy = float(jnp.mean(logprobs.entropy, where=groups.loss_mask & seen))
