@@ -1,6 +1,7 @@
 """Results of a comparison of training methods: accuracies at equal budgets, paired differences, and verdicts on claims."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Any, Literal
 
@@ -37,8 +38,17 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     for key, parts in {"versions": {"igpo_jax", "jax"}, "wall_seconds": {"rl"}, "device": set(), "commit": set()}.items():
         finished = key in result and (not parts or (isinstance(result[key], dict) and parts <= result[key].keys()))
         require(finished, f"{folder / 'result.json'} has no {key} as a finished run has; delete the file to continue this run")
+    texts = isinstance(result["device"], str) and isinstance(result["commit"], str | None)
+    seconds = result["wall_seconds"]["rl"]
+    valid = texts and type(seconds) in (int, float) and 0 <= seconds < math.inf
+    require(valid, f"{folder / 'result.json'} has values of device, commit or wall_seconds that no run writes")
     rows, verdicts = (read_log(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     rollouts = [row for row in rows if "sampler/rows" in row]
+    require(rollouts, f"{folder / 'metrics.jsonl'} has no rollout")
+    for row in rollouts:
+        counts = [row.get(name) for name in ("sampler/prompts", "sampler/rows")]
+        valid = all(count is not None and 0 < count < math.inf for count in counts)
+        require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has sampler/prompts and sampler/rows of {counts}")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         prompts, evaluations = (

@@ -17,6 +17,7 @@ from igpo_jax.evaluate.benchmark import correct_of, prompts_of, run_benchmark
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.distributed import raise_on_all_hosts
 from igpo_jax.runtime.files import is_inside
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.statistics import paired
@@ -38,9 +39,10 @@ def compare_samplers(
         exact, fast: the network evaluations and FLOPs per completion of each sampler."""
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
-        if jax.process_index() == 0:
-            require(is_inside(folder / which, folder), f"{folder / which} leads out of {folder}; remove this link")
-            (folder / which).mkdir(exist_ok=True)
+        with raise_on_all_hosts():
+            if jax.process_index() == 0:  # a run's folder may come from a stranger
+                require(is_inside(folder / which, folder), f"{folder / which} leads out of {folder}; remove this link")
+                (folder / which).mkdir(exist_ok=True)
         changed = config.copy_and_resolve_references()
         changed.decode.update({key: getattr(decode, key) for key in changed.decode})
         run_benchmark(model, changed, name, problems, folder / which)

@@ -1,0 +1,24 @@
+"""A comparison of samplers writes into its own folder only."""
+
+import pytest
+
+from igpo_jax.evaluate.protocol import base_evaluation, benchmark
+from igpo_jax.evaluate.samplers import compare_samplers
+from igpo_jax.tasks import arithmetic
+
+
+@pytest.mark.parametrize("name", ["exact", "fast"])
+def test_a_link_out_of_the_folder_is_refused(name, opened, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "sums.jsonl").write_text("private")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / name).symlink_to(tmp_path / "victim")
+    model, experiment = opened
+    config = base_evaluation()
+    decode = experiment.config.evaluation.decode
+    config.update({"prompt_buckets": (9,), "chat": False, "batch_size": 8})
+    config.decode.update({key: getattr(decode, key) for key in config.decode} | {"cache": "dual"})
+    config.benchmarks.sums = benchmark(arithmetic.defaults(slots=2, test_problems=4))
+    with pytest.raises(ValueError, match=f"evaluation/{name} leads out of .*evaluation; remove this link"):
+        compare_samplers(model, config, "sums", experiment.test_data.problems[:2], tmp_path / "evaluation")
+    assert (tmp_path / "victim" / "sums.jsonl").read_text() == "private"
