@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import pathlib
 import shutil
 import zlib
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, read_bytes, read_json
+from igpo_jax.runtime.files import MOST_BYTES, first_line, folder_size, parse_json, read_bytes, read_json, require_plausible
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 
@@ -61,8 +62,11 @@ def check_metadata(about: Mapping[str, Any]) -> None:
         raise ValueError("its metadata has changed since it was saved")
 
 
-def check_sizes(checkpoint: pathlib.Path) -> None:
-    """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`."""
+def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
+    """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`, or if the arrays of these shapes would be too
+    large for what is stored: Orbax compresses them, and zeros take almost no space."""
+    arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
+    require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
     for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
         for file in checkpoint.glob(pattern):
             require(file.stat().st_size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")

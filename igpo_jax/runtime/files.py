@@ -20,6 +20,9 @@ RENAMED = {
     "update/skipped_in_a_row": "update/consecutive_skips",
 }
 MOST_BYTES = 1 << 26  # of a JSON file, and of a line; the largest tokenizer.json known has half as many (Gemma 3)
+# Compressed data that exceeds both limits was made to exhaust the memory.
+MOST_RATIO = 100  # unpacked bytes per stored byte
+ALWAYS_UNPACKED = 1 << 26  # bytes
 MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursive code needs a stack frame per level
 
 
@@ -102,6 +105,17 @@ def wrap_read_errors(file: object) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+
+
+def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "") -> None:
+    """Raises ValueError if `stored` bytes would unpack to more than `MOST_RATIO` times as many, and to `ALWAYS_UNPACKED` bytes."""
+    most = max(ALWAYS_UNPACKED, MOST_RATIO * stored)
+    require(unpacked <= most, f"{place}: unpacks to more than {MOST_RATIO} times its size{remedy}")
+
+
+def folder_size(folder: pathlib.Path) -> int:
+    """Returns the bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:

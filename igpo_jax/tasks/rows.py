@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json
+from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, require_plausible
 from igpo_jax.runtime.installation import install_command
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,6 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
-# Problem texts shrink to a third or a tenth when they are compressed. A file that exceeds both limits was made to exhaust the
-# memory.
-MOST_RATIO = 100  # unpacked bytes per byte of the file
-ALWAYS_UNPACKED = 1 << 26  # bytes
 PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decoded at a time
 
 
@@ -103,9 +99,9 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
 
 
 def _require_unpacked(file: pathlib.Path, size: int) -> None:
-    """Raises ValueError if `size`, the number of bytes unpacked from a compressed file, is above the limits."""
-    most = max(ALWAYS_UNPACKED, MOST_RATIO * file.stat().st_size)
-    require(size <= most, f"{file}: unpacks to more than {MOST_RATIO} times its size; unpack it first, as JSON Lines")
+    """Raises ValueError if `size`, the number of bytes unpacked from a compressed file, is above the limits. Problem texts shrink
+    to a third or a tenth when they are compressed."""
+    require_plausible(file, size, file.stat().st_size, "; unpack it first, as JSON Lines")
 
 
 def _unpacked(file: pathlib.Path) -> io.BufferedReader:

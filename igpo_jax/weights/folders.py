@@ -30,7 +30,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
-from igpo_jax.runtime.files import atomic_write, first_line, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, folder_size, read_json, require_plausible
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.finite import check_finite
@@ -147,6 +147,7 @@ def stream_model_folder(
             saved = ocp.metadata(place).metadata["value"]
             if saved.shape != leaf.shape:
                 raise ValueError(f"it has shape {saved.shape}, config.json asks for {leaf.shape}")
+            require_plausible(place, math.prod(leaf.shape) * saved.dtype.itemsize, folder_size(place))
             wanted = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or saved.dtype), sharding=leaf.sharding)
             value = ocp.load(place, {"value": wanted})["value"]
         check_finite(value, str(place), allow_nonfinite)

@@ -12,6 +12,7 @@ import pytest
 
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.runtime import files
 from run_configs import contents
 
 KEY, LOSSES = jax.random.key(3), [[0.1, 2.0], [float("nan"), float("inf")]]
@@ -167,3 +168,19 @@ def test_a_checkpoint_without_checksums_is_read_with_a_warning(missing, tmp_path
     shutil.rmtree(tmp_path / "sft/5")
     with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
         assert checkpoints.restore_latest(abstract, KEY)[0] == 4 and caplog.text.count("lacks checksums") == 2
+
+
+def test_a_checkpoint_that_unpacks_to_far_more_than_is_stored_is_not_read(tmp_path, monkeypatch):
+    """A stranger's checkpoint of zeros takes no space and could fill the memory."""
+    monkeypatch.setattr(files, "ALWAYS_UNPACKED", 2**20)
+    zeros = {"params": {"w": jnp.zeros((3000, 4000)), "b": jnp.zeros(3, jnp.bfloat16)}, "step": jnp.int32(1)}
+    with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:
+        checkpoints.save(1, zeros, KEY)
+        checkpoints.wait()
+    sharding = jnp.zeros(1).sharding
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), zeros)
+    with Checkpoints(tmp_path / "sft", keep=3, read_only=True) as checkpoints:
+        with pytest.raises(ValueError, match="none of the checkpoints"):
+            checkpoints.restore_params(abstract["params"])
+    with Checkpoints(tmp_path / "sft", keep=3) as checkpoints:  # a run's own checkpoint is read
+        assert checkpoints.restore_latest(abstract, KEY)[0] == 1

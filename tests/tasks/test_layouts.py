@@ -10,6 +10,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
+from igpo_jax.runtime import files
 from igpo_jax.runtime.files import read_json
 from igpo_jax.tasks import countdown, rows, sudoku
 from igpo_jax.tasks.rows import read_rows
@@ -291,9 +292,9 @@ def test_a_compressed_line_cannot_fill_the_memory(content, message, tmp_path, mo
     ("table.csv.gz", b"question,answer\n" + b"1,2\n" * 10**5),
 ])  # fmt: skip
 def test_a_compressed_file_cannot_fill_the_memory(name, content, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "ALWAYS_UNPACKED", 2**16)
+    monkeypatch.setattr(files, "ALWAYS_UNPACKED", 2**16)
     (tmp_path / name).write_bytes(gzip.compress(content))
-    assert len(content) > rows.MOST_RATIO * (tmp_path / name).stat().st_size
+    assert len(content) > files.MOST_RATIO * (tmp_path / name).stat().st_size
     with pytest.raises(ValueError, match=f"{name}: unpacks to more than 100 times its size; unpack it first"):
         list(read_rows(str(tmp_path / name)))
     texts = [{"question": hex(random.getrandbits(200)), "answer": "1"} for _ in range(2000)]
@@ -304,7 +305,7 @@ def test_a_compressed_file_cannot_fill_the_memory(name, content, tmp_path, monke
 def test_a_column_that_repeats_one_text_cannot_fill_the_memory(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
-    monkeypatch.setattr(rows, "ALWAYS_UNPACKED", 2**20)
+    monkeypatch.setattr(files, "ALWAYS_UNPACKED", 2**20)
     parquet.write_table(pyarrow.table({"question": ["x" * 2**18] * 1000}), tmp_path / "rows.parquet")
     begin = time.monotonic()
     with pytest.raises(ValueError, match="rows.parquet: unpacks to more than 100 times its size"):

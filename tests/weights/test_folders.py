@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.model.transformer import ModelConfig, shardings
+from igpo_jax.runtime import files
 from igpo_jax.weights import folders, huggingface
 from igpo_jax.weights.folders import convert, export, load_params
 from igpo_jax.weights.huggingface import (
@@ -318,6 +319,17 @@ def test_a_damaged_model_folder_is_refused(damage, message, tmp_path, mesh):
     convert(tmp_path / "hf", tmp_path / "model", mesh)
     damage(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
+        load_params(tmp_path / "model", folder_model_config(tmp_path / "model"), mesh)
+
+
+def test_an_array_that_unpacks_to_far_more_than_is_stored_is_refused(tmp_path, mesh, monkeypatch):
+    """Zeros take almost no space, so a stranger's small folder could fill the memory."""
+    write_folder(tmp_path / "hf", mesh)
+    convert(tmp_path / "hf", tmp_path / "model", mesh)
+    load_params(tmp_path / "model", folder_model_config(tmp_path / "model"), mesh)
+    monkeypatch.setattr(files, "ALWAYS_UNPACKED", 16)
+    monkeypatch.setattr(files, "MOST_RATIO", 0)
+    with pytest.raises(ValueError, match="params/.* cannot be read: .*unpacks to more than 0 times its size"):
         load_params(tmp_path / "model", folder_model_config(tmp_path / "model"), mesh)
 
 
