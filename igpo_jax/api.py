@@ -262,11 +262,12 @@ class DiffusionLM:
         run = sample if watch is None else functools.partial(sample_stepwise, watch=watch)
         completions: list[Completion] = []
         for begin in range(0, len(prompts), size):  # with all prompts padded to the longest, they may not fit into memory
-            rows = slice(begin, begin + size)
-            requests = Requests(*left_padded(prompts[rows], length, self.config.eos_id), canvas[rows], *ids[:, rows])
+            rows = np.minimum(np.arange(begin, begin + size), len(prompts) - 1)
+            batch = left_padded([prompts[row] for row in rows], length, self.config.eos_id)
+            requests = Requests(*batch, canvas[rows], *ids[:, rows])
             with jax.set_mesh(self.mesh):
                 [(_, done)] = complete(self.params, requests, jax.random.key(seed), self.config, decode, batching, sampler=run)
-            for row, steps in zip(done.tokens, done.unmask_step, strict=True):
+            for row, steps in zip(done.tokens[: len(prompts) - begin], done.unmask_step, strict=False):
                 text = None if self.tokenizer is None else completion_text(self.tokenizer, row, whole)
                 completions.append(Completion(text, row, steps))
         return completions

@@ -336,7 +336,7 @@ def test_prompts_are_padded_batch_by_batch(model, monkeypatch):
     sizes, padded = [], api.left_padded
     monkeypatch.setattr(api, "left_padded", lambda rows, *rest: sizes.append(len(rows)) or padded(rows, *rest))
     model.generate(["a"] * 17 + ["b " * 100], completion_length=4, block_length=4)
-    assert sizes == [8, 8, 2]
+    assert sizes == [8, 8, 8]
 
 
 def test_a_prompt_that_is_too_long_is_named(model):
