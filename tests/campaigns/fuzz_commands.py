@@ -173,7 +173,7 @@ def serve(case: Case, process: Process, port: int, log: pathlib.Path, draw: rand
         if hostile:
             request, broken = hostile_request(draw, port)
         leaves = hostile and draw.random() < 0.1
-        reply = ask(port, request, 2 if broken else CPU_SECONDS, leaves)
+        reply = ask(port, request, 2 if broken else WALL_SECONDS, leaves)
         status = re.match(rb"HTTP/1\.1 (\d+)", reply)
         if process.poll() is None and not leaves and (not status and not broken or status and int(status[1]) >= 500):
             case.faults.append(f"reply {(status[0] if status else reply[:40])!r} to a request")
