@@ -1,25 +1,28 @@
-"""Estimates the rollouts of an iteration of math.py on several topologies: as in version 0.1.0, as now, and with a cache.
+"""Estimates an RL iteration of math.py on several topologies: as in version 0.1.0, as now, and with a cache.
 
     python benchmarks/iteration.py v5e:2x4 v5e:4x4 v5p:2x2x4 v6e:2x4    # needs the extra "tpu"
     python benchmarks/iteration.py h100:8 h100:1                        # needs the extra "plan-gpu"
     python benchmarks/iteration.py --table
 
 Prompts are as long as those of GSM8K and MATH. Version 0.1.0 padded all prompts to 640 tokens, sampled in 8 chunks, and gathered
-the weights in every evaluation of the network. Compiles the sampler for the largest bucket, see `plan.tune.rollout_seconds`. Each
-topology's results are added to results/iteration.json.
+the weights in every evaluation of the network. Compiles the sampler, the scores and the update for the largest bucket; rollouts
+take the share of it that `plan.tune.rollout_seconds` estimates. Results are added to results/iteration.json.
 """
 
 import argparse
 import json
+import operator
 import pathlib
 import runpy
 
 from igpo_jax import config as configuration
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.__main__ import table
+from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.programs import fitted, measure, program_of
 from igpo_jax.plan.tune import rollout_seconds
+from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,46 +34,61 @@ SETTINGS = {
 }
 
 
-def estimate(topology: str, variant: str, changes: dict) -> dict:
+def estimate(topology: str, variant: str, changes: dict, rest: list[dict]) -> dict:
+    """Estimates an iteration, given the records of its other programs, or an empty list, which is then filled with them."""
     values = runpy.run_path(str(ROOT / "configs" / "math.py"))["get_config"](variant)
     values.update_from_flattened_dict(changes)
     config, lengths = configuration.parse(values), read_lengths(DEFAULT_LENGTHS)
     run = fitted(config, make_mesh(**vars(config.mesh), devices=topology_devices(topology, 1)), lengths)
-    record = measure(program_of(run, "sample"))
-    received = sum(record.get("received_bytes", {}).values()) * run.config.rl.rollout_chunks * run.config.sampler.blocks
+    rest += [] if rest else [measure(program_of(run, name)) for name in ("score", "update")]
+    record, rl = measure(program_of(run, "sample")), run.config.rl
+    peak, memory = max(each["peak_gib"] for each in (record, *rest)), device_memory_gib(run.mesh.devices.flat[0])
+    if peak > MOST * memory:
+        return {"peak_gib": peak, "memory_gib": memory, "fits": False}
+    seconds = [rollout_seconds(run, record, lengths), *(each["per_iteration"] * each["estimated_seconds"] for each in rest)]
+    shares = [each["communication_share"] for each in (record, *rest)]
     return {
-        "seconds": rollout_seconds(run, record, lengths),
-        "communication_share": record.get("communication_share"),
-        "received_gb": received / 1e9,  # if all prompts fill the largest bucket
-        "peak_gib": record["peak_gib"],
+        "seconds": sum(seconds),
+        "rollout_seconds": seconds[0],
+        "communication_share": sum(map(operator.mul, seconds, shares)) / sum(seconds),
+        # In rollouts whose prompts all fill the largest bucket
+        "received_gb": sum(record["received_bytes"].values()) * rl.rollout_chunks * run.config.sampler.blocks / 1e9,
+        "peak_gib": peak,
+        "memory_gib": memory,
+        "fits": True,
         "layout": run.config.sampler.layout,
         "sampling_mesh": dict(run.sampling_mesh.shape),
-        "chunks": run.config.rl.rollout_chunks,
+        "chunks": rl.rollout_chunks,
         "settings": {name: str(value) for name, value in changes.items()},
     }
 
 
+def cells(case: dict, before: dict) -> list[str]:
+    """Returns a case's cells: seconds, share of before, communication, reduction of the bytes, layout and peak."""
+    peak = f"{case['peak_gib']:.1f} of {case['memory_gib']:.1f}"
+    if not case["fits"]:
+        return ["does not fit", "", "", "", "", peak]
+    layout = f"{case['layout']}{' of ' + str(case['sampling_mesh']['tensor']) if case['layout'] == 'tensor' else ''}"
+    fewer = before["fits"] and case["received_gb"] and before["received_gb"] / case["received_gb"]
+    return [
+        f"{case['seconds']:.0f}",
+        f"{case['seconds'] / before['seconds']:.2f}" if before["fits"] else "",
+        f"{case['communication_share']:.0%}",
+        f"{fewer:.1f}x" if fewer else "" if case["received_gb"] else "none left",
+        f"{layout}, {case['chunks']} chunks",
+        peak,
+    ]
+
+
 def rows(results: dict) -> list[str]:
+    columns = ("s", "of before", "comm.", "bytes", "layout", "peak GiB")
+    parts = [f"{key} {column}" for key in ("now", "cached") for column in columns]
     lines = []
     for name, cases in results.items():
-        before = cases["before"]
-        cells = [name, f"{before['seconds']:.0f}", f"{before['communication_share']:.0%}"]
-        for key in ("exact", "cached"):
-            case = cases[key]
-            shared = case["sampling_mesh"]["tensor"]
-            cells += [f"{case['seconds']:.0f}", f"{case['seconds'] / before['seconds']:.2f}"]
-            cells += [
-                f"{case['communication_share']:.0%}",
-                f"{before['received_gb'] / case['received_gb']:.1f}x" if case["received_gb"] else "none left",
-            ]
-            cells += [f"{case['layout']}" + f" of {shared}" * (case["layout"] == "tensor") + f", {case['chunks']} chunks"]
-            cells += [f"{case['peak_gib']:.1f}"]
-        lines.append(cells)
-    parts = [
-        f"{key} {column}"
-        for key in ("exact", "cached")
-        for column in ("s", "of before", "comm.", "fewer bytes", "layout", "peak GiB")
-    ]
+        before = cells(cases["before"], cases["before"])
+        lines.append(
+            [name, before[0], before[2], *cells(cases["exact"], cases["before"]), *cells(cases["cached"], cases["before"])]
+        )
     return table(("topology, variant", "before s", "before comm.", *parts), lines)
 
 
@@ -83,10 +101,13 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for topology in arguments.topologies:
         for variant in arguments.variants.split(","):
-            found = {name: estimate(topology, variant, changes) for name, changes in SETTINGS.items()}
+            rest: list[dict] = []
+            found = {name: estimate(topology, variant, changes, rest) for name, changes in SETTINGS.items()}
             results[f"{topology} {variant}"] = found
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-            print(f"{topology} {variant}", {name: round(case["seconds"], 1) for name, case in found.items()}, flush=True)
+            print(
+                f"{topology} {variant}", {name: case.get("seconds", "does not fit") for name, case in found.items()}, flush=True
+            )
     if arguments.table:
         print("\n".join(rows(results)))
 

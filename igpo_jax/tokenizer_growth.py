@@ -29,8 +29,8 @@ PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_pr
 
 
 def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
-    """Returns upper bounds for the bytes that the rules of a tokenizer.json make of a byte, in encoding and in decoding. Raises a
-    ValueError that names the file if one is above `MOST_GROWTH`, if there is a rule of an unknown type, or if the rules or the
+    """Returns upper bounds for the bytes that the rules of a tokenizer.json make of one byte of text, in encoding and in decoding.
+    Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, if there is a rule of an unknown type, or if the rules or the
     model may take long."""
     _require_quick(file, values.get("model"))
     bounds = {}
@@ -46,7 +46,8 @@ def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
 
 
 def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, float]:
-    """Returns and checks the bounds of a serialized SentencePiece model, as `growths` does."""
+    """Returns upper bounds for the bytes that a serialized SentencePiece model makes of one byte of text, in encoding and in
+    decoding. Raises ValueError as `growths` does."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]

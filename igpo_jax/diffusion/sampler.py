@@ -87,9 +87,9 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Writes the shardings of all arrays in the state in the same form, over the mesh axes (data, fsdp). Otherwise, JAX would
+    """Expresses the shardings of all arrays in the state in the same form, over the mesh axes (data, fsdp). Otherwise, JAX would
     recompile a program for a sharding that is equivalent but written differently. Arrays that span several processes keep
-    their sharding, so programs for them are compiled once more."""
+    their sharding, so JAX compiles programs for them a second time."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state

@@ -102,7 +102,7 @@ def propose(
     exp(logits) / (-log u)^T, with uniform random u, has the same argmax, but can overflow. `decode.remasking` selects the
     confidence: "low_confidence" is the log-probability of the drawn token, "position_first" that of the likeliest token (both
     without noise), "entropy" is the negative entropy, and "random" is a random number. The ids in `cfg.never_drawn` are not
-    drawn, but the confidence includes their probabilities, as likelihoods do.
+    drawn. The softmax of the confidence is nevertheless over all ids, as in the log-probabilities of completions.
 
     Args:
         logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.

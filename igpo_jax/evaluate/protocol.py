@@ -55,8 +55,8 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:
     """Returns the configuration that evaluates a training run on its own test problems. `section` is "evaluation" or "sampler",
     the section of the run's configuration that contains the decoding settings. Raises ValueError if the run's task or reward
-    function is neither part of this package nor in `trust`, or if a value of its configuration is invalid. Takes at most one
-    grading process per CPU."""
+    function is neither part of this package nor in `trust`, or if a value of its configuration is invalid. The configuration has at
+    most one grading process per CPU."""
     run, config = read_run_config(workdir, trust, graded=True), base_evaluation()
     with wrap_read_errors(pathlib.Path(workdir) / "config.json"):
         parse(run)

@@ -134,8 +134,8 @@ def normalize(text: str) -> str:
 
 
 def _words(match: re.Match) -> str:
-    """Splits \\text{...} into one \\text per word. Takes single letters out of \\text, except units after a number such as
-    m/s."""
+    """Splits \\text{...} into one \\text per word. Takes single letters out of \\text, except units that follow a number,
+    such as m/s."""
     content = match[1].replace("\n", " ")
     is_unit = re.search(r"(?:[\d})]|\\pi)(?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
     if is_unit and re.fullmatch(r"\s*[mgshLlNJWVAKC](?:\s*/\s*[mgshL]|\^\d)*\s*", content):

@@ -356,7 +356,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 @jax.custom_vjp
 def _product(x: jax.Array, w: Weight) -> jax.Array:
     """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w. The
-    backward pass casts an int8 matrix again, and returns no gradient of it."""
+    backward pass casts an int8 matrix a second time, so that no copy is kept, and returns no gradient for it."""
     return int8.matmul(x, w)
 
 

@@ -58,10 +58,10 @@ def plan(
 def typical_rollout(
     run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report=lambda record: None
 ) -> dict[str, Any] | None:
-    """Estimates a call of the sampler for prompts of these lengths, int [n]. Compiles the sampler for the smallest prompt bucket
-    and interpolates linearly between it and the largest one, whose record is in `records`, because nearly all work is
-    proportional to the number of positions. Returns the means of the positions per row and of the seconds per call, or None if
-    there is one bucket, no estimate, or no prompt that fits."""
+    """Estimates the mean number of positions per row and the mean seconds of a call of the sampler, for prompts of these
+    lengths, int [n]. Compiles the sampler for the smallest prompt bucket; `records` holds the record of the largest one. The
+    seconds of the other buckets are interpolated linearly, because nearly all work is proportional to the number of positions.
+    Returns None if there is only one bucket, if the compiled programs have no estimated time, or if all prompts are too long."""
     config = run.config
     buckets, length = config.data.prompt_buckets, config.sampler.completion_length
     largest = [

@@ -216,7 +216,7 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
 
 
 def kl_is_bounded(new: Array, old: Array, reference: Array, kind: str) -> Array:
-    """Marks the tokens at which `kl_estimate` bounds the estimate, because a ratio is too large. Returns a bool array."""
+    """Marks the tokens at which `kl_estimate` limits the estimate, because a ratio is too large. Returns a bool array."""
     if kind == "k3":
         return reference - new > MAX_K3_GAP
     corrected = kind == "k3_corrected"
@@ -235,9 +235,10 @@ def token_mean(values: Array, mask: Array) -> jax.Array:
 def log_ratios(
     new: Array, old: Array, weight: Array, advantages: Array, loss_mask: Array, cfg: ObjectiveConfig
 ) -> tuple[Array, Array]:
-    """Returns the log-ratios of the new to the old policy, and their weights in the surrogate. With cfg.ratio="token", each
-    token has one ratio in each view, float32 [..., k, g, l]. With "sequence", all tokens and views of a completion share one
-    ratio, which counts once, float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
+    """Returns the log-ratios of the new to the old policy, and their weights in the sum over views that gives a token's
+    surrogate. With cfg.ratio="token", each token has one log-ratio in each view; both arrays are float32 [..., k, g, l]. With
+    "sequence", all tokens and views of a completion share one log-ratio. It is repeated for every token, with weight 1; both
+    arrays are float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
     if cfg.ratio == "token":
         return jnp.where(weight > 0, new - old, 0.0), weight
     if cfg.reference_code:  # averages over all tokens, also over those that are not masked in a view

@@ -35,7 +35,7 @@ MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
 
 
 class Load(NamedTuple):
-    """Rows that are sampled at a time."""
+    """Size of a batch of completions that are sampled at a time."""
 
     decode: DecodeConfig
     rows: int
@@ -148,7 +148,7 @@ def _evaluated(config: Config, rows: int) -> Load:
 
 
 def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
-    """Returns the loads of a rollout without second attempts, one per prompt bucket, and how often each is sampled on average."""
+    """Returns the batches of a rollout without second attempts, one per prompt bucket, and how often each occurs on average."""
     rl, buckets = config.rl, config.data.prompt_buckets
     fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
     lengths = fitting if fitting.size else np.array(buckets[-1:])
@@ -170,7 +170,7 @@ def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -
 
 
 def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
-    """Estimates the bytes that a device needs to sample a load, besides the parameters."""
+    """Estimates the memory in bytes that a device needs to sample one batch of completions, not counting the parameters."""
     decode, shared, layer = load.decode, mesh.shape["tensor"], model.width * (2 * model.width + 3 * model.mlp_width)
     number = 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if decode.cfg_scale > 0 else 1)
@@ -186,7 +186,8 @@ def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
 
 
 def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
-    """Estimates the seconds that sampling a load takes at the chip's published peaks. Communication is not hidden."""
+    """Estimates the seconds that sampling one batch of completions takes at the chip's published peak rates. Assumes that
+    communication does not overlap with computation."""
     decode, every = load.decode, refresh_interval(load.decode)
     full = -(-decode.steps_per_block // every)
     window = decode.block_length if decode.cache == "dual" else decode.completion_length // 2
@@ -196,7 +197,7 @@ def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
 
 
 def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: int) -> float:
-    """Estimates the seconds of an evaluation of the network at `positions` positions of each row of a load."""
+    """Estimates the seconds of one evaluation of the network at `positions` positions of each row of a batch."""
     chip, shared, number = _chip(mesh), mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if load.decode.cfg_scale > 0 else 1)
     flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared

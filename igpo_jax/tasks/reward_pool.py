@@ -55,7 +55,7 @@ class RewardPool:
     Imports do not count against the deadline: a worker gets its first answer after it has imported the function and called
     `warm_up()`, if the module of the function defines it. `warm_up` must load what the function itself would load later.
 
-    `reasons` holds the newest reason of each outcome other than "ok". The first one is logged as a warning."""
+    `reasons` holds the newest reason for each outcome other than "ok". The first reason for an outcome is logged as a warning."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
