@@ -154,9 +154,10 @@ def _longest_replacement(charsmap: bytes) -> int:
 
 
 def _has_long_keys(charsmap: bytes) -> bool:
-    """Returns whether the table of a precompiled_charsmap has keys of more than `MOST_KEY` bytes. At each place of a text,
-    SentencePiece follows the table as far as the text does, in a loop without end. The table is a double array of Darts-clone:
-    uint32 units with a label (bits 0 to 7, and 31 in values) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
+    """Returns whether the table of a precompiled_charsmap has keys of more than `MOST_KEY` bytes. At each position of a text,
+    SentencePiece follows the table for as long as the text matches a key, without a limit, so long keys make it slow. The table
+    is a double array of the library Darts-clone. Its uint32 units hold a label (bits 0 to 7; bit 31 is set in units that hold a
+    value) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
     table = charsmap[4 : 4 + int.from_bytes(charsmap[:4], "little")]
     units = np.frombuffer(table, "<u4", len(table) // 4).astype(np.int64)
     places = np.arange(len(units))

@@ -21,8 +21,8 @@ ALTERNATIVES = 5  # number of likeliest tokens reported for every position
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Canvases of a batch on the host after one denoising step. The last three fields are computed from the logits of this step
-    at the positions of the active block. They are empty before the first step."""
+    """Canvases of a batch on the host, before the first denoising step or after a step. The last three fields are computed from
+    the step's logits at the positions of the active block; before the first step, they are empty."""
 
     number: int  # the scheduled step, as in `unmask_step`; `HINT` before the first
     tokens: np.ndarray  # int32 [b, l]

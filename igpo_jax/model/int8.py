@@ -71,7 +71,8 @@ def take_rows(w: Weight, rows: Array) -> jax.Array:
 
 
 def summed_axis(axes: tuple[str, ...]) -> int:
-    """Returns the axis without scales of its own, given the logical axes of a matrix."""
+    """Returns the axis that the matrix product sums over, given the logical axes of a matrix. All entries along this axis share
+    one scale."""
     return -1 if axes == EMBEDDING else -2
 
 

@@ -27,6 +27,7 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.microbatches import Microbatches
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.layout import with_layout
@@ -192,9 +193,10 @@ def rl_programs(shapes: Shapes) -> list[Program]:
     hinted = used and config.inpainting.policy != "none"
     found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted, mesh))
     groups = GroupBatch.abstract(mesh, rl.prompts, g, shapes.prompt_length, length)
-    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
+    parts = Microbatches(rl.microbatches, config.data.prompt_buckets)
+    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, parts)
     found.append(Program("score", compute_logprobs, scoring, resident, used, mesh, 1))
-    update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, rl.microbatches)
+    update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, parts)
     updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
     found.append(Program("update", update, updating, resident, used, mesh, objective.inner_steps))
     return found

@@ -177,6 +177,6 @@ class Stage:
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Returns whether an action is due after `done` of `total` iterations: before the first iteration, after the last, and
-    after every `every` iterations unless `every` is 0."""
+    """Returns whether an action is due when `done` of `total` iterations are finished: at 0, at `total`, and at multiples of
+    `every`. If `every` is 0, it is due only at 0 and at `total`."""
     return done in (0, total) or (every > 0 and done % every == 0)

@@ -60,8 +60,8 @@ def column(row: Row, *names: str) -> str | None:
 
 
 def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
-    """Returns the names, in the row's spelling, of the columns of the first layout that the row has. Raises ValueError if
-    none."""
+    """Finds the first layout whose columns are all in the row, and returns their names as the row spells them. Raises
+    ValueError if the row has the columns of no layout."""
     for layout in layouts:
         names = [name for name in (column(row, wanted) for wanted in layout) if name is not None]
         if len(names) == len(layout):

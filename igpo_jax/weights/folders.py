@@ -217,7 +217,7 @@ def convert(
 ) -> None:
     """Converts a Hugging Face folder to a model folder. `dtype` is float32, bfloat16, or None for the stored dtype. The folder
     `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config`, `check_tensors`,
-    `check_link` or `check_finite` rejects the source; the last one only warns if `allow_nonfinite` is True."""
+    `check_link` or `check_finite` rejects the source. With `allow_nonfinite`, `check_finite` warns instead."""
     cfg = folder_model_config(source)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
