@@ -5,7 +5,7 @@ import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None
-        step, loaded, about = found
+        step, loaded, about, _ = found
         other = integrity.other_identity(self.folder.name, about, self._identity)
         require(not other, f"{self.folder / str(step)} {other}")
         newer = [other for other in self.steps() if other > step]
@@ -147,16 +147,18 @@ class Checkpoints(contextlib.AbstractContextManager):
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         if found is None:
             return None
-        step, loaded, about = found
+        step, loaded, about, saved = found
         if other := integrity.other_identity(self.folder.name, about, self._identity):
             log.warning("%s %s", self.folder / str(step), other)
-        saved = cast(Any, ocp.checkpointables_metadata(self.folder / str(step))).metadata["state"]["params"]
-        unused = ", ".join(sorted({*integrity.leaf_names(saved)} - {*integrity.leaf_names(abstract_params)}))
+        unused = ", ".join(sorted({*saved} - {*integrity.leaf_names(abstract_params)}))
         lacks = f"parameters that the model lacks: {unused[:500]}; config.json is missing or has changed"
         require(not unused, f"{self.folder / str(step)} has {lacks}")
         return step, loaded["state"]["params"]
 
-    def _newest_readable(self, abstract: dict, partial: bool = False) -> tuple[int, Any, Mapping[str, Any]] | None:
+    def _newest_readable(
+        self, abstract: dict, partial: bool = False
+    ) -> tuple[int, Any, Mapping[str, Any], Sequence[str]] | None:
+        """Returns the step, what `abstract` describes, the metadata, and, if `partial`, the names of the saved parameters."""
         steps = self.steps()
         for step in reversed(steps):
             path = self.folder / str(step)
@@ -164,8 +166,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             try:
                 # A run's own state may shrink more: it starts with moments and a bank of solutions that are all equal.
                 integrity.check_sizes(path, abstract if partial else None)
-                about = ocp.checkpointables_metadata(path).custom_metadata or {}
+                described: Any = ocp.checkpointables_metadata(path)
+                about = described.custom_metadata or {}
                 integrity.check_metadata(about)
+                names = integrity.leaf_names(described.metadata["state"]["params"]) if partial else []
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial
                 with context:
@@ -180,7 +184,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 if not changed:
                     if "crc32" not in about or not sums.keys() <= saved.keys():
                         log.warning("checkpoint %s lacks checksums, as in earlier versions; damage cannot be detected", path)
-                    return step, loaded, about
+                    return step, loaded, about, names
                 reason = f"{', '.join(changed)[:150]}: not the numbers that were saved"
             log.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
         if not steps:

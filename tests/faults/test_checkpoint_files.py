@@ -107,6 +107,17 @@ def test_parameters_alone_are_checked_too(saved, tmp_path):
     np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}', b"", None], ids=str)
+def test_parameters_are_read_or_those_before_whatever_one_file_holds(content, saved, tmp_path):
+    files = [path.relative_to(saved) for path in sorted((saved / "2").rglob("*")) if path.is_file()]
+    for number, file in enumerate(files):
+        folder = shutil.copytree(saved, tmp_path / str(number) / "sft")
+        (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+        with Checkpoints(folder, keep=3, read_only=True) as checkpoints:
+            step, params = checkpoints.restore_params(abstract_params())
+        np.testing.assert_array_equal(params["w"], state_at(step)["params"]["w"], err_msg=str(file))
+
+
 def test_parameters_that_the_network_lacks_are_refused(saved):
     """A config.json with another model.tied_head, for example, would drop the trained head."""
     with Checkpoints(saved, keep=3, read_only=True) as checkpoints:
