@@ -21,9 +21,7 @@ VARIANTS = ("lora", "full", "illada", "ref", "smoke")
 def get_config(variant="lora"):
     if variant not in VARIANTS:
         raise ValueError(f"math.py has no variant {variant!r}; there are: {', '.join(VARIANTS)}")
-    config = base_config(
-        **math.defaults(rl="metamath:data/MetaMathQA-395K.json", test="math:data/math500_test.jsonl")
-    )
+    config = base_config(**math.defaults(rl="metamath:data/MetaMathQA-395K.json", test="math:data/math500_test.jsonl"))
     config.model.update({"path": "LLaDA-8B-Instruct", "compute_dtype": "bfloat16", "remat": "full"})
     config.tokenizer.chat = True
     # The best four multiples of 128, which splash attention needs, for GSM8K and MATH (benchmarks/prompt_lengths.py)
@@ -32,7 +30,9 @@ def get_config(variant="lora"):
     config.evaluation.batch_size = 0
     config.sft.update({"updates": 0, "batch_size": 64})
     config.sft.optimizer.update({"learning_rate": 1e-5, "first_moment_dtype": "bfloat16"})
-    config.rl.update({"iterations": 360, "prompts": 64, "group_size": 8, "rollout_chunks": 0, "checkpoint_every": 5})
+    config.rl.update(
+        {"iterations": 360, "prompts": 64, "group_size": 8, "rollout_chunks": 0, "microbatches": 0, "checkpoint_every": 5}
+    )
     config.rl.optimizer.update({"learning_rate": 5e-7, "warmup_steps": 50, "first_moment_dtype": "bfloat16"})
     if variant != "full":
         config.model.param_dtype = "bfloat16"
@@ -57,6 +57,6 @@ def get_config(variant="lora"):
             decode.update({"completion_length": 256, "block_length": 64, "steps": 16})
         config.evaluation.update({"problems": 16, "batch_size": 8})
         config.sft.update({"updates": 20, "batch_size": 8, "checkpoint_every": 10, "heldout": 8, "eval_every": 10})
-        config.rl.update({"iterations": 2, "prompts": 8, "group_size": 4, "rollout_chunks": 1})
+        config.rl.update({"iterations": 2, "prompts": 8, "group_size": 4, "rollout_chunks": 1, "microbatches": 1})
         config.rl.update({"checkpoint_every": 1, "eval_every": 0, "show_every": 1})
     return config

@@ -17,6 +17,7 @@ import jax
 from absl import flags, logging
 
 from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
+from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.report.page import write_report
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
@@ -27,6 +28,7 @@ from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.stages.divergence import Diverged
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
+from igpo_jax.training.policy import Policy
 
 CONFIG = define_config()
 MEMORY_KEYS = (
@@ -64,8 +66,12 @@ def train_and_report(experiment: Experiment) -> None:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
         excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"
         config, sampling = experiment.config, dict(experiment.sampling_mesh.shape)
-        chosen = f"attention: {experiment.model.attention}; sampler.layout: {config.sampler.layout} on {sampling}, "
-        chosen += f"{config.rl.rollout_chunks} chunks; never drawn: MASK and {excluded}"
+        copy = shard_bytes(Policy(experiment.model, config.lora).abstract_for_sampling(experiment.sampling_mesh)) / 2**30
+        chosen = (
+            f"attention: {experiment.model.attention}; sampler.layout: {config.sampler.layout} on {sampling} with {copy:.2g} "
+        )
+        chosen += f"GiB of weights per device, {config.rl.rollout_chunks} chunks; microbatches: {config.rl.microbatches}; "
+        chosen += f"never drawn: MASK and {excluded}"
         print(escape_controls(f"{experiment.workdir}: {devices}; {chosen}"), flush=True)
         for split, number in experiment.dropped.items():
             place = (

@@ -130,6 +130,7 @@ def setting(result: dict) -> str:
         return lines
     sampling = ", ".join(f"{axis} {size}" for axis, size in result["sampling_mesh"].items())
     sizes = f"{result['rollout_chunks']} chunks per rollout, {result['evaluation_batch_size']} rows per batch of an evaluation"
+    sizes += f"; microbatches per update: {result.get('microbatches', 1)}"
     return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}), {sizes}"
 
 

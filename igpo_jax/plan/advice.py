@@ -48,7 +48,8 @@ def plan(
     result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
     result |= {"mesh": dict(mesh.shape), "model": run.shape_from, "attention": model.attention}
     result |= {"layout": config.sampler.layout, "sampling_mesh": dict(run.sampling_mesh.shape)}
-    result |= {"rollout_chunks": config.rl.rollout_chunks, "evaluation_batch_size": config.evaluation.batch_size}
+    result |= {"rollout_chunks": config.rl.rollout_chunks, "microbatches": config.rl.microbatches}
+    result |= {"evaluation_batch_size": config.evaluation.batch_size}
     result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
     if lengths is not None and (rollouts := typical_rollout(run, records, lengths, report)):
         result["rollouts"] = rollouts

@@ -31,6 +31,7 @@ from igpo_jax.rl.microbatches import Microbatches
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.layout import with_layout
+from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.files import first_line
@@ -92,7 +93,7 @@ def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fit
     model, shape_from = planned_model(config)
     model = fit_to_devices(model, mesh, configuration.row_lengths(config))
     configuration.check_divisibility(config, model, mesh)
-    config, sampling_mesh = with_layout(config, model, mesh, lengths)
+    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh, lengths), model, mesh, lengths)
     return Fitted(config, model, mesh, sampling_mesh, shape_from)
 
 

@@ -57,6 +57,10 @@ class LikelihoodConfig:
             f"objective.upper_power={self.upper_power} does nothing without objective.upper_weight; leave it out",
         )
 
+    def rows_per_prompt(self, group_size: int) -> int:
+        """Returns the number of rows that the network computes for a prompt with `group_size` completions."""
+        return 1 if self.estimator in ("mean_field", "prompt_masked") else self.samples * group_size
+
 
 @flax.struct.dataclass
 class GroupBatch:

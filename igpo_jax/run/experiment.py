@@ -24,6 +24,7 @@ from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.layout import with_layout
+from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_stages, has_checkpoints
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
@@ -316,7 +317,7 @@ def _with_data(
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     lengths = prompts.prompt_mask.sum(axis=1) if prompts is not None else None
-    config, sampling_mesh = with_layout(config, model, mesh, lengths)
+    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh, lengths), model, mesh, lengths)
     pool = reward_pool(config.task, config.reward)
     arrays = (sft_data, heldout, rl_data, test_data)
     return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, sampling_mesh, *arrays, pool)

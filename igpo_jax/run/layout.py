@@ -7,7 +7,7 @@ shared by a few neighboring devices along the axis tensor ("tensor")."""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
         rows = "the rows of a chunk (rl.prompts / rl.rollout_chunks * rl.group_size)"
         shared = f"the {mesh.devices.size} devices and the network's heads must divide evenly into copies, and {rows} over them"
         raise ValueError(f"sampler.layout={config.sampler.layout!r} is impossible: {shared}; use auto")
-    limit = USABLE * _chip(mesh).memory_gib * 2**30
+    limit = USABLE * chip_of(mesh).memory_gib * 2**30
     fitting = [choice for choice in choices if choice.memory <= limit]
     # If nothing fits, the one that needs least memory is tried.
     fastest = min(fitting or choices, key=lambda choice: choice.seconds if fitting else choice.memory)
@@ -89,7 +89,7 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
 def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_length: int, held: int) -> int:
     """Returns the largest power of two up to `MOST_ROWS` of rows per device that can be sampled at a time, times the number of
     devices that share the rows, if a device already holds `held` bytes. At least one row per device."""
-    free, divisor = USABLE * _chip(mesh).memory_gib * 2**30 - held, batch_size_divisor(mesh)
+    free, divisor = USABLE * chip_of(mesh).memory_gib * 2**30 - held, batch_size_divisor(mesh)
     sizes = [divisor << power for power in range(MOST_ROWS.bit_length()) if divisor << power <= MOST_ROWS]
     loads = (Load(decode, size, prompt_length + decode.completion_length) for size in sizes)
     return max((load.rows for load in loads if temporary_bytes(model, mesh, load) <= free), default=divisor)
@@ -139,7 +139,8 @@ def _unit(device: Any) -> int:
     return (getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else device.process_index
 
 
-def _chip(mesh: Mesh) -> Chip:
+def chip_of(mesh: Mesh) -> Chip:
+    """Returns the published figures of a mesh's devices, or `UNKNOWN`."""
     return CHIPS.get(mesh.devices.flat[0].device_kind, UNKNOWN)
 
 
@@ -150,11 +151,16 @@ def _evaluated(config: Config, rows: int) -> Load:
 def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
     """Returns the batches of a rollout without second attempts, one per prompt bucket, and how often each occurs on average."""
     rl, buckets = config.rl, config.data.prompt_buckets
-    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
-    lengths = fitting if fitting.size else np.array(buckets[-1:])
-    padded = [bucket_of(batch.max(), buckets) for batch in rollout_batches(lengths, rl.prompts, chunks)]
+    batches = rollout_batches(fitting_lengths(lengths, buckets), rl.prompts, chunks)
+    padded = [bucket_of(batch.max(), buckets) for batch in batches]
     rows, length = rl.prompts // chunks * rl.group_size, config.sampler.completion_length
     return [(Load(config.sampler.decode, rows, size + length), chunks * padded.count(size) / len(padded)) for size in buckets]
+
+
+def fitting_lengths(lengths: np.ndarray | None, buckets: Sequence[int]) -> np.ndarray:
+    """Returns the prompt lengths, int [n], that fit the largest bucket, or the largest bucket's length if there are none."""
+    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
+    return fitting if fitting.size else np.array(buckets[-1:])
 
 
 def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> int:
@@ -198,7 +204,7 @@ def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
 
 def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: int) -> float:
     """Estimates the seconds of one evaluation of the network at `positions` positions of each row of a batch."""
-    chip, shared, number = _chip(mesh), mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
+    chip, shared, number = chip_of(mesh), mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if load.decode.cfg_scale > 0 else 1)
     flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared
     used = shard_bytes(transformer.abstract(in_compute_dtype(model), mesh)) * mesh.shape["fsdp"]

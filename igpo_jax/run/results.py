@@ -65,6 +65,8 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "inpainting": experiment.config.inpainting.enabled,
         "attention": experiment.model.attention,
         "layout": experiment.config.sampler.layout,
+        "rollout_chunks": experiment.config.rl.rollout_chunks,
+        "microbatches": experiment.config.rl.microbatches,
         "fingerprint": experiment.fingerprint,
         "data": experiment.data,
         "updates": max((row["step"] for row in rows), default=0),
