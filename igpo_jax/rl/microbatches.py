@@ -1,5 +1,6 @@
 """Microbatches of prompts with similar lengths: parts of a batch that scores and updates compute one after the other."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -42,5 +43,5 @@ def at_bucket(function: Callable[[GroupBatch, Views], Result], batch: GroupBatch
 
 def _last_positions(batch: GroupBatch, views: Views, size: int) -> tuple[GroupBatch, Views]:
     """Keeps the last `size` positions of the prompts; padding is on the left."""
-    batch = batch.replace(prompt=batch.prompt[:, -size:], prompt_mask=batch.prompt_mask[:, -size:])
-    return batch, views.replace(prompt_masked=views.prompt_masked[..., -size:])
+    batch = dataclasses.replace(batch, prompt=batch.prompt[:, -size:], prompt_mask=batch.prompt_mask[:, -size:])
+    return batch, dataclasses.replace(views, prompt_masked=views.prompt_masked[..., -size:])

@@ -1,5 +1,6 @@
 """One update of the policy: computes the objective and its gradients, and applies the gradients with an Optax optimizer."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -41,7 +42,7 @@ def make_update(
 
             # Differentiates inside the branch for a bucket. Outside, the activations of all branches would be kept.
             def of_bucket(batch, views):
-                return jax.value_and_grad(loss_of, has_aux=True)(trained, batch, logprobs.replace(views=views))
+                return jax.value_and_grad(loss_of, has_aux=True)(trained, batch, dataclasses.replace(logprobs, views=views))
 
             return at_bucket(of_bucket, batch, logprobs.views, microbatches)
 
