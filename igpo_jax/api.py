@@ -31,14 +31,16 @@ from igpo_jax.diffusion.stepwise import Step, sample_stepwise
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import int8, lora
 from igpo_jax.model.fitting import fit_to_devices
-from igpo_jax.model.lora import check_model_divides
+from igpo_jax.model.lora import LoraConfig, check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
+from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.checks import MOST_TOKENS, require
 from igpo_jax.runtime.host import prepare_gpus
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, has_tokenizer, load_tokenizer, warn_of_no_text
+from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
@@ -47,6 +49,7 @@ BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 SCORED_ROWS = 16  # masked copies per device in one batch of `score`
 ROWS_PER_DEVICE = 8  # completions per device in one batch
+TYPICAL_PROMPT = 256  # tokens; the layout of the weights is chosen for prompts of this length
 
 Prompt = str | list[dict[str, str]] | Sequence[int]  # text, a conversation, or token ids
 Path = str | os.PathLike
@@ -308,7 +311,8 @@ def load(
         adapters: a folder with LoRA adapters of the model in PEFT's format.
         dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The
             default is bfloat16 on accelerators and float32 on CPUs.
-        mesh: the device mesh that holds the parameters. The default mesh contains all devices.
+        mesh: the device mesh that holds the parameters. By default, a mesh of all devices, on which sampling is
+            estimated to be fastest.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
             has a checkpoint. The argument is only allowed if `path` is a run's folder.
         needs: "ids", "text" or "chat", what the model will be given. If the folder lacks the tokenizer or the chat template
@@ -319,26 +323,27 @@ def load(
             names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     prepare_gpus()
-    path, mesh, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
+    path, placed, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
     require(path.is_dir(), f"there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir():
         own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
         require(adapters is None, own)
-        run = restore_run(path, mesh, stage, trust, allow_nonfinite)
+        run = restore_run(path, placed, stage, trust, allow_nonfinite)
         config, tokenizer = run.model, run.tokenizer
         cast = jax.tree.map(lambda x: x if int8.is_int8(x) else x.astype(dtype), run.params, is_leaf=int8.is_int8)
         params = dataclasses.replace(run, params=cast).policy()
         # A kernel that was named for training may not support every length and machine.
         attention = "xla" if run.config.model.attention == "xla" else "auto"
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention=attention)
-        config = fit_to_devices(config, mesh, None)
+        config = fit_to_devices(config, placed, None)
         origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
-        return DiffusionLM(config, params, tokenizer, mesh, origin, run.config.evaluation.decode)
+        model = DiffusionLM(config, params, tokenizer, placed, origin, run.config.evaluation.decode)
+        return model if mesh else _laid_out_for_sampling(model, run.config.lora)
     require(stage is None, f"{path} is not a run's folder, so it has no stage {stage!r}")
     config = folder_model_config(path, param_dtype=dtype, compute_dtype=dtype, attention="auto")
-    config = fit_to_devices(config, mesh, None)
+    config = fit_to_devices(config, placed, None)
     cfg, values = (None, None) if adapters is None else import_peft(adapters, config, allow_nonfinite)
-    check_model_divides(config, mesh, cfg)
+    check_model_divides(config, placed, cfg)
     tokenizer = None
     if needs != "ids" or has_tokenizer(path):
         tokenizer = load_tokenizer(path, config.mask_id)
@@ -346,10 +351,21 @@ def load(
             encode_chat(tokenizer, [{"role": "user", "content": ""}])
         config = configuration.with_tokenizer(config, tokenizer, path)
     origin = {"path": str(path)} if adapters is None else {"path": str(path), "adapters": str(adapters)}
-    params = load_params(path, config, mesh, allow_nonfinite)
+    params = load_params(path, config, placed, allow_nonfinite)
     if cfg is not None:
-        params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, mesh)), cfg)
-    return DiffusionLM(config, params, tokenizer, mesh, origin)
+        params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, placed)), cfg)
+    model = DiffusionLM(config, params, tokenizer, placed, origin)
+    return model if mesh else _laid_out_for_sampling(model, cfg)
+
+
+def _laid_out_for_sampling(model: DiffusionLM, adapters: LoraConfig | None) -> DiffusionLM:
+    """Copies the weights to the mesh of `run.layout.mesh_for_sampling`, because gathering them for every evaluation of the network
+    takes most of the time on several devices."""
+    load = Load(model.decode, ROWS_PER_DEVICE * model.mesh.devices.size, TYPICAL_PROMPT + model.decode.completion_length)
+    mesh = mesh_for_sampling(model.config, adapters, model.mesh, load)
+    if mesh is model.mesh:
+        return model
+    return dataclasses.replace(model, params=Policy(model.config, adapters).copy_to(model.params, mesh), mesh=mesh)
 
 
 def default_dtype() -> str:

@@ -13,6 +13,7 @@ import igpo_jax
 from igpo_jax import api
 from igpo_jax.diffusion.unmasking import DecodeConfig, propose
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
+from igpo_jax.run import layout
 from igpo_jax.weights.folders import convert
 from igpo_jax.weights.huggingface import llada_config
 from model_folders import PLAIN, write_folder
@@ -49,6 +50,17 @@ def test_folder_its_conversion_and_any_mesh_generate_the_same(folder, model, tmp
         (folder, mesh_of((1, 8, 1))),
     ):
         assert tokens_of(igpo_jax.load(path, mesh=mesh).generate(PROMPTS, **LENGTHS)) == expected
+
+
+def test_by_default_the_weights_lie_where_sampling_is_fast(folder, model, monkeypatch):
+    """Each of the eight devices has a copy, or, without memory for it, an eighth of the weights."""
+    copied = igpo_jax.load(folder)
+    assert copied.mesh.shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(copied.params))
+    how = dict(temperature=0.7, **LENGTHS)
+    assert tokens_of(copied.generate(PROMPTS[:2], **how)) == tokens_of(model.generate(PROMPTS[:2], **how))
+    monkeypatch.setattr(layout, "UNKNOWN", dataclasses.replace(layout.UNKNOWN, memory_gib=1e-6))
+    assert igpo_jax.load(folder).mesh.shape["fsdp"] == 8
 
 
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])

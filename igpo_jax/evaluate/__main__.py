@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install("interrupted; run the same command to resume")
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -32,6 +33,7 @@ from ml_collections import ConfigDict
 import igpo_jax
 from igpo_jax.api import DiffusionLM
 from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, escape_controls, parse_flags, run_command
+from igpo_jax.config import MeshConfig
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
 from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
@@ -164,7 +166,8 @@ def open_model(config: ConfigDict) -> DiffusionLM:
     # The tasks in `config` are those of --config, which is the user's own, or they were checked when config.json was read.
     trust = [*TRUST.value, *(part.task.name for part in config.benchmarks.values())]
     options |= {"needs": "chat" if config.chat else "text", "trust": trust, "allow_nonfinite": ALLOW_NONFINITE.value}
-    return igpo_jax.load(config.model, **options, mesh=make_mesh(**config.mesh))
+    mesh = None if config.mesh.to_dict() == dataclasses.asdict(MeshConfig()) else make_mesh(**config.mesh)
+    return igpo_jax.load(config.model, **options, mesh=mesh)
 
 
 def output_folder(model: DiffusionLM) -> str:

@@ -232,10 +232,12 @@ def measure(program: Program) -> dict[str, Any]:
         with jax.set_mesh(program.mesh):
             compiled = program.function.lower(*program.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
+        used = re.search(r"(Used|HLO temporaries) \(?([\d.]+)([GM])\b", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
-        peak = float(used[1]) / (1 if used[2] == "G" else 1024) + others
+        peak = float(used[2]) / (1 if used[3] == "G" else 1024) + others
+        if used[1] == "HLO temporaries":  # this number is without the arguments
+            peak += shard_bytes({id(leaf): leaf for leaf in arguments}) / GIB
         return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
     twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # bytes of repeated arguments

@@ -20,7 +20,7 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
 from igpo_jax.model.attention import LARGEST_SCORES
 from igpo_jax.model.fitting import ASSUMED_GIB
-from igpo_jax.model.lora import check_model_divides
+from igpo_jax.model.lora import LoraConfig, check_model_divides
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig, forward_flops
 from igpo_jax.runtime.chips import CHIPS, Chip
@@ -104,7 +104,7 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
         loads_of = {chunks: rollout_loads(config, chunks, lengths) for chunks in numbers}
     else:
         loads_of = {numbers[0]: [(_evaluated(config, evaluated or 1), 1.0)]}
-    for name, other in sampling_meshes(config, model, mesh):
+    for name, other in sampling_meshes(config.sampler.layout, config.lora, model, mesh):
         held = held_bytes(config, model, mesh, other)
         for chunks, work in loads_of.items():
             if rl.iterations and work[0][0].rows % batch_size_divisor(other):
@@ -115,10 +115,23 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
             yield Choice(name, other, chunks, seconds, memory)
 
 
-def sampling_meshes(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[tuple[str, Mesh]]:
-    """Yields the name and the mesh of every layout that config.sampler.layout permits. All meshes have the devices in the same
-    order. Devices that share a copy of the weights are in one TPU slice, or on one host with GPUs."""
-    wanted, number = config.sampler.layout, mesh.devices.size
+def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, load: Load) -> Mesh:
+    """Returns the mesh on which sampling a batch is estimated to be fastest, for a model on `mesh` that will not be trained. The
+    weights fit into memory there beside those on `mesh`."""
+
+    def held(other: Mesh) -> int:
+        return shard_bytes(Policy(model, lora).abstract_for_sampling(other)) * (1 if other is mesh else 2)
+
+    limit = USABLE * chip_of(mesh).memory_gib * 2**30
+    meshes = [other for _, other in sampling_meshes("auto", lora, model, mesh)]
+    fitting = [other for other in meshes if held(other) + temporary_bytes(model, other, load) <= limit]
+    return min(fitting, key=lambda other: sampling_seconds(model, other, load), default=mesh)
+
+
+def sampling_meshes(wanted: str, lora: LoraConfig | None, model: ModelConfig, mesh: Mesh) -> Iterator[tuple[str, Mesh]]:
+    """Yields the name and the mesh of every layout that `wanted`, a value of sampler.layout, permits. All meshes have the devices
+    in the same order. Devices that share a copy of the weights are in one TPU slice, or on one host with GPUs."""
+    number = mesh.devices.size
     if wanted in ("auto", "train"):
         yield "train", mesh
     for shared in (size for size in range(1, number + 1) if number % size == 0):
@@ -128,7 +141,7 @@ def sampling_meshes(config: Config, model: ModelConfig, mesh: Mesh) -> Iterator[
             continue
         other = Mesh(devices, AXES, axis_types=mesh.axis_types)
         try:
-            check_model_divides(model, other, config.lora)
+            check_model_divides(model, other, lora)
         except ValueError:
             continue
         yield name, other

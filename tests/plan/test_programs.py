@@ -18,6 +18,7 @@ from igpo_jax.plan import programs as planning
 from igpo_jax.plan.__main__ import as_text, typical
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.runtime import chips
+from igpo_jax.runtime.mesh import replicated
 from run_configs import CONFIGS, parsed
 
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
@@ -185,3 +186,20 @@ def test_a_file_without_lengths_is_named(text, message, tmp_path):
 def test_lengths_are_read_as_often_as_they_are_counted(tmp_path):
     (tmp_path / "lengths.json").write_text('{"7": 2, "3": 1, "5": 0}')
     assert read_lengths(tmp_path / "lengths.json").tolist() == [3, 7, 7]
+
+
+@pytest.mark.parametrize("message, expected", [
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5),
+    ("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (512.00M) exceeds available HBM (15.75G).", 0.5 + 2**-8),
+])  # fmt: skip
+def test_a_program_that_the_compiler_finds_too_large_has_a_peak(message, expected, mesh_of):
+    """The second message does not count the arguments, here 4 MiB."""
+
+    class Rejected:
+        def lower(self, *arguments):
+            raise jax.errors.JaxRuntimeError(message)
+
+    mesh = mesh_of((1, 1, 1))
+    argument = jax.ShapeDtypeStruct((1 << 20,), np.float32, sharding=replicated(mesh))
+    record = planning.measure(planning.Program("sample", Rejected(), (argument,), {}, True, mesh))
+    assert record["peak_gib"] == pytest.approx(expected) and record["error"] == message
