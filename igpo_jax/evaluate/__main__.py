@@ -6,8 +6,8 @@ python -m igpo_jax.evaluate --regrade=RUN_OR_FILE [--rule=box|number|any] [--out
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
 Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
-parallel sampler with the exact sampler, which uses no cache and commits a scheduled number of tokens per step. The comparison includes
-the accuracy, the number of network evaluations, and the logits at each step. --regrade grades stored generations with several
+parallel sampler with the exact sampler, which uses no cache and commits a scheduled number of tokens per step. The comparison
+includes the accuracy, the number of network evaluations, and the logits at each step. --regrade grades stored generations with several
 graders side by side, without a model or device. It reads evaluations, samples files of lm-evaluation-harness, and JSON Lines files
 with the keys gold and text."""
 

@@ -35,7 +35,7 @@ def base_evaluation() -> ConfigDict:
         "prefix": "",  # beginning of each answer, appended to the prompt
         "decode": decode,
         "seed": 0,
-        "prompt_buckets": (640,),
+        "prompt_buckets": (128, 256, 384, 640),  # a batch is padded to the smallest that holds its longest prompt
         "batch_size": 64,
         # These have the defaults of a training run.
         "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},

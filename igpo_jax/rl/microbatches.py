@@ -29,8 +29,8 @@ def sort_by_length(groups: GroupBatch, number: int) -> GroupBatch:
 
 
 def at_bucket(function: Callable[[GroupBatch, Views], Result], batch: GroupBatch, views: Views, parts: Microbatches) -> Result:
-    """Returns function(batch, views), computed for prompts that are padded to the smallest bucket that holds them. The results of
-    `function` must not depend on padding, in their values or their shapes. Each bucket is a branch of the compiled program."""
+    """Returns the result of function(batch, views), computed for prompts that are padded to the smallest bucket that holds them.
+    Neither the values nor the shapes of this result may depend on padding. Each bucket is a branch of the compiled program."""
     length = batch.prompt.shape[1]
     lengths = [size for size in parts.buckets if size < length and parts.number > 1] + [length]
 

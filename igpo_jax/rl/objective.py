@@ -96,7 +96,8 @@ def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.n
     """Returns the advantages of completions, float32 [n, g], given their rewards, float32 [n, g]. The advantage is the reward
     minus the mean reward of the group. If `normalize` is True, it is divided by the standard deviation of the group's rewards
     plus `ADVANTAGE_EPSILON`. Both statistics cover only the completions that `graded`, bool [n, g], marks; the others get
-    advantage 0. In groups that `equal_rewards` marks, all advantages are 0, because their differences are rounding errors."""
+    advantage 0. In groups that `equal_rewards` marks, all advantages are 0, because the differences between the
+    rewards are rounding errors."""
 
     def group_mean(values):
         number = np.maximum(graded.sum(axis=1, keepdims=True, dtype=values.dtype), 1)

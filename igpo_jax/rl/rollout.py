@@ -223,10 +223,10 @@ def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Ar
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Replaces completions of the groups `triggered`, whose first attempts are all wrong, by the completions of the second
-    attempt that `source` selects. The last completions of each group are replaced, or the first if `from_front` is True.
-    Completions without a verdict are replaced before wrong ones, because only wrong ones are trained on. Returns the final
-    attempt and the mask of replaced completions, bool [n, g]."""
+    """Replaces completions of the groups `triggered`, which have no correct first attempt, by the completions of the second
+    attempt that `source` selects. Completions without a verdict are replaced first, because they are not trained on. Then wrong
+    ones are replaced, from the end of the group, or from its start if `from_front` is True. Returns the final attempt and the
+    mask of replaced completions, bool [n, g]."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     order = np.arange(first.tokens.shape[1])[:: 1 if from_front else -1]

@@ -336,7 +336,7 @@ def _token_ids(batch: PromptBatch | SFTBatch, solutions: np.ndarray) -> Iterator
 
 def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tuple[SFTBatch, SFTBatch]:
     """Splits SFT data, whose rows are `problems`, into a training set in the original order and a held-out set of sft.heldout
-    randomly drawn rows. Drops training rows that have the content of a held-out row, such as another solution of its problem."""
+    randomly drawn rows. Drops training rows whose problem is also in the held-out set, for example with another solution."""
     size = config.sft.heldout
     order = np.random.default_rng(config.seed).permutation(len(problems))
     rest, held_out = np.sort(order[size:]), order[:size]

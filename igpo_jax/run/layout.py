@@ -43,7 +43,7 @@ class Load(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A way to sample, with estimates."""
+    """Layout of sampling and number of chunks, with their estimated time and memory."""
 
     layout: str  # train | replicated | tensor
     mesh: Mesh
@@ -53,9 +53,10 @@ class Choice(NamedTuple):
 
 
 def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None = None) -> tuple[Config, Mesh]:
-    """Replaces sampler.layout=auto, rl.rollout_chunks=0 and evaluation.batch_size=0 by values that fit into memory. Among these,
-    rollouts are estimated to be fastest. Returns the configuration and the mesh for sampling. The result depends only on the
-    arguments and on the kind of the devices, so all hosts get the same one. Raises ValueError if the layout is impossible.
+    """Replaces sampler.layout=auto, rl.rollout_chunks=0 and evaluation.batch_size=0 by values that fit into memory. Among those,
+    it chooses the ones with the shortest estimated time of a rollout. Returns the configuration and the mesh for sampling. The
+    result depends only on the arguments and on the kind of the devices, so all hosts get the same one. Raises ValueError if the
+    layout is impossible.
 
     Args:
         lengths: prompt lengths of the RL problems in tokens, int [n]. None: all prompts fill the largest bucket."""

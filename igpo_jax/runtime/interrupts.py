@@ -27,7 +27,7 @@ _pipe: int | None = None  # the end into which signals are written
 
 
 def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTERM) -> None:
-    """Makes SIGINT, SIGTERM and SIGHUP end this process with the line `text` and exit status 128 + the signal's number, or
+    """Makes SIGINT, SIGTERM and SIGHUP print the line `text` and end this process with exit status 128 + the signal's number, or
     `sigterm_status` if SIGTERM is the first signal. A second signal does not wait for the functions of `before_end`. Call this
     function in the main thread.
 
