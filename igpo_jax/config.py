@@ -130,7 +130,7 @@ class RLConfig:
     group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare", MOST_ROWS))  # G
     # Sampled one after the other, to save memory and to pad short prompts less. 0: the fastest number, see run/layout.py
     rollout_chunks: int = checked(1, at_least(0))
-    microbatches: int = checked(1, at_least(0))  # 0: the fastest number, see run/microbatch_choice.py
+    microbatches: int = checked(1, at_least(0))  # 0: as few as fit, see run/microbatch_choice.py
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report

@@ -27,7 +27,6 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
-from igpo_jax.rl.microbatches import Microbatches
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.layout import with_layout
@@ -93,7 +92,7 @@ def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fit
     model, shape_from = planned_model(config)
     model = fit_to_devices(model, mesh, configuration.row_lengths(config))
     configuration.check_divisibility(config, model, mesh)
-    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh, lengths), model, mesh, lengths)
+    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
     return Fitted(config, model, mesh, sampling_mesh, shape_from)
 
 
@@ -194,10 +193,9 @@ def rl_programs(shapes: Shapes) -> list[Program]:
     hinted = used and config.inpainting.policy != "none"
     found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted, mesh))
     groups = GroupBatch.abstract(mesh, rl.prompts, g, shapes.prompt_length, length)
-    parts = Microbatches(rl.microbatches, config.data.prompt_buckets)
-    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, parts)
+    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
     found.append(Program("score", compute_logprobs, scoring, resident, used, mesh, 1))
-    update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, parts)
+    update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, rl.microbatches)
     updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
     found.append(Program("update", update, updating, resident, used, mesh, objective.inner_steps))
     return found

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import take_rows
 from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import equal_rewards
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, SampleStats, concatenate, rollout_metrics
+from igpo_jax.runtime.mesh import shard_batch
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
@@ -39,17 +41,17 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
 
 
-def merge(parts: Sequence[Rollout], cfg: RolloutConfig) -> Rollout:
-    """Merges the batches of an iteration into one rollout with the groups that `chosen_groups` chooses. The metrics of the rollout
-    cover all sampled groups."""
+def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
+    """Merges the batches of an iteration into one rollout with the groups that `chosen_groups` chooses, and moves these groups to
+    `mesh`, the mesh of training. The metrics of the rollout cover all sampled groups."""
     if len(parts) == 1:
-        return parts[0]
+        return dataclasses.replace(parts[0], groups=shard_batch(parts[0].groups, mesh))
     sampled = _joined(parts)
     chosen = chosen_groups(mixed_groups(parts))
     kept = np.flatnonzero(np.isin(sampled.triggered, chosen))
     groups, first, replaced, final = take_rows((sampled.groups, sampled.first, sampled.replaced, sampled.final), chosen)
     return Rollout(
-        groups=groups,
+        groups=shard_batch(groups, mesh),
         first=first,
         second=take_rows(sampled.second, kept) if kept.size else None,
         triggered=np.searchsorted(chosen, sampled.triggered[kept]),

@@ -16,7 +16,6 @@ from igpo_jax.model.logprobs import head_partition
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, head_matrix
 from igpo_jax.rl.likelihood import GroupBatch, LikelihoodConfig, Views, combine, hidden_states, view_scores, views_of
-from igpo_jax.rl.microbatches import Microbatches, at_bucket
 from igpo_jax.runtime.checks import checked, not_negative, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, join_rows, split_rows
 
@@ -141,35 +140,32 @@ def compute_logprobs(
     cfg: ModelConfig,
     objective: ObjectiveConfig,
     mesh: Mesh,
-    microbatches: Microbatches = Microbatches(),
+    microbatches: int = 1,
 ) -> LogProbs:
     """Computes log-probabilities under the old and the reference policy, and the loss mask after the entropy filter. `params` are
     the parameters of the policy that sampled the rollout, `reference` are the parameters of the policy in the KL term, and
-    `key` is the iteration's PRNG key. The parts of the batch are computed one after the other, to save memory."""
+    `key` is the iteration's PRNG key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
     per_row, head = P(BATCH), head_partition(head_matrix(params, cfg))
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, head, per_row, per_row), out_specs=(per_row, per_row))
     def sharded_scores(hidden, head, batch, weight):
         return view_scores(hidden, head, batch.completions, weight, cfg.head_chunk)
 
-    def scores(batch, views):
+    def score_part(part):
+        batch, views = part
+
         def under(params):
             return sharded_scores(hidden_states(params, batch, views, cfg), head_matrix(params, cfg), batch, views.weight)
 
         old, entropy = under(params)
-        return old, under(reference)[0], entropy
-
-    def score_part(part):
-        batch, views = part
-        old, from_reference, entropy = at_bucket(scores, batch, views, microbatches)
         counts = batch.loss_mask & views.scored
         kept = entropy_filter(entropy, batch.hint & counts, objective.entropy_keep)
-        return LogProbs(old, from_reference, views, counts & (~batch.hint | kept), entropy)
+        return LogProbs(old, under(reference)[0], views, counts & (~batch.hint | kept), entropy)
 
     def score_one(views):
-        if microbatches.number == 1:
+        if microbatches == 1:
             return score_part((batch, views))
-        return join_rows(jax.lax.map(score_part, split_rows((batch, views), microbatches.number)))
+        return join_rows(jax.lax.map(score_part, split_rows((batch, views), microbatches)))
 
     return jax.lax.map(score_one, views_of(key, batch, objective))
 

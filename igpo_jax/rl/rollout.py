@@ -101,7 +101,7 @@ class SampleStats:
 class Rollout:
     """Result of a rollout: the groups of completions for the updates, the attempts that produced them, and metrics."""
 
-    groups: GroupBatch  # the input of the updates, on the host
+    groups: GroupBatch  # the input of the updates, on the host until `dynamic_sampling.merge`
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
     triggered: np.ndarray  # int[t], groups whose first attempts are all wrong, and that are allowed a second one

@@ -1,6 +1,5 @@
 """One update of the policy: computes the objective and its gradients, and applies the gradients with an Optax optimizer."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -9,7 +8,6 @@ from jax.sharding import Mesh
 
 from igpo_jax.model.sharding import Params
 from igpo_jax.rl.likelihood import GroupBatch
-from igpo_jax.rl.microbatches import Microbatches, at_bucket
 from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, loss_and_statistics
 from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import TrainState, accumulate_gradients, apply_gradients, state_shardings
@@ -20,34 +18,26 @@ def make_update(
     policy: Policy,
     objective: ObjectiveConfig,
     mesh: Mesh,
-    microbatches: Microbatches = Microbatches(),
+    microbatches: int = 1,
 ) -> Callable:
     """Returns a compiled function that updates the policy: (state, batch, logprobs, inner_step, base_params) -> (state,
     statistics).
 
-    The function donates `state`. `inner_step`, int32 [], is the index of the inner update. `base_params` are the frozen
-    parameters under the adapters in `state`, or None if there are no adapters. `apply_gradients` handles updates with a
-    non-finite loss or gradient."""
+    The function donates `state`. The number of prompts in the batch must be a multiple of `microbatches`. `inner_step`, int32
+    [], is the index of the inner update. `base_params` are the frozen parameters under the adapters in `state`, or None if
+    there are no adapters. `apply_gradients` handles updates with a non-finite loss or gradient."""
 
     def update(
         state: TrainState, batch: GroupBatch, logprobs: LogProbs, inner_step: jax.Array, base_params: Params | None = None
     ):
         logprobs = jax.tree.map(lambda x: x[inner_step % x.shape[0]], logprobs)
 
-        def loss_of(trained, batch, logprobs):
-            return loss_and_statistics(policy.assemble(trained, base_params), batch, logprobs, policy.model, objective, mesh)
+        def part_loss(trained, part):
+            return loss_and_statistics(policy.assemble(trained, base_params), *part, policy.model, objective, mesh)
 
-        def gradients_of(trained, part):
-            batch, logprobs = part
-
-            # Differentiates inside the branch for a bucket. Outside, the activations of all branches would be kept.
-            def of_bucket(batch, views):
-                return jax.value_and_grad(loss_of, has_aux=True)(trained, batch, dataclasses.replace(logprobs, views=views))
-
-            return at_bucket(of_bucket, batch, logprobs.views, microbatches)
-
-        parts = batch, logprobs
-        (loss, statistics), gradients = accumulate_gradients(gradients_of, state.params, parts, microbatches.number)
+        (loss, statistics), gradients = accumulate_gradients(
+            jax.value_and_grad(part_loss, has_aux=True), state.params, (batch, logprobs), microbatches
+        )
         state, norm, finite = apply_gradients(state, loss, gradients, optimizer)
         return state, {**statistics, "policy/loss": loss, "policy/grad_norm": norm, "finite_gradients": finite}
 

@@ -17,7 +17,6 @@ from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.model.sharding import Params
 from igpo_jax.rl.dynamic_sampling import key_of_batch, merge, mixed_groups
 from igpo_jax.rl.keys import KeyPurpose
-from igpo_jax.rl.microbatches import Microbatches, sort_by_length
 from igpo_jax.rl.objective import compute_logprobs
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout, up_to_first_eos
 from igpo_jax.rl.update import make_update
@@ -45,7 +44,6 @@ class RLRun(NamedTuple):
     order: grain.MapDataset[PromptBatch]
     update: Callable  # see `make_update`
     rollout: RolloutConfig  # with the configured sampler, which an iteration may replace by `exact_sampler`
-    microbatches: Microbatches  # of scores and updates
 
 
 class Iteration(NamedTuple):
@@ -71,9 +69,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
     reference, key = _reference(stage, start), experiment.key(2)
     order = batches(present(experiment.rl_data).prompts, rl.prompts, config.seed, config.data.prompt_buckets)
-    microbatches = Microbatches(rl.microbatches, config.data.prompt_buckets)
-    update = make_update(stage.optimizer, stage.policy, config.objective, experiment.mesh, microbatches)
-    run = RLRun(stage, reference, order, update, _rollout_config(experiment), microbatches)
+    update = make_update(stage.optimizer, stage.policy, config.objective, experiment.mesh, rl.microbatches)
+    run = RLRun(stage, reference, order, update, _rollout_config(experiment))
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
     solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
     restored = stage.restore(key, solution_bank)
@@ -123,14 +120,14 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
             parts = _sample_batches(run, state, sampling_params, sampling_key, cfg)
         attempts = [attempt for part in parts for attempt in (part.first, part.second) if attempt is not None]
         stage.stop_if_ungraded(state, [attempt.grades for attempt in attempts])
-        sampled = merge(parts, cfg)
-        groups = shard_batch(sort_by_length(sampled.groups, run.microbatches.number), mesh)
+        sampled = merge(parts, mesh, cfg)
+        groups = sampled.groups
 
         with watch.measure("time/score"):
             policy = sampling_params if stage.experiment.sampling_mesh == mesh else None
             del sampling_params  # a copy's memory is needed
             policy = policy or stage.scoring_params(state)
-            logprobs = compute_logprobs(policy, run.reference, groups, key, model, objective, mesh, run.microbatches)
+            logprobs = compute_logprobs(policy, run.reference, groups, key, model, objective, mesh, config.rl.microbatches)
             seen = (logprobs.views.weight > 0).any(axis=2)
             entropy = float(jnp.mean(logprobs.entropy, where=groups.loss_mask & seen))
         del policy  # updates need its memory
@@ -251,7 +248,7 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
     return {
         "rollout/rewards": sampled.first.grades.rewards[sampled.first.grades.graded],
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
-        "rollout/advantages": sampled.groups.advantages,
+        "rollout/advantages": to_host(sampled.groups.advantages),
     }
 
 
@@ -288,7 +285,7 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "rescued": name == "hinted" and bool(grades["correct"]),
         }
 
-    problem_ids, triggered, rows = sampled.groups.problem_id, sampled.triggered.tolist(), []
+    problem_ids, triggered, rows = to_host(sampled.groups.problem_id), sampled.triggered.tolist(), []
     for group in (triggered + [g for g in range(len(problem_ids)) if g not in triggered])[:ROLLOUTS_SHOWN]:
         rows.append(row(sampled.first, "first", group, group))
         if sampled.second is not None and group in triggered:

@@ -8,7 +8,6 @@ import pytest
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
 from igpo_jax.rl.likelihood import LOWEST_LEVEL, NOISE_LEVELS, GroupBatch, hidden_states, views_of
-from igpo_jax.rl.microbatches import Microbatches
 from igpo_jax.rl.objective import LogProbs, ObjectiveConfig, compute_logprobs, entropy_filter
 from igpo_jax.runtime.mesh import shard_batch
 
@@ -114,8 +113,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, samples, meshes, mesh_of):
         old, batch = on_mesh(mesh, make_params(0), make_batch())
         reference = jax.device_put(make_params(1), shardings(CFG, mesh))
         with jax.set_mesh(mesh):
-            how = CFG, objective, mesh, Microbatches(parts)
-            return jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), *how))
+            return jax.device_get(compute_logprobs(old, reference, batch, jax.random.key(0), CFG, objective, mesh, parts))
 
     expected = scores_on((1, 1, 1))
     for shape, parts in meshes:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from igpo_jax.diffusion.sampler import HINT
 from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.rl.likelihood import GroupBatch
-from igpo_jax.rl.microbatches import Microbatches
 from igpo_jax.rl.objective import (
     ObjectiveConfig,
     advantages,
@@ -376,7 +375,7 @@ def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, par
     objective, params = ObjectiveConfig(**estimator, **how, inner_steps=2), make_params(0)
 
     def run(batch):
-        logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh, Microbatches(parts))
+        logprobs = compute_logprobs(params, params, batch, jax.random.key(0), CFG, objective, mesh, parts)
         logprobs = jax.tree.map(lambda x: x[-1], logprobs)
         function = jax.jit(functools.partial(loss_and_statistics, cfg=CFG, objective=objective, mesh=mesh))
         return *function(params, batch, logprobs), jax.device_get(logprobs)

@@ -13,7 +13,6 @@ from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.rl.likelihood import GroupBatch
-from igpo_jax.rl.microbatches import Microbatches
 from igpo_jax.rl.objective import ObjectiveConfig, advantages, compute_logprobs, loss_and_statistics
 from igpo_jax.rl.update import make_update
 from igpo_jax.runtime.mesh import shard_batch
@@ -49,7 +48,7 @@ def start(mesh, **optimizer):
 def test_each_program_is_compiled_once(mesh_of):
     mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2)
     reference, state, optimizer = start(mesh)
-    update = make_update(optimizer, Policy(CFG), objective, mesh, Microbatches(2, (4, P_LENGTH)))
+    update = make_update(optimizer, Policy(CFG), objective, mesh, microbatches=2)
     programs = {"sample": denoise_block, "score": compute_logprobs, "update": update}
     before = {name: program._cache_size() for name, program in programs.items()}
     with jax.set_mesh(mesh):

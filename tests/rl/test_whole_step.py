@@ -15,12 +15,11 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig, forward, init, parameter_table, shardings, unembed
+from igpo_jax.rl.dynamic_sampling import merge
 from igpo_jax.rl.hints import InpaintingConfig
-from igpo_jax.rl.microbatches import Microbatches, sort_by_length
 from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
-from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.training.policy import Policy, cast_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
@@ -84,11 +83,10 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool, cache: str = "non
             sampling_params = Policy(MODEL, lora).copy_to(policy, sampling_mesh)
         with jax.set_mesh(sampling_mesh):
             sampled = rollout(sampling_params, prompts(), grade, key, cfg, sampling_mesh)
-        parts = Microbatches(2 if N % (2 * batch_size_divisor(mesh)) == 0 else 1, (5, 7))
-        groups = shard_batch(sort_by_length(sampled.groups, parts.number), mesh)
-        logprobs = compute_logprobs(policy, reference, groups, key, MODEL, objective, mesh, parts)
-        update = make_update(optimizer, Policy(MODEL, lora), objective, mesh, parts)
-        state, statistics = update(state, groups, logprobs, jnp.int32(0), frozen)
+        sampled = merge([sampled], mesh, cfg)
+        logprobs = compute_logprobs(policy, reference, sampled.groups, key, MODEL, objective, mesh)
+        update = make_update(optimizer, Policy(MODEL, lora), objective, mesh)
+        state, statistics = update(state, sampled.groups, logprobs, jnp.int32(0), frozen)
     after = jax.tree.map(np.asarray, state.params)
     return sampled, float(statistics["policy/loss"]), float(statistics["policy/grad_norm"]), after, before
 

@@ -10,6 +10,7 @@ import pytest
 from igpo_jax.plan import programs as planning
 from igpo_jax.run import layout
 from igpo_jax.run.layout import sampling_choices, with_layout
+from igpo_jax.run.microbatch_choice import update_bytes, with_microbatches
 from igpo_jax.runtime.chips import CHIPS
 from run_configs import CONFIGS, parsed
 
@@ -71,13 +72,26 @@ def test_shorter_prompts_permit_more_chunks_with_less_padding(mesh_of, monkeypat
 @pytest.mark.parametrize("memory", [0.001, 0.02, 1.0, 16.0])
 def test_sizes_of_zero_are_replaced_by_sizes_that_fit(memory, mesh_of, monkeypatch):
     monkeypatch.setattr(layout, "UNKNOWN", dataclasses.replace(layout.UNKNOWN, memory_gib=memory))
-    config = parsed(rl__rollout_chunks=0, evaluation__batch_size=0, **NETWORK)
+    config = parsed(rl__rollout_chunks=0, rl__microbatches=0, evaluation__batch_size=0, **NETWORK)
     run = planning.fitted(config, mesh_of((2, 2, 2)))
     rows, size = config.rl.prompts // run.config.rl.rollout_chunks * config.rl.group_size, run.config.evaluation.batch_size
     copies = run.sampling_mesh.shape["data"] * run.sampling_mesh.shape["fsdp"]
     assert rows % copies == size % copies == size % 4 == 0 < size < 2 * max(config.evaluation.problems, 8)
+    parts = [n for n in range(1, config.rl.prompts + 1) if config.rl.prompts % (4 * n) == 0]
+    assert run.config.rl.microbatches in parts
     if memory == 16:
-        assert run.config.rl.rollout_chunks == 1 and size == 16
+        assert run.config.rl.rollout_chunks == run.config.rl.microbatches == 1 and size == 16
+
+
+def test_there_are_as_few_microbatches_as_fit(mesh_of, monkeypatch):
+    config, mesh = math_config("lora", rl__microbatches=0), mesh_of((1, 8, 1))
+    needed = {n: update_bytes(config, network(config), mesh, n) for n in (1, 2, 4, 8)}
+    assert needed[1] > needed[2] > needed[4] > needed[8]
+    for wanted in (2, 4, 8):
+        memory = needed[wanted] / layout.USABLE / 2**30 + 0.01
+        monkeypatch.setattr(layout, "UNKNOWN", dataclasses.replace(layout.UNKNOWN, memory_gib=memory))
+        assert with_microbatches(config, network(config), mesh).rl.microbatches == wanted
+    assert with_microbatches(math_config("lora", rl__microbatches=1), network(config), mesh).rl.microbatches == 1
 
 
 def test_values_that_are_named_are_kept(mesh_of):
