@@ -68,7 +68,10 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
     try:
-        app.run(main, flags_parser=parse)
+        try:
+            app.run(main, flags_parser=parse)
+        except MemoryError:
+            sys.exit("error: out of memory")
     except BaseException as end:
         if isinstance(end, SystemExit) and isinstance(end.code, str):
             code = escape_controls(end.code, kept="")

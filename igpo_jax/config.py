@@ -20,6 +20,7 @@ from igpo_jax.model.transformer import AUTO, ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.checks import (
+    MOST_DEADLINE,
     MOST_IDS,
     MOST_PROBLEMS,
     MOST_ROWS,
@@ -152,7 +153,9 @@ class RewardConfig:
     # warm_up(), which loads what the function needs.
     function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
     workers: int = checked(2, at_least(1, most=1024))
-    deadline_seconds: float = checked(5.0, positive)  # per answer
+    deadline_seconds: float = checked(
+        5.0, lambda value: positive(value) or at_least(0, most=MOST_DEADLINE)(value)
+    )  # per answer
     # A run stops if a larger share of an iteration's or evaluation's completions has no verdict: it is late, or the function fails.
     max_ungraded: float = checked(0.2, within(0, 1))
     scale: float = checked(1.0, positive)  # factor of the function's value; reference code: 3
@@ -339,6 +342,8 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
     drawn. Raises ValueError if the network and the tokenizer do not match."""
     ends = f"eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}"
     require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
+    masks = f"mask_token_id of config.json is {model.mask_id}, that of the tokenizer {tokenizer.mask_id}"
+    require(tokenizer.mask_id == model.mask_id, f"{folder}: {masks}")
     sizes = f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
     require(tokenizer.vocab_size <= model.vocab_size, f"{folder}: {sizes}")
     return dataclasses.replace(model, eot_id=tokenizer.eot_id, never_drawn=ids_never_drawn(tokenizer, model.vocab_size))

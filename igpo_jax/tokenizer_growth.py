@@ -40,6 +40,12 @@ def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
     _require_bounded(file, encoding, bounds["decoder"])
     # The library normalizes the added tokens when it reads the file.
     added = [token["content"] for token in values.get("added_tokens", [])]
+    for token in values.get("added_tokens", []):
+        strips = (token.get("lstrip") or token.get("rstrip")) and token["content"] != token["content"].strip()
+        slow = (
+            f"{file}: the added token {token['content'][:100]!r} begins or ends with white space, and lstrip or rstrip is set"
+        )
+        require(not strips, f"{slow}; this takes quadratic time")
     require_short(file, sum(len(content.encode()) for content in added), encoding)
     _require_little_nesting(file, added)
     return encoding, bounds["decoder"]
@@ -138,8 +144,10 @@ def _growth(file: pathlib.Path, part: str, rule: Rule) -> float:
 def _replace(rule: Rule) -> float:
     [(kind, pattern)] = rule["pattern"].items()
     content = len(rule["content"].encode())
-    # An expression or an empty text can match at both sides of every character.
-    return content / len(pattern.encode()) if kind == "String" and pattern else 1 + 2 * content
+    if kind == "String":
+        require(pattern, "its pattern is empty")  # at which the library panics
+        return content / len(pattern.encode())
+    return 1 + 2 * content  # an expression can match at both sides of every character
 
 
 def _precompiled(rule: Rule) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from igpo_jax.runtime.checks import MOST_IDS
+from igpo_jax.runtime.checks import MOST_IDS, require
 from igpo_jax.runtime.files import atomic_write, first_line, read_json
 from igpo_jax.tokenizer_growth import growths, require_short, sentencepiece_growths
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
+STAND_INS = (*range(0xE000, 0xF900), *range(0xAC00, 0xD7A4), *range(0x4E00, 0xA000))  # see `_stand_in`
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn ▁ as a space, and drops training texts with ▅
 START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 ENDS_OF_TURN = (END_OF_TURN, "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
@@ -50,13 +51,20 @@ class Tokenizer(Protocol):
 
 
 def _stand_in(text: str, alphabet: set[str]) -> str:
-    """Returns a private-use character, with as many UTF-8 bytes as SPACE_MARK, that is in neither the text nor the alphabet."""
-    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text and c not in alphabet)
+    """Returns a character, with as many UTF-8 bytes as SPACE_MARK, that is in neither the text nor the alphabet. It is for private
+    use, or, if all of these occur, a Hangul syllable or a Chinese character, which normalization does not change. Raises
+    ValueError if all of them occur."""
+    used = alphabet.union(text)
+    found = next((c for c in map(chr, STAND_INS) if c not in used), "")
+    require(found, f"a text with {SPACE_MARK} has too many different characters")
+    return found
 
 
 def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[[str], list[int | None]]) -> list[int]:
-    """Replaces the byte pieces of the stand-in with those of SPACE_MARK. Changes nothing if the model has no byte pieces."""
+    """Replaces the byte pieces of the stand-in with those of SPACE_MARK. Changes nothing if the model lacks such pieces."""
     old, new = byte_ids(stand_in), byte_ids(SPACE_MARK)
+    if None in new:
+        return ids
     for place in range(len(ids) - len(old) + 1):
         if ids[place : place + len(old)] == old:
             ids[place : place + len(old)] = cast(list[int], new)
@@ -179,8 +187,8 @@ class HuggingFaceTokenizer:
         self.pad_id = id_of("pad_token") if "pad_token" in named else self.eos_id
         self.eot_id = self._special.get(END_OF_TURN)
         unused = set(range(self.vocab_size)) - {id for token, id in vocabulary.items() if token}
-        unknown = {vocabulary.get(values["model"].get("unk_token")), values["model"].get("unk_id")}  # the latter in Unigram
-        unknown |= {self._tokenizer.token_to_id(named["unk_token"])} if "unk_token" in named else set()
+        unknown = _unknown_ids(path, values["model"], vocabulary)
+        unknown |= {vocabulary[named["unk_token"]]} if named.get("unk_token") in vocabulary else set()
         self.no_text_ids = frozenset((unused | unknown | {self.pad_id}) - {self.eos_id, self.eot_id, mask_id, None})
 
     def special_id(self, token: str) -> int | None:
@@ -278,6 +286,16 @@ def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -
     if any(found):
         reason = "ids without text (the unknown token, padding or unused ids), which the sampler never draws"
         log.warning("%d of %d %s have %s; the first is number %d", sum(found), len(found), rows, reason, found.index(True) + 1)
+
+
+def _unknown_ids(file: pathlib.Path, model: dict[str, Any], vocabulary: dict[str, int]) -> set[int]:
+    """Returns the id of the unknown token of a tokenizer.json, which Unigram gives as a number and other models as a token."""
+    token, id = model.get("unk_token"), model.get("unk_id") if model.get("type") == "Unigram" else None
+    require(token is None or isinstance(token, str), f"{file}: model.unk_token={repr(token)[:100]} is no text")
+    valid = id is None or (type(id) is int and 0 <= id < len(vocabulary))
+    require(valid, f"{file}: model.unk_id={repr(id)[:100]} is no id of the vocabulary")
+    known = [id] if token is None else [id, vocabulary.get(token)]
+    return {number for number in known if number is not None}
 
 
 def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:

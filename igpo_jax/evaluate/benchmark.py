@@ -4,6 +4,7 @@ The rows do not depend on the batch size or the mesh."""
 
 import collections
 import contextlib
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Collection, Sequence
@@ -44,6 +45,8 @@ from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tokenizers import completion_text, warn_of_no_text
 
+log = logging.getLogger(__name__)
+
 # Values of a completion in a row -> (what they are, whether a value is one); rows of earlier versions have no outcome
 COMPLETION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "correct": ("true or false", lambda value: isinstance(value, bool)),
@@ -68,6 +71,9 @@ def run_benchmark(
     with raise_on_all_hosts():
         saved = len(_whole_rows(file, problems, part.draws)) if jax.process_index() == 0 else 0
     before = done = int(all_gather_hosts(np.int64(saved))[0])
+    if saved:
+        message = "%s has %d of %d problems from an earlier evaluation; to evaluate them again, give another --output"
+        log.warning(message, file, saved, len(problems))
     prompts = prompts_of(model, config, problems)
     ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from igpo_jax.grading import RULES
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import numbered_lines, parse_json, read_json, require_plain_name, wrap_read_errors
 
@@ -63,8 +64,11 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
 def protocol_rule(file: pathlib.Path) -> str | None:
     """Returns the rule that finds answers (`igpo_jax.grade`) in the protocol of the evaluation that wrote a file. Returns None
     if the file is not part of an evaluation, or if the benchmark's task is not math, which alone has such a rule."""
-    task = _tasks(file.parent).get(file.stem, {}) if (file.parent / "protocol.json").is_file() else {}
-    return task.get("answer") if task.get("name") == "math" else None
+    protocol = file.parent / "protocol.json"
+    task = _tasks(file.parent).get(file.stem, {}) if protocol.is_file() else {}
+    rule = task.get("answer") if task.get("name") == "math" else None
+    require(rule in (None, *RULES), f"{protocol}: the rule {repr(rule)[:100]} of {file.stem} is none of {', '.join(RULES)}")
+    return rule
 
 
 def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

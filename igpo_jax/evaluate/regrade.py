@@ -93,7 +93,8 @@ def stored_verdicts(generations: Sequence[Generation]) -> Verdicts:
 
 def compare_graders(generations: Sequence[Generation], verdicts: Verdicts) -> dict[str, Any]:
     """Returns the accuracy of each column of `verdicts`, and a paired test for each pair of columns."""
-    problems = np.unique([one.id for one in generations], return_inverse=True)[1]
+    numbers: dict[str, int] = {}
+    problems = np.array([numbers.setdefault(one.id, len(numbers)) for one in generations])
     first = np.array([one.sample == 0 for one in generations])
     value = {"right": 1.0, "wrong": 0.0}
     values = {name: np.array([value.get(v, np.nan) for v in column]) for name, column in verdicts.items()}

@@ -22,6 +22,8 @@ from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table
 from igpo_jax.runtime.checks import MOST_IDS
 from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
+MOST_NUMBERS = 1 << 44  # in a matrix of all layers; XLA ends the process if a product of sizes overflows
+
 OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number of positions; None: all positions
 Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 AUTO = "auto"  # value of `ModelConfig.attention`
@@ -62,6 +64,9 @@ class ModelConfig:
             raise ValueError(f"vocab_size={self.vocab_size}; at most {MOST_IDS} ids are possible")
         if not (0 < self.rope_theta < math.inf and 0 < self.norm_epsilon < math.inf):
             raise ValueError(f"rope_theta={self.rope_theta} and norm_epsilon={self.norm_epsilon} must be positive")
+        numbers = max(self.layers * self.width * max(self.width, self.mlp_width), self.vocab_size * self.width)
+        if numbers > MOST_NUMBERS:
+            raise ValueError(f"layers, width, mlp_width or vocab_size: a matrix of all layers has {numbers:.3g} numbers")
         if self.head_chunk < 0:
             raise ValueError(f"head_chunk={self.head_chunk} must not be negative")
         if self.width % self.heads or self.head_size % 2:

@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
@@ -80,7 +81,8 @@ def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
     if config.task.name not in TASKS:  # a user's module is code, which should not run just for an example
         return fields
     try:
-        problem = load_task(config.task.name).load(config.task, "test", config.seed)[0]
+        task = ConfigDict(config.task.to_dict() | ({"test_problems": 1} if "test_problems" in config.task else {}))
+        problem = load_task(config.task.name).load(task, "test", config.seed)[0]
     except ValueError:  # the problem files are not on this machine
         return fields
     assert model.tokenizer is not None  # checked by load

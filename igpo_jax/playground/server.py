@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import jax
 import numpy as np
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -176,7 +177,8 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str, time_
     generations, animations = JobQueue("generations"), JobQueue("animations")
 
     async def generate(request: Request) -> Response:
-        call = parse_request(await read_json_body(request, REQUEST_BYTES), model)
+        # In a thread, because some texts take long to tokenize
+        call = await run_in_threadpool(parse_request, await read_json_body(request, REQUEST_BYTES), model)
         job = generations.join(functools.partial(denoise, call, model, time_limit), client_of(request))
         return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -14,6 +14,7 @@ MOST_IDS = 1 << 20  # in a vocabulary, far more than in any model's; bounds list
 MOST_TOKENS = 1 << 16  # of a prompt or a completion
 MOST_ROWS = 1 << 16  # of a batch
 MOST_PROBLEMS = 10**6  # of a split that a task generates, and of an evaluation
+MOST_DEADLINE = 3600  # seconds to grade an answer
 
 
 def checked(default: Any, check: Check) -> Any:

@@ -12,11 +12,13 @@ import re
 
 import numpy as np
 
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.problem import DRAWN_SIZES, Problem
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COINS = (1, 2, 5, 10, 20, 50)
 MAX_SLOTS = 1000
+MOST_ADDITIONS = 10**7  # of a split; a stranger's run may ask for it, and an addition takes 2 µs
 ANSWER = re.compile(r"=(\d\d)$")
 REWARD_OPTIONS = ()
 
@@ -37,6 +39,8 @@ def load(task, split: str, seed: int) -> list[Problem]:
     slots, size, is_sft = task.slots, task[f"{split}_problems"], split == "sft"
     if not 2 <= slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
+    too_many = f"task.{split}_problems={size} times task.slots={slots} must be at most {MOST_ADDITIONS}"
+    require(size * slots <= MOST_ADDITIONS, too_many)
     if not 0 <= task.worked_share <= 1:
         raise ValueError(f"task.worked_share={task.worked_share} must be in [0, 1]")
     held_out = set() if split == "test" else {problem.question for problem in load(task, "test", seed)}

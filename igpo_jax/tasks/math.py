@@ -9,6 +9,7 @@ import re
 from igpo_jax.grading import grade
 from igpo_jax.grading import reference_code as reference_rules  # `reference_code` is a key of the configuration
 from igpo_jax.grading.answers import extract
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.decontamination import Content, question_content
 from igpo_jax.tasks.problem import Problem
@@ -25,6 +26,7 @@ RELEASED_DEMONSTRATION = "<reasoning>\n{response}"
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 PLAIN_DEMONSTRATION = "{solution}\n#### {answer}"
 REWARD_OPTIONS = ("answer", "reference_code")
+MOST_TEMPLATE, MOST_FIELDS = 1 << 16, 16  # a template in a stranger's run could otherwise multiply each question
 
 
 def defaults(**values) -> dict:
@@ -56,6 +58,10 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
     template or the rule for finding answers is invalid. If a file is unusable, the ValueError names the file and line."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
+    for key in ("prompt", "demonstration"):
+        fields = len(re.findall(r"\{(?:question|solution|answer|response)\}", task[key]))
+        too_long = f"task.{key} has {len(task[key])} characters and {fields} fields; at most {MOST_TEMPLATE} and {MOST_FIELDS}"
+        require(len(task[key]) <= MOST_TEMPLATE and fields <= MOST_FIELDS, f"{too_long} are possible")
     if task.answer not in ("box", "number", "any"):
         raise ValueError(f"task.answer={task.answer!r} is none of box, number, any")
     if not sources(task, split):

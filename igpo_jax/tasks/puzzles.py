@@ -5,11 +5,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.decontamination import Content
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.rows import is_null, read_rows
 
 log = logging.getLogger(__name__)
+MOST_PUZZLES = 10**5  # of a split; a stranger's run may ask for it, and a puzzle takes up to 1 ms
 
 
 def puzzle_defaults(name: str, /, **values) -> dict[str, Any]:
@@ -44,13 +46,15 @@ def load_puzzles(
                 raise ValueError(f"{place}: the id {puzzle.id!r} has come before")
             puzzles[puzzle.id] = puzzle
         return list(puzzles.values())
+    size = task[f"{split}_problems"]
+    require(size <= MOST_PUZZLES, f"task.{split}_problems={size} must be at most {MOST_PUZZLES}")
     held_out: set[Content] = set()
     if split != "test":
         held_out = {content(task, problem) for problem in load_puzzles(task, "test", seed, read, drawn, content)}
     draw = random.Random(f"{split} {0 if split == 'test' else seed}")
     problems: dict[str, Problem] = {}
     tested = 0
-    while len(problems) < task[f"{split}_problems"]:
+    while len(problems) < size:
         problem = drawn(draw, held_out)
         if isinstance(problem, Problem):
             problems[problem.id] = problem

@@ -16,10 +16,12 @@ import random
 import re
 from typing import NamedTuple
 
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.problem import DRAWN_SIZES, Problem
 
 MAX_NUMBER = 999
 MAX_STEPS = 1000
+MOST_EQUATIONS = 2 * 10**6  # of a split; a stranger's run may ask for it, and an equation takes 40 µs
 ENDING_TRIES = 20  # draws of an ending's numbers before the story is redrawn
 MAX_REPEATS = 1000  # consecutive draws without a new question, after which the supply is considered exhausted
 OPEN = "#### ?"
@@ -87,6 +89,8 @@ def load(task, split: str, seed: int) -> list[Problem]:
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:
         raise ValueError(f"task.steps={steps} must be at least 2, and at most {MAX_STEPS}")
+    too_many = f"task.{split}_problems={size} times task.steps={steps} must be at most {MOST_EQUATIONS}"
+    require(size * steps <= MOST_EQUATIONS, too_many)
     if not (0 <= distractors <= 1 and 0 <= worked_share <= 1):
         raise ValueError(f"task.distractors={distractors} and task.worked_share={worked_share} must be in [0, 1]")
     held_out = set() if split == "test" else {problem.question for problem in load(task, "test", seed)}

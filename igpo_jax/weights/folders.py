@@ -30,7 +30,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
-from igpo_jax.runtime.files import atomic_write, first_line, folder_size, read_json, require_plausible
+from igpo_jax.runtime.files import atomic_write, first_line, folder_size, read_json, require_links_inside, require_plausible
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.finite import check_finite
@@ -219,6 +219,8 @@ def convert(
     `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config`, `check_tensors`,
     `check_link` or `check_finite` rejects the source. With `allow_nonfinite`, `check_finite` warns instead."""
     cfg = folder_model_config(source)
+    for file in sorted(pathlib.Path(source).glob("model*.safetensors")):
+        check_link(file)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         if jax.process_index() == 0:
@@ -234,6 +236,8 @@ def export(
 ) -> None:
     """Converts a model folder to a Hugging Face folder, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
+    check_link(pathlib.Path(source) / "params")
+    require_links_inside(pathlib.Path(source) / "params")
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
     with new_folder(target) as folder:
@@ -310,7 +314,7 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 
 
 def check_link(file: pathlib.Path) -> None:
-    """Raises ValueError if a file to be copied is a symbolic link that leads out of its folder. Such a folder may come from a
+    """Raises ValueError if a file to be copied or converted is a symbolic link that leads out of its folder. Such a folder may come from a
     stranger, and the link may lead to any file of the user. Allows links to the blobs of the same model in Hugging Face's
     cache."""
     folder = pathlib.Path(os.path.realpath(file.parent))

@@ -193,7 +193,7 @@ def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
         values["n_kv_heads"] = values.get("n_heads")
     ratio, width = values.get("mlp_ratio"), values.get("d_model")
     if values.get("mlp_hidden_size") is None and isinstance(ratio, int | float) and isinstance(width, int | float):
-        values["mlp_hidden_size"] = ratio * width
+        values["mlp_hidden_size"] = _positive(values, "mlp_ratio") * _integer(values, "d_model")
     embeddings, vocab_size = values.get("embedding_size"), values.get("vocab_size")
     if embeddings not in (None, vocab_size):
         raise ValueError(f"config.json: embedding_size={embeddings!r} differs from vocab_size={vocab_size!r}")

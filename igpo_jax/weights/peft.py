@@ -154,8 +154,10 @@ def _check_targets(file: pathlib.Path, config: dict[str, Any], modules: list[str
         names = config.get(key)
         if not isinstance(names, list):
             continue
+        known = {name for name in names if isinstance(name, str)}
         for module in modules:
-            listed = any(module == name or module.endswith(f".{name}") for name in names)
+            parts = module.split(".")
+            listed = any(".".join(parts[start:]) in known for start in range(len(parts)))
             if listed != used:
                 raise ValueError(f"{file}: {key}={_shown(names)} leaves out {module}, which {ADAPTER_FILE} has tensors for")
 
