@@ -45,6 +45,14 @@ def file(evaluate, tmp_path):
     return tmp_path / "sums.jsonl"
 
 
+def test_rows_that_were_there_before_are_told(evaluate, file, caplog):
+    """A stranger's run may contain an evaluation whose rows are forged."""
+    file.write_text(as_json_lines(read_rows(file)[:3]))
+    caplog.clear()
+    assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS
+    assert f"{file} has 3 of {PROBLEMS} problems from an earlier evaluation; to evaluate them again, give another" in caplog.text
+
+
 @pytest.mark.parametrize("change", [doubled, interleaved, foreign, swapped, without_id, twice_drawn])
 def test_an_evaluation_does_not_go_on_with_other_rows(change, evaluate, file):
     rows = read_rows(file)

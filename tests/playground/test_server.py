@@ -204,6 +204,27 @@ def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, mo
         assert events[-1]["text"] == model.generate(["Hello"], **DECODING | {"seed": seed})[0].text
 
 
+def test_a_text_that_takes_long_to_tokenize_keeps_nobody_waiting(app, monkeypatch):
+    others_served, parse = threading.Event(), server.parse_request
+
+    def slow(*arguments):
+        assert others_served.wait(30)
+        return parse(*arguments)
+
+    monkeypatch.setattr(server, "parse_request", slow)
+
+    async def together():
+        async with connected(app) as client:
+            asked = asyncio.create_task(client.post("/generate", json=ASKED))
+            await asyncio.sleep(0.1)
+            status = (await client.get("/info")).status_code
+            others_served.set()
+            return status, (await asked).text
+
+    status, text = asyncio.run(together())
+    assert status == 200 and told(text)[-1]["type"] == "done"
+
+
 def test_too_many_are_turned_away(app, monkeypatch):
     enough = threading.Event()
     monkeypatch.setattr(server, "denoise", lambda *_: enough.wait(30))
