@@ -311,12 +311,12 @@ def load(
         adapters: a folder with LoRA adapters of the model in PEFT's format.
         dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The
             default is bfloat16 on accelerators and float32 on CPUs.
-        mesh: the device mesh that holds the parameters. By default, a mesh of all devices, on which sampling is
-            estimated to be fastest.
+        mesh: the device mesh that holds the parameters. By default, the mesh of all devices on which sampling is estimated to
+            be fastest.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
             has a checkpoint. The argument is only allowed if `path` is a run's folder.
-        needs: "ids", "text" or "chat", what the model will be given. If the folder lacks the tokenizer or the chat template
-            that this needs, raises ValueError before any weights are read.
+        needs: the kind of input that the model will be given: "ids", "text" or "chat". If such input needs a tokenizer or a
+            chat template that the folder lacks, raises ValueError before any weights are read.
         trust: names of Python modules outside this package that config.json of a training run may name as its task. Loading the
             run imports its task, which runs with your permissions.
         allow_nonfinite: whether weights that are NaN or infinite only give a warning. By default, they raise a ValueError that
@@ -359,8 +359,9 @@ def load(
 
 
 def _laid_out_for_sampling(model: DiffusionLM, adapters: LoraConfig | None) -> DiffusionLM:
-    """Copies the weights to the mesh of `run.layout.mesh_for_sampling`, because gathering them for every evaluation of the network
-    takes most of the time on several devices."""
+    """Returns the model on the mesh that `run.layout.mesh_for_sampling` chooses. Copies the weights if this mesh is not
+    `model.mesh`. Without the copy, several devices would spend most of the time gathering the weights for every evaluation of
+    the network."""
     load = Load(model.decode, ROWS_PER_DEVICE * model.mesh.devices.size, TYPICAL_PROMPT + model.decode.completion_length)
     mesh = mesh_for_sampling(model.config, adapters, model.mesh, load)
     if mesh is model.mesh:

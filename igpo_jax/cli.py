@@ -31,8 +31,8 @@ flags.disclaim_key_flags()  # --help of a command lists the flag of `define_conf
 
 
 def define_config() -> "flags.FlagHolder[ConfigDict]":
-    """Defines the flag --config. ml_collections also reads the files of --flagfile here. If one cannot be read, prints the
-    error in one line and ends the process."""
+    """Defines the flag --config. In doing so, ml_collections also reads the files of --flagfile. If such a file cannot be read,
+    prints the error in one line and ends the process."""
     from ml_collections import config_flags
 
     try:
@@ -54,16 +54,16 @@ def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
 
 def escape_controls(text: str, kept: str = "\n\t") -> str:
     """Escapes control characters except those in `kept`. Otherwise, printing an untrusted text, such as a model's output, could
-    command the terminal, for example to change the clipboard."""
+    control the terminal, for example change the clipboard."""
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
     message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. Escapes control characters,
-    which names of files may contain, in this message and in logged ones. After an error, waits at most `PATIENCE` seconds for
-    other threads, because threads of a failed save in Orbax wait for each other for minutes. Does not print tracebacks of
-    threads and coroutines of a failed read in Orbax, whose errors nothing can catch."""
+    which names of files may contain, in this message and in log messages. After an error, waits at most `PATIENCE` seconds for
+    other threads, because threads of a failed save in Orbax wait for each other for minutes. Hides the tracebacks that Orbax's
+    threads and coroutines print after a failed read, because their errors cannot be caught."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
@@ -77,7 +77,7 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
             code = escape_controls(end.code, kept="")
             end.code = code if len(code) <= LONGEST else f"{code[:LONGEST]}..."
         jax = sys.modules.get("jax")  # `doctor` runs without it
-        is_job = jax is not None and jax.distributed.is_initialized()  # whose processes wait for each other at the end
+        is_job = jax is not None and jax.distributed.is_initialized()  # processes of a job wait for each other at the end
         if not is_job and (not isinstance(end, SystemExit) or end.code):
             status = end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 1
             timer = threading.Timer(PATIENCE, os._exit, (status,))
@@ -93,7 +93,7 @@ def _escaped_record(make: Callable[..., logging.LogRecord], *args, **kwargs) -> 
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
-    """Does what `parse_arguments` does, in a process that is prepared for its host's devices."""
+    """Prepares the process for the devices of its host, and then calls `parse_arguments`."""
     from igpo_jax.runtime import host  # imports jax
 
     host.prepare()
@@ -102,8 +102,8 @@ def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
 
 def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
-    has an error, prints the error in one line and ends the process. Arguments that are neither flags nor values of flags are
-    errors, unless `words` is True. Then, of these, only NAME=VALUE is an error, if there is no such path."""
+    has an error, prints the error in one line and ends the process. An argument that is neither a flag nor the value of a flag
+    is an error. If `words` is True, it is an error only if it contains "=" and no file has this name."""
     interrupts.watch()
     try:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
@@ -148,8 +148,8 @@ def resolve_config_path(argument: str) -> str:
 
 
 def _resolve_config(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Returns the arguments with the path of the config file in place of its name, and this path, or None if the command takes
-    no config file or none is given."""
+    """Returns the arguments with the name of the config file replaced by its path, and the path. The path is None if the
+    command takes no config file, or if none is given."""
     resolved, path = list(arguments), None
     if "config" in flags.FLAGS:
         for i, argument in enumerate(arguments):
@@ -187,8 +187,8 @@ def _load_config(argument: str) -> "ConfigDict":
 
 
 def _known_flags(path: str | None) -> dict[str, bool]:
-    """Returns {name of a flag: whether it may stand without a value}. The flags are those of the command and, if `path` is the
-    path of a config file, one flag config.KEY for each key of this configuration."""
+    """Returns {name of a flag: whether the flag may be given without a value}. The flags are those of the command and, if
+    `path` is the path of a config file, one flag config.KEY for each key of this configuration."""
     known = {name: bool(flags.FLAGS[name].boolean) for name in flags.FLAGS}
     known["undefok"] = False
     for key, value in _dotted_items(_load_config(path)) if path else ():
@@ -240,8 +240,8 @@ def _unknown_flag(argument: str, rest: Sequence[str], known: dict[str, bool]) ->
 
 
 def _parts(argument: str, rest: Sequence[str]) -> tuple[str, str]:
-    """Returns the name and the value that a mistaken argument probably means, given the arguments after it. Reads
-    `rl.iterations 3` and `rl.iterations = 3` as `rl.iterations=3`."""
+    """Guesses what a user meant by a mistaken argument. Returns the name and the value of the intended flag. `rest` holds the
+    arguments that follow. For example, `rl.iterations 3` and `rl.iterations = 3` are both read as `rl.iterations=3`."""
     name, equals, value = argument.lstrip("-").partition("=")
     following = [word for word in rest[:2] if not word.startswith("--")]
     if not equals and following and following[0].startswith("="):
@@ -284,7 +284,8 @@ def _similar(name: str, known: dict[str, bool]) -> list[str]:
 
 
 def _own_flags(known: dict[str, bool]) -> list[str]:
-    """Returns the flags that the command itself defines, without those of libraries, and the configuration's keys."""
+    """Returns the names of the flags that the command itself defines and of the configuration's keys. Leaves out flags of
+    libraries."""
     modules = flags.FLAGS.flags_by_module_dict().items()
     own = {flag.name for module, defined in modules if module in ("__main__", sys.argv[0]) for flag in defined}
     own |= {flag.name for module, defined in modules if module.startswith("igpo_jax.") for flag in defined}

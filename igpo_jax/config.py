@@ -82,11 +82,12 @@ class DataConfig:
 
 
 class DecodeSection(DecodeConfig):
-    """Section of the configuration with the settings of a sampler and other keys."""
+    """Base class of the sections of the configuration that contain sampler settings in addition to their own keys."""
 
     @property
     def decode(self) -> DecodeConfig:
-        """Sampler settings of this section, without its other keys, so that equal samplers share compiled programs."""
+        """Sampler settings of this section, without its other keys. Sections with equal sampler settings share compiled
+        programs."""
         return DecodeConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DecodeConfig)})
 
 
@@ -94,8 +95,9 @@ class DecodeSection(DecodeConfig):
 class SamplerConfig(DecodeSection):
     """Section `sampler` of the configuration: the settings of rollouts."""
 
-    # How the weights lie on the devices while rollouts and evaluations sample. "train": as in training. "replicated": every
-    # device has a copy. "tensor": a few devices share a copy. "auto": the fastest of those that fit, see run/layout.py.
+    # Layout of the weights on the devices while rollouts and evaluations sample. "train": the layout used in training.
+    # "replicated": every device has a copy. "tensor": a few devices share a copy. "auto": the fastest layout that fits into
+    # memory, see run/layout.py.
     layout: str = checked("auto", one_of("auto", "train", "replicated", "tensor"))
 
 
@@ -103,7 +105,7 @@ class SamplerConfig(DecodeSection):
 class EvaluationConfig(DecodeSection):
     """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for test problems."""
 
-    problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # the first ones of the test split
+    problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # taken from the beginning of the test split
     batch_size: int = checked(128, at_least(0, most=MOST_ROWS))  # 0: as many as fit into memory, see run/layout.py
 
 
@@ -129,13 +131,15 @@ class RLConfig:
     iterations: int = checked(100, at_least(0))  # 0: no RL stage
     prompts: int = checked(16, at_least(1, most=MOST_ROWS))  # N, per rollout
     group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare", MOST_ROWS))  # G
-    # Sampled one after the other, to save memory and to pad short prompts less. 0: the fastest number, see run/layout.py
+    # A rollout samples its chunks one after the other, to save memory and to pad short prompts less. 0: the fastest number of
+    # chunks, see run/layout.py
     rollout_chunks: int = checked(1, at_least(0))
     microbatches: int = checked(1, at_least(0))  # 0: as few as fit, see run/microbatch_choice.py
     checkpoint_every: int = checked(20, at_least(1))  # iterations
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
-    # An iteration samples batches until `prompts` groups have correct and wrong completions, but at most this many batches.
+    # An iteration samples batches until `prompts` groups have both correct and wrong completions, but at most this many
+    # batches.
     dynamic_batches: int = checked(1, at_least(1))
     # With sampler.cache, the sampler's error (KL between a token's exact and cached distributions, in nats) is measured every
     # `probe_every` iterations (0: never). While the last measured error exceeds `probe_limit` (0: no limit), rollouts use the
@@ -156,9 +160,10 @@ class RewardConfig:
     deadline_seconds: float = checked(
         5.0, lambda value: positive(value) or at_least(0, most=MOST_DEADLINE)(value)
     )  # per answer
-    # A run stops if a larger share of an iteration's or evaluation's completions has no verdict: it is late, or the function fails.
+    # A run stops if more than this share of the completions of an iteration or evaluation has no verdict, because grading took
+    # too long or failed.
     max_ungraded: float = checked(0.2, within(0, 1))
-    scale: float = checked(1.0, positive)  # factor of the function's value; reference code: 3
+    scale: float = checked(1.0, positive)  # the function's value is multiplied by this; reference code: 3
     format: bool = False  # add up to 0.75 for the paper's tags and a box; reference code: True
     after_eos: bool = False  # also grade the text after the first EOS; reference code: True
 
@@ -192,7 +197,8 @@ class Config:
     reward: RewardConfig = RewardConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoints_kept: int = checked(2, at_least(1))
-    skip_limit: int = checked(5, at_least(1))  # consecutive updates with a non-finite loss or gradient that end a run
+    # A run ends after this many consecutive updates with a non-finite loss or gradient.
+    skip_limit: int = checked(5, at_least(1))
 
 
 NO_ADAPTERS: Any = {"rank": 0, "alpha": 64.0, "targets": ALL_LINEAR}  # the section `lora` if `Config.lora` is None
@@ -203,7 +209,7 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
-# Sections and keys that do not affect the supervised stage. The arms of a comparison differ in these only.
+# Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
 RL_KEYS += tuple(f"sampler.{field.name}" for field in dataclasses.fields(DecodeConfig) if field.name != "completion_length")
 
@@ -338,8 +344,8 @@ def model_config(config: Config, tokenizer) -> ModelConfig:
 
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
-    """Returns a network configuration with the end-of-turn token of the tokenizer in the same folder and the ids that are never
-    drawn. Raises ValueError if the network and the tokenizer do not match."""
+    """Returns the network configuration `model` with two additions from the tokenizer: the end-of-turn token, and the ids that
+    are never drawn. Raises ValueError if the network and the tokenizer do not match; the message names `folder`."""
     ends = f"eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}"
     require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
     masks = f"mask_token_id of config.json is {model.mask_id}, that of the tokenizer {tokenizer.mask_id}"
@@ -371,8 +377,9 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
-    """Returns a hash of the values of all keys except `RESUMABLE_KEYS`, which may change when a run resumes, and, for the stage
-    "sft", except `RL_KEYS`. Checkpoints are compared by it, so a new key must not change the hash of older configurations."""
+    """Returns a hash of a configuration. It leaves out `RESUMABLE_KEYS`, which may change when a run resumes, and for the stage
+    "sft" also `RL_KEYS`. A run resumes only from checkpoints with the same hash, so adding a key to this module must not change
+    the hash of older configurations."""
     values = to_json(config)
     for key in RESUMABLE_KEYS + (RL_KEYS if stage == "sft" else ()):
         section, _, name = key.rpartition(".")
@@ -384,7 +391,8 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
 
 
 def row_lengths(config: Config) -> list[int]:
-    """Returns the lengths of all rows, prompt and completion, that a run computes."""
+    """Returns the lengths of the rows that a run computes, in tokens, one for each prompt bucket. A row is a padded prompt and
+    its completion."""
     return [size + config.sampler.completion_length for size in config.data.prompt_buckets]
 
 

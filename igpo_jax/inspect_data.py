@@ -1,11 +1,11 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
 Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used, why
-the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number. For
-each split, shows how many problems are dropped because the test split has them, too, how many repeat a question, the lengths in
-tokens, how many problems fit the configured lengths, and a few example problems. For the RL split, also shows how much padding
-rollouts compute, and prompt buckets with less padding. In the solutions of the examples, [[double brackets]] mark text that gives
-the answer away."""
+the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number.
+For each split, shows how many problems are dropped because they are also in the test split, how many repeat a question, the
+lengths in tokens, how many problems fit the configured lengths, and a few example problems. For the RL split, also shows how
+much padding rollouts compute, and prompt buckets with less padding. In the solutions of the examples, [[double brackets]] mark
+text that gives the answer away."""
 
 from igpo_jax.runtime import interrupts
 
@@ -56,7 +56,8 @@ def main(_):
 
 def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
     """Yields lines that describe the data and show `samples` example problems of each split. Writes the number of RL prompts of
-    each length to the file `lengths`, if given. Raises ValueError if the data are invalid or have no RL prompts for it."""
+    each length to the file `lengths`, if given. Raises ValueError if the data are invalid, or if `lengths` is given and there
+    are no RL prompts."""
     task = load_task(config.task.name)
     problems, dropped, counts = load_run_problems(config)
     require(lengths is None or "rl" in problems, f"--lengths={lengths}: the configuration has no RL problems")
@@ -125,10 +126,10 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
 
 
 def _padding(prompts: np.ndarray, config: Config) -> Iterator[str]:
-    """Yields lines about the padding in front of prompts in rollouts, with the configured buckets and with the best ones."""
+    """Yields lines that report the share of padding in rollouts, for the configured prompt buckets and for the best ones."""
     rl, length, present = config.rl, config.sampler.completion_length, config.data.prompt_buckets
     batches = rollout_batches(prompts, rl.prompts, rl.rollout_chunks, seed=config.seed)
-    multiple = LANES if all((size + length) % LANES == 0 for size in present) else 2  # of attention=splash, and of cudnn
+    multiple = LANES if all((size + length) % LANES == 0 for size in present) else 2  # for attention=splash, or for cudnn
     yield f"  padding in rollouts: {padding_share(batches, present, length):.1%} of all positions with prompt_buckets={present}"
     for number in range(2, MOST_BUCKETS + 1):
         buckets = best_buckets(batches, number, present[-1], multiple)

@@ -1,6 +1,7 @@
-"""Bounds how much the rules of a tokenizer.json or a SentencePiece model lengthen a text, and how long they take. The file may
-come from a stranger, and one call of a library, which no signal interrupts, applies all of them: forty rules that double a text
-would fill the memory, and pieces with all lengths up to 3000 would take minutes."""
+"""Limits how much the rules of a tokenizer.json or a SentencePiece model can lengthen a text, and how long they can take. The
+file may come from a stranger, and the library that reads it applies all rules in one call, which no signal can interrupt.
+Without limits, forty rules that each double a text would fill the memory, and pieces of all lengths up to 3000 would take
+minutes."""
 
 import base64
 import math
@@ -12,26 +13,27 @@ import numpy as np
 
 from igpo_jax.runtime.checks import require
 
-# Bytes per byte; bounds of real files reach 10^4 (ALBERT), and those of LLaDA, Qwen and Llama are below 50.
+# Output bytes per input byte. Bounds of real files reach 10^4 (ALBERT); those of LLaDA, Qwen and Llama are below 50.
 MOST_GROWTH = 1 << 14
-MOST_BYTES = 1 << 25  # of a text after the rules; the library needs about 100 bytes for each
-# Limits of the time for each byte of a text. Without rules and long pieces, the library takes about 0.5 µs.
-MOST_RULES = 64  # of a part of tokenizer.json; a rule takes 0.02 to 0.2 µs, and ALBERT's seven normalizers are many
-# Bytes; 1 to 4 ns each. SentencePiece's default longest piece, 16 characters, allows 4 * (1 + ... + 16) = 544.
+MOST_BYTES = 1 << 25  # of a text after all rules; the library needs about 100 bytes of memory per byte
+# The next constants limit the time per byte of a text. Without rules and long pieces, the library takes about 0.5 µs.
+MOST_RULES = 64  # in each part of tokenizer.json; a rule takes 0.02 to 0.2 µs. ALBERT's seven normalizers are unusually many
+# Total bytes of a chain of pieces, each a prefix of the next; 1 to 4 ns for each byte. If the longest piece has 16 characters,
+# as by default in SentencePiece, a chain has at most 4 * (1 + ... + 16) = 544 bytes.
 MOST_NESTED = 1 << 12
 MOST_WORD = 256  # characters of a word for WordPiece, which tries all parts of a word; BERT has 100
-MOST_KEY = 64  # bytes that SentencePiece's character map replaces; 2 ns each. Those of nmt_nfkc have at most 12
+MOST_KEY = 64  # bytes of a key in SentencePiece's character map; 2 ns each. The keys of nmt_nfkc have at most 12
 MOST_TABLE = 1 << 22  # bytes of a character map; nmt_nfkc has 240 kB
-MOST_AFFIX = 64  # bytes, which are copied for each character; BERT has 2
-MOST_PIECES = 1 << 23  # bytes of all pieces of a Unigram model, which takes up to 360 bytes for each; mT5 has 250,000 pieces
+MOST_AFFIX = 64  # bytes of a prefix or suffix, which are copied for each character; BERT has 2
+MOST_PIECES = 1 << 23  # total bytes of a Unigram model's pieces; each takes up to 360 bytes of memory. mT5 has 250,000 pieces
 Rule = dict[str, Any]
 PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors", "decoder": "decoders"}
 
 
 def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
-    """Returns upper bounds for the bytes that the rules of a tokenizer.json make of one byte of text, in encoding and in decoding.
-    Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, if there is a rule of an unknown type, or if the rules or the
-    model may take long."""
+    """Returns two upper bounds on the factor by which the rules of a tokenizer.json lengthen a text, one for encoding and one
+    for decoding. Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, if a rule has an unknown type, or
+    if the rules or the model may be slow."""
     _require_quick(file, values.get("model"))
     bounds = {}
     for part, children in PARTS.items():
@@ -52,8 +54,8 @@ def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
 
 
 def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, float]:
-    """Returns upper bounds for the bytes that a serialized SentencePiece model makes of one byte of text, in encoding and in
-    decoding. Raises ValueError as `growths` does."""
+    """Returns two upper bounds on the factor by which a serialized SentencePiece model lengthens a text, one for encoding and
+    one for decoding. Raises ValueError in the same cases as `growths`."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
@@ -63,7 +65,7 @@ def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, floa
         require(length <= MOST_TABLE, f"{file}: a character map has {length} bytes; at most {MOST_TABLE} are possible")
         long = _has_long_keys(spec.precompiled_charsmap)
         require(not long, f"{file}: a character map has keys of more than {MOST_KEY} bytes; SentencePiece would be slow")
-    encoding = 6 * _longest_replacement(proto.normalizer_spec.precompiled_charsmap)  # 3 bytes mark a space, one is added
+    encoding = 6 * _longest_replacement(proto.normalizer_spec.precompiled_charsmap)  # a space takes 3 bytes, and one is added
     # One byte of input may become an unknown token, which is decoded as `unk_surface`.
     surface = len(proto.trainer_spec.unk_surface.encode())
     decoding = max(1, surface) * _longest_replacement(proto.denormalizer_spec.precompiled_charsmap)
@@ -77,13 +79,15 @@ def _require_bounded(file: pathlib.Path, encoding: float, decoding: float) -> No
 
 
 def require_short(file: object, length: int, growth: float) -> None:
-    """Raises ValueError if a text of `length` bytes may have more than `MOST_BYTES` after rules that lengthen it by `growth`."""
+    """Raises ValueError if a text of `length` bytes may exceed `MOST_BYTES` after rules that lengthen it by the factor
+    `growth`."""
     bound = f"the rules of {file} may lengthen a text of {length} bytes by a factor of {growth:g}"
     require(max(1, length) * growth <= MOST_BYTES, f"{bound}, to more than {MOST_BYTES >> 20} MiB; give a shorter text")
 
 
 def _require_quick(file: pathlib.Path, model: Any) -> None:
-    """Raises ValueError if the model of a tokenizer.json may take long for each byte of a text. The library checks the types."""
+    """Raises ValueError if the model of a tokenizer.json may be slow. Fields of a wrong type are left to the library, which
+    checks them."""
     fields = model if isinstance(model, dict) else {}
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         length = len(str(fields.get(key)).encode())
@@ -99,8 +103,8 @@ def _require_quick(file: pathlib.Path, model: Any) -> None:
 
 
 def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
-    """Raises ValueError if pieces, or added tokens, that begin with each other, as a, aa, aaa, have more than `MOST_NESTED` bytes
-    together. At each place of a text, the library reads all pieces that begin there."""
+    """Raises ValueError if a chain of pieces or added tokens, each a prefix of the next (a, aa, aaa), has more than
+    `MOST_NESTED` bytes in total. At each position of a text, the library tries all pieces that match there."""
     nested: list[bytes] = []
     length = 0
     for piece in sorted({piece.encode() for piece in pieces}):
@@ -114,7 +118,8 @@ def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
 
 
 def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule]:
-    """Returns the rules of a part, each sequence before its rules. `children` is the key of the rules in a sequence."""
+    """Returns all rules in one part of a tokenizer.json as a flat list. A sequence comes before the rules that it contains.
+    `children` is the key under which a sequence lists its rules."""
     rules: list[Rule] = []
     left = [] if rule is None else [rule]
     while left:
@@ -131,12 +136,12 @@ def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule
 
 
 def _growth(file: pathlib.Path, part: str, rule: Rule) -> float:
-    """Returns the bound of one rule."""
+    """Returns an upper bound on the factor by which one rule lengthens a text."""
     kind = rule["type"]
     if kind in FIXED or (part == "post_processor" and kind != "TemplateProcessing"):
         return float(FIXED.get(kind, 1))
     try:
-        return float(max(1, MEASURED[kind](rule)))  # a product of floats may be infinite, and one of integers is slow
+        return float(max(1, MEASURED[kind](rule)))  # the product of large integers would be slow; that of floats may be inf
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {part}: no rule of type {kind}: {rule!r:.100} ({error})") from None
 
@@ -145,9 +150,9 @@ def _replace(rule: Rule) -> float:
     [(kind, pattern)] = rule["pattern"].items()
     content = len(rule["content"].encode())
     if kind == "String":
-        require(pattern, "its pattern is empty")  # at which the library panics
+        require(pattern, "its pattern is empty")  # the library panics at an empty pattern
         return content / len(pattern.encode())
-    return 1 + 2 * content  # an expression can match at both sides of every character
+    return 1 + 2 * content  # a regular expression can match before and after every character
 
 
 def _precompiled(rule: Rule) -> float:
@@ -155,8 +160,8 @@ def _precompiled(rule: Rule) -> float:
 
 
 def _longest_replacement(charsmap: bytes) -> int:
-    """Returns the bytes of the longest replacement in SentencePiece's precompiled_charsmap, at least 1. The blob has a table,
-    after its size in 4 bytes, and then the replacements, each with a zero byte at its end."""
+    """Returns the length in bytes of the longest replacement in SentencePiece's precompiled_charsmap, but at least 1. The map
+    consists of the size of a table (4 bytes), the table, and the replacements, each of which ends with a zero byte."""
     begin = 4 + int.from_bytes(charsmap[:4], "little")
     return max(1, *map(len, charsmap[begin:].split(b"\0")))
 
@@ -164,13 +169,14 @@ def _longest_replacement(charsmap: bytes) -> int:
 def _has_long_keys(charsmap: bytes) -> bool:
     """Returns whether the table of a precompiled_charsmap has keys of more than `MOST_KEY` bytes. At each position of a text,
     SentencePiece follows the table for as long as the text matches a key, without a limit, so long keys make it slow. The table
-    is a double array of the library Darts-clone. Its uint32 units hold a label (bits 0 to 7; bit 31 is set in units that hold a
-    value) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
+    is a double-array trie of the library Darts-clone. Each of its uint32 units holds a label (bits 0 to 7; bit 31 is set in
+    units that hold a value) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
     table = charsmap[4 : 4 + int.from_bytes(charsmap[:4], "little")]
     units = np.frombuffer(table, "<u4", len(table) // 4).astype(np.int64)
     places = np.arange(len(units))
     offsets = (units >> 10) << ((units & 0x200) >> 6)
-    bases, parents = places ^ offsets, places ^ (units & 0x800000FF)  # a unit is a child if its parent's base is its `parents`
+    # One unit is a child of another if its value in `parents` equals the value of the other in `bases`.
+    bases, parents = places ^ offsets, places ^ (units & 0x800000FF)
     limit = len(units) + 256
     places, parents = places[parents < limit], parents[parents < limit]
     reached = places[:1] * 0
@@ -181,8 +187,9 @@ def _has_long_keys(charsmap: bytes) -> bool:
     return bool(reached.size)
 
 
-# Bytes made of one byte by rules that have no texts of their own. Unicode's longest decompositions are those of U+FDFA, 33 bytes
-# for 3, in NFKC and NFKD, and 3 bytes for one in NFC and NFD. Lowercase makes 3 bytes of 2.
+# Upper bounds on the factor by which a rule that contains no text of its own lengthens a text. In NFKC and NFKD, the longest
+# decomposition is that of U+FDFA, which turns 3 bytes into 33. In NFC and NFD, the largest factor is 3. Lowercase can turn 2
+# bytes into 3.
 FIXED: dict[str, float] = dict.fromkeys(
     ("Sequence", "Strip", "StripAccents", "Nmt", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "Digits",
      "UnicodeScripts", "CharDelimiterSplit", "BertPreTokenizer", "FixedLength", "RobertaProcessing", "BertProcessing", "Fuse",
@@ -196,7 +203,7 @@ MEASURED: dict[str, Callable[[Rule], float]] = {
     "Replace": _replace,
     "Prepend": lambda rule: 1 + len(rule["prepend"].encode()),
     "Precompiled": _precompiled,
-    "ByteLevel": lambda rule: 4 if rule.get("add_prefix_space", True) else 2,  # 2 bytes of 1; a space before each piece
+    "ByteLevel": lambda rule: 4 if rule.get("add_prefix_space", True) else 2,  # 1 byte becomes 2; a space before each piece
     "Metaspace": lambda rule: 2 * len(rule["replacement"].encode()),  # for a space, and before each piece
     "TemplateProcessing": lambda rule: len(rule["single"]),  # repeats the text; special tokens are not added
 }

@@ -44,16 +44,16 @@ class Tokenizer(Protocol):
     # Encoding adds no ids that mark the beginning or end of a text. Offsets are each piece's (begin, end) in characters.
     def encode(self, text: str) -> list[int]: ...
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
-    # `decode` leaves out special and unused ids. `piece` shows one id, `special_id` returns the id of a special token.
+    # `decode` leaves out special and unused ids. `piece` returns the text of one id, `special_id` the id of a special token.
     def decode(self, ids: Iterable[int]) -> str: ...
     def piece(self, id: int) -> str: ...
     def special_id(self, token: str) -> int | None: ...
 
 
 def _stand_in(text: str, alphabet: set[str]) -> str:
-    """Returns a character, with as many UTF-8 bytes as SPACE_MARK, that is in neither the text nor the alphabet. It is for private
-    use, or, if all of these occur, a Hangul syllable or a Chinese character, which normalization does not change. Raises
-    ValueError if all of them occur."""
+    """Returns a character that occurs neither in the text nor in the alphabet, and that has as many UTF-8 bytes as SPACE_MARK.
+    The character is one for private use or, if all of those occur, a Hangul syllable or a Chinese character. Normalization does
+    not change it. Raises ValueError if all candidates occur."""
     used = alphabet.union(text)
     found = next((c for c in map(chr, STAND_INS) if c not in used), "")
     require(found, f"a text with {SPACE_MARK} has too many different characters")
@@ -61,7 +61,8 @@ def _stand_in(text: str, alphabet: set[str]) -> str:
 
 
 def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[[str], list[int | None]]) -> list[int]:
-    """Replaces the byte pieces of the stand-in with those of SPACE_MARK. Changes nothing if the model lacks such pieces."""
+    """Replaces the byte pieces of the character `stand_in` with those of SPACE_MARK. Changes nothing if the model has no byte
+    pieces."""
     old, new = byte_ids(stand_in), byte_ids(SPACE_MARK)
     if None in new:
         return ids
@@ -262,8 +263,9 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
 
 def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:
     """Returns the ids without text, which a sampler should never draw, as ascending ranges (first, end). These are special
-    tokens, `no_text_ids`, and ids above the tokenizer's. `vocab_size` is that of the network, which may have more embeddings
-    than the tokenizer has tokens. MASK is not included, nor are EOS and ends of a chat turn, which may be drawn."""
+    tokens, `no_text_ids`, and ids above those of the tokenizer. `vocab_size` is that of the network, which may have more
+    embeddings than the tokenizer has tokens. The result does not include MASK, which the sampler excludes separately, nor EOS
+    and ends of a chat turn, which may be drawn."""
     excluded = np.zeros(vocab_size + 2, bool)  # one more on each side
     excluded[1 + tokenizer.vocab_size : -1] = True
     excluded[[1 + id for id in tokenizer.special_ids | tokenizer.no_text_ids if id < vocab_size]] = True
@@ -274,8 +276,9 @@ def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, i
 
 
 def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:
-    """Logs a warning if rows of token ids, `ids`, contain ids that stand for no text: `no_text_ids`, and ids above the
-    tokenizer's except MASK. The warning says how many of the rows do; `rows` names the rows in it."""
+    """Logs a warning if any of the lists in `ids` contains token ids without text: `no_text_ids`, or ids other than MASK that
+    are above those of the tokenizer. The warning says how many lists contain such ids. `rows` is what the warning calls the
+    lists, for example "prompts"."""
     known, size = tokenizer.no_text_ids, tokenizer.vocab_size
 
     def lacks_text(row: list[int]) -> bool:
@@ -289,7 +292,8 @@ def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -
 
 
 def _unknown_ids(file: pathlib.Path, model: dict[str, Any], vocabulary: dict[str, int]) -> set[int]:
-    """Returns the id of the unknown token of a tokenizer.json, which Unigram gives as a number and other models as a token."""
+    """Returns the ids of the unknown token of a tokenizer.json, which Unigram models give as a number and other models as
+    text."""
     token, id = model.get("unk_token"), model.get("unk_id") if model.get("type") == "Unigram" else None
     require(token is None or isinstance(token, str), f"{file}: model.unk_token={repr(token)[:100]} is no text")
     valid = id is None or (type(id) is int and 0 <= id < len(vocabulary))

@@ -41,7 +41,7 @@ JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
 SUPERVISED = "supervised"
-STARTING = threading.Lock()  # held while a process is added to the running ones or removed
+STARTING = threading.Lock()  # held while a process is added to the set of running processes or removed from it
 
 
 def main(_) -> None:

@@ -23,7 +23,8 @@ FEW: Overrides = {"task.rl_problems": 64}  # so few that problems recur and can 
 # Small chunks, so that there are many. With only one or two chunks, different hint ratios would give the same hints.
 SMALL_CHUNKS: Overrides = {"inpainting.chunk_min": 2, "inpainting.chunk_max": 3}
 POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
-# Samples from the model's own distribution. There, the order of sampling tokens and choosing positions matters most.
+# At temperature 1, tokens are sampled from the model's own distribution. There, it matters most whether positions are chosen
+# before or after tokens are sampled.
 HOT: Overrides = {"sampler.temperature": 1.0}
 FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
 NO_HINT_TOKENS: Overrides = {"objective.entropy_keep": 0.0}

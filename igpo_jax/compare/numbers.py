@@ -26,7 +26,7 @@ class RunNumbers:
     prompts: np.ndarray  # f64[k], prompts sampled until each evaluation
     evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
     correct: np.ndarray  # f64[k, problems], 1, 0, or NaN if there is no verdict
-    rollouts: list[dict[str, Any]]  # rows of metrics.jsonl
+    rollouts: list[dict[str, Any]]  # rows of metrics.jsonl, one per rollout
     result: dict[str, Any]  # result.json
 
 
@@ -60,9 +60,9 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Returns, for each arm, its verdicts on the problems at equal budgets: {arm: float [seeds, problems]}. The budget for a
-    seed is the total that the cheapest arm spends with this seed. An arm's verdicts are those of its last evaluation within the
-    budget."""
+    """Returns the verdicts of each arm on the problems when all arms have the same budget of prompts or network evaluations:
+    {arm: float [seeds, problems]}. The budget for a seed is the total that the cheapest arm spends with this seed. An arm's
+    verdicts are those of its last evaluation within the budget."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
     def verdicts(run: RunNumbers, most: float) -> np.ndarray:

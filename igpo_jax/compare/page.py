@@ -47,11 +47,11 @@ def all_wrong_figure(found: dict[str, Any]) -> str:
 
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Returns an SVG figure of shares, such as accuracies, that depend on a budget. `series` maps the name of each curve to
+    """Returns an SVG figure that plots shares, such as accuracies, against a budget. `series` maps the name of each curve to
     arrays (x, y), each [seeds, points]. For each curve, draws the mean over seeds and the range from the worst to the best
     seed. The x axis ends where the longest curve ends, but at the latest at twice the end of the shortest curve."""
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
-    most = min(max(ends), 2 * min(ends)) or 1.0  # one expensive arm would squeeze the others
+    most = min(max(ends), 2 * min(ends)) or 1.0  # otherwise, one expensive arm would squeeze the other curves
 
     def at(x, y) -> tuple[float, float]:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / most, TOP + (HEIGHT - TOP - BOTTOM) * (1 - y)

@@ -30,14 +30,15 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest bucket that holds a prompt of `length` tokens. The last of the ascending `buckets` must hold it."""
+    """Returns the smallest bucket that holds a prompt of `length` tokens. `buckets` must be in ascending order, and the last
+    bucket must hold the prompt."""
     return next(size for size in buckets if size >= length)
 
 
 def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int = 200, seed: int = 0) -> list[np.ndarray]:
-    """Draws the prompts of `draws` rollouts, and returns the prompt lengths of every chunk. A rollout samples `prompts` prompts
-    in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`). 0 stands for `USUAL_CHUNKS`,
-    because the number depends on the devices then (run/layout.py)."""
+    """Draws the prompts of `draws` rollouts at random from `lengths`, and returns the prompt lengths of every chunk. A rollout
+    samples `prompts` prompts in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`). If
+    `chunks` is 0, a real run chooses the number for its devices (run/layout.py), and this function uses `USUAL_CHUNKS`."""
     random, size = np.random.default_rng(seed), min(prompts, len(lengths))
     drawn = (np.sort(random.choice(lengths, size, replace=False)) for _ in range(draws))
     return [chunk for rollout in drawn for chunk in np.array_split(rollout, chunks or USUAL_CHUNKS) if len(chunk)]
@@ -71,7 +72,8 @@ def best_buckets(batches: Iterable[np.ndarray], number: int, largest: int, multi
 
 
 def padding_share(batches: Iterable[np.ndarray], buckets: Sequence[int], completion_length: int) -> float:
-    """Returns the share of padding in front of prompts among all computed positions. Leaves out batches that fit no bucket."""
+    """Returns the share of the computed positions that are padding in front of prompts. Leaves out batches that fit no
+    bucket."""
     used = computed = 0
     for batch in batches:
         if batch.max() <= buckets[-1]:

@@ -75,8 +75,9 @@ def prompt_arrays(
 
 
 def hintable_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:
-    """Returns a bool for each token of a trace, True if it overlaps no answer span, and the number of leading tokens that end
-    before the last span. `offsets` (of tokens) and `spans` (of answers) are (begin, end) in characters."""
+    """Returns two values for a trace: a list with one bool per token, True if the token overlaps no answer span, and the number
+    of leading tokens that end before the last answer span. `offsets` (of tokens) and `spans` (of answers) are (begin, end) in
+    characters."""
     firsts, lasts = zip(*merged(spans), (math.inf, math.inf), strict=True)  # ascending; a long trace has thousands of spans
     hintable = [end <= firsts[bisect.bisect_right(lasts, begin)] for begin, end in offsets]
     last_answer = max((first for first, _ in spans), default=math.inf)

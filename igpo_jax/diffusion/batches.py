@@ -30,7 +30,7 @@ class Requests:
     @classmethod
     def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
         """Returns requests without hints, one for each prompt. Every canvas position is MASK."""
-        # A view of one number: batches of its rows are copies
+        # A view that repeats one number and takes no memory; only the rows of a batch are copied.
         canvas = np.broadcast_to(np.int32(model.mask_id), (len(draw), decode.completion_length))
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
@@ -70,7 +70,7 @@ def complete(
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
     divisor = batch_size_divisor(batching.mesh)
-    size = min(batching.size, max(1, -(-total // divisor)) * divisor)  # a batch for more rows would hold copies only
+    size = min(batching.size, max(1, -(-total // divisor)) * divisor)  # a larger batch would only add copies of rows
     for begin in range(0, total, size):
         rows = order[begin : begin + size]
         filled = np.pad(rows, (0, size - len(rows)), mode="edge") if batching.fill else rows

@@ -30,8 +30,9 @@ def stratified_uniform(key: jax.Array, rows: int) -> jax.Array:
 
 
 def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
-    """Draws LLaDA's forward process. Each row has a masking probability p = (1 - eps) u + eps, where u is uniform and eps is
-    small. Each token of the row is masked independently with probability p. The loss of the row has the weight 1/p."""
+    """Masks tokens at random as in LLaDA's forward process. Each row has a masking probability p = (1 - eps) u + eps, where u
+    is uniform and eps is small. Each token of the row is masked independently with probability p. The loss of the row has the
+    weight 1/p."""
     level_key, mask_key = jax.random.split(key)
     p = (1 - MIN_NOISE) * stratified_uniform(level_key, rows) + MIN_NOISE
     return Corruption(jax.random.uniform(mask_key, (rows, length)) < p[:, None], 1 / p)
@@ -53,9 +54,9 @@ HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # shares of a completion's t
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """Masks the k = ceil(share * length) tokens with the lowest `rank` in every completion, so that the tokens masked for one
-    share are also masked for all larger shares. The weight is 1/k, so that the loss is a mean over masked tokens. Each row of
-    `rank`, int32 [b, length], is a permutation of 0..length-1, and `share` is in (0, 1]."""
+    """Masks a given share of the tokens of every completion: the k = ceil(share * length) tokens with the lowest `rank`. A
+    token that is masked for one share is also masked for all larger shares. The weight is 1/k, so that the loss is a mean over
+    masked tokens. Each row of `rank`, int32 [b, length], is a permutation of 0..length-1, and `share` is in (0, 1]."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 

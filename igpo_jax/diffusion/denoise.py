@@ -194,9 +194,9 @@ class Block(flax.struct.PyTreeNode):
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Returns the possible sizes, in ascending order, of the window that a step recomputes if `decode.cache` is "prefix". The
-    window ends where the completion ends. Each size is a branch of one compiled program and costs
-    compile time, so there are only a few sizes."""
+    """Returns the possible window sizes, in ascending order, for `decode.cache` = "prefix". The window is the part at the end
+    of the completion that a step recomputes. It begins at or before the active block. Each size is a branch of one compiled
+    program and costs compile time, so there are only a few sizes."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

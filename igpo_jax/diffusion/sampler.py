@@ -1,6 +1,6 @@
 """The sampler (reverse process) fills masked tokens block by block, in one compiled loop per block (docs/method.md section 5).
 
-A hint is a completion position that is filled before sampling. Denoising steps write only masked positions, so hints never
+Hints are completion tokens that are filled in before sampling. Denoising steps write only masked positions, so hints never
 change, and inpainting needs no separate sampler. The single denoising step is in denoise.py."""
 
 import functools
@@ -78,7 +78,8 @@ def sample(
 
 def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConfig, decode: DecodeConfig) -> int:
     """Returns the FLOPs of one row in one block. `full` is the number of forward passes over all `length` positions of the row,
-    and `partial` is the number of forward passes over a window."""
+    and `partial` is the number of forward passes over a window, which is the part of the row that a step with a cache
+    recomputes."""
     rest = decode.completion_length - block * decode.block_length
     window = decode.block_length if decode.cache == "dual" else next(size for size in window_sizes(decode) if size >= rest)
     full_flops = forward_flops(cfg, length, decode.block_length)
@@ -87,8 +88,8 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Expresses the shardings of all arrays in the state in the same form, over the mesh axes (data, fsdp). Otherwise, JAX would
-    recompile a program for a sharding that is equivalent but written differently. Arrays that span several processes keep
+    """Expresses the shardings of all arrays in the state in the same form, over the mesh axes (data, fsdp). Otherwise, JAX
+    would recompile a program for a sharding that is equivalent but written differently. Arrays that span several processes keep
     their sharding, so JAX compiles programs for them a second time."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
@@ -97,8 +98,8 @@ def canonical_sharding(state: DecodeState) -> DecodeState:
 
 
 def _batch_sizes(rows: int) -> list[int]:
-    """Returns the batch sizes that sampling may use: `rows`, and a half, a quarter and an eighth of `rows` if this size divides
-    evenly over the devices."""
+    """Returns the batch sizes that sampling may use: `rows`, and a half, a quarter and an eighth of `rows` as far as these
+    sizes can be divided evenly over the devices."""
     mesh = jax.sharding.get_abstract_mesh()
     divisor = 1 if mesh.empty else batch_size_divisor(mesh)
     return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]

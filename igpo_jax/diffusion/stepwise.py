@@ -43,8 +43,8 @@ def sample_stepwise(
     decode: DecodeConfig,
     watch: Callable[[Step], None],
 ) -> Sample:
-    """Samples with the arguments of `sampler.sample`, and calls `watch` before the first step and after every step. `watch` may
-    raise an exception to stop sampling."""
+    """Samples like `sampler.sample`, with the same arguments, and calls `watch` before the first step and after every step.
+    `watch` may raise an exception to stop sampling."""
     state = canonical_sharding(initial_state(prompt, prompt_mask, canvas, row_keys, cfg, decode))
     nothing = np.zeros((len(canvas), 0))
     tokens, unmask_step = to_host((state.tokens, state.unmask_step))

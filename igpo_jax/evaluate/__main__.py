@@ -7,9 +7,9 @@ python -m igpo_jax.evaluate --regrade=RUN_OR_FILE [--rule=box|number|any] [--out
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
 Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
 parallel sampler with the exact sampler, which uses no cache and commits a scheduled number of tokens per step. The comparison
-includes the accuracy, the number of network evaluations, and the logits at each step. --regrade grades stored generations with several
-graders side by side, without a model or device. It reads evaluations, samples files of lm-evaluation-harness, and JSON Lines files
-with the keys gold and text."""
+includes the accuracy, the number of network evaluations, and the logits at each step. --regrade grades stored generations with
+several graders side by side, without a model or device. It reads evaluations, samples files of lm-evaluation-harness, and JSON
+Lines files with the keys gold and text."""
 
 from igpo_jax.runtime import interrupts
 
@@ -185,8 +185,8 @@ def output_folder(model: DiffusionLM) -> str:
 
 
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict) -> None:
-    """Writes what is evaluated into the folder of an evaluation. Raises ValueError on all processes if the folder holds another
-    evaluation, or if a process cannot see the files of process 0."""
+    """Records the protocol and a hash of the weights in the folder of an evaluation. Raises ValueError on all processes if the
+    folder holds another evaluation, or if a process cannot see the files of process 0."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
@@ -213,7 +213,7 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
 
 
 def parse_nothing(arguments: list[str]) -> list[str]:
-    """Sets all flags to their defaults, and returns the arguments: `diff` has no flags."""
+    """Sets all flags to their defaults, because `diff` has no flags, and returns the arguments."""
     flags.FLAGS(arguments[:1])
     return arguments
 

@@ -47,7 +47,7 @@ from igpo_jax.tokenizers import completion_text, warn_of_no_text
 
 log = logging.getLogger(__name__)
 
-# Values of a completion in a row -> (what they are, whether a value is one); rows of earlier versions have no outcome
+# Key of a completion in a row -> (description of valid values, check of a value). Rows of earlier versions have no outcome.
 COMPLETION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "correct": ("true or false", lambda value: isinstance(value, bool)),
     "outcome": (", ".join(OUTCOMES), lambda value: value in OUTCOMES),
@@ -65,7 +65,8 @@ def run_benchmark(
     this file. A row has the id, question and answer of a problem, and its completions. A completion has the graded text, the
     extracted answer, the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that
     wrote the text. If the outcome is not "ok", there is no verdict, and the completion is neither correct nor wrong. Raises
-    ValueError if there are no verdicts; rows are saved after the first verdict, so that the same command grades again."""
+    ValueError if there are no verdicts. Rows are saved only after the first verdict, so in this case the same command samples
+    and grades the problems again."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     with raise_on_all_hosts():
@@ -132,8 +133,9 @@ def _rows_that_fit(model: DiffusionLM, config: ConfigDict, decode: DecodeConfig)
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem]) -> PromptBatch:
-    """Returns the prompts of a benchmark's problems as arrays, padded to the smallest configured prompt length that holds them
-    all. They are cut to the largest one. The problems have no solutions, so the arrays of solutions have one column."""
+    """Returns the prompts of a benchmark's problems as arrays. Prompts are padded to the smallest configured prompt length that
+    holds all of them. Prompts that exceed the largest configured length are cut. The arrays of solutions have only one column,
+    because the problems have no solutions."""
     tokenizer = present(model.tokenizer)
     longest = max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
     longest += len(tokenizer.encode(config.prefix)) if config.prefix else 0
@@ -143,8 +145,8 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Returns the verdicts on the completions in the rows of a benchmark, float [problems, draws]: 1 for a correct completion, 0
-    for a wrong one, and NaN if there is no verdict."""
+    """Returns the verdicts on the completions in a benchmark's rows, float [problems, draws]: 1 for a correct completion, 0 for
+    a wrong one, and NaN if there is no verdict."""
 
     def verdict(completion: dict[str, Any]) -> float:
         return float(completion["correct"]) if completion.get("outcome", "ok") == "ok" else math.nan
@@ -162,8 +164,8 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> list[dict[str, Any]]:
-    """Reads and checks the rows of a benchmark's file, which may be the first problems only. If a killed process has left an
-    incomplete last line, deletes this line."""
+    """Reads and checks the rows of a benchmark's file, which may contain only the first problems. If a killed process has left
+    an incomplete last line, deletes this line."""
     rows = read_rows(file)
     check_rows(file, rows, draws, [problem.id for problem in problems])
     content = as_json_lines(rows).encode()
@@ -173,9 +175,10 @@ def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> 
 
 
 def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, ids: Sequence[str] | None = None) -> None:
-    """Raises a ValueError with the line of the first row that does not have an id of its own and `draws` completions. `ids` are
-    those of the benchmark's problems: the rows must have the first of them, in order, and all values that `summary` needs. Two
-    processes that write the same file, or an edited file, would otherwise change the numbers."""
+    """Raises a ValueError that names the line of the first invalid row. A valid row has a unique id and `draws` completions. If
+    the ids of the benchmark's problems, `ids`, are given, the rows must also be those of the first problems, in order, and have
+    all values that `summary` needs. Without this check, a file that was edited or written by two processes would give wrong
+    results."""
     lines, known = dict[Any, int](), set(ids or ())
     for number, row in enumerate(rows, 1):
         name, completions = row.get("id"), row.get("completions")
@@ -268,9 +271,9 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns statistics of the rows of a benchmark. They include pass@1 with its 95% confidence interval, pass@k for every k
-    that is a power of two or the number of draws, the mean reward, the number of completions without a verdict (`ungraded`), and
-    the number of completions with each grading outcome other than success. Rewards and pass@k are over the completions with a
-    verdict; a problem counts for pass@k if it has at least k of them. A statistic of no completions is None."""
+    that is a power of two or the number of draws, the mean reward, the number of completions without a verdict (`ungraded`),
+    and the number of completions with each grading outcome other than success. Rewards and pass@k use only completions with a
+    verdict, and pass@k only problems with at least k such completions. A statistic is None if there are no values for it."""
     correct = correct_of(rows)
     (problems, draws), graded = correct.shape, ~np.isnan(correct)
     completions = [c for row in rows for c in row["completions"]]

@@ -1,6 +1,6 @@
-"""Reads stored generations. A file is a benchmark of an evaluation by igpo_jax, a samples file that EleutherAI's
-lm-evaluation-harness writes with --log_samples, or JSON Lines with the keys gold (or answer) and text (or completion). The keys
-of the first row decide which."""
+"""Reads generations (texts that a model wrote) from files. A file has one of three formats: a benchmark of an evaluation by
+igpo_jax, a samples file that EleutherAI's lm-evaluation-harness writes with --log_samples, or JSON Lines with the keys gold (or
+answer) and text (or completion). The keys of the first row decide which format is read."""
 
 import collections
 import dataclasses
@@ -34,9 +34,9 @@ Placed = Iterator[tuple[str, Generation]]  # (place for error messages, generati
 
 
 def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, str]]:
-    """Returns the files to read, and the reason for each benchmark of an evaluation that is left out. `path` is a file, the
-    folder of an evaluation, or a folder that holds exactly one evaluation or samples file. `benchmarks` selects benchmarks of
-    an evaluation; if it is empty, all are selected. Raises ValueError if there is nothing to read."""
+    """Returns the files to read, and {benchmark: reason} for the benchmarks of an evaluation that are left out. `path` is a
+    file, the folder of an evaluation, or a folder that holds exactly one evaluation or samples file. `benchmarks` selects
+    benchmarks of an evaluation; if it is empty, all are selected. Raises ValueError if there is nothing to read."""
     if not path.is_dir():
         require(path.is_file(), f"--regrade={path}: there is no such file or folder")
         require(not benchmarks, "--benchmarks selects benchmarks of an evaluation's folder, and --regrade is a file")
@@ -62,8 +62,9 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
 
 
 def protocol_rule(file: pathlib.Path) -> str | None:
-    """Returns the rule that finds answers (`igpo_jax.grade`) in the protocol of the evaluation that wrote a file. Returns None
-    if the file is not part of an evaluation, or if the benchmark's task is not math, which alone has such a rule."""
+    """Returns the rule by which `igpo_jax.grade` finds answers, as recorded in the protocol of the evaluation that wrote
+    `file`. Returns None if the file is not part of an evaluation, or if the benchmark's task is not math, the only task with
+    such a rule."""
     protocol = file.parent / "protocol.json"
     task = _tasks(file.parent).get(file.stem, {}) if protocol.is_file() else {}
     rule = task.get("answer") if task.get("name") == "math" else None
@@ -72,7 +73,7 @@ def protocol_rule(file: pathlib.Path) -> str | None:
 
 
 def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Returns {benchmark: section `task` of its protocol} of an evaluation."""
+    """Returns {benchmark: section `task` of its protocol} for an evaluation."""
     file = folder / "protocol.json"
     values = read_json(file)
     with wrap_read_errors(file):
@@ -131,9 +132,9 @@ def _evaluation(rows: Rows) -> Placed:
 
 
 def _harness(rows: Rows) -> Placed:
-    """Reads rows of lm-evaluation-harness. The harness writes a row per document and filter, all with the same texts, so only
-    the first row of a document gives generations. Its scores belong to one filtered answer per document, and are given to the
-    first text."""
+    """Reads rows of lm-evaluation-harness. The harness writes one row per document and filter. All rows of a document have the
+    same texts, so only the first of these rows gives generations. A score of the harness applies to one filtered answer per
+    document, and is stored with the first text."""
     documents: dict[str, tuple[str, str, list[str], dict[str, bool]]] = {}
     filters = collections.defaultdict[str, list[str]](list)  # of each document so far
     known = set[str]()  # filters of all documents

@@ -1,5 +1,5 @@
-"""Graders that `regrade` compares, as reward functions (problem, text, **options) -> float. Worker processes import this module,
-which does not import JAX."""
+"""Graders that `regrade` compares, as reward functions (problem, text, **options) -> float. Worker processes import this
+module, so it does not import JAX."""
 
 import logging
 import time

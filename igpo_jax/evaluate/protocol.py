@@ -55,8 +55,8 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:
     """Returns the configuration that evaluates a training run on its own test problems. `section` is "evaluation" or "sampler",
     the section of the run's configuration that contains the decoding settings. Raises ValueError if the run's task or reward
-    function is neither part of this package nor in `trust`, or if a value of its configuration is invalid. The configuration has at
-    most one grading process per CPU."""
+    function is neither part of this package nor in `trust`, or if a value of its configuration is invalid. The number of
+    grading processes is at most the number of CPUs, or the default of `RewardConfig.workers` if that is larger."""
     run, config = read_run_config(workdir, trust, graded=True), base_evaluation()
     with wrap_read_errors(pathlib.Path(workdir) / "config.json"):
         parse(run)
@@ -92,8 +92,8 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems and removes their traces (reference solutions). Logs a warning if problems repeat each other.
-    If the file is unusable, raises a ValueError that names the benchmark."""
+    """Loads a benchmark's problems and removes their traces (reference solutions). Logs a warning if a problem occurs several
+    times. If the problems cannot be loaded, raises a ValueError that names the benchmark."""
     part = config.benchmarks[name]
     task = load_task(part.task.name)
     try:

@@ -1,8 +1,8 @@
 """Grades stored generations with several graders side by side. Needs no model and no device.
 
 Accuracies use all samples of a problem. The paired tests use only the first sample of each problem, because McNemar's test
-needs independent observations. A text without a verdict (time limit or error of the grader) does not count for this grader, nor
-for its pairs."""
+needs independent observations. If a grader exceeds its time limit or fails on a text, the text counts neither for this grader's
+accuracy nor for its paired tests."""
 
 import collections
 import importlib.metadata
@@ -34,11 +34,11 @@ SHOWN = 3  # printed texts of each kind of disagreement
 SHOWN_CHARS = 200  # printed characters at the end of a text
 
 OUTCOMES = ("right", "wrong", "timeout", "error")
-Verdicts = dict[str, list[str]]  # column -> for each generation one of `OUTCOMES`, or "" if the file has no score
+Verdicts = dict[str, list[str]]  # column -> the outcome for each generation: one of `OUTCOMES`, or "" if the file has no score
 
 
 def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], output: pathlib.Path | None) -> str:
-    """Grades the generations of a file or folder, see `find_files`, and returns the results as text. `rule` is the rule of
+    """Grades the generations of a file or folder (see `find_files`), and returns the results as text. `rule` is the rule of
     `igpo_jax.grade`; if it is None, uses the rule of the evaluation's protocol, or "any". If `output` is given, writes
     regrade.json and disagreements.jsonl into this folder. Raises ValueError if a file is unusable."""
     files, left_out = find_files(path, benchmarks)
@@ -85,7 +85,7 @@ def grade_all(generations: Sequence[Generation], rule: str, bar: tqdm) -> Verdic
 
 
 def stored_verdicts(generations: Sequence[Generation]) -> Verdicts:
-    """Returns the scores in the file, with a column for each kind of score."""
+    """Converts the scores in the file to verdicts, with one column for each kind of score."""
     columns = dict.fromkeys(name for one in generations for name in one.stored)
     words = {True: "right", False: "wrong", None: ""}
     return {f"stored {name}": [words[one.stored.get(name)] for one in generations] for name in columns}
@@ -110,8 +110,8 @@ def compare_graders(generations: Sequence[Generation], verdicts: Verdicts) -> di
 
 
 def accuracy(values: np.ndarray, problems: np.ndarray) -> dict[str, Any]:
-    """Returns the mean over problems of the share of right texts, with its 95 % confidence interval. The interval is Wilson's if
-    there is one verdict per problem, otherwise a bootstrap interval over problems.
+    """Returns the share of right texts per problem, averaged over problems, with a 95 % confidence interval. The interval is
+    Wilson's if there is one verdict per problem, otherwise a bootstrap interval over problems.
 
     values: float [texts], 1 for right, 0 for wrong, NaN for no verdict. problems: int [texts], index of each text's problem."""
     known = ~np.isnan(values)
@@ -126,9 +126,9 @@ def accuracy(values: np.ndarray, problems: np.ndarray) -> dict[str, Any]:
 
 
 def paired_test(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two graders on the same texts, float [texts] with 1 for right, 0 for wrong, NaN for no verdict. Returns the
-    number of texts on which both have a verdict, on how many of these only one grader says right, and the exact p-value of
-    McNemar's test."""
+    """Compares the verdicts of two graders on the same texts, each float [texts]: 1 for right, 0 for wrong, NaN for no verdict.
+    Returns the number of texts on which both have a verdict, the numbers of texts that only the first or only the second grader
+    calls right, and the exact p-value of McNemar's test."""
     only_first, only_second = int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum())
     counts = {"n": int((~np.isnan(one + other)).sum()), "only_first": only_first, "only_second": only_second}
     return counts | {"p_value": mcnemar(only_second, only_first)}
