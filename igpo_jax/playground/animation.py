@@ -21,9 +21,10 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 
 def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda: False) -> bytes:
-    """Returns an animated GIF of `cells`, each (text, frame, color, given). A cell shows its text, on the background color
-    #rrggbb, from its frame on. `cells` and `frames` are results of `parse_animation`. The pictures have at most `MOST_PIXELS`
-    pixels in total, so long or high animations skip frames. Raises CancelledError soon after `is_stopped` returns True."""
+    """Returns an animated GIF of `cells`, each (text, frame, color, given). From its frame on, a cell shows its text on a
+    background of its color, #rrggbb. `cells` and `frames` are results of `parse_animation`. The pictures have at most
+    `MOST_PIXELS` pixels in total, so long or tall animations skip frames. Raises CancelledError soon after `is_stopped` returns
+    True."""
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
     height = boxes[-1][1] + HEIGHT + MARGIN

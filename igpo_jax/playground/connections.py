@@ -27,9 +27,9 @@ def network_of(host: str) -> str:
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. Once there are
-    `MOST_CONNECTIONS` connections, a new one closes another: of the client with the most connections, the one on which the
-    server has waited longest. h11 also limits the size of a request's head to 64 KiB."""
+    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. If there are
+    `MOST_CONNECTIONS` connections already, a new one replaces the connection on which the server has waited longest among those
+    of the client with the most connections. h11 also limits the size of a request's head to 64 KiB."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
