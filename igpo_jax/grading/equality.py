@@ -144,7 +144,7 @@ def _rounds_to(decimal: Number, exact: Fraction) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Removes all prime factors 2 and 5, which are those of ten, from a positive number."""
+    """Returns a positive integer without its prime factors 2 and 5."""
     return number // math.gcd(number, 10 ** number.bit_length())
 
 

@@ -76,9 +76,9 @@ RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    # The kind decides what `value` holds. number | percent: a Number. formula: LaTeX. text: the text, normalized for comparison.
-    # based: (digits, base). clock: (seconds, whether a.m. or p.m. is known). ratio: fractions. tuple (also an interval): its two
-    # brackets. unequal: the Answer that a variable does not equal. list | set | union: None; the items may be in any order.
+    # The kind decides what `value` holds. number | percent: a Number. formula: LaTeX. text: text normalized for comparison.
+    # based: (digits, base). clock: (seconds, whether a.m. or p.m. is known). ratio: fractions. tuple (also an interval): its
+    # two brackets. unequal: the Answer that a variable does not equal. list | set | union: None; items may be in any order.
     kind: str
     value: Any = None
     items: tuple["Answer", ...] = ()

@@ -65,9 +65,9 @@ def _attention(model: ModelConfig, device: Any, row_lengths: Sequence[int] | Non
 
 
 def _head_chunk(model: ModelConfig, mesh: Mesh) -> int:
-    """Returns a number of positions whose float32 logits, exponentials and gradients take a sixteenth of a device's memory,
-    rounded down to a power of two from 128 to 16384. The memory is the published size for this kind of device, or else
-    `ASSUMED_GIB`."""
+    """Returns the number of positions per chunk with which the float32 logits, exponentials and gradients take at most a
+    sixteenth of a device's memory. The number is a power of two, and in any case at least 128 and at most 16384. The memory is
+    the published size for this kind of device, or else `ASSUMED_GIB`."""
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
     positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])

@@ -65,8 +65,8 @@ def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """Returns a `jax.ShapeDtypeStruct` for each adapter matrix. The mesh axes fsdp and tensor split its long axis, but not its
-    rank axis."""
+    """Returns a `jax.ShapeDtypeStruct` for each adapter matrix. The mesh axes fsdp and tensor split the matrix's long axis, but
+    not its rank axis."""
     return transformer.abstract_table(adapter_table(cfg, lora), "float32", mesh)
 
 

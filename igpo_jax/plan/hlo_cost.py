@@ -51,10 +51,9 @@ class Instruction:
 
 def program_cost(text: str, hosts: Sequence[int] = ()) -> Cost:
     """Returns the cost of running a compiled program once on one device, given the program's HLO text from
-    `compiled.as_text()`. For GPUs, `hosts` contains the host number of every device, in the order of the mesh, which determines
-    the traffic between hosts; () means that all devices are on one host. TPUs do not need it, because their HLO marks the
-    traffic between slices. Raises ValueError if the text does not tell how often a loop runs, or if `hosts` has too few
-    devices."""
+    `compiled.as_text()`. For GPUs, `hosts` contains the host number of every device, in the order of the mesh, to find the
+    traffic between hosts; () means that all devices are on one host. TPUs need no `hosts`, because their HLO marks the traffic
+    between slices. Raises ValueError if the text does not tell how often a loop runs, or if `hosts` has too few devices."""
     program = _Program(text, hosts)
     return program.cost(program.entry)
 

@@ -67,8 +67,8 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
 def ways_to_sample(
     config: Config, before: Fitted, lengths: np.ndarray | None, approximate: bool, rejected: list[str]
 ) -> Iterator[Way]:
-    """Yields the `COMPILED` ways to sample that are estimated to be fastest, apart from the one in the current configuration.
-    Appends the reasons for rejecting other ways to `rejected`."""
+    """Yields the `COMPILED` combinations of layout, chunks and cache with which sampling is estimated to be fastest, apart from
+    the combination in the current configuration. Appends the reasons for rejecting other combinations to `rejected`."""
     samplers = [config.sampler]
     if approximate:
         samplers.append(dataclasses.replace(config.sampler, cache="dual", commit="threshold"))

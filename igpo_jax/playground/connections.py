@@ -15,8 +15,8 @@ WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a 
 
 
 def network_of(host: str) -> str:
-    """Returns the network that counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address, because one
-    client may use all addresses of such a network."""
+    """Returns the network of an address. All addresses in a network count as one client. A network is a single IPv4 address, or
+    all IPv6 addresses with the same first 64 bits, because one client may use all of these."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:  # a socket without addresses

@@ -167,7 +167,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
-    """Selects the entries of metrics.jsonl that belong to a stage and contain a finite value of the metric `key`."""
+    """Returns the entries of metrics.jsonl that belong to a stage and contain a finite value of the metric `key`."""
     return [row for row in rows if row["stage"] == stage and _finite(row.get(key))]
 
 

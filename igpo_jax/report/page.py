@@ -153,8 +153,8 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
-    """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rows}}. In the rows, tokens are
-    indices into `pieces`. Omits runs without rollouts. If there are too many rollouts or bytes, keeps only evenly spaced
+    """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rollouts}}. In the rollouts, tokens
+    are indices into `pieces`. Omits runs without rollouts. If there are too many rollouts or bytes, keeps only evenly spaced
     rollouts of each run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
@@ -265,9 +265,9 @@ def _difference(name: str, reference: Run, run: Run) -> list[str]:
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
-    """Converts a row of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and adds
-    new tokens to `indices`. `correct` becomes None if there is no verdict. Rows that were written by earlier versions of this
-    package lack the keys `correct`, `outcome` and `extracted_answer`."""
+    """Converts an entry of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and
+    adds new tokens to `indices`. `correct` becomes None if there is no verdict. Entries that earlier versions of this package
+    wrote lack the keys `correct`, `outcome` and `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1) if row.get("outcome", "ok") == "ok" else None,
