@@ -45,8 +45,8 @@ def boxes(text: str) -> list[str]:
 
 def box_spans(text: str) -> list[tuple[int, int]]:
     """Returns (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order. A closing
-    tag such as </answer> also closes a box. If there is no such box, returns the numbers and letters that follow \\boxed
-    without braces."""
+    tag such as </answer> also closes a box. If there is no such box, returns the positions of the numbers and letters that
+    follow \\boxed without braces."""
     found: list[tuple[int, int]] = []
     bare: list[tuple[int, int]] = []
     closing, end, tag = _closing_braces(text), 0, 0
@@ -92,8 +92,9 @@ def extract(text: str, rule: str) -> str | None:
     any: the first of these that exists: the last box or <answer> (whichever is later) or a "final answer is" after it, the
         first #### line, the text after "answer is", the whole text if it is a short answer, the last formula, the last number.
 
-    A #### line such as "at least 5", which has a number but states no value, is used only if none of the first two (number) or
-    three (any) exists. It equals only the same text."""
+    A #### line such as "at least 5" contains a number but states no value. The rule number uses such a line only if the first
+    two items of its list do not exist, and the rule any only if the first three do not. The line equals only the identical
+    text."""
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
     text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
     if rule != "box":
@@ -149,8 +150,8 @@ def _is_open(text: str, begin: int) -> bool:
 
 
 def _inner(content: str) -> str:
-    """Returns the content of the innermost of nested boxes. Returns `content` unchanged if it is more than a box:
-    -\\boxed{5}."""
+    """Returns the content of the innermost of nested boxes. Returns `content` unchanged if it has text outside of the box, as
+    in -\\boxed{5}."""
     for _ in range(MAX_NESTED_BOXES):
         spans, stripped = box_spans(content), content.strip()
         if len(spans) != 1 or not BOX.match(stripped) or spans[0][1] != len(content.rstrip()) - 1:
@@ -160,9 +161,10 @@ def _inner(content: str) -> str:
 
 
 def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
-    """Returns the answer in a short text: the whole text, the part after "answer is" or after a label, the part before a
-    remark, the only formula, or the only number if no word changes its meaning. Returns None if there is no answer (with the
-    rule `number`, no number), or if the text is a #### line (`is_line`) that looks like a heading."""
+    """Returns the answer in a short text. Tries the whole text, the part after "answer is", the part after a label, and the
+    part before a remark. If none of them is a value (with the rule `number`, a number or formula), returns the only formula, or
+    the only number if no word changes its meaning. Returns None if there is no answer, or if the text is a #### line
+    (`is_line`) that looks like a heading."""
     label, _, after = place.rpartition(": ")
     words = set(re.findall(r"[a-z]+", place.lower()))
     parts = [place, *ANNOUNCED.findall(place)[-1:], *([] if is_line or LIMITING & words else [after]), *REMARK.split(place)[:1]]
@@ -182,7 +184,8 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
 
 def _announced(part: str, rule: str) -> str | None:
-    """Returns the answer in the text after "answer is", or else the number at its start (18 in "18, which is 9 times 2")."""
+    """Returns the answer in `part`, the text after "answer is". If `_stated` finds none, returns the number at the start of
+    `part`, such as 18 in "18, which is 9 times 2", or None."""
     number = NUMBER.match(part)
     words = re.findall("[a-z]+", part[number.end() :].lower())[:3] if number else []
     return _stated(part, rule) or (number[0].strip() if number and not LIMITING.intersection(words) else None)

@@ -1,6 +1,6 @@
-"""Decides whether two answers are equal, by one rule for each pair of types (docs/grading.md). Only formulas need SymPy and
-math-verify. These may be slow, and math-verify's time limits silently fail in threads, so answers are graded in separate
-processes (tasks/reward_pool.py)."""
+"""Decides whether two answers are equal. Each pair of answer types has its own rule (docs/grading.md). Only formulas need SymPy
+and math-verify. Both libraries may be slow, and math-verify's time limits silently fail in threads, so answers are graded in
+separate processes (tasks/reward_pool.py)."""
 
 import cmath
 import collections
@@ -21,7 +21,7 @@ from igpo_jax.grading.typed import Answer, condensed, is_name, is_reversed, lett
 MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
 SUM_OF_NAMES = re.compile(r"[a-zA-Z](?:\s*\+\s*[a-zA-Z])+\s*=")
 ORDERED = re.compile(r"<|>|\\[lgn]e ")
-# Formulas that math-verify could take seconds to evaluate or misreads. They are only compared as texts.
+# Formulas that math-verify misreads or may take seconds to evaluate. They are only compared as texts.
 COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\d{400,}",  # must be first, because the other patterns take seconds on so many consecutive digits
     r"\^\s*\{?\s*[-+]?\d{5,}|[eE]-?\d{4,}",  # 2^{1000000000}
@@ -33,7 +33,7 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
 )]  # fmt: skip
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
-MAX_REWRITTEN = 12  # limit for formulas of a list that are not written as in the other list
+MAX_REWRITTEN = 12  # formulas of a list that may be written differently in the other list
 MISREAD = [(re.compile(pattern), written) for pattern, written in (  # by math-verify's parser
     (r"\\frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}"), (r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"(\\frac{\1\\pi}{180})"),
     (r"\s*(?:\\cdot|\\times|\*)\s*(?=i(?![a-zA-Z]))", ""), (r"\\exp\s*\{", "e^{"), (r"\\hbar(?![a-zA-Z])", " h_{0} "), (r"\\pi\s*(?=\()", r"\\pi\\cdot "),
@@ -50,7 +50,7 @@ _read_gold = functools.lru_cache(maxsize=1024)(read)  # all completions of a gro
 
 
 def same(gold: Answer, answer: Answer) -> bool:
-    """Returns whether two answers are equal. Names before "=" and units are compared if both answers state them."""
+    """Returns whether two answers are equal. A name before "=" or a unit is compared only if both answers state one."""
     one, other = condensed(gold.latex), condensed(answer.latex)
     if not one or not other or one == other:
         return bool(one) and one == other
@@ -144,7 +144,7 @@ def _rounds_to(decimal: Number, exact: Fraction) -> bool:
 
 
 def _without_tens(number: int) -> int:
-    """Removes all prime factors 2 and 5, which are those of ten, from a positive number."""
+    """Returns a positive integer without its prime factors 2 and 5."""
     return number // math.gcd(number, 10 ** number.bit_length())
 
 
@@ -208,7 +208,8 @@ def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
 
 
 def _is_consistent(answer: Answer) -> bool:
-    """Returns whether all sides of an equation are equal, unlike in 2 = 3, and the side after \\approx is their rounding."""
+    """Returns whether all sides of an equation are equal, and the side after \\approx is a rounding of them. Returns False for
+    2 = 3."""
     last = dataclasses.replace(answer, sides=(), rounding=None, name="")
     return _is_rounded(answer) and all(same(side, last) for side in answer.sides)
 
@@ -267,7 +268,8 @@ def _is_costly(formula: str) -> bool:
 
 
 def _closed_value(formula: str) -> tuple[Fraction, Fraction] | None:
-    """Returns the real and imaginary part, to 40 digits, of a formula's value. None if it has variables or no finite value."""
+    """Returns the real and imaginary parts of a formula's value, to 40 digits, or None if the formula has variables or no
+    finite value."""
     expression = _parse(formula)
     try:
         value = expression.evalf(40) if getattr(expression, "is_number", False) else None

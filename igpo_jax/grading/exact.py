@@ -108,7 +108,8 @@ class _Parser:
         return value + self.atom() if self.next == "\\frac" and "." not in token else value  # a mixed number
 
     def part(self) -> Fraction:
-        """Reads an operand of \\frac or \\sqrt. LaTeX reads \\frac123 digit by digit, as 1/2 and 3."""
+        """Reads an operand of \\frac or \\sqrt. Raises ValueError for a number of several digits without braces, because LaTeX
+        reads \\frac123 as 1/2 followed by 3."""
         require(len(self.next) == 1 or self.next.startswith("\\"), "braces are missing")
         return self.atom()
 

@@ -21,7 +21,7 @@ def correct(gold: str, text: str) -> bool:
 
 def first_box(text: str) -> str | None:
     """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close. If the
-    content has boxes of its own, returns the content of the last of them, or None if its braces do not close."""
+    content contains further boxes, returns the content of the last one, or None if the braces of this last box do not close."""
     rest = text.partition("\\boxed{")[2]
     content = rest[: max(_closing_brace(rest, 0, 1), 0)].strip()
     answer = _last_inner_box(content)
@@ -30,8 +30,8 @@ def first_box(text: str) -> str | None:
 
 
 def _closing_brace(text: str, begin: int, depth: int) -> int:
-    """Returns the position of the first closing brace, at or after `begin`, after which no brace is open, or -1 if there is
-    none. `depth` is the number of braces that are open before `begin`."""
+    """Returns the position of the first closing brace, at or after `begin`, after which no brace is open, or -1 if there is no
+    such brace. `depth` is the number of braces that are open before `begin`."""
     for brace in BRACE.finditer(text, begin):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0 and brace[0] == "}":
@@ -40,8 +40,9 @@ def _closing_brace(text: str, begin: int, depth: int) -> int:
 
 
 def _last_inner_box(content: str) -> str | None:
-    """Returns the content of the last box within a box's content, or the whole content if it has no box. Returns an \\fbox{...}
-    with its name and braces. Returns None if the braces of the last box do not close."""
+    """Returns the content of the last box within `content`, the content of a box, or all of `content` if there is no box in it.
+    If the last box is an \\fbox{...}, the result includes its name and braces. Returns None if the braces of the last box do
+    not close."""
     if "\\boxed " in content:
         return content.rpartition("\\boxed ")[2].partition("$")[0]
     begin = content.rfind("\\boxed" if "\\boxed" in content else "\\fbox")

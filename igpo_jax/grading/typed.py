@@ -76,16 +76,16 @@ RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    # number | percent: value is a Number. formula: LaTeX. text: text normalized for comparison. based: (digits, base).
-    # clock: (seconds, whether a.m. or p.m. is known). ratio: fractions. tuple: its two brackets; also an interval.
-    # list | set | union: items in any order. unequal: the Answer that a variable does not equal.
+    # The kind decides what `value` holds. number | percent: a Number. formula: LaTeX. text: text normalized for comparison.
+    # based: (digits, base). clock: (seconds, whether a.m. or p.m. is known). ratio: fractions. tuple (also an interval): its
+    # two brackets. unequal: the Answer that a variable does not equal. list | set | union: None; items may be in any order.
     kind: str
     value: Any = None
     items: tuple["Answer", ...] = ()
     name: str = ""  # before "=", such as x or f(x)
     unit: Unit | None = None
     latex: str = ""  # the normalized text
-    sides: tuple["Answer", ...] = ()  # exact sides before the last one of an equation without variables
+    sides: tuple["Answer", ...] = ()  # exact sides of an equation without variables, except the last, which is this answer
     rounding: "Answer | None" = None  # the side after \\approx
 
 
@@ -108,7 +108,8 @@ def read(text: str) -> Answer:
 
 
 def normalize(text: str) -> str:
-    """Writes an answer in one notation. Drops spacing, styles, math delimiters, "the answer is", and a final full stop."""
+    """Converts an answer to a uniform notation. Drops spacing, styles, math delimiters, "the answer is", and a final full
+    stop."""
     text = re.sub(r"<\|[^<>|]{1,40}\|>|\s+", " ", text)
     text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
     text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
@@ -197,7 +198,7 @@ def _group(kind: str, parts: list[str], depth: int) -> Answer:
 
 
 def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads x = 5, x \\in [1, 2], x \\ne 3 and 1 < x \\le 2. Reads other relations as formulas."""
+    """Reads a relation such as x = 5, x \\in [1, 2], x \\ne 3 or 1 < x \\le 2. Reads other kinds of relations as formulas."""
     if not all(sides):
         return Answer("text", condensed(text))
     if set(relations) <= {"=", "\\approx"}:
@@ -224,8 +225,8 @@ def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> 
 
 
 def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads x = 5 + 6 = 11 or 1/3 \\approx 0.33. An equation of two expressions with variables, such as 2x + z = 1, is a
-    formula."""
+    """Reads a chain of equal values, such as x = 5 + 6 = 11 or 1/3 \\approx 0.33. Reads an equation between expressions with
+    variables, such as 2x + z = 1, as a formula."""
     rounded = relations[-1] == "\\approx"
     names, values = [side for side in sides if is_name(side)], [side for side in sides if not is_name(side)]
     if len(names) > 1 or not values or "\\approx" in relations[:-1]:
@@ -243,7 +244,7 @@ def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Ans
 
 
 def _bracketed(text: str, depth: int) -> Answer | None:
-    """Reads (1, 2), [1, 2), {1, 2} and \\langle 1, 2 \\rangle."""
+    """Reads values in brackets, such as (1, 2), [1, 2), {1, 2}, \\langle 1, 2 \\rangle or (5). Returns None for other texts."""
     match = re.fullmatch(r"(\\\{|\\langle|[\[({])\s*(.*?)\s*(\\\}|\\rangle|[\])}])", text, re.DOTALL)
     level = 0
     for token in TOKEN.finditer(text) if match else ():
@@ -308,7 +309,8 @@ def _value(text: str) -> Answer:
 
 
 def _number(text: str) -> Number | None:
-    """Returns the value of an arithmetic expression, of a number word, or of a number with a scale, as in 2 million."""
+    """Returns the value of an arithmetic expression, of a number word such as twelve, or of a number with a scale word, as in 2
+    million. Returns None for other texts."""
     plain = _unworded(text)
     if plain.lower() in NUMBERS:
         return Number(Fraction(NUMBERS[plain.lower()]), ())
@@ -328,7 +330,8 @@ def _unworded(text: str) -> str:
 
 
 def _special(text: str) -> Answer | None:
-    """Reads an infinity, a number in a base, a clock time, a ratio or a choice letter."""
+    """Reads plus or minus infinity, a number with its base, a time of day, a ratio, or the letter of a multiple-choice option.
+    Returns None for other texts."""
     plain = re.sub(r"\s+", " ", _unworded(text))
     if re.fullmatch(r"[-+]?\s*\\infty", text):
         return Answer("formula", re.sub(r"[+\s]", "", text))
@@ -364,8 +367,8 @@ def is_name(text: str) -> bool:
 
 
 def is_reversed(names: list[str]) -> bool:
-    """Returns whether names of coordinates are in reverse alphabetical order, as in (y, x). (m, b), as for lines, is
-    allowed."""
+    """Returns whether the names of coordinates are in reverse alphabetical order, as in (y, x). Returns False for (m, b), the
+    usual names of a line's slope and intercept."""
     return len(set(names)) > 1 and names == sorted(names, reverse=True) and names != ["m", "b"]
 
 

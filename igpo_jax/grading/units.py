@@ -1,11 +1,12 @@
-"""Units of answers, with dimensions and factors, and the words that may follow a number (words.txt, docs/grading.md)."""
+"""Units of measurement with their dimensions and conversion factors, and other words that may follow a number (words.txt,
+docs/grading.md)."""
 
 import collections
 import pathlib
 import re
 from fractions import Fraction
 
-Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # powers of dimensions, and the factor
+Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # (dimension, exponent) pairs, and the conversion factor
 NOUN: Unit = ((), Fraction(1))  # unit of counted nouns, which are not compared
 CURRENCIES = ("\\$", "€", "£", "¥", "₹")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}

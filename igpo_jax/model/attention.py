@@ -12,16 +12,17 @@ from igpo_jax.model.sharding import Array
 from igpo_jax.runtime.mesh import BATCH
 
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
-LANES = 128  # splash: the numbers of positions and the head size are multiples of this
+LANES = 128  # splash: the number of positions and the head size must be multiples of this
 MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
-LARGEST_SCORES = 2**28  # xla: bytes of float32 scores per device that exist at a time, if no gradients are computed
-LARGEST_BLOCK = 1024  # splash: positions on each side of a square of scores that fits the chip's vector memory
+LARGEST_SCORES = 2**28  # xla: most bytes of float32 scores that a device holds at a time, if no gradients are computed
+LARGEST_BLOCK = 1024  # splash: most positions on each side of a block of scores, so that it fits into the vector memory
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Attention keys and values of whole rows, after the rotary embedding. The cache of a single layer has no layer axis. Heads
-    come before positions, because products with another order would first copy all keys and values on CPUs and GPUs."""
+    """Attention keys and values of whole rows, after the rotary embedding. The cache of a single layer has no layer axis. The
+    head axis comes before the position axis, because with the opposite order, matrix products on CPUs and GPUs would first copy
+    all keys and values."""
 
     k: jax.Array  # [layers, b, k, t, h]
     v: jax.Array  # [layers, b, k, t, h]
@@ -33,7 +34,7 @@ class Window:
 
     cache: KVCache
     start: Array  # int32 [], the window's first position in the row
-    fresh_from: Array  # int32 [], position in the row; earlier positions of the window use the cache, too
+    fresh_from: Array  # int32 [], position in the row; window positions before it also use the cache
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, implementation: str) -> jax.Array:
@@ -64,9 +65,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 
 
 def attend_window(q: jax.Array, fresh: KVCache, window: Window, attention_mask: Array) -> jax.Array:
-    """Computes attention of queries in a window to whole rows, [b, q, n, h] in q's dtype, as the back end xla would after the
-    window's keys and values from position `fresh_from` on had replaced the cached ones. It writes nothing into the cache, which
-    would copy the whole cache in every layer. Instead, one softmax spans the scores of the cached and of the fresh keys.
+    """Computes attention from the queries in a window to all positions of their rows, [b, q, n, h] in q's dtype. Positions of
+    the window from `fresh_from` on use the fresh keys and values, and all other positions use the cached ones. The result is
+    the same as if the fresh ones were written into the cache and the back end xla were called. Writing them would copy the
+    whole cache in every layer, so one softmax spans the scores of the cached and of the fresh keys instead.
 
     Args:
         q: queries, [b, q, n, h].
@@ -99,11 +101,11 @@ def attend_window(q: jax.Array, fresh: KVCache, window: Window, attention_mask: 
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
-    t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix B.2).
-    Automatic differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on
-    a CPU. Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention
-    runs, because it moves fewer bytes on TPUs. It then runs on one chunk of queries after the other if all scores together
-    would exceed `LARGEST_SCORES`, because a few rows of thousands of tokens have gigabytes of scores."""
+    t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix B.2). Automatic
+    differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on a CPU.
+    Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention runs,
+    because it moves fewer bytes on TPUs. It processes the queries in chunks if the scores of all queries would exceed
+    `LARGEST_SCORES`, because even a few rows of thousands of tokens have gigabytes of scores."""
     b, t, n, h = q.shape
     chunks = _query_chunks(b, t, n, k.shape[1])
     if chunks == 1:
@@ -124,8 +126,8 @@ def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
 
 
 def _query_chunks(rows: int, queries: int, heads: int, keys: int) -> int:
-    """Returns the smallest number of chunks of queries so that the scores of a chunk have at most `LARGEST_SCORES` bytes on each
-    device. The mesh splits rows and heads, but not queries."""
+    """Returns the smallest number of chunks into which the queries can be split so that the scores of a chunk take at most
+    `LARGEST_SCORES` bytes on each device. The mesh splits rows and heads, but not queries."""
     mesh = jax.sharding.get_abstract_mesh()
     of_query = 4 * rows * heads * keys / (1 if mesh.empty else mesh.size)
     return -(-queries // min(queries, max(1, int(LARGEST_SCORES / of_query))))
@@ -157,10 +159,10 @@ _dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
 
 
 def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, interpret: bool = False) -> jax.Array:
-    """Computes `attend` with JAX's splash kernel for TPUs. `shard_map` splits the rows over the mesh axes data and fsdp, and
-    the heads over the axis tensor. Padding and tokens form two segments that do not attend to each other. `interpret` runs the
-    kernel on any platform, but slowly. Raises ValueError if `attention_mask` has three axes, or if the number of positions or
-    the head size is not a multiple of `LANES`."""
+    """Computes the same attention as `attend` with JAX's splash kernel for TPUs. `shard_map` splits the rows over the mesh axes
+    data and fsdp, and the heads over the axis tensor. Padding and tokens form two segments that do not attend to each other.
+    `interpret` runs the kernel on any platform, but slowly. Raises ValueError if `attention_mask` has three axes, or if the
+    number of positions or the head size is not a multiple of `LANES`."""
     if attention_mask.ndim != 2:
         raise ValueError(f"attention=splash takes which positions are padding, [b, t], not a mask {attention_mask.shape}")
     t, h = q.shape[1], q.shape[-1]

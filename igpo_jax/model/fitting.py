@@ -19,12 +19,12 @@ MOST_HEAD = 128
 
 
 def fit_to_devices(model: ModelConfig, mesh: Mesh, row_lengths: Sequence[int] | None) -> ModelConfig:
-    """Replaces the values auto of `attention` and 0 of `head_chunk` in the model configuration. Depends only on the kind of the
-    mesh's devices, so that all hosts get the same values.
+    """Returns the model configuration with values that suit the devices in place of attention="auto" and head_chunk=0. The
+    values depend only on the kind of the devices, so that all hosts get the same ones.
 
     Args:
         row_lengths: the lengths, in positions, of all rows that training and evaluation will compute. None stands for rows of
-            any length without gradients."""
+            any length, for which no gradients are computed."""
     attention = _attention(model, mesh.devices.flat[0], row_lengths) if model.attention == AUTO else model.attention
     return dataclasses.replace(model, attention=attention, head_chunk=model.head_chunk or _head_chunk(model, mesh))
 
@@ -65,9 +65,9 @@ def _attention(model: ModelConfig, device: Any, row_lengths: Sequence[int] | Non
 
 
 def _head_chunk(model: ModelConfig, mesh: Mesh) -> int:
-    """Returns a number of positions whose float32 logits, exponentials and gradients take a sixteenth of a device's memory,
-    rounded down to a power of two from 128 to 16384. The memory is the published size for this kind of device, or else
-    `ASSUMED_GIB`."""
+    """Returns the number of positions per chunk with which the float32 logits, exponentials and gradients take at most a
+    sixteenth of a device's memory. The number is a power of two, and in any case at least 128 and at most 16384. The memory is
+    the published size for this kind of device, or else `ASSUMED_GIB`."""
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
     positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])

@@ -1,7 +1,8 @@
 """Frozen weights in int8: symmetric quantization with one float32 scale per output channel of each matrix.
 
-Norm scales keep their dtype, and the adapters (lora.py) keep float32. A product multiplies by the int8 values in the compute
-dtype, which holds them exactly, and scales its float32 result, so that no matrix is dequantized in memory."""
+Norm scales keep their dtype, and the adapters (lora.py) keep float32. A matrix product casts the int8 values to the compute
+dtype, which represents them exactly, and multiplies its float32 result by the scales, so that no dequantized matrix is
+stored."""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ EMBEDDING = ("vocab", "embed")  # logical axes of the embedding, which has a sca
 
 
 class Int8Matrix(NamedTuple):
-    """A matrix `values * scale`, stacked over layers or not. The fields are arrays, or shapes, shardings or logical axes of
-    arrays."""
+    """The matrix `values * scale`, or such a matrix for each layer, stacked. The fields hold arrays, or the shapes, shardings
+    or logical axes of these arrays."""
 
     values: Any  # int8 [..., in, out]; the embedding: int8 [v, d]
     scale: Any  # float32 [..., 1, out]; the embedding: float32 [v, 1]
@@ -66,7 +67,8 @@ def matmul(x: jax.Array, w: Weight) -> jax.Array:
 
 
 def take_rows(w: Weight, rows: Array) -> jax.Array:
-    """Returns rows of the embedding, [..., d], in its dtype or, if it is quantized, in float32."""
+    """Returns the given rows of the embedding matrix, [..., d], in the matrix's dtype, or in float32 if the matrix is
+    quantized."""
     return w.values[rows] * w.scale[rows] if isinstance(w, Int8Matrix) else w[rows]
 
 
@@ -77,7 +79,8 @@ def summed_axis(axes: tuple[str, ...]) -> int:
 
 
 def axes_of(axes: tuple[str, ...]) -> Int8Matrix:
-    """Returns the logical axes of the values and of the scales of a matrix with the logical axes `axes`."""
+    """Returns the logical axes of the values and of the scales as an `Int8Matrix`, given the logical axes `axes` of the
+    matrix."""
     summed = len(axes) + summed_axis(axes)
     return Int8Matrix(axes, tuple("scale" if number == summed else axis for number, axis in enumerate(axes)))
 
@@ -88,15 +91,16 @@ def partition_of(w: Weight, axes: tuple[str, ...]) -> P | Int8Matrix:
 
 
 def in_use(w: Weight, axes: tuple[str, ...], dtype: jnp.dtype) -> Weight:
-    """Casts a weight to `dtype` unless it is quantized, and gathers it as `gathered` does. A quantized weight is gathered in
-    int8, and has no gradient."""
+    """Casts a weight to `dtype` unless it is quantized, and gathers it over the mesh like `gathered`. A quantized weight is
+    gathered in int8, and has no gradient."""
     if not isinstance(w, Int8Matrix):
         return gathered(w.astype(dtype), axes)
     return Int8Matrix(*(constrain(x, partition(part, RULES_IN_USE)) for x, part in zip(w, axes_of(axes), strict=True)))
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """Like `sharding.abstract_table`, with an `Int8Matrix` for each matrix. `dtype` is the dtype of the norm scales."""
+    """Does the same as `sharding.abstract_table`, but represents each matrix by an `Int8Matrix`. `dtype` is the dtype of the
+    norm scales."""
 
     def leaf(shape, dtype, axes):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition(axes)))

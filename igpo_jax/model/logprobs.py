@@ -13,13 +13,13 @@ from igpo_jax.runtime.mesh import BATCH, make_mesh
 
 
 def head_partition(head: Weight) -> P | Int8Matrix:
-    """Returns the partition of the output matrix on entry to shard_map."""
+    """Returns the `PartitionSpec` of the output matrix as an argument of `jax.shard_map`."""
     return partition_of(head, ("embed", "vocab"))
 
 
 def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: ModelConfig) -> jax.Array:
     """Returns the log-probabilities, float32 [b, l], of the tokens `targets`, int32 [b, l], given the hidden states, [b, l, d].
-    Runs on the current mesh, or on one device without a mesh. The product of the mesh sizes data and fsdp must divide b."""
+    Runs on the current mesh, or on one device if no mesh is set. The product of the mesh sizes data and fsdp must divide b."""
     mesh = jax.sharding.get_abstract_mesh()
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh.empty else mesh
     head = head_matrix(params, cfg)

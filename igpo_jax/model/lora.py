@@ -65,7 +65,8 @@ def init(key: jax.Array, cfg: ModelConfig, lora: LoraConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """Returns a `jax.ShapeDtypeStruct` for each adapter matrix, split over fsdp and tensor on `mesh`, except along the rank."""
+    """Returns a `jax.ShapeDtypeStruct` for each adapter matrix. The mesh axes fsdp and tensor split the matrix's long axis, but
+    not its rank axis."""
     return transformer.abstract_table(adapter_table(cfg, lora), "float32", mesh)
 
 
@@ -82,7 +83,8 @@ def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 
 
 def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Adds scale * A B to the adapted matrices of `base` and keeps their dtype. In bfloat16, most of a small change is lost."""
+    """Returns `base` with scale * A B added to the adapted matrices, which keep their dtype. In bfloat16, rounding removes most
+    of a small change."""
     blocks = {target: merge_matrix(base["blocks"][target], adapter, lora)[0] for target, adapter in adapters.items()}
     return base | {"blocks": base["blocks"] | blocks}
 

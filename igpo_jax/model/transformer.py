@@ -140,8 +140,8 @@ def abstract(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def abstract_base(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """Returns the shapes, dtypes and shardings of the network's parameters if they are frozen: matrices have
-    `cfg.base_dtype`."""
+    """Returns the shapes, dtypes and shardings of the network's parameters when they are frozen under adapters. Matrices then
+    have the dtype `cfg.base_dtype`, if it is set."""
     table = parameter_table(cfg)
     return int8.abstract_table(table, cfg.param_dtype, mesh) if cfg.base_dtype else abstract(cfg, mesh)
 
@@ -361,7 +361,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
 @jax.custom_vjp
 def _product(x: jax.Array, w: Weight) -> jax.Array:
     """Multiplies x, [m, i], by w, [i, o], with a float32 result. The gradients have the dtype of x, as they do for x @ w. The
-    backward pass casts an int8 matrix a second time, so that no copy is kept, and returns no gradient for it."""
+    backward pass casts an int8 matrix again instead of keeping the cast copy, and returns no gradient for the matrix."""
     return int8.matmul(x, w)
 
 

@@ -112,7 +112,8 @@ def as_text(result: dict) -> str:
 
 
 def typical(result: dict, seconds: float) -> str:
-    """Returns a line about an iteration with prompts of common lengths. `seconds` is the time of one with the longest."""
+    """Returns a line of text with the estimated time of an iteration for prompts of common lengths. `seconds` is the estimated
+    time for prompts of the largest bucket."""
     expected, [sample] = result["rollouts"], [record for record in result["programs"] if record["name"] == "sample"]
     saved = sample["per_iteration"] * (sample["estimated_seconds"] - expected["estimated_seconds"])
     rows = f"{expected['mean_positions']:.0f} positions per row on average instead of {expected['most_positions']}"

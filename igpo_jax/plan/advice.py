@@ -59,10 +59,11 @@ def plan(
 def typical_rollout(
     run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report=lambda record: None
 ) -> dict[str, Any] | None:
-    """Estimates the mean number of positions per row and the mean seconds of a call of the sampler, for prompts of these
-    lengths, int [n]. Compiles the sampler for the smallest prompt bucket; `records` holds the record of the largest one. The
-    seconds of the other buckets are interpolated linearly, because nearly all work is proportional to the number of positions.
-    Returns None if there is only one bucket, if the compiled programs have no estimated time, or if all prompts are too long."""
+    """Returns estimates of the mean number of positions per row and of the mean seconds per sampler call, for prompts with the
+    given `lengths`, int [n]. Compiles the sampler for the smallest prompt bucket; `records` holds its record for the largest
+    bucket. The seconds for other buckets are interpolated linearly, because nearly all work is proportional to the number of
+    positions. Returns None if there is only one bucket, if the compiled programs have no estimated time, or if all prompts are
+    too long."""
     config = run.config
     buckets, length = config.data.prompt_buckets, config.sampler.completion_length
     largest = [
@@ -87,14 +88,14 @@ def typical_rollout(
 def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: record of
     `measure`}, "choice": value}. The choice is the value with the shortest estimated time among the values that fit into
-    memory, or None if no value fits. `known` holds records of values that need not be compiled again."""
+    memory, or None if no value fits. `known` maps values that are already compiled to their records."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         records[remat] = (known or {}).get(remat) or measure(program_of(fitted(changed, mesh), name))
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
-    # If the chip is unknown, there are no estimates. Then this is the first value that fits, which recomputes least.
+    # If the chip is unknown, there are no estimates, and this selects the first value that fits, which recomputes least.
     choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)
     return {"choice": choice, "programs": records}
 

@@ -16,7 +16,7 @@ from igpo_jax.runtime.installation import install_command
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What XLA's compiler needs to know of a GPU, besides memory size and bandwidth, which are in `CHIPS`."""
+    """Properties of a GPU that XLA's compiler needs, except for memory size and bandwidth, which are in `CHIPS`."""
 
     kind: str  # jax.Device.device_kind
     capability: tuple[int, int]  # CUDA compute capability

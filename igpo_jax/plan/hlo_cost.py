@@ -51,10 +51,9 @@ class Instruction:
 
 def program_cost(text: str, hosts: Sequence[int] = ()) -> Cost:
     """Returns the cost of running a compiled program once on one device, given the program's HLO text from
-    `compiled.as_text()`. For GPUs, `hosts` contains the number of the host of every device, in the order of the mesh, and tells
-    which traffic runs between hosts; () means that all devices are on one host. TPUs do not need it, because their HLO marks
-    the traffic between slices. Raises ValueError if the text does not tell how often a loop runs, or if `hosts` has too few
-    devices."""
+    `compiled.as_text()`. For GPUs, `hosts` contains the host number of every device, in the order of the mesh, to find the
+    traffic between hosts; () means that all devices are on one host. TPUs need no `hosts`, because their HLO marks the traffic
+    between slices. Raises ValueError if the text does not tell how often a loop runs, or if `hosts` has too few devices."""
     program = _Program(text, hosts)
     return program.cost(program.entry)
 
@@ -131,8 +130,8 @@ class _Program:
         return root.operands if root.opcode == "tuple" else [root]
 
     def _elements_read(self, fusion: Instruction) -> dict[Instruction, int]:
-        """Returns how many elements of each of its parameters a fusion reads. If it only slices an array, or updates a slice of
-        an array in place, only the elements of the slice count."""
+        """Returns the number of elements that a fusion reads of each of its parameters. If the fusion only slices a parameter,
+        only the elements of the slice count. A parameter that the fusion only updates in place is not read."""
         instructions, results = self._fused(fusion), self._results(fusion)
         outputs = {_behind_bitcasts(value) for value in results} | set(results)
         users = collections.defaultdict(list)
@@ -162,7 +161,8 @@ class _Program:
         return {i: elements_read(i) for i in instructions if i.opcode == "parameter"}
 
     def _fusion_bytes(self, fusion: Instruction) -> float:
-        """Returns the number of bytes that a fusion reads and writes, see `_elements_read`."""
+        """Returns the number of bytes that a fusion reads (see `_elements_read`) and writes. An in-place update writes only the
+        updated slice."""
 
         def read(parameter: Instruction, elements: int) -> float:
             size = _bytes(parameter.shape, everywhere=True)
@@ -220,7 +220,7 @@ def _matched(pattern: str, text: str) -> tuple[str, ...]:
 
 
 def _in_place(value: Instruction) -> bool:
-    """Returns whether a fusion's instruction, if it is a result of the fusion, updates a slice of a parameter in place."""
+    """Returns whether `value`, a result of a fusion, is an in-place update of a slice of one of the fusion's parameters."""
     return value.opcode == "dynamic-update-slice" and _behind_bitcasts(value.operands[0]).opcode == "parameter"
 
 
@@ -280,10 +280,11 @@ def _collective(instruction: Instruction, hosts: Sequence[int]) -> dict:
 
 
 def _share_between_hosts(kind: str, group: list[int], hosts: Sequence[int]) -> float:
-    """Returns the share of the bytes that a GPU receives from other hosts when a group of devices runs a collective. NCCL passes
-    data around in rings that enter every host once (github.com/NVIDIA/nccl-tests explains them by "bus bandwidth"). Hence one
-    of a host's m devices in the group receives from another host, and it is a different one in every ring. In an all-to-all,
-    all n devices exchange equal parts directly. In a permutation, all devices wait for the pairs on different hosts."""
+    """Returns the share of the bytes that a GPU receives from other hosts when a group of devices runs a collective. NCCL
+    passes data around in rings that enter every host once (see "bus bandwidth" in github.com/NVIDIA/nccl-tests). If m devices
+    of the group are on a host, one of them receives from another host in each ring, and the rings alternate between the m
+    devices, so the share is 1/m. In an all-to-all, all devices exchange equal parts directly. In a permutation, all devices
+    wait for the pairs on different hosts, so the share is 1."""
     if max(group) >= len(hosts):
         raise ValueError(f"the program runs on device {max(group)}, but the hosts of only {len(hosts)} devices are given")
     devices, number = len(group), len({hosts[device] for device in group})

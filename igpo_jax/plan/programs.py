@@ -60,8 +60,9 @@ class Program:
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the configuration of a run's network, and a text that names the source of the network's shape. Reads a folder's
-    tokenizer, if it has one, but not its weights. Raises ValueError if the model's folder exists but cannot be used."""
+    """Returns the configuration of a run's network, and a text that names the source of the network's shape. Reads the
+    tokenizer in the model's folder, if there is one, but not the weights. Raises ValueError if the model's folder exists but
+    cannot be used."""
     path = config.model.path
     if not path:
         size = -(-config.tokenizer.vocab_size // 8) * 8
@@ -77,7 +78,7 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
 
 
 class Fitted(NamedTuple):
-    """A configuration whose settings that depend on the devices have been chosen, as a run chooses them."""
+    """A configuration in which the settings that depend on the devices are chosen in the same way as in a run."""
 
     config: Config
     model: ModelConfig
@@ -122,7 +123,7 @@ class Shapes:
         self.key = host(key.dtype, *key.shape)
 
     def for_sampling(self, state: TrainState) -> Params:
-        """Returns the shapes of the parameters for sampling with a training state."""
+        """Returns the shapes of the parameters that the sampler uses, given the shapes of a training state."""
         if self.sampling_mesh == self.mesh:
             return self.policy.abstract_sampling(state.params, self.base, self.mesh)
         return self.policy.abstract_for_sampling(self.sampling_mesh)
@@ -202,7 +203,7 @@ def rl_programs(shapes: Shapes) -> list[Program]:
 
 
 def program_of(run: Fitted, name: str) -> Program:
-    """Returns the program with a name."""
+    """Returns the program with the given name."""
     [program] = (program for program in programs(run) if program.name == name)
     return program
 
@@ -244,9 +245,10 @@ def measure(program: Program) -> dict[str, Any]:
 
 
 def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
-    """Returns a record of a compiled program's memory and work on one device, without other arrays that are in memory. `twice`
-    is the number of bytes of arguments that are passed several times, which the compiler counts each time. `compiled` is a
-    `jax.stages.Compiled`, whose methods are typed as if they might return None."""
+    """Returns a record of a compiled program's memory and work on one device. Other arrays that are in memory at the same time
+    do not count. `twice` is the number of bytes that the compiler counts too often, because some arguments are passed several
+    times. `compiled` is a `jax.stages.Compiled`; it is annotated as Any, because that class declares that its methods may
+    return None."""
     memory = compiled.memory_analysis()
     own = {
         "arguments_gib": memory.argument_size_in_bytes - twice,
@@ -266,13 +268,13 @@ def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
 
 
 def gpu_hosts(mesh: Mesh) -> list[int]:
-    """Returns the number of the host of every GPU of a mesh, or [] for other devices."""
+    """Returns the host number of each GPU in a mesh, or [] if the devices are not GPUs."""
     return [device.process_index for device in mesh.devices.flat if device.platform == "gpu"]
 
 
 def iteration_seconds(records: list[dict[str, Any]]) -> float | None:
-    """Returns the estimated time of an RL iteration without second attempts, given the records of its programs, or None if the
-    chip is unknown or there is no such program."""
+    """Returns the estimated seconds of an RL iteration without second attempts, given the records of the compiled programs.
+    Returns None if the chip is unknown, or if no program belongs to an RL iteration."""
     parts = [record for record in records if record["used"] and record["per_iteration"]]
     if not parts or not all("estimated_seconds" in record for record in parts):
         return None

@@ -1,7 +1,8 @@
-"""Finds the settings for which an RL iteration is estimated to be fastest among those that fit into memory (`plan --tune`).
+"""Finds settings that fit into memory and for which an RL iteration is estimated to be fastest (`plan --tune`).
 
-Only settings that do not change what a run computes are changed, unless approximate samplers are allowed. The estimates of
-run/layout.py rank the ways to sample. The best few are compiled, and so is the update with each value of model.remat."""
+Changes only settings that do not affect what a run computes, unless approximate samplers are allowed. Ranks the combinations of
+sampler settings by the estimates of run/layout.py, and compiles the sampler with the best few of them. Also compiles the update
+with each value of model.remat."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,22 +19,22 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor
 
-COMPILED = 3  # ways to sample that are compiled
+COMPILED = 3  # number of ways to sample that are compiled
 Report = Callable[[dict[str, Any]], None]
 
 
 class Way(NamedTuple):
-    """A way to sample, and a configuration that selects it."""
+    """A layout and a number of chunks for sampling, and a run's configuration that selects them."""
 
     config: Config
     choice: Choice
 
 
 def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bool, report: Report) -> dict[str, Any]:
-    """Returns the overrides to paste, the estimated seconds of an iteration before and after, and the reasons why other settings
-    were rejected. `lengths`, int [n], are prompt lengths; see `rollout_loads`. With `approximate`, cached samplers are tried, too.
-    Calls `report` with the record of each program as soon as it is compiled. Raises ValueError if there is no RL stage, if the
-    chip is unknown, or if nothing fits."""
+    """Returns the command-line flags that select the fastest settings, the estimated seconds of an iteration without and with
+    these flags, and the reasons why other settings were rejected. `lengths`, int [n], are prompt lengths; see `rollout_loads`.
+    With `approximate`, cached samplers are tried, too. Calls `report` with the record of each program as soon as it is
+    compiled. Raises ValueError if there is no RL stage, if the chip is unknown, or if nothing fits."""
     require(config.rl.iterations > 0, "--tune is for the RL stage, and rl.iterations is 0")
     rejected: list[str] = []
     before = fitted(config, mesh, lengths)
@@ -66,8 +67,8 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
 def ways_to_sample(
     config: Config, before: Fitted, lengths: np.ndarray | None, approximate: bool, rejected: list[str]
 ) -> Iterator[Way]:
-    """Yields the `COMPILED` ways to sample that are estimated to be fastest, other than the present one, and adds the reasons
-    against the others to `rejected`."""
+    """Yields the `COMPILED` combinations of layout, chunks and cache with which sampling is estimated to be fastest, apart from
+    the combination in the current configuration. Appends the reasons for rejecting other combinations to `rejected`."""
     samplers = [config.sampler]
     if approximate:
         samplers.append(dataclasses.replace(config.sampler, cache="dual", commit="threshold"))
@@ -99,8 +100,9 @@ def _named(way: Way) -> str:
 
 
 def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
-    """Returns the estimated seconds of a rollout, from the record of the sampler for the largest bucket. Other buckets take the
-    share of this time that run/layout.py estimates. Infinite if the program does not compile."""
+    """Returns the estimated seconds of a rollout, or infinity if the sampler does not compile. `record` describes the sampler
+    that is compiled for the largest prompt bucket. Its time is scaled to the other buckets in proportion to the estimates of
+    run/layout.py."""
     if "estimated_seconds" not in record:
         return np.inf
     loads = rollout_loads(run.config, run.config.rl.rollout_chunks, lengths)
@@ -112,8 +114,8 @@ def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | N
 def _faster_update(
     config: Config, mesh: Mesh, start: dict[str, Any], limit: float, rejected: list[str], report: Report
 ) -> tuple[Config, dict[str, Any]]:
-    """Returns the configuration with the fastest model.remat that fits, with more microbatches if none fits, and the records of
-    score and update."""
+    """Returns the configuration with the fastest value of model.remat that fits into memory, and the records of the programs
+    score and update. If no value fits, tries again with more microbatches."""
     parts, known = config.rl.microbatches, {config.model.remat: start["update"]}
     while True:
         found = remat_choice(_with(config, config.model.remat, parts), mesh, known)
@@ -157,7 +159,7 @@ def _peak(records: dict[str, Any]) -> float:
 
 
 def overrides(before: Config, after: Config) -> list[str]:
-    """Returns the flags that turn one configuration into another."""
+    """Returns the command-line flags that change the configuration `before` into `after`."""
     flags = []
     for name in ("sampler", "rl", "model"):
         one, other = getattr(before, name), getattr(after, name)

@@ -21,9 +21,10 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 
 def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda: False) -> bytes:
-    """Returns an animated GIF of `cells`, each (text, frame, color, given). A cell shows its text, on the background color
-    #rrggbb, from its frame on. `cells` and `frames` are results of `parse_animation`. The pictures have at most `MOST_PIXELS`
-    pixels in total, so long or high animations skip frames. Raises CancelledError soon after `is_stopped` returns True."""
+    """Returns an animated GIF of `cells`, each (text, frame, color, given). From its frame on, a cell shows its text on a
+    background of its color, #rrggbb. `cells` and `frames` are results of `parse_animation`. The pictures have at most
+    `MOST_PIXELS` pixels in total, so long or tall animations skip frames. Raises CancelledError soon after `is_stopped` returns
+    True."""
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
     height = boxes[-1][1] + HEIGHT + MARGIN
@@ -53,7 +54,8 @@ def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda:
 
 
 def _draw(cells: list[Cell], boxes: list[tuple[float, int, float]], height: int, font: Any) -> tuple[Image.Image, Image.Image]:
-    """Draws all cells, first as blanks and then with their texts. Returns the two images, which have the same palette."""
+    """Draws all cells as blanks in one image, and with their texts in another. Returns both images, which have the same
+    palette."""
     image = Image.new("RGB", (WIDTH, 2 * height), PAPER)
     draw = ImageDraw.Draw(image)
     for x, y, width in boxes:
@@ -74,8 +76,8 @@ def _draw(cells: list[Cell], boxes: list[tuple[float, int, float]], height: int,
 
 
 def parse_animation(animation: Any) -> tuple[list[Cell], int]:
-    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns its cells, with visible line
-    breaks, and the number of frames. Cells of given tokens get frame 0. Other cells with frame 0 get frame -1 and are never
+    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns its cells, with line breaks shown
+    as \\n, and the number of frames. Cells of given tokens get frame 0. Other cells with frame 0 get frame -1 and are never
     drawn. Raises ValueError if the structure is invalid, or if there are too many frames, cells or characters."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")

@@ -15,8 +15,8 @@ WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a 
 
 
 def network_of(host: str) -> str:
-    """Returns the network that counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address, because one
-    client may use all addresses of such a network."""
+    """Returns the network of an address. All addresses in a network count as one client. A network is a single IPv4 address, or
+    all IPv6 addresses with the same first 64 bits, because one client may use all of these."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:  # a socket without addresses
@@ -27,9 +27,9 @@ def network_of(host: str) -> str:
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. Once there are
-    `MOST_CONNECTIONS` connections, a new one closes another: of the client with the most connections, the one on which the
-    server has waited longest. h11 also limits the size of a request's head to 64 KiB."""
+    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. If there are
+    `MOST_CONNECTIONS` connections already, a new one replaces the connection on which the server has waited longest among those
+    of the client with the most connections. h11 also limits the size of a request's head to 64 KiB."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)

@@ -18,10 +18,10 @@ NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a nu
 
 
 def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
-    """Checks a request and returns a partial function, which lacks only the argument `watch`. The function is `model.infill` if
-    the request has a template, otherwise `model.generate`. The keys of `request` are keys of `KINDS`. All keys are optional,
-    but a request without a template must have completion_length and block_length. Raises ValueError if a key is unknown, or if
-    a value is invalid, above its limit in `LIMITS`, or rejected by the model."""
+    """Checks a request for a completion. Returns `model.infill` if the request has a template, otherwise `model.generate`, with
+    all arguments bound except `watch`. The keys of `request` are keys of `KINDS`. All keys are optional, but a request without
+    a template must have completion_length and block_length. Raises ValueError if a key is unknown, or if a value is invalid,
+    above its limit in `LIMITS`, or rejected by the model."""
     require(isinstance(request, dict), "the request is not a JSON object")
     for name, value in request.items():
         require(name in KINDS, f"{name[:40]!r} is none of {', '.join(KINDS)}")

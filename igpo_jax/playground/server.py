@@ -54,7 +54,7 @@ class Job:
     events: asyncio.Queue = dataclasses.field(default_factory=asyncio.Queue)  # for the client; None at the end
     stopped: threading.Event = dataclasses.field(default_factory=threading.Event)  # the client has disconnected
     future: Future = dataclasses.field(default_factory=Future)  # the result of `work`
-    ahead: int | None = None  # number of jobs before this one, as the client was told
+    ahead: int | None = None  # number of jobs ahead of this one, as last reported to the client
 
     def run(self) -> None:
         """Does the work, unless the job was stopped before."""
@@ -122,9 +122,10 @@ class JobQueue:
 
 
 def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
-    """Returns the jobs in the order in which they run. The first one is already running. The next job is always that of the
-    client that has waited longest, since its last turn ended (`turns`) or since its oldest job arrived, whichever is later. So
-    a new client waits for at most one job of each other client, and jobs that arrive later never overtake it."""
+    """Returns the jobs in the order in which they run. The first one is already running. The next job is always from the client
+    that has waited longest. A client waits since its last turn ended (`turns`) or since its oldest job arrived, whichever is
+    later. A new client therefore waits for at most one job of each other client, and jobs that arrive later never overtake its
+    first job."""
     ordered, left = jobs[:1], sorted(jobs[1:], key=lambda job: job.number)
     ends = itertools.count(max([*turns.values(), *(job.number for job in jobs)], default=0) + 1)
     turns = turns | {job.client: next(ends) for job in ordered}
@@ -137,7 +138,7 @@ def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
 
 
 def client_of(request: Request) -> str:
-    """Returns the client of a request for the limit on jobs, see `network_of`. Behind a proxy, this is the proxy. The header
+    """Returns the client to which the limit on jobs applies, see `network_of`. Behind a proxy, this is the proxy. The header
     X-Forwarded-For is not read, because any client could forge it."""
     return network_of(request.client.host if request.client else "")
 

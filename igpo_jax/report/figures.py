@@ -15,7 +15,7 @@ from igpo_jax.report.templates import plotly_text
 from igpo_jax.runtime.statistics import wilson
 
 Row = dict[str, Any]
-Runs = dict[str, list[Row]]  # rows of metrics.jsonl by the run's name
+Runs = dict[str, list[Row]]  # parsed lines of metrics.jsonl, by the run's name
 
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": PURPLE, "time/update": YELLOW}
 DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles: name in Plotly -> name in CSS
@@ -167,7 +167,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
-    """Returns the rows of metrics.jsonl that belong to a stage and contain a finite value of the metric `key`."""
+    """Returns the entries of metrics.jsonl that belong to a stage and contain a finite value of the metric `key`."""
     return [row for row in rows if row["stage"] == stage and _finite(row.get(key))]
 
 
@@ -271,7 +271,8 @@ def _legend(figure: Row) -> list[tuple[str, str, str]]:
 
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the steps and the finite values of a stage's metric, float64 [n] each."""
+    """Returns the finite values of a metric in a stage and the steps at which they were measured: (steps, values), float64 [n]
+    each."""
     shown = stage_rows(rows, stage, key)
     return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 

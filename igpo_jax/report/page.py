@@ -29,7 +29,7 @@ MOST_ROLLOUTS = 1000  # total over all runs; more rollouts would make the list o
 ROLLOUT_BYTES = 3_000_000  # limit for the rollouts; Plotly adds 4.6 million bytes to the page, the curves less than one million
 # Fields of rollouts.jsonl that are embedded in the page unchanged
 KEPT = ("step", "question", "answer", "trace", "unmask_step", "end", "reward", "text", "extracted_answer", "rescued", "outcome")
-SHOWN = ("try", "question", "trace", "tokens", "unmask_step", "hint", "reward", "text")  # all versions wrote these
+SHOWN = ("try", "question", "trace", "tokens", "unmask_step", "hint", "reward", "text")  # required; all versions write them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +103,8 @@ def report_html(runs: dict[str, Run]) -> str:
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Returns the cards at the top of a report, each as (label, value, remark). A result has a card only if it is found in
-    `rows`, which are rows of metrics.jsonl."""
+    """Returns the cards at the top of a report, each as (label, value, remark). `rows` are the entries of metrics.jsonl.
+    Results that they do not contain get no card."""
     contents = []
     training, evals = stage_rows(rows, "rl", "reward/first_try"), evaluations(rows)
     if evals:
@@ -134,8 +134,9 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def ungraded_counts(rows: list[Row]) -> dict[str, int]:
-    """Returns the numbers of answers without a verdict in a run, {reason: number}: timeouts in rollouts, errors of the reward
-    function in rollouts, and both together in evaluations. Rows that earlier versions of this package wrote do not count."""
+    """Returns the number of answers without a verdict in a run for each reason, {reason: number}. The reasons are timeouts in
+    rollouts, errors of the reward function in rollouts, and either of them in evaluations. Entries of metrics.jsonl that
+    earlier versions of this package wrote do not count."""
     keys = {"late": "grading/late", "reward function failed": "grading/broken", "in evaluations": "eval/ungraded"}
     found = {name: [row[key] for stage in ("sft", "rl") for row in stage_rows(rows, stage, key)] for name, key in keys.items()}
     return {name: round(sum(values)) for name, values in found.items()}
@@ -152,8 +153,8 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
-    """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rows}}. In the rows, tokens are
-    indices into `pieces`. Omits runs without rollouts. If there are too many rollouts or bytes, keeps only evenly spaced
+    """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rollouts}}. In the rollouts, tokens
+    are indices into `pieces`. Omits runs without rollouts. If there are too many rollouts or bytes, keeps only evenly spaced
     rollouts of each run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
@@ -206,8 +207,8 @@ def numbers(run: Run) -> dict[str, str]:
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
-    """Returns a table of the configuration keys whose values differ between runs, with rows [dotted key, value in each run]. A
-    missing value is shown as –."""
+    """Returns a table of the configuration keys whose values differ between runs. Each table row is a list of the dotted key
+    and its value in each run, or – if a run has no value."""
     flat = [flatten_dict(config, sep=".") for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     texts = {key: [json.dumps(values[key], ensure_ascii=False) if key in values else "–" for values in flat] for key in keys}
@@ -215,14 +216,14 @@ def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
 
 
 def _values_of_one(run: Run) -> dict[str, Any]:
-    """Returns the values of the template run.html, except for curves and rollouts."""
+    """Returns the variables for rendering the template run.html, except for curves and rollouts."""
     name = str(run.config["task"]["name"])
     titles = {"title": f"{name} · IGPO run", "kind": "IGPO run", "heading": name, "facts": _facts(run)}
     return {**titles, "cards": headline(run.rows), "result": run.result, "config": run.config}
 
 
 def _values_of_several(runs: dict[str, Run]) -> dict[str, Any]:
-    """Returns the values of the template runs.html, except for curves and rollouts."""
+    """Returns the variables for rendering the template runs.html, except for curves and rollouts."""
     found = [numbers(run) for run in runs.values()]
     labels = dict.fromkeys(label for values in found for label in values)
     reached = [[label, *(values.get(label, "–") for values in found)] for label in labels]
@@ -264,9 +265,9 @@ def _difference(name: str, reference: Run, run: Run) -> list[str]:
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
-    """Converts a row of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and adds
-    new tokens to `indices`. `correct` becomes None if there is no verdict. Rows that were written by earlier versions of this
-    package lack the keys `correct`, `outcome` and `extracted_answer`."""
+    """Converts an entry of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and
+    adds new tokens to `indices`. `correct` becomes None if there is no verdict. Entries that earlier versions of this package
+    wrote lack the keys `correct`, `outcome` and `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1) if row.get("outcome", "ok") == "ok" else None,

@@ -30,7 +30,8 @@ def render(template: str, **values: Any) -> Markup:
 
 def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'", **values: Any) -> Markup:
     """Returns a page rendered from a template that extends report/layout.html. `styles` are style sheets and `scripts` are
-    JavaScript; both are code of this package or of its dependencies. `connect` are the sources that the page may connect to."""
+    JavaScript; both are code of this package or of its dependencies. `connect` lists the addresses that the page may connect
+    to, in the syntax of a Content-Security-Policy."""
     style = "".join(styles)
     policy = content_policy([style], scripts, connect)
     trusted = {"style": Markup(style), "scripts": [Markup(script) for script in scripts], "policy": Markup(policy)}
@@ -38,8 +39,8 @@ def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], co
 
 
 def content_policy(styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'") -> str:
-    """Returns a Content-Security-Policy that allows inline only the given style sheets and scripts, and no network connections
-    except to the sources `connect`."""
+    """Returns a Content-Security-Policy that allows only the given inline style sheets and scripts, and only network
+    connections to the sources `connect`."""
     allowed_styles, allowed_scripts = (
         " ".join(map(_source_of, part)) or "'none'" for part in ([*styles, PLOTLY_STYLE], scripts)
     )

@@ -198,8 +198,8 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
 
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
     """Requests the replies that are missing in replies.jsonl. Returns {problem id: reply}, {problem id: error} for problems
-    without a reply, and the reason why the endpoint is unavailable, or "". An endpoint that answers for at most half of the
-    problems is unavailable, too."""
+    without a reply, and the reason why the endpoint is unavailable, or "" if it is available. An endpoint that answers for at
+    most half of the problems also counts as unavailable."""
     with open_without_links(path, "a+b") as file:
         replies = {reply["id"]: reply for reply in read_replies(file)}
         missing = [record for record in records if record.solution and record.id not in replies]
@@ -252,9 +252,9 @@ def read_replies(file: IO[bytes]) -> list[Reply]:
 
 
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the given solutions. The outcome of a solution that states the right answer is "unchanged", or "shortened" if a
-    model's thinking was removed from it. Otherwise, the outcome is the reason for rejecting it. `Record.solution` may omit
-    the last line of the source's text, such as #### 72. If only this line states the answer, adds the line to the solution."""
+    """Judges the given solutions. If a solution states the right answer, its outcome is "unchanged", or "shortened" if a
+    model's thinking was removed from it. Otherwise, its outcome is the reason for rejecting it. `Record.solution` may lack the
+    last line of the original text, such as #### 72. If only this line states the answer, it is added to the solution again."""
     judged: list[Judged] = []
     for record in records:
         text = without_thought(record)
@@ -281,9 +281,9 @@ def without_thought(record: Record) -> str:
 
 
 def judge_lengths(judged: Sequence[Judged], tokenizer: Tokenizer, least: int, most: int) -> list[tuple[str, int, int]]:
-    """Returns (outcome, number of tokens of the original solution, of the new solution) for each judged solution. Rejects new
-    solutions of fewer than `least` or more than `most` tokens, and rewritten ones that are not shorter. The numbers are 0 if a
-    solution was already rejected, or if the tokenizer refuses one of the texts as too long."""
+    """Returns (outcome, tokens of the original solution, tokens of the new solution) for each judged solution. Rejects new
+    solutions of fewer than `least` or more than `most` tokens, and rewritten ones that are not shorter. Both numbers of tokens
+    are 0 if a solution was already rejected, or if the tokenizer refuses one of the texts as too long."""
     measured = []
     for outcome, original, text in judged:
         before = after = 0

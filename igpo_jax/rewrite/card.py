@@ -26,8 +26,8 @@ NOTES = {
 
 
 def make_card(outcomes: dict[str, int], kept: Rows, replies: Rows, unanswered: dict[str, str] | None) -> dict[str, Any]:
-    """Returns the contents of card.json. `outcomes` is {outcome: number of problems}, `kept` contains the rows of kept.jsonl,
-    and `replies` contains the rows of replies.jsonl. `unanswered` is {problem id: reason} for problems without a reply, or None
+    """Returns the contents of card.json. `outcomes` is {outcome: number of problems}, `kept` contains the entries of
+    kept.jsonl, and `replies` those of replies.jsonl. `unanswered` is {problem id: reason} for problems without a reply, or None
     if there is no endpoint."""
     before, after = (np.array([row[key] for row in kept], float) for key in ("original_tokens", "tokens"))
     lengths = {"before": before, "after": after}

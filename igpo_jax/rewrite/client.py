@@ -1,4 +1,4 @@
-"""HTTP client for an endpoint that may be a stranger's server. It limits the size of a reply and the time that it takes."""
+"""HTTP client for an endpoint that may be a stranger's server. It limits the size of a reply and the time to receive it."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ MOST_BYTES = 1 << 23  # of a reply; a text of 1 MiB has at most 6 MiB in JSON, w
 
 
 class LimitedClient(openai.DefaultAsyncHttpxClient):
-    """HTTP client that gives a request, with its whole reply, at most `seconds`. It does not follow redirects, because another
-    server would receive the problems, and it keeps no cookies."""
+    """HTTP client that allows at most `seconds` for a request and its whole reply. It keeps no cookies, and does not follow
+    redirects, because another server would then receive the problems."""
 
     def __init__(self, seconds: float):
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
@@ -24,7 +24,7 @@ class LimitedClient(openai.DefaultAsyncHttpxClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends a request and returns its reply with the body. Raises ValueError if the reply is compressed or has more than
-        `MOST_BYTES`, and ReadTimeout, after which openai asks again, if the time is over."""
+        `MOST_BYTES`. Raises ReadTimeout if the time is over; the openai library then sends the request again."""
         try:
             async with asyncio.timeout(self._seconds):  # the timeouts of the library hold for each single read
                 response = await super().send(request, **options | {"stream": True})

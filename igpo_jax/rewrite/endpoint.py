@@ -19,7 +19,7 @@ COUNTS = ("prompt_tokens", "completion_tokens", "attempts")
 REPLY_TYPES |= dict.fromkeys(COUNTS[:2], int | None)
 MOST_TEXT = 1 << 20  # bytes of a reply's text in UTF-8
 MOST_REASON = 64  # characters of finish_reason
-MOST_COUNT = 1 << 53  # a count is less, so that every program that reads it has it exactly
+MOST_COUNT = 1 << 53  # counts must be smaller, so that they are exact even in programs that read them as float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Endpoint:
 
 
 def require_reply(reply: Any) -> None:
-    """Raises a ValueError that names the key if a value of a reply cannot be right. The endpoint may be a stranger's server, and
-    its replies are written to replies.jsonl, which must remain readable."""
+    """Raises a ValueError that names the key if a value of a reply is missing, has the wrong type, or is out of range. The
+    endpoint may be a stranger's server, and its replies are written to replies.jsonl, which must remain readable."""
     require(isinstance(reply, dict), "no JSON object")
     for key, kind in REPLY_TYPES.items():
         require(key in reply, f"{key} is missing")
@@ -59,9 +59,10 @@ def ask_all(
 
     A reply has the keys of `REPLY_TYPES` and values that `require_reply` allows. The numbers of tokens are None if the endpoint
     does not report them. Returns {id: error} for conversations without a reply, and the reason why the endpoint is unavailable,
-    or "". It is unavailable if it rejects the key, the model or the address, if it redirects to another address, if many
-    consecutive requests fail (these stop early), or if it could not be reached or was overloaded in the last attempt at a
-    conversation. Raises ValueError if the package openai is missing."""
+    or "" if it is available. The endpoint counts as unavailable, and no further requests are sent, if it rejects the key, the
+    model or the address, if it redirects to another address, or if many consecutive requests fail. It also counts as
+    unavailable if it could not be reached or was overloaded in the last attempt at a conversation. Raises ValueError if the
+    package openai is missing."""
     try:
         import openai
 
@@ -138,8 +139,8 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
 
 
 def _reason(error: Exception) -> str:
-    """Returns an error in one printable line. Prefers the message in the response's body, because the openai library's own
-    message repeats the whole body."""
+    """Returns the message of an error as one printable line. Prefers the message in the response's body, because the openai
+    library's own message repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     cause = error.__cause__ if str(error) == "Connection error." else None  # only the cause says why
@@ -148,5 +149,6 @@ def _reason(error: Exception) -> str:
 
 
 def _printable(text: str) -> str:
-    """Returns the beginning of a text in one line. Replaces control characters, and lone surrogates, which no file can hold."""
+    """Returns the beginning of a text as one printable line. Replaces control characters and lone surrogates, which cannot be
+    written to a file."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:200])
