@@ -179,7 +179,8 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Returns the state with the fields read from the log, including the fields that only the RL stage uses."""
+    """Reads the fields of the state that are stored only in the log, including those that only the RL stage uses. Returns the
+    completed state."""
     state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
