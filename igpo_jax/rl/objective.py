@@ -193,11 +193,11 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
     d = log reference - log new and rho = p_new / p_old, the estimators are:
 
     - k1 = -d. Its gradient is 0 on average over samples of the new policy.
-    - k2 = d^2 / 2. Its gradient, -d grad log p_new, is that of the KL on average over samples of the new policy.
+    - k2 = d^2 / 2. Its gradient, -d * grad log p_new, is that of the KL on average over samples of the new policy.
     - k3 = e^d - d - 1 (Schulman 2020; used in the paper). Its value is the KL on average over samples of the new policy, but its
       gradient is that of KL(reference || new). It continues linearly for d > `MAX_K3_GAP`.
-    - k3_corrected = rho k3 (DeepSeek-V3.2, arXiv 2512.02556). Its value and its gradient, -rho d grad log p_new, are those of
-      the KL on average over samples of the old policy.
+    - k3_corrected = rho * k3 (DeepSeek-V3.2, arXiv 2512.02556). Its value and its gradient, -rho * d * grad log p_new, are
+      those of the KL on average over samples of the old policy.
 
     All estimates are 0 if the policies are equal, as they are before the first update of the RL stage."""
     gap = reference - new

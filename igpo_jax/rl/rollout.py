@@ -249,9 +249,10 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
-    """Appends copies of the first group, so that the sampler is compiled for only a few batch sizes. The result consists of
-    full chunks of `most` groups, followed by a chunk for the remaining groups. The size of this last chunk is a quarter of
-    `most`, half of `most`, or `most`: the smallest that holds the remaining groups and divides evenly over the devices."""
+    """Pads `groups`, an array of group indices, with copies of its first element, so that the sampler is compiled for only a
+    few batch sizes. The result consists of full chunks of `most` groups, followed by a chunk for the remaining groups. The size
+    of this last chunk is a quarter of `most`, half of `most`, or `most`: the smallest that holds the remaining groups and
+    divides evenly over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)

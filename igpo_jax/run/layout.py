@@ -1,4 +1,5 @@
-"""Layout of sampling: the mesh that the weights lie on while completions are sampled, and how many rows are sampled at a time.
+"""Layout of sampling: the mesh that the weights lie on while completions are sampled, and how many completions are sampled at a
+time.
 
 Training shards the weights over the mesh axis fsdp and gathers them for every evaluation of the network. Sampling evaluates the
 network many times with the same weights. If memory allows it, a copy of the weights is therefore laid out once per rollout on a

@@ -73,7 +73,8 @@ def _connect(saves_on_signals: bool) -> None:
 
 
 def _check_coordinator_port(address: str) -> None:
-    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT. jaxlib would crash."""
+    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT, because jaxlib would crash
+    in this case."""
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{address.rpartition(':')[2]}")
     host, _, port = bind.rpartition(":")
     try:

@@ -1,7 +1,7 @@
-"""Ends a command with one line at SIGINT (^C), SIGTERM or SIGHUP, at any moment. Imports only the standard library, so that a
-command can call `install` before its slow imports.
+"""Makes SIGINT (^C), SIGTERM and SIGHUP end a command at any moment, with a message of one line. Imports only the standard
+library, so that a command can call `install` before its slow imports.
 
-Python runs signal handlers in the main thread, between two bytecodes: during a compilation, a handler waits until it is
+Python runs signal handlers in the main thread, between two bytecodes, so a handler would wait until a running compilation is
 finished. A thread therefore reads the signals from a pipe. It ends the process with os._exit, because the interpreter's orderly
 shutdown crashes while threads of XLA are running."""
 
@@ -117,8 +117,8 @@ def _status(number: int) -> int:
 
 
 def _end(status: int, patience: float | None) -> None:
-    """Calls the functions of `before_end`, writes the last output, and ends the process with an exit status. `patience` limits
-    the time in seconds for the functions."""
+    """Calls the functions of `before_end`, writes the last output, and ends the process with an exit status. `patience` is the
+    time limit for the functions in seconds, or None for no limit."""
     for work, seconds in ((_clean_up, patience), (_write_output, PATIENCE)):
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

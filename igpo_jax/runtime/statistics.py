@@ -82,9 +82,9 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test. The arguments are the numbers of problems that became correct and
-    that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to 10
-    million."""
+    """Returns the two-sided p-value of the exact McNemar test. The arguments are the numbers of problems that became correct
+    and that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to
+    10 million."""
     n, few = gained + lost, min(gained, lost)
     if n <= FEW:
         return min(1.0, 2 * (sum(math.comb(n, k) for k in range(few + 1)) / 2**n)) if n else 1.0
