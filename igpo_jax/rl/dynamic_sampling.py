@@ -1,6 +1,6 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts until `rl.prompts` groups
 (completions of the same prompt) contain both correct and wrong completions with different rewards, or until a limit is reached.
-Completions without a verdict do not count."""
+Completions that could not be graded do not count."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def key_of_batch(key: jax.Array, number: int) -> jax.Array:
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Marks the groups with both correct and wrong completions whose rewards differ, bool [batches, groups per batch]. If all
-    rewards of a group were equal, its advantages would be 0."""
+    """Returns the mask of the groups that have both correct and wrong completions with different rewards, bool [batches, groups
+    per batch]. If all rewards of a group are equal, its advantages are 0, so training cannot learn from it."""
     grades = [part.final.grades for part in parts]
     return np.stack(
         [each.correct.any(axis=1) & ~each.all_correct & ~equal_rewards(each.rewards, each.graded) for each in grades]

@@ -127,8 +127,9 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 @functools.lru_cache(maxsize=4)
 def stretched(usable: int) -> np.ndarray:
     """Returns floor(factor * gap) for each trace length and each gap from 0 to `usable`, int32 [usable + 1, usable + 1]. The
-    factor is usable / length, clipped to [1, `MAX_STRETCH`]. Computes in float64, as the released code does: there, 226 / 164 *
-    82 is smaller than its exact value, 113. In float32, other products would be too small."""
+    factor is usable / length, clipped to [1, `MAX_STRETCH`]. Computes in float64, as the released code does, because floor
+    depends on rounding errors: in float64, 226 / 164 * 82 is slightly smaller than its exact value, 113. In float32, other
+    products would be too small."""
     lengths = np.arange(usable + 1)
     factor = np.clip(usable / np.maximum(lengths, 1), 1.0, MAX_STRETCH)
     return np.floor(factor[:, None] * lengths).astype(np.int32)
@@ -150,8 +151,8 @@ def overwrite(
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
     """Selects the first tokens of each trace (reference solution) as its hint, bool [b, l]. Only the tokens before the first
-    one that may not be shown are available. `ratio`, float32 [b], is the share of the available tokens to select. If it is
-    positive, at least one of them is selected."""
+    one that may not be shown are available. `ratio`, float32 [b], is the share of the available tokens to select. If `ratio` is
+    positive, at least one of the available tokens is selected."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)

@@ -58,7 +58,7 @@ class LikelihoodConfig:
         )
 
     def rows_per_prompt(self, group_size: int) -> int:
-        """Returns the number of rows that the network computes for a prompt with `group_size` completions."""
+        """Returns the number of sequences that the network processes for a prompt with `group_size` completions."""
         return 1 if self.estimator in ("mean_field", "prompt_masked") else self.samples * group_size
 
 
@@ -95,7 +95,8 @@ class GroupBatch:
 class Views:
     """Views (network inputs in which some tokens are masked) of all completions, and the weight of each token in each view. In
     the shapes below, e is the number of inner steps (1 if all steps share their views), and k is the number of views of a
-    completion. r is the number of rows per prompt (1 if its completions share a row, otherwise the group size g)."""
+    completion. r is the number of network inputs for a prompt in each view (1 if its completions share an input, otherwise the
+    group size g)."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -168,7 +169,8 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m random tokens of one completion in every view, for `row_views`. Every view draws m uniformly from 1..length."""
+    """Masks m random tokens of one completion in every view, for `row_views`. For every view, m is drawn uniformly from
+    1..length."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
@@ -200,8 +202,8 @@ def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> Array:
-    """Returns how many tokens to mask in each sample, int32 [steps, samples]. The numbers of the samples of an inner step are
-    evenly spaced in 1..length."""
+    """Returns `samples` numbers of tokens to mask for each inner step, int32 [steps, samples]. The numbers of one step are
+    evenly spaced in 1..length and start at a random offset."""
     place = (jnp.arange(samples) + jax.random.uniform(key, (steps, 1))) / samples
     return 1 + jnp.minimum(jnp.floor(length * place).astype(jnp.int32), length - 1)
 
@@ -253,11 +255,11 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
     """Combines the log-probabilities of each token in k views (maskings) into one score, float32 [..., g, l] for g completions
     of l tokens (docs/method.md section 9). Ignores log-probabilities with weight 0.
 
-    For completions with a positive or zero advantage, the score is the weighted sum of the log-probabilities over the views. If
-    the estimator is elbo, quadrature or coupled, it is the token's term in a lower bound of the completion's log-likelihood.
-    For completions with a negative advantage, the score is (1 - w) times this sum plus w times the token's term in SPG's upper
-    bound (arXiv 2510.09541), with w = `cfg.upper_weight`. Training should decrease the likelihood of these completions, but
-    decreasing only a lower bound does not guarantee that the likelihood decreases.
+    For completions with a positive or zero advantage, the score is `lower`, the weighted sum of the log-probabilities over the
+    views. If the estimator is elbo, quadrature or coupled, `lower` is the token's term in a lower bound of the completion's
+    log-likelihood. For completions with a negative advantage, the score is (1 - w) * lower + w * upper, where w is
+    `cfg.upper_weight` and `upper` is the token's term in SPG's upper bound (arXiv 2510.09541). Training should decrease the
+    likelihood of these completions, but decreasing only a lower bound does not guarantee that the likelihood decreases.
 
     Args:
         log_probs, weight: float32 [..., k, g, l].

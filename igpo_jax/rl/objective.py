@@ -84,8 +84,8 @@ class ObjectiveConfig(LikelihoodConfig):
 
 
 def equal_rewards(rewards: np.ndarray, graded: np.ndarray) -> np.ndarray:
-    """Marks the groups without a learning signal, because all their rewards are equal up to rounding, bool [n]. `rewards` is
-    float32 [n, g]. Ignores the completions that `graded`, bool [n, g], does not mark."""
+    """Returns the mask of the groups whose rewards are all equal up to rounding, bool [n]. Such groups give no learning signal.
+    `rewards` is float32 [n, g]. Ignores completions that are False in `graded`, bool [n, g]."""
     least = np.min(rewards, axis=1, where=graded, initial=np.inf)
     most = np.max(rewards, axis=1, where=graded, initial=-np.inf)
     return most - least <= ROUNDING * np.max(np.abs(rewards), axis=1, where=graded, initial=0)
@@ -94,9 +94,9 @@ def equal_rewards(rewards: np.ndarray, graded: np.ndarray) -> np.ndarray:
 def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.ndarray:
     """Returns the advantages of completions, float32 [n, g], given their rewards, float32 [n, g]. The advantage is the reward
     minus the mean reward of the group. If `normalize` is True, it is divided by the standard deviation of the group's rewards
-    plus `ADVANTAGE_EPSILON`. Both statistics cover only the completions that `graded`, bool [n, g], marks; the others get
-    advantage 0. In groups that `equal_rewards` marks, all advantages are 0, because the differences between the
-    rewards are rounding errors."""
+    plus `ADVANTAGE_EPSILON`. Both statistics cover only the completions that are True in `graded`, bool [n, g]; the others get
+    advantage 0. If `equal_rewards` is True for a group, all its advantages are 0, because the differences between its rewards
+    are rounding errors."""
 
     def group_mean(values):
         number = np.maximum(graded.sum(axis=1, keepdims=True, dtype=values.dtype), 1)
@@ -171,8 +171,9 @@ def compute_logprobs(
 
 
 def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
-    """Selects the candidates with the highest entropy in each row. `candidates` is bool [..., l], and `entropy` float32 [...,
-    l]. Of h candidates in a row, max(1, floor(keep * h)) are selected, or none if `keep` is 0 (docs/method.md section 11)."""
+    """Returns the mask of the candidate tokens with the highest entropy in each completion, bool [..., l]. `candidates` is bool
+    [..., l], and `entropy` float32 [..., l]. Of h candidates in a completion, max(1, floor(keep * h)) are selected, or none if
+    `keep` is 0 (docs/method.md section 11)."""
     number = candidates.sum(axis=-1, keepdims=True)
     kept = jnp.maximum(int(keep > 0), jnp.floor(keep * number + 1e-6).astype(jnp.int32))
     order = jnp.argsort(jnp.argsort(-jnp.where(candidates, entropy, -jnp.inf), axis=-1, stable=True), axis=-1)
@@ -181,8 +182,8 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 def group_weights(advantages: Array, used: Array) -> jax.Array:
     """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for a group's advantages A. The weights
-    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the sum in wd1. `used`,
-    bool [..., g], marks the completions that the softmax is over; the others get weight 0."""
+    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the sum in wd1. The
+    softmax is over the completions that are True in `used`, bool [..., g]; the others get weight 0."""
     plus, minus = (jax.nn.softmax(sign * advantages, axis=-1, where=used) for sign in (1, -1))
     return (plus - minus) * advantages.shape[-1]
 
@@ -192,11 +193,11 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
     d = log reference - log new and rho = p_new / p_old, the estimators are:
 
     - k1 = -d. Its gradient is 0 on average over samples of the new policy.
-    - k2 = d^2 / 2. Its gradient, -d grad log p_new, is that of the KL on average over samples of the new policy.
+    - k2 = d^2 / 2. Its gradient, -d * grad log p_new, is that of the KL on average over samples of the new policy.
     - k3 = e^d - d - 1 (Schulman 2020; used in the paper). Its value is the KL on average over samples of the new policy, but its
       gradient is that of KL(reference || new). It continues linearly for d > `MAX_K3_GAP`.
-    - k3_corrected = rho k3 (DeepSeek-V3.2, arXiv 2512.02556). Its value and its gradient, -rho d grad log p_new, are those of
-      the KL on average over samples of the old policy.
+    - k3_corrected = rho * k3 (DeepSeek-V3.2, arXiv 2512.02556). Its value and its gradient, -rho * d * grad log p_new, are
+      those of the KL on average over samples of the old policy.
 
     All estimates are 0 if the policies are equal, as they are before the first update of the RL stage."""
     gap = reference - new
@@ -217,7 +218,8 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
 
 
 def kl_is_bounded(new: Array, old: Array, reference: Array, kind: str) -> Array:
-    """Marks the tokens at which `kl_estimate` limits the estimate, because a ratio is too large. Returns a bool array."""
+    """Returns a bool array that is True for each token whose estimate in `kl_estimate` is limited because a ratio is too
+    large."""
     if kind == "k3":
         return reference - new > MAX_K3_GAP
     corrected = kind == "k3_corrected"
@@ -229,17 +231,18 @@ def bounded_exp(log_ratio: Array) -> jax.Array:
 
 
 def token_mean(values: Array, mask: Array) -> jax.Array:
-    """Returns the mean over the tokens that `mask`, bool [..., l], marks, float32 [...], or 0 if it marks none."""
+    """Returns the mean of `values` over the tokens that are True in `mask`, bool [..., l], as float32 [...]. An empty mask
+    gives 0."""
     return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(mask.sum(axis=-1), 1)
 
 
 def log_ratios(
     new: Array, old: Array, weight: Array, advantages: Array, loss_mask: Array, cfg: ObjectiveConfig
 ) -> tuple[Array, Array]:
-    """Returns the log-ratios of the new to the old policy, and their weights in the sum over views that gives a token's
-    surrogate. With cfg.ratio="token", each token has one log-ratio in each view; both arrays are float32 [..., k, g, l]. With
-    "sequence", all tokens and views of a completion share one log-ratio. It is repeated for every token, with weight 1; both
-    arrays are float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
+    """Returns the log-ratios of the new to the old policy, and the weights with which the clipped objective of a token is
+    summed over views. With cfg.ratio="token", each token has one log-ratio in each view, and both arrays are float32
+    [..., k, g, l]. With "sequence", all tokens and views of a completion share one log-ratio. It is repeated for every token,
+    with weight 1; both arrays are float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
     if cfg.ratio == "token":
         return jnp.where(weight > 0, new - old, 0.0), weight
     if cfg.reference_code:  # averages over all tokens, also over those that are not masked in a view
@@ -280,8 +283,8 @@ def policy_terms(
         hint: mask of the hint tokens up to the first EOS, bool [..., g, l]; needed with cfg.hint_supervision.
 
     Returns:
-        The loss and a dict of statistics, each float32 [..., g]. The statistics are means over the tokens of a completion, in
-        which ratios count with their weights, except policy/overflow, which counts the tokens with a bounded ratio or KL."""
+        The loss and a dict of statistics, each float32 [..., g]. policy/overflow is the number of tokens whose ratio or KL
+        estimate was limited. The other statistics are means over the tokens of a completion; means of ratios are weighted."""
     log_ratio, share = log_ratios(new, old, weight, advantages, loss_mask, cfg)
     new, old, reference = (jnp.where(weight > 0, x, 0.0) for x in (new, old, reference))
     kl = jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)

@@ -104,7 +104,7 @@ class Rollout:
     groups: GroupBatch  # the input of the updates, on the host until `dynamic_sampling.merge`
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
-    triggered: np.ndarray  # int[t], groups whose first attempts are all wrong, and that are allowed a second one
+    triggered: np.ndarray  # int[t], indices of the groups with only wrong first attempts that may get a second attempt
     replaced: np.ndarray  # bool[n, g], True for completions of `final` from the second attempt
     final: Attempt  # `first`, with some completions replaced by those of `second`
     stats: SampleStats
@@ -121,8 +121,9 @@ def rollout(
     check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Samples and grades a group of completions for each prompt. If all completions of a group are wrong, samples the group a
-    second time with hints, which are pieces of the reference solution (the trace), and swaps in correct completions. A
-    completion without a verdict does not count as wrong. It gets advantage 0 and no tokens in the loss mask.
+    second time with hints, which are pieces of the reference solution (the trace), and replaces some wrong completions with
+    correct ones of the second attempt. A completion that could not be graded (without a verdict) does not count as wrong. It
+    gets advantage 0 and no tokens in the loss mask.
 
     Args:
         prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
@@ -159,7 +160,8 @@ def rollout(
 
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
-    """Samples new completions of the triggered groups (all completions are wrong) from canvases with hints."""
+    """Samples new completions, starting from canvases with hints, for the groups `triggered`, whose first completions are all
+    wrong."""
     cfg = context.cfg
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
@@ -211,9 +213,9 @@ def _sample_attempt(
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
-    """Chooses the completions of the second attempt that replace wrong completions in each group whose first attempts are all
-    wrong. At most floor(lambda * G) correct completions are chosen at random for group size G and lambda =
-    `replace_fraction`."""
+    """Chooses, for each group of the second attempt, the correct completions that will replace wrong completions of the first
+    attempt. Draws at most floor(lambda * G) of them at random, for group size G and lambda = `replace_fraction`. Returns their
+    ascending indices in the group, one array int [k] per group. `correct` is bool [groups, G]."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
@@ -247,9 +249,10 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
-    """Appends copies of the first group, so that the sampler is compiled for only a few batch sizes. The result consists of
-    full chunks of `most` groups, followed by a chunk for the remaining groups. The size of this last chunk is a quarter of
-    `most`, half of `most`, or `most`: the smallest that holds the remaining groups and divides evenly over the devices."""
+    """Pads `groups`, an array of group indices, with copies of its first element, so that the sampler is compiled for only a
+    few batch sizes. The result consists of full chunks of `most` groups, followed by a chunk for the remaining groups. The size
+    of this last chunk is a quarter of `most`, half of `most`, or `most`: the smallest that holds the remaining groups and
+    divides evenly over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)

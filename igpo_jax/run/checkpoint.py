@@ -27,8 +27,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
     the data, checksums of the logs, and, with inpainting.source=own, the bank of the model's own solutions. The data position
     is the step, because the step alone decides which batch comes next. A checksum of every array is saved, and is compared on
-    restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions have no checksums, or not all: restoring
-    one of them logs a warning.
+    restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions lack some or all checksums; restoring
+    such a checkpoint logs a warning.
 
     Attributes:
         log_sums: function that returns the checksums of the logs to save with a checkpoint, see `MetricsWriter.sums`.
@@ -107,8 +107,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._with_paths.add(step)
 
     def wait(self) -> None:
-        """Waits for an unfinished save to finish, and raises its error. Orbax has a thread with an event loop for each save, which
-        only `result` ends: without this call, every save would leave a thread and three file descriptors behind."""
+        """Waits for an unfinished save to finish, and raises its error. Orbax starts a thread with an event loop for each save,
+        and only `result` ends this thread. Without this call, every save would leave a thread and three file descriptors
+        behind."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -158,7 +159,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _newest_readable(
         self, abstract: dict, partial: bool = False
     ) -> tuple[int, Any, Mapping[str, Any], Sequence[str]] | None:
-        """Returns the step, what `abstract` describes, the metadata, and, if `partial`, the names of the saved parameters."""
+        """Returns (step, arrays described by `abstract`, metadata, names of the saved parameters) of the newest readable
+        checkpoint, or None if there are no checkpoints. The names are empty unless `partial` is True. Raises ValueError if no
+        checkpoint is readable."""
         steps = self.steps()
         for step in reversed(steps):
             path = self.folder / str(step)

@@ -63,8 +63,9 @@ def check_metadata(about: Mapping[str, Any]) -> None:
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
-    """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`, or if the arrays of these shapes would be too
-    large for what is stored: Orbax compresses them, and zeros take almost no space."""
+    """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`, or if the arrays described by `abstract`
+    are implausibly large for the size of the stored files. Orbax compresses arrays, so a small file of zeros could otherwise
+    fill the memory."""
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
     for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
@@ -90,7 +91,7 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
 def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """Compares the metadata of a stage's checkpoint with the identity of a run: the fingerprint of the configuration and, under
     the key `data`, those of the splits. Returns what differs as the predicate of a sentence, such as "was saved with ...", or
-    "". Does not compare fingerprints that either side lacks."""
+    "" if nothing differs. Skips a fingerprint that is missing on either side."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (

@@ -56,7 +56,7 @@ class ProblemSet:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
 
     def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
-        """Returns the row numbers, int [n], of the problems with the given ids, uint32 [n]."""
+        """Returns the positions in `problems`, int [n], of the problems with the given ids, uint32 [n]."""
         order = np.argsort(self.prompts.problem_id)
         return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
@@ -91,8 +91,8 @@ class Experiment:
         return _identity(stage, self.fingerprints, self.data)
 
     def key(self, purpose: int) -> jax.Array:
-        """Returns the PRNG root key for a purpose, which is 0 for initialization, 1 for the supervised stage, 2 for the RL
-        stage, and 3 for adapters."""
+        """Returns the PRNG root key for a purpose. The purposes are 0 (initialization), 1 (supervised stage), 2 (RL stage) and
+        3 (adapters)."""
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
@@ -221,8 +221,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
 
 
 def _check_links(workdir: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link would make the run write outside of its folder, which may come from a stranger. The
-    folder itself may be a link."""
+    """Raises ValueError if a symbolic link in the run's folder would make the run write outside of it, because the folder may
+    come from a stranger. The folder itself may be a link."""
     saved = workdir / "checkpoints"
     for folder in (workdir / "tensorboard", saved, *saved.glob("*"), *saved.glob("*/*")):
         place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
@@ -230,10 +230,10 @@ def _check_links(workdir: pathlib.Path) -> None:
 
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
-    """Loads the problems of the splits that the run uses (sft, rl, test). Drops the training problems that have the content of
-    a problem in the whole test split, and logs a warning if problems of a file repeat each other. Returns the problems, the
-    number of dropped problems of each split that has any, and the row counts of each split that is read from files. Invalid
-    data raises a ValueError that names the file and line."""
+    """Loads the problems of the splits that the run uses (sft, rl, test). Drops training problems that are also in the test
+    split, even if evaluations use only a part of it, and logs a warning if a file contains the same problem several times.
+    Returns the problems, the number of dropped problems of each split from which any were dropped, and the row counts of each
+    split that is read from files. Invalid data raises a ValueError that names the file and line."""
     problems, contents, counts = _load_splits(config)
     dropped: dict[str, int] = {}
     for split in [split for split in problems if split != "test"]:
@@ -250,8 +250,9 @@ def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str,
 
 
 def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict[str, list[SourceCounts]]]:
-    """Returns the problems and their contents of each split that the run uses, and the row counts of each split that is read
-    from files. Reads files that several splits have in common once."""
+    """Returns three dicts by split: the problems and their contents (see `decontamination`) for each split that the run uses,
+    and the row counts for each split that is read from files. If several splits have the same sources, reads the files only
+    once."""
     task = load_task(config.task.name)
     content = content_of(task, config.task)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
@@ -329,14 +330,16 @@ def _identity(stage: str, fingerprints: dict[str, str], data: dict[str, str]) ->
 
 
 def _token_ids(batch: PromptBatch | SFTBatch, solutions: np.ndarray) -> Iterator[list[int]]:
-    """Returns the token ids of each prompt without padding, followed by those of its solution, int32 [n, l]."""
+    """Yields a list for each prompt: its token ids without padding, followed by those of its solution. `solutions` are int32
+    [n, l]."""
     for prompt, mask, solution in zip(batch.tokens, batch.prompt_mask, solutions, strict=True):
         yield [*prompt[mask].tolist(), *solution.tolist()]
 
 
 def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tuple[SFTBatch, SFTBatch]:
-    """Splits SFT data, whose rows are `problems`, into a training set in the original order and a held-out set of sft.heldout
-    randomly drawn rows. Drops training rows whose problem is also in the held-out set, for example with another solution."""
+    """Splits SFT data into a training set in the original order and a held-out set of sft.heldout randomly drawn examples.
+    `problems` are the problems of the examples, in the same order. Drops training examples whose problem is also in the
+    held-out set, for example with another solution."""
     size = config.sft.heldout
     order = np.random.default_rng(config.seed).permutation(len(problems))
     rest, held_out = np.sort(order[size:]), order[:size]
@@ -357,8 +360,8 @@ def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
 
 def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), graded: bool = False) -> ConfigDict:
     """Reads the configuration of the run in `workdir`, and imports its task. Raises ValueError if config.json is missing or
-    unreadable, or if it names code that is neither part of this package nor in `trust`, see `require_trusted`. The reward
-    function counts only if answers will be graded."""
+    unreadable, or if it names code that is neither part of this package nor in `trust`, see `require_trusted`. The name of the
+    reward function is checked only if `graded` is True."""
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
@@ -371,7 +374,8 @@ def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), gra
 
 
 def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, int]) -> None:
-    """Raises ValueError if the problems of a split have changed since the run began, or if more of them are dropped now."""
+    """Raises ValueError if the problems of a split have changed since the run began, for example because more of them are
+    dropped. `dropped` holds the number of dropped problems of each split, for the message."""
     file = workdir / "data.json"
     written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
@@ -385,7 +389,8 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, 
 
 
 def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
-    """Raises ValueError if the run began with other numbers of dropped problems, because the order of the data differs."""
+    """Raises ValueError if other numbers of problems were dropped when the run began: the data would now come in another
+    order."""
     file = workdir / "data.json"
     if not file.is_file():  # then the checkpoints have proved that the problems are the same
         return

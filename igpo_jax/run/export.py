@@ -29,9 +29,9 @@ def export_run(
     trust: Collection[str] = (),
     allow_nonfinite: bool = False,
 ) -> None:
-    """Writes the newest checkpoint of a run as a Hugging Face folder. LoRA adapters are merged into the matrices that they
-    adapt, as they are in the folder model.path: the run's int8 weights (model.base_dtype) are not used. Raises ValueError if
-    `target` exists or if `restore_run` cannot load the run.
+    """Writes the newest checkpoint of a run as a Hugging Face folder. LoRA adapters are merged into the weights of the folder
+    model.path, even if the run trained them on int8 weights (model.base_dtype). Raises ValueError if `target` exists or if
+    `restore_run` cannot load the run.
 
     Args:
         dtype: float32 or bfloat16. If there are adapters, the default is float32, because rounding to bfloat16 loses most of

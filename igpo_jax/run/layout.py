@@ -1,4 +1,5 @@
-"""Layout of sampling: the mesh that the weights lie on while completions are sampled, and how many rows are sampled at a time.
+"""Layout of sampling: the mesh that the weights lie on while completions are sampled, and how many completions are sampled at a
+time.
 
 Training shards the weights over the mesh axis fsdp and gathers them for every evaluation of the network. Sampling evaluates the
 network many times with the same weights. If memory allows it, a copy of the weights is therefore laid out once per rollout on a
@@ -35,7 +36,7 @@ MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
 
 
 class Load(NamedTuple):
-    """Size of a batch of completions that are sampled at a time."""
+    """Size of a batch of completions that are sampled together."""
 
     decode: DecodeConfig
     rows: int
@@ -53,10 +54,10 @@ class Choice(NamedTuple):
 
 
 def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None = None) -> tuple[Config, Mesh]:
-    """Replaces sampler.layout=auto, rl.rollout_chunks=0 and evaluation.batch_size=0 by values that fit into memory. Among those,
-    it chooses the ones with the shortest estimated time of a rollout. Returns the configuration and the mesh for sampling. The
-    result depends only on the arguments and on the kind of the devices, so all hosts get the same one. Raises ValueError if the
-    layout is impossible.
+    """Replaces sampler.layout=auto, rl.rollout_chunks=0 and evaluation.batch_size=0 by values that fit into memory. Among
+    those, chooses the ones with the shortest estimated time of a rollout. Returns the configuration and the mesh for sampling.
+    The result depends only on the arguments and on the kind of the devices, so all hosts get the same one. Raises ValueError if
+    the layout is impossible.
 
     Args:
         lengths: prompt lengths of the RL problems in tokens, int [n]. None: all prompts fill the largest bucket."""
@@ -88,8 +89,9 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
 
 
 def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_length: int, held: int) -> int:
-    """Returns the largest power of two up to `MOST_ROWS` of rows per device that can be sampled at a time, times the number of
-    devices that share the rows, if a device already holds `held` bytes. At least one row per device."""
+    """Returns the largest batch size with which sampling is estimated to fit into memory if each device already holds `held`
+    bytes. The size is a power of two times `batch_size_divisor(mesh)`, and at most `MOST_ROWS`. If no size fits, returns
+    `batch_size_divisor(mesh)`."""
     free, divisor = USABLE * chip_of(mesh).memory_gib * 2**30 - held, batch_size_divisor(mesh)
     sizes = [divisor << power for power in range(MOST_ROWS.bit_length()) if divisor << power <= MOST_ROWS]
     loads = (Load(decode, size, prompt_length + decode.completion_length) for size in sizes)
@@ -97,8 +99,9 @@ def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_l
 
 
 def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None) -> Iterator[Choice]:
-    """Yields every possible combination of a layout and a number of chunks. Leaves out layouts over whose copies the rows of a
-    chunk cannot be divided evenly. See `with_layout` for the arguments. `check_divisibility` must have passed."""
+    """Yields every possible combination of a layout and a number of chunks. Leaves out combinations in which the rows of a
+    chunk cannot be divided evenly over the copies of the weights. See `with_layout` for the arguments. `check_divisibility`
+    must have passed."""
     rl, evaluated = config.rl, config.evaluation.batch_size
     numbers = [n for n in range(1, rl.prompts + 1) if rl.prompts % n == 0 and rl.rollout_chunks in (0, n)]
     if rl.iterations:
@@ -117,8 +120,9 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
 
 
 def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, load: Load) -> Mesh:
-    """Returns the mesh on which sampling a batch is estimated to be fastest, for a model on `mesh` that will not be trained. The
-    weights fit into memory there beside those on `mesh`."""
+    """Returns the mesh on which sampling the batch `load` is estimated to be fastest, for a model on `mesh` that will not be
+    trained. Considers only meshes whose devices have memory for a copy of the weights besides the weights on `mesh`, and `mesh`
+    itself, which needs no copy."""
 
     def held(other: Mesh) -> int:
         return shard_bytes(Policy(model, lora).abstract_for_sampling(other)) * (1 if other is mesh else 2)
@@ -149,12 +153,12 @@ def sampling_meshes(wanted: str, lora: LoraConfig | None, model: ModelConfig, me
 
 
 def _unit(device: Any) -> int:
-    """Returns the number of a TPU's slice, or of the host of another device."""
+    """Returns the slice index of a TPU device, or the process index of another device."""
     return (getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else device.process_index
 
 
 def chip_of(mesh: Mesh) -> Chip:
-    """Returns the published figures of a mesh's devices, or `UNKNOWN`."""
+    """Returns the published memory size and peak rates of a mesh's devices, or `UNKNOWN` if `CHIPS` does not list them."""
     return CHIPS.get(mesh.devices.flat[0].device_kind, UNKNOWN)
 
 
@@ -163,7 +167,8 @@ def _evaluated(config: Config, rows: int) -> Load:
 
 
 def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
-    """Returns the batches of a rollout without second attempts, one per prompt bucket, and how often each occurs on average."""
+    """Returns (batch, average number of such batches in a rollout) for each prompt bucket to which batches are padded. Does not
+    count second attempts."""
     rl, buckets = config.rl, config.data.prompt_buckets
     batches = rollout_batches(fitting_lengths(lengths, buckets), rl.prompts, chunks)
     padded = [bucket_of(batch.max(), buckets) for batch in batches]
@@ -172,14 +177,15 @@ def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> li
 
 
 def fitting_lengths(lengths: np.ndarray | None, buckets: Sequence[int]) -> np.ndarray:
-    """Returns the prompt lengths, int [n], that fit the largest bucket, or the largest bucket's length if there are none."""
+    """Returns the prompt lengths that fit the largest bucket, int [n]. If there are none, returns only the length of this
+    bucket."""
     fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
     return fitting if fitting.size else np.array(buckets[-1:])
 
 
 def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> int:
-    """Returns the bytes that a device holds of the training state, the frozen and the reference parameters, and the parameters
-    for sampling."""
+    """Returns how many bytes the training state, the frozen and the reference parameters, and the parameters for sampling take
+    on each device."""
     policy, stage = Policy(model, config.lora), config.rl if config.rl.iterations else config.sft
     state = TrainState.abstract(make_optimizer(stage.optimizer, 1, policy), policy, mesh)
     base = policy.abstract_base(mesh)
@@ -217,7 +223,7 @@ def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
 
 
 def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: int) -> float:
-    """Estimates the seconds of one evaluation of the network at `positions` positions of each row of a batch."""
+    """Estimates how many seconds one evaluation of the network takes at `positions` positions of each row of a batch."""
     chip, shared, number = chip_of(mesh), mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if load.decode.cfg_scale > 0 else 1)
     flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared

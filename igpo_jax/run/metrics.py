@@ -20,9 +20,10 @@ import numpy as np
 from igpo_jax.runtime.distributed import all_gather_hosts
 from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, parse_json, renamed
 
-NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without fsync
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
-# Values of the keys of a row of rollouts.jsonl -> whether a value is one. Earlier versions wrote fewer keys.
+# Description of a valid value -> (keys of rollouts.jsonl with such values, function that checks a value). Earlier versions
+# wrote fewer keys.
 ROLLOUT_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "text": ("text question answer trace", lambda value: isinstance(value, str)),
     "first or hinted": ("try", lambda value: value in ("first", "hinted")),
@@ -39,8 +40,8 @@ ROLLOUT_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps and all rows of
-    the stage `starting`. It also removes evaluations of which only the metrics or only the verdicts were logged, because a
-    resumed run repeats these evaluations. Therefore the logs of a resumed run equal those of an uninterrupted run."""
+    the stage `starting`. It also removes an evaluation if only its metrics or only its verdicts were logged, because a resumed
+    run repeats this evaluation. Therefore the logs of a resumed run equal those of an uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._workdir, self._step = workdir, step
@@ -182,8 +183,8 @@ def _rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl as `read_rows` does. Also raises ValueError for a row that
-    `MetricsWriter` does not write: without a step, for example, or with a metric or text that is none."""
+    """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl as `read_rows` does. Also raises ValueError for a
+    row that `MetricsWriter` would not write, such as a row without a step, or with a metric that is not a number."""
     rows, name = list[dict[str, Any]](), pathlib.Path(path).name
     for number, row in enumerate(_rows(path), 1):
         step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")

@@ -1,4 +1,5 @@
-"""Choice of rl.microbatches: the number of parts of a batch that scores and updates compute one after the other, to save memory."""
+"""Choice of rl.microbatches, the number of parts into which a batch is split for log-probabilities and updates, to save
+memory."""
 
 import dataclasses
 
@@ -14,8 +15,9 @@ from igpo_jax.training.policy import Policy
 
 
 def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
-    """Replaces rl.microbatches=0 by the smallest number for which an update is estimated to fit into memory, or, if none does, by
-    the number that needs the least memory. On a mesh, the weights are gathered for every part."""
+    """Returns the configuration with rl.microbatches=0 replaced by the smallest number of parts with which an update is
+    estimated to fit into memory. If none fits, takes the number that needs the least memory. Fewer parts are faster on a mesh
+    that shards the weights, because the weights are gathered again for every part."""
     rl, rows = config.rl, batch_size_divisor(mesh)
     if rl.microbatches:
         return config
@@ -27,7 +29,8 @@ def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
 
 
 def update_bytes(config: Config, model: ModelConfig, mesh: Mesh, number: int) -> float:
-    """Estimates the bytes that a device holds during an update in `number` parts whose prompts fill the largest bucket."""
+    """Estimates how many bytes of memory a device needs for an update in `number` parts. Assumes that all prompts have the
+    length of the largest bucket."""
     length, shared, size = config.sampler.completion_length, mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = config.rl.prompts / number / batch_size_divisor(mesh) * config.objective.rows_per_prompt(config.rl.group_size)
     positions = config.data.prompt_buckets[-1] + length

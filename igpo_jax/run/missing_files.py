@@ -1,5 +1,5 @@
-"""Checks, before a run continues, that no files and no lines of logs are missing from its folder. Otherwise, the run could cut
-its logs, or mix two configurations."""
+"""Checks, before a run continues, that no files and no lines of logs are missing from its folder. Otherwise, the run could
+delete lines of its logs, or mix two configurations."""
 
 import io
 import itertools
@@ -22,8 +22,9 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 
 def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError if the newest checkpoint of a stage was saved with another configuration or with other data. Missing or
-    changed files may hide this. `identities` are the fingerprints to compare, {stage: see `other_identity`}."""
+    """Raises ValueError if the newest checkpoint of a stage was saved with another configuration or with other data. This finds
+    changes even if config.json or data.json is missing or has been edited. `identities` maps each stage to the fingerprints to
+    compare, see `other_identity`."""
     for stage in STAGES:
         folder = workdir / "checkpoints" / stage
         checkpoints = [folder / str(step) for step in reversed(steps_in(folder))]
@@ -47,7 +48,7 @@ def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
 
 
 def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
-    """Returns the CRC-32 of the first `size` bytes of a file. A missing file is empty."""
+    """Returns the CRC-32 of the first `size` bytes of a file. A missing file counts as empty."""
     crc = 0
     with file.open("rb") if file.is_file() else io.BytesIO() as opened:
         while part := opened.read(max(0, min(size, 1 << 20))):
@@ -56,15 +57,15 @@ def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
 
 
 def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:
-    """Calls `check_stage` for both stages with the newest checkpoints, readable or not."""
+    """Calls `check_stage` for each stage of the run, with the number of the stage's newest checkpoint, readable or not."""
     for stage, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items():
         if total:
             check_stage(workdir, config, stage, max(steps_in(workdir / "checkpoints" / stage), default=None), accept_loss)
 
 
 def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | None, accept_loss: bool) -> None:
-    """Raises ValueError if the folder shows that the run was further than the newest checkpoint of a stage. Training from there
-    would cut the logs of a later stage, or all logs of this one.
+    """Raises ValueError if other files in the run's folder show that training had gone beyond the newest checkpoint of a stage.
+    Training from this checkpoint would delete log lines of a later stage, or all log lines of this stage.
 
     Args:
         done: iterations in the stage's newest checkpoint, or None if it has no checkpoints.

@@ -33,11 +33,11 @@ ALONE = "IGPO_DISTRIBUTED=0 trains in this process alone"
 
 
 def initialize(*, saves_on_signals: bool = False) -> None:
-    """Connects the processes that a TPU pod, SLURM, Kubernetes or MPI started, and starts the devices. Without a job, or if the
-    environment variable IGPO_DISTRIBUTED is 0, the run is one process. Call this function before any use of devices. All
-    processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If `saves_on_signals`
-    is True, JAX's preemption service receives the signals; otherwise they end this process. If the processes of a job cannot be
-    connected, or if there are no devices, prints the reason in one line and ends this process."""
+    """Connects the processes that a TPU pod, SLURM, Kubernetes or MPI started, and starts the devices. If none of them started
+    this process, or if the environment variable IGPO_DISTRIBUTED is 0, the run is one process. Call this function before any
+    use of devices. All processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If
+    `saves_on_signals` is True, JAX's preemption service receives the signals; otherwise they end this process. If the processes
+    of a job cannot be connected, or if there are no devices, prints the reason in one line and ends this process."""
     try:
         if os.environ.get("IGPO_DISTRIBUTED") != "0":
             _connect(saves_on_signals)
@@ -73,7 +73,8 @@ def _connect(saves_on_signals: bool) -> None:
 
 
 def _check_coordinator_port(address: str) -> None:
-    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT. jaxlib would crash."""
+    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT, because jaxlib would crash
+    in this case."""
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{address.rpartition(':')[2]}")
     host, _, port = bind.rpartition(":")
     try:

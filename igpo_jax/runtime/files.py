@@ -69,7 +69,7 @@ def read_bytes(file: pathlib.Path) -> bytes:
 
 def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]:
     """Yields (number, line) for each line of a file that is opened at its beginning. Numbers start at 1, and lines keep their
-    ends. Raises a ValueError that names the file and the line if a line has more than `MOST_BYTES`."""
+    line endings. Raises a ValueError that names the file and the line if a line has more than `MOST_BYTES`."""
     for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
         require(len(line) <= MOST_BYTES, f"{name}, line {number}: more than {MOST_BYTES >> 20} MiB in one line")
         yield number, line
@@ -108,13 +108,14 @@ def wrap_read_errors(file: object) -> Iterator[None]:
 
 
 def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "") -> None:
-    """Raises ValueError if `stored` bytes would unpack to more than `MOST_RATIO` times as many, and to `ALWAYS_UNPACKED` bytes."""
+    """Raises ValueError if compressed data of `stored` bytes would unpack to more than `ALWAYS_UNPACKED` bytes and to more than
+    `MOST_RATIO` times `stored`. `unpacked` is the number of unpacked bytes."""
     most = max(ALWAYS_UNPACKED, MOST_RATIO * stored)
     require(unpacked <= most, f"{place}: unpacks to more than {MOST_RATIO} times its size{remedy}")
 
 
 def folder_size(folder: pathlib.Path) -> int:
-    """Returns the bytes of all files below a folder."""
+    """Returns the total size in bytes of all files in a folder and its subfolders."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

@@ -1,7 +1,7 @@
-"""Ends a command with one line at SIGINT (^C), SIGTERM or SIGHUP, at any moment. Imports only the standard library, so that a
-command can call `install` before its slow imports.
+"""Makes SIGINT (^C), SIGTERM and SIGHUP end a command at any moment, with a message of one line. Imports only the standard
+library, so that a command can call `install` before its slow imports.
 
-Python runs signal handlers in the main thread, between two bytecodes: during a compilation, a handler waits until it is
+Python runs signal handlers in the main thread, between two bytecodes, so a handler would wait until a running compilation is
 finished. A thread therefore reads the signals from a pipe. It ends the process with os._exit, because the interpreter's orderly
 shutdown crashes while threads of XLA are running."""
 
@@ -27,9 +27,9 @@ _pipe: int | None = None  # the end into which signals are written
 
 
 def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTERM) -> None:
-    """Makes SIGINT, SIGTERM and SIGHUP print the line `text` and end this process with exit status 128 + the signal's number, or
-    `sigterm_status` if SIGTERM is the first signal. A second signal does not wait for the functions of `before_end`. Call this
-    function in the main thread.
+    """Makes SIGINT, SIGTERM and SIGHUP print the line `text` and end this process with exit status 128 + the signal's number,
+    or `sigterm_status` if SIGTERM is the first signal. After a second signal, the process waits at most `PATIENCE` seconds for
+    the functions of `before_end`. Call this function in the main thread.
 
     If SIGHUP is ignored now, as under nohup, it stays ignored. An ignored SIGINT does not stay ignored, because a shell without
     job control makes its background jobs ignore ^C."""
@@ -68,8 +68,8 @@ def first_signal() -> int | None:
 
 @contextlib.contextmanager
 def before_end(action: Callable[[], None]) -> Iterator[None]:
-    """Context manager in whose body `action` is called, in another thread, before a signal ends the process. A second signal
-    calls it again, and then does not wait for it."""
+    """Context manager that registers `action` for its body: if a signal ends the process, `action` is called first, in another
+    thread. A second signal calls it again, and then the process waits for it for at most `PATIENCE` seconds."""
     _cleanups.append(action)
     try:
         yield
@@ -112,13 +112,13 @@ def _receive(number: int) -> None:
 
 
 def _status(number: int) -> int:
-    """Returns the exit status if this is the first signal."""
+    """Returns the exit status with which the process ends if `number` is the first signal that it receives."""
     return _sigterm_status if number == signal.SIGTERM else 128 + number
 
 
 def _end(status: int, patience: float | None) -> None:
-    """Calls the functions of `before_end`, writes the last output, and ends the process with an exit status. `patience` limits
-    the time in seconds for the functions."""
+    """Calls the functions of `before_end`, writes the last output, and ends the process with an exit status. `patience` is the
+    time limit for the functions in seconds, or None for no limit."""
     for work, seconds in ((_clean_up, patience), (_write_output, PATIENCE)):
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

@@ -50,7 +50,7 @@ def name_of_signal() -> str:
 
 
 def exit_status() -> int:
-    """Returns the exit status of a run that was stopped by a signal: 128 + the signal's number, but 0 after SIGTERM, with which
-    schedulers stop runs in order to resume them."""
+    """Returns the exit status of a run that was stopped by a signal: 128 + the signal's number, but 0 after SIGTERM, because
+    schedulers use it to stop runs that they will resume."""
     number = interrupts.first_signal()
     return 0 if number in (None, signal.SIGTERM) else 128 + number

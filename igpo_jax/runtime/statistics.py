@@ -11,9 +11,10 @@ import numpy as np
 from igpo_jax.runtime.checks import require
 
 RESAMPLES = 10_000  # number of resamples for a bootstrap interval, and of random sign flips for a permutation test
-# Drawing each of more values than this would take many seconds; equal values are then drawn together, with the same distribution.
+# If there are more values than this, drawing each would take many seconds. Equal values are then drawn together, which gives
+# the same distribution.
 MANY = 20_000
-FEW = 1000  # problems whose binomial coefficients are summed as integers
+FEW = 1000  # up to this number of problems, binomial coefficients are summed as integers
 AT_ONCE = 1 << 22  # random numbers that are held at once
 
 
@@ -48,15 +49,15 @@ def bootstrap_interval(values: np.ndarray) -> list[float]:
 
 
 def resample_chunks(n: int) -> list[int]:
-    """Splits `RESAMPLES` rows of n random numbers into chunks of about `AT_ONCE` numbers, and returns the rows of each chunk.
-    These are multiples of 4, because NumPy draws 4 numbers of int8 from one word: so the chunks hold the numbers that one draw
-    of all rows would."""
+    """Splits `RESAMPLES` rows of n random numbers into chunks of about `AT_ONCE` numbers, and returns the number of rows in
+    each chunk. This number is a multiple of 4, because NumPy draws 4 int8 numbers from one random word. Therefore drawing in
+    chunks gives the same numbers as drawing all rows at once."""
     rows = max(4, AT_ONCE // max(n, 1) // 4 * 4)
     return [min(rows, RESAMPLES - begin) for begin in range(0, RESAMPLES, rows)]
 
 
 def wilson(share: float, problems: int) -> list[float]:
-    """Returns Wilson's 95 % confidence interval of a share that was measured on the given number of problems."""
+    """Returns Wilson's 95 % confidence interval for `share`, a proportion that was measured on `problems` problems."""
     z, n = 1.96, problems
     center, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
@@ -81,9 +82,9 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test. The arguments are the numbers of problems that became correct and
-    that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to 10
-    million."""
+    """Returns the two-sided p-value of the exact McNemar test. The arguments are the numbers of problems that became correct
+    and that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to
+    10 million."""
     n, few = gained + lost, min(gained, lost)
     if n <= FEW:
         return min(1.0, 2 * (sum(math.comb(n, k) for k in range(few + 1)) / 2**n)) if n else 1.0

@@ -43,12 +43,12 @@ def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
 
 
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
-    """Returns the center of hint ratios (shares of a solution that hints reveal) for the next iteration. `correct` is the share
-    of correct ones among the graded second attempts of the last iteration.
+    """Returns the center of hint ratios (shares of a solution that hints reveal) for the next iteration. `correct` is the
+    fraction of the graded second attempts of the last iteration that are correct.
 
-    The center rises if `correct` is below one half and falls if it is above, because the expected gradient of a problem's
-    completions, correct * (1 - correct), is largest at one half (paper, Appendix K). The center is rounded to float32, so that
-    all processes read the same number from the log."""
+    The center rises if `correct` is below one half and falls if it is above, because the norm of the expected gradient is
+    proportional to correct * (1 - correct), which is largest at one half (paper, Appendix K). The center is rounded to float32,
+    so that all processes read the same number from the log."""
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 
 
@@ -75,11 +75,12 @@ def update_solution_bank(
 def own_hintable_tokens(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> tuple[list[bool], int]:
-    """Returns the same as `hintable_tokens` for a completion, given up to its first EOS.
+    """Returns a bool for each token of a completion, True if hints may show it, and the number of leading tokens that hints may
+    be cut from, as `hintable_tokens` does for a trace. `tokens` are the tokens before the first EOS.
 
-    The answer spans are those of the extracted answer, the contents of <answer> tags, the text after the last ####, and, if
-    the answer is no number, all places where it occurs. If no answer is extracted, or if it occurs nowhere, the last quarter
-    of the completion is hidden. The last token is always hidden."""
+    Hints may not show the `answer_spans` of the extracted answer, the contents of <answer> tags, the text after the last ####,
+    and, if the answer is not a number, any place where it occurs. If no answer is extracted, or if it occurs nowhere, the last
+    quarter of the completion is hidden. The last token is always hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     found = list(answer_spans(text, answer)) if answer else []

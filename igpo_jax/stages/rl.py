@@ -179,7 +179,8 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Returns the state with the fields read from the log, including the fields that only the RL stage uses."""
+    """Reads the fields of the state that are stored only in the log, including those that only the RL stage uses. Returns the
+    completed state."""
     state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
@@ -208,7 +209,7 @@ def _choose_sampler(
 
 
 def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) -> dict[str, float]:
-    """Measures the error of the cached sampler on a few of the rollout's prompts."""
+    """Measures the error of the cached sampler on a few of the rollout's prompts, and returns it as metrics."""
     rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.sampling_mesh
     number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
     prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
@@ -220,8 +221,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples rollouts until `rl.prompts` groups (a group is the completions of a problem) have correct and wrong completions,
-    or until there are `rl.dynamic_batches` rollouts. By default, it samples one rollout."""
+    """Samples rollouts until `rl.prompts` groups have both correct and wrong completions (a group is all completions of one
+    problem), or until there are `rl.dynamic_batches` rollouts. By default, samples one rollout."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []

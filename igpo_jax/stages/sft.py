@@ -59,9 +59,9 @@ heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
 def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
-    """Returns the loss per masked token of the held-out problems for each share of masked tokens in `HELDOUT_LEVELS`, and the
-    mean of these losses. Returns {} if there are no held-out problems. The masks depend only on the seed, so evaluations and
-    runs are comparable. Must run under `jax.set_mesh(experiment.sampling_mesh)`. After every batch, all processes call
+    """Returns the loss per masked token of the held-out problems for each masking ratio in `HELDOUT_LEVELS`, and the mean of
+    these losses. Returns {} if there are no held-out problems. The masks depend only on the seed, so evaluations and runs are
+    comparable. Must run under `jax.set_mesh(experiment.sampling_mesh)`. After every batch, all processes call
     `check_preemption`, which may raise an exception."""
     config, mesh = experiment.config, experiment.sampling_mesh
     if experiment.heldout is None:

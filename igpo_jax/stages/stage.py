@@ -112,8 +112,9 @@ class Stage:
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
 
     def sampling_params(self, state: IterationState) -> Params:
-        """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If this is not the mesh of training, they
-        are a copy. It is made once for thousands of evaluations of the network, and freed before updates need the memory."""
+        """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If this is not the mesh of training,
+        returns a copy. The copy is made once for thousands of evaluations of the network, and should be freed before updates
+        need the memory."""
         params, mesh = self.scoring_params(state), self.experiment.sampling_mesh
         return params if mesh == self.experiment.mesh else self.policy.copy_to(params, mesh)
 
@@ -142,8 +143,8 @@ class Stage:
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
         """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and after every `every`
-        iterations. Also saves each state that has an accuracy, so that the best one can be kept. Waits until the first checkpoint
-        of the stage is complete, see `check_stage`."""
+        iterations. Also saves every state with a measured `accuracy`, so that the best one can be kept. If this is the stage's
+        first checkpoint, waits until it is complete, see `check_stage`."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)

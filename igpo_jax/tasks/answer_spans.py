@@ -11,15 +11,16 @@ from igpo_jax.grading.units import WORDS
 
 Span = tuple[int, int]
 
-# Answers of at most SHORT characters are found in any text. Longer ones are found up to MOST_ANSWER characters and a product
-# MOST_WORK of the lengths of answer and text, because patterns of long answers take time in proportion to this product.
+# Answers of at most SHORT characters are found in any text, in any notation. Longer ones are found only unchanged if they have
+# more than MOST_ANSWER characters, or if the product of the lengths of answer and text exceeds MOST_WORK, because the time to
+# search for a long answer is proportional to this product.
 SHORT, MOST_ANSWER, MOST_WORK = 50, 1000, 10**7
 
 NUMBER_WORDS = [*WORDS["numbers"], WORDS["tens"][0]]  # zero to twenty
 VALUE = re.compile(r"([-+]?)(?:\\[dtc]?frac(\d|{\d+})(\d|{\d+})|(\d+)/(\d+)|(?=\.?\d)([\d,]*(?:\.\d+)?))(%?)")
 STYLE = re.compile(r"\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{([^{}]*)\}")
 RELATION = r"(?:=|\\(?:approx|equiv|simeq|cong|in)(?![a-zA-Z])|[≈≡])"
-STATEMENT = re.compile(  # what a result follows, and spaces, markup and opening signs of formulas
+STATEMENT = re.compile(  # what precedes a result, including spaces, markup and opening signs of formulas
     rf"(?:{RELATION}|####|<answer>|(?i:\banswer)(?:\*\*)?\s*(?:is|was|:)(?:\s*:)?)"
     r"(?:[\s&:*~]|\\[,;:!() \[]|\\(?:displaystyle|q?quad)(?![a-zA-Z])|\\(?:boxed|fbox)\s*{|\$(?!\.?\d))*"
 )
@@ -48,10 +49,11 @@ SIDE_END = re.compile(rf"\s*&?{RELATION}")
 
 @functools.lru_cache(maxsize=1 << 14)  # the stages load the same files
 def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
-    """Returns (begin, end) of the places of a solution that state its answer, sorted and disjoint. Such a place `states` the
-    answer and is the content of a box, or the result after a relation sign, "answer is", "answer:", "####" or "<answer>", or
-    alone on the left side of a relation, or any number, word or formula of the last sentence or the last line. If the answer is
-    too long (`MOST_ANSWER`, `MOST_WORK`), these are the places where the text of the answer occurs unchanged."""
+    """Returns (begin, end) of the places in a solution that state its answer, sorted and disjoint. Such a place equals the
+    answer (see `states`) and is one of the following: the content of a box; the result after a relation sign, "answer is",
+    "answer:", "####" or "<answer>"; the whole left side of a relation; or any number, word or formula of the last sentence or
+    line. If the answer is too long (`MOST_ANSWER`, `MOST_WORK`), returns the places where the text of the answer occurs
+    unchanged."""
     if _is_long(text, answer):
         return tuple(_unchanged(text, answer))
     ended = text.rstrip()
@@ -67,9 +69,9 @@ def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
 
 
 def occurrences(text: str, answer: str) -> list[Span]:
-    """Returns (begin, end) of all numbers of a text that equal an answer, in any notation, and of all places where the text
-    of the answer occurs and is not part of a longer number or word. The spans are sorted and disjoint. If the answer is too
-    long (`MOST_ANSWER`, `MOST_WORK`), these are the places where its text occurs unchanged."""
+    """Returns (begin, end) of all numbers of a text that equal an answer, in any notation, and of all places where the text of
+    the answer occurs and is not part of a longer number or word. The spans are sorted and disjoint. If the answer is too long
+    (`MOST_ANSWER`, `MOST_WORK`), returns the places where its text occurs unchanged."""
     if _is_long(text, answer):
         return _unchanged(text, answer)
     pattern, found = _pattern(answer), []
@@ -97,8 +99,8 @@ def _unchanged(text: str, answer: str) -> list[Span]:
 
 
 def states(text: str, answer: str) -> bool:
-    """Returns whether a short text equals an answer. Decides numbers by value, and asks `equal`, which may take milliseconds,
-    only about arithmetic expressions and texts with the same symbols. Returns True if `equal` takes too long."""
+    """Returns whether a short text equals an answer. Compares numbers by value, and calls `equal`, which may take milliseconds,
+    only for arithmetic expressions and for texts with the same symbols. Returns True if `equal` takes too long."""
     wanted, found = _values(answer), _values(text)
     if text == answer or wanted & found:
         return True
@@ -173,7 +175,8 @@ def _clause_end(text: str, begin: int, limit: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _values(text: str) -> frozenset[Fraction]:
-    """Returns the value of a number, both values of a percentage (50 and 0.5 for 50%), and nothing for other texts."""
+    """Returns a set with the value of a number, or with both values of a percentage (50 and 0.5 for 50%). The set is empty for
+    other texts."""
     if len(text) > 100:
         return frozenset()
     text = re.sub(r"^\s*[a-zA-Z](?:_\w)?\s*=", "", text)  # the name in x = 5
@@ -195,8 +198,8 @@ def _values(text: str) -> frozenset[Fraction]:
 
 @functools.lru_cache(maxsize=1024)
 def _pattern(answer: str) -> re.Pattern | None:
-    """Returns a pattern of a number in all notations or, for other answers, of the text with any spacing. Returns None for an
-    empty answer."""
+    """Returns a regular expression that matches an answer: a number in all notations, or another text with any spacing. Returns
+    None for an empty answer."""
     values = _values(answer)
     if values:
         shares = [rf"{_notations(100 * value)}\s?\\?%" for value in values if value.denominator > 1]
@@ -214,7 +217,7 @@ def _pattern(answer: str) -> re.Pattern | None:
 
 
 def _notations(value: Fraction) -> str:
-    """Returns a pattern of the absolute value as a decimal number or a fraction."""
+    """Returns a regular expression that matches the absolute value of a number, as a decimal number or a fraction."""
     top, bottom = abs(value.numerator), value.denominator
     fraction = rf"{top}/{bottom}|\\[dtc]?frac\s*{{?{top}}}?\s*{{?{bottom}}}?"
     places = next((places for places in range(8) if 10**places % bottom == 0), None)
@@ -228,5 +231,6 @@ def _notations(value: Fraction) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _symbols(text: str) -> list[str]:
-    """Returns all letters, numbers and commands, except 1 and those that only concern the notation."""
+    """Returns the letters, numbers and LaTeX commands of a text, sorted, without 1 and the commands that only change the
+    notation."""
     return sorted(part for part in SYMBOL.findall(text.casefold()) if part != "1" and not NOTATION.fullmatch(part))

@@ -71,7 +71,7 @@ def _plain(answer: str) -> str:
 
 def _uses(expression: str, numbers: list[str]) -> bool:
     """Returns whether an expression consists only of numbers, + - * / and brackets, and uses each of the given numbers exactly
-    once. Juxtaposed numbers, as in 2(3) and 1\\frac12, are neither a product nor a sum."""
+    once. Does not accept products or sums without a sign, as in 2(3) and 1\\frac12."""
     written = ALLOWED.fullmatch(expression) and not JUXTAPOSED.search(expression)
     return bool(written) and sorted(re.findall("[0-9]+", expression)) == sorted(numbers)
 
@@ -88,7 +88,8 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
 
 
 def _parts(value: Any) -> list[Any]:
-    """Returns the items of a list, or of a text such as 30,100,93, [30, 100, 93], ['30', '100'] or NumPy's [ 30 100  93]."""
+    """Returns the items of a list. The list may also be a text, such as `30,100,93`, `[30, 100, 93]`, `['30', '100']` or, as
+    NumPy writes it, `[ 30 100  93]`."""
     if isinstance(value, str):
         inner = re.fullmatch(r"\s*(?:\[(.*)\]|\((.*)\)|(.*?))\s*", value, re.DOTALL)
         text = next((part for part in inner.groups() if part is not None), "") if inner else ""
@@ -107,7 +108,7 @@ def _integer(value: Any) -> int:
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the numbers of a problem in ascending order, and its target."""
+    """Returns the content by which problems are compared: the numbers in ascending order, and the target."""
     numbers, target = problem.answer.split(" -> ")
     return _content(map(int, numbers.split()), int(target))
 

@@ -1,7 +1,7 @@
 """Keeps the problems of the test split out of training. Problems are compared by content, because ids may be row numbers.
 
 A task may define content(task, problem), which returns (text, capitals). Two problems are equal if their texts are equal, and
-their capitals are equal or at least one of them is ""."""
+their capitals are equal or one of the two is empty."""
 
 import logging
 import re
@@ -66,7 +66,8 @@ def content_of(module: types.ModuleType, task: Any) -> Callable[[Problem], Conte
 
 
 def untested(contents: Iterable[Content], test: Iterable[Content]) -> list[bool]:
-    """Returns a bool for the content of each problem, which is True if no test problem has the same content."""
+    """Returns a bool for each problem, True if no test problem has the same content. `contents` are the contents of the
+    problems, and `test` those of the test problems."""
     tested: dict[str, set[str]] = {}
     for text, capitals in test:
         tested.setdefault(text, set()).add(capitals)
@@ -125,8 +126,8 @@ def _counts(tokens: list[str], i: int) -> bool:
 
 
 def _capitals(tokens: list[str]) -> str:
-    """Returns the letters and the words of up to three letters in their original case. Words such as Is, and A at the beginning
-    of a sentence, become lower case, because their capital may come from beginning a sentence."""
+    """Returns the letters and the words of up to three letters in their original case. Words such as Is, and the word A at the
+    beginning of a sentence, become lower case, because they may have a capital only because they begin a sentence."""
     short, is_first = [], True
     for i, token in enumerate(tokens):
         if token.isalpha() and len(token) < 4:

@@ -8,7 +8,7 @@ import numpy as np
 
 from igpo_jax.runtime.distributed import gather_texts
 
-FEW = 4  # up to so many completions without a verdict never stop a run, because their share of a small batch says little
+FEW = 4  # up to this number of completions without a verdict never stop a run, because their share of a small batch says little
 
 
 @flax.struct.dataclass

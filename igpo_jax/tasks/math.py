@@ -81,7 +81,8 @@ def reward(problem: Problem, text: str, answer: str = "box", reference_code: boo
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the content of a problem's question, without the template task.prompt; see `decontamination`."""
+    """Returns the content by which problems are compared: the question without the template task.prompt, see
+    `decontamination`."""
     before, _, after = task.prompt.partition("{question}")
     question = problem.question
     if "{question}" not in after and question.startswith(before) and question.endswith(after):
@@ -101,7 +102,8 @@ def _problem(record: Record, task) -> Problem:
 
 
 def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:
-    """Fills a demonstration template with a record. Returns the text, and its character spans that give the answer away."""
+    """Fills a demonstration template with a record. Returns the text and the character spans in it that give the answer
+    away."""
     values = {"{solution}": record.solution, "{answer}": record.answer, "{response}": record.response}
     text, spans, answers = "", [], []
     for part in re.split(r"(\{solution\}|\{answer\}|\{response\})", template):

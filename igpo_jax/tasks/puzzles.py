@@ -35,9 +35,9 @@ def load_puzzles(
     content: Callable[[Any, Problem], Content],
 ) -> list[Problem]:
     """Returns the puzzles of one split. Reads the test split from its file if the configuration names one. Otherwise, draws the
-    puzzles at random; `seed` is ignored for the test split. `drawn` makes one draw, given a random generator and the contents
-    of the test puzzles. It returns a puzzle, the content alone if it is that of a test puzzle, or None if the draw gives no
-    puzzle."""
+    puzzles at random; `seed` is ignored for the test split. `drawn` draws a puzzle, given a random generator and the contents
+    of the test puzzles. It returns the puzzle, or only its content if a test puzzle has the same content, or None if the random
+    choices do not make a valid puzzle."""
     if split == "test" and task.test:
         puzzles: dict[str, Problem] = {}
         for place, number, row in read_rows(task.test, task.max_malformed_lines):

@@ -31,10 +31,10 @@ PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decode
 
 
 def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
-    """Yields (place for messages, number, row) for each row of a problem file. The number is that of a line, from 1, or of an
-    entry, row or record, from 0. Skips and logs up to `max_malformed` malformed rows. Raises ValueError if the file is missing,
-    unreadable or has no rows. If the file has more than `max_malformed` malformed rows, raises a ValueError with the line and
-    the reason."""
+    """Yields (place for messages, number, row) for each row of a problem file. The number counts lines from 1, or entries, rows
+    or records from 0, depending on the format. Skips and logs up to `max_malformed` malformed rows. Raises ValueError if the
+    file is missing, unreadable or has no rows. If the file has more than `max_malformed` malformed rows, raises a ValueError
+    with the line and the reason."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")
@@ -53,15 +53,15 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
 
 
 def column(row: Row, *names: str) -> str | None:
-    """Returns the name, in the row's spelling, of the first of the columns `names` that the row has, or None. Ignores case, but
-    prefers an exact match."""
+    """Looks up the columns `names` in a row, in this order. Returns the first one found, as the row spells it, or None if the
+    row has none of them. Ignores case, but prefers an exact match."""
     folded = {name.lower(): name for name in row}
     return next((name if name in row else folded[name] for name in names if name in row or name in folded), None)
 
 
 def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
-    """Finds the first layout whose columns are all in the row, and returns their names as the row spells them. Raises
-    ValueError if the row has the columns of no layout."""
+    """Finds the first of `layouts` (tuples of column names) whose columns are all in the row. Returns these names as the row
+    spells them. Raises ValueError if the row has the columns of no layout."""
     for layout in layouts:
         names = [name for name in (column(row, wanted) for wanted in layout) if name is not None]
         if len(names) == len(layout):
@@ -70,7 +70,7 @@ def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
 
 
 def columns_of(row: Row) -> str:
-    """Lists the columns of a row for messages."""
+    """Formats the column names of a row for an error message."""
     return f"it has {', '.join(map(repr, row))}" if row else "it has none"
 
 
@@ -99,8 +99,8 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
 
 
 def _require_unpacked(file: pathlib.Path, size: int) -> None:
-    """Raises ValueError if `size`, the number of bytes unpacked from a compressed file, is above the limits. Problem texts shrink
-    to a third or a tenth when they are compressed."""
+    """Raises ValueError if `size`, the number of bytes unpacked from a compressed file, is above the limits. Problem texts stay
+    far below the limits, because compression shrinks them only to a third or a tenth."""
     require_plausible(file, size, file.stat().st_size, "; unpack it first, as JSON Lines")
 
 
@@ -139,8 +139,9 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
 
 
 def _json(stream: Any, path: str, is_array: bool) -> Parsed:
-    """Reads one object per line, or an array of objects. If `is_array` (a .json file), content that begins with a bracket must
-    be an array. Otherwise, it is read line by line unless all of it is an array of objects."""
+    """Reads one object per line, or an array of objects. If `is_array` is True (for a .json file), content that begins with a
+    bracket must be an array. If it is False, such content is read line by line, unless the whole content is an array of
+    objects."""
     lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):

@@ -179,7 +179,8 @@ def _spans(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns `_spans` or, if it finds none, the span of the whole solution, which may write the answer in another notation."""
+    """Returns the result of `_spans`. If it is empty, returns the span of the whole solution, which may give the answer in
+    another notation."""
     return _spans(solution, answer) or (((0, len(solution)),) if solution else ())
 
 
@@ -197,9 +198,9 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Record:
-    """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. Without the column answer,
-    the answer is the content of the last \\boxed{...} of the solution; a solution that is only this box, as in files of AIME,
-    has no reasoning. `other_names` are names that the column problem may also have."""
+    """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. Without the column
+    answer, the answer is the content of the last \\boxed{...} of the solution; a solution that is only this box, as in files of
+    AIME, has no reasoning. `other_names` are alternative names of the column problem."""
     question_name = column(row, "problem", *other_names) or "problem"
     names = (question_name, *(column(row, name) or name for name in ("answer", "solution")))
     question, response = _text(row, names[0]), _solution(row, names[2])

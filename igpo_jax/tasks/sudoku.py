@@ -143,7 +143,7 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the digits of a puzzle, without its solution."""
+    """Returns the content by which puzzles are compared: the digits of the puzzle, without its solution."""
     return problem.answer.split(" -> ")[0], ""
 
 

@@ -1,4 +1,5 @@
-"""Checks names of code in files. A file may come from others, so its names are checked before anything is imported."""
+"""Checks the names of Python modules and functions that files contain. A file may come from others, so its names are checked
+before anything is imported."""
 
 import os
 import re
@@ -16,8 +17,9 @@ SHOWN = 100  # characters of an invalid name in a message
 
 
 def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, str]:
-    """Returns the names of code in the JSON value of a configuration, {dotted key: name}. If `graded` is False, omits the
-    reward function, which is imported only to grade answers. Raises ValueError if a name is not a string."""
+    """Returns the names of Python modules and functions in a configuration, given as a JSON value: {dotted key: name}. If
+    `graded` is False, omits the reward function, which is imported only to grade answers. Raises ValueError if a name is not a
+    string."""
     named = {"task.name": values["task"]["name"]}
     if graded and (function := values.get("reward", {}).get("function", "")):
         named["reward.function"] = function

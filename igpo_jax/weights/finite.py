@@ -15,8 +15,8 @@ REMEDY = (
 
 @jax.jit
 def _zero(tensor: jax.Array) -> jax.Array:
-    """Returns 0 if all values are finite, otherwise NaN. On CPUs, this is several times faster than counting. A maximum would
-    not work, because the maximum over devices may drop NaN."""
+    """Returns 0 if all values are finite, otherwise NaN. On CPUs, this is several times faster than counting values that are
+    not finite. A maximum would not work, because the maximum over devices may drop NaN."""
     return jnp.sum(jnp.sum(tensor * 0, axis=0, dtype=jnp.float32))
 
 

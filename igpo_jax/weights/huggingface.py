@@ -184,7 +184,7 @@ def _rope_theta(values: dict[str, Any]) -> float:
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of the contents of a config.json with missing sizes derived from the other sizes, as in LLaDA's modeling
-    code. Raises ValueError if a key is missing for which that code would use an unsupported value."""
+    code. Raises ValueError if a key is missing whose default in LLaDA's code is not supported."""
     values = dict(values)
     for key in LLADA_REQUIRED:
         if key not in values:

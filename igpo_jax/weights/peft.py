@@ -36,7 +36,7 @@ FIXED = {
     # The others, such as pissa, olora, corda, loftq and lora_ga, subtract the initial adapter from the base weights.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
 }  # fmt: skip
-# Keys without effect on these: they describe the file, affect only training, or belong to a key of FIXED.
+# Keys that change neither of the two: they describe the file, affect only training, or belong to a key of FIXED.
 HARMLESS = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type", "lora_dropout",
     "corda_config", "ensure_weight_tying", "eva_config", "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core",
@@ -53,7 +53,8 @@ def export_peft(
 ) -> None:
     """Writes LoRA adapters in PEFT's format, and creates `folder` if needed. `adapters` is {target: {"a": float32 [n, in, r],
     "b": float32 [n, r, out]}} for n layers and rank r. `base_model` is the name or path of the base model, which PEFT's
-    AutoPeftModel loads. `architecture` is its index in `ARCHITECTURES`, which decides the names of the tensors."""
+    AutoPeftModel loads. `architecture` is the index in `ARCHITECTURES` of the base model's architecture, which determines the
+    names of the tensors."""
     folder = pathlib.Path(folder)
     container = TENSORS["blocks", "query"][architecture].partition(".{}.")[0].rpartition(".")[2]
     modules = "|".join(re.escape(TENSORS["blocks", target][architecture].partition(".{}.")[2]) for target in adapters)

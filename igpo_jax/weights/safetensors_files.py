@@ -62,7 +62,7 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
 
 def read_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
     """Returns {tensor name: file name} from the index of a folder, or None if the folder has no index. Raises ValueError if a
-    file name is not a plain model*.safetensors; an export creates files with these names."""
+    file name is not of the form model*.safetensors without a folder, because an export creates files with these names."""
     index = pathlib.Path(folder) / INDEX
     if not index.is_file():
         return None
