@@ -389,8 +389,8 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, 
 
 
 def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
-    """Raises ValueError if other numbers of problems were dropped when the run began: the data would now come in another
-    order."""
+    """Raises ValueError if the numbers of dropped problems differ from those when the run began, because the data would then come
+    in a different order."""
     file = workdir / "data.json"
     if not file.is_file():  # then the checkpoints have proved that the problems are the same
         return

@@ -120,9 +120,9 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
 
 
 def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, load: Load) -> Mesh:
-    """Returns the mesh on which sampling the batch `load` is estimated to be fastest, for a model on `mesh` that will not be
-    trained. Considers only meshes whose devices have memory for a copy of the weights besides the weights on `mesh`, and `mesh`
-    itself, which needs no copy."""
+    """Returns the mesh that is estimated to sample the batch `load` fastest. The model lies on `mesh` and will not be trained. The
+    candidates are `mesh` itself, which needs no copy of the weights, and all meshes whose devices have enough free memory for a
+    second copy."""
 
     def held(other: Mesh) -> int:
         return shard_bytes(Policy(model, lora).abstract_for_sampling(other)) * (1 if other is mesh else 2)
