@@ -18,8 +18,8 @@ SHOWN = 100  # characters of an invalid name in a message
 
 def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, str]:
     """Returns the Python modules and functions that a configuration names, as {dotted key: name}. The configuration is a JSON
-    value. If `graded` is False, omits the reward function, which is imported only to grade answers. Raises ValueError if a name is not a
-    string."""
+    value. If `graded` is False, omits the reward function, which is imported only to grade answers. Raises ValueError if a name
+    is not a string."""
     named = {"task.name": values["task"]["name"]}
     if graded and (function := values.get("reward", {}).get("function", "")):
         named["reward.function"] = function
