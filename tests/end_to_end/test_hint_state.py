@@ -59,7 +59,7 @@ def saved_memory(workdir: pathlib.Path) -> tuple[int, np.ndarray]:
     experiment = open_experiment(read_run_config(workdir), workdir)
     empty = np.zeros_like(experiment.rl_data.prompts.trace)
     with Checkpoints(workdir / "checkpoints/rl", keep=2, read_only=True) as checkpoints:
-        step, loaded, _ = checkpoints._newest_readable({"progress": {"key": jax.random.key(0), "memory": empty}})
+        step, loaded, *_ = checkpoints._newest_readable({"progress": {"key": jax.random.key(0), "memory": empty}})
     return step, loaded["progress"]["memory"]
 
 
@@ -143,7 +143,7 @@ def test_by_default_there_is_one_batch_and_no_memory(finished):
     rows = iterations(finished)
     assert {row["sampler/prompts"] for row in rows} == {8} and not any("hint/ratio_center" in row for row in rows)
     with Checkpoints(finished / "checkpoints/rl", keep=2, read_only=True) as checkpoints:
-        _, loaded, _ = checkpoints._newest_readable({"progress": None})
+        _, loaded, *_ = checkpoints._newest_readable({"progress": None})
     assert set(loaded["progress"]) == {"key"}
 
 

@@ -66,7 +66,7 @@ def test_a_file_where_the_folder_should_be_is_one_clear_error(command, tiny, tmp
 
 
 def test_a_model_that_does_not_fit_is_one_error_that_says_what_to_do(command, tiny, tmp_path):
-    flags = (*SHORT, f"--config.model.width={2**20}", f"--config.model.mlp_width={2**30}")
+    flags = (*SHORT, f"--config.model.width={2**20}", f"--config.model.mlp_width={2**22}")
     process = command("train", f"--config={tiny}", f"--workdir={tmp_path / 'run'}", *flags)
     message = last_line(process)
     assert message.startswith("error: out of memory: ")
