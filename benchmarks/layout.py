@@ -1,6 +1,6 @@
 """Compares the layouts of sampling, and four prompt buckets with one, on a mesh of eight devices (emulated ones on a CPU).
 
-    JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/layout.py [--output benchmarks/results/layout.json]
+    JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/layout.py [--output=FILE]
 
 A rollout samples prompts as long as those of GSM8K and MATH, divided by 4, with random weights, with and without a cache. The
 baseline is the layout of training, whose weights are sharded over fsdp, with all prompts padded to the longest. Asserts that all
