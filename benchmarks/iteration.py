@@ -20,13 +20,14 @@ from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
-from igpo_jax.plan.programs import fitted, measure, program_of
+from igpo_jax.plan.programs import Fitted, fitted, measure, program_of
 from igpo_jax.plan.tune import rollout_seconds
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "iteration.json"
+LENGTHS = read_lengths(DEFAULT_LENGTHS)
 SETTINGS = {
     "before": {"data.prompt_buckets": (640,), "rl.rollout_chunks": 8, "sampler.layout": "train", "evaluation.batch_size": 64},
     "exact": {},
@@ -34,18 +35,20 @@ SETTINGS = {
 }
 
 
-def estimate(topology: str, variant: str, changes: dict, rest: list[dict]) -> dict:
-    """Estimates an iteration, given the records of its other programs, or an empty list, which is then filled with them."""
+def fitted_run(topology: str, variant: str, changes: dict) -> Fitted:
     values = runpy.run_path(str(ROOT / "configs" / "math.py"))["get_config"](variant)
     values.update_from_flattened_dict(changes)
-    config, lengths = configuration.parse(values), read_lengths(DEFAULT_LENGTHS)
-    run = fitted(config, make_mesh(**vars(config.mesh), devices=topology_devices(topology, 1)), lengths)
-    rest += [] if rest else [measure(program_of(run, name)) for name in ("score", "update")]
+    config = configuration.parse(values)
+    return fitted(config, make_mesh(**vars(config.mesh), devices=topology_devices(topology, 1)), LENGTHS)
+
+
+def estimate(run: Fitted, changes: dict, rest: list[dict]) -> dict:
+    """Estimates an iteration, given the records of the scores and the update, which do not depend on `changes`."""
     record, rl = measure(program_of(run, "sample")), run.config.rl
     peak, memory = max(each["peak_gib"] for each in (record, *rest)), device_memory_gib(run.mesh.devices.flat[0])
     if peak > MOST * memory:
         return {"peak_gib": peak, "memory_gib": memory, "fits": False}
-    seconds = [rollout_seconds(run, record, lengths), *(each["per_iteration"] * each["estimated_seconds"] for each in rest)]
+    seconds = [rollout_seconds(run, record, LENGTHS), *(each["per_iteration"] * each["estimated_seconds"] for each in rest)]
     shares = [each["communication_share"] for each in (record, *rest)]
     return {
         "seconds": sum(seconds),
@@ -101,8 +104,9 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for topology in arguments.topologies:
         for variant in arguments.variants.split(","):
-            rest: list[dict] = []
-            found = {name: estimate(topology, variant, changes, rest) for name, changes in SETTINGS.items()}
+            runs = {name: fitted_run(topology, variant, changes) for name, changes in SETTINGS.items()}
+            rest = [measure(program_of(runs["exact"], name)) for name in ("score", "update")]
+            found = {name: estimate(run, SETTINGS[name], rest) for name, run in runs.items()}
             results[f"{topology} {variant}"] = found
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
             print(

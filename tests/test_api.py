@@ -12,8 +12,11 @@ import pytest
 import igpo_jax
 from igpo_jax import api
 from igpo_jax.diffusion.unmasking import DecodeConfig, propose
-from igpo_jax.model.transformer import ModelConfig, forward, unembed
+from igpo_jax.model.int8 import is_int8, quantize
+from igpo_jax.model.lora import LoraConfig
+from igpo_jax.model.transformer import ModelConfig, forward, init, shardings, unembed
 from igpo_jax.run import layout
+from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import convert
 from igpo_jax.weights.huggingface import llada_config
 from model_folders import PLAIN, write_folder
@@ -61,6 +64,21 @@ def test_by_default_the_weights_lie_where_sampling_is_fast(folder, model, monkey
     assert tokens_of(copied.generate(PROMPTS[:2], **how)) == tokens_of(model.generate(PROMPTS[:2], **how))
     monkeypatch.setattr(layout, "UNKNOWN", dataclasses.replace(layout.UNKNOWN, memory_gib=1e-6))
     assert igpo_jax.load(folder).mesh.shape["fsdp"] == 8
+
+
+@pytest.mark.parametrize("base_dtype", ["", "int8"])
+def test_weights_under_adapters_are_copied_for_sampling(base_dtype, mesh_of):
+    mesh, cfg = mesh_of((1, 8, 1)), ModelConfig(32, 30, 29, width=32, layers=2, heads=8, kv_heads=8, mlp_width=64)
+    policy = Policy(dataclasses.replace(cfg, base_dtype=base_dtype), LoraConfig(rank=2, alpha=4.0))
+    made = jax.tree.leaves(jax.jit(init, static_argnums=1, out_shardings=shardings(cfg, mesh))(jax.random.key(0), cfg))
+    wanted, structure = jax.tree.flatten(policy.abstract_base(mesh), is_leaf=is_int8)
+    base = structure.unflatten(quantize(w, -2) if is_int8(like) else w for w, like in zip(made, wanted, strict=True))
+    params = policy.assemble(policy.init(jax.random.key(1), mesh), base)
+    copied = api._laid_out_for_sampling(api.DiffusionLM(policy.model, params, None, mesh), policy.lora)
+    assert copied.mesh.shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(copied.params), strict=True):
+        assert other.is_fully_replicated and one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])

@@ -66,7 +66,7 @@ class ModelConfig:
             raise ValueError(f"rope_theta={self.rope_theta} and norm_epsilon={self.norm_epsilon} must be positive")
         numbers = max(self.layers * self.width * max(self.width, self.mlp_width), self.vocab_size * self.width)
         if numbers > MOST_NUMBERS:
-            raise ValueError(f"layers, width, mlp_width or vocab_size: a matrix of all layers has {numbers:.3g} numbers")
+            raise ValueError(f"layers, width, mlp_width or vocab_size: a matrix of all layers has {numbers:.3g} numbers; at most {MOST_NUMBERS:.3g}")
         if self.head_chunk < 0:
             raise ValueError(f"head_chunk={self.head_chunk} must not be negative")
         if self.width % self.heads or self.head_size % 2:

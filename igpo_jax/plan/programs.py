@@ -225,7 +225,7 @@ def measure(program: Program) -> dict[str, Any]:
         seen |= {id(leaf) for leaf in leaves}
         if leaves:
             resident[name] = shard_bytes(leaves) / GIB
-    others = sum(resident.values())
+    others, distinct = sum(resident.values()), shard_bytes({id(leaf): leaf for leaf in arguments})
     record = {"name": program.name, "used": program.used, "per_iteration": program.per_iteration, "resident_gib": resident}
     try:
         with jax.set_mesh(program.mesh):
@@ -236,11 +236,10 @@ def measure(program: Program) -> dict[str, Any]:
             raise
         peak = float(used[2]) / (1 if used[3] == "G" else 1024) + others
         if used[1] == "HLO temporaries":  # this number is without the arguments
-            peak += shard_bytes({id(leaf): leaf for leaf in arguments}) / GIB
+            peak += distinct / GIB
         return record | {"peak_gib": peak, "error": first_line(error)}
     seconds = time.perf_counter() - begin
-    twice = shard_bytes(arguments) - shard_bytes({id(leaf): leaf for leaf in arguments})  # bytes of repeated arguments
-    own = read_compiled(compiled, program.mesh, twice)
+    own = read_compiled(compiled, program.mesh, twice=shard_bytes(arguments) - distinct)
     return record | own | {"peak_gib": own["peak_gib"] + others, "compile_seconds": seconds}
 
 

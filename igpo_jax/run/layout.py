@@ -8,7 +8,7 @@ shared by a few neighboring devices along the axis tensor ("tensor")."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,17 +170,11 @@ def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> li
     """Returns (batch, average number of such batches in a rollout) for each prompt bucket to which batches are padded. Does not
     count second attempts."""
     rl, buckets = config.rl, config.data.prompt_buckets
-    batches = rollout_batches(fitting_lengths(lengths, buckets), rl.prompts, chunks)
-    padded = [bucket_of(batch.max(), buckets) for batch in batches]
+    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
+    lengths = fitting if fitting.size else np.array(buckets[-1:])
+    padded = [bucket_of(batch.max(), buckets) for batch in rollout_batches(lengths, rl.prompts, chunks)]
     rows, length = rl.prompts // chunks * rl.group_size, config.sampler.completion_length
     return [(Load(config.sampler.decode, rows, size + length), chunks * padded.count(size) / len(padded)) for size in buckets]
-
-
-def fitting_lengths(lengths: np.ndarray | None, buckets: Sequence[int]) -> np.ndarray:
-    """Returns the prompt lengths that fit the largest bucket, int [n]. If there are none, returns only the length of this
-    bucket."""
-    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
-    return fitting if fitting.size else np.array(buckets[-1:])
 
 
 def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> int:

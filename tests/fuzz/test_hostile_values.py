@@ -103,8 +103,8 @@ def test_added_tokens_that_match_white_space_again_and_again_are_refused(content
     "key, value", [("unk_token", [1]), ("unk_token", 5), ("unk_id", [1]), ("unk_id", 1.5), ("unk_id", -20)]
 )
 def test_an_unknown_token_of_another_type_is_refused_or_unused(key, value, tmp_path):
-    mask = changed_tokenizer(tmp_path, lambda values: values["model"].update({key: value}))
-    before = changed_tokenizer(tmp_path, lambda values: None) and load_tokenizer(tmp_path, mask).no_text_ids
+    mask = changed_tokenizer(tmp_path, lambda values: None)
+    before = load_tokenizer(tmp_path, mask).no_text_ids
     changed_tokenizer(tmp_path, lambda values: values["model"].update({key: value}))
     if key == "unk_id":  # BPE does not have it
         assert load_tokenizer(tmp_path, mask).no_text_ids == before
