@@ -225,7 +225,7 @@ def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: in
     stream, cached = rows * positions * model.width * number, positions < load.positions
     moved = 2 * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
     moved += 2 * number * model.layers * rows * load.positions * model.kv_heads * model.head_size / shared * cached
-    # Weights are gathered over fsdp. Over tensor, two float32 sums in each layer are exchanged.
-    received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * rows * positions * model.width * 4 * (1 - 1 / shared)
+    # Weights are gathered over fsdp. Over tensor, two sums in each layer are exchanged, each first in shares, then as a whole.
+    received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * stream * (1 - 1 / shared)
     near = len({_unit(device) for device in mesh.devices[0].flat}) == 1
     return max(flops / chip.flops, moved / chip.hbm) + received / (chip.link if near else chip.network)

@@ -14,6 +14,7 @@ from adapter_gradients import assert_chain_rule
 from igpo_jax.diffusion.corruption import mask_count, sft_loss
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
+from igpo_jax.model.int8 import quantize, summed_axis
 from igpo_jax.model.lora import ALL_LINEAR, REFERENCE_CODE_TARGETS, LoraConfig, attach, merge
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.weights.huggingface import llada_config, tensor_names
@@ -89,6 +90,37 @@ def test_a_small_adapter_is_not_lost_beside_a_product_in_bfloat16():
     rounded_once = exact.astype(jnp.bfloat16).astype(jnp.float32)
     error, least = (float(jnp.sqrt(jnp.mean((y - exact) ** 2))) for y in (with_adapter, rounded_once))
     assert error < 1.05 * least
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+@pytest.mark.parametrize("dtype", ["", "int8"])
+def test_sums_over_tensor_that_are_rounded_before_the_exchange_stay_as_near_to_float32(
+    dtype, with_adapters, base, adapters, batch, mesh_of
+):
+    """Compares hidden states and gradients in bfloat16 with float32, on one device and on two that share each matrix."""
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), base)
+    if dtype:
+        table = transformer.parameter_table(CFG)
+        half = jax.tree.map(lambda info, w: w if info.stddev is None else quantize(w, summed_axis(info.axes)), table, half)
+    cfg = dataclasses.replace(CFG, param_dtype="bfloat16", base_dtype=dtype, compute_dtype="bfloat16")
+
+    def run(cfg, mesh):
+        placed = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract_base(cfg, mesh))
+        trained = jax.device_put(adapters, lora_module.shardings(cfg, LORA, mesh))
+        params = jax.device_put(half, placed)
+
+        def mean(trained):
+            return transformer.forward(attach(params, trained, LORA), *batch, cfg).astype(jnp.float32).mean()
+
+        with jax.set_mesh(mesh):
+            y = forward(attach(params, trained, LORA) if with_adapters else params, *batch, cfg)
+            return [y, *(jax.tree.leaves(jax.jit(jax.grad(mean))(trained)) if with_adapters else ())]
+
+    one, two = mesh_of((1, 1, 1)), mesh_of((2, 2, 2))
+    exact = run(dataclasses.replace(cfg, compute_dtype="float32"), one)
+    for expected, alone, shared in zip(exact, run(cfg, one), run(cfg, two), strict=True):
+        of_one, of_two = (float(jnp.linalg.norm(jax.device_get(y) - jax.device_get(expected))) for y in (alone, shared))
+        assert 0 < of_two < 1.5 * of_one < 0.1 * float(jnp.linalg.norm(expected))
 
 
 def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch):

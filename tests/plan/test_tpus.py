@@ -1,12 +1,19 @@
 """Plans for absent TPUs: the TPU compiler runs on CPUs."""
 
+import dataclasses
 import importlib.util
+import re
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from igpo_jax.config import check_divisibility
+from igpo_jax.model import lora as lora_module
+from igpo_jax.model import transformer
+from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
@@ -51,6 +58,25 @@ def test_attention_is_lowered_for_tpus(attention):
             with jax.set_mesh(program.mesh):
                 text = program.function.lower(*program.arguments).compile().as_text()
             assert ("splash" in text) == (attention == "auto"), program.name
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=4.0)], ids=["weights", "adapters"])
+@pytest.mark.parametrize("base_dtype", ["", "int8"])
+def test_sums_over_tensor_are_exchanged_in_bfloat16(base_dtype, lora):
+    """Reads the dtypes of all sums over devices from the compiled forward pass; the embeddings are one more sum."""
+    model = dataclasses.replace(planning.LLADA_8B, layers=5, width=256, heads=4, kv_heads=4, mlp_width=512, vocab_size=512,
+                                mask_id=511, eos_id=510, base_dtype=base_dtype, compute_dtype="bfloat16")  # fmt: skip
+    mesh = make_mesh(data=1, fsdp=1, tensor=4, devices=topology_devices("v5e:2x2", 1))
+    params = transformer.abstract_base(model, mesh)
+    if lora:
+        params["blocks"]["adapters"] = lora_module.abstract(model, lora, mesh)
+    tokens = jax.ShapeDtypeStruct((4, 128), "int32", sharding=NamedSharding(mesh, P()))
+    mask = jax.ShapeDtypeStruct((4, 128), bool, sharding=NamedSharding(mesh, P()))
+    with jax.set_mesh(mesh):
+        text = jax.jit(transformer.forward, static_argnums=3).lower(params, tokens, mask, model).compile().as_text()
+    sums = re.findall(r"= \(?(\w+)\[[\d,]*\][^=]* (?:all-reduce|reduce-scatter)(?:-start)?\(", text)
+    assert len(sums) >= 3 and set(sums) == {"bf16"}, sums
 
 
 @needs_tpu_compiler
