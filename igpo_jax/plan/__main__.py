@@ -1,9 +1,10 @@
 """python -m igpo_jax.plan --config=math.py --topology=v5e:4x4 [--slices=2] [--config.key=value ...] [--json]
 
 Checks whether a training run fits into device memory, before you rent the devices. Compiles the run's programs on this machine
-for a TPU topology (needs the extra "tpu"), for GPUs such as h100:8 (needs the extra "plan-gpu"), or for the devices that are
-present. Prints memory, FLOPs, communication and estimated times. Reads no data and no weights. With several prompt buckets, also
-estimates an iteration with prompts of common lengths (--lengths). With --tune, finds faster settings."""
+for a TPU topology (needs the optional dependencies "tpu"), for GPUs such as h100:8 (needs the optional dependencies
+"plan-gpu"), or for the devices that are present. Prints memory, FLOPs, communication and estimated times. Reads no data and no
+weights. If there are several prompt buckets, also estimates the time of an iteration with prompts of common lengths
+(--lengths). With --tune, finds faster settings."""
 
 from igpo_jax.runtime import interrupts
 
@@ -70,7 +71,7 @@ def tell(record: dict) -> None:
 
 
 def as_advice(tuned: dict) -> str:
-    """Returns the result of `tune` as text."""
+    """Formats the result of `tune` as text."""
     before, after = (tuned[key] for key in ("before", "after"))
     parts = [f"{name} {before[name]:.1f} -> {after[name]:.1f} s" for name in before]
     fits = "" if tuned["fits_before"] else " (does not fit)"
@@ -84,7 +85,7 @@ COLUMNS += ("est. s", "comm.", "compile s")
 
 
 def as_text(result: dict) -> str:
-    """Returns the estimates as text with Markdown tables, for a terminal and for BUILD.md."""
+    """Formats the result of `plan` as text with Markdown tables. The text is suitable for a terminal and for BUILD.md."""
     lines = [setting(result), "", "Per device, GiB and one run of each program:", "", *program_table(result)]
     lines += ["", "Resident arrays (in memory besides the arguments), GiB:"]
     for record in result["programs"]:
@@ -113,7 +114,7 @@ def as_text(result: dict) -> str:
 
 def typical(result: dict, seconds: float) -> str:
     """Returns a line of text with the estimated time of an iteration for prompts of common lengths. `seconds` is the estimated
-    time for prompts of the largest bucket."""
+    time of an iteration in which all prompts are padded to the largest bucket."""
     expected, [sample] = result["rollouts"], [record for record in result["programs"] if record["name"] == "sample"]
     saved = sample["per_iteration"] * (sample["estimated_seconds"] - expected["estimated_seconds"])
     rows = f"{expected['mean_positions']:.0f} positions per row on average instead of {expected['most_positions']}"
@@ -136,8 +137,8 @@ def setting(result: dict) -> str:
 
 
 def program_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table of the memory, work and estimated time of the compiled programs, with one row per
-    program."""
+    """Returns the lines of a Markdown table that shows the memory, work and estimated time of the compiled programs. The table
+    has one row per program."""
     rows = []
     for record in result["programs"]:
         name = record["name"] + ("" if record["used"] else " (not in this run)")
@@ -165,7 +166,8 @@ def remat_table(result: dict) -> list[str]:
 
 
 def cell(record: dict, key: str, form: str = ".2f", unit: float = 1.0) -> str:
-    """Returns the number `record[key]`, divided by `unit`, as text, or "" if the record has no such key."""
+    """Returns `record[key]` divided by `unit` as text, or "" if the record has no such key. `form` is the format of the
+    number."""
     return format(record[key] / unit, form) if key in record else ""
 
 
@@ -175,7 +177,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def received(record: dict) -> str:
-    """Returns a text with the gigabytes that one device receives through each kind of collective operation."""
+    """Returns a text that lists how many gigabytes one device receives through each kind of collective operation."""
     kinds = sorted(record.get("received_bytes", {}).items())
     return ", ".join(f"{kind} {n / 1e9:.2f}" for kind, n in kinds if n >= 5e6) or "nothing"
 

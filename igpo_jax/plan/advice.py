@@ -28,10 +28,10 @@ def plan(
     report=lambda record: None,
     lengths: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Compiles the programs of a training run, or only the programs named in `only`. Returns their measurements, whether the
-    run fits into memory, and advice. Calls `report` with the record of each program as soon as the program is compiled. Raises
-    ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the mesh. `lengths`,
-    int [n], are prompt lengths for `typical_rollout`."""
+    """Compiles the programs of a training run, or only the programs named in `only`. Returns a dict with the measurements of
+    each program, whether the run fits into memory, and advice on saving memory. Calls `report` with the measurements of each
+    program as soon as the program is compiled. Raises ValueError if `only` contains an unknown name, or if a configured size
+    cannot be divided evenly over the mesh. `lengths`, int [n], are prompt lengths in tokens for `typical_rollout`."""
     run = fitted(config, mesh, lengths)
     config, model = run.config, run.model
     device = mesh.devices.flat[0]
@@ -59,8 +59,11 @@ def plan(
 def typical_rollout(
     run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report=lambda record: None
 ) -> dict[str, Any] | None:
-    """Returns estimates of the mean number of positions per row and of the mean seconds per sampler call, for prompts with the
-    given `lengths`, int [n]. Compiles the sampler for the smallest prompt bucket; `records` holds its record for the largest
+    """Estimates rollouts whose prompts have the given `lengths` in tokens, int [n]. Returns a dict with the mean number of
+    positions per sequence (prompt, padding and completion), the largest number of positions, and the mean seconds per sampler
+    call.
+
+    Compiles the sampler for the smallest prompt bucket. `records` must contain the measurements of the sampler for the largest
     bucket. The seconds for other buckets are interpolated linearly, because nearly all work is proportional to the number of
     positions. Returns None if there is only one bucket, if the compiled programs have no estimated time, or if all prompts are
     too long."""
@@ -86,9 +89,9 @@ def typical_rollout(
 
 
 def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: record of
-    `measure`}, "choice": value}. The choice is the value with the shortest estimated time among the values that fit into
-    memory, or None if no value fits. `known` maps values that are already compiled to their records."""
+    """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: measurements},
+    "choice": value}. The choice is the value with the shortest estimated time among the values that fit into memory, or None if
+    no value fits. `known` contains the measurements for values that are already compiled."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
@@ -101,8 +104,8 @@ def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | 
 
 
 def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the three configuration changes that would save the most memory in the program with the highest peak. The savings
-    are estimated from array shapes."""
+    """Returns the three configuration changes that would save the most memory in the program with the highest peak memory use.
+    The savings are estimated from array shapes."""
     used = [record for record in records if record["used"]]
     if not used:
         return []

@@ -1,4 +1,4 @@
-"""TPUs and NVIDIA GPUs for which programs can be compiled although the hardware is not present."""
+"""TPUs and NVIDIA GPUs for which programs can be compiled on a machine that does not have them."""
 
 import dataclasses
 import importlib.util
@@ -50,9 +50,9 @@ MOST_GPUS = 1024  # per host, more than any has; a larger number would fill the 
 
 
 def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Returns the devices of one or several slices of a TPU topology, such as "v5e:4x4", or of one or several hosts with GPUs,
-    such as "h100:8". Programs can be compiled for these devices, but cannot run. Raises ValueError if the topology does not
-    exist, or if the compiler is not installed."""
+    """Returns descriptions of devices for which programs can be compiled but not run. `name` is a TPU topology, such as
+    "v5e:4x4", or a kind of GPU with the number of GPUs per host, such as "h100:8". `slices` is the number of TPU slices, or the
+    number of hosts with GPUs. Raises ValueError if the topology does not exist, or if the compiler is not installed."""
     kind, _, number = name.partition(":")
     return _gpus(name, GPUS[kind], number, slices) if kind in GPUS else _tpus(name, slices)
 

@@ -1,8 +1,9 @@
-"""Cost of one execution of a compiled program on one device, read from the program's HLO text.
+"""Computes the cost of one execution of a compiled program on one device, from the program's HLO text.
 
-XLA's own cost analysis counts the body of a loop once. This module multiplies the cost of a body by the number of iterations,
-or by the maximum number of iterations if the loop may end early. The cost covers matrix products, HBM traffic into and out of
-fusions, and bytes received through collectives. It reads the HLO of XLA's CPU, TPU and GPU compilers."""
+XLA's own cost analysis counts the body of a loop only once. This module multiplies the cost of the body by the number of
+iterations, or by the maximum number of iterations if the loop may end early. The cost consists of the FLOPs of matrix products,
+the HBM traffic into and out of fusions, and the bytes received through collectives. The module reads the HLO text of XLA's CPU,
+TPU and GPU compilers."""
 
 import collections
 import dataclasses
@@ -50,10 +51,11 @@ class Instruction:
 
 
 def program_cost(text: str, hosts: Sequence[int] = ()) -> Cost:
-    """Returns the cost of running a compiled program once on one device, given the program's HLO text from
-    `compiled.as_text()`. For GPUs, `hosts` contains the host number of every device, in the order of the mesh, to find the
-    traffic between hosts; () means that all devices are on one host. TPUs need no `hosts`, because their HLO marks the traffic
-    between slices. Raises ValueError if the text does not tell how often a loop runs, or if `hosts` has too few devices."""
+    """Returns the cost of running a compiled program once on one device. `text` is the program's HLO text from
+    `compiled.as_text()`. For GPUs, `hosts` contains the host number of every device, in the order of the mesh, so that traffic
+    between hosts can be found. An empty `hosts` means that all devices are on one host. TPUs need no `hosts`, because their HLO
+    text marks the traffic between slices. Raises ValueError if the text does not tell how often a loop runs, or if a device has
+    no entry in `hosts`."""
     program = _Program(text, hosts)
     return program.cost(program.entry)
 
@@ -90,8 +92,8 @@ class _Program:
         return self._computations[callee]
 
     def _with_fused(self, instructions: list[Instruction]) -> Iterator[Instruction]:
-        """Yields the given instructions. After each fusion, yields the instructions inside the fusion, however deeply
-        nested."""
+        """Yields the given instructions. After each fusion, also yields the instructions inside this fusion and inside the
+        fusions that it contains."""
         for instruction in instructions:
             yield instruction
             if instruction.opcode == "fusion":
@@ -130,8 +132,9 @@ class _Program:
         return root.operands if root.opcode == "tuple" else [root]
 
     def _elements_read(self, fusion: Instruction) -> dict[Instruction, int]:
-        """Returns the number of elements that a fusion reads of each of its parameters. If the fusion only slices a parameter,
-        only the elements of the slice count. A parameter that the fusion only updates in place is not read."""
+        """Returns {parameter: number of elements that the fusion reads} for the parameters of a fusion. If the fusion only
+        slices a parameter, only the elements of the slice count. If the fusion only updates a parameter in place, the number is
+        0."""
         instructions, results = self._fused(fusion), self._results(fusion)
         outputs = {_behind_bitcasts(value) for value in results} | set(results)
         users = collections.defaultdict(list)
@@ -161,8 +164,8 @@ class _Program:
         return {i: elements_read(i) for i in instructions if i.opcode == "parameter"}
 
     def _fusion_bytes(self, fusion: Instruction) -> float:
-        """Returns the number of bytes that a fusion reads (see `_elements_read`) and writes. An in-place update writes only the
-        updated slice."""
+        """Returns the HBM traffic of a fusion in bytes: what it reads (see `_elements_read`) and what it writes. An in-place
+        update writes only the updated slice."""
 
         def read(parameter: Instruction, elements: int) -> float:
             size = _bytes(parameter.shape, everywhere=True)
@@ -179,7 +182,8 @@ class _Program:
 
     def _trips(self, loop: Instruction) -> int:
         """Returns the number of iterations of a loop whose counter starts at 0. Uses the trip count that the compiler has
-        stored. If there is none, divides the limit in the loop's condition by the step in the loop's body and rounds up."""
+        stored. If there is no stored trip count, divides the limit in the loop's condition by the step in the loop's body and
+        rounds up."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
         condition, body = (self._computations[_called(loop, part)[0]] for part in ("condition", "body"))
@@ -211,8 +215,8 @@ class _Program:
 
 
 def _matched(pattern: str, text: str) -> tuple[str, ...]:
-    """Returns the groups of a pattern's first match. Raises ValueError if nothing matches, because this means that the HLO text
-    has an unknown form."""
+    """Returns the groups of a pattern's first match. Raises ValueError if there is no match: the HLO text then has an unknown
+    form."""
     match = re.search(pattern, text)
     if match is None:
         raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
@@ -236,7 +240,8 @@ def _index(element: Instruction) -> int:
 
 
 def _parse_instruction(line: str, known: dict[str, Instruction]) -> Instruction:
-    """Parses one line of an HLO computation. `known` maps names to the computation's earlier instructions."""
+    """Returns the `Instruction` in one line of HLO text. `known` maps names to the earlier instructions of the same
+    computation."""
     left, _, right = line.partition(" = ")
     shape, rest = (_until_closed(right) if right.startswith("(") else right.split(" ", 1)) if right else ("", "")
     opcode, _, rest = rest.strip().partition("(")
@@ -249,7 +254,7 @@ def _parse_instruction(line: str, known: dict[str, Instruction]) -> Instruction:
 
 
 def _until_closed(text: str) -> tuple[str, str]:
-    """Splits a text, which starts with an opening parenthesis, directly after the matching closing parenthesis."""
+    """Returns the part of a text up to the parenthesis that matches the text's first character, and the rest of the text."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -259,8 +264,9 @@ def _until_closed(text: str) -> tuple[str, str]:
 
 
 def _collective(instruction: Instruction, hosts: Sequence[int]) -> dict:
-    """Returns {key: bytes received by one device} for a collective, or {} for other instructions. The key consists of the kind
-    of collective, whether the bytes come from another TPU slice or GPU host, and values that identify the collective."""
+    """Returns {key: bytes received by one device} for a collective operation, or {} for other instructions. The key consists of
+    the kind of collective, whether the bytes come from another TPU slice or GPU host, and values that identify the
+    collective."""
     if instruction.opcode == "recv":
         return _between_slices(instruction)
     kind = instruction.opcode.removesuffix("-start")
@@ -280,11 +286,11 @@ def _collective(instruction: Instruction, hosts: Sequence[int]) -> dict:
 
 
 def _share_between_hosts(kind: str, group: list[int], hosts: Sequence[int]) -> float:
-    """Returns the share of the bytes that a GPU receives from other hosts when a group of devices runs a collective. NCCL
-    passes data around in rings that enter every host once (see "bus bandwidth" in github.com/NVIDIA/nccl-tests). If m devices
-    of the group are on a host, one of them receives from another host in each ring, and the rings alternate between the m
-    devices, so the share is 1/m. In an all-to-all, all devices exchange equal parts directly. In a permutation, all devices
-    wait for the pairs on different hosts, so the share is 1."""
+    """Returns which share of the bytes that a GPU receives in a collective operation comes from other hosts. `group` contains
+    the devices that exchange data. NCCL passes data around in rings that enter every host once (see "bus bandwidth" in
+    github.com/NVIDIA/nccl-tests). If a host has m devices of the group, only one of them receives from another host in each
+    ring. The rings alternate between the m devices, so the share is 1/m. In an all-to-all, all devices exchange equal parts
+    directly. In a permutation, all devices wait for the pairs on different hosts, so the share is 1."""
     if max(group) >= len(hosts):
         raise ValueError(f"the program runs on device {max(group)}, but the hosts of only {len(hosts)} devices are given")
     devices, number = len(group), len({hosts[device] for device in group})
@@ -296,8 +302,8 @@ def _share_between_hosts(kind: str, group: list[int], hosts: Sequence[int]) -> f
 
 
 def _between_slices(instruction: Instruction) -> dict:
-    """Returns {(kind of collective, True, name): bytes received} if the instruction receives an array that hosts of TPU slices
-    exchange over their network, otherwise {}. True means that the bytes come from another slice."""
+    """Returns {(kind of collective, True, name): bytes received} if the instruction receives an array from another TPU slice
+    over the hosts' network, otherwise {}. True means that the bytes come from another slice."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if kind is None:
         return {}
@@ -320,7 +326,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _arrays(shape: str) -> list[tuple[list[int], float, bool]]:
-    """Returns (dimensions, size in bytes, whether it is in HBM) of every array in an HLO shape."""
+    """Returns (dimensions, size in bytes, whether the array is in HBM) for every array in an HLO shape."""
     found = []
     for dtype, listed, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?", shape):
         if dtype in BITS:
@@ -341,8 +347,8 @@ def _elements(instruction: Instruction) -> int:
 
 
 def _border_bytes(instruction: Instruction) -> float:
-    """Returns the number of bytes that an instruction outside of fusions reads from and writes to HBM. The scratch memory of
-    NVIDIA's libraries, the last array in the results of a call, does not count."""
+    """Returns the number of bytes that an instruction outside of fusions reads from and writes to HBM. Leaves out the scratch
+    memory of NVIDIA's libraries, which is the last array in the results of a library call."""
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _bytes(instruction.shape)
     if instruction.opcode == "dynamic-update-slice":
@@ -360,8 +366,8 @@ def _border_bytes(instruction: Instruction) -> float:
 
 def _flops(instruction: Instruction) -> float:
     """Returns the FLOPs of a matrix product, a convolution or a custom kernel, and 0 for other instructions. A multiply-add
-    counts as two FLOPs. For a custom kernel that is not from NVIDIA's libraries, returns the number that the kernel reports, or
-    0 for kernels that report none, such as splash attention."""
+    counts as two FLOPs. For a custom kernel that is not from NVIDIA's libraries, returns the number that the kernel reports. If
+    the kernel reports no number, like splash attention, returns 0."""
     target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     if instruction.opcode == "custom-call" and target:
         if target[1].startswith("__cudnn$fmha"):
@@ -392,8 +398,8 @@ def _cudnn_attention_flops(instruction: Instruction) -> float:
 
 
 def _convolution_flops(attributes: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
-    """Returns the FLOPs of a convolution. Multiplications by the zeros of padding and dilation do not count, because the TPU
-    compiler writes batched matrix products as convolutions in which most multiplications are of this kind."""
+    """Returns the FLOPs of a convolution. Multiplications by zeros from padding and dilation do not count. The TPU compiler
+    writes batched matrix products as convolutions, and most of their multiplications are by such zeros."""
     lhs_labels, rhs_labels, out_labels = _matched(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     groups = int((re.search(r"batch_group_count=(\d+)", attributes) or [0, 1])[1])
     found = re.search(r"window=\{([^}]*)\}", attributes)
@@ -436,8 +442,8 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Returns the array of device ids that a notation such as "[4,2]T(1,0)" describes. This example describes the ids 0 to 7 in
-    an array of shape [4, 2] that is then transposed."""
+    """Converts a notation of HLO to the array of device ids that it describes. For example, "[4,2]T(1,0)" describes the ids 0
+    to 7 in an array of shape [4, 2], which is then transposed."""
     shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

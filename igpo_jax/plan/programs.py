@@ -1,4 +1,5 @@
-"""Measures the memory and work of a training run's programs on one device by compiling them; no arrays are allocated."""
+"""Compiles the programs of a training run to measure the memory and the work that each program needs on one device. Allocates
+no arrays."""
 
 import dataclasses
 import pathlib
@@ -60,7 +61,7 @@ class Program:
 
 
 def planned_model(config: Config) -> tuple[ModelConfig, str]:
-    """Returns the configuration of a run's network, and a text that names the source of the network's shape. Reads the
+    """Returns the configuration of a run's network, and a text that says where this configuration comes from. Reads the
     tokenizer in the model's folder, if there is one, but not the weights. Raises ValueError if the model's folder exists but
     cannot be used."""
     path = config.model.path
@@ -78,7 +79,7 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
 
 
 class Fitted(NamedTuple):
-    """A configuration in which the settings that depend on the devices are chosen in the same way as in a run."""
+    """The configuration, model and meshes of a run. The settings that depend on the devices are chosen as in a real run."""
 
     config: Config
     model: ModelConfig
@@ -88,8 +89,8 @@ class Fitted(NamedTuple):
 
 
 def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fitted:
-    """Returns the configuration that a run would have on a mesh, see `with_layout`. Raises ValueError if a size cannot be divided
-    evenly over the mesh."""
+    """Returns the configuration, model and meshes that a real run would use on the devices of `mesh`, see `with_layout`. Raises
+    ValueError if a size cannot be divided evenly over the mesh."""
     model, shape_from = planned_model(config)
     model = fit_to_devices(model, mesh, configuration.row_lengths(config))
     configuration.check_divisibility(config, model, mesh)
@@ -159,8 +160,8 @@ def programs(run: Fitted) -> list[Program]:
 
 
 def sft_programs(shapes: Shapes) -> list[Program]:
-    """Returns the programs of the supervised stage: the update and the held-out loss. Leaves out the update if the run has no
-    supervised stage and the configured batch cannot be split over the mesh."""
+    """Returns the programs of the supervised stage: the update and the loss on held-out problems. Leaves out the update if the
+    run has no supervised stage and the configured batch cannot be split over the mesh."""
     config, sft, mesh, found = shapes.config, shapes.config.sft, shapes.mesh, []
     if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
@@ -209,14 +210,14 @@ def program_of(run: Fitted, name: str) -> Program:
 
 
 def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of an array in host memory, which has no sharding."""
+    """Returns a `jax.ShapeDtypeStruct` without sharding. It represents an array in host memory."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def measure(program: Program) -> dict[str, Any]:
-    """Compiles a program and measures how much memory and work it needs on one device. Returns a record for JSON with memory in
-    GiB, FLOPs, bytes of memory traffic, and estimated seconds. If the compiler rejects the program because it is too large,
-    `error` in the record is the compiler's message, and `peak_gib` is computed from this message."""
+    """Compiles a program and measures how much memory and work it needs on one device. Returns a dict of JSON values with the
+    memory in GiB, FLOPs, bytes of memory traffic, and estimated seconds. If the compiler rejects the program because it is too
+    large, the entry `error` is the compiler's message, and `peak_gib` is computed from this message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}
@@ -244,10 +245,10 @@ def measure(program: Program) -> dict[str, Any]:
 
 
 def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
-    """Returns a record of a compiled program's memory and work on one device. Other arrays that are in memory at the same time
-    do not count. `twice` is the number of bytes that the compiler counts too often, because some arguments are passed several
-    times. `compiled` is a `jax.stages.Compiled`; it is annotated as Any, because that class declares that its methods may
-    return None."""
+    """Returns a dict with the memory and the work that a compiled program needs on one device. Other arrays that are in memory
+    at the same time are not included. `twice` is the number of bytes that the compiler counts too often, because some arguments
+    are passed several times. `compiled` is a `jax.stages.Compiled`. It is annotated as Any, because that class declares that
+    its methods may return None."""
     memory = compiled.memory_analysis()
     own = {
         "arguments_gib": memory.argument_size_in_bytes - twice,
@@ -272,8 +273,8 @@ def gpu_hosts(mesh: Mesh) -> list[int]:
 
 
 def iteration_seconds(records: list[dict[str, Any]]) -> float | None:
-    """Returns the estimated seconds of an RL iteration without second attempts, given the records of the compiled programs.
-    Returns None if the chip is unknown, or if no program belongs to an RL iteration."""
+    """Returns the estimated seconds of an RL iteration without second attempts. `records` contains the measurements of the
+    compiled programs. Returns None if the chip is unknown, or if no program belongs to an RL iteration."""
     parts = [record for record in records if record["used"] and record["per_iteration"]]
     if not parts or not all("estimated_seconds" in record for record in parts):
         return None
@@ -281,15 +282,16 @@ def iteration_seconds(records: list[dict[str, Any]]) -> float | None:
 
 
 def abstract_leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
-    """Returns the leaves of a tree that represent arrays on devices. These are the leaves with a sharding. Arrays in host
-    memory and configurations are omitted."""
+    """Returns the leaves of a pytree that represent arrays on devices: each `jax.ShapeDtypeStruct` with a sharding. Leaves out
+    arrays in host memory and configurations."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None]
 
 
 def estimate(cost: Cost, chip: Chip | None) -> dict[str, float]:
-    """Returns the estimated time of one call in seconds, and the share of this time that is spent on communication. Assumes the
-    chip's published peak rates, and that communication never overlaps with computation. Returns {} if the chip is unknown."""
+    """Returns the estimated seconds of one execution of a program, and the share of this time that is spent on communication.
+    Assumes the chip's published peak rates, and that communication never overlaps with computation. Returns {} if the chip is
+    unknown."""
     if chip is None:
         return {}
     working = max(cost.flops / chip.flops, cost.bytes / chip.hbm)

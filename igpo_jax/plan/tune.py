@@ -1,8 +1,8 @@
 """Finds settings that fit into memory and for which an RL iteration is estimated to be fastest (`plan --tune`).
 
 Changes only settings that do not affect what a run computes, unless approximate samplers are allowed. Ranks the combinations of
-sampler settings by the estimates of run/layout.py, and compiles the sampler with the best few of them. Also compiles the update
-with each value of model.remat."""
+sampler settings by the estimates of run/layout.py, and compiles the sampler for the few best combinations. Also compiles the
+update with each value of model.remat."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -31,10 +31,11 @@ class Way(NamedTuple):
 
 
 def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bool, report: Report) -> dict[str, Any]:
-    """Returns the command-line flags that select the fastest settings, the estimated seconds of an iteration without and with
-    these flags, and the reasons why other settings were rejected. `lengths`, int [n], are prompt lengths; see `rollout_loads`.
-    With `approximate`, cached samplers are tried, too. Calls `report` with the record of each program as soon as it is
-    compiled. Raises ValueError if there is no RL stage, if the chip is unknown, or if nothing fits."""
+    """Returns a dict with the command-line flags that select the fastest settings, the estimated seconds of an iteration
+    without and with these flags, whether the run fits into memory without them, and the reasons why other settings were
+    rejected. `lengths`, int [n], are prompt lengths in tokens, see `rollout_loads`. If `approximate` is True, cached samplers
+    are also tried. Calls `report` with the measurements of each program as soon as the program is compiled. Raises ValueError
+    if there is no RL stage, if the chip is unknown, or if no settings fit into memory."""
     require(config.rl.iterations > 0, "--tune is for the RL stage, and rl.iterations is 0")
     rejected: list[str] = []
     before = fitted(config, mesh, lengths)
@@ -67,8 +68,9 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
 def ways_to_sample(
     config: Config, before: Fitted, lengths: np.ndarray | None, approximate: bool, rejected: list[str]
 ) -> Iterator[Way]:
-    """Yields the `COMPILED` combinations of layout, chunks and cache with which sampling is estimated to be fastest, apart from
-    the combination in the current configuration. Appends the reasons for rejecting other combinations to `rejected`."""
+    """Yields the combinations of layout, number of chunks and cache for which sampling is estimated to be fastest, at most
+    `COMPILED` of them. Leaves out the combination in the current configuration. Appends the reasons for rejecting other
+    combinations to `rejected`."""
     samplers = [config.sampler]
     if approximate:
         samplers.append(dataclasses.replace(config.sampler, cache="dual", commit="threshold"))
@@ -100,9 +102,9 @@ def _named(way: Way) -> str:
 
 
 def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
-    """Returns the estimated seconds of a rollout, or infinity if the sampler does not compile. `record` describes the sampler
-    that is compiled for the largest prompt bucket. Its time is scaled to the other buckets in proportion to the estimates of
-    run/layout.py."""
+    """Returns the estimated seconds of a rollout, or infinity if the sampler does not compile. `record` contains the
+    measurements of the sampler that is compiled for the largest prompt bucket. The time for another bucket is the time for the
+    largest bucket, multiplied by the ratio of the estimates of run/layout.py for the two buckets."""
     if "estimated_seconds" not in record:
         return np.inf
     loads = rollout_loads(run.config, run.config.rl.rollout_chunks, lengths)
@@ -114,8 +116,8 @@ def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | N
 def _faster_update(
     config: Config, mesh: Mesh, start: dict[str, Any], limit: float, rejected: list[str], report: Report
 ) -> tuple[Config, dict[str, Any]]:
-    """Returns the configuration with the fastest value of model.remat that fits into memory, and the records of the programs
-    score and update. If no value fits, tries again with more microbatches."""
+    """Returns the configuration with the fastest value of model.remat that fits into memory, and the measurements of the
+    programs named score and update. If no value of model.remat fits, tries again with more microbatches."""
     parts, known = config.rl.microbatches, {config.model.remat: start["update"]}
     while True:
         found = remat_choice(_with(config, config.model.remat, parts), mesh, known)

@@ -1,1 +1,2 @@
-"""Code for the folder of a run: configuration, checkpoints, logs and results."""
+"""Reads and writes the folder of a training run (configuration, checkpoints, logs and results), and chooses the settings of the
+run that depend on the devices."""

@@ -1,4 +1,5 @@
-"""Saves a stage's checkpoints asynchronously, keeps the newest and the best, and skips damaged ones on restore."""
+"""Saves the checkpoints of a training stage asynchronously, keeps the newest ones and the best one, and skips damaged ones when
+it restores the stage."""
 
 import contextlib
 import logging
@@ -21,14 +22,14 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """Context manager that saves and restores the checkpoints `<folder>/<step>/`; the folder is named sft or rl. On exit, it
-    waits for an unfinished save.
+    """Context manager that saves and restores the checkpoints of a training stage in `<folder>/<step>/`. The folder is named
+    sft or rl. On exit, waits until the last save is finished.
 
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
     the data, checksums of the logs, and, with inpainting.source=own, the bank of the model's own solutions. The data position
-    is the step, because the step alone decides which batch comes next. A checksum of every array is saved, and is compared on
-    restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions lack some or all checksums; restoring
-    such a checkpoint logs a warning.
+    is the step, because the step alone decides which batch comes next. A checksum of every array is saved with the checkpoint
+    and compared on restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions of this package lack
+    some or all checksums. Restoring such a checkpoint logs a warning.
 
     Attributes:
         log_sums: function that returns the checksums of the logs to save with a checkpoint, see `MetricsWriter.sums`.
@@ -37,8 +38,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         keep: number of newest checkpoints to keep.
         identity: fingerprints to save with each checkpoint and to compare on restore, see `other_identity`.
         best: whether to also keep the checkpoint with the highest accuracy.
-        read_only: whether to change nothing in the folder. Otherwise, unfinished saves, which another process may still be
-            writing, and damaged metrics are deleted."""
+        read_only: True: nothing in the folder is changed. False: damaged metrics and unfinished saves are deleted, including
+            saves that another process is still writing."""
 
     def __init__(
         self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, read_only: bool = False
@@ -87,11 +88,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         accuracy: float | None = None,
         unlogged: Sequence = (),
     ) -> None:
-        """Waits for the previous save to finish, then starts to save the given state asynchronously.
+        """Waits until the previous save is finished, then starts to save the given state asynchronously.
 
         Args:
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
-            unlogged: lists of floats that were measured after the last line of the log was written."""
+            unlogged: measured values that are not in the log yet, as a list of floats for each update since the last log
+                line."""
         self.wait()
         if jax.default_backend() == "cpu":
             # On CPUs, the saver reads the arrays in place. Without a copy, the next update could overwrite them meanwhile.
@@ -107,9 +109,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._with_paths.add(step)
 
     def wait(self) -> None:
-        """Waits for an unfinished save to finish, and raises its error. Orbax starts a thread with an event loop for each save,
-        and only `result` ends this thread. Without this call, every save would leave a thread and three file descriptors
-        behind."""
+        """Waits until the last save is finished, and raises an error if this save failed. Orbax starts a thread with an event
+        loop for each save. The thread ends only when `result` is called on Orbax's response. Without this call, every save
+        would leave a thread and three file descriptors behind."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -120,15 +122,17 @@ class Checkpoints(contextlib.AbstractContextManager):
             integrity.remove_paths(self.folder, self._with_paths)
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
-        """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint.
+        """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint, or None if there
+        are no checkpoints.
 
-        Unreadable newer checkpoints are moved to `<folder>-unreadable`, because the run will save checkpoints of the same steps
-        again. Returns None if there are no checkpoints. Raises ValueError if there are checkpoints but all are unreadable, or if
-        the checkpoint was saved with another configuration or other data.
+        If there are newer checkpoints, they are unreadable. They are moved to `<folder>-unreadable`, because the run will save
+        checkpoints of the same steps again. Raises ValueError if there are checkpoints but all are unreadable, or if the
+        checkpoint was saved with another configuration or other data.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
-            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes. If there is no bank, pass None."""
+            abstract_key, abstract_solution_bank: arrays with the saved shapes and dtypes. `abstract_solution_bank` is None if
+                the run has no bank of solutions."""
         found = self._newest_readable({"state": abstract_state, "progress": _progress(abstract_key, abstract_solution_bank)})
         if found is None:
             return None
@@ -142,9 +146,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params):
-        """Returns (step, parameters) of the newest readable checkpoint, or None if there is none. Skips the optimizer state. Logs
-        a warning if the checkpoint was saved with another configuration. Raises ValueError if it has parameters that the model
-        lacks, because the model would compute something else without them."""
+        """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. Skips the
+        optimizer state. Logs a warning if the checkpoint was saved with another configuration. Raises ValueError if the
+        checkpoint contains parameters that the model lacks, because a model without these parameters would compute something
+        else."""
         found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
         if found is None:
             return None
@@ -160,8 +165,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         self, abstract: dict, partial: bool = False
     ) -> tuple[int, Any, Mapping[str, Any], Sequence[str]] | None:
         """Returns (step, arrays described by `abstract`, metadata, names of the saved parameters) of the newest readable
-        checkpoint, or None if there are no checkpoints. The names are empty unless `partial` is True. Raises ValueError if no
-        checkpoint is readable."""
+        checkpoint, or None if there are no checkpoints. The sequence of names is empty unless `partial` is True. Raises
+        ValueError if there are checkpoints but none of them is readable."""
         steps = self.steps()
         for step in reversed(steps):
             path = self.folder / str(step)

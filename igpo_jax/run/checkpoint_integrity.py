@@ -1,4 +1,5 @@
-"""Detects damaged checkpoints, by checksums of the arrays' bits and a CRC of the metadata, and checkpoints of other runs."""
+"""Detects damaged checkpoints and checkpoints of other runs. Damage is found with a checksum of each array and a CRC-32 of the
+metadata. Another run is recognized by the fingerprints of its configuration and data."""
 
 import contextlib
 import json
@@ -40,8 +41,8 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def array_sums(tree) -> dict[str, int]:
-    """Returns {name: checksum} for the arrays in a pytree. An array's checksum is the sum, modulo 2^32, of its elements when
-    their bits are read as unsigned integers. The checksums do not depend on the device mesh."""
+    """Returns {name: checksum} for the arrays in a pytree. For the checksum, the bits of each array element are read as an
+    unsigned integer, and these integers are added modulo 2^32. The checksums do not depend on the device mesh."""
     leaves = jax.tree.leaves(tree)
     keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves]
     return dict(zip(leaf_names(tree), map(int, to_host(_bit_sums(keys))), strict=True))
@@ -52,7 +53,8 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def check_metadata(about: Mapping[str, Any]) -> None:
-    """Raises ValueError if a checkpoint's metadata is incomplete or damaged. Checkpoints of earlier versions have no CRC."""
+    """Raises ValueError if a checkpoint's metadata is incomplete or damaged. The metadata contains its own CRC-32. Metadata
+    from earlier versions of this package has no CRC-32, and only its form is checked."""
     crc = metadata_crc(about)
     types = {"sums": Mapping, "data": Mapping, "logs": Mapping, "unlogged": Sequence, "data_position": int}
     valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
@@ -64,8 +66,8 @@ def check_metadata(about: Mapping[str, Any]) -> None:
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
     """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`, or if the arrays described by `abstract`
-    are implausibly large for the size of the stored files. Orbax compresses arrays, so a small file of zeros could otherwise
-    fill the memory."""
+    are implausibly large for the size of the stored files. Orbax stores compressed arrays, so a small file could otherwise
+    unpack to arrays of zeros that fill the memory."""
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
     for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
@@ -74,12 +76,13 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder in ascending order, without unfinished saves."""
+    """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
 def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the metadata with which a checkpoint was saved, or None if it cannot be read or is damaged. Reads no arrays."""
+    """Returns the metadata that was saved with a checkpoint, or None if the metadata is damaged or cannot be read. Does not
+    read the arrays of the checkpoint."""
     try:
         about = read_json(checkpoint / METADATA)["custom_metadata"]
         check_metadata(about)
@@ -89,9 +92,12 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
 
 
 def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Compares the metadata of a stage's checkpoint with the identity of a run: the fingerprint of the configuration and, under
-    the key `data`, those of the splits. Returns what differs as the predicate of a sentence, such as "was saved with ...", or
-    "" if nothing differs. Skips a fingerprint that is missing on either side."""
+    """Returns "" if a checkpoint belongs to a run. Otherwise returns what differs, as the predicate of a sentence, such as "was
+    saved with another configuration".
+
+    `about` is the metadata of a checkpoint of the given stage, and `identity` is that of the run. Both contain the fingerprint
+    of the configuration and, under the key `data`, the fingerprints of the data splits. A fingerprint that `about` or
+    `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (
@@ -106,15 +112,16 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
 
 
 def is_about_this_machine(error: Exception) -> bool:
-    """Returns whether a read error is caused by the host (out of memory or open files, unresponsive storage) and not by the
-    checkpoint."""
+    """Returns whether an error in reading a checkpoint is caused by the host and not by the checkpoint. Examples of causes are
+    a lack of memory, too many open files, and storage that does not respond."""
     storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return storage or explain_shortage(error, "") is not None
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:
-    """Removes damaged metrics of checkpoints. Orbax would fail on them, because it reads all metrics when it opens the folder
-    and compares their accuracies when it saves. Does not remove what a symbolic link in the folder points to."""
+    """Removes the metrics of checkpoints if they are damaged. Orbax would fail on damaged metrics, because it reads the metrics
+    of all checkpoints when it opens the folder, and compares their accuracies when it saves. If a symbolic link leads to
+    damaged metrics outside of the folder, raises ValueError and does not remove them."""
     for path in folder.glob("*/metrics/metrics"):
         if not path.parents[1].name.isdigit():
             continue  # an unfinished save
@@ -130,8 +137,9 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
 
 
 def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:
-    """Removes absolute paths of this machine from those checkpoints of `steps` that are complete, and removes these steps from
-    `steps`. Orbax writes the paths into files but only tests whether these files exist."""
+    """Removes absolute paths of this machine from the files of complete checkpoints. Orbax writes these paths into the files,
+    but later only tests whether the files exist. `steps` contains the steps of the checkpoints. The steps of complete
+    checkpoints are removed from this set."""
     for step in [step for step in steps if (folder / str(step)).is_dir()]:
         for file in (folder / str(step)).rglob(COMMITTED):
             with contextlib.suppress(FileNotFoundError), file.open("r+") as opened:  # it may be deleted meanwhile

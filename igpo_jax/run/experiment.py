@@ -56,7 +56,7 @@ class ProblemSet:
         return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
 
     def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
-        """Returns the positions in `problems`, int [n], of the problems with the given ids, uint32 [n]."""
+        """Returns the indices in `problems`, int [n], of the problems with the given ids, uint32 [n]."""
         order = np.argsort(self.prompts.problem_id)
         return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
@@ -87,16 +87,16 @@ class Experiment:
         return self.fingerprints["rl"]
 
     def identity(self, stage: str) -> dict[str, Any]:
-        """Returns the fingerprints that the checkpoints of a stage hold, see `other_identity`."""
+        """Returns the fingerprints that are saved with each checkpoint of a stage, see `other_identity`."""
         return _identity(stage, self.fingerprints, self.data)
 
     def key(self, purpose: int) -> jax.Array:
-        """Returns the PRNG root key for a purpose. The purposes are 0 (initialization), 1 (supervised stage), 2 (RL stage) and
-        3 (adapters)."""
+        """Returns a PRNG root key. `purpose` is 0 (initialization), 1 (supervised stage), 2 (RL stage) or 3 (adapters)."""
         return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
 
     def initial_params(self) -> Params:
-        """Returns the initial parameters, sharded: loaded from the folder `model.path`, or drawn with the run's seed."""
+        """Returns the initial parameters, sharded over `mesh`. They are loaded from the folder `model.path` if it is set.
+        Otherwise, they are drawn at random with the run's seed."""
         if self.config.model.path:
             return load_params(self.config.model.path, self.model, self.mesh)
         return Policy(self.model).init(self.key(0), self.mesh)
@@ -106,7 +106,7 @@ class Experiment:
         return Policy(self.model, self.config.lora).init(self.key(3), self.mesh)
 
     def graded_text(self, tokens: np.ndarray) -> str:
-        """Decodes the part of a completion that is graded. This part ends at the first EOS, unless reward.after_eos is True."""
+        """Decodes the graded part of a completion. This part ends at the first EOS, unless reward.after_eos is True."""
         return completion_text(self.tokenizer, tokens, whole=self.config.reward.after_eos)
 
     def extract_answer(self, text: str) -> str | None:
@@ -115,14 +115,15 @@ class Experiment:
         return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading completions of RL problems. Returns a function that waits for the grades, see `rl.rollout.Grade`."""
+        """Starts grading completions of RL problems. Returns a function that waits for the grades and returns them, see
+        `rl.rollout.Grade`."""
         assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
     def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading g completions of l tokens for each of n problems, int32 [n, g, l]. Each process grades some of the
-        problems. Returns a function that waits for the grades and gathers them from all processes. All processes must call the
-        returned function at the same point."""
+        """Starts grading `completions`, int32 [n, g, l]: g completions of l tokens for each of n problems. Each process grades
+        some of the problems. Returns a function that waits for the grades and gathers them from all processes. All processes
+        must call the returned function at the same point."""
         cfg, g = self.config.reward, completions.shape[1]
 
         def work(rows: np.ndarray) -> np.ndarray:
@@ -151,8 +152,8 @@ class Experiment:
         return ThreadPoolExecutor(max_workers=1)
 
     def lack_of_verdicts(self, grades: Sequence[Grades]) -> str:
-        """Returns an error message if too many completions have no verdict, otherwise "", see `tasks.grades.lack_of_verdicts`. The
-        limit is reward.max_ungraded. All processes must call this method with the same grades, and get the same message."""
+        """Returns an error message if too many completions have no verdict, otherwise "". The limit is reward.max_ungraded, see
+        `tasks.grades.lack_of_verdicts`. All processes must call this method with the same grades, and get the same result."""
         counts = {"timeout": sum(int(each.late.sum()) for each in grades)}
         counts["error"] = sum(int(each.broken.sum()) for each in grades)
         total, limit = sum(each.late.size for each in grades), self.config.reward.max_ungraded
@@ -160,8 +161,9 @@ class Experiment:
         return text and f"{text} (reward.max_ungraded={limit:g})"
 
     def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> Grades:
-        """Samples and grades a completion for each test problem. Returns grades [problems, 1]. Must run under
-        `jax.set_mesh(sampling_mesh)`. After every batch, all processes call `check_preemption`, which may raise an exception."""
+        """Samples and grades one completion for each test problem. Returns grades [problems, 1]. Must run under
+        `jax.set_mesh(sampling_mesh)`. After every batch, all processes call `check_preemption`, which may raise an
+        exception."""
         evaluation, test = self.config.evaluation, self.test_data
         requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
         batching = Batching(self.sampling_mesh, evaluation.batch_size, self.config.data.prompt_buckets)
@@ -173,13 +175,13 @@ class Experiment:
 
 
 def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_loss: bool = False) -> Experiment:
-    """Opens a run: validates the configuration and the data, and creates the run's folder or checks that it belongs to this
-    run. Allocates nothing on devices. Every process of a run must call this function. If one process raises an error, all of
-    them do.
+    """Opens a run: validates the configuration and the data, and creates the run's folder or checks that an existing folder
+    belongs to this run. Allocates no arrays on devices. Every process of a run must call this function. If one process raises
+    an error, all processes raise one.
 
-    Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, if files
-    of the run are missing and `accept_loss` is False, or if the processes do not share the folder. Raises OSError if the folder
-    cannot be written."""
+    Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, if
+    files of the run are missing and `accept_loss` is False, or if the processes do not share the folder. Raises OSError if the
+    folder cannot be written."""
     if "://" in os.fspath(workdir):
         raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir = pathlib.Path(workdir).absolute()
@@ -221,8 +223,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
 
 
 def _check_links(workdir: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link in the run's folder would make the run write outside of it, because the folder may
-    come from a stranger. The folder itself may be a link."""
+    """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from a stranger,
+    and the run would write through the link. The run's folder itself may be a link."""
     saved = workdir / "checkpoints"
     for folder in (workdir / "tensorboard", saved, *saved.glob("*"), *saved.glob("*/*")):
         place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
@@ -231,9 +233,9 @@ def _check_links(workdir: pathlib.Path) -> None:
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
     """Loads the problems of the splits that the run uses (sft, rl, test). Drops training problems that are also in the test
-    split, even if evaluations use only a part of it, and logs a warning if a file contains the same problem several times.
-    Returns the problems, the number of dropped problems of each split from which any were dropped, and the row counts of each
-    split that is read from files. Invalid data raises a ValueError that names the file and line."""
+    split, even if evaluations use only a part of this split. Logs a warning if a file contains the same problem several times.
+    Returns three dicts whose keys are splits: the problems, the numbers of dropped problems (only positive ones), and the row
+    counts of data files. Raises a ValueError that names the file and the line if the data is invalid."""
     problems, contents, counts = _load_splits(config)
     dropped: dict[str, int] = {}
     for split in [split for split in problems if split != "test"]:
@@ -250,9 +252,8 @@ def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str,
 
 
 def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict[str, list[SourceCounts]]]:
-    """Returns three dicts by split: the problems and their contents (see `decontamination`) for each split that the run uses,
-    and the row counts for each split that is read from files. If several splits have the same sources, reads the files only
-    once."""
+    """Returns three dicts whose keys are splits: the problems, their contents (see `decontamination`), and the row counts of
+    data files. A generated split has no row counts. If several splits have the same files, they are read only once."""
     task = load_task(config.task.name)
     content = content_of(task, config.task)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
@@ -330,16 +331,16 @@ def _identity(stage: str, fingerprints: dict[str, str], data: dict[str, str]) ->
 
 
 def _token_ids(batch: PromptBatch | SFTBatch, solutions: np.ndarray) -> Iterator[list[int]]:
-    """Yields a list for each prompt: its token ids without padding, followed by those of its solution. `solutions` are int32
-    [n, l]."""
+    """Yields one list for each prompt: the token ids of the prompt without padding, and then the token ids of its solution.
+    `solutions` are int32 [n, l]."""
     for prompt, mask, solution in zip(batch.tokens, batch.prompt_mask, solutions, strict=True):
         yield [*prompt[mask].tolist(), *solution.tolist()]
 
 
 def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tuple[SFTBatch, SFTBatch]:
-    """Splits SFT data into a training set in the original order and a held-out set of sft.heldout randomly drawn examples.
-    `problems` are the problems of the examples, in the same order. Drops training examples whose problem is also in the
-    held-out set, for example with another solution."""
+    """Returns the training set, in the original order, and the held-out set of sft.heldout examples that are drawn at random.
+    `problems` contains the problem of each example in `arrays`. Drops training examples whose problem is also in the held-out
+    set, for example with another solution."""
     size = config.sft.heldout
     order = np.random.default_rng(config.seed).permutation(len(problems))
     rest, held_out = np.sort(order[size:]), order[:size]
@@ -360,8 +361,8 @@ def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
 
 def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), graded: bool = False) -> ConfigDict:
     """Reads the configuration of the run in `workdir`, and imports its task. Raises ValueError if config.json is missing or
-    unreadable, or if it names code that is neither part of this package nor in `trust`, see `require_trusted`. The name of the
-    reward function is checked only if `graded` is True."""
+    unreadable, or if config.json names code that is neither part of this package nor listed in `trust`, see `require_trusted`.
+    The name of the reward function is checked only if `graded` is True."""
     written = pathlib.Path(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
@@ -375,7 +376,7 @@ def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), gra
 
 def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, int]) -> None:
     """Raises ValueError if the problems of a split have changed since the run began, for example because more of them are
-    dropped. `dropped` holds the number of dropped problems of each split, for the message."""
+    dropped. `dropped` contains the number of dropped problems of each split for the error message."""
     file = workdir / "data.json"
     written = read_json(file) if file.is_file() else {}
     changed = [split for split, value in data.items() if written.get(split, value) != value]
@@ -389,8 +390,8 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, 
 
 
 def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
-    """Raises ValueError if the numbers of dropped problems differ from those when the run began, because the data would then come
-    in a different order."""
+    """Raises ValueError if the number of dropped problems has changed since the run began. The training data would then come in
+    another order."""
     file = workdir / "data.json"
     if not file.is_file():  # then the checkpoints have proved that the problems are the same
         return
@@ -403,8 +404,8 @@ def _check_dropped(workdir: pathlib.Path, dropped: dict[str, int]) -> None:
 
 
 def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> ConfigDict:
-    """Returns the requested configuration. If its attention back end is "auto", replaces it with the one in the run's
-    config.json, so that a run that began with a named back end keeps it. Runs that began before this key existed use xla."""
+    """Returns the requested configuration. If model.attention is "auto", replaces it by the value in the run's config.json, so
+    that the run keeps its attention implementation. If config.json was written before this key existed, the value is "xla"."""
     if requested.model.attention != "auto":
         return requested
     kept = requested.copy_and_resolve_references()
@@ -413,10 +414,10 @@ def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> Confi
 
 
 def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
-    """Returns the configuration `values` with the prompt buckets that the run began with, if the largest bucket is the same. A
-    run may continue with other buckets below the largest, because they only change how much padding is computed, but the
-    fingerprint in its checkpoints is that of the first buckets. The first buckets are in config.json, or in data.json once the
-    run has continued with others. Returns `values` itself if the buckets have never changed."""
+    """Returns the configuration `values` with the prompt buckets that the run began with. The fingerprint in the run's
+    checkpoints was computed with these buckets. A run may continue with other buckets if the largest one stays the same,
+    because the others only change the amount of padding. The first buckets are in data.json if the buckets have changed since,
+    otherwise in config.json. Returns `values` itself if the buckets have never changed, or if the largest bucket differs."""
     data, config = (read_json(file) if file.is_file() else {} for file in (workdir / "data.json", workdir / "config.json"))
     with wrap_read_errors(f"{workdir / 'data.json'}, key prompt_buckets,"):
         first = tuple(data.get("prompt_buckets") or config.get("data", {}).get("prompt_buckets", ()))
@@ -430,7 +431,7 @@ def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
 
 def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:
     """Raises ValueError if the config.json in the run's folder is unreadable, or if it differs from the requested configuration
-    in a key that affects results. Imports no task but the requested one."""
+    in a key that affects results. Imports only the requested task, never another one that config.json names."""
     requested_code = named_code(requested_json)
     try:
         code = named_code(read_json(workdir / "config.json"))

@@ -1,4 +1,4 @@
-"""Exports the newest checkpoint of a run as a Hugging Face folder or as LoRA adapters."""
+"""Exports the newest checkpoint of a run, either as a model folder in Hugging Face's format or as LoRA adapters."""
 
 import json
 import logging
@@ -29,14 +29,14 @@ def export_run(
     trust: Collection[str] = (),
     allow_nonfinite: bool = False,
 ) -> None:
-    """Writes the newest checkpoint of a run as a Hugging Face folder. LoRA adapters are merged into the weights of the folder
-    model.path, even if the run trained them on int8 weights (model.base_dtype). Raises ValueError if `target` exists or if
-    `restore_run` cannot load the run.
+    """Writes the newest checkpoint of a run as a model folder in Hugging Face's format. LoRA adapters are merged into the
+    original weights in the folder model.path, even if the run quantized these weights to int8 (model.base_dtype). Raises
+    ValueError if `target` exists, or if `restore_run` cannot load the run.
 
     Args:
         dtype: float32 or bfloat16. If there are adapters, the default is float32, because rounding to bfloat16 loses most of
-            what they learned; with bfloat16, a warning states how much is lost. Without adapters, the default is the run's
-            parameter dtype.
+            what the adapters learned. If bfloat16 is requested for a run with adapters, a warning states how much is lost.
+            Without adapters, the default is the run's parameter dtype.
         trust, allow_nonfinite: see `restore_run`."""
     run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite, quantized=False)
     config, base, adapters = run.config, run.config.model.path, run.adapters or {}
@@ -74,7 +74,7 @@ def export_adapters(
     allow_nonfinite: bool = False,
 ) -> None:
     """Writes the LoRA adapters of a run's newest checkpoint in PEFT's format. Raises ValueError if the run has no adapters, or
-    if `restore_run` cannot load it with these arguments."""
+    if `restore_run` cannot load the run. `trust` and `allow_nonfinite` are arguments of `restore_run`."""
     run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite)
     if run.adapters is None or run.config.lora is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")

@@ -1,10 +1,11 @@
-"""Layout of sampling: the mesh that the weights lie on while completions are sampled, and how many completions are sampled at a
-time.
+"""Chooses how completions are sampled: how the weights are distributed over the devices (the layout), and how many completions
+are sampled at a time.
 
-Training shards the weights over the mesh axis fsdp and gathers them for every evaluation of the network. Sampling evaluates the
-network many times with the same weights. If memory allows it, a copy of the weights is therefore laid out once per rollout on a
-mesh of the same devices without the axis fsdp: either a complete copy on every device ("replicated"), or copies that are each
-shared by a few neighboring devices along the axis tensor ("tensor")."""
+Training shards the weights over the mesh axis fsdp and gathers them for every forward pass. Sampling computes many forward
+passes with the same weights. If memory allows it, the weights are therefore copied once per rollout to another mesh of the same
+devices, in which the axis fsdp has size 1. With the layout "replicated", every device holds a complete copy. With the layout
+"tensor", each copy is sharded along the axis tensor over a few neighboring devices. With the layout "train", no copy is made,
+and sampling uses the mesh of training."""
 
 import dataclasses
 import math
@@ -36,7 +37,7 @@ MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
 
 
 class Load(NamedTuple):
-    """Size of a batch of completions that are sampled together."""
+    """Size and sampler settings of a batch of completions that are sampled together."""
 
     decode: DecodeConfig
     rows: int
@@ -44,7 +45,7 @@ class Load(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Layout of sampling and number of chunks, with their estimated time and memory."""
+    """One way to sample: a layout and a number of chunks per rollout, with the estimated time and memory."""
 
     layout: str  # train | replicated | tensor
     mesh: Mesh
@@ -54,13 +55,15 @@ class Choice(NamedTuple):
 
 
 def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None = None) -> tuple[Config, Mesh]:
-    """Replaces sampler.layout=auto, rl.rollout_chunks=0 and evaluation.batch_size=0 by values that fit into memory. Among
-    those, chooses the ones with the shortest estimated time of a rollout. Returns the configuration and the mesh for sampling.
-    The result depends only on the arguments and on the kind of the devices, so all hosts get the same one. Raises ValueError if
-    the layout is impossible.
+    """Returns the configuration, with all automatic settings of sampling replaced by chosen values, and the mesh for sampling.
+    The automatic settings are sampler.layout="auto", rl.rollout_chunks=0 and evaluation.batch_size=0. The chosen values fit
+    into memory, and a rollout is estimated to be fastest with them. Fewer chunks are preferred if they are at most slightly
+    slower (`TOLERANCE`). If nothing fits, the values that need the least memory are chosen. The result depends only on the
+    arguments and on the kind of the devices, so all hosts get the same result. Raises ValueError if sampler.layout is
+    impossible on these devices.
 
     Args:
-        lengths: prompt lengths of the RL problems in tokens, int [n]. None: all prompts fill the largest bucket."""
+        lengths: prompt lengths of the RL problems in tokens, int [n]. None means that all prompts fill the largest bucket."""
     choices = list(sampling_choices(config, model, mesh, lengths))
     if not choices:
         rows = "the rows of a chunk (rl.prompts / rl.rollout_chunks * rl.group_size)"
@@ -99,9 +102,9 @@ def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_l
 
 
 def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None) -> Iterator[Choice]:
-    """Yields every possible combination of a layout and a number of chunks. Leaves out combinations in which the rows of a
-    chunk cannot be divided evenly over the copies of the weights. See `with_layout` for the arguments. `check_divisibility`
-    must have passed."""
+    """Yields every possible combination of a layout and a number of chunks. Leaves out a combination if the completions of a
+    chunk cannot be divided evenly over the copies of the weights. The arguments are those of `with_layout`. The configuration
+    must have passed `check_divisibility`."""
     rl, evaluated = config.rl, config.evaluation.batch_size
     numbers = [n for n in range(1, rl.prompts + 1) if rl.prompts % n == 0 and rl.rollout_chunks in (0, n)]
     if rl.iterations:
@@ -120,9 +123,9 @@ def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np
 
 
 def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, load: Load) -> Mesh:
-    """Returns the mesh that is estimated to sample the batch `load` fastest. The model lies on `mesh` and will not be trained. The
-    candidates are `mesh` itself, which needs no copy of the weights, and all meshes whose devices have enough free memory for a
-    second copy."""
+    """Returns the mesh on which the batch `load` is estimated to be sampled fastest. The weights are on `mesh`, and will not be
+    trained. One candidate is `mesh` itself, which needs no copy of the weights. The other candidates are the meshes whose
+    devices have enough free memory for a second copy of the weights."""
 
     def held(other: Mesh) -> int:
         return shard_bytes(Policy(model, lora).abstract_for_sampling(other)) * (1 if other is mesh else 2)
@@ -134,8 +137,9 @@ def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, l
 
 
 def sampling_meshes(wanted: str, lora: LoraConfig | None, model: ModelConfig, mesh: Mesh) -> Iterator[tuple[str, Mesh]]:
-    """Yields the name and the mesh of every layout that `wanted`, a value of sampler.layout, permits. All meshes have the devices
-    in the same order. Devices that share a copy of the weights are in one TPU slice, or on one host with GPUs."""
+    """Yields the name and the mesh of every layout that `wanted`, a value of sampler.layout, permits. All meshes contain the
+    same devices in the same order. Devices that share a copy of the weights are always in the same TPU slice or, if they are
+    GPUs, on the same host."""
     number = mesh.devices.size
     if wanted in ("auto", "train"):
         yield "train", mesh
@@ -153,7 +157,8 @@ def sampling_meshes(wanted: str, lora: LoraConfig | None, model: ModelConfig, me
 
 
 def _unit(device: Any) -> int:
-    """Returns the slice index of a TPU device, or the process index of another device."""
+    """Returns a number that is equal for devices with fast links between them: the slice index of a TPU, or the process index
+    of another device."""
     return (getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else device.process_index
 
 
@@ -167,8 +172,9 @@ def _evaluated(config: Config, rows: int) -> Load:
 
 
 def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
-    """Returns (batch, average number of such batches in a rollout) for each prompt bucket to which batches are padded. Does not
-    count second attempts."""
+    """Returns a list of (batch size, number of batches) with one entry for each prompt bucket. The batch size is that of a
+    batch whose prompts are padded to this bucket. The number is the average number of such batches in a rollout. Second
+    attempts are not counted."""
     rl, buckets = config.rl, config.data.prompt_buckets
     fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
     lengths = fitting if fitting.size else np.array(buckets[-1:])
@@ -178,8 +184,9 @@ def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> li
 
 
 def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> int:
-    """Returns how many bytes the training state, the frozen and the reference parameters, and the parameters for sampling take
-    on each device."""
+    """Returns how many bytes on each device are occupied by the arrays that stay in memory: the training state, the frozen
+    parameters, the parameters of the reference policy, and the parameters for sampling. `mesh` is the mesh of training, and
+    `sampling` is the mesh of sampling."""
     policy, stage = Policy(model, config.lora), config.rl if config.rl.iterations else config.sft
     state = TrainState.abstract(make_optimizer(stage.optimizer, 1, policy), policy, mesh)
     base = policy.abstract_base(mesh)
@@ -190,7 +197,8 @@ def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -
 
 
 def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
-    """Estimates the memory in bytes that a device needs to sample one batch of completions, not counting the parameters."""
+    """Returns the estimated memory in bytes that a device needs to sample one batch of completions. The parameters are not
+    included."""
     decode, shared, layer = load.decode, mesh.shape["tensor"], model.width * (2 * model.width + 3 * model.mlp_width)
     number = 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if decode.cfg_scale > 0 else 1)
@@ -206,8 +214,8 @@ def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
 
 
 def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
-    """Estimates the seconds that sampling one batch of completions takes at the chip's published peak rates. Assumes that
-    communication does not overlap with computation."""
+    """Returns the estimated seconds that it takes to sample one batch of completions. Assumes the chip's published peak rates,
+    and that communication does not overlap with computation."""
     decode, every = load.decode, refresh_interval(load.decode)
     full = -(-decode.steps_per_block // every)
     window = decode.block_length if decode.cache == "dual" else decode.completion_length // 2
@@ -217,7 +225,8 @@ def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
 
 
 def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: int) -> float:
-    """Estimates how many seconds one evaluation of the network takes at `positions` positions of each row of a batch."""
+    """Returns the estimated seconds of one forward pass of the network over `positions` token positions of each completion in a
+    batch."""
     chip, shared, number = chip_of(mesh), mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if load.decode.cfg_scale > 0 else 1)
     flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared

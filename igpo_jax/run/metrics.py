@@ -39,9 +39,10 @@ ROLLOUT_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends to the logs of a run, on process 0 only. Opening the logs at `step` removes rows of later steps and all rows of
-    the stage `starting`. It also removes an evaluation if only its metrics or only its verdicts were logged, because a resumed
-    run repeats this evaluation. Therefore the logs of a resumed run equal those of an uninterrupted run."""
+    """Appends records to the logs of a run, on process 0 only. A record is one line of a JSON Lines file. When a run resumes at
+    `step`, the constructor removes all records of later steps. If `starting` names a stage, the constructor also removes all
+    records of this stage. If only the metrics or only the verdicts of an evaluation were logged, the constructor removes them,
+    because the resumed run repeats this evaluation. Therefore the logs of a resumed run equal those of an uninterrupted run."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
         self._workdir, self._step = workdir, step
@@ -64,7 +65,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     @functools.cached_property
     def _events(self) -> Any:
-        """TensorBoard writer. It is created at the first event, so that reopening a finished run adds no file."""
+        """TensorBoard writer. It is created when the first value is written, so that opening a finished run again adds no
+        file."""
         from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
 
         folder = self._workdir / "tensorboard"
@@ -79,8 +81,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self._events.close()
 
     def sums(self) -> dict[str, list[int]]:
-        """Returns {name: [size in bytes, CRC-32]} of the logs, after making sure that all lines are on the disk. Returns {} on
-        processes other than 0."""
+        """Makes sure that all log lines are on the disk. Returns {file name: [size in bytes, CRC-32]} with an entry for each
+        log. Returns {} on processes other than 0."""
         for file in self._files.values():
             try:
                 os.fsync(file.fileno())
@@ -98,7 +100,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
                 self._events.add_scalar(name, value, step)
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
-        """Appends sampled completions, all of the same step, to rollouts.jsonl and TensorBoard."""
+        """Appends sampled completions to rollouts.jsonl and TensorBoard. All of them must be from the same step."""
         self._append("rollouts.jsonl", rows)
         if self._files and rows:
             self._events.add_text("rollout/completions", "\n\n".join(map(_as_markdown, rows)), rows[0]["step"])
@@ -113,8 +115,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
     def write_evaluation(
         self, step: int, stage: str, correct: np.ndarray, graded: np.ndarray, scalars: dict[str, float]
     ) -> None:
-        """Appends the verdicts on the test problems, and the evaluation's metrics, including eval/accuracy. `correct` and
-        `graded` are bool [problems]; the verdict on a problem that is not graded is null."""
+        """Logs an evaluation on the test problems. Appends the verdict on each problem (1 for correct, 0 for wrong, null for
+        not graded) to evaluations.jsonl, and `scalars` to metrics.jsonl and TensorBoard. `correct` and `graded` are bool
+        [problems]. `scalars` must contain eval/accuracy."""
         verdicts = [int(right) if known else None for right, known in zip(correct, graded, strict=True)]
         self._append("evaluations.jsonl", [{"step": step, "stage": stage, "correct": verdicts}])
         self.write(step, stage, scalars)
@@ -138,16 +141,16 @@ def _extended(size_and_crc: list[int], content: str) -> list[int]:
 
 
 def _rename_events(folder: pathlib.Path) -> None:
-    """Replaces the name of this host in the names of event files by a number, because the folder may be published. The files may
-    be open."""
+    """Replaces the name of this host in the file names of TensorBoard logs by a number, because the folder may be published.
+    The files may be open while they are renamed."""
     for file in folder.glob(f"events.out.tfevents.*.{glob.escape(socket.gethostname())}"):
         begin = file.name.removesuffix(socket.gethostname())
         file.rename(next(new for i in itertools.count() if not (new := folder / f"{begin}{i}").exists()))
 
 
 def _as_markdown(row: dict[str, Any]) -> str:
-    """Formats a logged completion as Markdown. Generated text is put into indented code blocks, because no text can end a
-    block of this kind."""
+    """Formats a logged completion as Markdown. Puts generated text into indented code blocks, because no generated text can
+    close a code block of this kind."""
     verdict = {"timeout": "no verdict in time", "error": "the grader failed"}.get(row.get("outcome", "ok"))
     verdict = verdict or ("correct" if row["correct"] else "wrong")
     parts = {"question": row["question"], "completion": row["text"]}
@@ -158,8 +161,8 @@ def _as_markdown(row: dict[str, Any]) -> str:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of a JSON Lines log. Returns [] if the file does not exist. Skips a truncated last line. Raises ValueError
-    if an earlier line is not a JSON object, or if a line is too long."""
+    """Returns the JSON objects in a JSON Lines log, one per line, or [] if the file does not exist. Skips a truncated last
+    line. Raises ValueError if an earlier line is not a JSON object, or if a line is too long."""
     return list(_rows(path))
 
 
@@ -183,8 +186,9 @@ def _rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the rows of metrics.jsonl, rollouts.jsonl or evaluations.jsonl as `read_rows` does. Also raises ValueError for a
-    row that `MetricsWriter` would not write, such as a row without a step, or with a metric that is not a number."""
+    """Returns the records in metrics.jsonl, rollouts.jsonl or evaluations.jsonl, in the same way as `read_rows`. Also raises
+    ValueError for a record that `MetricsWriter` would not write. Examples are a record without a step and a metric that is not
+    a number."""
     rows, name = list[dict[str, Any]](), pathlib.Path(path).name
     for number, row in enumerate(_rows(path), 1):
         step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")
@@ -225,15 +229,16 @@ def _is_metric(value: Any) -> bool:
 
 
 def is_evaluated(workdir: pathlib.Path, step: int, stage: str) -> bool:
-    """Returns whether the logs have the metrics and the verdicts of an evaluation at a given step of a stage. Process 0 reads
-    the logs for all processes."""
+    """Returns whether the logs contain both the metrics and the verdicts of the evaluation at the given step of a stage.
+    Process 0 reads the logs and sends the result to all processes."""
     names = {"metrics.jsonl": "eval/accuracy", "evaluations.jsonl": "correct"} if jax.process_index() == 0 else {}
     found = [(step, stage) in {_place(row) for row in read_log(workdir / name) if key in row} for name, key in names.items()]
     return bool(all_gather_hosts(all(found))[0])
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
-    """Returns a stage's newest value of a metric, or None if it was never logged. Process 0 reads the log for all processes."""
+    """Returns the newest logged value of a metric in a stage, or None if the metric was never logged. Process 0 reads the log
+    and sends the value to all processes."""
     rows = read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else []
     values = [math.nan, *(row[name] for row in rows if row["stage"] == stage and name in row)]
     value = float(all_gather_hosts(np.float64(values[-1]))[0])
@@ -241,8 +246,8 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
 
 
 def device_memory() -> dict[str, float]:
-    """Returns the current and peak memory use, in GiB, of the fullest device of this process. Returns {} if the backend does
-    not report memory use, as on CPUs."""
+    """Returns the current and the peak memory use in GiB. Each number is the maximum over the devices of this process. Returns
+    {} if the backend does not report memory use, as on CPUs."""
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {name: max(stats.get(key, 0) for stats in known) / 2**30 for name, key in names.items()} if known else {}

@@ -1,5 +1,5 @@
-"""Choice of rl.microbatches, the number of parts into which a batch is split for log-probabilities and updates, to save
-memory."""
+"""Chooses rl.microbatches, the number of microbatches into which a batch is split to save memory. Log-probabilities and
+gradients are computed for one microbatch after the other."""
 
 import dataclasses
 
@@ -15,9 +15,10 @@ from igpo_jax.training.policy import Policy
 
 
 def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
-    """Returns the configuration with rl.microbatches=0 replaced by the smallest number of parts with which an update is
-    estimated to fit into memory. If none fits, takes the number that needs the least memory. Fewer parts are faster on a mesh
-    that shards the weights, because the weights are gathered again for every part."""
+    """Returns the configuration. If rl.microbatches is 0, it is replaced by the smallest number of microbatches with which an
+    update is estimated to fit into memory. If no number makes the update fit, it is replaced by the number that needs the least
+    memory. Fewer microbatches are faster on a mesh that shards the weights, because the weights are gathered again for every
+    microbatch."""
     rl, rows = config.rl, batch_size_divisor(mesh)
     if rl.microbatches:
         return config
@@ -29,8 +30,8 @@ def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
 
 
 def update_bytes(config: Config, model: ModelConfig, mesh: Mesh, number: int) -> float:
-    """Estimates how many bytes of memory a device needs for an update in `number` parts. Assumes that all prompts have the
-    length of the largest bucket."""
+    """Returns the estimated memory in bytes that a device needs for an update with `number` microbatches. Assumes that all
+    prompts are padded to the largest prompt bucket."""
     length, shared, size = config.sampler.completion_length, mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = config.rl.prompts / number / batch_size_divisor(mesh) * config.objective.rows_per_prompt(config.rl.group_size)
     positions = config.data.prompt_buckets[-1] + length

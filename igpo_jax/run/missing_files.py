@@ -1,4 +1,4 @@
-"""Checks, before a run continues, that no files and no lines of logs are missing from its folder. Otherwise, the run could
+"""Checks that a run's folder lacks no files and no log lines, before the run continues. Without these checks, the run could
 delete lines of its logs, or mix two configurations."""
 
 import io
@@ -22,9 +22,9 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 
 def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError if the newest checkpoint of a stage was saved with another configuration or with other data. This finds
-    changes even if config.json or data.json is missing or has been edited. `identities` maps each stage to the fingerprints to
-    compare, see `other_identity`."""
+    """Raises ValueError if the newest readable checkpoint of a stage was saved with another configuration or with other data
+    than those of the present run. A change is found even if config.json or data.json is missing or has been edited.
+    `identities` maps each stage to the fingerprints of the present run, see `other_identity`."""
     for stage in STAGES:
         folder = workdir / "checkpoints" / stage
         checkpoints = [folder / str(step) for step in reversed(steps_in(folder))]
@@ -35,8 +35,9 @@ def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str
 
 
 def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
-    """Raises ValueError if a log does not begin with the bytes that it had when a checkpoint was saved. The checksums are in
-    the metadata of the checkpoint (see `MetricsWriter.sums`), unless an earlier version saved it."""
+    """Raises ValueError if a log has lost or changed lines that it had when the given checkpoint was saved. The metadata of the
+    checkpoint contains the size and the CRC-32 of each log (see `MetricsWriter.sums`). Checkpoints that were saved by earlier
+    versions of this package do not contain them, so their logs are not checked."""
     for name, (size, crc) in (read_metadata(checkpoint) or {}).get("logs", {}).items():
         file = workdir / name
         if _crc_of_beginning(file, size) == crc:
@@ -48,7 +49,7 @@ def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
 
 
 def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
-    """Returns the CRC-32 of the first `size` bytes of a file. A missing file counts as empty."""
+    """Returns the CRC-32 of the first `size` bytes of a file. A missing file is treated as an empty file."""
     crc = 0
     with file.open("rb") if file.is_file() else io.BytesIO() as opened:
         while part := opened.read(max(0, min(size, 1 << 20))):
@@ -57,7 +58,8 @@ def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
 
 
 def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:
-    """Calls `check_stage` for each stage of the run, with the number of the stage's newest checkpoint, readable or not."""
+    """Calls `check_stage` for each stage of the run. The argument `done` is the step of the stage's newest checkpoint, even if
+    this checkpoint is unreadable."""
     for stage, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items():
         if total:
             check_stage(workdir, config, stage, max(steps_in(workdir / "checkpoints" / stage), default=None), accept_loss)
@@ -65,11 +67,11 @@ def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> No
 
 def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | None, accept_loss: bool) -> None:
     """Raises ValueError if other files in the run's folder show that training had gone beyond the newest checkpoint of a stage.
-    Training from this checkpoint would delete log lines of a later stage, or all log lines of this stage.
+    If training continued from this checkpoint, it would delete the log lines of a later stage, or all log lines of this stage.
 
     Args:
-        done: iterations in the stage's newest checkpoint, or None if it has no checkpoints.
-        accept_loss: whether a stage without checkpoints may start again, whatever the logs show."""
+        done: number of iterations in the stage's newest checkpoint, or None if the stage has no checkpoints.
+        accept_loss: whether a stage without checkpoints may start again even if the logs show that it was trained before."""
     folder, later, updates = workdir / "checkpoints" / stage, workdir / "checkpoints" / "rl", config.sft.updates
     if stage == "sft" and done != updates and steps_in(later):
         raise ValueError(

@@ -49,11 +49,14 @@ def restore_run(
     allow_nonfinite: bool = False,
     quantized: bool = True,
 ) -> Restored:
-    """Loads the newest checkpoint of one stage of a run. `stage` is "sft" or "rl"; the default is the last stage that has a
-    checkpoint. Does not need the run's data. If `quantized` is False, frozen weights are those of the folder model.path even if
-    the run has quantized them (model.base_dtype). Raises ValueError if there is no run or no readable checkpoint, if the folder
-    model.path is missing, if the run's task is neither part of this package nor in `trust`, or if parameters are NaN or
-    infinite. If `allow_nonfinite` is True, logs a warning about NaN or infinite parameters instead."""
+    """Loads the newest checkpoint of one stage of a run, with the run's configuration and tokenizer. `stage` is "sft" or "rl".
+    By default, it is "rl" if the RL stage has a checkpoint, otherwise "sft". The run's training and test data are not needed.
+    If `quantized` is False, the frozen weights are loaded without quantization, even if the run quantized them
+    (model.base_dtype).
+
+    Raises ValueError if there is no run or no readable checkpoint, if the folder model.path is missing, if the run's task is
+    neither part of this package nor listed in `trust`, or if a parameter is NaN or infinite. If `allow_nonfinite` is True, NaN
+    and infinite parameters cause a warning instead of an error."""
     workdir = pathlib.Path(workdir).absolute()
     values = read_run_config(workdir, trust)
     config = configuration.parse(values)

@@ -21,7 +21,8 @@ PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "g
 
 
 def environment() -> dict[str, Any]:
-    """Returns the devices, the package versions, and the Git commit of this package (None if it is not in a repository)."""
+    """Returns a dict that describes the devices, the operating system, the package versions, and the Git commit of this
+    package. The commit is None if the package is not in a Git repository."""
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -41,7 +42,8 @@ def _commit() -> str | None:
 
 
 def decoding(experiment: Experiment) -> dict[str, Any]:
-    """Returns the sampler settings of rollouts, those of evaluations, and the names of the settings that differ."""
+    """Returns a dict with the sampler settings of rollouts, the sampler settings of evaluations, and the names of the settings
+    whose values differ between the two."""
     config = experiment.config
     rollout, evaluation = dataclasses.asdict(config.sampler.decode), dataclasses.asdict(config.evaluation.decode)
     differences = [key for key in rollout if rollout[key] != evaluation[key]]
@@ -100,8 +102,9 @@ def _rollout_means(rollouts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
-    """Returns the share of all-wrong groups (problems without a correct completion) that got a correct answer with hints, or
-    None if there are no all-wrong groups."""
+    """Returns the share of all-wrong groups for which a second attempt with hints gave a correct completion. A group is all
+    completions of one problem, and it is all-wrong if none of them is correct. Returns None if there are no all-wrong
+    groups."""
     tried = [row for row in rollouts if row.get("hint/rescue_rate") is not None]
     groups = [row["groups/all_wrong_before"] for row in tried]
     return float(np.average([row["hint/rescue_rate"] for row in tried], weights=groups)) if sum(groups) else None

@@ -1,4 +1,4 @@
-"""Checks of configuration values. A check is declared beside its field in a dataclass."""
+"""Checks of configuration values. Each field of a configuration dataclass can declare a check of its value."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ MOST_DEADLINE = 3600  # seconds to grade an answer
 
 
 def checked(default: Any, check: Check) -> Any:
-    """Returns a dataclass field with a default value and a check, which `check_fields` runs."""
+    """Returns a dataclass field with a default value and a check of the field's value. `check_fields` runs the check."""
     return dataclasses.field(default=default, metadata={"check": check})
 
 
@@ -43,8 +43,8 @@ def within(least: float, most: float) -> Check:
 
 
 def at_least(least: float, because: str = "", most: float = math.inf) -> Check:
-    """Returns a check that a value is at least `least`, and at most `most`. The check rejects NaN. `because` replaces the usual
-    error message."""
+    """Returns a check that a value is at least `least`, and at most `most`. The check rejects NaN. If `because` is given, it
+    replaces the error message for values that are too small."""
     message = f": {because}" if because else f" must be at least {least}" if least else " must not be negative"
     return lambda value: (message if not value >= least else "") or (f" must be at most {most}" if value > most else "")
 
@@ -54,17 +54,20 @@ def one_of(*known: str) -> Check:
 
 
 def not_negative(value: float) -> str:
-    """Checks that a value is at least 0 and finite; rejects NaN."""
+    """Checks that a value is at least 0 and finite. Returns "" if the value is valid, otherwise the end of an error message.
+    Rejects NaN."""
     return "" if 0 <= value < math.inf else " must not be negative or infinite"
 
 
 def positive(value: float) -> str:
-    """Checks that a value is positive and finite; rejects NaN."""
+    """Checks that a value is positive and finite. Returns "" if the value is valid, otherwise the end of an error message.
+    Rejects NaN."""
     return "" if 0 < value < math.inf else " must be positive and finite"
 
 
 def ascending_lengths(values: tuple[int, ...]) -> str:
-    """Checks that there is at least one length and that all are positive, in strictly ascending order and at most `MOST_TOKENS`."""
+    """Checks that there is at least one length, and that all lengths are positive, in strictly ascending order and at most
+    `MOST_TOKENS`. Returns "" if the lengths are valid, otherwise the end of an error message."""
     works = len(values) > 0 and values[0] > 0 and list(values) == sorted(set(values))
     return "" if works and values[-1] <= MOST_TOKENS else f" must be ascending positive lengths of at most {MOST_TOKENS}"
 

@@ -50,8 +50,8 @@ CHIPS = {
 
 
 def find_devices() -> list[jax.Device]:
-    """Returns jax.devices(). Raises ValueError if JAX finds no device of the chosen platform or cannot start it. If a plug-in
-    does not work, logs one line instead of JAX's traceback."""
+    """Returns jax.devices(). Raises ValueError if JAX finds no device of the chosen platform, or cannot start the device. If a
+    JAX plug-in fails, logs one line instead of JAX's traceback."""
     broken = list[str]()
 
     def collect(record: logging.LogRecord) -> bool:
@@ -76,9 +76,9 @@ def find_devices() -> list[jax.Device]:
 
 
 def device_memory_gib(device: jax.Device) -> float:
-    """Returns the memory that programs can use on a device, in GiB. For a local device, this is the limit that the backend
-    reports (on GPUs, the share XLA_PYTHON_CLIENT_MEM_FRACTION of the memory). For other devices, it is the size in `CHIPS`, and
-    for CPUs the memory of the host. Raises ValueError if none of these is known."""
+    """Returns the memory in GiB that programs can use on a device. For a local device, this is the limit that the backend
+    reports. On GPUs, the limit is the share XLA_PYTHON_CLIENT_MEM_FRACTION of the memory. Without such a limit, returns the
+    size in `CHIPS` or, for CPUs, the memory of the host. Raises ValueError if the memory is not known."""
     statistics = device.memory_stats() if device in jax.local_devices() else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] / 2**30

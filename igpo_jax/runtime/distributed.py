@@ -1,4 +1,4 @@
-"""Connects the processes of one run, divides work on the host among them, and makes them fail together."""
+"""Connects the processes of one run, divides work on CPUs among them, and makes all of them fail if one fails."""
 
 import contextlib
 import os
@@ -33,11 +33,13 @@ ALONE = "IGPO_DISTRIBUTED=0 trains in this process alone"
 
 
 def initialize(*, saves_on_signals: bool = False) -> None:
-    """Connects the processes that a TPU pod, SLURM, Kubernetes or MPI started, and starts the devices. If none of them started
-    this process, or if the environment variable IGPO_DISTRIBUTED is 0, the run is one process. Call this function before any
-    use of devices. All processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If
-    `saves_on_signals` is True, JAX's preemption service receives the signals; otherwise they end this process. If the processes
-    of a job cannot be connected, or if there are no devices, prints the reason in one line and ends this process."""
+    """Connects the processes of a run that a TPU pod, SLURM, Kubernetes or MPI has started, and starts the devices. If none of
+    these has started this process, or if the environment variable IGPO_DISTRIBUTED is 0, the run is one process. Call this
+    function before any use of devices.
+
+    All processes end if one does not respond for IGPO_HEARTBEAT_SECONDS (environment variable, default 100). If
+    `saves_on_signals` is True, JAX's preemption service receives termination signals; otherwise they end this process. If the
+    processes of a job cannot be connected, or if there are no devices, prints the reason in one line and ends this process."""
     try:
         if os.environ.get("IGPO_DISTRIBUTED") != "0":
             _connect(saves_on_signals)
@@ -73,8 +75,8 @@ def _connect(saves_on_signals: bool) -> None:
 
 
 def _check_coordinator_port(address: str) -> None:
-    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT, because jaxlib would crash
-    in this case."""
+    """Raises OSError if process 0 cannot listen at the port of the coordinator's address, HOST:PORT. Without this check, jaxlib
+    would crash."""
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{address.rpartition(':')[2]}")
     host, _, port = bind.rpartition(":")
     try:
@@ -85,8 +87,8 @@ def _check_coordinator_port(address: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that accepts connections at an address; "::" means all addresses of this machine. If another process
-    uses the port, or if the host is not an address of this machine, raises an OSError whose text is the reason."""
+    """Returns a socket that accepts connections at an address. The host "::" means all addresses of this machine. If another
+    process uses the port, or if the host is not an address of this machine, raises an OSError whose text is the reason."""
     everywhere = host in ("", "::")
     dual = everywhere and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual or (":" in host and not everywhere) else socket.AF_INET
@@ -98,9 +100,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def not_of_a_job() -> list[str]:
-    """Returns the environment variables by which jax would recognize a cluster although no job has started this process. In an
-    interactive shell of SLURM, the number of the job's tasks is set, but the shell is the only task of its step: jax would wait
-    for the others in vain."""
+    """Returns the names of environment variables from which jax would wrongly conclude that a scheduler has started this
+    process as part of a job. For example, SLURM also sets the number of a job's tasks in an interactive shell, although the
+    shell is the only task that is running. jax would wait for the other tasks in vain."""
     found = [name for name, others in JOB_VARIABLES.items() if not all(other in os.environ for other in others)]
     if os.environ.get("SLURM_STEP_NUM_TASKS") == "1" and os.environ.get("SLURM_NTASKS", "1") != "1":
         found.append("SLURM_JOB_ID")
@@ -118,8 +120,8 @@ def _hidden_variables(names: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
-    """Context manager that holds the lock of a folder in process 0, see `locked`. Raises an error on all processes if another
-    run holds the lock."""
+    """Context manager in whose body process 0 holds the lock of a folder, see `locked`. Raises an error on all processes if
+    another run holds the lock."""
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():
             if jax.process_index() == 0:
@@ -129,9 +131,9 @@ def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def raise_on_all_hosts() -> Iterator[None]:
-    """Context manager that raises an error on all processes if the body raises ValueError or OSError on one process, so that no
-    process waits for the failed one. The other processes raise ValueError. The body must not contain collective operations. At
-    the end of the body, all processes wait for each other."""
+    """Context manager that makes all processes fail if one process fails. If the body raises ValueError or OSError on one
+    process, the other processes raise ValueError, so that none of them waits for the failed process. The body must not contain
+    collective operations. At the end of the body, all processes wait for each other."""
     own = None
     try:
         yield
@@ -146,8 +148,8 @@ def raise_on_all_hosts() -> Iterator[None]:
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
     """Context manager that ends this process immediately if the body fails in a run of several processes. An orderly exit would
-    wait for the other processes, which are waiting for this one or have already ended. The other processes notice the exit and
-    end in the same way."""
+    wait for the other processes, but they are waiting for this process or have already ended. The other processes notice the
+    exit and end in the same way."""
     try:
         yield
     except Exception:
@@ -160,13 +162,15 @@ def ending_at_once() -> Iterator[None]:
 
 
 def all_gather_hosts(value) -> np.ndarray:
-    """Gathers a number or array of equal shape from every process. Returns the array [processes, ...] on every process."""
+    """Gathers a number or an array from every process. All processes must give the same shape. Returns the array [processes,
+    ...] on every process."""
     value = np.asarray(value)
     return value[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(value))
 
 
 def gather_texts(text: str, size: int = 400) -> list[str]:
-    """Gathers a text, cut to `size` bytes of UTF-8, from every process. Returns the same list on every process."""
+    """Gathers one text from every process. Each text is cut to `size` bytes of UTF-8. Returns the list of all texts on every
+    process."""
     data = np.zeros(size, np.uint8)
     encoded = text.encode("utf-8", "replace")[:size]
     data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
@@ -174,12 +178,12 @@ def gather_texts(text: str, size: int = 400) -> list[str]:
 
 
 def own_rows(number: int) -> np.ndarray:
-    """Returns the indices of the rows, out of `number` rows, that this process works on."""
+    """Returns the indices of the rows that this process works on, if `number` rows are divided among all processes."""
     return np.arange(jax.process_index(), number, jax.process_count())
 
 
 def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Divides the computation of rows among all processes. `values` is an array of zeros, [n, ...]. Each process
+    """Divides the computation of an array among all processes by rows. `values` is an array of zeros, [n, ...]. Each process
     sets values[rows] to work(rows), where rows is `own_rows(n)`. Returns the complete array on all processes."""
     rows = own_rows(len(values))
     if rows.size:
@@ -188,7 +192,8 @@ def share_rows(values: np.ndarray, work: Callable[[np.ndarray], Any]) -> np.ndar
 
 
 def check_same(fingerprints: dict[str, str]) -> None:
-    """Raises ValueError on all processes if, on any process, a hexadecimal fingerprint differs from the one on process 0."""
+    """Raises ValueError on all processes if a fingerprint on any process differs from that on process 0. `fingerprints` maps
+    names to hexadecimal numbers."""
     numbers = np.array([int(value, 16) for value in fingerprints.values()], np.uint64).view(np.uint32)
     found = all_gather_hosts(numbers).reshape(jax.process_count(), len(fingerprints), 2)
     for process, index in np.argwhere((found != found[0]).any(axis=2))[:1]:
@@ -197,7 +202,8 @@ def check_same(fingerprints: dict[str, str]) -> None:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises ValueError if a process cannot see a file that process 0 writes into `folder`, which must exist on process 0."""
+    """Raises ValueError if a process cannot see a file that process 0 writes into `folder`. The folder must exist on process
+    0."""
     if jax.process_count() == 1:
         return
     marker = folder / f".shared-{all_gather_hosts(np.uint32(time.time_ns() % 2**32))[0]}"

@@ -1,4 +1,5 @@
-"""Atomic writes, strict JSON, and checks that an output folder is reused only with equal settings."""
+"""Utilities for files: atomic writes, strict JSON, protection against files from strangers, and a check that an output folder
+is reused only with equal settings."""
 
 import contextlib
 import fcntl
@@ -27,9 +28,9 @@ MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursi
 
 
 def parse_json(content: str | bytes, place: object, **options) -> Any:
-    """Parses untrusted JSON; `options` are passed to json.loads. Bytes may begin with a byte order mark. Raises a ValueError whose
-    message names `place` if the text is not UTF-8, is not valid JSON, is nested too deeply, or contains a number with thousands of
-    digits."""
+    """Returns the value of untrusted JSON. `options` are passed to json.loads. Bytes may begin with a byte order mark. Raises a
+    ValueError whose message names `place` if the text is not UTF-8, is not valid JSON, is nested too deeply, or contains a
+    number with thousands of digits."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text, **options)
@@ -52,7 +53,8 @@ def _depth(value: Any) -> int:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object from a file. Raises ValueError if the file is missing or holds anything else, see `parse_json`."""
+    """Returns the JSON object in a file. Raises ValueError if the file is missing or does not contain a JSON object, see
+    `parse_json`."""
     require_file(file)
     values = parse_json(read_bytes(file), file)
     require(isinstance(values, dict), f"{file} is not a JSON object")
@@ -60,7 +62,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def read_bytes(file: pathlib.Path) -> bytes:
-    """Reads a file of at most `MOST_BYTES`. Raises ValueError if it is larger."""
+    """Returns the content of a file of at most `MOST_BYTES`. Raises ValueError if the file is larger."""
     with file.open("rb") as opened:
         content = opened.read(MOST_BYTES + 1)
     require(len(content) <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
@@ -68,7 +70,7 @@ def read_bytes(file: pathlib.Path) -> bytes:
 
 
 def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, line) for each line of a file that is opened at its beginning. Numbers start at 1, and lines keep their
+    """Yields (number, line) for each line of a binary file that has just been opened. Numbers start at 1, and lines keep their
     line endings. Raises a ValueError that names the file and the line if a line has more than `MOST_BYTES`."""
     for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
         require(len(line) <= MOST_BYTES, f"{name}, line {number}: more than {MOST_BYTES >> 20} MiB in one line")
@@ -76,20 +78,21 @@ def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]
 
 
 def require_file(file: pathlib.Path) -> None:
-    """Raises ValueError if there is no regular file with this path, for example because a symbolic link leads nowhere."""
+    """Raises ValueError if there is no regular file with this path. For example, the path may be a symbolic link to a missing
+    file."""
     link = "is a symbolic link that leads to no file"
     require(file.is_file(), f"{file} {link if file.is_symlink() else 'is no file' if file.exists() else 'is missing'}")
 
 
 def require_plain_name(name: Any, place: object) -> None:
-    """Raises a ValueError that names `place` if `name` is not the name of a file in the same folder. Every file name that is
-    read from a file must be checked in this way, because a stranger's file may name any other file."""
+    """Raises a ValueError that names `place` if `name` is not a file name without folders. Every file name that is read from a
+    file must be checked in this way. Otherwise, a file from a stranger could name any file of the user."""
     parts = isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
     require(parts and len(name.encode()) <= 255, f"{place}: {repr(name)[:100]} is not a plain file name")
 
 
 def as_json_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Formats rows as JSON Lines."""
+    """Returns dicts as text in the JSON Lines format, which has one JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -99,8 +102,8 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def wrap_read_errors(file: object) -> Iterator[None]:
-    """Context manager for parsing a file that may be damaged or foreign. Turns any error into a ValueError that names the
-    file."""
+    """Context manager for parsing a file that may be damaged or of another format. Turns parsing errors into a ValueError that
+    names the file."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -108,8 +111,8 @@ def wrap_read_errors(file: object) -> Iterator[None]:
 
 
 def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "") -> None:
-    """Raises ValueError if compressed data of `stored` bytes would unpack to more than `ALWAYS_UNPACKED` bytes and to more than
-    `MOST_RATIO` times `stored`. `unpacked` is the number of unpacked bytes."""
+    """Raises ValueError if compressed data is implausibly large when it is unpacked. This is the case if the number of unpacked
+    bytes exceeds both `ALWAYS_UNPACKED` and `MOST_RATIO` times the number of stored bytes."""
     most = max(ALWAYS_UNPACKED, MOST_RATIO * stored)
     require(unpacked <= most, f"{place}: unpacks to more than {MOST_RATIO} times its size{remedy}")
 
@@ -121,7 +124,8 @@ def folder_size(folder: pathlib.Path) -> int:
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a temporary file and renames it to `path`, so that no partial file is ever visible. Deletes the temporary file if
-    writing fails. Another process or thread that writes the same path waits; the last writer wins."""
+    writing fails. If several processes or threads write the same path, they write one after the other, and the last content
+    remains."""
     temporary = path.with_name(f"{path.name}.partial")
     with _open_alone(temporary) as file:
         try:
@@ -137,8 +141,8 @@ def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def _open_alone(path: pathlib.Path) -> IO[bytes]:
-    """Opens a file for writing and locks it until it is closed. All writers use the same name, so that the next one overwrites
-    what a killed one has left."""
+    """Opens a temporary file for writing and locks it until it is closed. All writers use the same file name, so that a file
+    that a killed writer has left is overwritten by the next writer."""
     while True:
         file = open_without_links(path, "ab")
         with contextlib.suppress(OSError):  # a file system without locks
@@ -155,8 +159,9 @@ def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
 
 
 def require_links_inside(folder: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link in a folder, which may come from a stranger, leads out of the folder. Otherwise a command
-    that copies or writes the folder's files could copy private files, or write elsewhere."""
+    """Raises ValueError if a symbolic link in `folder` leads out of the folder. The folder may come from a stranger. Without
+    this check, a command that copies its files could copy private files, and a command that writes its files could write
+    elsewhere."""
     for place, folders, files in os.walk(folder):
         for path in (pathlib.Path(place, name) for name in (*folders, *files)):
             if path.is_symlink() and not is_inside(path, folder):
@@ -164,8 +169,8 @@ def require_links_inside(folder: pathlib.Path) -> None:
 
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
-    """Opens a file for writing, in a folder that may come from a stranger. Replaces a symbolic link at this path by a new file,
-    because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""
+    """Opens a file for writing, in a folder that may come from a stranger. If the path is a symbolic link, replaces the link by
+    a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     added = os.O_NOFOLLOW | os.O_NONBLOCK  # the second keeps a pipe from blocking
@@ -173,19 +178,20 @@ def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = Non
 
 
 def user_cache() -> pathlib.Path:
-    """Returns the folder of this package in the user's cache."""
+    """Returns the folder in which this package caches files for the user."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()) / "igpo_jax"
 
 
 def place_name(path: str | os.PathLike) -> str:
-    """Returns the name of a file or folder without its parent folders. In the cache of the Hugging Face hub, where folders are
-    named by commits, the result is MODEL/COMMIT, such as models--GSAI-ML--LLaDA-8B-Base/0f2787f2d87e."""
+    """Returns the name of a file or folder without its parent folders. In the cache of the Hugging Face hub, a model's folder
+    is named by a commit. For such a folder, returns MODEL/COMMIT, such as models--GSAI-ML--LLaDA-8B-Base/0f2787f2d87e."""
     place = pathlib.Path(os.path.abspath(path))  # links keep their names
     return f"{place.parents[1].name}/{place.name}" if place.parent.name == "snapshots" else place.name
 
 
 def renamed(value: Any, names: dict[str, str] = RENAMED) -> Any:
-    """Returns a JSON value with keys renamed at all levels. By default, names of earlier versions become current names."""
+    """Returns a JSON value in which keys are renamed at all levels. By default, keys of earlier versions of this package get
+    their current names."""
     if isinstance(value, dict):
         return {names.get(key, key): renamed(part, names) for key, part in value.items()}
     return [renamed(part, names) for part in value] if isinstance(value, list) else value

@@ -26,14 +26,15 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 
 def prepare() -> None:
-    """Prepares the process for the devices of its host. Must be called before JAX starts threads or looks for devices."""
+    """Prepares this process for the devices of its host. Sets defaults for NVIDIA GPUs. If only CPUs are used, makes the
+    process keep freed memory. Call this function before JAX starts threads or looks for devices."""
     if not prepare_gpus() and (os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd")):
         keep_freed_memory()
 
 
 def prepare_gpus() -> bool:
-    """Calls `set_gpu_defaults` and returns True if the host has NVIDIA GPUs and JAX_PLATFORMS is not cpu, otherwise returns
-    False. Has no effect if JAX has already found its devices."""
+    """Calls `set_gpu_defaults` if the host has NVIDIA GPUs and JAX_PLATFORMS is not cpu. Returns whether this is the case. Call
+    this function before JAX looks for devices, because the defaults have no effect later."""
     used = os.environ.get("JAX_PLATFORMS") != "cpu" and _any_device(*NVIDIA)
     if used:
         set_gpu_defaults()
@@ -45,7 +46,8 @@ def _any_device(*patterns: str) -> bool:
 
 
 def set_gpu_defaults() -> None:
-    """Sets the variables in `GPU_DEFAULTS` and the flags in `XLA_GPU_FLAGS`, unless the user has set them."""
+    """Sets the environment variables in `GPU_DEFAULTS` and adds the flags in `XLA_GPU_FLAGS` to XLA_FLAGS. Keeps values that
+    the user has set."""
     for variable, value in GPU_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     given = os.environ.get("XLA_FLAGS", "")
@@ -54,8 +56,8 @@ def set_gpu_defaults() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory in the process. Otherwise the kernel zeroes the pages of every new array, which takes 40 %
-    of the run time of small models on CPUs."""
+    """Makes glibc keep freed memory in the process. Otherwise, the kernel fills the memory of every new array with zeros, which
+    takes 40 % of the run time of small models on CPUs."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         for parameter, value in MALLOPT.values():
@@ -63,10 +65,12 @@ def keep_freed_memory() -> None:
 
 
 def cache_compiled_programs() -> None:
-    """Caches compiled programs in JAX_COMPILATION_CACHE_DIR or, if it is not set, in the user's cache. Programs that compile in
-    less than a second are not cached. In the user's cache, each kind of device and of CPU has its own folder, because a program
-    compiled for another kind may crash. The run's folder is not used, because it may come from others, and cached programs are
-    executed and contain paths of this machine."""
+    """Caches compiled programs in JAX_COMPILATION_CACHE_DIR or, if this variable is not set, in the user's cache. Programs that
+    compile in less than a second are not cached. In the user's cache, each kind of device has its own folder, and so has each
+    kind of CPU, because a program that was compiled for another kind may crash.
+
+    The cache is not in the run's folder for two reasons: the folder may come from a stranger, whose programs must not be
+    executed, and cached programs contain paths of this machine."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":

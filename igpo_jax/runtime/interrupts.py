@@ -27,12 +27,13 @@ _pipe: int | None = None  # the end into which signals are written
 
 
 def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTERM) -> None:
-    """Makes SIGINT, SIGTERM and SIGHUP print the line `text` and end this process with exit status 128 + the signal's number,
-    or `sigterm_status` if SIGTERM is the first signal. After a second signal, the process waits at most `PATIENCE` seconds for
-    the functions of `before_end`. Call this function in the main thread.
+    """Makes SIGINT, SIGTERM and SIGHUP print the line `text` and end this process. The exit status is 128 + the signal's
+    number, or `sigterm_status` if SIGTERM is the first signal. The process first calls the functions that are registered with
+    `before_end`. After a second signal, the process waits at most `PATIENCE` seconds for these functions. Call `install` in the
+    main thread.
 
-    If SIGHUP is ignored now, as under nohup, it stays ignored. An ignored SIGINT does not stay ignored, because a shell without
-    job control makes its background jobs ignore ^C."""
+    If SIGHUP is already ignored, as under nohup, it stays ignored. An ignored SIGINT does not stay ignored, because a shell
+    without job control makes its background jobs ignore ^C."""
     global _text, _sigterm_status
     _text, _sigterm_status = text, sigterm_status
     atexit.unregister(_ignore)
@@ -43,8 +44,8 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
 
 
 def watch() -> None:
-    """Starts the thread that handles the signals. Until then, the main thread handles them. Call this function in the main
-    thread, after `host.prepare`, which must run before threads start."""
+    """Starts the thread that handles the signals. Before this call, the main thread handles them. Call this function in the
+    main thread, after `host.prepare`, which must run before threads start."""
     global _pipe
     if _pipe is not None:
         return
@@ -55,21 +56,21 @@ def watch() -> None:
 
 
 def call_instead(action: Callable[[int], None] | None) -> None:
-    """Sets a function to call at the first signal instead of ending the process. The function is called in another thread with
-    the signal's number. With None, the first signal ends the process again."""
+    """Sets a function that the first signal calls instead of ending the process. The function is called in another thread with
+    the signal's number. If `action` is None, the first signal ends the process again."""
     global _instead
     _instead = action
 
 
 def first_signal() -> int | None:
-    """Returns the number of the first signal that has arrived, or None."""
+    """Returns the number of the first signal that has arrived, or None if no signal has arrived."""
     return _first and _first[0]
 
 
 @contextlib.contextmanager
 def before_end(action: Callable[[], None]) -> Iterator[None]:
-    """Context manager that registers `action` for its body: if a signal ends the process, `action` is called first, in another
-    thread. A second signal calls it again, and then the process waits for it for at most `PATIENCE` seconds."""
+    """Context manager that registers `action` for its body. If a signal ends the process, `action` is called first, in another
+    thread. After a second signal, `action` is called again, and the process waits at most `PATIENCE` seconds for this call."""
     _cleanups.append(action)
     try:
         yield
@@ -78,7 +79,8 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _ignore() -> None:
-    """Ignores signals while the interpreter shuts down: all work is done, and Python would restore the default actions."""
+    """Ignores signals while the interpreter shuts down, because all work is done. Otherwise, Python would restore the default
+    actions, and a signal would kill the process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -117,8 +119,8 @@ def _status(number: int) -> int:
 
 
 def _end(status: int, patience: float | None) -> None:
-    """Calls the functions of `before_end`, writes the last output, and ends the process with an exit status. `patience` is the
-    time limit for the functions in seconds, or None for no limit."""
+    """Calls the functions that are registered with `before_end`, writes the last output, and ends the process with an exit
+    status. `patience` is the time limit for the functions in seconds, or None for no limit."""
     for work, seconds in ((_clean_up, patience), (_write_output, PATIENCE)):
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

@@ -24,13 +24,14 @@ MOST_CHARACTERS = 1 << 16  # of a lock file
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Context manager that creates `folder` and holds the lock `folder`/.lock, so that no other process writes the folder.
-    Raises a ValueError that names the holder if another process has the lock. At the end, deletes the lock file, and the folder
-    if it is empty.
+    """Context manager that creates `folder` and holds the lock `folder`/.lock, so that no other process writes into the folder.
+    Raises a ValueError that names the other process if the lock is taken. At the end, deletes the lock file, and also the
+    folder if the folder is new and empty.
 
-    The kernel frees the lock when the process ends, however it ends. It is a POSIX lock (fcntl), because NFS supports these and
-    child processes do not inherit them. The process must not open the file a second time: closing any descriptor of the file
-    frees the lock. On a file system without locks, the process id and the host in the file take the place of the lock."""
+    The kernel frees the lock when the process ends for any reason. The lock is a POSIX lock (fcntl), because NFS supports such
+    locks and child processes do not inherit them. The process must not open the lock file a second time, because closing any
+    descriptor of the file frees the lock. Some file systems have no locks. There, the process id and the host that are written
+    in the lock file replace the lock."""
     if "://" in os.fspath(folder):
         raise ValueError(f"{folder} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     folder = pathlib.Path(folder)
@@ -50,7 +51,8 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _acquire(path: pathlib.Path) -> IO[str]:
-    """Opens and locks the lock file, writes this process's id, host and command into it, and returns it."""
+    """Opens and locks the lock file, writes this process's id, host and command into it, and returns the open file. Raises
+    ValueError if another process holds the lock."""
     while True:
         file = _open(path)
         try:
@@ -92,7 +94,7 @@ def _self() -> dict[str, Any]:
 
 
 def _read(file: IO[str]) -> dict[str, Any]:
-    """Returns what the holder of the lock has written, or {} if it has not finished writing."""
+    """Returns the dict that the lock's holder has written into the lock file, or {} if the holder has not finished writing."""
     try:
         file.seek(0)
         holder = parse_json(file.read(MOST_CHARACTERS), "a lock file")
@@ -102,7 +104,8 @@ def _read(file: IO[str]) -> dict[str, Any]:
 
 
 def _may_run(holder: dict[str, Any]) -> bool:
-    """Returns whether the process that wrote the lock file may still be running. Needed on file systems without locks."""
+    """Returns whether the process that wrote the lock file may still be running. This check replaces locks on file systems that
+    have none."""
     if not holder or holder.get("host") != socket.gethostname():
         return bool(holder)
     try:

@@ -18,9 +18,10 @@ BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh over all devices. One axis size may be -1; this axis gets the remaining devices. The axis `data` is
-    divided among TPU slices, so that only gradient sums cross the slower network between slices. Raises ValueError if two axes
-    are -1, if the product of the sizes is not the number of devices, or if `data` is not a multiple of the number of slices."""
+    """Returns a mesh over all devices. The size of one axis may be -1, which means that this axis gets the remaining devices.
+    The axis `data` is divided among TPU slices, so that only gradient sums cross the slower network between slices. Raises
+    ValueError if two axes are -1, if the product of the sizes is not the number of devices, or if `data` is not a multiple of
+    the number of slices."""
     devices = find_devices() if devices is None else devices
     sizes, number = [data, fsdp, tensor], len(devices)
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -45,18 +46,19 @@ def slice_count(devices: Sequence[jax.Device]) -> int:
 
 
 def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
-    """Returns the number of shards that the rows of a batch are split into."""
+    """Returns the number of shards into which the rows of a batch are split. Batch sizes must be multiples of this number."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Inside jit, constrains the leading axis of an array to be sharded over (data, fsdp). Does nothing without a mesh."""
+    """Inside jit, constrains the leading axis of an array to be sharded over the mesh axes (data, fsdp). Returns the array
+    unchanged if no mesh is set."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(BATCH))
 
 
 def split_rows(tree, parts: int):
-    """Splits the rows of each array in a pytree, [n, ...] -> [parts, n / parts, ...]. Each part takes every `parts`-th row, so
-    that all devices work on each part."""
+    """Splits each array in a pytree along its first axis, [n, ...] -> [parts, n / parts, ...]. Each part takes every `parts`-th
+    row, so that all devices work on each part."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
 
 

@@ -1,4 +1,4 @@
-"""Makes a run stop after a signal at the same point on all processes, with a checkpoint."""
+"""Stops a run after a signal. All processes stop at the same point and save a checkpoint."""
 
 import contextlib
 import itertools
@@ -22,8 +22,8 @@ class Terminated(BaseException):
 def listening() -> Iterator[Callable[[], bool]]:
     """Context manager in whose body SIGINT, SIGTERM and SIGHUP do not end the process. It yields a function that returns True
     if the run must save its state and stop. If any process receives a signal, the function returns True in the same call on all
-    processes, so every process must call it equally often. At the end of the body, raises Terminated if a signal has arrived
-    after the last call."""
+    processes. Every process must therefore call the function the same number of times. At the end of the body, raises
+    Terminated if a signal has arrived after the last call of the function."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
         yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
@@ -39,8 +39,8 @@ def listening() -> Iterator[Callable[[], bool]]:
 
 
 def forward_signals() -> None:
-    """Makes SIGINT and SIGHUP act as SIGTERM, which JAX's preemption service reports to all processes. The service has a
-    handler of its own for SIGTERM, so a second SIGTERM does not end the process at once."""
+    """Makes SIGINT and SIGHUP act like SIGTERM, which JAX's preemption service reports to all processes. The service handles
+    SIGTERM itself, so a second SIGTERM does not end the process at once."""
     interrupts.call_instead(lambda number: None if number == signal.SIGTERM else os.kill(os.getpid(), signal.SIGTERM))
 
 
@@ -50,7 +50,7 @@ def name_of_signal() -> str:
 
 
 def exit_status() -> int:
-    """Returns the exit status of a run that was stopped by a signal: 128 + the signal's number, but 0 after SIGTERM, because
-    schedulers use it to stop runs that they will resume."""
+    """Returns the exit status of a run that was stopped by a signal: 0 after SIGTERM, and 128 + the signal's number after other
+    signals. SIGTERM is different because schedulers use it to stop runs that they will resume."""
     number = interrupts.first_signal()
     return 0 if number in (None, signal.SIGTERM) else 128 + number

@@ -1,7 +1,8 @@
 """Confidence intervals and paired tests of accuracies.
 
-`correct` is float [problems, completions per problem]: 1 for a correct completion, 0 for a wrong one, and NaN for a completion
-without a verdict, which does not count. Arrays of bool are accepted."""
+The argument `correct` of the functions is float [problems, completions per problem]. Its elements are 1 for a correct
+completion, 0 for a wrong one, and NaN for a completion without a verdict. Completions without a verdict are left out. Arrays of
+bool are accepted."""
 
 import math
 from typing import Any
@@ -19,7 +20,8 @@ AT_ONCE = 1 << 22  # random numbers that are held at once
 
 
 def problem_means(correct: np.ndarray) -> np.ndarray:
-    """Returns the mean of the verdicts on each problem, float64 [problems]; NaN for a problem without any verdict."""
+    """Returns the mean of the verdicts on each problem, float64 [problems]. The mean is NaN for a problem without any
+    verdict."""
     graded = ~np.isnan(correct)
     number = graded.sum(axis=1)
     means = np.where(graded, correct, 0).sum(axis=1) / np.maximum(number, 1)
@@ -27,9 +29,9 @@ def problem_means(correct: np.ndarray) -> np.ndarray:
 
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
-    """Returns the 95 % confidence interval of the mean over problems. It is Wilson's interval if there is one completion per
-    problem, otherwise a bootstrap interval over problems. Problems without a verdict are left out. At least one
-    problem must have a verdict."""
+    """Returns the 95 % confidence interval of the mean over problems. This is Wilson's interval if there is one completion per
+    problem, otherwise a bootstrap interval over problems. Problems without a verdict are left out. At least one problem must
+    have a verdict."""
     means = problem_means(correct)
     means = means[~np.isnan(means)]
     return bootstrap_interval(means) if correct.shape[1] > 1 else wilson(float(means.mean()), len(means))
@@ -49,15 +51,15 @@ def bootstrap_interval(values: np.ndarray) -> list[float]:
 
 
 def resample_chunks(n: int) -> list[int]:
-    """Splits `RESAMPLES` rows of n random numbers into chunks of about `AT_ONCE` numbers, and returns the number of rows in
-    each chunk. This number is a multiple of 4, because NumPy draws 4 int8 numbers from one random word. Therefore drawing in
-    chunks gives the same numbers as drawing all rows at once."""
+    """Returns the number of rows in each chunk when `RESAMPLES` rows of n random numbers are drawn in chunks. A chunk has about
+    `AT_ONCE` numbers. Its number of rows is a multiple of 4, because NumPy draws 4 int8 numbers from one random word. Therefore
+    drawing in chunks gives the same numbers as drawing all rows at once."""
     rows = max(4, AT_ONCE // max(n, 1) // 4 * 4)
     return [min(rows, RESAMPLES - begin) for begin in range(0, RESAMPLES, rows)]
 
 
 def wilson(share: float, problems: int) -> list[float]:
-    """Returns Wilson's 95 % confidence interval for `share`, a proportion that was measured on `problems` problems."""
+    """Returns Wilson's 95 % confidence interval for the proportion `share`, which was measured on `problems` problems."""
     z, n = 1.96, problems
     center, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
@@ -65,10 +67,12 @@ def wilson(share: float, problems: int) -> list[float]:
 
 
 def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares two evaluations of the same problems, both given as `correct`. Uses the problems with a verdict in both. Returns
-    their number, the number of problems left out, the two means over problems, the difference other - one with its 95 %
-    confidence interval and p-value, and the numbers of problems on which `other` is better and worse. Raises ValueError if no
-    problem has a verdict in both."""
+    """Compares two evaluations of the same problems. `one` and `other` have the form of `correct`, see the docstring of this
+    module. Only problems with a verdict in both evaluations are compared.
+
+    Returns a dict with the number of compared problems, the number of problems left out, the two means over problems, the
+    difference `other` - `one` with its 95 % confidence interval and p-value, and the numbers of problems on which `other` is
+    better and worse. Raises ValueError if no problem has a verdict in both evaluations."""
     before, after = problem_means(one), problem_means(other)
     both = ~np.isnan(before - after)
     require(both.any(), "no problem has a verdict in both evaluations")
@@ -82,9 +86,9 @@ def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Returns the two-sided p-value of the exact McNemar test. The arguments are the numbers of problems that became correct
-    and that became wrong. The relative error of the result is below 1e-9 for up to 100,000 problems, and below 1e-6 for up to
-    10 million."""
+    """Returns the two-sided p-value of the exact McNemar test. `gained` is the number of problems that became correct, and
+    `lost` is the number of problems that became wrong. The relative error of the result is below 1e-9 for up to 100,000
+    problems, and below 1e-6 for up to 10 million."""
     n, few = gained + lost, min(gained, lost)
     if n <= FEW:
         return min(1.0, 2 * (sum(math.comb(n, k) for k in range(few + 1)) / 2**n)) if n else 1.0
@@ -102,7 +106,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def sign_flip(difference: np.ndarray) -> float:
-    """Returns the two-sided p-value of a permutation test that randomly flips signs of the differences, float [problems]."""
+    """Returns the two-sided p-value of a permutation test that randomly flips the signs of `difference`, float [problems]."""
     draw, limit, larger = np.random.default_rng(0), abs(difference.sum()) - 1e-12, 0
     sizes, counts = np.unique(np.abs(difference), return_counts=True)
     together = len(difference) > MANY

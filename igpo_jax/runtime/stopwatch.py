@@ -1,4 +1,4 @@
-"""Stopwatch that sums the wall time of named parts of a program."""
+"""Stopwatch that adds up the wall time of named parts of a program."""
 
 import contextlib
 import time
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Sums the seconds of measured code by name. The measured code must fetch its JAX results, because otherwise only the start
-    of their computation is measured."""
+    """Adds up the seconds that each named part of a program takes. The measured code must fetch its JAX results to the host.
+    Otherwise, only the time to start the computation is measured."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Checks losses, gradients and parameters for non-finite values and ends a diverged run with a diagnosis."""
+"""Checks losses, gradients and parameters for non-finite values, and ends a diverged run with a diagnosis."""
 
 import math
 from typing import Any
@@ -18,8 +18,8 @@ class Diverged(ArithmeticError):
 
 
 def count_skipped(skipped: np.ndarray, before: int) -> int:
-    """Returns how many consecutive updates, up to and including the newest one, were skipped. `skipped`, bool [n], tells which
-    of the last n updates were skipped, and `before` is this function's result before these n updates."""
+    """Returns the number of consecutive skipped updates that end with the newest update. `skipped`, bool [n], tells which of
+    the last n updates were skipped. `before` is the value that this function returned before these n updates."""
     kept = np.flatnonzero(~skipped)
     return len(skipped) - 1 - int(kept[-1]) if len(kept) else before + len(skipped)
 
@@ -31,7 +31,7 @@ def stop_diverged(
 
     Args:
         skips: number of consecutive skipped updates.
-        last_update: loss, grad_norm and finite_gradients of the last skipped update on the host, see `apply_gradients`.
+        last_update: loss, grad_norm and finite_gradients of the last skipped update as host values, see `apply_gradients`.
         params: trained parameters, which a skipped update leaves unchanged.
         batch: batch of the last skipped update, a pytree of arrays."""
     parameter, gradient = first_not_finite(params), _first_bad(params, last_update["finite_gradients"])

@@ -1,4 +1,5 @@
-"""Hint settings that change in training: the center of hint ratios (a curriculum), and a bank of the model's own solutions."""
+"""Updates the settings of hints that change during training: the center of hint ratios (a curriculum), and the bank of the
+model's own solutions, from which hints can be taken."""
 
 import dataclasses
 import itertools
@@ -22,9 +23,9 @@ NUMBER = re.compile(r"[-\d.,$%]+")
 
 
 def update_hint_state(experiment: Experiment, state: IterationState, rollouts: Sequence[Rollout]) -> IterationState:
-    """Updates the solution bank and the center of hint ratios (shares of a solution that hints reveal) from the rollouts of an
-    iteration, and returns the new state of the stage. The center changes only if second (hinted) attempts were
-    graded."""
+    """Returns the stage's state with an updated solution bank and an updated center of hint ratios. A hint ratio is the share
+    of a solution that a hint reveals. `rollouts` are the rollouts of one iteration. The center changes only if second (hinted)
+    attempts were graded."""
     bank, center = state.solution_bank, state.hint_ratio_center
     if bank is not None:
         for sampled in rollouts:
@@ -38,30 +39,31 @@ def update_hint_state(experiment: Experiment, state: IterationState, rollouts: S
 
 
 def initial_hint_ratio_center(cfg: InpaintingConfig) -> float:
-    """Returns the initial center of the hint ratios (shares of a solution that hints reveal): the middle of their range."""
+    """Returns the initial center of hint ratios: the middle between the smallest and the largest ratio. A hint ratio is the
+    share of a solution that a hint reveals."""
     return float(np.float32((cfg.ratio_min + cfg.ratio_max) / 2))
 
 
 def next_hint_ratio_center(hint_ratio_center: float, correct: float, cfg: InpaintingConfig) -> float:
-    """Returns the center of hint ratios (shares of a solution that hints reveal) for the next iteration. `correct` is the
-    fraction of the graded second attempts of the last iteration that are correct.
+    """Returns the center of hint ratios for the next iteration. A hint ratio is the share of a solution that a hint reveals.
+    `correct` is the fraction of correct completions among the graded second attempts of the last iteration.
 
-    The center rises if `correct` is below one half and falls if it is above, because the norm of the expected gradient is
-    proportional to correct * (1 - correct), which is largest at one half (paper, Appendix K). The center is rounded to float32,
-    so that all processes read the same number from the log."""
+    The center rises if `correct` is below one half and falls if `correct` is above one half. The reason is that the norm of the
+    expected gradient is proportional to correct * (1 - correct), which is largest at one half (paper, Appendix K). The center
+    is rounded to float32, so that all processes read the same number from the log."""
     return float(np.float32(min(max(hint_ratio_center + cfg.curriculum * (0.5 - correct), 0.0), 1.0)))
 
 
 def update_solution_bank(
     solution_bank: np.ndarray, rows: np.ndarray, tokens: np.ndarray, correct: np.ndarray, eos_id: int
 ) -> np.ndarray:
-    """Returns an updated copy of the solution bank. If a sampled problem has correct completions, the last one, cut at EOS,
-    becomes its solution in the bank.
+    """Returns an updated copy of the solution bank. If a sampled problem has correct completions, the last of them is cut at
+    EOS and becomes the problem's solution in the bank.
 
     Args:
-        solution_bank: the model's own solutions, int32 [problems, l], padded with EOS. A problem without a solution has
-            `NO_SOLUTION`.
-        rows: row of each sampled problem in the bank, int [n].
+        solution_bank: the model's own solutions, int32 [problems, l], padded with EOS. For a problem without a solution, all
+            elements are `NO_SOLUTION`.
+        rows: index in the bank of each sampled problem, int [n].
         tokens: completions of the sampled problems, int32 [n, g, l].
         correct: whether each completion is correct, bool [n, g]."""
     last = correct.shape[1] - 1 - correct[:, ::-1].argmax(axis=1)
@@ -75,12 +77,14 @@ def update_solution_bank(
 def own_hintable_tokens(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], extract_answer: Callable[[str], str | None]
 ) -> tuple[list[bool], int]:
-    """Returns a bool for each token of a completion, True if hints may show it, and the number of leading tokens that hints may
-    be cut from, as `hintable_tokens` does for a trace. `tokens` are the tokens before the first EOS.
+    """Returns two values for a completion, in the same way as `hintable_tokens` does for a trace: a list with one bool per
+    token, True if hints may show the token, and the number of leading tokens from which hints may be cut. `tokens` are the
+    tokens before the first EOS.
 
-    Hints may not show the `answer_spans` of the extracted answer, the contents of <answer> tags, the text after the last ####,
-    and, if the answer is not a number, any place where it occurs. If no answer is extracted, or if it occurs nowhere, the last
-    quarter of the completion is hidden. The last token is always hidden."""
+    Hints may not show the `answer_spans` of the extracted answer, the contents of <answer> tags, and the text after the last
+    ####. If the answer is not a number, hints may not show any other place where the answer occurs, either. If no answer is
+    extracted, or if the answer occurs nowhere in the text, the last quarter of the completion is hidden. The last token is
+    always hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     found = list(answer_spans(text, answer)) if answer else []
@@ -92,8 +96,8 @@ def own_hintable_tokens(
 
 
 def decoded_offsets(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[Span]:
-    """Returns (begin, end) in characters of each token in the decoded text. If several tokens make up a character, each of them
-    spans it."""
+    """Returns the position of each token in the decoded text, as (begin, end) in characters. If several tokens together encode
+    one character, the position of each of them is the whole character."""
     text = decode(tokens)
     prefixes = [decode(tokens[:number]) for number in range(len(tokens))]
     clean = [len(prefix) if text.startswith(prefix) else 0 for prefix in prefixes] + [len(text)]
@@ -102,8 +106,8 @@ def decoded_offsets(tokens: Sequence[int], decode: Callable[[Sequence[int]], str
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Returns prompts of the RL split with the model's own solutions as traces (the source of hints). With
-    inpainting.exclude_answer, hints do not show the answer. Unsolved problems get an empty trace."""
+    """Returns prompts of the RL split in which the traces are the model's own solutions. Hints are taken from the traces. If
+    inpainting.exclude_answer is True, hints do not show the answer. Unsolved problems get an empty trace."""
     tokenizer, extract = experiment.tokenizer, experiment.extract_answer
     own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, tokenizer.eos_id, own)

@@ -57,12 +57,13 @@ class Iteration(NamedTuple):
 
 def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> Params:
     """Runs the RL stage to its end and returns the trained parameters. Starts from the newest checkpoint, or from `start` if
-    there is none. Raises Terminated, after saving a checkpoint, if preempted() returns True. Raises Diverged if the loss or
-    gradient of `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
+    there is no checkpoint. If preempted() returns True, saves a checkpoint and raises Terminated. Raises Diverged if the loss
+    or gradient of `skip_limit` consecutive updates was not finite, or if a parameter is not finite.
 
     Args:
-        start: initial policy, which is also the reference of the KL term. The buffers of `start.trained` are freed unless the
-            reference uses them. With float32 parameters and bfloat16 computation, the reference is a bfloat16 copy.
+        start: initial policy, which is also the reference policy of the KL term. With float32 parameters and bfloat16
+            computation, the reference policy is a bfloat16 copy. The buffers of `start.trained` are freed, unless the reference
+            policy uses them.
         preempted: function called before every iteration, after every chunk of a rollout, and after every batch of an
             evaluation."""
     config, rl = experiment.config, experiment.config.rl
@@ -105,8 +106,9 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
 
 
 def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, Iteration]:
-    """Samples groups of completions, computes their log-probabilities, and updates the policy. Donates the training state.
-    Raises ValueError if too many completions have no verdict."""
+    """Runs one iteration: samples groups of completions, computes their log-probabilities, and updates the policy. Returns the
+    new state and the results of the iteration. Donates the training state. Raises ValueError if too many completions have no
+    verdict."""
     stage, config = run.stage, run.stage.experiment.config
     model, mesh, objective, watch = stage.experiment.model, stage.experiment.mesh, config.objective, Stopwatch()
     with watch.measure("time/total"):
@@ -179,8 +181,8 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Reads the fields of the state that are stored only in the log, including those that only the RL stage uses. Returns the
-    completed state."""
+    """Returns the state with the fields that are stored in the log instead of in checkpoints. These include the fields that
+    only the RL stage uses: the center of hint ratios and the error of the cached sampler."""
     state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
@@ -192,8 +194,8 @@ def _with_counters(stage: Stage, state: IterationState) -> IterationState:
 def _choose_sampler(
     run: RLRun, state: IterationState, policy: Params, key: jax.Array, watch: Stopwatch
 ) -> tuple[float | None, RolloutConfig, dict[str, float]]:
-    """Returns (last measured error of the cached sampler, configuration of this rollout, metrics). If the error exceeds
-    `rl.probe_limit` and this limit is not 0, `exact_sampler` replaces the cached sampler."""
+    """Chooses the sampler of this rollout. Returns (last measured error of the cached sampler, configuration of the rollout,
+    metrics). If `rl.probe_limit` is not 0 and the error exceeds this limit, `exact_sampler` replaces the cached sampler."""
     rl, fast = run.stage.experiment.config.rl, run.rollout.decode
     cfg = dataclasses.replace(run.rollout, hint_ratio_center=state.hint_ratio_center)
     if fast.cache == "none":
@@ -209,7 +211,7 @@ def _choose_sampler(
 
 
 def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) -> dict[str, float]:
-    """Measures the error of the cached sampler on a few of the rollout's prompts, and returns it as metrics."""
+    """Measures the error of the cached sampler on a few of the rollout's prompts. Returns the measured errors as metrics."""
     rl, model, mesh = run.stage.experiment.config.rl, run.stage.experiment.model, run.stage.experiment.sampling_mesh
     number = -(-PROBED // batch_size_divisor(mesh)) * batch_size_divisor(mesh)
     prompts = take_rows(run.order[state.done * rl.dynamic_batches], np.arange(number) % rl.prompts)
@@ -221,8 +223,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples rollouts until `rl.prompts` groups have both correct and wrong completions (a group is all completions of one
-    problem), or until there are `rl.dynamic_batches` rollouts. By default, samples one rollout."""
+    """Samples rollouts until `rl.prompts` groups have both correct and wrong completions, or until there are
+    `rl.dynamic_batches` rollouts. A group is all completions of one problem. By default, samples one rollout."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []
@@ -236,7 +238,8 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
 
 
 def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns the statistics of an iteration, averaged over updates that were not skipped, and counts of skipped updates."""
+    """Returns two dicts of metrics: the statistics of an iteration, averaged over the updates that were not skipped, and the
+    numbers of skipped updates."""
     skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
     names = [name for name in used[0] if name != "finite_gradients"]
@@ -245,7 +248,8 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
-    """Returns arrays for histograms: rewards of graded first attempts, lengths of first attempts, and training advantages."""
+    """Returns a dict of arrays for histograms: the rewards of graded first attempts, the lengths of first attempts, and the
+    advantages with which the policy is trained."""
     return {
         "rollout/rewards": sampled.first.grades.rewards[sampled.first.grades.graded],
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
@@ -254,9 +258,9 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
-    """Returns rows of rollouts.jsonl for a few problems. Each problem has a row for its first attempt with the highest reward,
-    among the graded ones if there are any. If the problem was sampled again with hints, the hinted attempt with the highest
-    reward has a row, too."""
+    """Returns records for rollouts.jsonl that describe completions of a few problems. For each of these problems, one record
+    describes the first attempt with the highest reward. If the problem was sampled again with hints, another record describes
+    the hinted attempt with the highest reward. Attempts without a verdict are chosen only if all attempts lack one."""
     by_id = present(experiment.rl_data).by_id
 
     def row(attempt, name: str, group: int, position: int) -> dict:

@@ -33,10 +33,10 @@ LOG_EVERY = 20  # updates
 def make_sft_update(
     optimizer: optax.GradientTransformation, policy: Policy, corruption: str, microbatches: int, mesh: Mesh
 ) -> Callable:
-    """Returns the compiled function (state, batch, key, base_params) -> (state, statistics) of a supervised update. It donates
-    `state`. `key` is the root key of the stage, and each update folds its step number into the key. `base_params` are the
-    frozen parameters under the adapters in `state`, or None if there are no adapters. `apply_gradients` handles updates with a
-    non-finite loss or gradient."""
+    """Returns the compiled function (state, batch, key, base_params) -> (state, statistics), which computes one supervised
+    update. The function donates `state`. `key` is the root key of the stage, and each update folds its step number into the
+    key. `base_params` are the frozen parameters under the adapters in `state`, or None if there are no adapters. Updates with a
+    non-finite loss or gradient are skipped, see `apply_gradients`."""
 
     def update(state: TrainState, batch: SFTBatch, key: jax.Array, base_params: Params | None = None):
         rows, length = batch.completion.shape
@@ -59,10 +59,10 @@ heldout_bound = jax.jit(negative_bound, static_argnums=5)
 
 
 def heldout_losses(experiment: Experiment, params: Params, check_preemption: Callable[[], None]) -> dict[str, float]:
-    """Returns the loss per masked token of the held-out problems for each masking ratio in `HELDOUT_LEVELS`, and the mean of
-    these losses. Returns {} if there are no held-out problems. The masks depend only on the seed, so evaluations and runs are
-    comparable. Must run under `jax.set_mesh(experiment.sampling_mesh)`. After every batch, all processes call
-    `check_preemption`, which may raise an exception."""
+    """Returns a dict with the loss per masked token of the held-out problems for each masking ratio in `HELDOUT_LEVELS`, and
+    with the mean of these losses. Returns {} if there are no held-out problems. The masks depend only on the seed, so losses of
+    different evaluations and runs are comparable. Must run under `jax.set_mesh(experiment.sampling_mesh)`. After every batch,
+    all processes call `check_preemption`, which may raise an exception."""
     config, mesh = experiment.config, experiment.sampling_mesh
     if experiment.heldout is None:
         return {}
@@ -84,8 +84,9 @@ def heldout_losses(experiment: Experiment, params: Params, check_preemption: Cal
 
 
 def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> PolicyParams:
-    """Runs the supervised stage to its end, from the newest checkpoint or from the start. Returns the trained parameters, or
-    the initial ones if the run has no supervised stage. Raises Terminated and Diverged like `run_rl`.
+    """Runs the supervised stage to its end. Starts from the newest checkpoint, or from the initial parameters if there is no
+    checkpoint. Returns the trained parameters, or the initial ones if the run has no supervised stage. Raises Terminated and
+    Diverged in the same cases as `run_rl`.
 
     Args:
         preempted: function called before every update and after every batch of an evaluation."""
@@ -125,8 +126,8 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
 def run_updates(
     stage: Stage, order: grain.MapDataset[SFTBatch], update: Callable, state: IterationState
 ) -> tuple[IterationState, dict[str, float], SFTBatch, dict[str, Any]]:
-    """Runs supervised updates until the next log line, checkpoint or evaluation. Returns (new state, metrics, batch of the last
-    update, dict with loss, grad_norm and finite_gradients of the last update)."""
+    """Runs supervised updates until a log line, a checkpoint or an evaluation is due. Returns (new state, metrics, batch of the
+    last update, dict with loss, grad_norm and finite_gradients of the last update)."""
     sft, begin, watch = stage.experiment.config.sft, state.done, Stopwatch()
     due = [(begin // every + 1) * every for every in (LOG_EVERY, sft.checkpoint_every, sft.eval_every) if every]
     until = min(stage.total, *due)

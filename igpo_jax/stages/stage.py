@@ -1,4 +1,5 @@
-"""State and actions that both training stages share: restoring, checkpoints, evaluations, preemption and divergence."""
+"""State of a training stage, and what both stages have in common: restoring, checkpoints, evaluations, preemption and
+divergence."""
 
 import dataclasses
 import functools
@@ -28,7 +29,8 @@ from igpo_jax.training.state import TrainState, create_state, make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """State of a training stage between two iterations. Checkpoints hold the first five fields, and the log holds the rest."""
+    """State of a training stage between two iterations. The first five fields are saved in checkpoints. The other fields are
+    read from the log."""
 
     done: int  # finished iterations of the RL stage, or finished updates of the supervised stage
     train_state: TrainState
@@ -71,8 +73,8 @@ class Stage:
         return done if self.name == "sft" else config.sft.updates + done * config.objective.inner_steps
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
-        """Returns the state in the newest checkpoint, or None if there is none. The arguments only give shapes and dtypes. Raises
-        ValueError if checkpoints or lines of the logs are missing, see `run.missing_files`."""
+        """Returns the state in the newest checkpoint, or None if there is no checkpoint. Only the shapes and dtypes of the
+        arguments are used. Raises ValueError if checkpoints or lines of the logs are missing, see `run.missing_files`."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         state = None if restored is None else IterationState(*restored)
@@ -96,8 +98,8 @@ class Stage:
         return IterationState(0, train_state, key, solution_bank)
 
     def with_counters(self, state: IterationState) -> IterationState:
-        """Reads `evaluated` and `consecutive_skips` from the log and returns the state with them. Call this after
-        `MetricsWriter` has removed rows of later steps."""
+        """Returns the state with values of `evaluated` and `consecutive_skips` that are read from the log. Call this method
+        after `MetricsWriter` has removed the log lines of later steps."""
         skips = int(self.last_logged("update/consecutive_skips") or 0)
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 
@@ -108,31 +110,30 @@ class Stage:
         return last_logged(self.experiment.workdir, self.name, metric)
 
     def scoring_params(self, state: IterationState) -> Params:
-        """Returns the policy's parameters for log-probabilities, on the mesh of training."""
+        """Returns the policy's parameters for computing log-probabilities, on the mesh of training."""
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
 
     def sampling_params(self, state: IterationState) -> Params:
-        """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If this is not the mesh of training,
-        returns a copy. The copy is made once for thousands of evaluations of the network, and should be freed before updates
-        need the memory."""
+        """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If the mesh of training is another mesh,
+        the parameters are a copy. One copy serves thousands of forward passes. Free the copy before updates need the memory."""
         params, mesh = self.scoring_params(state), self.experiment.sampling_mesh
         return params if mesh == self.experiment.mesh else self.policy.copy_to(params, mesh)
 
     def check_preemption(self, state: IterationState) -> None:
-        """Saves the state and raises Terminated if a termination signal has arrived. The resumed run repeats unfinished work.
+        """If a termination signal has arrived, saves the state and raises Terminated. The resumed run repeats unfinished work.
         Every process must call this method the same number of times."""
         if self.preempted():
             raise Terminated(f"stopped by {name_of_signal()} after saving {self._save_now(state)}")
 
     def stop_if_ungraded(self, state: IterationState, grades: Sequence[Grades]) -> None:
-        """Saves the state and raises ValueError if too many completions have no verdict, see `Experiment.lack_of_verdicts`. The
-        resumed run repeats unfinished work."""
+        """If too many completions have no verdict, saves the state and raises ValueError, see `Experiment.lack_of_verdicts`.
+        The resumed run repeats unfinished work."""
         trouble = self.experiment.lack_of_verdicts(grades)
         if trouble:
             raise ValueError(f"{trouble}. The same command then continues the run from {self._save_now(state)}")
 
     def _save_now(self, state: IterationState) -> pathlib.Path:
-        """Saves the state, unless it is saved already, and returns the folder of the checkpoint."""
+        """Saves the state, unless a checkpoint of it already exists. Returns the folder of the checkpoint."""
         check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
         unlogged = np.array(to_host(state.unlogged), float).tolist()
         self.checkpoints.wait()
@@ -142,9 +143,9 @@ class Stage:
         return self.checkpoints.folder / str(state.done)
 
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
-        """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and after every `every`
-        iterations. Also saves every state with a measured `accuracy`, so that the best one can be kept. If this is the stage's
-        first checkpoint, waits until it is complete, see `check_stage`."""
+        """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and whenever the number of
+        finished iterations is a multiple of `every`. Also saves a checkpoint whenever `accuracy` is given, so that the best
+        checkpoint can be kept. If this is the stage's first checkpoint, waits until it is complete, see `check_stage`."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
@@ -154,8 +155,8 @@ class Stage:
                 self.checkpoints.wait()
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Evaluates the policy on the test problems, logs its accuracy and returns it. The accuracy is over the completions with
-        a verdict; raises ValueError if too many have none. `heldout` is a function of (parameters, check_preemption) that
+        """Evaluates the policy on the test problems, logs the accuracy and returns it. Completions without a verdict do not
+        count. If there are too many of them, raises ValueError. `heldout` is a function (parameters, check_preemption) that
         returns further metrics to log."""
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
@@ -178,6 +179,6 @@ class Stage:
 
 
 def is_due(done: int, total: int, every: int) -> bool:
-    """Returns whether an action is due when `done` of `total` iterations are finished: at 0, at `total`, and at multiples of
-    `every`. If `every` is 0, it is due only at 0 and at `total`."""
+    """Returns whether an action is due when `done` of `total` iterations are finished. It is due at 0, at `total`, and at
+    multiples of `every`. If `every` is 0, the action is due only at 0 and at `total`."""
     return done in (0, total) or (every > 0 and done % every == 0)

@@ -1,1 +1,1 @@
-"""Training state, optimizer and the policy."""
+"""Training state, optimizer and policy."""

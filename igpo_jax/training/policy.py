@@ -15,8 +15,8 @@ from igpo_jax.runtime.checks import present
 
 
 class PolicyParams(NamedTuple):
-    """Parameters of a policy. Without adapters, all parameters are trained, and the frozen parameters are None. With adapters,
-    only the adapters are trained."""
+    """Parameters of a policy. Without adapters, `trained` contains all parameters of the network, and `base` is None. With
+    adapters, `trained` contains the adapters, and `base` contains the frozen parameters of the network."""
 
     trained: Params
     base: Params | None
@@ -40,27 +40,30 @@ class Policy:
         return None if self.lora is None else transformer.abstract_base(self.model, mesh)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
-        """Returns initial trained parameters, sharded on `mesh`: random network parameters, or adapters whose product is 0."""
+        """Returns initial values of the trained parameters, sharded on `mesh`. These are random network parameters, or adapters
+        that leave the network unchanged."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
         if self.lora is None:
             return jax.jit(transformer.init, static_argnums=1, out_shardings=shardings)(key, self.model)
         return jax.jit(adapters.init, static_argnums=(1, 2), out_shardings=shardings)(key, self.model, self.lora)
 
     def assemble(self, trained: Params, base: Params | None) -> Params:
-        """Returns the network's parameters for `transformer.forward`. They are differentiable with respect to `trained`."""
+        """Returns the network's parameters for `transformer.forward`. The returned parameters are differentiable with respect
+        to `trained`."""
         return trained if self.lora is None else adapters.attach(present(base), trained, self.lora)
 
     def for_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns parameters for sampling and log-probabilities. Without adapters, they are cast to the compute dtype. With
-        adapters, the base parameters keep their dtype and are not copied."""
+        """Returns parameters for sampling and for computing log-probabilities. Without adapters, the parameters are cast to the
+        compute dtype. With adapters, the base parameters keep their dtype and are not copied."""
         return self.assemble(trained if self.lora else cast_params(trained, self.model, mesh), base)
 
     def abstract_for_sampling(self, mesh: Mesh) -> Params:
-        """Returns the shapes of the parameters that `for_sampling` returns, sharded on `mesh`."""
+        """Returns the shapes, dtypes and shardings on `mesh` of the parameters that `for_sampling` returns."""
         return self.abstract_sampling(self.abstract(mesh), self.abstract_base(mesh), mesh)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns the shapes of the parameters that `for_sampling` returns, given the shapes of its arguments."""
+        """Returns the shapes, dtypes and shardings of the parameters that `for_sampling` returns. `trained` and `base` are the
+        shapes of the arguments of `for_sampling`."""
         if self.lora is not None:
             return abstract_attach(present(base), trained)
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
@@ -71,7 +74,7 @@ class Policy:
         return jax.block_until_ready(jax.device_put(sampling_params, shardings))
 
     def makes_copy(self) -> bool:
-        """Returns whether `for_sampling` copies the trained parameters to another dtype."""
+        """Returns whether `for_sampling` makes a copy of the trained parameters in another dtype."""
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype
 
     def decay_mask(self) -> Params | None:
@@ -80,19 +83,19 @@ class Policy:
 
 
 def abstract_attach(base: Params, trained: Params) -> Params:
-    """Returns the shapes of the base model's parameters with the adapters attached, given the shapes of both. `lora.attach`
-    returns parameters of these shapes."""
+    """Returns the shapes of the parameters that `lora.attach` returns: those of the base model, with the adapters attached.
+    `base` and `trained` are the shapes of the base parameters and of the adapters."""
     return base | {"blocks": base["blocks"] | {"adapters": trained}}
 
 
 def in_compute_dtype(model: ModelConfig) -> ModelConfig:
-    """Returns a copy of the model configuration in which the parameters are stored in the compute dtype."""
+    """Returns a copy of the model configuration whose parameter dtype is the compute dtype."""
     return dataclasses.replace(model, param_dtype=model.compute_dtype)
 
 
 def cast_params(params: Params, model: ModelConfig, mesh: Mesh) -> Params:
-    """Casts parameters to the compute dtype and keeps their shardings. Returns `params` itself if no cast is needed. The cast
-    halves the bytes to read and exchange. Results do not change, because every weight is cast before use anyway."""
+    """Returns the parameters, cast to the compute dtype, with the same shardings. Returns `params` itself if no cast is needed.
+    The cast halves the bytes to read and exchange. Results do not change, because every weight is cast before use anyway."""
     return params if model.compute_dtype == model.param_dtype else make_cast(model, mesh)(params)
 
 

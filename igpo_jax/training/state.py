@@ -17,7 +17,7 @@ from igpo_jax.training.policy import Policy
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Configuration of AdamW with clipping by global norm. A linear warm-up precedes the learning-rate schedule."""
+    """Configuration of AdamW with gradient clipping by global norm. A linear warm-up precedes the learning-rate schedule."""
 
     learning_rate: float
     warmup_steps: int = 50
@@ -88,13 +88,13 @@ def make_optimizer(cfg: OptimizerConfig, updates: int, policy: Policy) -> optax.
 
 
 def state_shardings(optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns the `NamedSharding` of every array in the training state."""
+    """Returns a `TrainState` that contains the `NamedSharding` of every array instead of the array."""
     return jax.tree.map(lambda leaf: leaf.sharding, TrainState.abstract(optimizer, policy, mesh))
 
 
 def create_state(params: Params, optimizer: optax.GradientTransformation, policy: Policy, mesh: Mesh) -> TrainState:
-    """Returns the initial state. It holds a copy of `params`, because updates donate the state and the caller still needs
-    `params`."""
+    """Returns the initial training state. The state holds a copy of `params`, because updates donate the state while the caller
+    still needs `params`."""
 
     def create(params):
         return TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params))
@@ -128,11 +128,12 @@ def is_skipped(loss, norm):
 
 
 def accumulate_gradients(value_and_grad, params: Params, batch, microbatches: int):
-    """Averages the results of `value_and_grad` over microbatches, which are computed one after the other to save memory.
+    """Returns the results of `value_and_grad`, averaged over microbatches. The microbatches are computed one after the other to
+    save memory.
 
     Args:
-        value_and_grad: function (params, part of the batch) -> ((loss, statistics), gradients); each result is a mean over the
-            part.
+        value_and_grad: function (params, part of the batch) -> ((loss, statistics), gradients). Each result is a mean over this
+            part of the batch.
         batch: pytree of arrays whose first axes have the same size, a multiple of `microbatches`."""
     if microbatches == 1:
         return value_and_grad(params, batch)
