@@ -5,7 +5,7 @@ __all__ = ["Completion", "DiffusionLM", "Score", "grade", "load"]
 
 
 def __getattr__(name: str):
-    """Imports the Python API on first use, so that the processes that grade completions do not import jax."""
+    """Imports the Python API when it is first used, so that processes that only grade completions do not import jax."""
     if name == "grade":
         from igpo_jax.grading import grade
 

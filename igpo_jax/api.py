@@ -95,20 +95,21 @@ class DiffusionLM:
         **decoding,
     ) -> list[Completion]:
         """Returns a completion for every prompt. The noise of a completion depends on the seed, on the prompt, and on how many
-        times the same prompt occurs earlier in `prompts`, but not on other prompts. Raises ValueError if the
-        lengths are incompatible, if the hint is longer than the completion, or if text is given and the model has no tokenizer.
+        times the same prompt occurs earlier in `prompts`, but not on other prompts. Raises ValueError if the completion length,
+        the block length and the number of steps are incompatible, if the hint is longer than the completion, or if text is
+        given and the model has no tokenizer.
 
         Args:
             chat: whether a text prompt becomes a user message in the model's chat template. Conversations always use the
                 template.
-            hint: the text or token ids that every completion begins with. They stay unchanged.
+            hint: the text or token ids with which every completion begins. The sampler does not change the hint.
             completion_length: the number of tokens of each completion, including the hint. The default is
                 `self.decode.completion_length`.
             steps: the total number of denoising steps, a multiple of the number of blocks. By default `self.decode.steps`, or
                 one step per token if `completion_length` or `block_length` is given.
-            watch: a function that is called for each batch before the first denoising step and after every step. The last row
-                of a batch may be repeated to fill the batch. Watching makes the generation slower. The function may raise an
-                exception to stop the generation.
+            watch: a function that is called for each batch before the first denoising step and after every step. A batch may
+                end with copies of its last completion, because all batches have the same size. Generation with `watch` is
+                slower. The function may raise an exception to stop the generation.
             decoding: other fields of `DecodeConfig`, such as `block_length`, `temperature`, `remasking` or `cache`."""
         length = self.decode.completion_length if completion_length is None else completion_length
         block_length = decoding.pop("block_length", None)
@@ -137,8 +138,8 @@ class DiffusionLM:
         watch: Watch = None,
         **decoding,
     ) -> list[Completion]:
-        """Fills the blanks of texts and leaves all other tokens unchanged. Raises ValueError if a text has no blank, or if the
-        number of prompts differs from the number of texts.
+        """Fills the blanks of texts and returns a completion for each text. Tokens outside of the blanks stay unchanged. Raises
+        ValueError if a text has no blank, or if the number of prompts differs from the number of texts.
 
         Args:
             canvases: texts with blanks, such as `"The answer is [MASK:4] because"` with a blank of four tokens. The pieces
@@ -168,8 +169,8 @@ class DiffusionLM:
         return [completions[row] for row in range(len(canvases))]
 
     def logits(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> jax.Array:
-        """Returns the network's logits, float32 [b, t, v], for b rows, t tokens and v vocabulary entries. The logits at
-        position i predict token i, not token i + 1.
+        """Returns the network's logits, float32 [b, t, v], for b sequences of t tokens and a vocabulary of v entries. The
+        logits at position i predict token i, not token i + 1.
 
         Args:
             tokens: int32 [b, t], with `config.mask_id` at the positions to predict.
@@ -184,9 +185,9 @@ class DiffusionLM:
         self, prompt: Prompt, completion: str | Sequence[int], *, chat: bool = False, draws: int = 128, seed: int = 0
     ) -> Score:
         """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). Makes `draws` masked copies of the
-        completion. In each copy, k of the l tokens are masked at random, and the values of k are spread evenly over 1..l. The
-        estimate is the mean over the copies of `l / k * (sum of the log-probabilities of the masked tokens)`. If the completion
-        has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty."""
+        completion, which has l tokens. In each copy, k random tokens are masked, and the values of k are spread evenly over
+        1..l. The estimate is the mean over the copies of `l / k * (sum of the log-probabilities of the masked tokens)`. If the
+        completion has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty."""
         ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         self._warn_of_no_text([[*ids, *answer.tolist()]])
@@ -207,8 +208,8 @@ class DiffusionLM:
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
         """Returns the token ids of a prompt. If `chat` is true, a text becomes a user message in the chat template. Raises
-        ValueError if the prompt needs a tokenizer or a chat template that the model does not have, or if token ids are outside
-        of the vocabulary."""
+        ValueError if the model lacks a tokenizer or a chat template that the prompt needs, or if token ids are outside of the
+        vocabulary."""
         if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], dict)):
             if prompt == "":
                 return []
@@ -247,8 +248,9 @@ class DiffusionLM:
     def _denoise(
         self, prompts: list[list[int]], canvas: np.ndarray, decode: DecodeConfig, seed: int, watch: Watch, whole: bool = False
     ) -> list[Completion]:
-        """Fills the MASK positions of all canvases, int32 [n, l], batch by batch. If `whole` is true, the returned texts
-        include the tokens after the first EOS."""
+        """Fills the MASK positions of n canvases, int32 [n, l], batch by batch, and returns the completions. `prompts` holds
+        the token ids of one prompt for each canvas. If `whole` is true, the texts of the completions include the tokens after
+        the first EOS."""
         lengths = [len(ids) for ids in prompts]
         longest = int(np.argmax(lengths))
         fits = lengths[longest] <= MOST_TOKENS
@@ -311,16 +313,16 @@ def load(
         adapters: a folder with LoRA adapters of the model in PEFT's format.
         dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The
             default is bfloat16 on accelerators and float32 on CPUs.
-        mesh: the device mesh that holds the parameters. By default, the mesh of all devices on which sampling is estimated to
-            be fastest.
+        mesh: the device mesh that holds the parameters. The default is a mesh of all devices, with the shape for which sampling
+            is estimated to be fastest.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded. The default is the last stage that
             has a checkpoint. The argument is only allowed if `path` is a run's folder.
         needs: the kind of input that the model will be given: "ids", "text" or "chat". If such input needs a tokenizer or a
             chat template that the folder lacks, raises ValueError before any weights are read.
         trust: names of Python modules outside this package that config.json of a training run may name as its task. Loading the
             run imports its task, which runs with your permissions.
-        allow_nonfinite: whether weights that are NaN or infinite only give a warning. By default, they raise a ValueError that
-            names the tensor."""
+        allow_nonfinite: if true, weights that are NaN or infinite cause only a warning. By default, such weights raise a
+            ValueError that names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     prepare_gpus()
     path, placed, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
@@ -359,9 +361,9 @@ def load(
 
 
 def _laid_out_for_sampling(model: DiffusionLM, adapters: LoraConfig | None) -> DiffusionLM:
-    """Returns the model on the mesh that `run.layout.mesh_for_sampling` chooses. Copies the weights if this mesh is not
-    `model.mesh`. Without the copy, several devices would spend most of the time gathering the weights for every evaluation of
-    the network."""
+    """Returns the model on the mesh that `run.layout.mesh_for_sampling` chooses. If this mesh is not `model.mesh`, copies the
+    weights to it. On several devices, sampling without this copy would spend most of its time gathering the weights for every
+    evaluation of the network."""
     load = Load(model.decode, ROWS_PER_DEVICE * model.mesh.devices.size, TYPICAL_PROMPT + model.decode.completion_length)
     mesh = mesh_for_sampling(model.config, adapters, model.mesh, load)
     if mesh is model.mesh:

@@ -1,4 +1,4 @@
-"""Command-line and config-file parsing that reports errors in one line instead of a traceback."""
+"""Parses command lines and config files. Errors are reported in one line instead of a traceback."""
 
 import difflib
 import functools
@@ -31,8 +31,8 @@ flags.disclaim_key_flags()  # --help of a command lists the flag of `define_conf
 
 
 def define_config() -> "flags.FlagHolder[ConfigDict]":
-    """Defines the flag --config. In doing so, ml_collections also reads the files of --flagfile. If such a file cannot be read,
-    prints the error in one line and ends the process."""
+    """Defines the flag --config. At this point, ml_collections also reads the files that the flag --flagfile names. If such a
+    file cannot be read, prints the error in one line and ends the process."""
     from ml_collections import config_flags
 
     try:
@@ -42,28 +42,31 @@ def define_config() -> "flags.FlagHolder[ConfigDict]":
 
 
 def define_trust() -> "flags.FlagHolder[list[str]]":
-    """Defines the flag --trust of the commands that read the folder of a run, see tasks/trust.py."""
+    """Defines the flag --trust of the commands that read the folder of a run. The flag names code outside this package that the
+    run may use (see tasks/trust.py)."""
     about = "A Python module, or MODULE:FUNCTION, outside igpo_jax that a run's config.json may name and that may be run."
     return flags.DEFINE_multi_string("trust", [], f"{about} May be given several times.")
 
 
 def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
-    """Defines the flag --allow_nonfinite of commands that read weights."""
+    """Defines the flag --allow_nonfinite of the commands that read weights. The flag allows weights that are NaN or
+    infinite."""
     return flags.DEFINE_bool("allow_nonfinite", False, "Only warn of weights that are NaN or infinite.")
 
 
 def escape_controls(text: str, kept: str = "\n\t") -> str:
-    """Escapes control characters except those in `kept`. Otherwise, printing an untrusted text, such as a model's output, could
-    control the terminal, for example change the clipboard."""
+    """Returns a text with all control characters escaped, except those in `kept`. Without escaping, an untrusted text, such as
+    a model's output, could control the terminal on which it is printed, and for example change the clipboard."""
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
-    message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. Escapes control characters,
-    which names of files may contain, in this message and in log messages. After an error, waits at most `PATIENCE` seconds for
-    other threads, because threads of a failed save in Orbax wait for each other for minutes. Hides the tracebacks that Orbax's
-    threads and coroutines print after a failed read, because their errors cannot be caught."""
+    message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. Control characters in this
+    message and in log messages are escaped, because names of files may contain control characters. After an error, waits at
+    most `PATIENCE` seconds for other threads, because the threads of a failed save in Orbax can wait for each other for
+    minutes. After a failed read, Orbax's threads and coroutines print tracebacks of errors that cannot be caught. These
+    tracebacks are hidden."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
@@ -93,7 +96,7 @@ def _escaped_record(make: Callable[..., logging.LogRecord], *args, **kwargs) -> 
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
-    """Prepares the process for the devices of its host, and then calls `parse_arguments`."""
+    """Prepares the process for the devices of this machine, and returns the result of `parse_arguments`."""
     from igpo_jax.runtime import host  # imports jax
 
     host.prepare()
@@ -103,7 +106,7 @@ def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
 def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
     has an error, prints the error in one line and ends the process. An argument that is neither a flag nor the value of a flag
-    is an error. If `words` is True, it is an error only if it contains "=" and no file has this name."""
+    is an error. If `words` is True, such an argument is an error only if it contains "=" and no file has this name."""
     interrupts.watch()
     try:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
@@ -133,9 +136,9 @@ def config_overrides(arguments: Sequence[str]) -> list[str]:
 
 def resolve_config_path(argument: str) -> str:
     """Returns the path of a config file, given a name such as `math.py` or `math.py:variant`. A name without a folder is also
-    looked up in ./configs and then in the configs/ folder of the installation. This folder is inside the package if a wheel was
-    installed, and beside the package in a clone of the repository. If there is no such file, raises a ValueError that lists all
-    config files."""
+    looked up in ./configs, and then in the configs/ folder of the installation. The latter folder is inside the package if a
+    wheel was installed, and beside the package in a clone of the repository. If there is no such file, raises a ValueError that
+    lists all config files."""
     name, colon, variant = argument.partition(":")
     package = pathlib.Path(__file__).parent
     installed = package / "configs"
@@ -148,8 +151,8 @@ def resolve_config_path(argument: str) -> str:
 
 
 def _resolve_config(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Returns the arguments with the name of the config file replaced by its path, and the path. The path is None if the
-    command takes no config file, or if none is given."""
+    """Returns (arguments, path). In the returned arguments, the name of the config file is replaced by its path. The path is
+    None if the command takes no config file, or if no config file is given."""
     resolved, path = list(arguments), None
     if "config" in flags.FLAGS:
         for i, argument in enumerate(arguments):
@@ -240,8 +243,9 @@ def _unknown_flag(argument: str, rest: Sequence[str], known: dict[str, bool]) ->
 
 
 def _parts(argument: str, rest: Sequence[str]) -> tuple[str, str]:
-    """Guesses what a user meant by a mistaken argument. Returns the name and the value of the intended flag. `rest` holds the
-    arguments that follow. For example, `rl.iterations 3` and `rl.iterations = 3` are both read as `rl.iterations=3`."""
+    """Guesses what a user meant by a mistaken argument, and returns the name and the value of the intended flag. `rest` holds
+    the arguments after the mistaken one. For example, `rl.iterations 3` and `rl.iterations = 3` both give ("rl.iterations",
+    "3")."""
     name, equals, value = argument.lstrip("-").partition("=")
     following = [word for word in rest[:2] if not word.startswith("--")]
     if not equals and following and following[0].startswith("="):
@@ -252,7 +256,8 @@ def _parts(argument: str, rest: Sequence[str]) -> tuple[str, str]:
 
 
 def _hint(argument: str, rest: Sequence[str], known: dict[str, bool]) -> str:
-    """Returns the end of a message about a mistaken argument: the most similar flags, or all flags if none is similar."""
+    """Returns the end of an error message about a mistaken argument. The text suggests the most similar flags, or lists all
+    flags if none is similar."""
     name, value = _parts(argument, rest)
     if "config" in known and not argument.startswith("-") and argument.partition(":")[0].endswith(".py"):
         return f"; did you mean --config={argument}?"
@@ -272,8 +277,8 @@ def _hint(argument: str, rest: Sequence[str], known: dict[str, bool]) -> str:
 
 
 def _similar(name: str, known: dict[str, bool]) -> list[str]:
-    """Returns the flags that are most similar to a mistaken name, with or without the prefix `config.`. Returns several flags
-    only if several configuration keys end with this name."""
+    """Returns the flags that are most similar to a mistaken name, which may lack the prefix `config.`. Returns several flags
+    only if the name is the last part of several configuration keys."""
     own = _own_flags(known)
     if name in own or f"config.{name}" in own:
         return [name if name in own else f"config.{name}"]
@@ -284,8 +289,8 @@ def _similar(name: str, known: dict[str, bool]) -> list[str]:
 
 
 def _own_flags(known: dict[str, bool]) -> list[str]:
-    """Returns the names of the flags that the command itself defines and of the configuration's keys. Leaves out flags of
-    libraries."""
+    """Returns the names of the flags that the command itself defines, and of the flags for keys of the configuration. Leaves
+    out flags that libraries define."""
     modules = flags.FLAGS.flags_by_module_dict().items()
     own = {flag.name for module, defined in modules if module in ("__main__", sys.argv[0]) for flag in defined}
     own |= {flag.name for module, defined in modules if module.startswith("igpo_jax.") for flag in defined}

@@ -1,8 +1,8 @@
-"""The configuration of a run: a tree of frozen dataclasses whose field names are the keys of the command line.
+"""The configuration of a run: a tree of frozen dataclasses whose field names are the keys on the command line.
 
 A config file defines `get_config()`, which starts from `base_config()` and sets keys. `parse` converts the result to a `Config`
-and checks every value before memory is allocated. The checks of single keys are beside their fields, and the checks of
-combinations are functions of this module."""
+and checks every value before memory is allocated. The check of a single key is written beside the key's field. Functions of
+this module check combinations of keys."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     """Section `tokenizer` of the configuration: a tokenizer that is trained on the problems of the first stage. If `model.path`
-    is set, the tokenizer of that folder is used instead."""
+    is set, no tokenizer is trained, and the tokenizer in the folder `model.path` is used."""
 
     kind: str = checked("char", one_of("char", "unigram", "bpe"))
     vocab_size: int = checked(512, at_least(1, most=MOST_IDS))
@@ -53,8 +53,8 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Section `model` of the configuration: the folder or the shape of the network, and its numerical settings. The function
-    `model_config` adds the vocabulary."""
+    """Section `model` of the configuration: the folder or the shape of the network, and its numerical settings. This section
+    does not contain the vocabulary, which the function `model_config` adds."""
 
     path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
     width: int = 64
@@ -179,8 +179,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Configuration of a run. Field names are the keys of the command line, and the default values of the fields are the
-    defaults that `base_config` returns."""
+    """Configuration of a run. Field names are the keys on the command line. The default values of the fields are the defaults
+    that `base_config` returns."""
 
     seed: int = checked(0, at_least(0))
     task: ConfigDict  # keys as in `defaults` of the task's module
@@ -215,8 +215,9 @@ RL_KEYS += tuple(f"sampler.{field.name}" for field in dataclasses.fields(DecodeC
 
 
 def base_config(**task) -> ConfigDict:
-    """Returns a configuration with defaults for all keys. `task` is the section `task`, usually created by the function
-    `defaults` of a task's module. Setting an unknown key of the result raises an error."""
+    """Returns a configuration with defaults for all keys. `task` contains the keys of the section `task`. They are usually
+    created by the function `defaults` of a task's module. Setting an unknown key of the returned configuration raises an
+    error."""
     return ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
 
 
@@ -232,9 +233,9 @@ def parse(values: ConfigDict) -> Config:
 
 
 def _build(default: Any, value: Any, name: str) -> Any:
-    """Converts nested dicts to dataclasses of the same types as in `default`. Checks all keys and types, because ConfigDict
-    accepts None and bool for any type and does not check the elements of tuples. `name` is the dotted key of `value`, or "" for
-    the whole configuration."""
+    """Converts nested dicts to dataclasses of the same types as in `default`, and returns the result. Checks all keys and
+    types, because ConfigDict accepts None and bool for any type and does not check the elements of tuples. `name` is the dotted
+    key of `value`, or "" for the whole configuration."""
     fields = {field.name: field for field in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else {}
     defaults = {key: getattr(default, key) for key in fields} if fields else default
     if isinstance(defaults, dict) and isinstance(value, dict):
@@ -266,7 +267,8 @@ def _construct(cls: type, values: dict[str, Any], name: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    """Raises ValueError if configuration values are invalid in combination, within one section or across sections."""
+    """Raises ValueError if the values of several configuration keys are invalid in combination. The keys may be in the same
+    section or in different sections."""
     sft, rl, hints = config.sft, config.rl, config.inpainting
     completions = rl.prompts * rl.group_size
     require(completions <= MOST_ROWS, f"rl.prompts * rl.group_size={completions} must be at most {MOST_ROWS}")
@@ -326,15 +328,15 @@ def _check_model(config: Config) -> None:
 
 
 def folder_model(config: Config) -> ModelConfig | None:
-    """Returns the configuration of the network in the folder `model.path`, or None if the path is empty. The end-of-turn token
-    and the ids that are never drawn are not set yet, because `with_tokenizer` takes them from the tokenizer."""
+    """Returns the configuration of the network in the folder `model.path`, or None if `model.path` is empty. The result still
+    lacks the end-of-turn token and the ids that the sampler never draws. `with_tokenizer` takes both from the tokenizer."""
     numerics = {key: getattr(config.model, key) for key in NUMERICS}
     return folder_model_config(config.model.path, **numerics) if config.model.path else None
 
 
 def model_config(config: Config, tokenizer) -> ModelConfig:
-    """Returns the configuration of the run's network. If the run has trained its tokenizer, the vocabulary size is rounded up
-    to a multiple of 8, so that 2, 4 or 8 devices can share the output head."""
+    """Returns the configuration of a run's network. If the run trains its own tokenizer, the vocabulary size is rounded up to a
+    multiple of 8, so that 2, 4 or 8 devices can share the output head."""
     from_folder = folder_model(config)
     if from_folder is not None:
         return with_tokenizer(from_folder, tokenizer, config.model.path)
@@ -345,7 +347,8 @@ def model_config(config: Config, tokenizer) -> ModelConfig:
 
 def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> ModelConfig:
     """Returns the network configuration `model` with two additions from the tokenizer: the end-of-turn token, and the ids that
-    are never drawn. Raises ValueError if the network and the tokenizer do not match; the message names `folder`."""
+    the sampler never draws. Raises ValueError if the network and the tokenizer do not match. The error message names
+    `folder`."""
     ends = f"eos_token_id of config.json is {model.eos_id}, that of the tokenizer {tokenizer.eos_id}"
     require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
     masks = f"mask_token_id of config.json is {model.mask_id}, that of the tokenizer {tokenizer.mask_id}"
@@ -356,15 +359,14 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
 
 
 def own_model(config: Config, **vocabulary: int) -> ModelConfig:
-    """Returns the configuration of a network with the shape given in the section `model`. `vocabulary` contains vocab_size,
-    mask_id and eos_id of this network."""
+    """Returns the configuration of a network with the shape given in the section `model`. `vocabulary` contains the vocab_size,
+    mask_id and eos_id of the network."""
     keys: dict[str, Any] = vocabulary | {key: value for key, value in vars(config.model).items() if key != "path"}
     return ModelConfig(**keys)
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """Converts a JSON value from `to_json` back to a configuration. Keys that are missing in old files get their default
-    values."""
+    """Converts the result of `to_json` back to a configuration. Keys that are missing in old files get their default values."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)
@@ -377,9 +379,9 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
-    """Returns a hash of a configuration. It leaves out `RESUMABLE_KEYS`, which may change when a run resumes, and for the stage
-    "sft" also `RL_KEYS`. A run resumes only from checkpoints with the same hash, so adding a key to this module must not change
-    the hash of older configurations."""
+    """Returns a hash of a configuration. The hash leaves out `RESUMABLE_KEYS`, whose values may change when a run resumes. For
+    the stage "sft", the hash also leaves out `RL_KEYS`. A run resumes only from checkpoints with the same hash, so adding a key
+    to this module must not change the hash of older configurations."""
     values = to_json(config)
     for key in RESUMABLE_KEYS + (RL_KEYS if stage == "sft" else ()):
         section, _, name = key.rpartition(".")
@@ -391,14 +393,15 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
 
 
 def row_lengths(config: Config) -> list[int]:
-    """Returns the lengths of the rows that a run computes, in tokens, one for each prompt bucket. A row is a padded prompt and
-    its completion."""
+    """Returns the lengths in tokens of the sequences that a run computes, one for each prompt bucket. A sequence is a padded
+    prompt and its completion."""
     return [size + config.sampler.completion_length for size in config.data.prompt_buckets]
 
 
 def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that every size that is split over devices can be divided evenly, and that the attention implementation runs on
-    these devices. If a check fails, raises a ValueError that names the conflicting configuration keys."""
+    """Checks that every size that is split over devices is divisible by the number of parts, and that the attention
+    implementation runs on these devices. If a check fails, raises a ValueError that names the conflicting configuration
+    keys."""
     sft, rl = config.sft, config.rl
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
     if sft.updates:

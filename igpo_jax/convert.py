@@ -1,9 +1,9 @@
 """python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
 
-Converts a model to another format. By default, it converts a Hugging Face folder of LLaDA or iLLaDA to a model folder of
-igpo_jax. It can also convert a model folder or a training run to a Hugging Face folder with the adapters merged into the
-weights, or write the adapters of a run in PEFT's format. The PyTorch code in LLaDA's and iLLaDA's folders is copied unchanged;
-it needs transformers 4."""
+Converts a model to another format. By default, converts a Hugging Face folder of LLaDA or iLLaDA to a model folder of igpo_jax.
+--format=huggingface converts a model folder or a training run to a Hugging Face folder, and merges the adapters of a run into
+the weights. --format=peft writes the adapters of a training run in PEFT's format. The PyTorch code in LLaDA's and iLLaDA's
+folders is copied unchanged; this code needs transformers 4."""
 
 from igpo_jax.runtime import interrupts
 

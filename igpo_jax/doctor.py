@@ -188,7 +188,7 @@ def host() -> Iterator[Finding]:
 
 def host_memory() -> tuple[int, int]:
     """Returns the total and the free memory of this machine in bytes. If the process runs in a container with a memory limit,
-    both numbers respect this limit."""
+    neither number exceeds the limit."""
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # systems other than Linux have no such file
         if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
@@ -227,8 +227,8 @@ def devices() -> Iterator[Finding]:
 
 
 def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
-    """Checks that JAX's plug-in for an accelerator is installed if the accelerator's device files exist, and that the plug-in
-    starts."""
+    """Checks JAX's plug-in for an accelerator. The plug-in must start, and must be installed if the accelerator's device files
+    exist."""
     import jax
 
     files = sorted(path for pattern in plug_in.devices for path in glob.glob(pattern))
@@ -250,7 +250,8 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
 
 
 def compile_cache() -> Iterator[Finding]:
-    """Checks that the folder for compiled programs, JAX_COMPILATION_CACHE_DIR, is writable."""
+    """Checks that the folder for compiled programs is writable if the environment variable JAX_COMPILATION_CACHE_DIR names a
+    folder."""
     name, folder = "compiled programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         yield Finding("ok", name, f"are kept in {user_cache() / 'compiled'}; JAX_COMPILATION_CACHE_DIR names another folder")
@@ -334,8 +335,8 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def _ended_after(seconds: float, name: str, text: str):
-    """Prints a problem and ends the process if the body of the `with` statement takes longer than `seconds`. This is needed
-    because JAX waits for devices without a time limit."""
+    """Prints a problem and ends the process if the body of the `with` statement takes longer than `seconds`. This limit is
+    needed because JAX itself waits for devices without a time limit."""
 
     def end() -> None:
         todo = "is another process using them? All hosts of a TPU pod have to start together"

@@ -82,7 +82,8 @@ def main(_):
 
 
 def print_completions(model: DiffusionLM, prompts: list[str], completions: list[Completion]) -> None:
-    """Prints the completions, with control characters escaped, and appends them to the file of --output."""
+    """Prints the completions, with control characters escaped. If the flag --output is given, also appends the completions to
+    its file."""
     for number, completion in enumerate(completions):
         prompt = prompts[number % len(prompts)] if prompts else ""
         if SHOW.value:
@@ -96,8 +97,8 @@ def print_completions(model: DiffusionLM, prompts: list[str], completions: list[
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
-    """Completes the prompts with the options of the command line. If templates are given, instead fills in each template once
-    for each prompt, with the prompt before the template."""
+    """Returns completions of the prompts, generated with the options of the command line. If templates are given, instead fills
+    in every template once for each prompt. The prompt precedes the template."""
     options: dict[str, Any] = {"chat": CHAT.value, "seed": SEED.value}
     options |= {flag.name: flag.value for flag in DECODING if flag.value is not None}
     if not TEMPLATE.value:
@@ -132,8 +133,8 @@ def read_prompts(path: str) -> list[str]:
 
 
 def show(model: DiffusionLM, completion: Completion) -> None:
-    """Prints the canvas after each denoising step. On a terminal, blanks are dim, new tokens are inverted, and given tokens are
-    green."""
+    """Prints the tokens of a completion as they were after each denoising step. On a terminal, blanks are dim, new tokens are
+    inverted, and given tokens are green."""
     terminal, tokenizer, written = sys.stdout.isatty(), model.tokenizer, completion.unmask_step.tolist()
     dim, new, given = (f"\x1b[{code}m{{}}\x1b[0m" if terminal else "{}" for code in (2, 7, 32))
     pieces = [

@@ -1,11 +1,11 @@
 """python -m igpo_jax.inspect_data --config=math.py [--config.task.rl=FORMAT:PATH ...] [--samples=5]
 
-Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used, why
-the others are dropped, and in how many solutions the answer also occurs in text that hints may show, such as a given number.
-For each split, shows how many problems are dropped because they are also in the test split, how many repeat a question, the
-lengths in tokens, how many problems fit the configured lengths, and a few example problems. For the RL split, also shows how
-much padding rollouts compute, and prompt buckets with less padding. In the solutions of the examples, [[double brackets]] mark
-text that gives the answer away."""
+Describes the data that a training run would read, without loading weights. For each file, shows how many problems are used and
+why the others are dropped. Also counts the solutions in which a hint may show the answer, for example because a number given in
+the problem equals the answer. For each split, shows how many problems are dropped because they are also in the test split, how
+many repeat a question, the lengths in tokens, how many problems fit the configured lengths, and a few example problems. For the
+RL split, also shows the share of padding in rollouts, and prompt buckets that would have less padding. In the solutions of the
+examples, [[double brackets]] mark text that gives the answer away."""
 
 from igpo_jax.runtime import interrupts
 
@@ -55,9 +55,9 @@ def main(_):
 
 
 def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
-    """Yields lines that describe the data and show `samples` example problems of each split. Writes the number of RL prompts of
-    each length to the file `lengths`, if given. Raises ValueError if the data are invalid, or if `lengths` is given and there
-    are no RL prompts."""
+    """Yields lines that describe the data and show `samples` example problems of each split. If `lengths` is given, writes the
+    number of RL prompts of each length to this file. Raises ValueError if the data are invalid, or if `lengths` is given and
+    there are no RL prompts."""
     task = load_task(config.task.name)
     problems, dropped, counts = load_run_problems(config)
     require(lengths is None or "rl" in problems, f"--lengths={lengths}: the configuration has no RL problems")
@@ -95,7 +95,8 @@ def _files(
 
 
 def _shows_answer(problem: Problem, tokenizer: Tokenizer, length: int) -> bool:
-    """Returns whether the answer occurs anywhere in the tokens that hints may show, for example as a given number."""
+    """Returns whether the answer occurs in the part of a solution that hints may show. For example, a number given in the
+    problem may equal the answer. Only the first `length` tokens of the solution are considered."""
     offsets = tokenizer.encode_with_offsets(problem.trace)[1][:length]
     hintable, shown = hintable_tokens(offsets, problem.answer_spans)
     places = {place for (begin, end), may in zip(offsets[:shown], hintable, strict=False) if may for place in range(begin, end)}
@@ -126,7 +127,8 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
 
 
 def _padding(prompts: np.ndarray, config: Config) -> Iterator[str]:
-    """Yields lines that report the share of padding in rollouts, for the configured prompt buckets and for the best ones."""
+    """Yields lines that report the share of padding in rollouts, for the configured prompt buckets and for the prompt buckets
+    that would have the least padding."""
     rl, length, present = config.rl, config.sampler.completion_length, config.data.prompt_buckets
     batches = rollout_batches(prompts, rl.prompts, rl.rollout_chunks, seed=config.seed)
     multiple = LANES if all((size + length) % LANES == 0 for size in present) else 2  # for attention=splash, or for cudnn

@@ -1,7 +1,7 @@
-"""Limits how much the rules of a tokenizer.json or a SentencePiece model can lengthen a text, and how long they can take. The
-file may come from a stranger, and the library that reads it applies all rules in one call, which no signal can interrupt.
-Without limits, forty rules that each double a text would fill the memory, and pieces of all lengths up to 3000 would take
-minutes."""
+"""Limits how much a tokenizer.json or a SentencePiece model can lengthen a text, and how long the encoding of a text can take.
+The file may come from an untrusted source. The library that reads it applies all rules of the file in one call, which no signal
+can interrupt. Without limits, forty rules that each double a text would fill the memory, and a vocabulary with nested pieces
+(a, aa, aaa) of all lengths up to 3000 would take minutes."""
 
 import base64
 import math
@@ -31,9 +31,9 @@ PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_pr
 
 
 def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
-    """Returns two upper bounds on the factor by which the rules of a tokenizer.json lengthen a text, one for encoding and one
-    for decoding. Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, if a rule has an unknown type, or
-    if the rules or the model may be slow."""
+    """Returns (encoding, decoding): upper bounds on the factors by which the rules of a tokenizer.json can lengthen a text when
+    it is encoded and decoded. Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, if a rule has an
+    unknown type, or if the rules or the model may be slow."""
     _require_quick(file, values.get("model"))
     bounds = {}
     for part, children in PARTS.items():
@@ -54,8 +54,9 @@ def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
 
 
 def sentencepiece_growths(file: pathlib.Path, model: bytes) -> tuple[float, float]:
-    """Returns two upper bounds on the factor by which a serialized SentencePiece model lengthens a text, one for encoding and
-    one for decoding. Raises ValueError in the same cases as `growths`."""
+    """Returns (encoding, decoding): upper bounds on the factors by which a serialized SentencePiece model can lengthen a text
+    when it is encoded and decoded. Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, or if the model
+    may be slow."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
@@ -79,15 +80,15 @@ def _require_bounded(file: pathlib.Path, encoding: float, decoding: float) -> No
 
 
 def require_short(file: object, length: int, growth: float) -> None:
-    """Raises ValueError if a text of `length` bytes may exceed `MOST_BYTES` after rules that lengthen it by the factor
-    `growth`."""
+    """Raises ValueError if a text of `length` bytes may exceed `MOST_BYTES` after encoding or decoding, which lengthens the
+    text by at most the factor `growth`. The error message names `file`, which holds the tokenizer."""
     bound = f"the rules of {file} may lengthen a text of {length} bytes by a factor of {growth:g}"
     require(max(1, length) * growth <= MOST_BYTES, f"{bound}, to more than {MOST_BYTES >> 20} MiB; give a shorter text")
 
 
 def _require_quick(file: pathlib.Path, model: Any) -> None:
-    """Raises ValueError if the model of a tokenizer.json may be slow. Fields of a wrong type are left to the library, which
-    checks them."""
+    """Raises ValueError if the model in a tokenizer.json may make encoding slow. Does not check fields of a wrong type, because
+    the library that reads the file checks them."""
     fields = model if isinstance(model, dict) else {}
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         length = len(str(fields.get(key)).encode())
@@ -104,7 +105,8 @@ def _require_quick(file: pathlib.Path, model: Any) -> None:
 
 def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
     """Raises ValueError if a chain of pieces or added tokens, each a prefix of the next (a, aa, aaa), has more than
-    `MOST_NESTED` bytes in total. At each position of a text, the library tries all pieces that match there."""
+    `MOST_NESTED` bytes in total. Long chains are slow, because the library tries all matching pieces at each position of a
+    text."""
     nested: list[bytes] = []
     length = 0
     for piece in sorted({piece.encode() for piece in pieces}):
@@ -118,8 +120,8 @@ def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
 
 
 def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule]:
-    """Returns all rules in one part of a tokenizer.json as a flat list. A sequence comes before the rules that it contains.
-    `children` is the key under which a sequence lists its rules."""
+    """Returns all rules in one part of a tokenizer.json as a flat list. A rule of the type Sequence comes before the rules that
+    it contains. `children` is the key under which a Sequence lists its rules."""
     rules: list[Rule] = []
     left = [] if rule is None else [rule]
     while left:
@@ -136,7 +138,7 @@ def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule
 
 
 def _growth(file: pathlib.Path, part: str, rule: Rule) -> float:
-    """Returns an upper bound on the factor by which one rule lengthens a text."""
+    """Returns an upper bound on the factor by which one rule can lengthen a text."""
     kind = rule["type"]
     if kind in FIXED or (part == "post_processor" and kind != "TemplateProcessing"):
         return float(FIXED.get(kind, 1))
@@ -160,17 +162,18 @@ def _precompiled(rule: Rule) -> float:
 
 
 def _longest_replacement(charsmap: bytes) -> int:
-    """Returns the length in bytes of the longest replacement in SentencePiece's precompiled_charsmap, but at least 1. The map
-    consists of the size of a table (4 bytes), the table, and the replacements, each of which ends with a zero byte."""
+    """Returns the length in bytes of the longest replacement in SentencePiece's precompiled_charsmap, or 1 if all replacements
+    are empty. `charsmap` consists of the size of a table (4 bytes), the table, and the replacements, each of which ends with a
+    zero byte."""
     begin = 4 + int.from_bytes(charsmap[:4], "little")
     return max(1, *map(len, charsmap[begin:].split(b"\0")))
 
 
 def _has_long_keys(charsmap: bytes) -> bool:
-    """Returns whether the table of a precompiled_charsmap has keys of more than `MOST_KEY` bytes. At each position of a text,
-    SentencePiece follows the table for as long as the text matches a key, without a limit, so long keys make it slow. The table
-    is a double-array trie of the library Darts-clone. Each of its uint32 units holds a label (bits 0 to 7; bit 31 is set in
-    units that hold a value) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
+    """Returns whether the table of a precompiled_charsmap has keys of more than `MOST_KEY` bytes. Long keys make SentencePiece
+    slow, because at each position of a text it follows the table for as long as the text matches a key. The table is a
+    double-array trie of the library Darts-clone. Each of its uint32 units holds a label (bits 0 to 7; bit 31 is set in units
+    that hold a value) and an offset (bits 10 to 30, times 256 if bit 9 is set)."""
     table = charsmap[4 : 4 + int.from_bytes(charsmap[:4], "little")]
     units = np.frombuffer(table, "<u4", len(table) // 4).astype(np.int64)
     places = np.arange(len(units))

@@ -30,8 +30,8 @@ ENDS_OF_TURN = (END_OF_TURN, "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLa
 
 
 class Tokenizer(Protocol):
-    """Interface of tokenizers, which convert between text and token ids. A text is never encoded to the id of a special
-    token."""
+    """Interface of tokenizers, which convert between text and token ids. If a text contains the name of a special token,
+    encoding treats the name as ordinary text and does not return the id of the special token."""
 
     vocab_size: int
     pad_id: int
@@ -52,8 +52,8 @@ class Tokenizer(Protocol):
 
 def _stand_in(text: str, alphabet: set[str]) -> str:
     """Returns a character that occurs neither in the text nor in the alphabet, and that has as many UTF-8 bytes as SPACE_MARK.
-    The character is one for private use or, if all of those occur, a Hangul syllable or a Chinese character. Normalization does
-    not change it. Raises ValueError if all candidates occur."""
+    It is a private-use character of Unicode or, if all of them occur, a Hangul syllable or a Chinese character. Unicode
+    normalization does not change the returned character. Raises ValueError if all candidates occur."""
     used = alphabet.union(text)
     found = next((c for c in map(chr, STAND_INS) if c not in used), "")
     require(found, f"a text with {SPACE_MARK} has too many different characters")
@@ -61,8 +61,8 @@ def _stand_in(text: str, alphabet: set[str]) -> str:
 
 
 def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[[str], list[int | None]]) -> list[int]:
-    """Replaces the byte pieces of the character `stand_in` with those of SPACE_MARK. Changes nothing if the model has no byte
-    pieces."""
+    """Replaces the tokens for the bytes of the character `stand_in` by the tokens for the bytes of SPACE_MARK, and returns the
+    token ids. Changes nothing if the vocabulary has no tokens for single bytes."""
     old, new = byte_ids(stand_in), byte_ids(SPACE_MARK)
     if None in new:
         return ids
@@ -73,8 +73,8 @@ def _with_bytes_of_space_mark(ids: list[int], stand_in: str, byte_ids: Callable[
 
 
 class SentencePieceTokenizer:
-    """Tokenizer of a SentencePiece *.model file. `mask_id` is used only if the file has no piece <mask>. A file that
-    `train_sentencepiece` did not write may normalize text, so that decoding does not invert encoding."""
+    """Tokenizer of a SentencePiece *.model file. `mask_id` is the id of MASK, and is used only if the file has no piece <mask>.
+    Files that `train_sentencepiece` did not write may normalize text, so that decoding does not restore the original text."""
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
@@ -236,9 +236,9 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """Loads a tokenizer.json or *.model file, or the only such file in a folder. `mask_id`, the id of MASK, is not needed for a
-    *.model file that has the piece <mask>. Raises ValueError if there is no such file, if a folder has more than one, or if the
-    file is unusable."""
+    """Loads a tokenizer from a tokenizer.json or *.model file, or from a folder with exactly one such file. `mask_id` is the id
+    of MASK. It is not needed for a *.model file with the piece <mask>. Raises ValueError if there is no such file, if a folder
+    has several of them, or if the file is unusable."""
     path = pathlib.Path(path)
     if path.is_dir():
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
@@ -262,10 +262,11 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
 
 
 def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:
-    """Returns the ids without text, which a sampler should never draw, as ascending ranges (first, end). These are special
-    tokens, `no_text_ids`, and ids above those of the tokenizer. `vocab_size` is that of the network, which may have more
-    embeddings than the tokenizer has tokens. The result does not include MASK, which the sampler excludes separately, nor EOS
-    and ends of a chat turn, which may be drawn."""
+    """Returns the token ids that a sampler should never draw because they have no text. These are the ids of special tokens,
+    `no_text_ids`, and ids above those of the tokenizer. The result consists of ascending ranges (first, end), where `end` is
+    excluded. `vocab_size` is the number of embeddings of the network, which may be larger than the number of tokens of the
+    tokenizer. MASK is not in the result, because the sampler excludes it separately. EOS and ends of a chat turn are not in the
+    result, because they may be drawn."""
     excluded = np.zeros(vocab_size + 2, bool)  # one more on each side
     excluded[1 + tokenizer.vocab_size : -1] = True
     excluded[[1 + id for id in tokenizer.special_ids | tokenizer.no_text_ids if id < vocab_size]] = True
@@ -276,9 +277,9 @@ def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, i
 
 
 def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:
-    """Logs a warning if any of the lists in `ids` contains token ids without text: `no_text_ids`, or ids other than MASK that
-    are above those of the tokenizer. The warning says how many lists contain such ids. `rows` is what the warning calls the
-    lists, for example "prompts"."""
+    """Logs a warning if a list of token ids in `ids` contains an id without text. The ids without text are `no_text_ids`, and
+    all ids except MASK that are above those of the tokenizer. The warning states how many lists contain such ids. `rows` is the
+    name of the lists in the warning, for example "prompts"."""
     known, size = tokenizer.no_text_ids, tokenizer.vocab_size
 
     def lacks_text(row: list[int]) -> bool:
@@ -292,8 +293,8 @@ def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -
 
 
 def _unknown_ids(file: pathlib.Path, model: dict[str, Any], vocabulary: dict[str, int]) -> set[int]:
-    """Returns the ids of the unknown token of a tokenizer.json, which Unigram models give as a number and other models as
-    text."""
+    """Returns the set of ids of the unknown token that a tokenizer.json names. Unigram models name this token by its id, and
+    other models by its text."""
     token, id = model.get("unk_token"), model.get("unk_id") if model.get("type") == "Unigram" else None
     require(token is None or isinstance(token, str), f"{file}: model.unk_token={repr(token)[:100]} is no text")
     valid = id is None or (type(id) is int and 0 <= id < len(vocabulary))
@@ -303,7 +304,8 @@ def _unknown_ids(file: pathlib.Path, model: dict[str, Any], vocabulary: dict[str
 
 
 def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the added tokens of a tokenizer.json, each with `id` and `content`. Raises ValueError if they are malformed."""
+    """Returns the added tokens of a tokenizer.json, each with `id` and `content`. Raises ValueError if an added token is
+    malformed."""
     added = values.get("added_tokens", [])
     if not isinstance(added, list):
         raise ValueError(f"{file}: added_tokens is {type(added).__name__}, not a list")
@@ -314,8 +316,8 @@ def added_tokens(file: pathlib.Path, values: dict[str, Any]) -> list[dict[str, A
 
 
 def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
-    """Returns the special tokens (eos_token, pad_token etc.) that are named in tokenizer_config.json, or else in
-    special_tokens_map.json."""
+    """Returns the special tokens that the files of a tokenizer name, as {"eos_token": text, "pad_token": text, ...}. If both
+    tokenizer_config.json and special_tokens_map.json name a token, the name in tokenizer_config.json is used."""
     named: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -327,20 +329,23 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
 
 
 def chat_text(messages: Sequence[dict[str, str]]) -> str:
-    """Renders messages in LLaDA's chat template, up to the start of the assistant's next message (docs/method.md section 4)."""
+    """Returns messages as one text in LLaDA's chat template, up to the start of the assistant's next message (docs/method.md
+    section 4)."""
     turns = [f"{HEADER}{role}{END_HEADER}\n\n{content}{END_OF_TURN}" for role, content in _turns(messages)]
     return "".join([START_OF_TEXT, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
 
 
 def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
-    """Decodes a completion, int [l], up to the first EOS, or completely if `whole` is true."""
+    """Returns the text of a completion, given its token ids, int [l]. The text ends before the first EOS, unless `whole` is
+    true."""
     ended = np.flatnonzero(tokens == tokenizer.eos_id)
     return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns the token ids of the text that `chat_text` returns. Markers of the chat template within a message are encoded as
-    ordinary text. Raises ValueError if the vocabulary lacks a marker, or if a message lacks a role or content."""
+    """Returns the token ids of messages in LLaDA's chat template, up to the start of the assistant's next message (see
+    `chat_text`). If a message contains a marker of the chat template, the marker is encoded as ordinary text. Raises ValueError
+    if the vocabulary lacks a marker, or if a message lacks a role or content."""
     markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
     missing = [marker for marker, id in markers.items() if id is None]
     if missing:
@@ -365,9 +370,9 @@ def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:
     """Trains a SentencePiece model deterministically and writes the model file atomically. `kind` is "char", "unigram" or
     "bpe". `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding
-    inverts encoding. Characters outside of the training alphabet, and ▁ and ▅, which SentencePiece reserves, are encoded as
-    bytes, or as the unknown token if `kind` is "char". Raises ValueError if `vocab_size` is too small for the alphabet, if a
-    text is too long, or if there is no text."""
+    inverts encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown token if `kind` is
+    "char". The characters ▁ and ▅ are encoded in the same way, because SentencePiece reserves them. Raises ValueError if
+    `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
     texts = [part for text in texts for part in RESERVED.split(text)]
     if not any(texts):
         raise ValueError("no text to train a tokenizer on")

@@ -59,8 +59,8 @@ def main(_):
 
 
 def train_and_report(experiment: Experiment) -> None:
-    """Trains a run, writes its results and its report, and prints the main numbers. Ends the process if the run is stopped by a
-    signal or an error."""
+    """Trains the model of a run, writes the results and the report of the run, and prints the main numbers. Ends the process if
+    a signal or an error stops the training."""
     cache_compiled_programs()
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"

@@ -5,11 +5,12 @@ python -m igpo_jax.evaluate diff DIR DIR
 python -m igpo_jax.evaluate --regrade=RUN_OR_FILE [--rule=box|number|any] [--output=DIR]
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
-Run the same command again to resume. `diff` compares two evaluations problem by problem. --sampler-error compares a cached or
-parallel sampler with the exact sampler, which uses no cache and commits a scheduled number of tokens per step. The comparison
-includes the accuracy, the number of network evaluations, and the logits at each step. --regrade grades stored generations with
-several graders side by side, without a model or device. It reads evaluations, samples files of lm-evaluation-harness, and JSON
-Lines files with the keys gold and text."""
+Run the same command again to resume an interrupted evaluation. `diff` compares two evaluations problem by problem.
+--sampler-error compares a cached or parallel sampler with the exact sampler. The exact sampler uses no cache and unmasks a
+scheduled number of tokens per step. The comparison includes the accuracy, the number of network evaluations, and the logits at
+each step. --regrade grades stored generations with several graders side by side, without a model or device. RUN_OR_FILE is the
+folder of an evaluation or an evaluated run, a samples file of lm-evaluation-harness, or a JSON Lines file with the keys gold
+and text."""
 
 from igpo_jax.runtime import interrupts
 
@@ -106,7 +107,8 @@ def evaluate_model() -> None:
 
 
 def print_regraded() -> None:
-    """Prints the results of --regrade. Must not initialize JAX, because another process may hold the devices."""
+    """Prints the results of the flag --regrade. This function must not initialize JAX, because another process may hold the
+    devices."""
     interrupts.install("interrupted; nothing was written")
     try:
         if not REGRADE.value:
@@ -121,8 +123,9 @@ def print_regraded() -> None:
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:
-    """Returns the configuration with the changes from --sampler. Raises ValueError if a key is unknown, if a value is invalid,
-    or if --sampler-error would compare the exact sampler with itself."""
+    """Applies the changes given by the flag --sampler to the configuration, and returns the configuration. Raises ValueError if
+    --sampler is given without --sampler-error, if a key is unknown, if a value is invalid, or if --sampler-error would compare
+    the exact sampler with itself."""
     if not SAMPLER_ERROR.value:
         if SAMPLER.value:
             raise ValueError("--sampler goes with --sampler-error")
@@ -144,8 +147,9 @@ def _with_sampler(config: ConfigDict) -> ConfigDict:
 
 
 def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dict[str, Any]]]:
-    """Returns the problems and the protocol of each benchmark. The protocol records the settings that affect the results.
-    Performs all checks that need no device. If an option is missing, raises a ValueError that names the option."""
+    """Returns ({benchmark: problems}, {benchmark: protocol}). A protocol records the settings that affect the results of a
+    benchmark. Also performs all checks that need no device. If an option is missing, raises a ValueError that names the
+    option."""
     longest, size = max(config.prompt_buckets), config.batch_size
     require(longest <= MOST_TOKENS, f"prompt_buckets={longest} must be at most {MOST_TOKENS}")
     require(size <= MOST_ROWS, f"batch_size={size} must be at most {MOST_ROWS}")
@@ -161,7 +165,8 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
 
 
 def open_model(config: ConfigDict) -> DiffusionLM:
-    """Loads the model to evaluate. Raises ValueError if the model cannot be loaded, or lacks a tokenizer or chat template."""
+    """Loads and returns the model to evaluate. Raises ValueError if the model cannot be loaded, or if it lacks a tokenizer or a
+    chat template that the evaluation needs."""
     options: dict[str, Any] = {name: config[name] or None for name in ("stage", "adapters", "dtype")}
     # The tasks in `config` are those of --config, which is the user's own, or they were checked when config.json was read.
     trust = [*TRUST.value, *(part.task.name for part in config.benchmarks.values())]
@@ -171,8 +176,9 @@ def open_model(config: ConfigDict) -> DiffusionLM:
 
 
 def output_folder(model: DiffusionLM) -> str:
-    """Returns the path of an evaluation's folder. By default, the folder is inside the evaluated run. Raises ValueError if
-    symbolic links lead out of the run, which may come from a stranger."""
+    """Returns the folder for the results of an evaluation: the value of --output or, by default, a folder inside the evaluated
+    run. Raises ValueError if --output is missing and the model is not a run. Also raises ValueError if a symbolic link
+    redirects the default folder to a place outside of the run, because the run may come from an untrusted source."""
     if OUTPUT.value:
         return OUTPUT.value
     if "step" in model.origin:
@@ -185,8 +191,9 @@ def output_folder(model: DiffusionLM) -> str:
 
 
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict) -> None:
-    """Records the protocol and a hash of the weights in the folder of an evaluation. Raises ValueError on all processes if the
-    folder holds another evaluation, or if a process cannot see the files of process 0."""
+    """Records the protocol and a hash of the weights in the file protocol.json of an evaluation's folder. Raises ValueError on
+    all processes if the folder belongs to an evaluation with another protocol or other weights, or if a process cannot see the
+    files that process 0 writes."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
@@ -196,7 +203,7 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict) -> 
 
 
 def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
-    """Runs all benchmarks, writes their results to card.json, and returns the text of this file."""
+    """Runs all benchmarks, writes their results to card.json, and returns the content of card.json."""
     begin, device = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
     numbers = {name: measure(model, config, name, loaded, folder) for name, loaded in problems.items()}
@@ -213,13 +220,15 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
 
 
 def parse_nothing(arguments: list[str]) -> list[str]:
-    """Sets all flags to their defaults, because `diff` has no flags, and returns the arguments."""
+    """Returns the command-line arguments unchanged, because the command `evaluate diff` has no flags. Sets all flags to their
+    defaults."""
     flags.FLAGS(arguments[:1])
     return arguments
 
 
 def diff(arguments: list[str]) -> None:
-    """Runs `evaluate diff DIR DIR`. `run_command` escapes its errors, which quote files that may come from strangers."""
+    """Runs the command `evaluate diff DIR DIR`. An error message may quote a file from an untrusted source, so `run_command`
+    escapes the control characters in the message."""
     if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:

@@ -1,6 +1,6 @@
-"""Completes and grades the problems of benchmarks. The folder of an evaluation holds protocol.json and, for each benchmark, a
-JSON Lines file with one row per problem. A finished evaluation also has card.json. An interrupted evaluation can be resumed.
-The rows do not depend on the batch size or the mesh."""
+"""Samples completions for the problems of benchmarks, and grades the completions. The folder of an evaluation holds
+protocol.json and, for each benchmark, a JSON Lines file with one line per problem. A finished evaluation also has card.json. An
+interrupted evaluation can be resumed. The completions do not depend on the batch size or the device mesh."""
 
 import collections
 import contextlib
@@ -61,12 +61,12 @@ COMPLETION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def run_benchmark(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Completes and grades the problems that are not yet in `<folder>/<name>.jsonl`, and returns the `summary` of all rows of
-    this file. A row has the id, question and answer of a problem, and its completions. A completion has the graded text, the
-    extracted answer, the reward, whether the text is correct, the outcome of grading, and the number of denoising steps that
-    wrote the text. If the outcome is not "ok", there is no verdict, and the completion is neither correct nor wrong. Raises
-    ValueError if there are no verdicts. Rows are saved only after the first verdict, so in this case the same command samples
-    and grades the problems again."""
+    """Samples and grades completions for the problems that are not yet in the JSON Lines file `<folder>/<name>.jsonl`. Returns
+    the `summary` of all lines of this file on process 0, and {} on other processes. A line has the id, question and answer of a
+    problem, and the completions of the problem. A completion has the graded text, the extracted answer, the reward, whether the
+    text is correct, the outcome of grading, and the number of denoising steps that wrote the text. If the outcome is not "ok",
+    grading has failed, and the completion counts neither as correct nor as wrong. Raises ValueError if no completion can be
+    graded. In this case, this call saves nothing, and the same command samples and grades the problems again."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     with raise_on_all_hosts():
@@ -128,14 +128,15 @@ def run_benchmark(
 
 
 def _rows_that_fit(model: DiffusionLM, config: ConfigDict, decode: DecodeConfig) -> int:
-    """Returns the number of rows to sample at a time if `config.batch_size` is 0, see `rows_that_fit`."""
+    """Returns the number of completions to sample at a time if `config.batch_size` is 0: as many as are estimated to fit into
+    the memory of the devices (see `rows_that_fit`)."""
     return rows_that_fit(model.config, model.mesh, decode, max(config.prompt_buckets), shard_bytes(model.params))
 
 
 def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Problem]) -> PromptBatch:
-    """Returns the prompts of a benchmark's problems as arrays. Prompts are padded to the smallest configured prompt length that
-    holds all of them. Prompts that exceed the largest configured length are cut. The arrays of solutions have only one column,
-    because the problems have no solutions."""
+    """Returns the tokenized prompts of a benchmark's problems. All prompts are padded to the same length: the smallest length
+    in `config.prompt_buckets` that is enough for the longest prompt. Prompts longer than the largest of these lengths are cut.
+    The arrays for reference solutions have only one column, because the problems of a benchmark have no reference solutions."""
     tokenizer = present(model.tokenizer)
     longest = max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
     longest += len(tokenizer.encode(config.prefix)) if config.prefix else 0
@@ -145,8 +146,8 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Returns the verdicts on the completions in a benchmark's rows, float [problems, draws]: 1 for a correct completion, 0 for
-    a wrong one, and NaN if there is no verdict."""
+    """Returns whether each completion of a benchmark is correct, float [problems, draws]: 1 for a correct completion, 0 for a
+    wrong one, and NaN if grading failed. `rows` are the lines of the benchmark's JSON Lines file."""
 
     def verdict(completion: dict[str, Any]) -> float:
         return float(completion["correct"]) if completion.get("outcome", "ok") == "ok" else math.nan
@@ -155,7 +156,8 @@ def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Grades n answers. Returns float64 [n, 2]: the reward of each answer, and the index of its outcome in `OUTCOMES`."""
+    """Grades n answers. Returns float64 [n, 2]: the reward of each answer in column 0, and the index of its outcome in
+    `OUTCOMES` in column 1."""
 
     def work(rows: np.ndarray) -> list[tuple[float, int]]:
         return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
@@ -164,8 +166,8 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarra
 
 
 def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> list[dict[str, Any]]:
-    """Reads and checks the rows of a benchmark's file, which may contain only the first problems. If a killed process has left
-    an incomplete last line, deletes this line."""
+    """Reads, checks and returns the lines of a benchmark's JSON Lines file. The file of an unfinished benchmark contains only
+    the first problems. If a killed process has left an incomplete last line, deletes this line from the file."""
     rows = read_rows(file)
     check_rows(file, rows, draws, [problem.id for problem in problems])
     content = as_json_lines(rows).encode()
@@ -175,10 +177,10 @@ def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> 
 
 
 def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, ids: Sequence[str] | None = None) -> None:
-    """Raises a ValueError that names the line of the first invalid row. A valid row has a unique id and `draws` completions. If
-    the ids of the benchmark's problems, `ids`, are given, the rows must also be those of the first problems, in order, and have
-    all values that `summary` needs. Without this check, a file that was edited or written by two processes would give wrong
-    results."""
+    """Raises a ValueError that names the first invalid line of a benchmark's JSON Lines file. A valid line has a unique id and
+    `draws` completions. `ids` are the ids of the benchmark's problems. If they are given, the ids in the file must equal the
+    first of these ids in the same order, and each completion must have all values that `summary` needs. This check detects
+    files that were edited or written by two processes, which would give wrong results."""
     lines, known = dict[Any, int](), set(ids or ())
     for number, row in enumerate(rows, 1):
         name, completions = row.get("id"), row.get("completions")
@@ -214,10 +216,10 @@ def _foreign_in_completion(completion: Any, needed: Collection[str]) -> str:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Compares two evaluation folders. For each benchmark in both folders, returns the result of `paired`, which uses only
-    problems with a verdict in both. Returns None for a benchmark in only one folder. Raises ValueError if a folder has no
-    card.json, or if no benchmark is in both folders. If the protocols differ, raises a ValueError that names the differing
-    settings."""
+    """Compares two evaluations, given by their folders. Returns {benchmark: result}. If both folders have the benchmark, the
+    result is that of the function `paired`, which uses only problems that were graded in both evaluations. If only one folder
+    has the benchmark, the result is None. Raises ValueError if a folder has no card.json, or if the folders have no benchmark
+    in common. If the protocols of a benchmark differ, raises a ValueError that names the differing settings."""
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 
@@ -247,7 +249,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
 
 
 def _finished_rows(file: pathlib.Path, protocol: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reads and checks all rows of a finished benchmark."""
+    """Returns all lines of the JSON Lines file of a finished benchmark. Raises ValueError if lines are missing or invalid."""
     rows = read_rows(file)
     require(rows, f"{file} has no rows; a comparison of samplers (--sampler-error) is no evaluation")
     check_rows(file, rows, protocol["draws"])
@@ -270,10 +272,11 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns statistics of the rows of a benchmark. They include pass@1 with its 95% confidence interval, pass@k for every k
-    that is a power of two or the number of draws, the mean reward, the number of completions without a verdict (`ungraded`),
-    and the number of completions with each grading outcome other than success. Rewards and pass@k use only completions with a
-    verdict, and pass@k only problems with at least k such completions. A statistic is None if there are no values for it."""
+    """Returns statistics of a benchmark's completions. The statistics include pass@1 with its 95% confidence interval, pass@k
+    for every k that is a power of two or the number of completions per problem, the mean reward, the number of completions that
+    could not be graded (`ungraded`), and the number of completions with each grading outcome other than success. The mean
+    reward and pass@k leave out ungraded completions. pass@k also leaves out problems with fewer than k graded completions. A
+    statistic is None if no values are left for it."""
     correct = correct_of(rows)
     (problems, draws), graded = correct.shape, ~np.isnan(correct)
     completions = [c for row in rows for c in row["completions"]]
@@ -295,13 +298,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mean_or_none(values: Sequence[float] | np.ndarray) -> float | None:
-    """Returns the mean of the values that are not NaN, or None if there are none."""
+    """Returns the mean of the values that are not NaN, or None if there are no such values."""
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     return float(known.mean()) if known.size else None
 
 
 def pass_at_k(draws: int, correct: int, k: int) -> float:
-    """Returns the unbiased estimate of pass@k (Chen et al. 2021) for a problem whose `draws` completions include `correct`
-    correct ones. The estimate is the probability that at least one of k completions, drawn without replacement, is correct."""
+    """Returns the unbiased estimate of pass@k (Chen et al. 2021) for a problem with `draws` completions, of which `correct` are
+    correct. The estimate is the probability that at least one of k completions, drawn without replacement from the `draws`
+    completions, is correct."""
     return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)

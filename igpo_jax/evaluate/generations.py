@@ -1,6 +1,6 @@
-"""Reads generations (texts that a model wrote) from files. A file has one of three formats: a benchmark of an evaluation by
-igpo_jax, a samples file that EleutherAI's lm-evaluation-harness writes with --log_samples, or JSON Lines with the keys gold (or
-answer) and text (or completion). The keys of the first row decide which format is read."""
+"""Reads generations (texts that a model wrote) from files. A file has one of three formats: the JSON Lines file of a benchmark
+that igpo_jax evaluated, a samples file that EleutherAI's lm-evaluation-harness writes with --log_samples, or JSON Lines with
+the keys gold (or answer) and text (or completion). The keys of the first line determine the format."""
 
 import collections
 import dataclasses
@@ -34,9 +34,9 @@ Placed = Iterator[tuple[str, Generation]]  # (place for error messages, generati
 
 
 def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, str]]:
-    """Returns the files to read, and {benchmark: reason} for the benchmarks of an evaluation that are left out. `path` is a
-    file, the folder of an evaluation, or a folder that holds exactly one evaluation or samples file. `benchmarks` selects
-    benchmarks of an evaluation; if it is empty, all are selected. Raises ValueError if there is nothing to read."""
+    """Returns the files to read, and a dict {benchmark: reason} of the benchmarks that cannot be regraded. `path` is a file,
+    the folder of an evaluation, or a folder that holds exactly one evaluation or one samples file. `benchmarks` selects
+    benchmarks of an evaluation; if `benchmarks` is empty, all are selected. Raises ValueError if there is nothing to read."""
     if not path.is_dir():
         require(path.is_file(), f"--regrade={path}: there is no such file or folder")
         require(not benchmarks, "--benchmarks selects benchmarks of an evaluation's folder, and --regrade is a file")
@@ -62,9 +62,9 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
 
 
 def protocol_rule(file: pathlib.Path) -> str | None:
-    """Returns the rule by which `igpo_jax.grade` finds answers, as recorded in the protocol of the evaluation that wrote
-    `file`. Returns None if the file is not part of an evaluation, or if the benchmark's task is not math, the only task with
-    such a rule."""
+    """Returns the argument `rule` of `igpo_jax.grade` that the evaluation of a benchmark used. `file` holds the benchmark's
+    generations, and protocol.json beside `file` records the rule. Returns None if `file` does not belong to an evaluation, or
+    if the benchmark's task is not math. Other tasks have no such rule."""
     protocol = file.parent / "protocol.json"
     task = _tasks(file.parent).get(file.stem, {}) if protocol.is_file() else {}
     rule = task.get("answer") if task.get("name") == "math" else None
@@ -73,7 +73,8 @@ def protocol_rule(file: pathlib.Path) -> str | None:
 
 
 def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Returns {benchmark: section `task` of its protocol} for an evaluation."""
+    """Returns {benchmark: task} for all benchmarks in the folder of an evaluation. A task is the section `task` of the
+    benchmark's protocol."""
     file = folder / "protocol.json"
     values = read_json(file)
     with wrap_read_errors(file):
@@ -84,8 +85,8 @@ def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def read_generations(file: pathlib.Path) -> list[Generation]:
-    """Reads all generations of a file in order. Raises a ValueError that names the file, the line and the key if a row is
-    unusable, or if rows with the same id have different gold answers."""
+    """Returns all generations in a file, in the order of the file. Raises a ValueError that names the file, the line and the
+    key if a line is unusable, or if lines with the same id have different gold answers."""
     _, first = next(_rows(file), ("", {}))
     require(first, f"{file}: the file has no rows")
     if "completions" in first:
@@ -132,9 +133,9 @@ def _evaluation(rows: Rows) -> Placed:
 
 
 def _harness(rows: Rows) -> Placed:
-    """Reads rows of lm-evaluation-harness. The harness writes one row per document and filter. All rows of a document have the
-    same texts, so only the first of these rows gives generations. A score of the harness applies to one filtered answer per
-    document, and is stored with the first text."""
+    """Yields the generations in the rows of an lm-evaluation-harness samples file. The harness writes one row for each document
+    and filter. All rows of a document contain the same texts, so only the first row of a document yields generations. For each
+    filter, the harness scores only one answer per document. This score is stored with the first text of the document."""
     documents: dict[str, tuple[str, str, list[str], dict[str, bool]]] = {}
     filters = collections.defaultdict[str, list[str]](list)  # of each document so far
     known = set[str]()  # filters of all documents
@@ -162,8 +163,9 @@ def _harness(rows: Rows) -> Placed:
 
 
 def _harness_gold(row: dict[str, Any], place: str) -> str:
-    """Returns the gold answer of a row of lm-evaluation-harness: the end of `target` after its last ####, or the whole `target`
-    if it is one line without \\boxed. Otherwise `target` is a solution (or empty), and the gold answer is doc["answer"]."""
+    """Returns the gold answer of a row of lm-evaluation-harness. If `target` contains ####, the gold answer is the text after
+    the last ####. If `target` is a single line without \\boxed, the gold answer is the whole `target`. Otherwise, `target` is
+    empty or a worked solution, and the gold answer is doc["answer"]."""
     target = _string(row, place, "target").strip()
     if target and "####" not in target and ("\\boxed" in target or "\n" in target):
         target = ""
@@ -185,7 +187,8 @@ def _plain(rows: Rows) -> Placed:
 
 
 def _string(row: dict[str, Any], place: str, *keys: str) -> str:
-    """Returns the value of the first of `keys` that a row has, which must be a text or a number, as a string."""
+    """Returns a value of a row as a string. The key of the value is the first of `keys` that the row has. Raises ValueError if
+    the row has none of the keys, or if the value is neither a text nor a number."""
     key = next((key for key in keys if row.get(key) is not None), None)
     if key is None:
         raise ValueError(f"{place}: the key {' or '.join(map(repr, keys))} is missing")

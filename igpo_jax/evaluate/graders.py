@@ -1,5 +1,5 @@
-"""Graders that `regrade` compares, as reward functions (problem, text, **options) -> float. Worker processes import this
-module, so it does not import JAX."""
+"""Graders that the function `regrade` compares. Each grader is a reward function (problem, text, **options) -> float. This
+module does not import JAX, because worker processes import this module."""
 
 import logging
 import time
@@ -18,9 +18,9 @@ def igpo_jax(problem: Problem, text: str, rule: str) -> float:
 
 
 def math_verify(problem: Problem, text: str) -> float:
-    """Grades with math-verify's default settings, as its README describes. A gold answer without LaTeX delimiters is put into
-    \\boxed{}, because math-verify misreads bare LaTeX. Raises TimeoutError if math-verify reached its time limit, because it
-    then returns the same result as for a wrong answer."""
+    """Grades a text with math-verify's default settings, as its README describes. A gold answer without LaTeX delimiters is put
+    into \\boxed{}, because math-verify misreads bare LaTeX. Raises TimeoutError if math-verify reaches its time limit. Without
+    this error, a timeout would count as a wrong answer, because math-verify returns the same result in both cases."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every timeout
     gold, begin = problem.answer, time.monotonic()
     delimited = "\\boxed" in gold or gold.count("$") > 1

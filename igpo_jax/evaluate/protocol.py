@@ -47,16 +47,16 @@ def base_evaluation() -> ConfigDict:
 
 def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
     """Returns the configuration of one benchmark. `task` has the same keys as the section `task` in a run's configuration, and
-    `draws` is the number of completions per problem. `problems` is the number of problems to use from the beginning of the test
-    split, or 0 to use all."""
+    `draws` is the number of completions per problem. The benchmark uses the first `problems` problems of the test split, or all
+    problems if `problems` is 0."""
     return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
 
 
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:
-    """Returns the configuration that evaluates a training run on its own test problems. `section` is "evaluation" or "sampler",
-    the section of the run's configuration that contains the decoding settings. Raises ValueError if the run's task or reward
-    function is neither part of this package nor in `trust`, or if a value of its configuration is invalid. The number of
-    grading processes is at most the number of CPUs, or the default of `RewardConfig.workers` if that is larger."""
+    """Returns the configuration that evaluates a training run on its own test problems. `section` is the section of the run's
+    configuration with the decoding settings, "evaluation" or "sampler". Raises ValueError if the run's task or reward function
+    is neither part of this package nor in `trust`, or if a value of the run's configuration is invalid. The number of grading
+    processes is limited to the number of CPUs, or to the default of `RewardConfig.workers` if this default is larger."""
     run, config = read_run_config(workdir, trust, graded=True), base_evaluation()
     with wrap_read_errors(pathlib.Path(workdir) / "config.json"):
         parse(run)
@@ -92,8 +92,8 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
 
 
 def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Loads a benchmark's problems and removes their traces (reference solutions). Logs a warning if a problem occurs several
-    times. If the problems cannot be loaded, raises a ValueError that names the benchmark."""
+    """Returns the problems of a benchmark, without their traces (reference solutions). Logs a warning if a problem occurs
+    several times. If the problems cannot be loaded, raises a ValueError that names the benchmark."""
     part = config.benchmarks[name]
     task = load_task(part.task.name)
     try:
@@ -106,8 +106,9 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the name, the size and samples of the content of every file of a model. Copies of a model have the same
-    hash, and training changes the hash. Two conversions of a model may have different hashes."""
+    """Returns a hash of the files of a model. The hash covers the name, the size and samples of the content of each file.
+    Copies of a model have the same hash, and training changes the hash. If the same model is converted twice, the two results
+    may have different hashes."""
     folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
     if "step" in origin:
         files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]

@@ -1,8 +1,8 @@
 """Grades stored generations with several graders side by side. Needs no model and no device.
 
 Accuracies use all samples of a problem. The paired tests use only the first sample of each problem, because McNemar's test
-needs independent observations. If a grader exceeds its time limit or fails on a text, the text counts neither for this grader's
-accuracy nor for its paired tests."""
+needs independent observations. If a grader fails on a text or exceeds its time limit, the text is left out of this grader's
+accuracy and paired tests."""
 
 import collections
 import importlib.metadata
@@ -38,9 +38,10 @@ Verdicts = dict[str, list[str]]  # column -> the outcome for each generation: on
 
 
 def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], output: pathlib.Path | None) -> str:
-    """Grades the generations of a file or folder (see `find_files`), and returns the results as text. `rule` is the rule of
-    `igpo_jax.grade`; if it is None, uses the rule of the evaluation's protocol, or "any". If `output` is given, writes
-    regrade.json and disagreements.jsonl into this folder. Raises ValueError if a file is unusable."""
+    """Grades the generations of a file or folder (see `find_files`), and returns the results as text. `rule` is the argument
+    `rule` of `igpo_jax.grade`. If `rule` is None, the rule is taken from the evaluation's protocol, or is "any" if there is no
+    protocol with a rule. If `output` is given, writes regrade.json and disagreements.jsonl into this folder. Raises ValueError
+    if a file is unusable."""
     files, left_out = find_files(path, benchmarks)
     read = {file: read_generations(file) for file in files}
     if output:
@@ -67,7 +68,7 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
 
 
 def grade_all(generations: Sequence[Generation], rule: str, bar: tqdm) -> Verdicts:
-    """Grades generations with every grader, in worker processes."""
+    """Grades generations with every grader, in worker processes. Returns {grader: list of the outcomes for all generations}."""
     answers = [(Problem(one.id, "", one.gold, "", (), ""), one.text) for one in generations]
     found: Verdicts = {}
     for name in GRADERS:
@@ -85,14 +86,16 @@ def grade_all(generations: Sequence[Generation], rule: str, bar: tqdm) -> Verdic
 
 
 def stored_verdicts(generations: Sequence[Generation]) -> Verdicts:
-    """Converts the scores in the file to verdicts, with one column for each kind of score."""
+    """Returns the scores that are stored in the file of the generations, converted to verdicts. The result has one column for
+    each kind of score."""
     columns = dict.fromkeys(name for one in generations for name in one.stored)
     words = {True: "right", False: "wrong", None: ""}
     return {f"stored {name}": [words[one.stored.get(name)] for one in generations] for name in columns}
 
 
 def compare_graders(generations: Sequence[Generation], verdicts: Verdicts) -> dict[str, Any]:
-    """Returns the accuracy of each column of `verdicts`, and a paired test for each pair of columns."""
+    """Returns the accuracy of each grader, and a paired test for each pair of graders. `verdicts` has one column for each
+    grader. A kind of score that is stored in the file counts as a grader, too."""
     numbers: dict[str, int] = {}
     problems = np.array([numbers.setdefault(one.id, len(numbers)) for one in generations])
     first = np.array([one.sample == 0 for one in generations])
@@ -110,8 +113,9 @@ def compare_graders(generations: Sequence[Generation], verdicts: Verdicts) -> di
 
 
 def accuracy(values: np.ndarray, problems: np.ndarray) -> dict[str, Any]:
-    """Returns the share of right texts per problem, averaged over problems, with a 95 % confidence interval. The interval is
-    Wilson's if there is one verdict per problem, otherwise a bootstrap interval over problems.
+    """Returns the accuracy of texts according to one grader: the share of right texts per problem, averaged over problems, with
+    a 95 % confidence interval. The interval is Wilson's if there is one verdict per problem, otherwise a bootstrap interval
+    over problems.
 
     values: float [texts], 1 for right, 0 for wrong, NaN for no verdict. problems: int [texts], index of each text's problem."""
     known = ~np.isnan(values)
@@ -126,16 +130,16 @@ def accuracy(values: np.ndarray, problems: np.ndarray) -> dict[str, Any]:
 
 
 def paired_test(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Compares the verdicts of two graders on the same texts, each float [texts]: 1 for right, 0 for wrong, NaN for no verdict.
-    Returns the number of texts on which both have a verdict, the numbers of texts that only the first or only the second grader
-    calls right, and the exact p-value of McNemar's test."""
+    """Compares the verdicts of two graders on the same texts. `one` and `other` are float [texts]: 1 for right, 0 for wrong,
+    NaN for no verdict. Returns the number of texts with two verdicts, the number of texts that only the first grader calls
+    right, the number of texts that only the second grader calls right, and the exact p-value of McNemar's test."""
     only_first, only_second = int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum())
     counts = {"n": int((~np.isnan(one + other)).sum()), "only_first": only_first, "only_second": only_second}
     return counts | {"p_value": mcnemar(only_second, only_first)}
 
 
 def differing(generations: Sequence[Generation], verdicts: Verdicts) -> list[dict[str, Any]]:
-    """Returns the generations on which two columns of `verdicts` differ, or on which a grader has no verdict."""
+    """Returns the generations on which two graders disagree, or on which a grader fails or exceeds its time limit."""
     rows = []
     for number, one in enumerate(generations):
         found = {name: column[number] for name, column in verdicts.items() if column[number]}
@@ -146,7 +150,7 @@ def differing(generations: Sequence[Generation], verdicts: Verdicts) -> list[dic
 
 
 def as_text(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """Formats the result of a file, with the first rows of each kind of disagreement."""
+    """Returns the results for one file as text. The text includes examples of each kind of disagreement between graders."""
     head = f"{result['file']}: {result['problems']} problems, {result['texts']} texts, rule of igpo_jax: {result['rule']}"
     table = [("grader", "accuracy", "95 % interval", "right", "verdicts", "timeouts", "errors")]
     for name, found in result["graders"].items():
@@ -173,7 +177,7 @@ def as_text(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
 
 
 def said(verdicts: dict[str, str]) -> str:
-    """Formats the verdicts on a text, such as "right: igpo_jax, math_verify; wrong: reference_code"."""
+    """Returns the verdicts on one text as a string, such as "right: igpo_jax, math_verify; wrong: reference_code"."""
     names = {outcome: [name for name, v in verdicts.items() if v == outcome] for outcome in OUTCOMES}
     return "; ".join(f"{outcome}: {', '.join(found)}" for outcome, found in names.items() if found)
 
@@ -186,7 +190,7 @@ def example(row: dict[str, Any]) -> str:
 
 
 def aligned(table: Sequence[Sequence[Any]], left: int) -> str:
-    """Formats a table, with the first `left` columns aligned left and the others right."""
+    """Returns a table as text. The first `left` columns are aligned left, and the others are aligned right."""
     widths = [max(len(str(row[i])) for row in table) for i in range(len(table[0]))]
     justify = [str.ljust if i < left else str.rjust for i in range(len(widths))]
     return "\n".join("  ".join(j(str(cell), w) for cell, j, w in zip(row, justify, widths, strict=True)) for row in table)

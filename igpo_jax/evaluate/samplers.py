@@ -1,4 +1,5 @@
-"""Compares a cached or parallel sampler with the exact sampler in accuracy, logits and cost, on the same problems and noise."""
+"""Compares a cached or parallel sampler with the exact sampler in accuracy, logits and cost. Both samplers get the same
+problems and the same noise."""
 
 import pathlib
 from collections.abc import Sequence
@@ -30,13 +31,13 @@ def compare_samplers(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
     """Runs a benchmark with the exact sampler and with the fast (cached or parallel) sampler, and compares the results. Writes
-    the completions into `folder`/exact and `folder`/fast.
+    the completions into the folders `folder`/exact and `folder`/fast.
 
     Returns:
-        accuracy: the result of `paired` with the exact sampler as `one` and the fast sampler as `other`.
+        accuracy: the result of the function `paired`, which compares the fast sampler with the exact sampler.
         changed_texts: the share of completions whose text differs between the samplers.
-        logits: the result of `sampler_error`, or None if the fast sampler has no cache.
-        exact, fast: the network evaluations and FLOPs per completion of each sampler."""
+        logits: the result of the function `sampler_error`, or None if the fast sampler has no cache.
+        exact, fast: for each sampler, the number of network evaluations and of FLOPs per completion."""
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
         with raise_on_all_hosts():
@@ -56,8 +57,8 @@ def compare_samplers(
 
 
 def _on_a_few(model: DiffusionLM, config: ConfigDict, problems, samplers: dict[str, DecodeConfig]) -> dict[str, Any]:
-    """Measures each sampler's network evaluations and FLOPs per completion, and the error of cached logits. Uses only the first
-    `PROBED` problems."""
+    """Returns the number of network evaluations and FLOPs per completion of each sampler, and the error of the logits that are
+    computed with a cache. Uses only the first `PROBED` problems."""
     divisor, prompts = batch_size_divisor(model.mesh), prompts_of(model, config, problems[:PROBED])
     number = -(-len(prompts.tokens) // divisor) * divisor
     prompts = take_rows(prompts, np.arange(number) % len(prompts.tokens))

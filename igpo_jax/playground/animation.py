@@ -1,4 +1,4 @@
-"""Draws animated GIFs that show how a canvas is filled token by token."""
+"""Draws animated GIFs that show how the tokens of a completion are filled in."""
 
 import io
 import re
@@ -21,10 +21,10 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 
 
 def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda: False) -> bytes:
-    """Returns an animated GIF of `cells`, each (text, frame, color, given). From its frame on, a cell shows its text on a
-    background of its color, #rrggbb. `cells` and `frames` are results of `parse_animation`. The pictures have at most
-    `MOST_PIXELS` pixels in total, so long or tall animations skip frames. Raises CancelledError soon after `is_stopped` returns
-    True."""
+    """Returns an animated GIF of `cells`, each (text, frame, color, given). A cell is blank before its frame. From this frame
+    on, the cell shows its text on a background of its color, which has the form #rrggbb. `cells` and `frames` are the results
+    of `parse_animation`. The pictures have at most `MOST_PIXELS` pixels in total, so long or tall animations skip frames.
+    Raises CancelledError soon after `is_stopped` returns True."""
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
     height = boxes[-1][1] + HEIGHT + MARGIN
@@ -54,8 +54,8 @@ def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda:
 
 
 def _draw(cells: list[Cell], boxes: list[tuple[float, int, float]], height: int, font: Any) -> tuple[Image.Image, Image.Image]:
-    """Draws all cells as blanks in one image, and with their texts in another. Returns both images, which have the same
-    palette."""
+    """Returns two images with the same palette. The first image shows all cells as blanks, and the second image shows all cells
+    with their texts."""
     image = Image.new("RGB", (WIDTH, 2 * height), PAPER)
     draw = ImageDraw.Draw(image)
     for x, y, width in boxes:
@@ -76,9 +76,10 @@ def _draw(cells: list[Cell], boxes: list[tuple[float, int, float]], height: int,
 
 
 def parse_animation(animation: Any) -> tuple[list[Cell], int]:
-    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns its cells, with line breaks shown
-    as \\n, and the number of frames. Cells of given tokens get frame 0. Other cells with frame 0 get frame -1 and are never
-    drawn. Raises ValueError if the structure is invalid, or if there are too many frames, cells or characters."""
+    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns the list of cells, in whose texts
+    line breaks are written as \\n, and the number of frames. Cells of given tokens get frame 0. Other cells with frame 0 get
+    frame -1 and are never drawn. Raises ValueError if the structure is invalid, or if there are too many frames, cells or
+    characters."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]
@@ -96,7 +97,8 @@ def visible(character: str) -> str:
 
 
 def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, float]]:
-    """Returns (x, y, width) of each cell in pixels, given the width of its text and whether a line ends after the cell."""
+    """Returns the position and width of each cell, (x, y, width), in pixels. `lengths` are the widths of the cells' texts in
+    pixels, and `breaks` says for each cell whether a line ends after the cell."""
     boxes: list[tuple[float, int, float]] = []
     x: float = MARGIN
     y = MARGIN
@@ -112,7 +114,8 @@ def place(lengths: list[float], breaks: list[bool]) -> list[tuple[float, int, fl
 
 
 def is_dark(color: str) -> bool:
-    """Returns whether white text has more contrast than black text on a background color #rrggbb (by WCAG 2.2 luminance)."""
+    """Returns whether white text has more contrast than black text on a background of the given color, #rrggbb. The contrast is
+    computed from the luminance that WCAG 2.2 defines."""
     parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179

@@ -1,4 +1,5 @@
-"""HTTP connections of the playground's server. The server closes a connection whose client sends or reads nothing."""
+"""HTTP connections of the playground's server. The server closes a connection if its client sends or reads nothing for too
+long."""
 
 import asyncio
 import collections
@@ -15,8 +16,9 @@ WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a 
 
 
 def network_of(host: str) -> str:
-    """Returns the network of an address. All addresses in a network count as one client. A network is a single IPv4 address, or
-    all IPv6 addresses with the same first 64 bits, because one client may use all of these."""
+    """Returns the network of an address. All addresses in a network count as one client. The network of an IPv4 address is this
+    address alone. The network of an IPv6 address consists of all addresses with the same first 64 bits, because one client may
+    use all of them."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:  # a socket without addresses
@@ -27,9 +29,10 @@ def network_of(host: str) -> str:
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. If there are
-    `MOST_CONNECTIONS` connections already, a new one replaces the connection on which the server has waited longest among those
-    of the client with the most connections. h11 also limits the size of a request's head to 64 KiB."""
+    """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. If there are already
+    `MOST_CONNECTIONS` connections, a new connection replaces one of them. The replaced connection belongs to the client with
+    the most connections, and is the one on which the server has waited longest. h11 also limits the size of a request's head to
+    64 KiB."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)

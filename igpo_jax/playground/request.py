@@ -1,4 +1,4 @@
-"""Parses and checks requests for a completion before they enter the queue."""
+"""Parses and checks requests for a completion. Only valid requests enter the queue of the playground's server."""
 
 import dataclasses
 import functools
@@ -18,10 +18,11 @@ NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a nu
 
 
 def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Completion]]:
-    """Checks a request for a completion. Returns `model.infill` if the request has a template, otherwise `model.generate`, with
-    all arguments bound except `watch`. The keys of `request` are keys of `KINDS`. All keys are optional, but a request without
-    a template must have completion_length and block_length. Raises ValueError if a key is unknown, or if a value is invalid,
-    above its limit in `LIMITS`, or rejected by the model."""
+    """Checks a request for a completion, and returns a function that generates the completion. The function is `model.infill`
+    if the request has a template, otherwise `model.generate`. All its arguments except `watch` are already bound. The keys of
+    `request` are keys of `KINDS`. All keys are optional, but a request without a template must have completion_length and
+    block_length. Raises ValueError if a key is unknown, or if a value is invalid, above its limit in `LIMITS`, or rejected by
+    the model."""
     require(isinstance(request, dict), "the request is not a JSON object")
     for name, value in request.items():
         require(name in KINDS, f"{name[:40]!r} is none of {', '.join(KINDS)}")
@@ -48,7 +49,8 @@ def parse_request(request: Any, model: DiffusionLM) -> Callable[..., list[Comple
 
 
 def check_kind(name: str, value: Any) -> None:
-    """Raises ValueError if a field's value does not have the type given in `KINDS`, is too large, or is not valid Unicode."""
+    """Raises ValueError if the value of a request's key does not have the type given in `KINDS`, is too large, or is not valid
+    Unicode."""
     kind, shown = KINDS[name], str(value)[:40]
     require(type(value) is kind or (kind is float and type(value) is int), f"{name}={shown!r} is not {NAMES[kind]}")
     in_range = kind in (str, bool) or -LARGEST_NUMBER < value < LARGEST_NUMBER  # rejects NaN, too

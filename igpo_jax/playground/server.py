@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """Generation of a completion, or drawing of an animation, for one client of the playground."""
+    """A job of the playground's server: to generate a completion or to draw an animation for one client."""
 
     client: str  # see `client_of`
     number: int  # in the order of arrival
@@ -57,7 +57,7 @@ class Job:
     ahead: int | None = None  # number of jobs ahead of this one, as last reported to the client
 
     def run(self) -> None:
-        """Does the work, unless the job was stopped before."""
+        """Calls `work` and stores its result or its exception in `future`. Does nothing if the job was stopped before."""
         if self.future.set_running_or_notify_cancel():
             try:
                 self.future.set_result(self.work())
@@ -65,14 +65,14 @@ class Job:
                 self.future.set_exception(error)
 
     def stop(self) -> None:
-        """Ends the job after its current step, or before it starts."""
+        """Stops the job. A running job ends after its current step, and a waiting job never starts."""
         self.stopped.set()
         self.future.cancel()
 
 
 class JobQueue:
     """Queue that runs one job at a time in a thread of its own. Clients take turns (see `in_turns`), and the queue tells each
-    client how many jobs are ahead of its own. All methods are called in the event loop of the server."""
+    client how many jobs are ahead of the client's own job. All methods are called in the event loop of the server."""
 
     def __init__(self, name: str):
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
@@ -122,10 +122,10 @@ class JobQueue:
 
 
 def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
-    """Returns the jobs in the order in which they run. The first one is already running. The next job is always from the client
-    that has waited longest. A client waits since its last turn ended (`turns`) or since its oldest job arrived, whichever is
-    later. A new client therefore waits for at most one job of each other client, and jobs that arrive later never overtake its
-    first job."""
+    """Returns the jobs in the order in which they run. The first job is already running. Each following job comes from the
+    client that has waited longest. The waiting time of a client starts when its last turn ended (`turns`) or when its oldest
+    job arrived, whichever is later. As a result, a new client waits for at most one job of each other client, and jobs that
+    arrive later never overtake the first job of the new client."""
     ordered, left = jobs[:1], sorted(jobs[1:], key=lambda job: job.number)
     ends = itertools.count(max([*turns.values(), *(job.number for job in jobs)], default=0) + 1)
     turns = turns | {job.client: next(ends) for job in ordered}
@@ -138,14 +138,15 @@ def in_turns(jobs: list[Job], turns: dict[str, int]) -> list[Job]:
 
 
 def client_of(request: Request) -> str:
-    """Returns the client to which the limit on jobs applies, see `network_of`. Behind a proxy, this is the proxy. The header
-    X-Forwarded-For is not read, because any client could forge it."""
+    """Returns an identifier of the client that sent a request: the client's network (see `network_of`). The limit on jobs
+    applies to each client. Behind a proxy, the proxy counts as the client. The header X-Forwarded-For is not read, because any
+    client could forge it."""
     return network_of(request.client.host if request.client else "")
 
 
 async def events(job: Job) -> AsyncIterator[str]:
-    """Yields the events of a job in the format of server-sent events. If the client disconnects, the job stops after the
-    current step, or never starts if it is still waiting."""
+    """Yields the events of a job in the format of server-sent events. If the client disconnects, a running job stops after its
+    current step, and a waiting job never starts."""
     try:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
@@ -204,9 +205,9 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str, time_
 def denoise(
     call: Callable[..., list[Completion]], model: DiffusionLM, time_limit: float, job: Job, send: Callable[[dict], None]
 ) -> None:
-    """Generates a completion for a job and sends events to the job's client: one of type "start", one for each step, and one of
-    type "done" or "error" at the end. If a step ends more than `time_limit` seconds after the beginning, the generation ends
-    with an error."""
+    """Generates a completion for a job and sends events to the job's client: one event of type "start", one event for each
+    step, and one event of type "done" or "error" at the end. The generation ends with an error if a step ends more than
+    `time_limit` seconds after the beginning of the generation."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -234,10 +235,10 @@ def denoise(
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:
-    """Returns the event that informs the page about a denoising step. `before` is the canvas before the step. If `before` is
+    """Returns the event that tells the page about a denoising step. `before` is the canvas before the step. If `before` is
     None, the event contains the initial canvas, with None for blanks. Otherwise, the event contains the new tokens, each as
     [position, text, probability, alternatives]. Tokens after the end of the text are not sampled, so their probability is None
-    and they have no alternatives."""
+    and their list of alternatives is empty."""
     assert model.tokenizer is not None  # checked before the server starts
     piece, tokens = model.tokenizer.piece, step.tokens[0]
     if before is None:
@@ -276,8 +277,9 @@ def has_chat_template(model: DiffusionLM) -> bool:
 
 
 async def read_json_body(request: Request, most: int) -> Any:
-    """Returns the JSON content of a request, which may have at most `most` bytes. Requires the content type application/json,
-    because a browser sends such a request from another site's page only if this server permits it."""
+    """Returns the JSON content of a request, which may have at most `most` bytes. The content type of the request must be
+    application/json. This requirement keeps out requests from pages of other sites, because a browser sends such a request with
+    this content type only if this server permits it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the request is not application/json")
     body = bytearray()
@@ -295,9 +297,10 @@ async def read_json_body(request: Request, most: int) -> Any:
 
 
 def same_origin_only(app: ASGIApp, host: str) -> ASGIApp:
-    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser. Such a
-    request has another origin, or a host name that was made to resolve to this machine (DNS rebinding). Hosts that are IP
-    addresses are accepted, because DNS rebinding needs a host name. Browsers are told not to guess the types of responses."""
+    """Wraps a web application so that it rejects requests that a page of another site sends from a visitor's browser. The
+    header Origin of such a request names another site, or the header Host contains a name that an attacker has made to resolve
+    to this machine (DNS rebinding). IP addresses are accepted as Host, because DNS rebinding needs a name. A header of each
+    response tells browsers not to guess the type of the response."""
     reason = {"error": "this page is for this machine: Host and Origin must be its address, localhost or --host"}
     refusal: ASGIApp = JSONResponse(reason, 403)
 

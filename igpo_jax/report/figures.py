@@ -1,5 +1,5 @@
 """Plotly figures for the panels of a report. In a report about one run, each series has its own color. In a report about
-several runs, each run has one color, and the series of a panel are told apart by dash style."""
+several runs, each run has its own color, and the series of a panel have different dash styles."""
 
 import dataclasses
 import itertools
@@ -130,9 +130,9 @@ SPEED = (
 
 
 def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
-    """Returns the sections of a report, and the list of Plotly figures for their panels. A section is {"title", "panels"}. A
-    panel is {"title", "note", "lines", "number"}, where "lines" is the legend and "number" is the index of the figure. Omits
-    panels without data."""
+    """Returns the sections of a report, and the list of Plotly figures for the panels. A section is a dict with the keys
+    "title" and "panels". A panel is a dict with the keys "title", "note", "lines" (the legend) and "number" (the index of the
+    panel's figure). Panels without data are left out."""
     figures: list[Row] = []
     found: list[Row] = []
 
@@ -180,8 +180,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:
-    """Returns the Plotly figure of a panel, or None if there are no data. Smooths the curves if `panel.noisy` is true and there
-    are enough values. If there is only one run, also draws the raw values of smoothed curves as faint lines."""
+    """Returns the Plotly figure of a panel, or None if there are no data. If `panel.noisy` is true, curves with enough values
+    are smoothed. If there is only one run, the raw values of smoothed curves are drawn as faint lines."""
     traces, several = [], len(runs) > 1
     for run_color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         for series, dash in zip(panel.series, itertools.cycle(DASHES), strict=False):
@@ -208,7 +208,8 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
 
 
 def _accuracy_figure(runs: Runs) -> Row | None:
-    """Returns a Plotly figure of accuracy, or None if there are no evaluations. If there is one run, marks the start of RL."""
+    """Returns a Plotly figure of accuracy, or None if there are no evaluations. If there is only one run, the figure marks the
+    start of RL."""
     traces = []
     for color, (run, rows) in zip(COLORS, runs.items(), strict=False):
         evals = evaluations(rows)
@@ -234,7 +235,8 @@ def _accuracy_figure(runs: Runs) -> Row | None:
 
 
 def _start_of_rl(rows: list[Row]) -> Row:
-    """Returns the part of a Plotly layout that marks the start of RL, or {} if RL does not start between two evaluations."""
+    """Returns the part of a Plotly layout that marks the start of RL. Returns {} if RL does not start between two
+    evaluations."""
     evals = evaluations(rows)
     end = max((row["step"] for row in rows if row["stage"] == "sft"), default=0)
     if not evals[0]["step"] < end <= evals[-1]["step"] or not any(row["stage"] == "rl" for row in rows):
@@ -261,8 +263,8 @@ def _phases_figure(rows: list[Row]) -> Row | None:
 
 
 def _legend(figure: Row) -> list[tuple[str, str, str]]:
-    """Returns a figure's legend as (name, color, CSS name of the dash style) of each line. This legend replaces Plotly's own
-    legend, which wraps too early and makes the plot smaller. In a report about several runs, the legend shows only the dash
+    """Returns the legend of a figure: (name, color, CSS name of the dash style) for each line. This legend replaces Plotly's
+    own legend, which wraps too early and makes the plot smaller. In a report about several runs, the legend shows only the dash
     styles of the series, because the top of the page shows the colors of the runs."""
     keys = {trace.get("legendgroup", trace["name"]): trace["line"] for trace in figure["data"] if "name" in trace}
     return [
@@ -271,14 +273,15 @@ def _legend(figure: Row) -> list[tuple[str, str, str]]:
 
 
 def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the finite values of a metric in a stage and the steps at which they were measured: (steps, values), float64 [n]
-    each."""
+    """Returns (steps, values), float64 [n] each: the n finite values of a metric in a training stage, and the steps at which
+    these values were measured."""
     shown = stage_rows(rows, stage, key)
     return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 
 
 def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray) -> Row:
-    """Returns a Plotly line with at most `MOST_POINTS` points and with values rounded to six digits."""
+    """Returns a Plotly line through the points (x, y). Keeps at most `MOST_POINTS` evenly spaced points, and rounds the
+    coordinates to six significant digits."""
     every = max(1, -(-len(x) // MOST_POINTS))
     steps, values = ([float(f"{value:.6g}") for value in axis[::every]] for axis in (x, y))
     return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": [int(step) for step in steps], "y": values}

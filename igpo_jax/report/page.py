@@ -1,6 +1,6 @@
 """Writes the HTML report of a training run, or a page that compares several runs. A report contains results, curves, and
-rollouts that can be searched and replayed step by step. A page is one file that loads no other files, so that it can be shared
-and read offline."""
+rollouts that can be searched and replayed step by step. Each page is a single file that loads no other files, so that the page
+can be shared and read offline."""
 
 import dataclasses
 import json
@@ -74,7 +74,8 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> Non
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
-    """Reads a run's folder. Raises ValueError if the folder or its config.json is missing, or if a file cannot be read."""
+    """Reads the files of a training run that a report needs. Raises ValueError if the folder or its config.json is missing, if
+    a file cannot be read, or if a symbolic link leads out of the folder."""
     folder = pathlib.Path(os.path.abspath(workdir))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
@@ -103,8 +104,8 @@ def report_html(runs: dict[str, Run]) -> str:
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Returns the cards at the top of a report, each as (label, value, remark). `rows` are the entries of metrics.jsonl.
-    Results that they do not contain get no card."""
+    """Returns the cards at the top of a report, each as (label, value, remark). `rows` are the entries of metrics.jsonl. If
+    `rows` lacks a result, there is no card for this result."""
     contents = []
     training, evals = stage_rows(rows, "rl", "reward/first_try"), evaluations(rows)
     if evals:
@@ -134,17 +135,17 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def ungraded_counts(rows: list[Row]) -> dict[str, int]:
-    """Returns the number of answers without a verdict in a run for each reason, {reason: number}. The reasons are timeouts in
-    rollouts, errors of the reward function in rollouts, and either of them in evaluations. Entries of metrics.jsonl that
-    earlier versions of this package wrote do not count."""
+    """Returns the number of answers in a run that could not be graded, as {reason: number}. The reasons are timeouts in
+    rollouts, errors of the reward function in rollouts, and timeouts or errors in evaluations. Some entries of metrics.jsonl
+    from earlier versions of this package lack these numbers, and are left out."""
     keys = {"late": "grading/late", "reward function failed": "grading/broken", "in evaluations": "eval/ungraded"}
     found = {name: [row[key] for stage in ("sft", "rl") for row in stage_rows(rows, stage, key)] for name, key in keys.items()}
     return {name: round(sum(values)) for name, values in found.items()}
 
 
 def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Returns a different name for each folder, made of the last parts of its path. All names have the same number of parts,
-    which is as small as possible. Raises ValueError if a folder is given twice."""
+    """Returns a unique short name for each folder. A name consists of the last n parts of the folder's path, where n is the
+    smallest number for which all names differ. Raises ValueError if a folder is given twice."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -154,8 +155,8 @@ def short_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
     """Returns the rollouts to embed in a page as {"pieces": texts of tokens, "runs": {run: rollouts}}. In the rollouts, tokens
-    are indices into `pieces`. Omits runs without rollouts. If there are too many rollouts or bytes, keeps only evenly spaced
-    rollouts of each run."""
+    are indices into the list "pieces". Leaves out runs without rollouts. If the rollouts exceed `MOST_ROLLOUTS` or
+    `ROLLOUT_BYTES`, keeps only evenly spaced rollouts of each run."""
     rollouts = {name: rows for name, rows in rollouts.items() if rows}
     most = min(MOST_ROLLOUTS // max(len(rollouts), 1), max(map(len, rollouts.values()), default=0))
     while True:
@@ -172,8 +173,8 @@ def embedded_rollouts(rollouts: dict[str, list[Row]]) -> Row:
 
 
 def numbers(run: Run) -> dict[str, str]:
-    """Returns the measured results of a run as {name: text}. Accuracies and shares of groups include their 95% confidence
-    intervals."""
+    """Returns the measured results of a run as {name: text}. The texts of accuracies and of shares of groups include 95%
+    confidence intervals."""
     found = {}
     training, evals = stage_rows(run.rows, "rl", "reward/first_try"), evaluations(run.rows)
 
@@ -207,8 +208,8 @@ def numbers(run: Run) -> dict[str, str]:
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
-    """Returns a table of the configuration keys whose values differ between runs. Each table row is a list of the dotted key
-    and its value in each run, or – if a run has no value."""
+    """Returns a table of the configuration keys whose values differ between runs. Each row of the table is a list that starts
+    with the dotted key, followed by the key's value in each run. A run without the key has the value "–"."""
     flat = [flatten_dict(config, sep=".") for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     texts = {key: [json.dumps(values[key], ensure_ascii=False) if key in values else "–" for values in flat] for key in keys}
@@ -216,14 +217,14 @@ def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
 
 
 def _values_of_one(run: Run) -> dict[str, Any]:
-    """Returns the variables for rendering the template run.html, except for curves and rollouts."""
+    """Returns the variables for rendering the template report/run.html, except for curves and rollouts."""
     name = str(run.config["task"]["name"])
     titles = {"title": f"{name} · IGPO run", "kind": "IGPO run", "heading": name, "facts": _facts(run)}
     return {**titles, "cards": headline(run.rows), "result": run.result, "config": run.config}
 
 
 def _values_of_several(runs: dict[str, Run]) -> dict[str, Any]:
-    """Returns the variables for rendering the template runs.html, except for curves and rollouts."""
+    """Returns the variables for rendering the template report/runs.html, except for curves and rollouts."""
     found = [numbers(run) for run in runs.values()]
     labels = dict.fromkeys(label for values in found for label in values)
     reached = [[label, *(values.get(label, "–") for values in found)] for label in labels]
@@ -248,8 +249,8 @@ def _values_of_several(runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
-    """Returns a table row with the difference in accuracy, paired by problem, between the latest evaluations of a run and of a
-    reference run. Returns [] if the two runs were not evaluated on the same problems."""
+    """Returns a table row that compares the accuracy in the latest evaluation of a run with that of a reference run. The
+    difference is paired by problem. Returns [] if the two runs were not evaluated on the same problems."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:
@@ -265,9 +266,9 @@ def _difference(name: str, reference: Run, run: Run) -> list[str]:
 
 
 def _compact(row: Row, indices: dict[str, int]) -> Row:
-    """Converts an entry of rollouts.jsonl to the form that a page embeds. Replaces each token by its index in `indices`, and
-    adds new tokens to `indices`. `correct` becomes None if there is no verdict. Entries that earlier versions of this package
-    wrote lack the keys `correct`, `outcome` and `extracted_answer`."""
+    """Converts an entry of rollouts.jsonl to the form that a page embeds. Each token becomes its index in `indices`, and new
+    tokens are added to `indices`. The value of `correct` becomes None if the rollout could not be graded. Entries from earlier
+    versions of this package lack the keys `correct`, `outcome` and `extracted_answer`."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1) if row.get("outcome", "ok") == "ok" else None,
@@ -277,7 +278,7 @@ def _compact(row: Row, indices: dict[str, int]) -> Row:
 
 
 def _seconds(rows: list[Row]) -> dict[str, float]:
-    """Returns the total time in seconds of each training stage that was run."""
+    """Returns {stage: total time in seconds} for the training stages that were run."""
     timed = {stage: sum(row["time/total"] for row in stage_rows(rows, stage, "time/total")) for stage in ("sft", "rl")}
     return {stage: seconds for stage, seconds in timed.items() if seconds}
 

@@ -43,9 +43,9 @@ def document(
     style: str = "",
     **values: Any,
 ) -> str:
-    """Returns a page as one HTML file that loads no other files. `template` extends report/page.html and uses `values`. Plotly
-    draws figure number i of `figures` into the HTML element with the id `figure-i`. `plotly` is Plotly's JavaScript, `rollouts`
-    is the result of `report.page.embedded_rollouts`, and `style` is additional CSS."""
+    """Returns a page as one HTML file that loads no other files. `template` is a template that extends report/page.html, and
+    `values` are its variables. Plotly draws figure number i of `figures` into the HTML element with the id `figure-i`. `plotly`
+    is Plotly's JavaScript, `rollouts` is the result of `report.page.embedded_rollouts`, and `style` is additional CSS."""
     scripts = [*([plotly] if figures else []), SHARED + CANVAS]
     data = embed({"figures": figures, "rollouts": rollouts})
     return render_page(template, [STYLE, PALETTE, style], scripts, data=data, **values)

@@ -1,6 +1,6 @@
-"""Renders the HTML pages and SVG figures of all commands. Templates escape every value that is not `Markup`, and only this module
-makes `Markup`. A page is one file that loads no other files; its Content-Security-Policy lists the hashes of its own scripts and
-style sheets, so that a browser runs nothing else."""
+"""Renders the HTML pages and SVG figures of all commands. Templates escape every value that is not of type `Markup`, and only
+this module creates values of this type. A page is a single file that loads no other files. The Content-Security-Policy of a
+page lists the hashes of the page's own scripts and style sheets, so that a browser runs no other code."""
 
 import base64
 import hashlib
@@ -19,19 +19,20 @@ PLOTLY_STYLE = ""  # Plotly creates an empty style element and adds its rules by
 
 
 def read_source(name: str) -> str:
-    """Reads a script or style sheet of this package. `name` is its path in the package."""
+    """Returns the text of a script or style sheet of this package. `name` is the path of the file in the package."""
     return (PACKAGE / name).read_text(encoding="utf-8")
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Returns a rendered template, given its path in the package. Raises jinja2.UndefinedError if a value is missing."""
+    """Renders a template with the variables `values`, and returns the result. `template` is the path of the template in the
+    package. Raises jinja2.UndefinedError if a variable is missing."""
     return Markup(_TEMPLATES.get_template(template).render(values))
 
 
 def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'", **values: Any) -> Markup:
     """Returns a page rendered from a template that extends report/layout.html. `styles` are style sheets and `scripts` are
-    JavaScript; both are code of this package or of its dependencies. `connect` lists the addresses that the page may connect
-    to, in the syntax of a Content-Security-Policy."""
+    JavaScript. Both must be code of this package or of its dependencies, because they are not escaped. `connect` lists the
+    addresses that the page may connect to, in the syntax of a Content-Security-Policy."""
     style = "".join(styles)
     policy = content_policy([style], scripts, connect)
     trusted = {"style": Markup(style), "scripts": [Markup(script) for script in scripts], "policy": Markup(policy)}
@@ -39,8 +40,8 @@ def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], co
 
 
 def content_policy(styles: Sequence[str], scripts: Sequence[str], connect: str = "'none'") -> str:
-    """Returns a Content-Security-Policy that allows only the given inline style sheets and scripts, and only network
-    connections to the sources `connect`."""
+    """Returns a Content-Security-Policy that allows only the given inline style sheets and scripts, and network connections
+    only to the sources in `connect`."""
     allowed_styles, allowed_scripts = (
         " ".join(map(_source_of, part)) or "'none'" for part in ([*styles, PLOTLY_STYLE], scripts)
     )
@@ -57,7 +58,7 @@ def embed(content: Any) -> Markup:
 
 
 def plotly_text(text: str) -> str:
-    """Escapes a text for a Plotly figure, because Plotly interprets a few HTML tags and all character references."""
+    """Returns a text escaped for a Plotly figure, because Plotly interprets a few HTML tags and all character references."""
     return html.escape(text)
 
 
