@@ -1,4 +1,4 @@
-"""Estimates an RL iteration of math.py on several topologies: as in version 0.1.0, as now, and with a cache.
+"""Estimates an RL iteration of math.py on several topologies, as in version 0.1.0 and now, without and with a cache.
 
     python benchmarks/iteration.py v5e:2x4 v5e:4x4 v5p:2x2x4 v6e:2x4    # needs the extra "tpu"
     python benchmarks/iteration.py h100:8 h100:1                        # needs the extra "plan-gpu"
@@ -28,11 +28,9 @@ from igpo_jax.runtime.mesh import make_mesh
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "iteration.json"
 LENGTHS = read_lengths(DEFAULT_LENGTHS)
-SETTINGS = {
-    "before": {"data.prompt_buckets": (640,), "rl.rollout_chunks": 8, "sampler.layout": "train", "evaluation.batch_size": 64},
-    "exact": {},
-    "cached": {"sampler.cache": "dual", "sampler.commit": "threshold"},
-}
+BEFORE = {"data.prompt_buckets": (640,), "rl.rollout_chunks": 8, "sampler.layout": "train", "evaluation.batch_size": 64}
+CACHED = {"sampler.cache": "dual", "sampler.commit": "threshold"}
+SETTINGS = {"before": BEFORE, "exact": {}, "before cached": BEFORE | CACHED, "cached": CACHED}
 
 
 def fitted_run(topology: str, variant: str, changes: dict) -> Fitted:
@@ -66,13 +64,14 @@ def estimate(run: Fitted, changes: dict, rest: list[dict]) -> dict:
     }
 
 
-def cells(case: dict, before: dict) -> list[str]:
-    """Returns a case's cells: seconds, share of before, communication, reduction of the bytes, layout and peak."""
+def cells(case: dict, before: dict, same: dict) -> list[str]:
+    """Returns a case's cells: seconds, share of the seconds of `before`, share of communication, reduction of the bytes of
+    `same`, layout and peak memory. `same` is the case of version 0.1.0 with the same sampler."""
     peak = f"{case['peak_gib']:.1f} of {case['memory_gib']:.1f}"
     if not case["fits"]:
         return ["does not fit", "", "", "", "", peak]
     layout = f"{case['layout']}{' of ' + str(case['sampling_mesh']['tensor']) if case['layout'] == 'tensor' else ''}"
-    fewer = before["fits"] and case["received_gb"] and before["received_gb"] / case["received_gb"]
+    fewer = same["fits"] and case["received_gb"] and same["received_gb"] / case["received_gb"]
     return [
         f"{case['seconds']:.0f}",
         f"{case['seconds'] / before['seconds']:.2f}" if before["fits"] else "",
@@ -88,10 +87,12 @@ def rows(results: dict) -> list[str]:
     parts = [f"{key} {column}" for key in ("now", "cached") for column in columns]
     lines = []
     for name, cases in results.items():
-        before = cells(cases["before"], cases["before"])
-        lines.append(
-            [name, before[0], before[2], *cells(cases["exact"], cases["before"]), *cells(cases["cached"], cases["before"])]
+        before = cases["before"]
+        old, exact, cached = (
+            cells(cases[now], before, cases[same])
+            for now, same in (("before", "before"), ("exact", "before"), ("cached", "before cached"))
         )
+        lines.append([name, old[0], old[2], *exact, *cached])
     return table(("topology, variant", "before s", "before comm.", *parts), lines)
 
 
@@ -101,19 +102,18 @@ def main() -> None:
     parser.add_argument("--variants", default="lora,full")
     parser.add_argument("--table", action="store_true", help="print the table of the results and compile nothing")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for topology in arguments.topologies:
         for variant in arguments.variants.split(","):
             runs = {name: fitted_run(topology, variant, changes) for name, changes in SETTINGS.items()}
             rest = [measure(program_of(runs["exact"], name)) for name in ("score", "update")]
             found = {name: estimate(run, SETTINGS[name], rest) for name, run in runs.items()}
-            results[f"{topology} {variant}"] = found
-            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            RESULTS.write_text(json.dumps(results | {f"{topology} {variant}": found}, indent=2) + "\n")
             print(
                 f"{topology} {variant}", {name: case.get("seconds", "does not fit") for name, case in found.items()}, flush=True
             )
     if arguments.table:
-        print("\n".join(rows(results)))
+        print("\n".join(rows(json.loads(RESULTS.read_text()))))
 
 
 if __name__ == "__main__":
