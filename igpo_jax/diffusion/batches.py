@@ -1,4 +1,5 @@
-"""Samples completions for many prompts in batches of only a few shapes, because the sampler is compiled for each shape."""
+"""Samples completions for many prompts in batches. The batches have only a few different shapes, because the sampler is
+compiled once for each shape."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,8 @@ from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 
 @flax.struct.dataclass
 class Requests:
-    """Completions to sample, one per row, as host arrays. The noise of a row depends only on the PRNG key, the attempt, the id
-    of the problem, and `draw`, which is the index of the completion."""
+    """Requests for completions, one per row, as host arrays. The noise for sampling a completion depends only on the PRNG key,
+    the attempt, the id of the problem, and `draw`, which is the index of the completion among those of the problem."""
 
     tokens: np.ndarray  # int32 [n, p], prompts padded on the left
     prompt_mask: np.ndarray  # bool [n, p]
@@ -29,14 +30,14 @@ class Requests:
 
     @classmethod
     def blank(cls, prompts: PromptBatch, draw: np.ndarray, model: ModelConfig, decode: DecodeConfig) -> "Requests":
-        """Returns requests without hints, one for each prompt. Every canvas position is MASK."""
+        """Returns one request per prompt, without hints: every canvas position is MASK."""
         # A view that repeats one number and takes no memory; only the rows of a batch are copied.
         canvas = np.broadcast_to(np.int32(model.mask_id), (len(draw), decode.completion_length))
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns a sampler's array arguments in order: prompts, prompt mask and canvas, sharded over `mesh`, and one PRNG key
-        per row."""
+        """Returns the array arguments of a sampler, in the order of the sampler's parameters: prompts, prompt mask and canvas,
+        which are sharded over `mesh`, and one PRNG key per row."""
         keys = completion_keys(key, self.problem_id, self.draw, attempt)
         return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
 
@@ -62,11 +63,13 @@ def complete(
     attempt: int = 0,
     sampler: Callable[..., Sample] | None = None,
 ) -> Iterator[tuple[np.ndarray, Sample]]:
-    """Samples completions batch by batch. Must run under `jax.set_mesh(batching.mesh)`. The caller may stop between batches.
+    """Samples completions batch by batch, and yields the result of each batch. Must run under `jax.set_mesh(batching.mesh)`.
+    The caller may stop after any batch.
 
-    For each batch, yields the row indices of the batch in `requests`, int [m], and a `Sample` on the host with the completions
-    in the same order. The counts of work in the `Sample` include the copies of rows that fill the batch. `attempt` is passed to
-    `completion_keys`. `sampler` is a function with the arguments of `sample`, which is the default."""
+    The result of a batch consists of the indices of its rows in `requests`, int [m], and a `Sample` on the host with the
+    completions of these rows, in the same order. If rows are repeated to fill the batch, the repeated rows also count in the
+    evaluations and FLOPs of the `Sample`. `attempt` is passed to `completion_keys`. `sampler` is a function with the arguments
+    of `sample`. Its default is `sample`."""
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
     divisor = batch_size_divisor(batching.mesh)

@@ -41,9 +41,9 @@ def mask_independently(key: jax.Array, rows: int, length: int) -> Corruption:
 def mask_count(key: jax.Array, rows: int, length: int) -> Corruption:
     """Masks exactly k random tokens of each row, with k uniform in 1..length. The loss of the row has the weight length / k.
 
-    Let P(k) be the probability that a row has k masked tokens, and w(k) the mean weight of such rows. Here and in
-    `mask_independently` (for eps = 0), P(k) w(k) = 1/k, so the expected loss is the same. The variance is lower here, because
-    every row has a masked token and no weight exceeds `length`."""
+    Let P(k) be the probability that a row has k masked tokens, and w(k) the mean weight of such rows. P(k) * w(k) is 1/k for
+    this function, and also for `mask_independently` with eps = 0. Both functions therefore give the same expected loss. With
+    this function, the loss has a lower variance, because every row has a masked token and no weight exceeds `length`."""
     level_key, mask_key = jax.random.split(key)
     k = 1 + jnp.floor(length * stratified_uniform(level_key, rows)).astype(jnp.int32)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (rows, length)), axis=-1), axis=-1)
@@ -54,9 +54,10 @@ HELDOUT_LEVELS = tuple(k / 8 for k in range(1, 9))  # shares of a completion's t
 
 
 def mask_share(rank: np.ndarray, share: float) -> Corruption:
-    """Masks a given share of the tokens of every completion: the k = ceil(share * length) tokens with the lowest `rank`. A
-    token that is masked for one share is also masked for all larger shares. The weight is 1/k, so that the loss is a mean over
-    masked tokens. Each row of `rank`, int32 [b, length], is a permutation of 0..length-1, and `share` is in (0, 1]."""
+    """Masks a given share of the tokens of every completion, namely the k = ceil(share * length) tokens with the lowest `rank`.
+    A token that is masked for one share is therefore also masked for all larger shares. Each row has the weight 1/k, so its
+    loss is the mean over its masked tokens. Each row of `rank`, int32 [b, length], is a permutation of 0..length-1, and `share`
+    is in (0, 1]."""
     k = math.ceil(rank.shape[1] * share)
     return Corruption(rank < k, np.full(len(rank), 1 / k, np.float32))
 
@@ -84,7 +85,7 @@ def negative_bound(
 
     Args:
         prompt, prompt_mask: prompts padded on the left and their mask, int32 and bool [b, p].
-        completion: completions padded with EOS, int32 [b, l]. The loss includes the padding."""
+        completion: completions padded with EOS, int32 [b, l]. The padding counts like other tokens."""
     noisy = jnp.where(corruption.masked, cfg.mask_id, completion)
     tokens = jnp.concatenate([prompt, noisy], axis=1)
     attention_mask = jnp.concatenate([prompt_mask, jnp.ones(completion.shape, bool)], axis=1)

@@ -102,15 +102,16 @@ class Block(flax.struct.PyTreeNode):
         return self.number * self.decode.block_length
 
     def active(self, x: Array) -> jax.Array:
-        """Returns the block's columns of an array [rows, completion length]."""
+        """Returns the columns of `x`, [rows, completion length], that belong to the block."""
         return jax.lax.dynamic_slice_in_dim(x, self.start, self.decode.block_length, axis=1)
 
     def unfinished(self, tokens: Array) -> jax.Array:
         return jnp.any(self.active(tokens) == self.cfg.mask_id)
 
     def full_forward(self, tokens: Array) -> tuple[jax.Array, KVCache | None]:
-        """Runs the network on whole rows. Returns the logits of the block, float32 [rows, block length, vocabulary], and the
-        keys and values of all positions. If `decode.cache` is "none", returns None instead of the keys and values."""
+        """Runs the network on all positions of each row (prompt and completion). Returns the logits of the block, float32
+        [rows, block length, vocabulary], and the keys and values of all positions. If `decode.cache` is "none", returns None
+        instead of the keys and values."""
         rows, out_slice = self._network_input(tokens), (self.state.prompt.shape[1] + self.start, self.decode.block_length)
         if self.decode.cache == "none":
             return self._logits(forward(self.params, rows, self.attention_mask, self.cfg, out_slice)), None
@@ -118,8 +119,8 @@ class Block(flax.struct.PyTreeNode):
         return self._logits(hidden), cache
 
     def cached_forward(self, tokens: Array, cache: KVCache) -> jax.Array:
-        """Runs the network on a window of positions in each row, with the keys and values in `cache` for the other positions.
-        Returns the logits of the block, float32 [rows, block length, vocabulary]."""
+        """Runs the network only on a window of consecutive positions in each row. Attention takes the keys and values of the
+        other positions from `cache`. Returns the logits of the block, float32 [rows, block length, vocabulary]."""
         rows, prompt_length, length = self._network_input(tokens), self.state.prompt.shape[1], self.decode.completion_length
         first = prompt_length + self.start
 
@@ -136,8 +137,8 @@ class Block(flax.struct.PyTreeNode):
         return jax.lax.switch(jnp.argmax(enough), at_end)
 
     def _network_input(self, tokens: Array) -> jax.Array:
-        """Returns the network input, int32 [b, p + l], which is each prompt followed by its completion. With classifier-free
-        guidance, the batch has a second half that repeats the rows with the prompt and the hints masked."""
+        """Returns the network input, int32 [b, p + l]: each prompt followed by its completion. With classifier-free guidance,
+        the result is [2 b, p + l], and its second half repeats the rows with the prompt and the hints masked."""
         prompt, canvas, mask_id = self.state.prompt, self.state.canvas, self.cfg.mask_id
         rows = jnp.concatenate([prompt, tokens], axis=1)
         if self.decode.cfg_scale > 0:
@@ -155,7 +156,8 @@ class Block(flax.struct.PyTreeNode):
 
     def denoise_step(self, carry: DenoiseCarry, logits: jax.Array, first: Array | int = 0) -> tuple[DenoiseCarry, StepInfo]:
         """Draws a token for every position of the block from `logits`, float32 [rows, block length, vocabulary], and writes
-        some of the tokens. The index of the step within the block is `first + carry.step`."""
+        some of the tokens. Returns the updated carry, and a `StepInfo` with the drawn tokens and the written positions. The
+        index of the step within the block is `first + carry.step`."""
         decode = self.decode
         positions = self.start + jnp.arange(decode.block_length)
         step = first + carry.step
@@ -194,9 +196,10 @@ class Block(flax.struct.PyTreeNode):
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Returns the possible window sizes, in ascending order, for `decode.cache` = "prefix". The window is the part at the end
-    of the completion that a step recomputes. It begins at or before the active block. Each size is a branch of one compiled
-    program and costs compile time, so there are only a few sizes."""
+    """Returns the window sizes, in ascending order, that the sampler may use with `decode.cache` = "prefix". A window consists
+    of the last positions of the completion, and contains the active block. A denoising step recomputes only the positions in
+    the window. The compiled program has one branch for each size. There are only a few sizes, because each branch costs compile
+    time."""
     sizes, blocks = [], decode.blocks
     while not sizes or sizes[-1] > decode.block_length:
         sizes.append(blocks * decode.block_length)

@@ -1,7 +1,8 @@
-"""The sampler (reverse process) fills masked tokens block by block, in one compiled loop per block (docs/method.md section 5).
+"""The sampler (reverse process), which fills masked tokens block by block (docs/method.md section 5). Each block runs in one
+compiled loop.
 
 Hints are completion tokens that are filled in before sampling. Denoising steps write only masked positions, so hints never
-change, and inpainting needs no separate sampler. The single denoising step is in denoise.py."""
+change, and inpainting needs no separate sampler. The code of a single denoising step is in denoise.py."""
 
 import functools
 
@@ -44,7 +45,7 @@ def completion_keys(key: jax.Array, problem_id: Array, completion: Array, attemp
 def sample(
     params: Params, prompt: Array, prompt_mask: Array, canvas: Array, row_keys: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> Sample:
-    """Fills the masked positions of a canvas block by block, from left to right.
+    """Samples completions: fills the masked positions of the canvas block by block, from left to right.
 
     Each step draws a token for every masked position of the active block, writes some of them (by default the likeliest, see
     `to_write`) and leaves the others masked. MASK itself and the ids in `cfg.never_drawn` are never drawn. A row whose block
@@ -77,9 +78,9 @@ def sample(
 
 
 def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConfig, decode: DecodeConfig) -> int:
-    """Returns the FLOPs of one row in one block. `full` is the number of forward passes over all `length` positions of the row,
-    and `partial` is the number of forward passes over a window, which is the part of the row that a step with a cache
-    recomputes."""
+    """Returns the FLOPs of sampling one block of one row. The sampler runs `full` forward passes over all `length` positions of
+    the row, and `partial` forward passes over only a window of the row. The window contains the positions that a step with a
+    cache recomputes."""
     rest = decode.completion_length - block * decode.block_length
     window = decode.block_length if decode.cache == "dual" else next(size for size in window_sizes(decode) if size >= rest)
     full_flops = forward_flops(cfg, length, decode.block_length)
@@ -88,9 +89,9 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Expresses the shardings of all arrays in the state in the same form, over the mesh axes (data, fsdp). Otherwise, JAX
-    would recompile a program for a sharding that is equivalent but written differently. Arrays that span several processes keep
-    their sharding, so JAX compiles programs for them a second time."""
+    """Returns the state with all its arrays sharded over the mesh axes (data, fsdp), expressed in the same form. Otherwise, JAX
+    would recompile a program when it meets an equivalent sharding that is written differently. Arrays that span several
+    processes keep their sharding. JAX therefore compiles programs for such arrays a second time."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state
@@ -98,8 +99,8 @@ def canonical_sharding(state: DecodeState) -> DecodeState:
 
 
 def _batch_sizes(rows: int) -> list[int]:
-    """Returns the batch sizes that sampling may use: `rows`, and a half, a quarter and an eighth of `rows` as far as these
-    sizes can be divided evenly over the devices."""
+    """Returns the batch sizes that sampling may use. These are `rows`, and a half, a quarter and an eighth of `rows`. Fractions
+    that cannot be divided evenly over the devices are left out."""
     mesh = jax.sharding.get_abstract_mesh()
     divisor = 1 if mesh.empty else batch_size_divisor(mesh)
     return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]
@@ -107,7 +108,7 @@ def _batch_sizes(rows: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _take_live(state: DecodeState, size: int) -> DecodeState:
-    """Keeps `size` rows of the state: all rows that have not ended, and enough ended rows to fill the batch."""
+    """Returns the state with only `size` rows: all rows that have not ended, and enough ended rows to fill the batch."""
     order = jnp.argsort(state.ended, stable=True)[:size]
     return jax.tree.map(lambda x: shard_rows(x[order]), state)
 
@@ -122,9 +123,9 @@ def _put_back(tokens: jax.Array, unmask_step: jax.Array, state: DecodeState) -> 
 
 @flax.struct.dataclass
 class BlockCarry:
-    """Values that change in the loop that denoises a block. Each iteration runs the network once on whole rows, and then runs
-    the steps that use cached keys and values. The loop bodies increment the counters, so that plan/hlo_cost.py can read the
-    number of iterations from the program."""
+    """State of the loop that denoises a block. Each iteration first runs the network on all positions of the rows. It then runs
+    the steps that reuse the keys and values from this forward pass. The loop bodies increment the counters, so that
+    plan/hlo_cost.py can read the number of iterations from the program."""
 
     full: jax.Array  # int32 [], evaluations of whole rows
     partial: jax.Array  # int32 [], evaluations of windows
@@ -137,13 +138,14 @@ def denoise_block(
     params: Params, state: DecodeState, number: Array, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
     """Runs the denoising steps of block `number`, int32 [], until the block has no masked positions. Returns the new state and
-    three counts, int32 []: forward passes over whole rows, forward passes over windows of the rows, and rows that have not
-    ended."""
+    three counts, int32 []. These are the number of forward passes over all positions, the number of forward passes over only a
+    window of positions, and the number of rows that have not ended."""
     steps, every = decode.steps_per_block, refresh_interval(decode)
     block = Block.begin(params, state, number, cfg, decode)
 
     def run_full(carry: BlockCarry) -> BlockCarry:
-        """Runs the network once on whole rows, and then runs the steps that reuse the resulting keys and values."""
+        """Runs the network once on all positions of the rows, and then runs the steps that reuse the resulting keys and
+        values."""
         first = carry.full * every
         logits, cache = block.full_forward(carry.tokens)
         after, _ = block.denoise_step(DenoiseCarry(carry.tokens, carry.unmask_step, jnp.int32(0)), logits, first)
@@ -170,5 +172,6 @@ def denoise_block(
 
 
 def refresh_interval(decode: DecodeConfig) -> int:
-    """Returns the number of denoising steps from one forward pass over whole rows to the next."""
+    """Returns the number of denoising steps per forward pass over all positions. The first of these steps runs that forward
+    pass, and the other steps use the cache."""
     return 1 if decode.cache == "none" else decode.refresh or decode.steps_per_block

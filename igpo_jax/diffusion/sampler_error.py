@@ -1,5 +1,5 @@
-"""Measures the error of a sampler that caches keys and values: compares its logits with exact logits, which are computed
-without a cache for the same canvases."""
+"""Measures the error of a sampler that caches keys and values. Compares the logits of this sampler with exact logits, which are
+computed without a cache for the same canvases."""
 
 import functools
 from typing import Any
@@ -98,6 +98,7 @@ def block_errors(
 
 
 def divergence(exact: jax.Array, other: jax.Array) -> jax.Array:
-    """Computes KL(exact, other), [...] in nats, from logits, [..., v]. Leaves out tokens whose probability in `exact` is 0."""
+    """Computes the divergence KL(exact || other), [...] in nats, from two arrays of logits, [..., v]. Leaves out tokens whose
+    probability in `exact` is 0."""
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(other)
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1, where=p > -jnp.inf)

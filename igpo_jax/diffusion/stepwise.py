@@ -1,5 +1,5 @@
-"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show the progress of sampling. The tokens are
-the same, but sampling is slower, because the host reads the canvas after every step."""
+"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show the progress of sampling. It samples the
+same tokens, but more slowly, because the host reads the canvas after every step."""
 
 import dataclasses
 import functools
@@ -21,8 +21,9 @@ ALTERNATIVES = 5  # number of likeliest tokens reported for every position
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Canvases of a batch on the host, before the first denoising step or after a step. The last three fields are computed from
-    the step's logits at the positions of the active block; before the first step, they are empty."""
+    """Canvases of a batch on the host, either before the first denoising step or after a step. `probability`, `likeliest` and
+    `likelihood` are computed from the logits of this step in the active block. These three fields are empty before the first
+    step."""
 
     number: int  # the scheduled step, as in `unmask_step`; `HINT` before the first
     tokens: np.ndarray  # int32 [b, l]
@@ -82,8 +83,8 @@ def advance(
     cfg: ModelConfig,
     decode: DecodeConfig,
 ) -> tuple[DecodeState, KVCache | None, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Runs one denoising step of one block. Returns the new state, the cache, and the fields `probability`, `likeliest` and
-    `likelihood` of `Step`.
+    """Runs one denoising step of one block. Returns the new state, the cached keys and values, and the fields `probability`,
+    `likeliest` and `likelihood` of `Step`.
 
     Args:
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].

@@ -84,7 +84,7 @@ def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def exclude_ids(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Sets the logits, [..., v], of the ids in `cfg.never_drawn` to -inf."""
+    """Returns `logits`, [..., v], with the value -inf for the token ids in `cfg.never_drawn`."""
     if not cfg.never_drawn:
         return logits
     excluded = np.zeros(cfg.vocab_size, bool)
@@ -98,11 +98,12 @@ def propose(
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token for every position, int32 [b, k], and computes the token's confidence, float32 [b, k].
 
-    The token is drawn from softmax(logits / T) with temperature T, as the argmax of logits + T * gumbel. The reference code's
-    exp(logits) / (-log u)^T, with uniform random u, has the same argmax, but can overflow. `decode.remasking` selects the
-    confidence: "low_confidence" is the log-probability of the drawn token, "position_first" that of the likeliest token (both
-    without noise), "entropy" is the negative entropy, and "random" is a random number. The ids in `cfg.never_drawn` are not
-    drawn. The softmax of the confidence is nevertheless over all ids, as in the log-probabilities of completions.
+    The token is drawn from softmax(logits / T) with temperature T, as the argmax of logits + T * gumbel. The reference code
+    takes the argmax of exp(logits) / (-log u)^T with uniform random u. This argmax is the same, but the expression can
+    overflow. The ids in `cfg.never_drawn` are not drawn. `decode.remasking` selects the confidence: "low_confidence" is the
+    log-probability of the drawn token, "position_first" is the log-probability of the likeliest token, "entropy" is the
+    negative entropy, and "random" is a random number. The log-probabilities and the entropy are computed without the noise.
+    Their softmax includes the ids in `cfg.never_drawn`, like the softmax in the log-probabilities of completions.
 
     Args:
         logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.
@@ -132,15 +133,16 @@ def propose(
 
 
 def transfer_count(masks: Array, step: Array, steps: int) -> Array:
-    """Returns how many tokens step `step` of `steps` writes in a block that began with `masks` masked positions. The tokens are
-    divided evenly among the steps, and the first steps write one more token each if there is a remainder."""
+    """Returns how many tokens the denoising step with index `step` writes in a block. The block has `masks` masked positions
+    before its first step, and it has `steps` steps. The tokens are divided evenly among the steps. If there is a remainder, the
+    first steps write one more token each."""
     return masks // steps + (step < masks % steps)
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: Array) -> jax.Array:
-    """Selects the masked positions with the highest confidence, float32 [b, k], in each row. `count`, int32 [b], is the number
-    to select. If a row has fewer masked positions, all of them are selected. Masked positions with confidence -inf still rank
-    above unmasked ones."""
+    """Selects the masked positions with the highest confidence in each row, and returns them as a mask, bool [b, k].
+    `confidence` is float32 [b, k], and `count`, int32 [b], is the number of positions to select in each row. If a row has fewer
+    masked positions, all of them are selected. Masked positions with confidence -inf still rank above unmasked positions."""
     lowest = jnp.finfo(confidence.dtype).min
     ranked = rank_descending(jnp.where(masked, jnp.maximum(confidence, lowest), -jnp.inf))
     return masked & (ranked < count[:, None])

@@ -1,5 +1,6 @@
-"""Bidirectional attention behind one function, with three back ends that agree at all positions except padding. The back end
-xla runs everywhere, cudnn is NVIDIA's fused kernel, and splash is JAX's TPU kernel, which never stores the matrix of scores."""
+"""Bidirectional attention, with three back ends that `attend` can call. Their results agree at all positions except padding.
+The back end xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is JAX's TPU kernel, which never stores the matrix of
+scores."""
 
 import flax
 import jax
@@ -20,9 +21,9 @@ LARGEST_BLOCK = 1024  # splash: most positions on each side of a block of scores
 
 @flax.struct.dataclass
 class KVCache:
-    """Attention keys and values of whole rows, after the rotary embedding. The cache of a single layer has no layer axis. The
-    head axis comes before the position axis, because with the opposite order, matrix products on CPUs and GPUs would first copy
-    all keys and values."""
+    """Attention keys and values of all positions of each row. The rotary embedding has already been applied to the keys. The
+    cache of a single layer has no layer axis. The head axis comes before the position axis. With the opposite order, matrix
+    products on CPUs and GPUs would first copy all keys and values."""
 
     k: jax.Array  # [layers, b, k, t, h]
     v: jax.Array  # [layers, b, k, t, h]
@@ -65,10 +66,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: Array, impl
 
 
 def attend_window(q: jax.Array, fresh: KVCache, window: Window, attention_mask: Array) -> jax.Array:
-    """Computes attention from the queries in a window to all positions of their rows, [b, q, n, h] in q's dtype. Positions of
-    the window from `fresh_from` on use the fresh keys and values, and all other positions use the cached ones. The result is
-    the same as if the fresh ones were written into the cache and the back end xla were called. Writing them would copy the
-    whole cache in every layer, so one softmax spans the scores of the cached and of the fresh keys instead.
+    """Computes attention from the queries in a window to all positions of their rows, [b, q, n, h] in q's dtype. Window
+    positions at or after `window.fresh_from` use the keys and values in `fresh`, and all other positions use the cached keys
+    and values. The result is the same as if the fresh keys and values were written into the cache, and the back end xla were
+    called. Writing them would copy the whole cache in every layer. This function instead computes one softmax over the scores
+    of the cached and of the fresh keys.
 
     Args:
         q: queries, [b, q, n, h].
@@ -100,12 +102,12 @@ def attend_window(q: jax.Array, fresh: KVCache, window: Window, attention_mask: 
 
 @jax.custom_vjp
 def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h] with a mask, bool [b, 1, 1 or
-    t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix B.2). Automatic
-    differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small model on a CPU.
-    Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own attention runs,
-    because it moves fewer bytes on TPUs. It processes the queries in chunks if the scores of all queries would exceed
-    `LARGEST_SCORES`, because even a few rows of thousands of tokens have gigabytes of scores."""
+    """Computes attention, [b, t, n, h], of queries [b, t, n, h] to keys and values [b, s, n, h]. The mask is bool [b, 1, 1, s]
+    or bool [b, 1, t, s]. The gradients use stored probabilities and the formulas of FlashAttention (arXiv 2205.14135, appendix
+    B.2). Automatic differentiation would store and transpose more [t, s] matrices, and would take a fifth longer for a small
+    model on a CPU. Gradients are meaningless for a query that may attend to no key. If no gradients are computed, JAX's own
+    attention runs instead, because it moves fewer bytes on TPUs. If the scores of all queries would exceed `LARGEST_SCORES`
+    bytes, the queries are processed in chunks. Even a few rows of thousands of tokens have gigabytes of scores."""
     b, t, n, h = q.shape
     chunks = _query_chunks(b, t, n, k.shape[1])
     if chunks == 1:
@@ -126,8 +128,8 @@ def _dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
 
 
 def _query_chunks(rows: int, queries: int, heads: int, keys: int) -> int:
-    """Returns the smallest number of chunks into which the queries can be split so that the scores of a chunk take at most
-    `LARGEST_SCORES` bytes on each device. The mesh splits rows and heads, but not queries."""
+    """Returns the smallest number of chunks of queries for which the scores of one chunk take at most `LARGEST_SCORES` bytes on
+    each device. The mesh splits rows and heads, but not queries."""
     mesh = jax.sharding.get_abstract_mesh()
     of_query = 4 * rows * heads * keys / (1 if mesh.empty else mesh.size)
     return -(-queries // min(queries, max(1, int(LARGEST_SCORES / of_query))))

@@ -1,5 +1,5 @@
-"""Settings of the network that depend on the devices: the back end of attention, and the number of positions whose logits exist
-at a time."""
+"""Settings of the network that depend on the devices: the back end of attention, and the number of positions whose logits are
+in memory at the same time."""
 
 import dataclasses
 import math
@@ -19,20 +19,21 @@ MOST_HEAD = 128
 
 
 def fit_to_devices(model: ModelConfig, mesh: Mesh, row_lengths: Sequence[int] | None) -> ModelConfig:
-    """Returns the model configuration with values that suit the devices in place of attention="auto" and head_chunk=0. The
-    values depend only on the kind of the devices, so that all hosts get the same ones.
+    """Returns a copy of the model configuration in which attention="auto" and head_chunk=0 are replaced by values that suit the
+    devices. Of the devices, only their kind affects these values, so all hosts get the same values.
 
     Args:
-        row_lengths: the lengths, in positions, of all rows that training and evaluation will compute. None stands for rows of
-            any length, for which no gradients are computed."""
+        row_lengths: the lengths, in positions, of all rows that training and evaluation will compute. If it is None, rows may
+            have any length, and no gradients are computed."""
     attention = _attention(model, mesh.devices.flat[0], row_lengths) if model.attention == AUTO else model.attention
     return dataclasses.replace(model, attention=attention, head_chunk=model.head_chunk or _head_chunk(model, mesh))
 
 
 def attention_conflict(attention: str, model: ModelConfig, device: Any, row_lengths: Sequence[int] | None) -> str:
-    """Returns why a back end cannot compute the attention of a model on a device, or "" if it can. `device` is a `jax.Device`,
-    and `row_lengths` is as in `fit_to_devices`. The requirements of cudnn are those of jax's cuDNN binding and of NVIDIA's
-    support matrix (docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html)."""
+    """Returns the reason why the back end `attention` cannot compute the attention of a model on a device, or "" if it can.
+    `device` is a `jax.Device`, and `row_lengths` is as in `fit_to_devices`. The requirements of the back end cudnn come from
+    JAX's cuDNN binding and from NVIDIA's support matrix
+    (docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html)."""
     platforms, size = PLATFORMS[attention], model.head_size
     if device.platform not in platforms:
         return f"runs on {' and '.join(platforms)}, not on {device.platform}"
@@ -65,9 +66,9 @@ def _attention(model: ModelConfig, device: Any, row_lengths: Sequence[int] | Non
 
 
 def _head_chunk(model: ModelConfig, mesh: Mesh) -> int:
-    """Returns the number of positions per chunk with which the float32 logits, exponentials and gradients take at most a
-    sixteenth of a device's memory. The number is a power of two, and in any case at least 128 and at most 16384. The memory is
-    the published size for this kind of device, or else `ASSUMED_GIB`."""
+    """Returns the number of positions per chunk when logits are computed in chunks. The result is the largest power of two for
+    which the float32 logits, exponentials and gradients of a chunk take at most a sixteenth of a device's memory, but at least
+    128 and at most 16384. The device's memory is the published size for its kind, or `ASSUMED_GIB` if that size is unknown."""
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     memory = (chip.memory_gib if chip else ASSUMED_GIB) * 2**30 / 16
     positions = memory / (3 * 4 * model.vocab_size / mesh.shape["tensor"])

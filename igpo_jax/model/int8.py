@@ -1,7 +1,7 @@
 """Frozen weights in int8: symmetric quantization with one float32 scale per output channel of each matrix.
 
 Norm scales keep their dtype, and the adapters (lora.py) keep float32. A matrix product casts the int8 values to the compute
-dtype, which represents them exactly, and multiplies its float32 result by the scales, so that no dequantized matrix is
+dtype, which represents them exactly. It then multiplies the float32 product by the scales, so a dequantized matrix is never
 stored."""
 
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ EMBEDDING = ("vocab", "embed")  # logical axes of the embedding, which has a sca
 
 
 class Int8Matrix(NamedTuple):
-    """The matrix `values * scale`, or such a matrix for each layer, stacked. The fields hold arrays, or the shapes, shardings
-    or logical axes of these arrays."""
+    """A quantized matrix, which is the product `values * scale`, or a stack of such matrices with one per layer. The fields
+    hold arrays, or the shapes, shardings or logical axes of these arrays."""
 
     values: Any  # int8 [..., in, out]; the embedding: int8 [v, d]
     scale: Any  # float32 [..., 1, out]; the embedding: float32 [v, 1]
@@ -41,9 +41,9 @@ def is_int8(w: Any) -> bool:
 
 
 def quantize(w: jax.Array, axis: int) -> Int8Matrix:
-    """Quantizes a matrix, [in, out], or the matrices of all layers, [n, in, out], one after the other. `axis` is the axis that
-    products sum over, -2 or -1. An entry changes by at most half of its channel's scale. NaN and infinite values make the
-    products of their channel NaN."""
+    """Quantizes a matrix, [in, out], or the stacked matrices of all layers, [n, in, out], one after the other. `axis`, -2 or
+    -1, is the axis that matrix products sum over. Each entry changes by at most half of the scale of its channel. If a channel
+    contains NaN or infinite values, matrix products give NaN for this channel."""
 
     def one(w):
         w = w.astype(jnp.float32)
@@ -55,7 +55,7 @@ def quantize(w: jax.Array, axis: int) -> Int8Matrix:
 
 
 def dequantize(w: Int8Matrix) -> jax.Array:
-    """Returns the matrix in float32."""
+    """Returns the matrix `values * scale` in float32."""
     return w.values * w.scale
 
 
@@ -99,8 +99,8 @@ def in_use(w: Weight, axes: tuple[str, ...], dtype: jnp.dtype) -> Weight:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """Does the same as `sharding.abstract_table`, but represents each matrix by an `Int8Matrix`. `dtype` is the dtype of the
-    norm scales."""
+    """Returns the same table as `sharding.abstract_table`, but represents each matrix by an `Int8Matrix`. `dtype` is the dtype
+    of the norm scales."""
 
     def leaf(shape, dtype, axes):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition(axes)))

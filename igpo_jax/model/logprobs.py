@@ -13,7 +13,7 @@ from igpo_jax.runtime.mesh import BATCH, make_mesh
 
 
 def head_partition(head: Weight) -> P | Int8Matrix:
-    """Returns the `PartitionSpec` of the output matrix as an argument of `jax.shard_map`."""
+    """Returns the `PartitionSpec` of the output matrix, for the argument `in_specs` of `jax.shard_map`."""
     return partition_of(head, ("embed", "vocab"))
 
 
@@ -34,9 +34,10 @@ def token_log_probs(params: Params, hidden: jax.Array, targets: Array, cfg: Mode
 def token_scores(hidden: jax.Array, head: Weight, completions: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probability of every completion token, and the entropy of the network's distribution at this token's
     position. Both are float32 [n, g, l] for g completions of each of n prompts. Runs inside `shard_map`, with the vocabulary
-    split over the mesh axis tensor. Only the logits of `chunk` positions exist at a time (of all positions if `chunk` is 0),
-    and the backward pass recomputes them. `hidden` is [n, r, l, d] for r rows per prompt; g / r completions share a row.
-    `head`, this device's part of the output matrix, is [d / size of fsdp, v / size of tensor], see `head_partition`."""
+    split over the mesh axis tensor. To save memory, the logits are computed for `chunk` positions at a time (for all positions
+    if `chunk` is 0), and recomputed in the backward pass. `hidden` is [n, r, l, d] for r rows per prompt, and g / r completions
+    share a row. `head`, [d / size of fsdp, v / size of tensor], is this device's part of the output matrix, see
+    `head_partition`."""
     if isinstance(head, Int8Matrix):
         head = head._replace(values=jax.lax.all_gather(head.values, "fsdp", tiled=True))
     else:

@@ -91,10 +91,10 @@ def merge(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def merge_matrix(w: jax.Array, adapter: Params, lora: LoraConfig, dtype: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum W + scale * A B for one adapted matrix of all layers, and the share of the change that is lost by
-    rounding to `dtype` (by default the dtype of W). This share is the norm of the rounding error divided by the norm of the
-    change. The sum is computed in float32, layer by layer. Changes that are smaller than half the spacing of bfloat16 numbers
-    disappear. `w` is [n, in, out] for n layers, and `adapter` is {"a": [n, in, r], "b": [n, r, out]} for rank r."""
+    """Adds scale * A B to one adapted matrix W of all layers. Returns the sum in `dtype` (by default the dtype of W), and the
+    share of the change that rounding loses. This share is the norm of the rounding error divided by the norm of the change. The
+    sum is computed in float32, layer by layer, and then rounded. In bfloat16, changes that are smaller than half the spacing of
+    numbers disappear. `w` is [n, in, out] for n layers, and `adapter` is {"a": [n, in, r], "b": [n, r, out]} for rank r."""
 
     def merged(layer):
         w, a, b = layer

@@ -1,5 +1,5 @@
-"""Sharding rules, which map each axis of a parameter to mesh axes. Stored parameters and parameters in use have different
-rules."""
+"""Sharding rules, which map each axis of a parameter to mesh axes. One set of rules applies to stored parameters, and another
+set applies to parameters while a layer is computed."""
 
 import dataclasses
 import functools
@@ -38,8 +38,8 @@ class ParameterInfo:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """Replaces every `ParameterInfo` in a nested dict by a `jax.ShapeDtypeStruct` with its sharding on `mesh`. Raises KeyError
-    if a logical axis is missing in `SHARDING_RULES`."""
+    """Returns a copy of `table`, a nested dict, in which a `jax.ShapeDtypeStruct` with its sharding on `mesh` replaces every
+    `ParameterInfo`. Raises KeyError if a logical axis is missing in `SHARDING_RULES`."""
 
     def place(info: ParameterInfo):
         return jax.ShapeDtypeStruct(info.shape, dtype, sharding=NamedSharding(mesh, partition(info.axes)))

@@ -92,7 +92,7 @@ class ModelConfig:
 
     @property
     def excluded(self) -> int:
-        """Number of ids in `never_drawn`."""
+        """Number of token ids in `never_drawn`."""
         return sum(end - first for first, end in self.never_drawn)
 
 
@@ -244,9 +244,9 @@ def _only(x: Any, out_slice: OutSlice, axis: int = 1) -> Any:
 
 def embed(table: Weight, tokens: Array, dtype: jnp.dtype) -> jax.Array:
     """Looks up tokens, int32 [b, t], in the embedding matrix [v, d], and returns their embeddings, [b, t, d], in `dtype`. On a
-    mesh, every device holds some columns of the matrix, and looks them up for the token rows of all devices on the axis fsdp.
-    The devices then exchange columns for rows, so that only activations are sent. Without this code, XLA's partitioner would
-    gather the whole matrix on every device."""
+    mesh, every device holds only some columns of the matrix. It looks up these columns for the tokens of all devices along the
+    mesh axis fsdp. An all-to-all exchange then gives each device all columns for its own tokens, so only activations are sent.
+    Without this code, XLA's partitioner would gather the whole matrix on every device."""
 
     def local(table, tokens):
         tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
@@ -334,7 +334,8 @@ def _attention(
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
-    """Casts one layer's weights and adapters to `dtype`, except int8 matrices, and gathers them over the mesh."""
+    """Casts the weights and adapters of one layer to `dtype`, and gathers them over the mesh. Int8 matrices are gathered, but
+    not cast."""
     table = parameter_table(cfg)["blocks"]
 
     def ready(path, w):
@@ -346,9 +347,9 @@ def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    """Multiplies x, [b, t, i], by the layer's matrix `name`, [i, o], and adds the product of x and the matrix's adapter
-    (lora.py), if there is one. Merges rows and positions first, because XLA's CPU backend computes the weight gradient far more
-    slowly with two batch axes."""
+    """Multiplies x, [b, t, i], by the layer's matrix `name`, [i, o]. If the matrix has an adapter (lora.py), adds the product
+    of x and the adapter. The axes b and t of x are merged first, because XLA's CPU backend computes the weight gradient far
+    more slowly with two batch axes."""
     rows = x.reshape(-1, x.shape[-1])
     weight, adapter = layer[name], layer.get("adapters", {}).get(name)
     if adapter is None and not isinstance(weight, Int8Matrix):

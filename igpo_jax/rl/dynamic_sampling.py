@@ -1,6 +1,7 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476): an iteration samples further batches of prompts until `rl.prompts` groups
-(completions of the same prompt) contain both correct and wrong completions with different rewards, or until a limit is reached.
-Completions that could not be graded do not count."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476). An iteration samples further batches of prompts until it has `rl.prompts` groups
+that training can learn from, or until a limit is reached. A group consists of the completions of one prompt. Training can learn
+from a group that contains both correct and wrong completions with different rewards. Completions that could not be graded do
+not count."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ def key_of_batch(key: jax.Array, number: int) -> jax.Array:
 
 
 def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
-    """Returns the mask of the groups that have both correct and wrong completions with different rewards, bool [batches, groups
-    per batch]. If all rewards of a group are equal, its advantages are 0, so training cannot learn from it."""
+    """Returns a mask, bool [batches, groups per batch]. It is True for the groups that have both correct and wrong completions,
+    and whose rewards are not all equal. If all rewards of a group are equal, its advantages are 0, so training cannot learn
+    from it."""
     grades = [part.final.grades for part in parts]
     return np.stack(
         [each.correct.any(axis=1) & ~each.all_correct & ~equal_rewards(each.rewards, each.graded) for each in grades]
@@ -32,9 +34,10 @@ def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
 
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
-    """Chooses n groups (completions of one prompt) from several batches of n groups: the first n groups that `mixed`, bool
-    [batches, n], marks as True. If it marks fewer than n groups, adds unmarked groups of the last batch. Returns ascending
-    indices into the concatenated batches, int [n]."""
+    """Chooses n groups from several batches of n groups each. Returns the indices of the chosen groups in the concatenated
+    batches, int [n], in ascending order. A group consists of the completions of one prompt. The first n groups that are True in
+    `mixed`, bool [batches, n], are chosen. If fewer than n groups are True, groups of the last batch that are False are
+    added."""
     batches, n = mixed.shape
     taken = np.flatnonzero(mixed)[:n]
     others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
@@ -42,8 +45,9 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Merges the batches of an iteration into one rollout with the groups that `chosen_groups` chooses, and moves these groups to
-    `mesh`, the mesh of training. The metrics of the rollout cover all sampled groups."""
+    """Merges the batches of an iteration into one rollout that contains only the groups chosen by `chosen_groups`. Moves the
+    `groups` field of the result to `mesh`, which is the mesh of training. The metrics of the result nevertheless cover all
+    sampled groups."""
     if len(parts) == 1:
         return dataclasses.replace(parts[0], groups=shard_batch(parts[0].groups, mesh))
     sampled = _joined(parts)
@@ -78,7 +82,7 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
 
 
 def _widened(groups: GroupBatch, width: int) -> GroupBatch:
-    """Pads prompts on the left to `width` positions."""
+    """Returns `groups` with prompts that are padded on the left to `width` positions."""
     padding = ((0, 0), (width - groups.prompt.shape[1], 0))
     prompt, prompt_mask = (np.pad(x, padding) for x in (groups.prompt, groups.prompt_mask))
     return dataclasses.replace(groups, prompt=prompt, prompt_mask=prompt_mask)

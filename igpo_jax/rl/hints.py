@@ -1,9 +1,9 @@
-"""Hints: pieces of a known solution, written onto the canvas (the positions of a completion) before denoising (docs/method.md
-section 6; paper Eq. 4).
+"""Hints: pieces of a known solution, which are written onto the canvas (the positions of a completion) before denoising
+(docs/method.md section 6; paper Eq. 4).
 
-`segment` cuts the solution into chunks, `choose` selects some, `destinations` places them, and `overwrite` writes them. Every
-function works on whole batches and compiles once. Defaults follow the paper; comments marked "REF" state where the released
-code differs."""
+`segment` cuts the solution into chunks, `choose` selects the chunks to reveal, `destinations` computes where on the canvas
+these chunks start, and `overwrite` writes them onto the canvas. Every function works on whole batches and is compiled once. The
+default settings follow the paper. Comments marked "REF" state where the released code differs."""
 
 import dataclasses
 import functools
@@ -74,8 +74,9 @@ class Chunks:
 
 def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, chunk_max: int) -> Chunks:
     """Cuts traces (reference solutions) into chunks of random size. The lengths of the traces, int32 [b], are at most
-    `max_length`. Each row has `max_length // chunk_min` chunks, and chunks after the end of the trace are empty. A tail shorter
-    than `chunk_min` belongs to no chunk. Rows with the same PRNG key and trace length are cut in the same way."""
+    `max_length`. For each trace, the result has `max_length // chunk_min` chunks, but at least one. Chunks after the end of the
+    trace are empty. A tail shorter than `chunk_min` belongs to no chunk. Traces with the same PRNG key and the same length are
+    cut at the same positions."""
     count = max(1, max_length // chunk_min)
     draw = functools.partial(jax.random.randint, shape=(count,), minval=chunk_min, maxval=chunk_max + 1)
     size = jax.vmap(draw)(keys)
@@ -85,9 +86,10 @@ def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, c
 
 
 def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
-    """Returns how many chunks to reveal, given the number of chunks, int32 [b], and the share to reveal, `ratio`, float32 [b].
-    The number is rounded up if `round_up` is True. Otherwise it is rounded down, but not to 0 if `ratio` is positive. Adds 1e-5
-    before rounding down, because in float32 100 * 0.53 is smaller than 53, and 5 * (1 - 0.6) is smaller than 2."""
+    """Returns how many chunks to reveal, int32 [b]. `chunks`, int32 [b], is the number of chunks, and `ratio`, float32 [b], is
+    the share to reveal. The result is rounded up if `round_up` is True, and down otherwise. If it is rounded down to 0 although
+    `ratio` is positive, one chunk is revealed, provided that there is one. 1e-5 is added before the floor function is applied,
+    because in float32 100 * 0.53 is smaller than 53, and 5 * (1 - 0.6) is smaller than 2."""
     if round_up:
         return chunks - jnp.floor(chunks * (1 - ratio) + 1e-5).astype(jnp.int32)
     at_least = jnp.minimum(chunks, jnp.where(ratio > 0, 1, 0))
@@ -95,8 +97,9 @@ def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
 
 
 def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> Array:
-    """Draws a uniform random subset of the chunks of each trace, bool [b, c]. The chunks in the subset become hints. Each of
-    the b rows has its own PRNG key and its own share of chunks to reveal, `ratio`, float32 [b]."""
+    """Draws a uniform random subset of the chunks of each trace, and returns it as a mask, bool [b, c]. The chunks in the
+    subset become hints. Each of the b traces has its own PRNG key in `keys`, and its own share of chunks to reveal in `ratio`,
+    float32 [b]."""
     exists = chunks.size > 0
     order = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape))(keys, exists)
     rank = jnp.argsort(jnp.argsort(jnp.where(exists, order, 2.0), axis=1), axis=1)
@@ -110,8 +113,8 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
     """Returns the canvas position where each chunk of a trace starts, int32 [b, c]. The values for chunks that are not revealed
-    are meaningless. By default, a chunk keeps its position in the trace. With `stretch`, as in the released code, gaps between
-    revealed chunks grow by up to half."""
+    are meaningless. By default, a chunk keeps its position in the trace. With `stretch`, the gaps between revealed chunks grow
+    by up to half of their length, as in the released code."""
     if not stretch:
         return chunks.start
     usable = max(0, length - FREE_TAIL)
@@ -126,10 +129,10 @@ def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: i
 
 @functools.lru_cache(maxsize=4)
 def stretched(usable: int) -> np.ndarray:
-    """Returns floor(factor * gap) for each trace length and each gap from 0 to `usable`, int32 [usable + 1, usable + 1]. The
-    factor is usable / length, clipped to [1, `MAX_STRETCH`]. Computes in float64, as the released code does, because floor
-    depends on rounding errors: in float64, 226 / 164 * 82 is slightly smaller than its exact value, 113. In float32, other
-    products would be too small."""
+    """Returns a table of stretched gaps, int32 [usable + 1, usable + 1]. The entry [length, gap] is floor(factor * gap), where
+    the factor is usable / length, clipped to [1, `MAX_STRETCH`], and length is the length of the trace. The table is computed
+    in float64, as in the released code, because floor depends on rounding errors. For example, 226 / 164 * 82 in float64 is
+    slightly smaller than the exact value 113. In float32, the rounding errors would affect other products."""
     lengths = np.arange(usable + 1)
     factor = np.clip(usable / np.maximum(lengths, 1), 1.0, MAX_STRETCH)
     return np.floor(factor[:, None] * lengths).astype(np.int32)
@@ -138,9 +141,10 @@ def stretched(usable: int) -> np.ndarray:
 def overwrite(
     canvas: Array, trace: Array, hintable: Array, chunks: Chunks, revealed: Array, destination: Array
 ) -> tuple[Array, Array]:
-    """Writes the revealed chunks of traces, int32 [b, l], onto the canvas, int32 [b, l]. `revealed`, bool [b, c], marks these
-    chunks, and `destination`, int32 [b, c], holds the canvas position of each chunk. Drops tokens outside of the canvas and
-    tokens that may not be shown (False in `hintable`, bool [b, l]). Returns the canvas and the mask of hints, bool [b, l]."""
+    """Writes the revealed chunks of traces onto the canvas. Returns the new canvas, int32 [b, l], and the mask of hints, bool
+    [b, l]. `canvas` and `trace` are int32 [b, l]. `revealed`, bool [b, c], marks the chunks to write, and `destination`, int32
+    [b, c], holds the canvas position of each chunk. Drops tokens that would lie outside of the canvas, and tokens that may not
+    be shown (False in `hintable`, bool [b, l])."""
     position = jnp.arange(canvas.shape[1])
     offset = position - destination[..., None]  # [b, c, l]
     inside = revealed[..., None] & (offset >= 0) & (offset < chunks.size[..., None])
@@ -150,9 +154,9 @@ def overwrite(
 
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
-    """Selects the first tokens of each trace (reference solution) as its hint, bool [b, l]. Only the tokens before the first
-    one that may not be shown are available. `ratio`, float32 [b], is the share of the available tokens to select. If `ratio` is
-    positive, at least one of the available tokens is selected."""
+    """Selects the first tokens of each trace (reference solution) as its hint, and returns them as a mask, bool [b, l]. Only
+    the tokens before the first token that may not be shown (False in `hintable`) are available. `ratio`, float32 [b], is the
+    share of the available tokens to select. If `ratio` is positive and tokens are available, at least one is selected."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)
@@ -160,8 +164,9 @@ def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
 
 
 def overwrite_in_place(canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array) -> tuple[Array, Array]:
-    """Writes the chosen tokens of each trace (reference solution), bool [b, l], onto the canvas at their positions in the
-    trace. Skips tokens that may not be shown. Returns the new canvas and the mask of hints, bool [b, l], like `overwrite`."""
+    """Writes chosen tokens of each trace (reference solution) onto the canvas, at the positions that they have in the trace.
+    `chosen`, bool [b, l], marks these tokens. Skips tokens that may not be shown (False in `hintable`). Returns the new canvas
+    and the mask of hints, bool [b, l], like `overwrite`."""
     is_hint = chosen & hintable & (jnp.arange(canvas.shape[1]) < trace_length[:, None])
     return jnp.where(is_hint, trace, canvas), is_hint
 
@@ -183,11 +188,11 @@ def inpaint(
         key: PRNG key. How a solution is cut into chunks depends on the key and the problem, and with cfg.by_completion also on
             the completion. The hint ratio (share of the solution to reveal) and the choice of the chunks to reveal depend on
             the key, the problem and the completion.
-        problem_id: number of each problem, uint32 [n].
-        canvas: canvases of length l, usually all MASK, int32 [n * G, l]; rows of a problem are adjacent.
+        problem_id: id of each problem, uint32 [n].
+        canvas: canvases of length l, usually all MASK, int32 [n * G, l]. The canvases of the same problem are adjacent.
         trace, hintable: reference solutions, int32 [n, l], and a mask that is True for tokens that may be shown, bool [n, l].
         trace_length: number of leading tokens of each trace that are cut into chunks, int32 [n].
-        ratios: minimum and width of the range of shares to reveal, see `ratio_range`. The default is the range in cfg.
+        ratios: minimum and width of the range of hint ratios, see `ratio_range`. The default is the range in cfg.
 
     Returns:
         The canvas with hints and the mask of hints, both [n * G, l], and the drawn ratios, float32 [n * G]."""
@@ -217,13 +222,15 @@ def inpaint(
 
 
 def max_replaced(cfg: InpaintingConfig, group_size: int) -> int:
-    """Returns how many completions of a group of size G may be replaced at most, which is floor(`replace_fraction` * G)."""
+    """Returns the largest number of completions that may be replaced in a group: floor(`replace_fraction` * G) for group size
+    G."""
     return math.floor(cfg.replace_fraction * group_size + 1e-9)
 
 
 def ratio_range(hint_ratio_center: float | None, cfg: InpaintingConfig) -> tuple[float, float]:
-    """Returns the minimum and the width of the range of hint ratios (shares of a solution to reveal). The default is the
-    configured range. If `hint_ratio_center` is given, the configured range is moved to this center and clipped to [0, 1]."""
+    """Returns the minimum and the width of the range of hint ratios (shares of a solution to reveal). If `hint_ratio_center` is
+    None, the range is the configured one. Otherwise, the configured range is shifted so that its center is `hint_ratio_center`,
+    and clipped to [0, 1]."""
     if hint_ratio_center is None:
         return cfg.ratio_min, cfg.ratio_max - cfg.ratio_min
     half = (cfg.ratio_max - cfg.ratio_min) / 2

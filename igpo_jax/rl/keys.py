@@ -1,11 +1,11 @@
-"""Numbers that give every random draw of an iteration its own PRNG key."""
+"""Numbers from which each kind of random draw in an iteration derives its own PRNG key."""
 
 import enum
 
 
 class KeyPurpose(enum.IntEnum):
-    """Purposes of PRNG keys. The number of a purpose is folded into the key of an iteration or of a batch. Changing a number
-    changes the results of a run."""
+    """Purposes of PRNG keys. To derive the key for a purpose, the number of the purpose is folded into the key of an iteration
+    or of a batch. If a number is changed, the results of a run change."""
 
     FIRST_ATTEMPT = 0  # noise of the sampler in the first attempt
     SECOND_ATTEMPT = 1

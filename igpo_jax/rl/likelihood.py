@@ -32,7 +32,8 @@ PROMPT_SHARE = 0.15  # estimator prompt_masked: probability that a prompt token 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodConfig:
-    """Configuration of the likelihood estimator, which masks completions and scores their tokens (section `objective`)."""
+    """Configuration of the likelihood estimator, which masks completions and scores their tokens. In a configuration file,
+    these keys belong to the section `objective`."""
 
     estimator: str = checked("mean_field", lambda value: one_of(*ESTIMATORS)(value))
     samples: int = 1  # K: views per completion. Only elbo, quadrature, coupled (even K) and trace can have several
@@ -94,9 +95,9 @@ class GroupBatch:
 @flax.struct.dataclass
 class Views:
     """Views (network inputs in which some tokens are masked) of all completions, and the weight of each token in each view. In
-    the shapes below, e is the number of inner steps (1 if all steps share their views), and k is the number of views of a
-    completion. r is the number of network inputs for a prompt in each view (1 if its completions share an input, otherwise the
-    group size g)."""
+    the shapes below, e is the number of inner steps, or 1 if all inner steps use the same views. k is the number of views of a
+    completion. r is the number of network inputs for a prompt in each view: 1 if all completions of the prompt share one input,
+    otherwise the group size g."""
 
     prompt_masked: Array  # bool[e, n, k, r, p]
     masked: Array  # bool[e, n, k, r, l], all True for r = 1
@@ -132,16 +133,16 @@ def _prompt_masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -
 
 
 def _shared_views(prompt_masked: Array, batch: GroupBatch) -> Views:
-    """Returns views that mask whole completions. All completions of a prompt then have the same network input, so the network
-    runs on one row per prompt, and the g completions share the log-probabilities of this row."""
+    """Returns views that mask whole completions. All completions of a prompt then have the same network input. The network
+    therefore computes only one sequence per prompt, and the g completions share its log-probabilities."""
     whole = jnp.ones((len(prompt_masked), *batch.completions.shape), bool)
     return Views(prompt_masked, whole[:, :, None, :1], whole[:, :, None].astype(jnp.float32), whole)
 
 
 def row_views(draw: Callable, key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
-    """Draws the views (network inputs in which some tokens are masked) of every completion independently. `draw` is a function
-    of (key, steps, samples, length) that returns the masks, bool, and the weights, float32, of one completion. Both arrays have
-    the shape [steps, samples, length]."""
+    """Draws the views (network inputs in which some tokens are masked) of every completion independently. The function `draw`
+    is called as draw(key, steps, samples, length). It returns the masks, bool, and the weights, float32, of one completion,
+    both with the shape [steps, samples, length]."""
     n, g, length = batch.completions.shape
     shape = cfg.inner_steps, cfg.samples, length
     completion = jnp.tile(jnp.arange(g, dtype=jnp.uint32), n)
@@ -158,8 +159,8 @@ def _masked_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views
 
 
 def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks random tokens of one completion, for `row_views`. The masking probability grows with every inner step. If there are
-    several inner steps, the probability is 1 in the last one."""
+    """Draws the masks and weights of one completion for `row_views`. The masks hide random tokens, and the masking probability
+    grows with every inner step. If there are several inner steps, the probability is 1 in the last one."""
     level_key, mask_key = jax.random.split(key)
     first = jax.random.randint(level_key, (), LOWEST_LEVEL, NOISE_LEVELS - 1)
     fraction = jnp.arange(steps) / max(steps - 1, 1)
@@ -169,30 +170,32 @@ def _growing_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _elbo_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m random tokens of one completion in every view, for `row_views`. For every view, m is drawn uniformly from
-    1..length."""
+    """Draws the masks and weights of one completion for `row_views`. Every view masks m random tokens, where m is drawn
+    uniformly from 1..length for each view."""
     number_key, order_key = jax.random.split(key)
     number = jax.random.randint(number_key, (steps, samples), 1, length + 1)
     return _last_masks(order_key, number, length)
 
 
 def _quadrature_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Masks m random tokens of one completion in every view, like `_elbo_masks`. The values of m are evenly spaced and start at
-    a random offset, so all values in 1..length are still equally likely."""
+    """Draws the masks and weights of one completion for `row_views`. Every view masks m random tokens. The values of m in the
+    views of one inner step are evenly spaced, and start at a random offset. All values in 1..length are therefore equally
+    likely."""
     number_key, order_key = jax.random.split(key)
     return _last_masks(order_key, _spread_numbers(number_key, steps, samples, length), length)
 
 
 def _last_masks(key: Array, number: Array, length: int) -> tuple[Array, Array]:
-    """Masks random tokens of one completion. `number`, int32 [steps, samples], is the number of tokens to mask in each view.
-    Returns the masks and the weights for `row_views`."""
+    """Draws the masks and weights of one completion for `row_views`. Each view masks random tokens. `number`, int32 [steps,
+    samples], is the number of tokens to mask in each view."""
     masked = _random_ranks(key, (*number.shape, length)) < number[..., None]
     return masked, masked * (length / (number.shape[1] * number))[..., None]
 
 
 def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[Array, Array]:
-    """Draws a number m in 1..length for each pair of views. The first view of a pair masks m random tokens of one completion,
-    and the second view masks the other length - m tokens. If m is the length, the second view masks all tokens too."""
+    """Draws the masks and weights of one completion for `row_views`. The views form pairs, and a number m in 1..length is drawn
+    for each pair. The first view of a pair masks m random tokens, and the second view masks the other length - m tokens. If m
+    is the length, the second view masks all tokens too."""
     number_key, order_key = jax.random.split(key)
     number = _spread_numbers(number_key, steps, samples // 2, length)[..., None]
     rank = _random_ranks(order_key, (steps, samples // 2, length))
@@ -202,8 +205,8 @@ def _coupled_masks(key: Array, steps: int, samples: int, length: int) -> tuple[A
 
 
 def _spread_numbers(key: Array, steps: int, samples: int, length: int) -> Array:
-    """Returns `samples` numbers of tokens to mask for each inner step, int32 [steps, samples]. The numbers of one step are
-    evenly spaced in 1..length and start at a random offset."""
+    """Returns the number of tokens to mask in each view, int32 [steps, samples]. The numbers of one inner step are evenly
+    spaced in 1..length, and start at a random offset."""
     place = (jnp.arange(samples) + jax.random.uniform(key, (steps, 1))) / samples
     return 1 + jnp.minimum(jnp.floor(length * place).astype(jnp.int32), length - 1)
 
@@ -214,8 +217,8 @@ def _random_ranks(key: Array, shape: tuple[int, ...]) -> Array:
 
 def _trace_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
     """Returns views that follow the order in which the sampler wrote the tokens. The denoising steps of a completion, up to the
-    step that wrote the last token in the loss, are divided into equal parts. View j masks the tokens that were written in part
-    j or later, and scores the tokens that were written in part j."""
+    step that wrote the last token in the loss, are divided into equal ranges, one for each view. View j masks the tokens that
+    were written in range j or later, and scores the tokens that were written in range j."""
     n, g, _ = batch.completions.shape
     generated = batch.unmask_step != HINT
     steps = 1 + jnp.max(batch.unmask_step, axis=-1, keepdims=True, initial=0, where=batch.loss_mask)
@@ -238,8 +241,8 @@ ESTIMATORS: dict[str, Callable[[Array, GroupBatch, LikelihoodConfig], Views]] = 
 
 
 def hidden_states(params: Params, batch: GroupBatch, views: Views, cfg: ModelConfig) -> Array:
-    """Computes the hidden states of completions in one inner step, [n, k * r, l, d], for n prompts with k views of r rows each.
-    d is the width of the network."""
+    """Computes the hidden states of completions in one inner step, [n, k * r, l, d]. There are n prompts, each with k views,
+    and r network inputs for each view of a prompt. l is the length of a completion, and d is the width of the network."""
     n, k, r, _ = views.masked.shape
     length = batch.completions.shape[-1]
     completion = jnp.where(views.masked, cfg.mask_id, batch.completions[:, None, :r])

@@ -84,8 +84,8 @@ class ObjectiveConfig(LikelihoodConfig):
 
 
 def equal_rewards(rewards: np.ndarray, graded: np.ndarray) -> np.ndarray:
-    """Returns the mask of the groups whose rewards are all equal up to rounding, bool [n]. Such groups give no learning signal.
-    `rewards` is float32 [n, g]. Ignores completions that are False in `graded`, bool [n, g]."""
+    """Returns a mask, bool [n], that is True for the groups whose rewards are all equal up to rounding. Such groups give no
+    learning signal. `rewards` is float32 [n, g]. Completions that are False in `graded`, bool [n, g], are ignored."""
     least = np.min(rewards, axis=1, where=graded, initial=np.inf)
     most = np.max(rewards, axis=1, where=graded, initial=-np.inf)
     return most - least <= ROUNDING * np.max(np.abs(rewards), axis=1, where=graded, initial=0)
@@ -93,10 +93,10 @@ def equal_rewards(rewards: np.ndarray, graded: np.ndarray) -> np.ndarray:
 
 def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.ndarray:
     """Returns the advantages of completions, float32 [n, g], given their rewards, float32 [n, g]. The advantage is the reward
-    minus the mean reward of the group. If `normalize` is True, it is divided by the standard deviation of the group's rewards
-    plus `ADVANTAGE_EPSILON`. Both statistics cover only the completions that are True in `graded`, bool [n, g]; the others get
-    advantage 0. If `equal_rewards` is True for a group, all its advantages are 0, because the differences between its rewards
-    are rounding errors."""
+    minus the mean reward of the group. If `normalize` is True, this difference is divided by the standard deviation of the
+    group's rewards plus `ADVANTAGE_EPSILON`. The mean and the standard deviation cover only the completions that are True in
+    `graded`, bool [n, g]. All other completions get advantage 0. If `equal_rewards` is True for a group, all its advantages are
+    0, because the differences between its rewards are rounding errors."""
 
     def group_mean(values):
         number = np.maximum(graded.sum(axis=1, keepdims=True, dtype=values.dtype), 1)
@@ -111,9 +111,9 @@ def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.n
 
 @flax.struct.dataclass
 class LogProbs:
-    """Log-probabilities of the completions' tokens under the old and the reference policy, in each of the k views. They stay
-    fixed during the inner updates. The leading axis e of the arrays is the inner step. Its size is 1 if all inner steps have the
-    same views."""
+    """Log-probabilities of the completions' tokens under the old and the reference policy, in each of the k views. These values
+    stay fixed during the inner updates. The leading axis e of the arrays is the inner step. Its size is 1 if all inner steps
+    have the same views."""
 
     old: Array  # f32[e, n, k, g, l]
     reference: Array  # f32[e, n, k, g, l]
@@ -142,9 +142,10 @@ def compute_logprobs(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> LogProbs:
-    """Computes log-probabilities under the old and the reference policy, and the loss mask after the entropy filter. `params` are
-    the parameters of the policy that sampled the rollout, `reference` are the parameters of the policy in the KL term, and
-    `key` is the iteration's PRNG key. The batch is computed in `microbatches` parts, one after the other, to save memory."""
+    """Computes log-probabilities under the old and the reference policy, and the loss mask after the entropy filter. `params`
+    are the parameters of the policy that sampled the rollout, and `reference` are the parameters of the policy in the KL term.
+    `key` is the PRNG key of the iteration. To save memory, the batch is split into `microbatches` parts, which are computed one
+    after the other."""
     per_row, head = P(BATCH), head_partition(head_matrix(params, cfg))
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, head, per_row, per_row), out_specs=(per_row, per_row))
@@ -171,9 +172,9 @@ def compute_logprobs(
 
 
 def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
-    """Returns the mask of the candidate tokens with the highest entropy in each completion, bool [..., l]. `candidates` is bool
-    [..., l], and `entropy` float32 [..., l]. Of h candidates in a completion, max(1, floor(keep * h)) are selected, or none if
-    `keep` is 0 (docs/method.md section 11)."""
+    """Selects the candidate tokens with the highest entropy in each completion, and returns them as a mask, bool [..., l].
+    `candidates` is bool [..., l], and `entropy` is float32 [..., l]. Of h candidates in a completion, max(1, floor(keep * h))
+    are selected. If `keep` is 0, none is selected (docs/method.md section 11)."""
     number = candidates.sum(axis=-1, keepdims=True)
     kept = jnp.maximum(int(keep > 0), jnp.floor(keep * number + 1e-6).astype(jnp.int32))
     order = jnp.argsort(jnp.argsort(-jnp.where(candidates, entropy, -jnp.inf), axis=-1, stable=True), axis=-1)
@@ -181,9 +182,10 @@ def entropy_filter(entropy: Array, candidates: Array, keep: float) -> Array:
 
 
 def group_weights(advantages: Array, used: Array) -> jax.Array:
-    """Returns the weights softmax(A) - softmax(-A) of the wd1 loss, float32 [..., g], for a group's advantages A. The weights
-    are 0 if all advantages are equal. They are multiplied by g, so that a mean over completions equals the sum in wd1. The
-    softmax is over the completions that are True in `used`, bool [..., g]; the others get weight 0."""
+    """Returns the weights of completions in the wd1 loss, float32 [..., g]. The weights are g * (softmax(A) - softmax(-A)),
+    where A are the advantages of a group. The factor g makes a mean over completions equal to the sum over completions in wd1.
+    If all advantages are equal, the weights are 0. The softmax covers only the completions that are True in `used`, bool [...,
+    g]. All other completions get weight 0."""
     plus, minus = (jax.nn.softmax(sign * advantages, axis=-1, where=used) for sign in (1, -1))
     return (plus - minus) * advantages.shape[-1]
 
@@ -192,14 +194,16 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
     """Estimates KL(new || reference) from the log-probabilities of a token that the old policy sampled. With
     d = log reference - log new and rho = p_new / p_old, the estimators are:
 
-    - k1 = -d. Its gradient is 0 on average over samples of the new policy.
-    - k2 = d^2 / 2. Its gradient, -d * grad log p_new, is that of the KL on average over samples of the new policy.
-    - k3 = e^d - d - 1 (Schulman 2020; used in the paper). Its value is the KL on average over samples of the new policy, but its
-      gradient is that of KL(reference || new). It continues linearly for d > `MAX_K3_GAP`.
-    - k3_corrected = rho * k3 (DeepSeek-V3.2, arXiv 2512.02556). Its value and its gradient, -rho * d * grad log p_new, are
-      those of the KL on average over samples of the old policy.
+    - k1 = -d. Averaged over samples of the new policy, its gradient is 0.
+    - k2 = d^2 / 2. Its gradient is -d * grad log p_new. Averaged over samples of the new policy, this is the gradient of KL(new
+      || reference).
+    - k3 = e^d - d - 1 (Schulman 2020; used in the paper). Averaged over samples of the new policy, its value is KL(new ||
+      reference), but its gradient is that of KL(reference || new). For d > `MAX_K3_GAP`, the estimator continues linearly.
+    - k3_corrected = rho * k3 (DeepSeek-V3.2, arXiv 2512.02556). Its gradient is -rho * d * grad log p_new. Averaged over
+      samples of the old policy, both its value and its gradient are those of KL(new || reference).
 
-    All estimates are 0 if the policies are equal, as they are before the first update of the RL stage."""
+    All estimates are 0 if the new, the old and the reference policy are equal, which is the case before the first update of the
+    RL stage."""
     gap = reference - new
     if kind == "k1":
         return -gap
@@ -218,8 +222,8 @@ def kl_estimate(new: Array, old: Array, reference: Array, kind: str) -> Array:
 
 
 def kl_is_bounded(new: Array, old: Array, reference: Array, kind: str) -> Array:
-    """Returns a bool array that is True for each token whose estimate in `kl_estimate` is limited because a ratio is too
-    large."""
+    """Returns a bool array that is True for the tokens whose KL estimate is limited by `kl_estimate`, because a ratio of
+    probabilities is too large."""
     if kind == "k3":
         return reference - new > MAX_K3_GAP
     corrected = kind == "k3_corrected"
@@ -239,10 +243,10 @@ def token_mean(values: Array, mask: Array) -> jax.Array:
 def log_ratios(
     new: Array, old: Array, weight: Array, advantages: Array, loss_mask: Array, cfg: ObjectiveConfig
 ) -> tuple[Array, Array]:
-    """Returns the log-ratios of the new to the old policy, and the weights with which the clipped objective of a token is
-    summed over views. With cfg.ratio="token", each token has one log-ratio in each view, and both arrays are float32
-    [..., k, g, l]. With "sequence", all tokens and views of a completion share one log-ratio. It is repeated for every token,
-    with weight 1; both arrays are float32 [..., 1, g, l]. `policy_terms` describes the arguments."""
+    """Returns the log-ratios of the new to the old policy, and weights for summing the clipped objective of a token over views.
+    With cfg.ratio="token", each token has one log-ratio in each view, and both arrays are float32 [..., k, g, l]. With
+    cfg.ratio="sequence", all tokens and views of a completion share one log-ratio. This log-ratio is repeated for every token,
+    with weight 1, and both arrays are float32 [..., 1, g, l]. The arguments are those of `policy_terms`."""
     if cfg.ratio == "token":
         return jnp.where(weight > 0, new - old, 0.0), weight
     if cfg.reference_code:  # averages over all tokens, also over those that are not masked in a view
@@ -266,13 +270,15 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion from the log-probabilities of its l tokens in k views.
 
-    Token ratios and KL estimates are exponentials of log-probabilities, so they are computed in each view and then summed over
-    the views with the weights. The sequence ratio, the wd1 loss and cfg.hint_supervision use token scores, see `combine`.
+    Token ratios and KL estimates are exponentials of log-probabilities. They are therefore computed in each view, and then
+    summed over the views with the weights. The sequence ratio, the wd1 loss and cfg.hint_supervision use the token scores that
+    `combine` returns.
 
     Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient, with two exceptions. With
     cfg.hint_supervision, hint tokens of completions with a positive advantage get the gradient of the supervised loss. With
-    cfg.reference_code, all tokens get a gradient through the sequence ratio, and the loss of a completion is multiplied by its
-    number of tokens in the loss mask, divided by the mean of this number in the group (docs/method.md section 10).
+    cfg.reference_code, all tokens get a gradient through the sequence ratio. The loss of a completion is then also multiplied
+    by c / m, where c is the number of its tokens in the loss mask, and m is the mean of c over the group (docs/method.md
+    section 10).
 
     Args:
         new, old, reference: log-probabilities under the three policies, float32 [..., k, g, l].
@@ -284,7 +290,8 @@ def policy_terms(
 
     Returns:
         The loss and a dict of statistics, each float32 [..., g]. policy/overflow is the number of tokens whose ratio or KL
-        estimate was limited. The other statistics are means over the tokens of a completion; means of ratios are weighted."""
+        estimate was limited. The other statistics are means over the tokens of a completion. The means of ratios are
+        weighted."""
     log_ratio, share = log_ratios(new, old, weight, advantages, loss_mask, cfg)
     new, old, reference = (jnp.where(weight > 0, x, 0.0) for x in (new, old, reference))
     kl = jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)
@@ -336,7 +343,7 @@ def loss_and_statistics(
     vocabulary over the mesh axis `tensor`. The result does not depend on the number of devices.
 
     Args:
-        logprobs: one update's slice of the result of `compute_logprobs`."""
+        logprobs: result of `compute_logprobs` for one inner update, without the leading axis e."""
     rows, head = batch.advantages.size, head_matrix(params, cfg)
     per_row, specs = P(BATCH), head_partition(head)
 

@@ -120,15 +120,15 @@ def rollout(
     mesh: Mesh,
     check_preemption: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Samples and grades a group of completions for each prompt. If all completions of a group are wrong, samples the group a
-    second time with hints, which are pieces of the reference solution (the trace), and replaces some wrong completions with
-    correct ones of the second attempt. A completion that could not be graded (without a verdict) does not count as wrong. It
-    gets advantage 0 and no tokens in the loss mask.
+    """Samples and grades a group of completions for each prompt. If all completions of a group are wrong, the group gets a
+    second attempt: it is sampled again with hints, which are pieces of the reference solution (the trace). Correct completions
+    of the second attempt then replace some of the wrong ones. A completion that could not be graded has no verdict, and does
+    not count as wrong. Its advantage is 0, and none of its tokens are in the loss mask.
 
     Args:
         prompts: host arrays that are equal on every process. The number of prompts must be a multiple of cfg.prompts_at_once
             and of the product of the mesh sizes data and fsdp. With inpainting.source="own", the traces are earlier correct
-            completions of this policy, and problems that have none are not sampled a second time.
+            completions of this policy, and a problem without such a completion gets no second attempt.
         mesh: mesh of `params`. The function must run under `jax.set_mesh(mesh)`.
         key: PRNG key of the iteration's batch. Random draws depend only on the key, the problem and the completion's index.
         check_preemption: function that may raise an exception. All processes call it after every chunk of prompts."""
@@ -160,8 +160,8 @@ def rollout(
 
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
-    """Samples new completions, starting from canvases with hints, for the groups `triggered`, whose first completions are all
-    wrong."""
+    """Samples and grades new completions for the groups `triggered`, whose first completions are all wrong. The sampler starts
+    from canvases with hints."""
     cfg = context.cfg
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
@@ -213,9 +213,10 @@ def _sample_attempt(
 
 
 def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Array, cfg: RolloutConfig) -> list[np.ndarray]:
-    """Chooses, for each group of the second attempt, the correct completions that will replace wrong completions of the first
-    attempt. Draws at most floor(lambda * G) of them at random, for group size G and lambda = `replace_fraction`. Returns their
-    ascending indices in the group, one array int [k] per group. `correct` is bool [groups, G]."""
+    """Chooses the correct completions of the second attempt that will replace completions of the first attempt. In each group
+    of size G, at most floor(lambda * G) correct completions are drawn at random, where lambda is `replace_fraction`. Returns
+    one array, int [k], per group of the second attempt. It holds the indices of the chosen completions in the group, in
+    ascending order. `correct` is bool [groups, G]."""
     most = max_replaced(cfg.inpainting, cfg.group_size)
     seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, KeyPurpose.REPLACEMENTS))).tolist()
     draws = [np.random.default_rng([*seed, problem]) for problem in problem_id]
@@ -225,10 +226,11 @@ def choose_replacements(correct: np.ndarray, problem_id: np.ndarray, key: jax.Ar
 def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
-    """Replaces completions of the groups `triggered`, which have no correct first attempt, by the completions of the second
-    attempt that `source` selects. Completions without a verdict are replaced first, because they are not trained on. Then wrong
-    ones are replaced, from the end of the group, or from its start if `from_front` is True. Returns the final attempt and the
-    mask of replaced completions, bool [n, g]."""
+    """Replaces completions of the first attempt by completions of the second attempt. Returns the final attempt and the mask of
+    replaced completions, bool [n, g]. `triggered` holds the indices of the groups with a second attempt, which have no correct
+    first attempt. `source` holds the indices of the new completions in each of these groups. Completions without a verdict are
+    replaced first, because they are not trained on. Then wrong completions are replaced, beginning at the end of the group, or
+    at its start if `from_front` is True."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     order = np.arange(first.tokens.shape[1])[:: 1 if from_front else -1]
@@ -251,8 +253,8 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
     """Pads `groups`, an array of group indices, with copies of its first element, so that the sampler is compiled for only a
     few batch sizes. The result consists of full chunks of `most` groups, followed by a chunk for the remaining groups. The size
-    of this last chunk is a quarter of `most`, half of `most`, or `most`: the smallest that holds the remaining groups and
-    divides evenly over the devices."""
+    of this last chunk is a quarter of `most`, half of `most`, or `most`. Of these sizes, the smallest one is used that holds
+    the remaining groups and divides evenly over the devices."""
     sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
@@ -260,9 +262,9 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> n
 
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
-    """Returns the metrics of a rollout by their names in the log. Rewards, correctness and hint metrics are means. Times are in
-    seconds. Means of rewards and correctness are over the completions with a verdict, or the groups with such a completion, and
-    NaN if there are none."""
+    """Returns a dict that maps the names of metrics in the log to their values in this rollout. Rewards, correctness and hint
+    metrics are means. Times are in seconds. Means of rewards and correctness leave out completions without a verdict, and
+    groups in which no completion has a verdict. If nothing is left, the mean is NaN."""
 
     def mean(values, where=...) -> float:
         values = np.asarray(values)[where]

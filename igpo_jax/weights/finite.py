@@ -26,8 +26,8 @@ def _count(tensor: jax.Array) -> jax.Array:
 
 
 def check_finite(tensor: jax.Array | np.ndarray, place: str, allow: bool = False) -> None:
-    """Raises ValueError if values of the tensor are NaN or infinite. The message begins with `place`, which names the file and
-    the tensor. Logs a warning instead if `allow` is True. Every process must call this function."""
+    """Raises ValueError if any value of the tensor is NaN or infinite. If `allow` is True, logs a warning instead. The message
+    begins with `place`, which names the file and the tensor. Every process must call this function."""
     if not np.isnan(_zero(tensor).addressable_data(0)):
         return
     count = int(np.asarray(_count(tensor).addressable_data(0)))

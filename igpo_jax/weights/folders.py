@@ -1,8 +1,9 @@
 """Reads and writes weights of LLaDA and iLLaDA (docs/method.md section 3).
 
-A Hugging Face folder has config.json and safetensors files. A model folder is this project's own format. It has the same files
-except the weights, and params/ with one Orbax checkpoint per parameter. Parameters are sharded over the mesh and processed one
-at a time. Therefore a conversion holds only one parameter (all layers stacked) and one layer's tensor in memory."""
+A Hugging Face folder has config.json and safetensors files. A model folder is this project's own format. It has the same files,
+except that a folder params/ with one Orbax checkpoint per parameter takes the place of the weight files. Parameters are sharded
+over the mesh and processed one at a time. Therefore a conversion holds only one parameter (all layers stacked) and one layer's
+tensor in memory."""
 
 import contextlib
 import functools
@@ -89,9 +90,9 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
 
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
-    """Reads a tensor with its rows sharded over all devices, or over fewer mesh axes if the rows cannot be divided evenly. Thus
-    each process reads one range of bytes. With the parameter's own sharding, Orbax would read thousands of pieces, and every
-    host would read the whole tensor."""
+    """Reads a tensor with its rows sharded over all devices, or over fewer mesh axes if the rows cannot be divided evenly. With
+    this sharding, each process reads one range of bytes. With the parameter's own sharding, Orbax would read thousands of
+    pieces, and every host would read the whole tensor."""
     candidates = (AXES, AXES[1:], AXES[2:])
     divides = (axes for axes in candidates if stored.shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0)
     sharding = NamedSharding(mesh, P(next(divides, None)))
@@ -168,10 +169,10 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_nonfinite: bool = False) -> Params:
-    """Loads all parameters of a Hugging Face or model folder. They have the dtype `cfg.param_dtype` and are sharded over the
-    mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. If the folder is
-    incomplete, or if values are NaN or infinite and `allow_nonfinite` is False, raises a ValueError that names the file or
-    tensor."""
+    """Loads all parameters of a Hugging Face or model folder. The parameters have the dtype `cfg.param_dtype` and are sharded
+    over the mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. Raises a
+    ValueError that names the file or tensor if the folder is incomplete. Does the same if values are NaN or infinite and
+    `allow_nonfinite` is False."""
     stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
     params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
     params = _with_progress(params, cfg, mesh, "loading")
@@ -179,7 +180,7 @@ def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_n
 
 
 def _quantized(stream: Stream, cfg: ModelConfig, mesh: Mesh) -> Iterator[tuple[Path, jax.Array | int8.Int8Matrix]]:
-    """Quantizes the matrices of a stream, and casts its norm scales to `cfg.param_dtype`."""
+    """Yields the parameters of a stream. Quantizes the matrices, and casts the norm scales to `cfg.param_dtype`."""
     leaves, axes = flatten_dict(abstract_base(cfg, mesh)), flatten_dict(parameter_table(cfg))
     for path, value in stream:
         leaf = leaves[path]
@@ -248,9 +249,10 @@ def export(
 
 
 def original_name(folder: str | os.PathLike) -> str:
-    """Returns the name or path under which Hugging Face's libraries find the model in a Hugging Face or model folder. This is
-    the name on the hub if the folder is in the hub's cache, else the absolute path. It is empty for a model folder that was
-    converted by an earlier version."""
+    """Returns a name or path under which Hugging Face's libraries find the model. For a Hugging Face folder, this is the
+    model's name on the hub if the folder is in the hub's cache, otherwise the absolute path of the folder. For a model folder,
+    it is the name or path of the Hugging Face folder that was converted. It is empty if an earlier version of this project
+    converted the folder."""
     folder = pathlib.Path(folder).absolute()
     if (folder / ORIGIN).is_file():
         source = read_json(folder / ORIGIN).get("source")
@@ -304,8 +306,9 @@ def write_safetensors(
 
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies all files except the weights and `ORIGIN`, such as the configuration, the tokenizer, the modeling code and the
-    license. Only process 0 copies files. Raises ValueError on all processes if `check_link` refuses a file."""
+    """Copies the files of a model that are not weights, such as the configuration, the tokenizer, the modeling code and the
+    license. Does not copy `ORIGIN`. Only process 0 copies files. Raises ValueError on all processes if `check_link` refuses a
+    file."""
     with raise_on_all_hosts():
         for file in sorted(pathlib.Path(source).iterdir()) if jax.process_index() == 0 else ():
             if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
@@ -314,9 +317,9 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 
 
 def check_link(file: pathlib.Path) -> None:
-    """Raises ValueError if a file to be copied or converted is a symbolic link that leads out of its folder. Such a folder may come from a
-    stranger, and the link may lead to any file of the user. Allows links to the blobs of the same model in Hugging Face's
-    cache."""
+    """Raises ValueError if `file`, which will be copied or converted, is a symbolic link that leads out of its folder. A
+    model's folder may come from a stranger, and such a link could lead to any file of the user. Links to the blobs of the same
+    model in Hugging Face's cache are allowed."""
     folder = pathlib.Path(os.path.realpath(file.parent))
     blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
     found = pathlib.Path(os.path.realpath(file))

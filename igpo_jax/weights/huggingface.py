@@ -1,6 +1,6 @@
-"""Reads the configuration of Hugging Face folders of LLaDA and iLLaDA, names their tensors, and compares checksums
-(docs/method.md section 3). The formats are taken from LLaDA's released configuration and modeling code, and from iLLaDA's
-modeling code."""
+"""Reads the configuration in Hugging Face folders of LLaDA and iLLaDA, determines the names of their tensors, and compares
+checksums (docs/method.md section 3). The formats are taken from LLaDA's released configuration and modeling code, and from
+iLLaDA's modeling code."""
 
 import hashlib
 import os
@@ -132,8 +132,8 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
 
 
 def _check_keys(values: dict[str, Any], architecture: int) -> None:
-    """Raises ValueError for the first key of a config.json that changes the network in an unsupported way, or that is unknown
-    and not off (null, false, 0 or empty)."""
+    """Raises ValueError for the first key of a config.json that changes the network in an unsupported way. Also raises
+    ValueError for an unknown key, unless its value is null, false, 0 or empty."""
 
     def refuse(key: str, accepted: object) -> NoReturn:
         raise ValueError(f"config.json: {key}={repr(values[key])[:100]} is not supported; only {accepted} is")
@@ -159,9 +159,9 @@ def _check_keys(values: dict[str, Any], architecture: int) -> None:
 
 
 def _rope_theta(values: dict[str, Any]) -> float:
-    """Returns the base of the rotary embeddings, rope_theta. transformers 4 writes it beside rope_scaling. transformers 5
-    writes it into rope_parameters, possibly once for each type of layer. Raises ValueError if there are different values or
-    none, or if the embeddings are scaled or partial."""
+    """Returns the base of the rotary embeddings, rope_theta. transformers 4 writes rope_theta as a key beside rope_scaling.
+    transformers 5 writes it into rope_parameters, possibly once for each type of layer. Raises ValueError if rope_theta is
+    missing, if its values differ, or if the embeddings are scaled or partial."""
     groups = {key: values.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
     for key, group in tuple(groups.items()):
         if isinstance(group, dict):
@@ -183,8 +183,8 @@ def _rope_theta(values: dict[str, Any]) -> float:
 
 
 def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of the contents of a config.json with missing sizes derived from the other sizes, as in LLaDA's modeling
-    code. Raises ValueError if a key is missing whose default in LLaDA's code is not supported."""
+    """Returns a copy of the contents of a config.json, in which missing sizes are derived from the other sizes, as in LLaDA's
+    modeling code. Raises ValueError if a key is missing and its default value in LLaDA's code is not supported here."""
     values = dict(values)
     for key in LLADA_REQUIRED:
         if key not in values:

@@ -80,8 +80,8 @@ def export_peft(
 
 def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bool = False) -> tuple[LoraConfig, Params]:
     """Reads adapters that PEFT or `export_peft` wrote, as float32 host arrays. Ignores dropout, which affects training only.
-    Raises ValueError if a setting is unsupported or unknown, or if a tensor is missing, is unexpected, has the wrong shape, or
-    has NaN or infinite values; the last is a warning if `allow_nonfinite` is True."""
+    Raises ValueError if a setting is unsupported or unknown, or if a tensor is missing, is unexpected or has the wrong shape.
+    Also raises ValueError for NaN or infinite values, but only logs a warning if `allow_nonfinite` is True."""
     folder = pathlib.Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
     rank, alpha = _read_settings(folder / ADAPTER_CONFIG, config, cfg.layers)
@@ -113,14 +113,14 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
 
 
 def _shown(value: Any) -> str:
-    """Formats a value of a file for a message, cut to 100 characters."""
+    """Returns the `repr` of a value from a file, cut to 100 characters, for use in a message."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> tuple[int, float]:
-    """Returns the rank r and the alpha of an adapter, whose scale is alpha / r. Raises ValueError if a key may change the
-    adapter in an unsupported way."""
+    """Returns the rank r and the value alpha of an adapter. The scale of the adapter is alpha / r. Raises ValueError if a key
+    may change the adapter in an unsupported way."""
     for key, value in config.items():
         place = f"{file}: {_shown(key)[1:-1]}={_shown(value)}"  # the key may have line breaks
         off = "null, false or an empty value"
@@ -149,8 +149,8 @@ def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> t
 
 
 def _check_targets(file: pathlib.Path, config: dict[str, Any], modules: list[str]) -> None:
-    """Raises ValueError if PEFT would not use the tensors of a module, according to adapter_config.json. Checks only lists of
-    names; regular expressions are not evaluated."""
+    """Raises ValueError if, according to adapter_config.json, PEFT would not use the tensors of one of the `modules`. Checks
+    only lists of module names. Regular expressions are not evaluated."""
     for key, used in (("target_modules", True), ("exclude_modules", False)):
         names = config.get(key)
         if not isinstance(names, list):

@@ -1,6 +1,6 @@
-"""Reads and strictly checks the headers of safetensors files, and creates such files for data that are written later. A file
-consists of the length of the header (8 bytes), a JSON header, and the data. Orbax reads the values (folders.py) but does not
-check the headers, so this module checks them."""
+"""Reads and strictly checks the headers of safetensors files. Also creates safetensors files whose data are written later. A
+file consists of the length of the header (8 bytes), a JSON header, and the data. Orbax reads the values (folders.py) but does
+not check the headers, so this module checks them."""
 
 import collections
 import fnmatch
@@ -34,8 +34,9 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
-    """Locates every tensor of a Hugging Face folder by reading the headers of its files. Raises ValueError if a file or tensor
-    is missing, truncated or duplicated, has a wrong size, or conflicts with the index."""
+    """Returns the location of every tensor of a Hugging Face folder, as {tensor name: location}. Reads only the headers of the
+    folder's files. Raises ValueError if a file or tensor is missing, truncated or duplicated, has a wrong size, or conflicts
+    with the index."""
     folder = pathlib.Path(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
     weight_map = read_weight_map(folder)
@@ -62,7 +63,8 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
 
 def read_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
     """Returns {tensor name: file name} from the index of a folder, or None if the folder has no index. Raises ValueError if a
-    file name is not of the form model*.safetensors without a folder, because an export creates files with these names."""
+    file name does not have the form model*.safetensors, or if it contains a path to another folder. The check is needed because
+    an export creates files with these names."""
     index = pathlib.Path(folder) / INDEX
     if not index.is_file():
         return None
