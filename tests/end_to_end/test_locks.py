@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -11,18 +12,19 @@ from run_log import rows_so_far
 PROBLEM = {"id": "p", "question": "1+1?", "answer": "2", "solution": "It is 2."}
 
 
-def test_a_second_start_changes_nothing(command, finished):
+def test_a_second_start_changes_nothing(command, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+
     def content():
-        """A command that another test killed may have left a lock."""
-        return rows_so_far(finished), sorted(path for path in finished.rglob("*") if path.name != ".lock")
+        return rows_so_far(run), sorted(path for path in run.rglob("*") if path.name != ".lock")
 
     before = content()
-    with locked(finished):
-        done = command.train(finished)
+    with locked(run):
+        done = command.train(run)
         assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
         [line] = done.stderr.splitlines()
-        assert line.startswith(f"error: {finished} is being written by process {os.getpid()} on ")
-        read = command("generate", f"--model={finished}", "--prompt=5+5=")
+        assert line.startswith(f"error: {run} is being written by process {os.getpid()} on ")
+        read = command("generate", f"--model={run}", "--prompt=5+5=")
         assert read.returncode == 0, read.stderr
     assert content() == before
 
