@@ -1,1 +1,1 @@
-"""Comparison of RL training methods: the runs to train, their results, and a report."""
+"""Comparison of RL training methods: trains the runs, collects their results, and writes a report."""

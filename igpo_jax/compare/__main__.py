@@ -71,14 +71,14 @@ def main(_) -> None:
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
     """Trains all unfinished runs of a comparison. If the configuration has a supervised stage, trains this stage for each seed
-    before the arms. If a run fails, starts no other runs, waits for the runs in progress, and raises RuntimeError. After a
+    before the arms. If a run fails, starts no further runs, waits for the runs in progress, and raises RuntimeError. After a
     signal, the runs in progress save a checkpoint before this process ends."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
 
     def take_share() -> None:
-        """Restricts the calling thread, and the processes it starts, to a share of the machine's CPU cores."""
+        """Restricts the calling thread, and the processes that it starts, to some of the machine's CPU cores."""
         os.sched_setaffinity(0, shares.get())
 
     supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
@@ -106,8 +106,8 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
 
 
 def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
-    """Trains one run in a separate process. The process is in the set `running` until it ends. If the run fails, raises a
-    RuntimeError that names the log file. Raises ValueError if the folder holds a run of this arm with other overrides."""
+    """Trains one run in a separate process. `running` contains this process until it ends. If the run fails, raises a
+    RuntimeError that names the log file. Raises ValueError if the folder contains a run of this arm with other overrides."""
     run = folder / f"seed-{seed}" / arm
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
@@ -131,8 +131,8 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
 
 
 def create_run_folder(run: pathlib.Path) -> None:
-    """Creates the folder of a run. If the supervised stage of the same seed was trained, copies its results into the folder,
-    because this stage is bitwise equal for all arms."""
+    """Creates the folder of a run. If the supervised stage of the same seed has been trained, copies the results of this stage
+    into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""Arms of a comparison of training methods, and the claims to test. An arm is a variant of the training method, given as a set
-of configuration overrides."""
+"""Arms of a comparison of training methods, and claims about them. An arm is a variant of the training method. It is given as a
+set of configuration overrides."""
 
 import dataclasses
 from typing import Any
@@ -68,7 +68,8 @@ ALL, HARD, ALL_WRONG = "all", "hard", "all_wrong"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Claim that the arm `better` exceeds the best of the arms `worse` in `measure` by more than `margin` percentage points."""
+    """Claim that one arm is better than others. The arm `better` must exceed the best of the arms `worse` in `measure` by more
+    than `margin` percentage points."""
 
     text: str
     better: str
@@ -102,7 +103,7 @@ CLAIMS = (
 
 
 def parse_arms(names: str) -> list[str]:
-    """Returns the names of the arms in a comma-separated list, or of all arms if the list is "all". Raises ValueError if the
+    """Returns the names of the arms in a comma-separated list. The list "all" stands for all arms. Raises ValueError if the
     list is empty, or if a name is unknown or given twice."""
     chosen = list(ARMS) if names == "all" else [name for name in names.split(",") if name]
     for name in chosen:
@@ -114,8 +115,8 @@ def parse_arms(names: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Returns the seeds in a text like `0..4` or `0,3,7`. Raises ValueError if the text has another form, or if a seed is
-    negative or repeated."""
+    """Returns the seeds in a text such as `0..4` (the seeds 0 to 4) or `0,3,7`. Raises ValueError if the text has another form,
+    or if a seed is negative or repeated."""
     first, dots, last = text.partition("..")
     try:
         seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]

@@ -60,9 +60,10 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Returns the verdicts of each arm on the problems when all arms have the same budget of prompts or network evaluations:
-    {arm: float [seeds, problems]}. The budget for a seed is the total that the cheapest arm spends with this seed. An arm's
-    verdicts are those of its last evaluation within the budget."""
+    """Compares the arms at equal budgets. A budget is a number of prompts or of network evaluations. For each seed, the budget
+    is the total that the cheapest arm spends with this seed. Returns {arm: verdicts}. The verdicts, float [seeds, problems],
+    are those of the arm's last evaluation within the budget: 1 if a problem is solved, 0 if not, and NaN if there is no
+    verdict."""
     least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
 
     def verdicts(run: RunNumbers, most: float) -> np.ndarray:
@@ -72,9 +73,9 @@ def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns a mask of the hardest third of the problems for each seed, bool [seeds, problems]. A seed's hardest problems are
-    the problems that all arms together solved least often with the other seeds, so that a run does not select the problems on
-    which it is judged. If there is only one seed, its own results are used."""
+    """Returns a mask of the hardest third of the problems for each seed, bool [seeds, problems]. The hardest problems of a seed
+    are those that all arms together solved least often with the other seeds. The seed's own results are left out, so that a run
+    does not select the problems on which it is judged. They are used only if there is just one seed."""
     mean = np.nanmean(list(correct.values()), axis=0)
     seeds, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
@@ -87,7 +88,7 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
     """Returns the mean of `values`, float [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
     problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values to
-    average; by default, all. Ignores NaN, which means that there is no verdict."""
+    average; by default, all values are averaged. NaN means that there is no verdict, and is ignored."""
     known = ~np.isnan(values)
     values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
@@ -104,10 +105,12 @@ def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) ->
 
 
 def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np.ndarray], hard: np.ndarray) -> dict[str, Any]:
-    """Judges a claim by the 95% confidence interval of the paired difference between its arms. The verdict is "held" if the
-    whole interval is above the claim's margin, "not held" if the whole interval is below the margin, and otherwise "undecided".
-    If the claim is about the share of all-wrong groups (groups without a correct completion), the shares are paired by
-    iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
+    """Judges a claim by the 95% confidence interval of the paired difference between its arms. Returns a dict with the claim,
+    the difference and the verdict. The verdict is "held" if the whole interval is above the claim's margin, "not held" if the
+    whole interval is below the margin, and otherwise "undecided".
+
+    A claim may be about the share of all-wrong groups, which are groups without a correct completion. In this case, the shares
+    of two arms are paired by iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
 
     def all_wrong(arm: str) -> np.ndarray:  # [seeds, iterations]
         return np.array([[row["groups/all_wrong_before"] for row in run.rollouts] for run in runs[arm]])
@@ -129,17 +132,17 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
 def arm_numbers(
     arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of one arm for comparison.json. `by_evaluations` and `by_prompts`, float [seeds, problems], are the
-    verdicts on the problems if all arms get the same number of network evaluations or of prompts. `hard`, bool [seeds,
-    problems], marks the hardest third of the problems."""
+    """Returns the results of one arm for comparison.json. `by_evaluations` holds the verdicts on the problems if all arms get
+    the same number of network evaluations, and `by_prompts` holds the verdicts if all arms get the same number of prompts. Both
+    are float [seeds, problems]. `hard`, bool [seeds, problems], marks the hardest third of the problems."""
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
         return float(np.mean(values)) if values else None
 
     def cost(budget: Budget) -> float | None:
-        """Returns the number of prompts or network evaluations that are spent until the accuracy reaches `REACHED`. This is the
-        median over seeds, or None if most seeds never reach this accuracy."""
+        """Returns the number of prompts or network evaluations that the arm spends until its accuracy reaches `REACHED`, as the
+        median over seeds. Returns None if more than half of the seeds never reach this accuracy."""
         reached = [getattr(run, budget)[np.nanmean(run.correct, axis=1) >= REACHED] for run in runs]
         costs = sorted(spent[0] if len(spent) else np.inf for spent in reached)
         median = costs[(len(runs) - 1) // 2]

@@ -1,5 +1,5 @@
-"""Writes the results of a comparison to comparison.json, comparison.md, comparison.svg and comparison.html. The HTML page is
-one file that loads no other files and has no scripts. This module draws its figures as SVG."""
+"""Writes the results of a comparison to comparison.json, comparison.md, comparison.svg and comparison.html. The HTML page loads
+no other files and has no scripts. Its figures are SVG and are drawn by this module."""
 
 import json
 import pathlib
@@ -28,8 +28,8 @@ def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
 
 
 def accuracy_figure(found: dict[str, Any], budget: str) -> str:
-    """Returns an SVG figure that plots accuracy against a budget. The budget "prompts" is the number of sampled prompts, and
-    the budget "evaluations" is the number of rows processed by the network."""
+    """Returns an SVG figure that plots accuracy against a budget. The budget "prompts" is the number of sampled prompts. The
+    budget "evaluations" is the number of rows (sequences) that the network has processed."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
     return figure(f"Accuracy on {found['problems']} held-out problems", names[budget], series)
@@ -37,7 +37,7 @@ def accuracy_figure(found: dict[str, Any], budget: str) -> str:
 
 def all_wrong_figure(found: dict[str, Any]) -> str:
     """Returns an SVG figure of the share of groups whose completions are all wrong before hints are tried. The x axis is the
-    number of sampled prompts. The curves are smoothed over five iterations."""
+    number of sampled prompts. Each curve is smoothed over five iterations."""
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in values])
@@ -48,8 +48,8 @@ def all_wrong_figure(found: dict[str, Any]) -> str:
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Returns an SVG figure that plots shares, such as accuracies, against a budget. `series` maps the name of each curve to
-    arrays (x, y), each [seeds, points]. For each curve, draws the mean over seeds and the range from the worst to the best
-    seed. The x axis ends where the longest curve ends, but at the latest at twice the end of the shortest curve."""
+    two arrays (x, y), each [seeds, points]. A curve shows the mean over seeds, with a band from the worst to the best seed. The
+    x axis ends where the longest curve ends, but no later than at twice the end of the shortest curve."""
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
     most = min(max(ends), 2 * min(ends)) or 1.0  # otherwise, one expensive arm would squeeze the other curves
 
@@ -84,7 +84,8 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
 
 
 def table(found: dict[str, Any]) -> list[list[str]]:
-    """Returns a table of results as rows of text: the header, followed by one row for each arm."""
+    """Returns the results of a comparison as a table, which is a list of rows of text. The first row is the header. Each of the
+    other rows belongs to one arm."""
     reach = f"{REACHED:.0%}"
     header = ["arm", "accuracy at equal evaluations", "at equal prompts", "hardest third", "all wrong before hints", "rescued",
               "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}", "RL seconds"]  # fmt: skip
@@ -131,7 +132,8 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Escapes a text so that Markdown shows it unchanged, in one line and without HTML, and terminals execute nothing in it."""
+    """Escapes a text so that Markdown shows it unchanged, in one line and without HTML. Replaces control characters with
+    spaces, so that a terminal executes no control sequences in the text."""
     printable = "".join(character if character.isprintable() else " " for character in text)
     return re.sub(r"([\\`<|\[\]])", r"\\\1", printable)
 
@@ -152,7 +154,8 @@ def comparison_html(name: str, found: dict[str, Any]) -> str:
 
 
 def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
-    """Stacks the curve `key` of all runs into a float64 array [seeds, points], cut to the length of the shortest run."""
+    """Returns the curve `key` of all runs as a float64 array [seeds, points]. All curves are cut to the length of the shortest
+    one."""
     points = min(len(run[key]) for run in runs)
     return np.array([run[key][:points] for run in runs], float)
 

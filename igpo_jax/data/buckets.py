@@ -14,8 +14,9 @@ USUAL_CHUNKS = 8
 
 
 def read_lengths(file: pathlib.Path) -> np.ndarray:
-    """Reads a JSON file with the number of prompts of each length in tokens, {"93": 2, ...}. Returns the lengths of all
-    prompts, int64 [n], in ascending order. Raises ValueError if the file does not have this form."""
+    """Reads a JSON file that maps prompt lengths in tokens to numbers of prompts: {"93": 2} means two prompts of 93 tokens.
+    Returns the lengths of all prompts, int64 [n], in ascending order. Raises ValueError if the file has another form or its
+    numbers are too large."""
     values = read_json(file)
     form = f'{file} is not the number of prompts of each length, such as {{"93": 2}}; inspect_data --lengths writes it'
     require(isinstance(values, dict) and bool(values), form)
@@ -30,31 +31,36 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest bucket that holds a prompt of `length` tokens. `buckets` must be in ascending order, and the last
-    bucket must hold the prompt."""
+    """Returns the smallest bucket (padded length) that holds a prompt of `length` tokens. `buckets` must be in ascending order,
+    and the last bucket must be at least `length`."""
     return next(size for size in buckets if size >= length)
 
 
 def rollout_batches(lengths: np.ndarray, prompts: int, chunks: int, draws: int = 200, seed: int = 0) -> list[np.ndarray]:
-    """Draws the prompts of `draws` rollouts at random from `lengths`, and returns the prompt lengths of every chunk. A rollout
-    samples `prompts` prompts in `chunks` chunks, the shortest prompts first (`rl.rollout.RolloutConfig.prompts_at_once`). If
-    `chunks` is 0, a real run chooses the number for its devices (run/layout.py), and this function uses `USUAL_CHUNKS`."""
+    """Draws the prompts of `draws` rollouts at random from `lengths`. Returns one array of prompt lengths for each chunk of
+    each rollout. A rollout has `prompts` prompts. It samples completions in `chunks` chunks, the shortest prompts first
+    (`rl.rollout.RolloutConfig.prompts_at_once`). If `chunks` is 0, this function uses `USUAL_CHUNKS`, whereas a real run
+    chooses the number of chunks for its devices (run/layout.py)."""
     random, size = np.random.default_rng(seed), min(prompts, len(lengths))
     drawn = (np.sort(random.choice(lengths, size, replace=False)) for _ in range(draws))
     return [chunk for rollout in drawn for chunk in np.array_split(rollout, chunks or USUAL_CHUNKS) if len(chunk)]
 
 
 def best_buckets(batches: Iterable[np.ndarray], number: int, largest: int, multiple: int = 1) -> tuple[int, ...]:
-    """Returns the buckets for which batches have the least padding: at most `number` lengths in ascending order. The last one
-    is `largest`, and the others are multiples of `multiple`.
+    """Returns the buckets (padded prompt lengths) for which the given batches have the least padding, in ascending order. There
+    are at most `number` buckets. The last bucket is `largest`, and the others are multiples of `multiple`. More buckets save
+    time only in long runs, because the sampler is compiled for every bucket.
 
-    The sampler is compiled for every bucket, so more buckets save time only in long runs. The choice is exact. Let c_1 < ... <
-    c_m be the possible buckets, and f(k, j) the fewest positions of the batches that fit c_j with k buckets, the last of which
-    is c_j. f(k, j) is the minimum over i < j of f(k - 1, i) + c_j * (number of rows in the batches that fit c_j but not c_i).
+    The choice is exact, by dynamic programming. Let c_1 < ... < c_m be the possible buckets. Let n(i, j) be the number of rows
+    in the batches that fit c_j but not c_i, and n(0, j) the number of rows in all batches that fit c_j. Let f(k, j) be the
+    fewest token positions of the batches that fit c_j, with at most k buckets, the last of which is c_j:
+
+        f(1, j) = c_j * n(0, j)
+        f(k, j) = min(f(k - 1, j), min_{i < j} (f(k - 1, i) + c_j * n(i, j)))
 
     Args:
-        batches: prompt lengths of each batch, which is padded to the smallest bucket that holds its longest prompt. A batch
-            that fits no bucket is ignored."""
+        batches: one array of prompt lengths per batch. A batch is padded to the smallest bucket that holds its longest prompt.
+            A batch is ignored if its longest prompt is longer than `largest`."""
     pairs = [(int(batch.max()), len(batch)) for batch in batches if batch.max() <= largest]
     longest, rows = (np.array(column) for column in zip(*pairs, strict=True)) if pairs else (np.zeros(0), np.zeros(0))
     ends = sorted({*(min(-(-int(length) // multiple) * multiple, largest) for length in longest), largest})
@@ -72,8 +78,8 @@ def best_buckets(batches: Iterable[np.ndarray], number: int, largest: int, multi
 
 
 def padding_share(batches: Iterable[np.ndarray], buckets: Sequence[int], completion_length: int) -> float:
-    """Returns the share of the computed positions that are padding in front of prompts. Leaves out batches that fit no
-    bucket."""
+    """Returns the share of all computed token positions (of prompts and completions) that are padding in front of prompts.
+    Ignores batches whose longest prompt does not fit the last bucket."""
     used = computed = 0
     for batch in batches:
         if batch.max() <= buckets[-1]:

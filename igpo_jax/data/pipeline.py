@@ -1,7 +1,7 @@
 """Data pipeline: turns problems into token arrays, and token arrays into batches with the Grain library.
 
 The batch of step i depends only on the data, the seed and i. Therefore, a run can be resumed from the step number alone, and
-the number of hosts does not change the batches. Every epoch has its own order."""
+the batches do not depend on the number of hosts. Every epoch has its own random order."""
 
 import bisect
 import logging
@@ -26,7 +26,7 @@ Arrays = TypeVar("Arrays", bound=Any)  # a pytree of arrays with the fields toke
 
 
 class PromptBatch(flax.struct.PyTreeNode):
-    """A batch of prompts, and the reference solutions (traces) that hints are taken from."""
+    """A batch of prompts, with the reference solutions (traces) from which hints are taken."""
 
     problem_id: np.ndarray  # u32[n]
     tokens: np.ndarray  # i32[n, p], padded on the left
@@ -53,7 +53,8 @@ def prompt_arrays(
     exclude_answer: bool,  # hints end before a trace's last answer span and show no tokens of any span
     overflow: str,  # "error" or "drop" (see `_fitting`), or "cut", which keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
-    """Tokenizes problems. Returns the problems whose prompts fit into `prompt_length` tokens, and a `PromptBatch` of them."""
+    """Tokenizes problems. Returns a list of the problems whose prompts fit into `prompt_length` tokens, and a `PromptBatch`
+    with one row for each of these problems."""
     encoded = []
     for problem in problems:
         ids, offsets = tokenizer.encode_with_offsets(problem.trace)
@@ -75,9 +76,9 @@ def prompt_arrays(
 
 
 def hintable_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[list[bool], int]:
-    """Returns two values for a trace: a list with one bool per token, True if the token overlaps no answer span, and the number
-    of leading tokens that end before the last answer span. `offsets` (of tokens) and `spans` (of answers) are (begin, end) in
-    characters."""
+    """Finds the tokens of a trace that hints may show. Returns two values. The first is a list with one bool per token, True if
+    the token overlaps no answer span. The second is the number of leading tokens that end before the last answer span begins.
+    `offsets` are the character spans (begin, end) of the tokens, and `spans` are the character spans of the answers."""
     firsts, lasts = zip(*merged(spans), (math.inf, math.inf), strict=True)  # ascending; a long trace has thousands of spans
     hintable = [end <= firsts[bisect.bisect_right(lasts, begin)] for begin, end in offsets]
     last_answer = max((first for first, _ in spans), default=math.inf)
@@ -85,8 +86,8 @@ def hintable_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[lis
 
 
 def _problem_numbers(problems: Sequence[Problem]) -> np.ndarray:
-    """Returns a distinct uint32 number for each problem: the CRC-32 checksum of its id, or the next free number if the checksum
-    is taken. Raises ValueError if two problems have the same id."""
+    """Returns a distinct number for each problem, uint32 [n]. The number is the CRC-32 checksum of the problem's id, or the
+    next free number if another problem has the same checksum. Raises ValueError if two problems have the same id."""
     owner: dict[int, str] = {}
     for problem in problems:
         number = zlib.crc32(problem.id.encode())
@@ -107,8 +108,8 @@ def sft_arrays(
     completion_length: int,
     overflow: str,
 ) -> tuple[list[Problem], SFTBatch]:
-    """Tokenizes problems for supervised fine-tuning. Returns the problems whose prompt and demonstration fit, and an `SFTBatch`
-    of them. The arguments are those of `prompt_arrays`."""
+    """Tokenizes problems for supervised fine-tuning. Returns a list of the problems whose prompt and demonstration fit, and an
+    `SFTBatch` with one row for each of these problems. The arguments have the same meaning as in `prompt_arrays`."""
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
@@ -119,9 +120,9 @@ def sft_arrays(
 
 
 def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) -> grain.MapDataset[Arrays]:
-    """Returns an endless random-access sequence. Item i is the batch of training step i, with its padding cut by
-    `cut_to_bucket`. Rows at the end of an epoch that do not fill a batch are left out, so that no batch contains a problem
-    twice. Raises ValueError if there are fewer rows than `batch_size`."""
+    """Returns an endless sequence of batches with random access. Item i is the batch of training step i, after `cut_to_bucket`
+    has removed padding. At the end of an epoch, the problems that do not fill a batch are left out, so that no batch contains a
+    problem twice. Raises ValueError if there are fewer problems than `batch_size`."""
     rows = len(arrays.tokens)
     if rows < batch_size:
         raise ValueError(f"{rows} problems do not fill a batch of {batch_size}")
@@ -130,12 +131,13 @@ def batches(arrays: Arrays, batch_size: int, seed: int, buckets: Sequence[int]) 
 
 
 def take_rows(arrays, index: np.ndarray):
-    """Returns the rows `index` of every array in a pytree of arrays."""
+    """Selects rows from every array of a pytree, and returns the pytree of the selected rows. `index` holds the row numbers."""
     return jax.tree.map(lambda x: x[index], arrays)
 
 
 def cut_to_bucket(arrays: Arrays, buckets: Sequence[int]) -> Arrays:
-    """Removes padding from prompts. Their new length is the smallest one in `buckets` that holds the longest prompt."""
+    """Returns a batch with less padding in front of its prompts. The new prompt length is the smallest bucket that holds the
+    longest prompt of the batch."""
     longest = arrays.prompt_mask.sum(axis=1).max()
     length = bucket_of(longest, buckets)
     return arrays.replace(tokens=arrays.tokens[:, -length:], prompt_mask=arrays.prompt_mask[:, -length:])
@@ -145,8 +147,8 @@ def _fitting(
     problems: Sequence[Problem], lengths: list[tuple[int, int]], prompt_length: int, completion_length: int, overflow: str
 ) -> list[int]:
     """Returns the indices of the problems whose prompt and completion both fit, and logs how many problems do not fit.
-    `lengths` holds the lengths of each problem's prompt and completion in tokens. Raises ValueError if no problem fits, or if
-    `overflow` is "error" and some problem does not fit. The message names the configuration keys to change."""
+    `lengths` holds (prompt tokens, completion tokens) of each problem. Raises ValueError if no problem fits, or if `overflow`
+    is "error" and at least one problem does not fit. The message names the configuration keys to change."""
     fits = [p <= prompt_length and c <= completion_length for p, c in lengths]
     keep = [index for index, fit in enumerate(fits) if fit]
     if all(fits):
@@ -171,8 +173,8 @@ def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[
 
 
 def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pads token lists on the left. Returns tokens, int32 [n, length], and a mask, bool [n, length], which is False on
-    padding."""
+    """Pads lists of tokens on the left to `length` tokens. Returns the tokens, int32 [n, length], and a mask, bool [n, length],
+    which is False on padding."""
     tokens, prompt_mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), bool)
     for row, ids in enumerate(rows):
         tokens[row, length - len(ids) :], prompt_mask[row, length - len(ids) :] = ids, True

@@ -39,14 +39,14 @@ MATH = re.compile(
 
 
 def boxes(text: str) -> list[str]:
-    """Returns the contents of all outermost, closed \\boxed{...} and \\fbox{...} in a text, in order."""
+    """Returns the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order."""
     return [text[begin:end] for begin, end in box_spans(text)]
 
 
 def box_spans(text: str) -> list[tuple[int, int]]:
     """Returns (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order. A closing
-    tag such as </answer> also closes a box. If there is no such box, returns the positions of the numbers and letters that
-    follow \\boxed without braces."""
+    tag such as </answer> also closes a box. If there is no such box, returns the spans of numbers and letters that follow a
+    command without braces, as in \\boxed 5."""
     found: list[tuple[int, int]] = []
     bare: list[tuple[int, int]] = []
     closing, end, tag = _closing_braces(text), 0, 0
@@ -66,8 +66,8 @@ def box_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Maps the position of each opening brace to the position of its closing brace. Makes a single pass over the text, because
-    a completion may contain thousands of unclosed boxes."""
+    """Returns {position of an opening brace: position of its closing brace}. Makes a single pass over the text, because a
+    completion may contain thousands of unclosed boxes."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     escaped = 0  # open \{
@@ -92,9 +92,9 @@ def extract(text: str, rule: str) -> str | None:
     any: the first of these that exists: the last box or <answer> (whichever is later) or a "final answer is" after it, the
         first #### line, the text after "answer is", the whole text if it is a short answer, the last formula, the last number.
 
-    A #### line such as "at least 5" contains a number but states no value. The rule number uses such a line only if the first
-    two items of its list do not exist, and the rule any only if the first three do not. The line equals only the identical
-    text."""
+    These lists ignore a #### line such as "at least 5", which contains a number but states no value. Such a line is used only
+    if the first two items (rule number) or the first three items (rule any) do not exist. The answer is then the whole line,
+    which equals only the identical text."""
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
     text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
     if rule != "box":
@@ -135,8 +135,8 @@ def extract(text: str, rule: str) -> str | None:
 
 
 def _joined(text: str, spans: list[tuple[int, int]]) -> str:
-    """Returns the content of the last box. If only commas, "and" or "or" separate the last boxes, returns all of their
-    contents, separated by commas."""
+    """Returns the content of the last box. If the last boxes are separated only by commas, "and" or "or", returns the contents
+    of all these boxes, joined with commas."""
     first = len(spans) - 1
     while first and JOINT.fullmatch(text[spans[first - 1][1] + 1 : spans[first][0]][:MAX_STATED_CHARS]):
         first -= 1
@@ -144,14 +144,15 @@ def _joined(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def _is_open(text: str, begin: int) -> bool:
-    """Returns whether a box begins after `begin` and is never closed, as in a text that ends in the middle of its answer."""
+    """Returns whether a box begins after the position `begin` and is never closed, as in a completion that was cut off in the
+    middle of its answer."""
     last_tag = text.rfind("</")
     return any(text[match.end() - 1] == "{" and last_tag < match.end() for match in BOX.finditer(text, begin))
 
 
 def _inner(content: str) -> str:
-    """Returns the content of the innermost of nested boxes. Returns `content` unchanged if it has text outside of the box, as
-    in -\\boxed{5}."""
+    """Returns `content` without the boxes that enclose all of it, so \\boxed{5} becomes 5. If there is text outside of a box,
+    as in -\\boxed{5}, the box is kept."""
     for _ in range(MAX_NESTED_BOXES):
         spans, stripped = box_spans(content), content.strip()
         if len(spans) != 1 or not BOX.match(stripped) or spans[0][1] != len(content.rstrip()) - 1:
@@ -161,10 +162,15 @@ def _inner(content: str) -> str:
 
 
 def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
-    """Returns the answer in a short text. Tries the whole text, the part after "answer is", the part after a label, and the
-    part before a remark. If none of them is a value (with the rule `number`, a number or formula), returns the only formula, or
-    the only number if no word changes its meaning. Returns None if there is no answer, or if the text is a #### line
-    (`is_line`) that looks like a heading."""
+    """Returns the answer in a short text, or None if there is no answer.
+
+    Tries the whole text, the part after "answer is", the part after a label, and the part before a remark. Returns the first of
+    these parts that is a value. With the rule `number`, only numbers and formulas are values. If no part is a value, returns
+    the only formula of the text. If the text has no formula, or a number after its last formula, returns this number if it is
+    the only one. Returns neither if a word changes the meaning of the formula or number.
+
+    `is_line` means that the text is a #### line. Such a line has no answer if it looks like a heading, or if no part is a
+    value."""
     label, _, after = place.rpartition(": ")
     words = set(re.findall(r"[a-z]+", place.lower()))
     parts = [place, *ANNOUNCED.findall(place)[-1:], *([] if is_line or LIMITING & words else [after]), *REMARK.split(place)[:1]]
@@ -184,15 +190,17 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
 
 def _announced(part: str, rule: str) -> str | None:
-    """Returns the answer in `part`, the text after "answer is". If `_stated` finds none, returns the number at the start of
-    `part`, such as 18 in "18, which is 9 times 2", or None."""
+    """Returns the answer in `part`, which is the text after "answer is". If `_stated` finds no answer, returns the number at
+    the start of `part`, such as 18 in "18, which is 9 times 2". Returns None if `part` does not begin with a number, or if the
+    words after the number change its meaning."""
     number = NUMBER.match(part)
     words = re.findall("[a-z]+", part[number.end() :].lower())[:3] if number else []
     return _stated(part, rule) or (number[0].strip() if number and not LIMITING.intersection(words) else None)
 
 
 def _last_value(text: str, rule: str) -> str | None:
-    """Returns the last formula between math delimiters, such as $x$ or \\(x\\), or the last number if it comes later."""
+    """Returns the last formula between math delimiters, such as $x$ or \\(x\\), or the last number if it comes later. Returns
+    None if the text has neither."""
     formulas, numbers = list(MATH.finditer(text)), list(NUMBER.finditer(text))
     if formulas and not (numbers and numbers[-1].end() > formulas[-1].end()):
         if rule == "any" or read(formulas[-1][0]).kind in ("number", "percent", "formula"):

@@ -1,6 +1,6 @@
-"""Decides whether two answers are equal. Each pair of answer types has its own rule (docs/grading.md). Only formulas need SymPy
-and math-verify. Both libraries may be slow, and math-verify's time limits silently fail in threads, so answers are graded in
-separate processes (tasks/reward_pool.py)."""
+"""Decides whether two answers are equal. Each pair of answer types has its own rule (docs/grading.md). Only formulas are
+compared with SymPy and math-verify. Both libraries may be slow, and math-verify's time limits silently fail in threads.
+Therefore, answers are graded in separate processes (tasks/reward_pool.py)."""
 
 import cmath
 import collections
@@ -42,7 +42,7 @@ MISREAD = [(re.compile(pattern), written) for pattern, written in (  # by math-v
 
 def equal(gold: str, answer: str) -> bool:
     """Returns whether two answers are equal, such as "1/2" and "\\frac{1}{2}", or "10" and "10 \\text{ cm}". Raises
-    TimeoutError if math-verify took more than `MATH_VERIFY_SECONDS`."""
+    TimeoutError if math-verify takes more than `MATH_VERIFY_SECONDS`."""
     return same(_read_gold(gold), read(answer))
 
 
@@ -50,7 +50,8 @@ _read_gold = functools.lru_cache(maxsize=1024)(read)  # all completions of a gro
 
 
 def same(gold: Answer, answer: Answer) -> bool:
-    """Returns whether two answers are equal. A name before "=" or a unit is compared only if both answers state one."""
+    """Returns whether two answers are equal. Names, such as x in x = 5, are compared only if both answers have one. Units, too,
+    are compared only if both answers have one."""
     one, other = condensed(gold.latex), condensed(answer.latex)
     if not one or not other or one == other:
         return bool(one) and one == other
@@ -76,7 +77,7 @@ def same(gold: Answer, answer: Answer) -> bool:
 
 
 def _equal_values(gold: Answer, answer: Answer) -> bool:
-    """Compares two answers of the same type."""
+    """Returns whether two answers of the same type are equal."""
     one, other = gold.value, answer.value
     if gold.kind == "formula":
         if "=" in one and "=" in other:
@@ -99,7 +100,8 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
 
 
 def _equal_types(one: Answer, other: Answer) -> bool:
-    """Compares two answers of different types."""
+    """Returns whether two answers of different types are equal. Each pair of types is handled in one order only, so `same` also
+    calls this function with the answers swapped."""
     kinds = one.kind, other.kind
     if kinds == ("number", "formula"):
         if letters(other.value) or _is_costly(other.value):
@@ -119,8 +121,8 @@ def _equal_types(one: Answer, other: Answer) -> bool:
 
 
 def _equal_numbers(gold: Answer, answer: Answer, factor: Fraction) -> bool:
-    """Compares numbers by value, after multiplying the answer by the unit conversion `factor`. Accepts roundings
-    (`_rounds_to`). 50% equals both 50 and 0.5."""
+    """Returns whether two numbers or percentages are equal. The answer is first multiplied by the unit conversion `factor`. A
+    rounded number equals the exact one (`_rounds_to`). 50% equals both 50 and 0.5."""
     first, second = gold.value, answer.value
     if first.value == second.value * factor:
         return True
@@ -131,8 +133,8 @@ def _equal_numbers(gold: Answer, answer: Answer, factor: Fraction) -> bool:
 
 
 def _rounds_to(decimal: Number, exact: Fraction) -> bool:
-    """Returns whether rounding or truncating `exact` gives `decimal`, as for 1/12 and 0.0833333. Returns False if `decimal` has
-    fewer than six decimal places."""
+    """Returns whether rounding or truncating `exact`, such as 1/12, gives `decimal`, such as 0.0833333. Returns False if
+    `decimal` has fewer than six decimal places."""
     literal = decimal.literals[0].lower().partition("e")[0] if decimal.literals else ""
     whole, _, places = literal.replace(",", "").partition(".")
     if len(places) < 6 or not decimal.value:
@@ -171,7 +173,8 @@ def _in_any_order(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
 
 
 def _equal_equations(gold: str, answer: str) -> bool:
-    """Compares equations such as y = 2x + 3 and 2x - y = -3. If they share one side, the other sides must be equal."""
+    """Returns whether two equations are equivalent, such as y = 2x + 3 and 2x - y = -3. If the equations have one side in
+    common, their other sides must be equal."""
     sides = [{condensed(side): side for side in text.split("=")} for text in (gold, answer)]
     shared, *rest = (set(sides[0]) & set(sides[1]), *(set(side) - set(other) for side, other in (sides, sides[::-1])))
     if shared and shared != {"0"}:
@@ -188,8 +191,8 @@ def _equal_equations(gold: str, answer: str) -> bool:
 
 
 def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
-    """Evaluates two expressions at four fixed points. Returns the pair of values at each point, or an empty list if a value is
-    not finite. For an equation, evaluates the difference between its sides."""
+    """Evaluates two expressions at four fixed points. Returns a list with a pair of values for each point, or an empty list if
+    a value is not finite. The value of an equation is the difference between its sides."""
     found = []
     for point in range(1, 5):
         values = []
@@ -208,14 +211,15 @@ def _values_at_points(one: Any, other: Any) -> list[tuple[complex, complex]]:
 
 
 def _is_consistent(answer: Answer) -> bool:
-    """Returns whether all sides of an equation are equal, and the side after \\approx is a rounding of them. Returns False for
-    2 = 3."""
+    """Returns whether the sides of an answer such as 1/4 + 1/12 = 1/3 \\approx 0.33 are consistent. All exact sides must be
+    equal, and the side after \\approx must be a rounding of them. Returns False for 2 = 3."""
     last = dataclasses.replace(answer, sides=(), rounding=None, name="")
     return _is_rounded(answer) and all(same(side, last) for side in answer.sides)
 
 
 def _is_rounded(answer: Answer) -> bool:
-    """Returns whether the side after \\approx, if there is one, is a rounding of the answer, as in 1/3 \\approx 0.33."""
+    """Returns whether the side after \\approx is a rounding of the answer, as in 1/3 \\approx 0.33. Returns True if the answer
+    has no \\approx."""
     decimal = answer.rounding
     if decimal is None or decimal.kind not in ("number", "percent"):
         return decimal is None
@@ -268,8 +272,8 @@ def _is_costly(formula: str) -> bool:
 
 
 def _closed_value(formula: str) -> tuple[Fraction, Fraction] | None:
-    """Returns the real and imaginary parts of a formula's value, to 40 digits, or None if the formula has variables or no
-    finite value."""
+    """Returns the real and imaginary parts of a formula's value, accurate to 40 digits. Returns None if the formula has
+    variables, or if its value is not finite."""
     expression = _parse(formula)
     try:
         value = expression.evalf(40) if getattr(expression, "is_number", False) else None
@@ -285,9 +289,9 @@ def _is_near(one: Fraction, other: Fraction) -> bool:
 
 @functools.lru_cache(maxsize=1024)  # all completions of a group share the correct answer, and a comparison may parse it twice
 def _parse(formula: str) -> Any:
-    """Returns a formula as a SymPy expression, or None if it cannot be read. Uses math-verify's parser directly, because
-    `math_verify.parse` searches an unreadable formula for a number, drops units, and ignores the case of letters. Raises
-    TimeoutError after `MATH_VERIFY_SECONDS`."""
+    """Returns a formula as a SymPy expression, or None if it cannot be parsed. Calls math-verify's parser directly instead of
+    `math_verify.parse`, which drops units, ignores the case of letters, and takes any number in an unreadable formula as its
+    value. Raises TimeoutError if parsing takes more than `MATH_VERIFY_SECONDS`."""
     import sympy
     from latex2sympy2_extended import latex2sympy2
     from math_verify.errors import TimeoutException

@@ -32,8 +32,8 @@ class Number:
 
 
 def evaluate(text: str) -> Number | None:
-    """Returns the exact value of an arithmetic expression in plain text or LaTeX, or None if the text is not an arithmetic
-    expression or has no value, such as 1/0."""
+    """Returns the exact value of an arithmetic expression in plain text or LaTeX. Returns None if the text is not an arithmetic
+    expression, or if the expression has no rational value, such as 1/0 and \\sqrt2."""
     for pattern, written in REWRITTEN if len(text) <= MAX_CHARS else ():
         text = pattern.sub(written, text)
     try:
@@ -108,8 +108,8 @@ class _Parser:
         return value + self.atom() if self.next == "\\frac" and "." not in token else value  # a mixed number
 
     def part(self) -> Fraction:
-        """Reads an operand of \\frac or \\sqrt. Raises ValueError for a number of several digits without braces, because LaTeX
-        reads \\frac123 as 1/2 followed by 3."""
+        """Parses an operand of \\frac or \\sqrt, and returns its value. Raises ValueError for a number of several digits
+        without braces, because LaTeX does not read such a number as one operand: \\frac123 means 1/2 followed by 3."""
         require(len(self.next) == 1 or self.next.startswith("\\"), "braces are missing")
         return self.atom()
 

@@ -1,6 +1,8 @@
-"""Rewards as in the paper's reference code (docs/method.md section 8). The answer is the first \\boxed{...}, answers are
-compared as normalized texts, and there is a format reward. The faults of the reference code are kept for comparison: 5.0 does
-not equal 5, 1,000 does not equal 1000, and 5 km/h, which cannot be normalized, does not equal 5km/h."""
+"""Rewards as in the paper's reference code (docs/method.md section 8). The answer of a completion is its first \\boxed{...}.
+Two answers are equal if their normalized texts are equal. A format reward is added.
+
+The faults of the reference code are kept, so that results are comparable: 5.0 does not equal 5, 1,000 does not equal 1000, and
+5 km/h does not equal 5km/h, because 5 km/h cannot be normalized."""
 
 import re
 
@@ -8,8 +10,8 @@ BRACE = re.compile("[{}]")  # the reference code also counts escaped braces
 
 
 def correct(gold: str, text: str) -> bool:
-    """Returns whether the first \\boxed{...} of a completion equals the correct answer. Compares the normalized texts, or the
-    original texts if one of them cannot be normalized."""
+    """Returns whether the first \\boxed{...} of a completion contains the correct answer. Compares normalized texts. If one of
+    the two texts cannot be normalized, compares the original texts."""
     answer = first_box(text)
     if answer is None:
         return False
@@ -20,8 +22,9 @@ def correct(gold: str, text: str) -> bool:
 
 
 def first_box(text: str) -> str | None:
-    """Returns the content of the first \\boxed{...} in a text, or "" if there is no box or if its braces do not close. If the
-    content contains further boxes, returns the content of the last one, or None if the braces of this last box do not close."""
+    """Returns the content of the first \\boxed{...} in a text, or "" if the text has no box or its braces do not close. If this
+    box contains further boxes, returns the content of the last inner box, or None if the braces of the last inner box do not
+    close."""
     rest = text.partition("\\boxed{")[2]
     content = rest[: max(_closing_brace(rest, 0, 1), 0)].strip()
     answer = _last_inner_box(content)
@@ -30,8 +33,8 @@ def first_box(text: str) -> str | None:
 
 
 def _closing_brace(text: str, begin: int, depth: int) -> int:
-    """Returns the position of the first closing brace, at or after `begin`, after which no brace is open, or -1 if there is no
-    such brace. `depth` is the number of braces that are open before `begin`."""
+    """Returns the position of the first closing brace, at or after `begin`, that closes all open braces. Returns -1 if there is
+    none. `depth` is the number of braces that are open before `begin`."""
     for brace in BRACE.finditer(text, begin):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0 and brace[0] == "}":
@@ -40,9 +43,9 @@ def _closing_brace(text: str, begin: int, depth: int) -> int:
 
 
 def _last_inner_box(content: str) -> str | None:
-    """Returns the content of the last box within `content`, the content of a box, or all of `content` if there is no box in it.
-    If the last box is an \\fbox{...}, the result includes its name and braces. Returns None if the braces of the last box do
-    not close."""
+    """Searches the content of a box for further boxes, and returns the content of the last one. Returns all of `content` if it
+    contains no box. For an \\fbox{...}, the result includes the command and its braces. Returns None if the braces of the last
+    box do not close."""
     if "\\boxed " in content:
         return content.rpartition("\\boxed ")[2].partition("$")[0]
     begin = content.rfind("\\boxed" if "\\boxed" in content else "\\fbox")
@@ -57,8 +60,8 @@ def _last_inner_box(content: str) -> str | None:
 
 def normalize(text: str) -> str:
     """Normalizes an answer in the same way as the reference code. Raises ValueError if the answer contains `\\text{ ` more than
-    once, or has exactly one slash that is not between two integers, as in x/y and 5 km/h. Raises IndexError if it has nothing
-    after a \\sqrt or \\frac."""
+    once. Also raises ValueError if the answer has exactly one slash, and this slash is not between two integers, as in x/y and
+    5 km/h. Raises IndexError if nothing follows a \\sqrt or \\frac."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
@@ -82,14 +85,14 @@ def normalize(text: str) -> str:
 
 
 def _braced_roots(text: str) -> str:
-    """Adds the missing braces to LaTeX roots such as \\sqrt2."""
+    """Returns a text with the missing braces of LaTeX roots, so \\sqrt2 becomes \\sqrt{2}."""
     head, *parts = text.split("\\sqrt")
     return head + "".join(f"\\sqrt{part}" if part[0] == "{" else f"\\sqrt{{{part[0]}}}{part[1:]}" for part in parts)
 
 
 def _braced_fractions(text: str) -> str:
-    """Adds the missing braces to LaTeX fractions such as \\frac12 and \\frac1{72}. Returns the text unchanged if only a single
-    character follows a \\frac."""
+    """Returns a text with the missing braces of LaTeX fractions, so \\frac12 becomes \\frac{1}{2}, and \\frac1{72} becomes
+    \\frac{1}{72}. Returns the text unchanged if only a single character follows a \\frac."""
     head, *parts = text.split("\\frac")
     for part in parts:
         if part[0] != "{":

@@ -1,4 +1,4 @@
-"""Reads the text of an answer as a typed value (docs/grading.md)."""
+"""Parses the text of an answer into a typed value (docs/grading.md)."""
 
 import dataclasses
 import re
@@ -90,15 +90,15 @@ class Answer:
 
 
 def is_stated(answer: Answer) -> bool:
-    """Returns whether an answer is a value and not a sentence. An answer is a sentence if it is a text of several words, if one
-    of its items (such as the elements of a list) is such a text, or if only some of its items are words."""
+    """Returns whether an answer is a value and not a sentence. An answer is a sentence in three cases: it is a text of several
+    words; one of its items, such as an element of a list, is such a text; or some of its items are words and others are not."""
     is_words = answer.kind == "text" and not re.fullmatch(r"[a-zA-Z]+", _unworded(answer.latex))
     words = [item.kind == "text" and len(item.value) > 1 for item in answer.items]
     return not is_words and all(is_stated(item) for item in answer.items) and len(set(words)) < 2
 
 
 def read(text: str) -> Answer:
-    """Reads the text of an answer."""
+    """Parses the text of an answer, and returns it as a typed `Answer`."""
     if len(text) > MAX_ANSWER_CHARS:
         return Answer("text", condensed(text), latex=text)
     plain = PLAIN.fullmatch(text)  # the most frequent answers need none of the rules
@@ -108,8 +108,8 @@ def read(text: str) -> Answer:
 
 
 def normalize(text: str) -> str:
-    """Converts an answer to a uniform notation. Drops spacing, styles, math delimiters, "the answer is", and a final full
-    stop."""
+    """Returns the text of an answer in a uniform notation, without spacing commands, styles, math delimiters, "the answer is",
+    and a final full stop."""
     text = re.sub(r"<\|[^<>|]{1,40}\|>|\s+", " ", text)
     text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
     text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
@@ -135,8 +135,8 @@ def normalize(text: str) -> str:
 
 
 def _words(match: re.Match) -> str:
-    """Splits \\text{...} into one \\text per word. Takes single letters out of \\text, except units that follow a number,
-    such as m/s."""
+    """Returns the replacement for a matched \\text{...}, with one \\text per word. Single letters are written without \\text,
+    unless they are units that follow a number, such as m/s."""
     content = match[1].replace("\n", " ")
     is_unit = re.search(r"(?:[\d})]|\\pi)(?:\\[,;:! ]|~|\s)*$", match.string[: match.start()])
     if is_unit and re.fullmatch(r"\s*[mgshLlNJWVAKC](?:\s*/\s*[mgshL]|\^\d)*\s*", content):
@@ -152,7 +152,8 @@ def _fraction(match: re.Match) -> str:
 
 
 def _split(text: str, is_separator: Callable[[str], Any]) -> tuple[list[str], list[str]]:
-    """Splits a text at the separators outside of all brackets. Returns the parts and the separators."""
+    """Splits a text at all separators that are outside of brackets. Returns the list of parts and the list of separators. A
+    comma within a number, such as 1,000, is no separator."""
     parts, found, depth = [""], [], 0
     thousands = {place for number in THOUSANDS.finditer(text) for place in range(*number.span())}
     for match in TOKEN.finditer(text):
@@ -198,7 +199,8 @@ def _group(kind: str, parts: list[str], depth: int) -> Answer:
 
 
 def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads a relation such as x = 5, x \\in [1, 2], x \\ne 3 or 1 < x \\le 2. Reads other kinds of relations as formulas."""
+    """Parses a relation such as x = 5, x \\in [1, 2], x \\ne 3 or 1 < x \\le 2, and returns it as an `Answer`. All other
+    relations become formulas."""
     if not all(sides):
         return Answer("text", condensed(text))
     if set(relations) <= {"=", "\\approx"}:
@@ -225,8 +227,8 @@ def _relation(sides: list[str], relations: list[str], text: str, depth: int) -> 
 
 
 def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Answer:
-    """Reads a chain of equal values, such as x = 5 + 6 = 11 or 1/3 \\approx 0.33. Reads an equation between expressions with
-    variables, such as 2x + z = 1, as a formula."""
+    """Parses a chain of equal values, such as x = 5 + 6 = 11 or 1/3 \\approx 0.33, and returns it as an `Answer`. An equation
+    between expressions with variables, such as 2x + z = 1, becomes a formula."""
     rounded = relations[-1] == "\\approx"
     names, values = [side for side in sides if is_name(side)], [side for side in sides if not is_name(side)]
     if len(names) > 1 or not values or "\\approx" in relations[:-1]:
@@ -244,7 +246,8 @@ def _chain(sides: list[str], relations: list[str], text: str, depth: int) -> Ans
 
 
 def _bracketed(text: str, depth: int) -> Answer | None:
-    """Reads values in brackets, such as (1, 2), [1, 2), {1, 2}, \\langle 1, 2 \\rangle or (5). Returns None for other texts."""
+    """Parses values in brackets, such as (1, 2), [1, 2), {1, 2}, \\langle 1, 2 \\rangle or (5). Returns None for other
+    texts."""
     match = re.fullmatch(r"(\\\{|\\langle|[\[({])\s*(.*?)\s*(\\\}|\\rangle|[\])}])", text, re.DOTALL)
     level = 0
     for token in TOKEN.finditer(text) if match else ():
@@ -271,7 +274,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
 
 
 def _measured(text: str) -> Answer:
-    """Reads a single value with its unit."""
+    """Parses a single value, which may have a unit, and returns it as an `Answer`."""
     special, core, unit = _special(text), text, None
     if special:
         return special
@@ -330,7 +333,7 @@ def _unworded(text: str) -> str:
 
 
 def _special(text: str) -> Answer | None:
-    """Reads plus or minus infinity, a number with its base, a time of day, a ratio, or the letter of a multiple-choice option.
+    """Parses plus or minus infinity, a number with its base, a time of day, a ratio, or the letter of a multiple-choice option.
     Returns None for other texts."""
     plain = re.sub(r"\s+", " ", _unworded(text))
     if re.fullmatch(r"[-+]?\s*\\infty", text):
@@ -354,7 +357,7 @@ def _special(text: str) -> Answer | None:
 
 
 def is_name(text: str) -> bool:
-    """Returns whether the side of an equation is a name, such as x, f(x), AB:CD or \\text{Area}."""
+    """Returns whether one side of an equation is only a name, such as x, f(x), AB:CD or \\text{Area}."""
     pair = re.fullmatch(r"\\frac\{([A-Z]+)\}\{([A-Z]+)\}|(\S+?)\s*:\s*(\S+)", text)
     if pair:
         return all(is_name(part) for part in pair.groups() if part)
@@ -373,7 +376,7 @@ def is_reversed(names: list[str]) -> bool:
 
 
 def is_math(text: str) -> bool:
-    """Returns whether math-verify can read every symbol of a text, so that its parser drops none of them."""
+    """Returns whether math-verify's parser knows every symbol of a text. The parser would silently drop unknown symbols."""
     bare = re.sub(r"_\s*\{\s*\\text\s*\{[^{}]*\}\s*\}", "", re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}", "|", text))
     braces = re.sub(r"[^{}()]", "", re.sub(r"\\.", "", bare).translate(str.maketrans("[]", "()")))
     while re.search(r"\{\}|\(\)", braces):
@@ -391,14 +394,15 @@ def is_math(text: str) -> bool:
 
 
 def letters(text: str) -> set[str]:
-    """Returns the variables of a formula: its letters and Greek letters, but not e, i and \\pi."""
+    """Returns the variables of a formula: its Latin and Greek letters, but not e, i and \\pi."""
     text = re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}|\\text\{[^{}]*\}", "", text)
     runs = [run for run in RUN.findall(text) if run not in FUNCTIONS and run != "pi"]
     return ((set(re.findall(r"\\([a-zA-Z]+)", text)) & GREEK) | {letter for run in runs for letter in run}) - {"e", "i"}
 
 
 def condensed(text: str) -> str:
-    """Normalizes a text for literal comparison: no \\text, no spaces between words or symbols, no braces around one symbol."""
+    """Normalizes a text for literal comparison. The result has no \\text, no spaces between words or symbols, and no braces
+    around a single symbol."""
     text = re.sub(r"(?i)^(?:the|an?)\s+(?=[a-z]{3})", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip('"“”` ').lstrip("+"))
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\[,;!: ]|~|\\(?:limits|cdot|quad)(?![a-zA-Z])", " ", text)

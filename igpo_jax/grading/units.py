@@ -1,5 +1,5 @@
-"""Units of measurement with their dimensions and conversion factors, and other words that may follow a number (words.txt,
-docs/grading.md)."""
+"""Reads units of measurement and other words that may follow a number. A unit has dimensions and a conversion factor. The words
+are listed in words.txt and explained in docs/grading.md."""
 
 import collections
 import pathlib
@@ -17,7 +17,7 @@ FRACTION = re.compile(
 
 
 def _read_words() -> tuple[dict[str, list[str]], dict[str, list[tuple[str, Fraction, int]]]]:
-    """Returns the words of each section of words.txt, and the dimension, factor and power of each unit."""
+    """Reads words.txt. Returns {section: words of this section}, and {name of a unit: [(dimension, factor, power), ...]}."""
     sections, units = collections.defaultdict[str, list[str]](list), dict[str, list[tuple[str, Fraction, int]]]()
     for line in pathlib.Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
         section, _, words = line.partition(": ")
@@ -39,8 +39,9 @@ NOUNS, AFTER = set(WORDS["nouns"]), set(WORDS["after"])
 
 
 def read_unit(phrase: str, is_one: bool = False) -> Unit | None:
-    """Returns the unit that a phrase after a number states, such as "square feet", "km/h" or "^\\circ", or `NOUN` for a counted
-    noun such as "red marbles" (singular if `is_one`). Returns None for other phrases, such as "elevenths" or "or more"."""
+    """Returns the unit in the phrase after a number, such as "square feet", "km/h" or "^\\circ". Returns `NOUN` for a counted
+    noun, such as "red marbles". The noun must be plural, or singular if `is_one` is True. Returns None for other phrases, such
+    as "elevenths" or "or more"."""
     is_text = "\\text" in phrase
     phrase = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", re.sub(r"\^\s*\\circ\s*([CF]\b)?", r" degrees \1 ", phrase))
     phrase = re.sub(

@@ -1,1 +1,1 @@
-"""Concise solutions for supervised training, either rewritten by a language model or filtered."""
+"""Makes concise solutions for supervised training. A language model rewrites the solutions, or they are only filtered."""

@@ -5,10 +5,10 @@ given solutions; without --endpoint, the solutions are only filtered. Keeps a so
 the grader finds the right answer in it. A rewritten solution must also be shorter than the original. Run the same command again
 to resume after an interruption.
 
-Exits with status 1 if the endpoint is unavailable or answers for at most half of the problems, or if no solution is kept. A
-few problems without a reply are only counted; the same command asks for them again.
+Exits with status 1 if the endpoint is unavailable or answers for at most half of the problems, or if no solution is kept. If
+only a few problems get no reply, they are counted, and running the same command again requests their replies.
 
-The folder DIR receives settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
+Writes to the folder DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
 source of the format jsonl), card.json and card.html."""
 
 from igpo_jax.runtime import interrupts
@@ -110,7 +110,7 @@ def main(_) -> None:
 
 def rewrite() -> dict[str, Any]:
     """Runs the command and returns the contents of card.json. If a flag, a file or the endpoint is unusable, raises a
-    ValueError that names it. Also raises ValueError if no solution is kept, after writing the files."""
+    ValueError that names it. If no solution is kept, writes the files and then raises ValueError."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
@@ -165,7 +165,7 @@ def rewrite() -> dict[str, Any]:
 
 
 def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
-    """Returns the endpoint's settings that affect its replies. All values are None if there is no endpoint."""
+    """Returns the settings of the endpoint that affect its replies. If there is no endpoint, all values are None."""
     if endpoint is None:
         return dict.fromkeys(("endpoint", "model", "temperature", "reply_tokens", "instruction", "request", "prompt_sha256"))
     address = urlsplit(endpoint.address)
@@ -177,8 +177,8 @@ def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
 
 
 def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the reply to each problem. The outcome is "rewritten" if the reply states the right answer. Otherwise, the outcome
-    is the reason for rejecting the reply."""
+    """Judges the reply to each problem. Returns (outcome, original solution, new solution) for each problem. The outcome is
+    "rewritten" if the reply states the right answer, and otherwise the reason for rejecting the reply."""
     judged: list[Judged] = []
     for record in records:
         reply = replies.get(record.id)
@@ -197,9 +197,9 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
 
 
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
-    """Requests the replies that are missing in replies.jsonl. Returns {problem id: reply}, {problem id: error} for problems
-    without a reply, and the reason why the endpoint is unavailable, or "" if it is available. An endpoint that answers for at
-    most half of the problems also counts as unavailable."""
+    """Requests the replies that replies.jsonl does not contain yet, and saves them. Returns three values: {problem id: reply},
+    {problem id: error} for problems without a reply, and a text. The text is the reason why the endpoint is unavailable, or ""
+    if the endpoint is available. An endpoint also counts as unavailable if it answers for at most half of the problems."""
     with open_without_links(path, "a+b") as file:
         replies = {reply["id"]: reply for reply in read_replies(file)}
         missing = [record for record in records if record.solution and record.id not in replies]
@@ -228,8 +228,8 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 
 def read_replies(file: IO[bytes]) -> list[Reply]:
-    """Returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an incomplete last
-    line from the file. Raises ValueError if an earlier line is not a reply."""
+    """Returns the replies in a file, which is replies.jsonl, opened for reading and appending. Removes an incomplete last line
+    from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
     replies, end, malformed = [], 0, ""
     for number, line in numbered_lines(file, file.name):
@@ -252,9 +252,12 @@ def read_replies(file: IO[bytes]) -> list[Reply]:
 
 
 def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> list[Judged]:
-    """Judges the given solutions. If a solution states the right answer, its outcome is "unchanged", or "shortened" if a
-    model's thinking was removed from it. Otherwise, its outcome is the reason for rejecting it. `Record.solution` may lack the
-    last line of the original text, such as #### 72. If only this line states the answer, it is added to the solution again."""
+    """Judges the given solutions. Returns (outcome, original solution, new solution) for each record. If a solution states the
+    right answer, its outcome is "unchanged", or "shortened" if a model's thinking was removed from it. Otherwise, its outcome
+    is the reason for rejecting it.
+
+    `Record.solution` may lack the last line of the original text, such as #### 72. If only this line states the answer, the
+    line is added to the solution again."""
     judged: list[Judged] = []
     for record in records:
         text = without_thought(record)
@@ -272,8 +275,8 @@ def judge_solutions(records: Sequence[Record], rule: str, pool: RewardPool) -> l
 
 
 def without_thought(record: Record) -> str:
-    """Returns the solution of a record. Solutions in the format openr1 begin with a model's thinking, without the original
-    <think> tags. If the text after the thinking states the answer, returns only this text."""
+    """Returns the solution of a record, without a model's thinking where possible. In the format openr1, a solution begins with
+    such thinking, but has lost its <think> tags. If the text after the thinking states the answer, returns only this text."""
     after = record.response.rpartition("</think>")[2].strip()
     begin = len(record.solution) - len(after)
     has_thought = "</think>" in record.response and record.solution.endswith(after)
@@ -281,9 +284,9 @@ def without_thought(record: Record) -> str:
 
 
 def judge_lengths(judged: Sequence[Judged], tokenizer: Tokenizer, least: int, most: int) -> list[tuple[str, int, int]]:
-    """Returns (outcome, tokens of the original solution, tokens of the new solution) for each judged solution. Rejects new
-    solutions of fewer than `least` or more than `most` tokens, and rewritten ones that are not shorter. Both numbers of tokens
-    are 0 if a solution was already rejected, or if the tokenizer refuses one of the texts as too long."""
+    """Returns (outcome, tokens of the original solution, tokens of the new solution) for each judged solution. Rejects a new
+    solution that has fewer than `least` or more than `most` tokens, and a rewritten solution that is not shorter than the
+    original. Both numbers of tokens are 0 if the solution was rejected before, or if a text is too long for the tokenizer."""
     measured = []
     for outcome, original, text in judged:
         before = after = 0
@@ -302,8 +305,8 @@ def judge_lengths(judged: Sequence[Judged], tokenizer: Tokenizer, least: int, mo
 
 
 def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int], rule: str, pool: RewardPool) -> None:
-    """Grades the new solutions at the given indices of `judged`. If a solution does not state the right answer, its outcome in
-    `judged` becomes the reason for rejecting it."""
+    """Grades the new solutions at the given indices of `judged`, and updates `judged`. If a solution does not state the right
+    answer, its outcome becomes the reason for rejecting it."""
     with progress(len(indices), 0, "graded") as bar:
         for begin in range(0, len(indices), GRADED_AT_ONCE):
             chunk = indices[begin : begin + GRADED_AT_ONCE]
@@ -319,8 +322,8 @@ def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int
 
 
 def _endpoint() -> Endpoint | None:
-    """Returns the endpoint given by flags and environment variables, or None if no address is given. Raises ValueError if the
-    address is malformed, if a model is given without an address or an address without a model, or if the key file cannot be read."""
+    """Returns the endpoint that flags and environment variables give, or None if they give no address. Raises ValueError if the
+    address is malformed, if only one of address and model is given, or if the key file cannot be read."""
     address = os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value
     if not address:
         require(not MODEL.value, "--model is given without --endpoint=URL (or OPENAI_BASE_URL)")

@@ -1,4 +1,5 @@
-"""Writes card.json and card.html, with the number of kept solutions, their lengths before and after rewriting, and the cost."""
+"""Writes card.json and card.html. They contain the number of kept solutions, their lengths before and after rewriting, and the
+number of tokens spent."""
 
 import itertools
 import json
@@ -26,9 +27,9 @@ NOTES = {
 
 
 def make_card(outcomes: dict[str, int], kept: Rows, replies: Rows, unanswered: dict[str, str] | None) -> dict[str, Any]:
-    """Returns the contents of card.json. `outcomes` is {outcome: number of problems}, `kept` contains the entries of
-    kept.jsonl, and `replies` those of replies.jsonl. `unanswered` is {problem id: reason} for problems without a reply, or None
-    if there is no endpoint."""
+    """Returns the contents of card.json. `outcomes` is {outcome: number of problems}. `kept` is the list of entries in
+    kept.jsonl, and `replies` is the list of entries in replies.jsonl. `unanswered` is {problem id: reason} for problems without
+    a reply, or None if there is no endpoint."""
     before, after = (np.array([row[key] for row in kept], float) for key in ("original_tokens", "tokens"))
     lengths = {"before": before, "after": after}
     edges = np.linspace(0, max(1.0, before.max(initial=0), after.max(initial=0)), BINS + 1)
@@ -57,7 +58,7 @@ def _length_statistics(lengths: np.ndarray) -> dict[str, float] | None:
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tuple[str, str, str]]) -> None:
-    """Writes card.json, and card.html as a page that loads no other files. The page shows at most `EXAMPLES` examples. Each
+    """Writes card.json and card.html. The page card.html loads no other files. It shows at most `EXAMPLES` examples. Each
     example is (question, solution before rewriting, solution after rewriting)."""
     atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
     settings = card["settings"]
@@ -92,7 +93,7 @@ def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tu
 
 
 def _headline(card: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns the cards at the top of the page, each as (label, value, remark)."""
+    """Returns the boxes with the main numbers at the top of the page. Each box is (label, value, remark)."""
     tokens, problems = card["tokens"], card["problems"]
     contents = [("Kept", f"{card['kept']:,}", f"of {problems:,} problems, {card['kept'] / max(problems, 1):.1%}")]
     if tokens["mean_shortening"] is not None:

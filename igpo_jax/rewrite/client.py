@@ -1,4 +1,5 @@
-"""HTTP client for an endpoint that may be a stranger's server. It limits the size of a reply and the time to receive it."""
+"""HTTP client for an endpoint that may be a stranger's server. The client limits the size of a reply and the time to receive
+it."""
 
 import asyncio
 import contextlib
@@ -14,8 +15,8 @@ MOST_BYTES = 1 << 23  # of a reply; a text of 1 MiB has at most 6 MiB in JSON, w
 
 
 class LimitedClient(openai.DefaultAsyncHttpxClient):
-    """HTTP client that allows at most `seconds` for a request and its whole reply. It keeps no cookies, and does not follow
-    redirects, because another server would then receive the problems."""
+    """HTTP client that allows at most `seconds` for a request and its whole reply. The client keeps no cookies. It does not
+    follow redirects, because they would send the problems to another server."""
 
     def __init__(self, seconds: float):
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
@@ -23,8 +24,9 @@ class LimitedClient(openai.DefaultAsyncHttpxClient):
         self._seconds = seconds
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Sends a request and returns its reply with the body. Raises ValueError if the reply is compressed or has more than
-        `MOST_BYTES`. Raises ReadTimeout if the time is over; the openai library then sends the request again."""
+        """Sends a request and returns the complete reply. Raises ValueError if the reply is compressed or larger than
+        `MOST_BYTES`. Raises ReadTimeout if the reply takes too long. After a ReadTimeout, the openai library sends the request
+        again."""
         try:
             async with asyncio.timeout(self._seconds):  # the timeouts of the library hold for each single read
                 response = await super().send(request, **options | {"stream": True})

@@ -33,8 +33,8 @@ class Endpoint:
 
 
 def require_reply(reply: Any) -> None:
-    """Raises a ValueError that names the key if a value of a reply is missing, has the wrong type, or is out of range. The
-    endpoint may be a stranger's server, and its replies are written to replies.jsonl, which must remain readable."""
+    """Raises ValueError if a value of a reply is missing, has the wrong type, or is out of range. The message names the key.
+    The endpoint may be a stranger's server, so replies are checked before they are written to replies.jsonl."""
     require(isinstance(reply, dict), "no JSON object")
     for key, kind in REPLY_TYPES.items():
         require(key in reply, f"{key} is missing")
@@ -48,21 +48,24 @@ def require_reply(reply: Any) -> None:
 
 
 class _Stopped(Exception):
-    """Error that ends all requests, because further ones would get no reply, either. Its text is the reason."""
+    """Error that stops all requests, raised if further requests would get no reply either. The message is the reason."""
 
 
 def ask_all(
     conversations: Iterable[tuple[str, Messages]], on_reply: Callable[[Reply], None], endpoint: Endpoint, requests: int
 ) -> tuple[dict[str, str], str]:
     """Sends conversations, each (id, messages), to an endpoint, at most `requests` at a time. Calls `on_reply` with each reply
-    as it arrives. Retries after rate limits, timeouts, lost connections and server errors, with increasing delays.
+    as it arrives. After rate limits, timeouts, lost connections and server errors, sends the request again, with increasing
+    delays.
 
     A reply has the keys of `REPLY_TYPES` and values that `require_reply` allows. The numbers of tokens are None if the endpoint
-    does not report them. Returns {id: error} for conversations without a reply, and the reason why the endpoint is unavailable,
-    or "" if it is available. The endpoint counts as unavailable, and no further requests are sent, if it rejects the key, the
-    model or the address, if it redirects to another address, or if many consecutive requests fail. It also counts as
-    unavailable if it could not be reached or was overloaded in the last attempt at a conversation. Raises ValueError if the
-    package openai is missing."""
+    does not report them.
+
+    Returns {id: error} for conversations without a reply, and a text. The text is the reason why the endpoint is unavailable,
+    or "" if the endpoint is available. The endpoint counts as unavailable if it rejects the key, the model or the address, if
+    it redirects to another address, or if many consecutive requests fail. In these cases, no further requests are sent. The
+    endpoint also counts as unavailable if it could not be reached, or was overloaded, in the last attempt at a conversation.
+    Raises ValueError if the package openai is missing."""
     try:
         import openai
 
@@ -139,8 +142,8 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the message of an error as one printable line. Prefers the message in the response's body, because the openai
-    library's own message repeats the whole body."""
+    """Returns the message of an error as one printable line. Uses the message in the body of the response if there is one,
+    because the openai library's own message repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     cause = error.__cause__ if str(error) == "Connection error." else None  # only the cause says why
@@ -149,6 +152,6 @@ def _reason(error: Exception) -> str:
 
 
 def _printable(text: str) -> str:
-    """Returns the beginning of a text as one printable line. Replaces control characters and lone surrogates, which cannot be
-    written to a file."""
+    """Returns the first 200 characters of a text as one printable line. Replaces control characters, and lone surrogates, which
+    cannot be written to a file."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:200])

@@ -1,4 +1,4 @@
-"""Tasks: problems, their worked solutions (traces) and rewards. A task is a module with
+"""Tasks: problems, their worked solutions (traces) and rewards. A task is a module that defines
 
     defaults(**values) -> dict                     the section `task` of a configuration
     load(task, split, seed) -> list[Problem]       split: sft, rl or test
@@ -8,8 +8,9 @@
     content(task, problem) -> (str, str)           optional: equal for equal problems, see decontamination.py
     warm_up() -> None                              optional: loads what `reward` needs, before a worker process grades answers
 
-Some tasks generate their problems. Their test split does not depend on the seed, so that runs with different seeds are
-comparable, and shares no question with the other splits. A run drops training problems that are also in the test split."""
+Some tasks generate their problems. The test split of these tasks is the same for all seeds, so that runs with different seeds
+are comparable. It has no questions in common with the other splits. Before a run, training problems that are also in the test
+split are dropped."""
 
 import importlib
 import types
@@ -19,8 +20,9 @@ PARTS = ("defaults", "load", "reward", "extract_answer", "REWARD_OPTIONS")
 
 
 def load_task(name: str) -> types.ModuleType:
-    """Imports the module of a task. `name` is one of `TASKS`, or "package.module" for a user's own task. The module runs with
-    the user's permissions. Raises ValueError if the module does not exist or lacks a required function or constant."""
+    """Imports and returns the module of a task. `name` is one of `TASKS`, or "package.module" for a user's own task. The code
+    of the module runs with the user's permissions. Raises ValueError if the module cannot be imported or lacks a required
+    function or constant."""
     if name in TASKS:
         return importlib.import_module(f"{__name__}.{name}")
     neither = f"task.name={name!r} is none of {', '.join(TASKS)}, and"

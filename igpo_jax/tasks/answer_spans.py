@@ -1,4 +1,5 @@
-"""Finds the places where a worked solution states its answer. Hints do not show these places (docs/method.md section 6)."""
+"""Finds the character spans of a worked solution that state its answer. With inpainting.exclude_answer, hints do not show these
+spans (docs/method.md section 6)."""
 
 import functools
 import re
@@ -49,11 +50,16 @@ SIDE_END = re.compile(rf"\s*&?{RELATION}")
 
 @functools.lru_cache(maxsize=1 << 14)  # the stages load the same files
 def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
-    """Returns (begin, end) of the places in a solution that state its answer, sorted and disjoint. Such a place equals the
-    answer (see `states`) and is one of the following: the content of a box; the result after a relation sign, "answer is",
-    "answer:", "####" or "<answer>"; the whole left side of a relation; or any number, word or formula of the last sentence or
-    line. If the answer is too long (`MOST_ANSWER`, `MOST_WORK`), returns the places where the text of the answer occurs
-    unchanged."""
+    """Returns the character spans of a solution that state its answer, as sorted and disjoint (begin, end) pairs. A span is
+    found if its text equals the answer (see `states`) and is one of the following:
+
+    - the content of a \\boxed{...} or \\fbox{...}
+    - the result after a relation sign, "answer is", "answer:", "####" or "<answer>"
+    - the whole left side of a relation
+    - any number, word or formula of the last sentence or line
+
+    If the answer is too long (`MOST_ANSWER`, `MOST_WORK`), returns only the spans where the answer occurs character by
+    character."""
     if _is_long(text, answer):
         return tuple(_unchanged(text, answer))
     ended = text.rstrip()
@@ -69,9 +75,10 @@ def answer_spans(text: str, answer: str) -> tuple[Span, ...]:
 
 
 def occurrences(text: str, answer: str) -> list[Span]:
-    """Returns (begin, end) of all numbers of a text that equal an answer, in any notation, and of all places where the text of
-    the answer occurs and is not part of a longer number or word. The spans are sorted and disjoint. If the answer is too long
-    (`MOST_ANSWER`, `MOST_WORK`), returns the places where its text occurs unchanged."""
+    """Returns the character spans of an answer in a text, as sorted and disjoint (begin, end) pairs. If the answer is a number,
+    finds all numbers of the same value, in any notation. Otherwise, finds the text of the answer, with any spacing. Ignores
+    matches that are part of a longer number or word. If the answer is too long (`MOST_ANSWER`, `MOST_WORK`), returns only the
+    spans where the answer occurs character by character."""
     if _is_long(text, answer):
         return _unchanged(text, answer)
     pattern, found = _pattern(answer), []
@@ -99,8 +106,10 @@ def _unchanged(text: str, answer: str) -> list[Span]:
 
 
 def states(text: str, answer: str) -> bool:
-    """Returns whether a short text equals an answer. Compares numbers by value, and calls `equal`, which may take milliseconds,
-    only for arithmetic expressions and for texts with the same symbols. Returns True if `equal` takes too long."""
+    """Returns whether a short text equals an answer. Numbers are compared by value. Other pairs are compared by `equal`, which
+    may take milliseconds. To save time, `equal` is called only in two cases: the answer is a number and the text is an
+    arithmetic expression, or the answer is not a number and has the same symbols as the text. Returns True if `equal` times
+    out."""
     wanted, found = _values(answer), _values(text)
     if text == answer or wanted & found:
         return True
@@ -114,7 +123,7 @@ def states(text: str, answer: str) -> bool:
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Merges overlapping and adjacent spans."""
+    """Returns the spans in ascending order, after merging those that overlap or touch."""
     found: list[Span] = []
     for begin, end in sorted(spans):
         if found and begin <= found[-1][1]:
@@ -124,7 +133,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def in_brackets(text: str, spans: Iterable[Span]) -> str:
-    """Returns a text with disjoint spans in [[double brackets]]."""
+    """Returns the text with [[double brackets]] around each of the given spans. The spans must be disjoint."""
     parts, place = [], 0
     for begin, end in sorted(spans):
         parts.append(f"{text[place:begin]}[[{text[begin:end]}]]")
@@ -133,7 +142,8 @@ def in_brackets(text: str, spans: Iterable[Span]) -> str:
 
 
 def formulas(text: str, after: int = 0) -> Iterator[Span]:
-    """Yields (begin, end) of the content of each formula in $...$, $$...$$, \\(...\\) or \\[...\\] that ends after a position."""
+    """Yields (begin, end) of the content of each formula that is written as $...$, $$...$$, \\(...\\) or \\[...\\]. Skips
+    formulas that end at or before the position `after`."""
     place, ends = 0, {"$": 0, r"\)": 0, r"\]": 0}  # the next place of each closing sign, -1 if there is none
     while opening := OPENING.search(text, place):
         begin = place = opening.end()
@@ -175,8 +185,8 @@ def _clause_end(text: str, begin: int, limit: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _values(text: str) -> frozenset[Fraction]:
-    """Returns a set with the value of a number, or with both values of a percentage (50 and 0.5 for 50%). The set is empty for
-    other texts."""
+    """Returns the possible values of a number that is given as text: one value, or two values for a percentage (50 and 0.5 for
+    50%). Returns an empty set if the text is not a number."""
     if len(text) > 100:
         return frozenset()
     text = re.sub(r"^\s*[a-zA-Z](?:_\w)?\s*=", "", text)  # the name in x = 5
@@ -198,8 +208,8 @@ def _values(text: str) -> frozenset[Fraction]:
 
 @functools.lru_cache(maxsize=1024)
 def _pattern(answer: str) -> re.Pattern | None:
-    """Returns a regular expression that matches an answer: a number in all notations, or another text with any spacing. Returns
-    None for an empty answer."""
+    """Returns a regular expression that finds an answer in a text. For a number, the expression matches all its notations. For
+    any other answer, it matches the text of the answer with any spacing. Returns None for an empty answer."""
     values = _values(answer)
     if values:
         shares = [rf"{_notations(100 * value)}\s?\\?%" for value in values if value.denominator > 1]
@@ -217,7 +227,8 @@ def _pattern(answer: str) -> re.Pattern | None:
 
 
 def _notations(value: Fraction) -> str:
-    """Returns a regular expression that matches the absolute value of a number, as a decimal number or a fraction."""
+    """Returns a regular expression that matches the absolute value of a number, written as a decimal number or as a
+    fraction."""
     top, bottom = abs(value.numerator), value.denominator
     fraction = rf"{top}/{bottom}|\\[dtc]?frac\s*{{?{top}}}?\s*{{?{bottom}}}?"
     places = next((places for places in range(8) if 10**places % bottom == 0), None)
@@ -231,6 +242,6 @@ def _notations(value: Fraction) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _symbols(text: str) -> list[str]:
-    """Returns the letters, numbers and LaTeX commands of a text, sorted, without 1 and the commands that only change the
-    notation."""
+    """Returns the sorted letters, numbers and LaTeX commands of a text. Leaves out the number 1, and commands that only change
+    the notation, such as \\frac and \\text."""
     return sorted(part for part in SYMBOL.findall(text.casefold()) if part != "1" and not NOTATION.fullmatch(part))

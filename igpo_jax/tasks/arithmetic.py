@@ -1,11 +1,12 @@
-"""Task of adding up the values of coins, modulo 100. The problems are generated, and their answers are hard to guess.
+"""Task of adding up coin values modulo 100. The problems are generated, and their answers are hard to guess.
 
     38+05+20...=     question: a start value, a coin in each used slot, and dots in each unused slot
     # 43 63=63       worked solution: every running total, modulo 100, and the last total again as the answer
     ~ qx tb hh=??    scribbles: random letters that give no answer
 
-The targets of supervised training (demonstrations) solve every short problem step by step, but for most long problems they are
-only scribbles. Therefore, the trained model can solve long problems but rarely does, and almost all answers get no reward."""
+In supervised training, the target text (demonstration) of every short problem is its worked solution, but the target of most
+long problems is scribbles. Therefore, the trained model is able to solve long problems, but rarely tries. Almost all of its
+answers to long problems get no reward."""
 
 import itertools
 import re
@@ -34,8 +35,8 @@ def defaults(**values) -> dict:
 
 def load(task, split: str, seed: int) -> list[Problem]:
     """Draws the problems of one split at random. `seed` is ignored for the test split. The split sft has problems of all
-    lengths, and the splits rl and test have only the longest problems. Raises ValueError if a setting is out of range, or if
-    there are not enough different questions."""
+    lengths. The splits rl and test have only problems of the greatest length. Raises ValueError if a setting is out of range,
+    or if there are not enough different questions."""
     slots, size, is_sft = task.slots, task[f"{split}_problems"], split == "sft"
     if not 2 <= slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")
@@ -66,7 +67,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 if a completion ends in "=" and the right total, else 0.0."""
+    """Returns 1.0 if a completion ends with "=" and the correct total, else 0.0."""
     return float(extract_answer(text) == problem.answer)
 
 

@@ -1,8 +1,8 @@
-"""Countdown task: three numbers, each used once, must be combined with + - * / to reach a target. The prompt and the rewards
-follow d1 (arXiv 2504.12216).
+"""Countdown task: combine three numbers with + - * / to reach a target, using each number exactly once. The prompt and the
+rewards follow d1 (arXiv 2504.12216).
 
-The test split is generated, or read from a file with the columns in `LAYOUTS`. The reference solution of a generated problem
-computes the target step by step and ends with the answer, which is the whole expression."""
+The test split is generated, or read from a file that has one of the pairs of columns in `LAYOUTS`. The reference solution of a
+generated problem computes the target step by step. It ends with the answer, which is an expression for the target."""
 
 import functools
 import random
@@ -48,7 +48,8 @@ def extract_answer(text: str) -> str | None:
 
 def reward(problem: Problem, text: str) -> float:
     """Returns the reward of d1 (arXiv 2504.12216): 1.0 for a correct expression, 0.1 for a wrong expression, and 0.0 if the
-    completion has no expression. In an equation, one side must be a correct expression, and no side may have another value."""
+    completion has no expression. An equation is correct if one of its sides is a correct expression, and no side has a value
+    other than the target."""
     answer = extract_answer(text)
     if answer is None or not any(c.isdigit() for c in answer):
         return 0.0
@@ -59,8 +60,8 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def _plain(answer: str) -> str:
-    """Removes the markup around an expression, and writes multiplication and division as * and /. Writes \\frac{6}{2} as
-    ((6)/(2)), and 1,000 as 1000."""
+    """Returns an expression in plain notation, without the markup around it. Multiplication becomes *, division becomes /,
+    \\frac{6}{2} becomes ((6)/(2)), and 1,000 becomes 1000."""
     for pattern, plain in NOTATION:
         answer = re.sub(pattern, plain, answer)
     fractions = 1
@@ -71,7 +72,7 @@ def _plain(answer: str) -> str:
 
 def _uses(expression: str, numbers: list[str]) -> bool:
     """Returns whether an expression consists only of numbers, + - * / and brackets, and uses each of the given numbers exactly
-    once. Does not accept products or sums without a sign, as in 2(3) and 1\\frac12."""
+    once. Returns False if a product or a sum is written without an operator, such as 2(3) or the mixed number 1\\frac12."""
     written = ALLOWED.fullmatch(expression) and not JUXTAPOSED.search(expression)
     return bool(written) and sorted(re.findall("[0-9]+", expression)) == sorted(numbers)
 
@@ -88,8 +89,8 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
 
 
 def _parts(value: Any) -> list[Any]:
-    """Returns the items of a list. The list may also be a text, such as `30,100,93`, `[30, 100, 93]`, `['30', '100']` or, as
-    NumPy writes it, `[ 30 100  93]`."""
+    """Returns the items of `value`, which is a list or a text that contains a list. NumPy prints a list as `[ 30 100  93]`.
+    Other accepted forms of the text are `30,100,93`, `[30, 100, 93]` and `['30', '100']`. Raises ValueError for other types."""
     if isinstance(value, str):
         inner = re.fullmatch(r"\s*(?:\[(.*)\]|\((.*)\)|(.*?))\s*", value, re.DOTALL)
         text = next((part for part in inner.groups() if part is not None), "") if inner else ""
@@ -99,8 +100,9 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _integer(value: Any) -> int:
-    """Converts a number or a text to an integer. Accepts 5.0, because pandas writes it if another row has no number. Raises
-    ValueError for leading zeros, because splitting 1,000 at its comma leaves 000."""
+    """Converts a number or a text to an integer. Accepts 5.0, because pandas writes 5 as 5.0 if the column has missing values.
+    Raises ValueError if the text is not a whole number. Also raises ValueError for leading zeros: they occur if 1,000 is an
+    item of a list, because splitting the list at its commas leaves 1 and 000."""
     text = re.fullmatch(r"\s*([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?\s*", str(value))
     if text is None or isinstance(value, bool):
         raise ValueError(f"{value!r:.80} is no whole number")
@@ -108,7 +110,8 @@ def _integer(value: Any) -> int:
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the content by which problems are compared: the numbers in ascending order, and the target."""
+    """Returns the content of a problem: its numbers in ascending order, and the target. Problems with the same content count as
+    equal (decontamination.py)."""
     numbers, target = problem.answer.split(" -> ")
     return _content(map(int, numbers.split()), int(target))
 

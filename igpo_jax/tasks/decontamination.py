@@ -1,7 +1,9 @@
-"""Keeps the problems of the test split out of training. Problems are compared by content, because ids may be row numbers.
+"""Keeps the problems of the test split out of training. Problems are compared by their contents instead of their ids, because
+ids may be row numbers.
 
-A task may define content(task, problem), which returns (text, capitals). Two problems are equal if their texts are equal, and
-their capitals are equal or one of the two is empty."""
+The content of a problem is a pair (text, capitals). A task may define it in a function content(task, problem). Two problems
+count as equal if their texts are equal and their capitals are equal. If the capitals of one problem are "", only the texts are
+compared."""
 
 import logging
 import re
@@ -59,15 +61,16 @@ OPENING = frozenset("\"'([{")
 
 
 def content_of(module: types.ModuleType, task: Any) -> Callable[[Problem], Content]:
-    """Returns a function that maps a problem of a task to its content. By default, the content is the unchanged question."""
+    """Returns a function that maps a problem of a task to its content (text, capitals). The function is `content` of the task's
+    module if the module defines it. Otherwise, the content is the unchanged question and ""."""
     if hasattr(module, "content"):
         return lambda problem: module.content(task, problem)
     return lambda problem: (problem.question, "")
 
 
 def untested(contents: Iterable[Content], test: Iterable[Content]) -> list[bool]:
-    """Returns a bool for each problem, True if no test problem has the same content. `contents` are the contents of the
-    problems, and `test` those of the test problems."""
+    """Returns a list with one bool per problem, True if no test problem has the same content. `contents` holds the contents of
+    the problems, and `test` holds the contents of the test problems."""
     tested: dict[str, set[str]] = {}
     for text, capitals in test:
         tested.setdefault(text, set()).add(capitals)
@@ -80,7 +83,8 @@ def untested(contents: Iterable[Content], test: Iterable[Content]) -> list[bool]
 
 
 def repeats(contents: Collection[Content]) -> int:
-    """Returns how many problems would be dropped if only one problem of each content were kept."""
+    """Returns the number of problems that repeat the content of another problem: the number of all problems minus the number of
+    different contents."""
     capitals_of: dict[str, set[str]] = {}
     for text, capitals in contents:
         capitals_of.setdefault(text, set()).add(capitals)
@@ -88,17 +92,22 @@ def repeats(contents: Collection[Content]) -> int:
 
 
 def warn_of_repeats(where: str, contents: Collection[Content]) -> None:
-    """Logs a warning if problems have the same content. `where` names the problems in the message."""
+    """Logs a warning if several problems have the same content. `where` says in the message where the problems are from, such
+    as "the split rl"."""
     if repeated := repeats(contents):
         same = "the question of an earlier one, compared as for the test split"
         log.warning("%d of %d problems of %s have %s; all are kept", repeated, len(contents), where, same)
 
 
 def question_content(question: str) -> Content:
-    """Returns the content (text, capitals) of a question. The text has the words and formulas, lower-cased except LaTeX
-    commands. It omits Markdown, LaTeX layout and punctuation next to words, and unifies spacing, dashes and quotes. It keeps
-    numbers, signs, brackets, and punctuation within formulas and lists. `capitals` has the letters and short words such as MB
-    in their original case, see `_capitals`, or is "" if the whole question is in upper or in lower case."""
+    """Returns the content (text, capitals) of a question.
+
+    `text` consists of the words and formulas of the question. Words are in lower case; LaTeX commands keep their case.
+    Markdown, LaTeX layout, and punctuation next to words are removed. Spacing, dashes and quotes are unified. Numbers, signs,
+    brackets, and punctuation within formulas and lists are kept.
+
+    `capitals` consists of the single letters and the short words, such as MB, in their original case (see `_capitals`). It is
+    "" if the whole question is in upper case or in lower case."""
     text = unicodedata.normalize("NFC", question).translate(SAME)
     characters = set(text)
     for needed, pattern, plain in REWRITES:
@@ -115,8 +124,8 @@ def question_content(question: str) -> Content:
 
 
 def _counts(tokens: list[str], i: int) -> bool:
-    """Returns whether the punctuation mark `tokens[i]` has a meaning: it is a factorial, or stands between tokens that are not
-    words."""
+    """Returns whether the punctuation mark `tokens[i]` has a mathematical meaning. An exclamation mark has a meaning if it is a
+    factorial. Every other mark has a meaning if it stands between two numbers, single letters or symbols."""
     before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
     if tokens[i] == "!":
         follows = before[-1:].isdigit() or before in (")", "]", "}", "|", "!") or (len(before) == 1 and before.isalpha())
@@ -126,8 +135,9 @@ def _counts(tokens: list[str], i: int) -> bool:
 
 
 def _capitals(tokens: list[str]) -> str:
-    """Returns the letters and the words of up to three letters in their original case. Words such as Is, and the word A at the
-    beginning of a sentence, become lower case, because they may have a capital only because they begin a sentence."""
+    """Returns the single letters and the words of two or three letters in their original case, separated by spaces. There are
+    two exceptions, because a capital at the beginning of a sentence has no meaning: capitalized words such as Is become lower
+    case, and so does the article A at the beginning of a sentence."""
     short, is_first = [], True
     for i, token in enumerate(tokens):
         if token.isalpha() and len(token) < 4:

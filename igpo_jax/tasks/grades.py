@@ -1,5 +1,5 @@
-"""Grades of completions. This module imports jax through flax. It is separate from reward_pool.py, because importing jax would
-cost each worker process time and memory."""
+"""Grades of completions. This module imports jax (through flax), which takes time and memory. Therefore, it is separate from
+reward_pool.py, so that worker processes do not import it."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ FEW = 4  # up to this number of completions without a verdict never stop a run, 
 
 @flax.struct.dataclass
 class Grades:
-    """Grades of n groups of g completions. A completion without a verdict is neither correct nor wrong."""
+    """Grades of n groups of g completions. A completion without a verdict counts neither as correct nor as wrong."""
 
     rewards: np.ndarray  # f32[n, g]
     correct: np.ndarray  # bool[n, g], False without a verdict
@@ -27,22 +27,22 @@ class Grades:
 
     @property
     def all_wrong(self) -> np.ndarray:
-        """Mask of the groups that have graded completions, none of them correct, bool [n]."""
+        """Mask of the groups with at least one graded completion and no correct completion, bool [n]."""
         return np.logical_and(self.graded.any(axis=1), ~self.correct.any(axis=1))
 
     @property
     def all_correct(self) -> np.ndarray:
-        """Mask of the groups that have graded completions, all of them correct, bool [n]."""
+        """Mask of the groups with at least one graded completion and no wrong completion, bool [n]."""
         return np.logical_and(self.correct.any(axis=1), (self.correct | ~self.graded).all(axis=1))
 
 
 def lack_of_verdicts(counts: Mapping[str, int], total: int, reasons: Mapping[str, str], limit: float = 1.0) -> str:
-    """Returns an error message if too many of `total` completions have no verdict, otherwise "". Too many means all
-    completions, or more than `FEW` completions and a share above `limit`. All processes must call this function with the same
-    counts. They all get the same message.
+    """Returns an error message if too many of `total` completions have no verdict, otherwise "". There are too many if no
+    completion has a verdict, or if more than `FEW` completions and more than the share `limit` have none. All processes must
+    call this function with the same counts, and all processes get the same message.
 
-    counts: the numbers of completions with the outcomes "timeout" and "error". reasons: an example of each outcome among the
-    completions that this process has graded, see `RewardPool.reasons`."""
+    counts: {outcome: number of completions} for the outcomes "timeout" and "error". reasons: {outcome: example of a reason},
+    taken from the completions that this process has graded (`RewardPool.reasons`)."""
     ungraded = sum(counts.values())
     if ungraded < total and (ungraded <= FEW or ungraded / total <= limit):
         return ""

@@ -1,8 +1,9 @@
 """Mathematical problems with worked solutions, in any format of sources.py: GSM8K, MATH, MetaMathQA, OpenR1 and others.
 
-The configuration has templates for the prompt and for the demonstration. By default, the demonstration is the worked solution,
-followed by the answer. Hints are pieces of the demonstration. With inpainting.exclude_answer, hints omit the text that gives
-the answer away: the template's line with the answer and the answer spans of the solution (docs/method.md section 6)."""
+The configuration has two templates: one for the prompt, and one for the demonstration, which is the target text of supervised
+training. By default, the demonstration is the worked solution, followed by the answer. Hints are pieces of the demonstration.
+With inpainting.exclude_answer, hints omit all text that gives the answer away: the line of the template that contains the
+answer, and the answer spans of the solution (docs/method.md section 6)."""
 
 import re
 
@@ -44,18 +45,20 @@ def defaults(**values) -> dict:
 
 
 def sources(task, split: str) -> str:
-    """Returns the configured sources of one split."""
+    """Returns the sources of one split, "format:path,...". The split sft uses the sources of the split rl if it has none of its
+    own."""
     return task.rl if split == "sft" and not task.sft else task[split]
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split in file order; the seed is not used. Raises the same errors as `load_counted`."""
+    """Returns the problems of one split in file order. `seed` is not used. Raises the same errors as `load_counted`."""
     return load_counted(task, split)[0]
 
 
 def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
-    """Returns the problems of one split, and the counts of kept and dropped rows of each source. Raises ValueError if a
-    template or the rule for finding answers is invalid. If a file is unusable, the ValueError names the file and line."""
+    """Returns the problems of one split, and the numbers of kept and dropped rows of each source. Raises ValueError if a
+    template or task.answer is invalid, or if the split has no sources. If a file is unusable, the message names the file and
+    the line."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     for key in ("prompt", "demonstration"):
@@ -81,8 +84,8 @@ def reward(problem: Problem, text: str, answer: str = "box", reference_code: boo
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the content by which problems are compared: the question without the template task.prompt, see
-    `decontamination`."""
+    """Returns the content (text, capitals) of a problem, by which it is compared with other problems (decontamination.py). The
+    content is that of the bare question, without the text that the template task.prompt adds."""
     before, _, after = task.prompt.partition("{question}")
     question = problem.question
     if "{question}" not in after and question.startswith(before) and question.endswith(after):
@@ -102,8 +105,8 @@ def _problem(record: Record, task) -> Problem:
 
 
 def demonstration(record: Record, template: str) -> tuple[str, tuple[Span, ...]]:
-    """Fills a demonstration template with a record. Returns the text and the character spans in it that give the answer
-    away."""
+    """Fills a demonstration template with the texts of a record. Returns the filled text, and the character spans of this text
+    that give the answer away."""
     values = {"{solution}": record.solution, "{answer}": record.answer, "{response}": record.response}
     text, spans, answers = "", [], []
     for part in re.split(r"(\{solution\}|\{answer\}|\{response\})", template):

@@ -1,4 +1,4 @@
-"""The type of a problem, and the fingerprint of a list of problems."""
+"""Defines the type of a problem, and a fingerprint (hash) of a list of problems."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,8 @@ class Problem:
 
 
 def problems_fingerprint(rows: Iterable[Any]) -> str:
-    """Returns a hash, as 16 hexadecimal digits, of a sequence of problems, records, other dataclasses or JSON values."""
+    """Returns a hash, as 16 hexadecimal digits, of a sequence of items. The items are problems, other dataclasses or JSON
+    values."""
     digest = hashlib.sha256()
     for row in rows:
         row = list(vars(row).values()) if dataclasses.is_dataclass(row) else row  # unlike astuple, vars copies nothing

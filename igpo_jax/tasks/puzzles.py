@@ -1,4 +1,5 @@
-"""Code shared by puzzle tasks. The test split is read from a file or generated. Other splits are generated."""
+"""Code shared by the puzzle tasks (countdown and sudoku). The test split is read from a file or generated. Other splits are
+generated."""
 
 import logging
 import random
@@ -15,14 +16,14 @@ MOST_PUZZLES = 10**5  # of a split; a stranger's run may ask for it, and a puzzl
 
 
 def puzzle_defaults(name: str, /, **values) -> dict[str, Any]:
-    """Returns the section `task` of a puzzle's configuration. The key `test` is the path of a file, or "" for a generated test
-    split."""
+    """Returns the section `task` of a configuration with the defaults of the puzzle task `name`, updated with `values`. The key
+    `test` is the path of a file with the test split, or "" if the test split is generated."""
     sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
     return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
 
 
 def puzzle_id(row: dict[str, Any], number: int) -> str:
-    """Returns the id of a puzzle from a file: the value of the column id, or the number of the row if there is none."""
+    """Returns the id of a puzzle in a file: the value of the column id or, if this value is missing, the row number."""
     return str(number if is_null(row.get("id")) or row["id"] == "" else row["id"])
 
 
@@ -34,10 +35,12 @@ def load_puzzles(
     drawn: Callable[[random.Random, set[Content]], Problem | Content | None],  # see below
     content: Callable[[Any, Problem], Content],
 ) -> list[Problem]:
-    """Returns the puzzles of one split. Reads the test split from its file if the configuration names one. Otherwise, draws the
-    puzzles at random; `seed` is ignored for the test split. `drawn` draws a puzzle, given a random generator and the contents
-    of the test puzzles. It returns the puzzle, or only its content if a test puzzle has the same content, or None if the random
-    choices do not make a valid puzzle."""
+    """Returns the puzzles of one split. If the configuration names a file for the test split, reads the test split from this
+    file. Otherwise, draws the puzzles at random; `seed` is ignored for the test split.
+
+    `read` converts a row of the file to a puzzle. `drawn` draws a puzzle, given a random generator and the contents of the test
+    puzzles. It returns one of three values: the puzzle; only the content of the puzzle, if a test puzzle has the same content;
+    or None, if the random choices do not make a valid puzzle."""
     if split == "test" and task.test:
         puzzles: dict[str, Problem] = {}
         for place, number, row in read_rows(task.test, task.max_malformed_lines):

@@ -1,8 +1,8 @@
 """Computes rewards in worker processes. If an answer takes too long or crashes its worker, only this answer gets no reward.
 
-Threads do not work, because math-verify's time limits silently fail in them and every score becomes 0. The pools of Python's
-multiprocessing do not work either, because they cannot replace a single stuck worker, and because every worker would import jax
-when it starts."""
+Threads are not an alternative: in a thread, math-verify's time limits silently fail, and every score becomes 0. The pools of
+Python's multiprocessing are not an alternative, either: they cannot replace a single stuck worker, and each of their workers
+would import jax when it starts."""
 
 import atexit
 import collections
@@ -41,21 +41,24 @@ class Verdict:
 
 
 def reward_pool(task, reward) -> "RewardPool":
-    """Creates the reward pool for the sections `task` and `reward` of a configuration."""
+    """Creates a reward pool from the sections `task` and `reward` of a configuration."""
     module = load_task(task.name)
     options = {} if reward.function else {name: task[name] for name in module.REWARD_OPTIONS}
     return RewardPool(reward.function or f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
 
 
 class RewardPool:
-    """Calls one reward function, (problem, text, **options) -> float, in worker processes. The workers start when they are
-    first needed, and run until `close` is called or this process ends. `function` is "package.module:name", importable from
-    this process. A worker that needs more than `deadline_seconds` for one answer is killed and replaced.
+    """Calls a reward function, (problem, text, **options) -> float, in worker processes. `function` is its name,
+    "package.module:name", and must be importable from this process. The workers start when they are first needed, and run until
+    `close` is called or this process ends. A worker that takes more than `deadline_seconds` for one answer is killed and
+    replaced.
 
-    Imports do not count against the deadline: a worker gets its first answer after it has imported the function and called
-    `warm_up()`, if the module of the function defines it. `warm_up` must load what the function itself would load later.
+    The time for imports does not count against the deadline. A worker first imports the reward function, and calls `warm_up()`
+    if the function's module defines it. Only then does the worker get its first answer. Therefore, `warm_up` must load
+    everything that the reward function would otherwise load later.
 
-    `reasons` holds the newest reason for each outcome other than "ok". The first reason for an outcome is logged as a warning."""
+    `reasons` is {outcome: newest reason} for the outcomes "timeout" and "error". The first reason for an outcome is logged as a
+    warning."""
 
     def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
         self._command = [function, json.dumps(options)]
@@ -69,7 +72,8 @@ class RewardPool:
         atexit.register(self.close)
 
     def __call__(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Returns a verdict for each (problem, text), in order. Raises ValueError if the reward function cannot be loaded."""
+        """Returns one verdict for each (problem, text), in the same order. Raises ValueError if the reward function cannot be
+        loaded."""
         verdicts: dict[int, Verdict] = {}
         waiting, died = collections.deque(range(len(answers))), set[int]()
         size = max(1, min(JOBS, len(answers) // (2 * self._number)))
@@ -112,10 +116,11 @@ class RewardPool:
         waiting: collections.deque,
         died: set[int],
     ) -> None:
-        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading gets a verdict instead
-        in three cases. The verdict is "timeout" if grading took too long. It is "error" if the worker sent anything but
-        replies, or if it is the second worker to die of this answer; a single worker may have been killed from outside. Raises
-        ValueError if the number of processes that died before they were ready exceeds the number of workers."""
+        """Kills a worker and queues its unfinished answers again. The answer that the worker was grading is not queued again,
+        but gets a verdict, in three cases. If grading took too long, the verdict is "timeout". If the worker sent anything
+        other than replies, or if this answer has now killed a second worker, the verdict is "error". After the first death, the
+        answer is tried again, because the worker may have been killed from outside. Raises ValueError if more processes died
+        before they were ready than the pool has workers."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or worker.broken or jobs[0] in died):
             job, verdict = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
@@ -138,7 +143,7 @@ class RewardPool:
         self._workers.clear()
 
     def _end_workers(self) -> None:
-        """Ends the workers before a signal ends this process, while another thread may be using the pool."""
+        """Kills the workers when a signal is about to end this process. Another thread may be using the pool at this time."""
         self._starting.acquire(timeout=0.5)  # not released: from now on, no worker starts
         for worker in list(self._workers):
             worker.end()
@@ -192,8 +197,8 @@ class _Worker:
         return found
 
     def _reply(self, subject: str | int) -> tuple[Any] | None:
-        """Returns the result of the next reply as (result,), or None if the reply has not arrived. Sets `broken` if the worker
-        sent anything but a reply about `subject`, see `reward_worker.reply`. Never waits."""
+        """Returns the result of the worker's next reply as (result,), or None if no reply has arrived. Never waits. Sets
+        `broken` if the worker sent anything other than a reply about `subject` (see `reward_worker.reply`)."""
         with contextlib.suppress(EOFError, OSError):  # it died, see `alive`
             while b"\n" not in self._received and len(self._received) <= MAX_REPLY and self.connection.poll(0):
                 part = os.read(self.connection.fileno(), MAX_REPLY)

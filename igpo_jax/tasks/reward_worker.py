@@ -1,4 +1,4 @@
-"""Worker process of reward_pool.py, started by: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
+"""Worker process of reward_pool.py. The pool starts it with: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
 
 import contextlib
 import ctypes
@@ -50,8 +50,9 @@ def main(fd: str, name: str, options: str) -> None:
 
 def reply(connection: Connection, subject: str | int, result: float | str | None) -> None:
     """Sends a line of JSON, [subject, result], to the pool. `subject` is "loaded" or the number of an answer, counted from the
-    start of this process. `result` is a reward, the text of an error, or None. The lines are not framed as `Connection.send`
-    would do, because the function may write junk to the connection, and the pool would wait for the rest of a frame."""
+    start of this process. `result` is a reward, the text of an error, or None. `Connection.send` is not used, because it
+    announces the length of each message: if the reward function wrote junk to the connection, the pool could mistake it for a
+    length, and wait forever for the rest of the message."""
     if isinstance(result, str):
         result = result[:MAX_REASON].encode("utf-8", "replace").decode()
     line = json.dumps([subject, result]).encode() + b"\n"
@@ -60,8 +61,9 @@ def reply(connection: Connection, subject: str | int, result: float | str | None
 
 
 def end_with_parent(connection: Connection) -> bool:
-    """Makes Linux kill this process when the pool's process ends, even if the reward function is computing. Returns False if
-    that process has already ended; the pool sends nothing before the worker is ready."""
+    """Makes Linux kill this process when its parent (the process of the pool) ends, even while the reward function is
+    computing. Returns False if the parent has already ended. The pool sends nothing before the worker is ready, so the
+    connection is readable only if the parent has closed it."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -69,7 +71,7 @@ def end_with_parent(connection: Connection) -> bool:
 
 
 def load(module: str, function: str) -> Callable[..., Any]:
-    """Imports the reward function of a module, and calls the module's function `warm_up()` if there is one."""
+    """Imports a module and returns its reward function. First calls the module's function `warm_up()` if there is one."""
     imported = importlib.import_module(module)
     reward = getattr(imported, function)
     with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded
@@ -78,7 +80,8 @@ def load(module: str, function: str) -> Callable[..., Any]:
 
 
 def as_reward(value: Any) -> float:
-    """Converts the value of a reward function to float. Raises ValueError if it is no number, NaN, infinite or too large."""
+    """Converts the return value of a reward function to float. Raises ValueError if the value is not a number, is NaN or
+    infinite, or is larger than `LARGEST` in absolute value."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (OverflowError, TypeError, ValueError):

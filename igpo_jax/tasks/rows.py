@@ -1,7 +1,9 @@
-"""Reads problem files as rows: JSON Lines, JSON arrays, CSV, Parquet and ArrayRecord.
+"""Reads problem files row by row: JSON Lines, JSON arrays, CSV, Parquet and ArrayRecord. A row is a dict that maps column names
+to values.
 
-The extension of a file determines how it is read, in upper or lower case. Files of JSON Lines, JSON and CSV may be compressed
-(.jsonl.gz). They are UTF-8, with or without a byte order mark. A .json file may hold JSON Lines, and a .jsonl file an array."""
+The extension of a file, in upper or lower case, determines the format. JSON Lines, JSON and CSV files may be compressed, such
+as .jsonl.gz. Their text is UTF-8, with or without a byte order mark. A .json file may also contain JSON Lines, and a .jsonl
+file may also contain an array."""
 
 import collections
 import contextlib
@@ -31,10 +33,11 @@ PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decode
 
 
 def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
-    """Yields (place for messages, number, row) for each row of a problem file. The number counts lines from 1, or entries, rows
-    or records from 0, depending on the format. Skips and logs up to `max_malformed` malformed rows. Raises ValueError if the
-    file is missing, unreadable or has no rows. If the file has more than `max_malformed` malformed rows, raises a ValueError
-    with the line and the reason."""
+    """Yields (place, number, row) for each row of a problem file. `place` names the file and the row in messages. `number` is
+    the number of the line, counted from 1, in JSON Lines and CSV. In JSON arrays, Parquet and ArrayRecord, it is the number of
+    the row, counted from 0. Skips and logs up to `max_malformed` malformed rows. Raises ValueError if the file is missing,
+    unreadable or has no rows. If the file has more than `max_malformed` malformed rows, raises a ValueError with the line and
+    the reason."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")
@@ -53,15 +56,15 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
 
 
 def column(row: Row, *names: str) -> str | None:
-    """Looks up the columns `names` in a row, in this order. Returns the first one found, as the row spells it, or None if the
-    row has none of them. Ignores case, but prefers an exact match."""
+    """Returns the first of the column names `names` that is in the row, as the row spells it. Returns None if the row has none
+    of these columns. Ignores upper and lower case, but prefers an exact match."""
     folded = {name.lower(): name for name in row}
     return next((name if name in row else folded[name] for name in names if name in row or name in folded), None)
 
 
 def columns_in(row: Row, *layouts: tuple[str, str]) -> list[str]:
-    """Finds the first of `layouts` (tuples of column names) whose columns are all in the row. Returns these names as the row
-    spells them. Raises ValueError if the row has the columns of no layout."""
+    """Returns the column names of the first layout that fits the row, as the row spells them. A layout is a tuple of column
+    names, and it fits if the row has all of these columns. Raises ValueError if no layout fits."""
     for layout in layouts:
         names = [name for name in (column(row, wanted) for wanted in layout) if name is not None]
         if len(names) == len(layout):
@@ -75,7 +78,7 @@ def columns_of(row: Row) -> str:
 
 
 def is_null(value: Any) -> bool:
-    """Returns whether a value is null or NaN, which is how pandas writes missing values."""
+    """Returns whether a value is missing: None, or NaN, which pandas writes for missing values."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -99,13 +102,13 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
 
 
 def _require_unpacked(file: pathlib.Path, size: int) -> None:
-    """Raises ValueError if `size`, the number of bytes unpacked from a compressed file, is above the limits. Problem texts stay
-    far below the limits, because compression shrinks them only to a third or a tenth."""
+    """Raises ValueError if `size`, the number of bytes unpacked so far from a compressed file, exceeds the limit of
+    `require_plausible`. Problem texts do not reach this limit, because compression shrinks them only to a third or a tenth."""
     require_plausible(file, size, file.stat().st_size, "; unpack it first, as JSON Lines")
 
 
 def _unpacked(file: pathlib.Path) -> io.BufferedReader:
-    """Opens a gzip file. Reading raises ValueError if the file unpacks to too many bytes."""
+    """Opens a gzip file for reading. Reading from it raises ValueError if the file unpacks to too many bytes."""
 
     class Limited(io.RawIOBase):
         def __init__(self):
@@ -139,9 +142,9 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
 
 
 def _json(stream: Any, path: str, is_array: bool) -> Parsed:
-    """Reads one object per line, or an array of objects. If `is_array` is True (for a .json file), content that begins with a
-    bracket must be an array. If it is False, such content is read line by line, unless the whole content is an array of
-    objects."""
+    """Yields the rows of a JSON file that has one object per line, or contains an array of objects. Content that begins with a
+    bracket is read as an array if `is_array` is True (for a .json file), and must then be one. If `is_array` is False, such
+    content is read as an array only if it is an array of objects, and otherwise line by line."""
     lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):
@@ -176,7 +179,8 @@ def _json_object(line: bytes, place: str) -> Row | ValueError:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """Makes an object from its keys and values. Raises ValueError if a key is given twice with different values."""
+    """Builds a dict from the (key, value) pairs of a JSON object. Raises ValueError if a key occurs twice with different
+    values."""
     row: Row = {}
     for key, value in pairs:
         if key in row and row[key] != value:
@@ -186,7 +190,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _csv(stream: Any, path: str) -> Parsed:
-    """Reads comma-separated values. The first line that is not blank has the names of the columns."""
+    """Yields the rows of a file of comma-separated values. The first line that is not blank contains the column names."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(_decoded(stream.read(), path), newline=""), strict=True)
     names: list[str] = []
@@ -210,7 +214,8 @@ def _csv(stream: Any, path: str) -> Parsed:
 
 
 def _decoded(content: bytes, path: str, first: int = 1) -> str:
-    """Decodes UTF-8. `first` is the number of the first line. Raises ValueError with the number of a line that is not UTF-8."""
+    """Decodes UTF-8. `first` is the line number at which `content` begins. Raises a ValueError that names the first line that
+    is not UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -239,8 +244,8 @@ def _parquet(file: pathlib.Path) -> Parsed:
 
 
 def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
-    """Yields the rows of a `pyarrow.parquet.ParquetFile`. Decodes few rows at a time, because one row may be as large as a
-    whole page of a column: a column that repeats one text stores it once."""
+    """Yields the rows of a `pyarrow.parquet.ParquetFile`. Decodes only a few rows at a time to limit memory: a file stores a
+    repeated text only once, so each decoded row may be as large as all stored values of a column."""
     groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
     largest = max((column.total_uncompressed_size for column in columns), default=0)

@@ -1,6 +1,6 @@
 """Reads mathematical problems: GSM8K, MATH, AMC, AIME, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
-A source is "format:path"; commas separate several sources. `rows.read_rows` reads the files."""
+A source is written as "format:path". Several sources are separated by commas. The files are read by `rows.read_rows`."""
 
 import collections
 import dataclasses
@@ -46,8 +46,8 @@ class Record:
 
 
 class Dropped(ValueError):
-    """Error raised for a row that the rules of a format exclude. The message is the reason, by which `SourceCounts`
-    groups dropped rows."""
+    """Error raised for a row that the rules of its source format exclude. The message is the reason. `SourceCounts` counts the
+    dropped rows for each reason."""
 
 
 @dataclasses.dataclass
@@ -68,9 +68,10 @@ class SourceCounts:
 
 def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
-    "format:path,format:path". `fields` maps id, question, answer and solution to their names in files of the format jsonl.
-    Logs a warning that counts the dropped rows of a source. At most `max_malformed` malformed lines of each file are skipped.
-    Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and line."""
+    "format:path,format:path". `fields` maps id, question, answer and solution to the field names that files of the format jsonl
+    use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
+    their number. Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and
+    line."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
@@ -137,8 +138,8 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _answer(row: dict[str, Any], name: str) -> str:
-    """Returns the answer in a column. Raises `Dropped` if it is null. Raises TypeError if the column has whole solutions,
-    because no completion would match them."""
+    """Returns the answer in the column `name` of a row. Raises `Dropped` if the answer is null. Raises TypeError if the column
+    contains a whole solution instead of an answer, because no completion would match it."""
     if is_null(row[name]):
         raise Dropped("without an answer")
     answer = _text(row, name)
@@ -152,7 +153,7 @@ def _answer(row: dict[str, Any], name: str) -> str:
 
 
 def _has_prose(text: str) -> bool:
-    """Returns whether a text has more than one line, or at least two words in its only line."""
+    """Returns whether a text contains prose: more than one line, or at least two words in its only line."""
     *lines, last = text.split("\n")
     word = re.search(r"(?<!\\)\b[a-zA-Z]{2,}\b", last)
     has_words = word is not None and re.search(r"\s[a-zA-Z]{2,}\b", last[word.end() :]) is not None
@@ -164,7 +165,8 @@ def _solution(row: dict[str, Any], name: str) -> str:
 
 
 def _require_answer(answer: str) -> None:
-    """Raises `Dropped` for an answer that a completion would match without solving the problem, such as an empty one."""
+    """Raises `Dropped` if an answer is empty or a placeholder such as "n/a". A completion could match such an answer without
+    solving the problem."""
     if not MARKUP.sub("", answer):
         raise Dropped("without an answer")
     if answer.casefold() in PLACEHOLDERS:
@@ -172,21 +174,21 @@ def _require_answer(answer: str) -> None:
 
 
 def _spans(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the character spans of a solution that give the answer away: all that `answer_spans` finds, and the content of
-    the last \\boxed{...} or, if there is no box, the last occurrence of the answer."""
+    """Returns the character spans of a solution that give the answer away. These are all spans that `answer_spans` finds, and
+    the content of the last \\boxed{...}. If there is no box, the last occurrence of the answer is added instead."""
     boxes = [content.span() for span in box_spans(solution)[-1:] if (content := STRIPPED.search(solution, *span))]
     return tuple(merged([*answer_spans(solution, answer), *(boxes or occurrences(solution, answer)[-1:])]))
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the result of `_spans`. If it is empty, returns the span of the whole solution, which may give the answer in
-    another notation."""
+    """Returns the result of `_spans`. If `_spans` finds nothing, returns the span of the whole solution, because the solution
+    may give the answer in another notation."""
     return _spans(solution, answer) or (((0, len(solution)),) if solution else ())
 
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of GSM8K with the keys question and answer, or problem and raw_answer. The final answer follows the last
-    ####."""
+    """Reads a row of GSM8K with the keys question and answer, or problem and raw_answer. The final answer is the text after the
+    last ####."""
     names = ("question", "answer") if "question" in row else ("problem", "raw_answer")
     question, response = (_text(row, name) for name in names)
     solution, separator, answer = response.rpartition("####")
@@ -198,9 +200,10 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Record:
-    """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. Without the column
-    answer, the answer is the content of the last \\boxed{...} of the solution; a solution that is only this box, as in files of
-    AIME, has no reasoning. `other_names` are alternative names of the column problem."""
+    """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. If a row has a solution
+    but no answer, the answer is the content of the last \\boxed{...} of the solution. In files of AIME, the solution is only
+    this box; it then counts as missing, because it contains no reasoning. `other_names` are alternative names of the column
+    problem."""
     question_name = column(row, "problem", *other_names) or "problem"
     names = (question_name, *(column(row, name) or name for name in ("answer", "solution")))
     question, response = _text(row, names[0]), _solution(row, names[2])
@@ -215,14 +218,14 @@ def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Rec
 
 
 def _contest(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of AMC, AIME or Minerva, like `_math`. The problem may also be in a column named question."""
+    """Reads a row of AMC, AIME or Minerva in the same way as `_math`. The column problem may also be named question."""
     return _math(row, fields, "question")
 
 
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of MetaMathQA with the keys type, query and response. The answer follows "The answer is:" or, if this text is
-    missing, ####. A row with neither marker is dropped. From such a row, the reference code takes the whole response as
-    the answer, which no completion can match (docs/method.md section 8)."""
+    missing, ####. A row with neither marker is dropped. (The reference code uses the whole response of such a row as the
+    answer, which no completion can match: docs/method.md section 8.)"""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -239,8 +242,8 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
-    """Reads a row of OpenR1, which has several generated solutions, each marked as right or wrong. The shortest right one
-    becomes the solution."""
+    """Reads a row of OpenR1. A row has several generated solutions, each marked as correct or wrong. The shortest correct one
+    becomes the solution of the record."""
     question, answer = _text(row, "problem"), _answer(row, "answer")
     marks = row.get("correctness_math_verify") or row.get("correctness_llama")
     if not marks:

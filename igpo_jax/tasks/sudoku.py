@@ -1,8 +1,8 @@
 """4x4 Sudoku task. A grid is written as sixteen digits, row by row, with 0 for an empty cell. The rewards follow d1 (arXiv
-2504.12216), but any valid grid is accepted.
+2504.12216), except that every valid grid is accepted, not only the reference solution.
 
 The test split is read from a file with the columns puzzle and solution, or generated. The reference solution fills one cell per
-line and ends with the answer, the completed grid."""
+line and ends with the answer, which is the completed grid."""
 
 import functools
 import itertools
@@ -44,9 +44,9 @@ defaults = functools.partial(puzzle_defaults, "sudoku")
 
 
 def extract_answer(text: str) -> str | None:
-    """Returns the last complete grid inside <answer> tags, as 16 digits, or None if there is no grid. If no grid is complete,
-    returns the last incomplete one, with 0 for each empty cell. A grid is also incomplete if the completion ends after one of
-    its first rows."""
+    """Returns the last complete grid inside <answer> tags, as 16 digits. If there is no complete grid, returns the last
+    incomplete grid, with 0 for each empty cell. If the completion ends in the middle of a grid, but after its first row, this
+    grid also counts as incomplete. Returns None if there is no grid at all."""
     segments = [part for answer in ANSWER.findall(text) for part in WORD.split(_without_labels(answer))]
     found = [grid for segment in segments for grid in _grids(segment)]
     complete = [grid for grid in found if "0" not in grid]
@@ -58,22 +58,23 @@ def extract_answer(text: str) -> str | None:
 
 
 def _without_labels(answer: str) -> str:
-    """Removes digits that are not cells. Replaces markup and labels such as "Row 1:" with line breaks, because they separate
-    rows. Replaces sizes and counts, such as 4x4 and 16 cells, with the word x, because these do not separate rows."""
+    """Returns an answer without the digits that are not cells. Markup and labels such as "Row 1:" separate the rows of a grid,
+    so they become line breaks. Sizes and counts, such as 4x4 and 16 cells, do not separate rows, so they become the word x."""
     return MARKUP.sub("\n", ROW_LABEL.sub("\n", NO_CELL.sub(" x ", answer)))
 
 
 def _cells(segment: str) -> list[list[str]]:
-    """Returns the groups of adjacent cells in each line that has cells. Empty cells become 0. Removes full stops and
-    underscores around groups that have neither 1, 4 nor 16 cells."""
+    """Returns one list for each line that has cells. The list contains the groups of adjacent cells in this line. Within a
+    group, 0, a full stop and an underscore all stand for an empty cell, and are returned as 0. However, if a group does not
+    have 1, 4 or 16 cells, full stops and underscores at its ends are removed, because they are punctuation."""
     lines = [re.findall("[0-9._]+", line) for line in segment.splitlines()]
     groups = [[group if len(group) in (1, 4, 16) else group.strip("._") for group in line] for line in lines]
     return [[re.sub("[._]", "0", group) for group in line if group] for line in groups if any(line)]
 
 
 def _grids(segment: str) -> list[str]:
-    """Returns the grids in a text without words. A text with 16 cells in all is one grid. Otherwise, a grid is a group of 16
-    adjacent cells, or four consecutive lines of four cells, counted from the last line."""
+    """Returns the grids in a text that contains no words. If the text has exactly 16 cells, they are one grid. Otherwise, a
+    grid is a group of 16 adjacent cells, or four consecutive lines of four cells each, counted from the last line."""
     lines = _cells(segment)
     cells = "".join(itertools.chain(*lines))
     if len(cells) == 16:
@@ -91,9 +92,9 @@ def _grids(segment: str) -> list[str]:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. Otherwise returns the share of the
-    puzzle's empty cells that are filled in as in the nearest solution (d1's reward, arXiv 2504.12216, which knows only one
-    solution), but at most 0.99."""
+    """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. For another grid, returns the
+    share of the puzzle's empty cells that are filled in as in the nearest solution, but at most 0.99. This share is d1's reward
+    (arXiv 2504.12216), but d1 knows only one solution. Returns 0.0 if there is no grid."""
     puzzle, _ = problem.answer.split(" -> ")
     grid = extract_answer(text)
     if grid is not None and right(grid, puzzle):
@@ -143,7 +144,8 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the content by which puzzles are compared: the digits of the puzzle, without its solution."""
+    """Returns the content of a problem: the digits of the puzzle, without its solution. Problems with the same content count as
+    equal (decontamination.py)."""
     return problem.answer.split(" -> ")[0], ""
 
 

@@ -1,5 +1,5 @@
-"""Checks the names of Python modules and functions that files contain. A file may come from others, so its names are checked
-before anything is imported."""
+"""Checks the names of Python modules and functions in files such as configurations. A file may come from a stranger, so the
+names are checked before any of the code is imported."""
 
 import os
 import re
@@ -17,9 +17,9 @@ SHOWN = 100  # characters of an invalid name in a message
 
 
 def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, str]:
-    """Returns the Python modules and functions that a configuration names, as {dotted key: name}. The configuration is a JSON
-    value. If `graded` is False, omits the reward function, which is imported only to grade answers. Raises ValueError if a name
-    is not a string."""
+    """Returns the Python modules and functions that a configuration names, as {dotted key: name}. `values` is the configuration
+    as a JSON value. If `graded` is False, omits the reward function, because it is imported only to grade answers. Raises
+    ValueError if a name is not a string."""
     named = {"task.name": values["task"]["name"]}
     if graded and (function := values.get("reward", {}).get("function", "")):
         named["reward.function"] = function
@@ -29,8 +29,9 @@ def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, str]:
 
 
 def require_trusted(named: dict[str, str], file: str | os.PathLike, trust: Collection[str]) -> None:
-    """Raises ValueError if `file` names code that is neither part of this package nor in `trust`. The message says what would
-    run. A module in `trust` includes its functions. Imports nothing."""
+    """Raises ValueError if `file` names code that is neither part of this package nor in `trust`. The message lists the code
+    that would run. `named` is {dotted key: name of a module or function}. If `trust` contains a module, all its functions are
+    trusted. Imports nothing."""
     foreign = {key: name for key, name in named.items() if not _is_trusted(name, trust)}
     for key, name in foreign.items():
         require(NAME.fullmatch(name), f"{file}: {key}={repr(name)[:SHOWN]} is no name of a Python module")

@@ -1,4 +1,4 @@
-"""Word problems like GSM8K's: a generated story with a question, and a solution with one equation per line.
+"""Word problems like those of GSM8K: a generated story with a question, and a solution with one equation per line.
 
     Anna buys 3 packs of 12 pens at the market. Her brother owns 7 pens. She gives half of her pens to Ben. How many pens
     does Anna have now?
@@ -7,8 +7,9 @@
     She keeps 36 / 2 = 18 pens.
     #### 18
 
-Some questions contain an irrelevant sentence. The targets of supervised training (demonstrations) solve every
-shorter problem, but only a few of the longest problems. The other demonstrations give no answer and contain only "#### ?"."""
+Some questions contain an irrelevant sentence. In supervised training, the target text (demonstration) of every shorter problem
+is its solution. Among the longest problems, only a few have a solution as demonstration. The demonstration of the others is
+"#### ?", which gives no answer."""
 
 import operator
 import pathlib
@@ -83,9 +84,9 @@ def defaults(**values) -> dict:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Draws the problems of one split at random. `seed` is ignored for the test split. A solution has 2 to `steps` equations in
-    the split sft, and exactly `steps` equations in the splits rl and test. Raises ValueError if a setting is out of range, or
-    if there are not enough different questions."""
+    """Draws the problems of one split at random. `seed` is ignored for the test split. A solution has 2 to task.steps equations
+    in the split sft, and exactly task.steps equations in the splits rl and test. Raises ValueError if a setting is out of
+    range, or if there are not enough different questions."""
     steps, distractors, worked_share, size = task.steps, task.distractors, task.worked_share, task[f"{split}_problems"]
     if not 2 <= steps <= MAX_STEPS:
         raise ValueError(f"task.steps={steps} must be at least 2, and at most {MAX_STEPS}")
@@ -117,7 +118,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def reward(problem: Problem, text: str) -> float:
-    """Returns 1.0 if the last line "#### ..." of a completion has the right number, else 0.0."""
+    """Returns 1.0 if the last line of the form "#### NUMBER" in a completion gives the correct number, else 0.0."""
     return float(extract_answer(text) == problem.answer)
 
 
@@ -143,8 +144,8 @@ def _problem(draw: random.Random, equations: int, distractors: float, is_worked:
 
 
 def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
-    """Draws a story (an opening, events and an ending) with `equations` equations. Returns None if no suitable numbers were
-    found."""
+    """Draws a story with `equations` equations, and returns its parts: an opening, events and an ending. Returns None if no
+    suitable numbers were found."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
     left = equations - len(opening[1:]) - len(ending[1:])
     first = _fill(draw, opening, 0, words) if left >= 1 else None
@@ -165,7 +166,8 @@ def _story(draw: random.Random, family: Family, words: dict[str, str], equations
 
 
 def _fill(draw: random.Random, part: list[str], total: int, words: dict[str, str]) -> FilledPart | None:
-    """Draws the numbers for one part of a story. Returns None if a result is not a whole number from 1 to `MAX_NUMBER`."""
+    """Draws the numbers for one part of a story, and returns this part with the numbers and words filled in. `total` is the
+    amount before this part. Returns None if the result of an equation is not a whole number from 1 to `MAX_NUMBER`."""
     text, *sentences = part
     values = {"2": 2, "3": 3, "total": total}
     values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in text}
