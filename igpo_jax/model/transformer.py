@@ -377,10 +377,11 @@ def _sum_of_rounded(x: jax.Array, weight: Weight, adapter: Params | None, shares
         return w.reshape(shares, -1, w.shape[-1])
 
     def product(x, w, a):
-        return _float32_product(x, weight._replace(values=w) if is_int8 else w, adapter and {"a": a, "b": adapter["b"]})
+        w = weight._replace(values=w) if isinstance(weight, Int8Matrix) else w
+        return _float32_product(x, w, adapter and {"a": a, "b": adapter["b"]})
 
-    is_int8 = isinstance(weight, Int8Matrix)
-    w, a = split(weight.values if is_int8 else weight), adapter and split(adapter["a"])
+    w = split(weight.values if isinstance(weight, Int8Matrix) else weight)
+    a = adapter and split(adapter["a"])
     parts = jax.vmap(product, (1, 0, 0))(x.reshape(len(x), shares, -1), w, a).astype(x.dtype)
     # jnp.sum would convert to float32.
     return jax.lax.reduce(constrain(parts, P("tensor", BATCH)), jnp.zeros((), x.dtype), jax.lax.add, (0,))
