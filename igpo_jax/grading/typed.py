@@ -108,8 +108,8 @@ def read(text: str) -> Answer:
 
 
 def normalize(text: str) -> str:
-    """Returns the text of an answer in a uniform notation, without spacing commands, styles, math delimiters, "the answer is",
-    and a final full stop."""
+    """Returns the text of an answer in a uniform notation. Removes spacing commands, styles, math delimiters, the words "the
+    answer is", and a final full stop."""
     text = re.sub(r"<\|[^<>|]{1,40}\|>|\s+", " ", text)
     text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
     text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)

@@ -112,8 +112,8 @@ def advantages(rewards: np.ndarray, graded: np.ndarray, normalize: bool) -> np.n
 @flax.struct.dataclass
 class LogProbs:
     """Log-probabilities of the completions' tokens under the old and the reference policy, in each of the k views. These values
-    stay fixed during the inner updates. The leading axis e of the arrays is the inner step. Its size is 1 if all inner steps
-    have the same views."""
+    stay fixed during the inner updates. The leading axis e of the arrays is the index of the inner update. Its size is 1 if all
+    inner updates have the same views."""
 
     old: Array  # f32[e, n, k, g, l]
     reference: Array  # f32[e, n, k, g, l]

@@ -69,8 +69,9 @@ def first_signal() -> int | None:
 
 @contextlib.contextmanager
 def before_end(action: Callable[[], None]) -> Iterator[None]:
-    """Context manager that registers `action` for its body. If a signal ends the process, `action` is called first, in another
-    thread. After a second signal, `action` is called again, and the process waits at most `PATIENCE` seconds for this call."""
+    """Context manager that registers `action` for its body. If a signal ends the process, a thread calls `action` before the end,
+    and the process waits for this call. If a second signal comes during the call, the process stops waiting for it, calls
+    `action` again, and waits at most `PATIENCE` seconds for the second call."""
     _cleanups.append(action)
     try:
         yield
