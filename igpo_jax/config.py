@@ -353,6 +353,8 @@ def with_tokenizer(model: ModelConfig, tokenizer, folder: str | os.PathLike) -> 
     require(tokenizer.eos_id == model.eos_id, f"{folder}: {ends}; the one ends a row, the other pads it")
     masks = f"mask_token_id of config.json is {model.mask_id}, that of the tokenizer {tokenizer.mask_id}"
     require(tokenizer.mask_id == model.mask_id, f"{folder}: {masks}")
+    ends_turns = f"{folder}: mask_token_id={model.mask_id} is also the end of a turn in the tokenizer"
+    require(tokenizer.mask_id != tokenizer.eot_id, ends_turns)
     sizes = f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model.vocab_size} embeddings"
     require(tokenizer.vocab_size <= model.vocab_size, f"{folder}: {sizes}")
     return dataclasses.replace(model, eot_id=tokenizer.eot_id, never_drawn=ids_never_drawn(tokenizer, model.vocab_size))

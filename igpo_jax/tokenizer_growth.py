@@ -157,6 +157,12 @@ def _replace(rule: Rule) -> float:
     return 1 + 2 * content  # a regular expression can match before and after every character
 
 
+def _template(rule: Rule) -> float:
+    # Special tokens are not added. The library would repeat a text in chunks that take hundreds of bytes for each byte of it.
+    texts = sum(isinstance(piece, dict) and "Sequence" in piece for piece in rule["single"])
+    return math.inf if texts > 1 else 1
+
+
 def _precompiled(rule: Rule) -> float:
     return _longest_replacement(base64.b64decode(rule["precompiled_charsmap"] or "", validate=True))
 
@@ -208,5 +214,5 @@ MEASURED: dict[str, Callable[[Rule], float]] = {
     "Precompiled": _precompiled,
     "ByteLevel": lambda rule: 4 if rule.get("add_prefix_space", True) else 2,  # 1 byte becomes 2; a space before each piece
     "Metaspace": lambda rule: 2 * len(rule["replacement"].encode()),  # for a space, and before each piece
-    "TemplateProcessing": lambda rule: len(rule["single"]),  # repeats the text; special tokens are not added
+    "TemplateProcessing": _template,
 }

@@ -1,6 +1,7 @@
 """Tokenizers for tokenizer.json files (Hugging Face) and *.model files (SentencePiece), and LLaDA's chat template."""
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -33,6 +34,7 @@ class Tokenizer(Protocol):
     """Interface of tokenizers, which convert between text and token ids. If a text contains the name of a special token,
     encoding treats the name as ordinary text and does not return the id of the special token."""
 
+    file: pathlib.Path
     vocab_size: int
     pad_id: int
     eos_id: int
@@ -85,7 +87,7 @@ class SentencePieceTokenizer:
         self.vocab_size = len(pieces)
         self._alphabet = set("".join(pieces))
         self._longest = max(len(piece.encode()) for piece in pieces)
-        self._file, bounds = path, sentencepiece_growths(pathlib.Path(path), model.serialized_model_proto())
+        self.file, bounds = pathlib.Path(path), sentencepiece_growths(pathlib.Path(path), model.serialized_model_proto())
         self._encoding_growth, self._decoding_growth = bounds
         self._special = {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
         mask_id = self._special.get("<mask>", mask_id)
@@ -106,11 +108,11 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         if SPACE_MARK in text:
             return self.encode_with_offsets(text)[0]
-        require_short(self._file, len(text.encode()), self._encoding_growth)
+        require_short(self.file, len(text.encode()), self._encoding_growth)
         return self._processor.encode(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        require_short(self._file, len(text.encode()), self._encoding_growth)
+        require_short(self.file, len(text.encode()), self._encoding_growth)
         stand_in = _stand_in(text, self._alphabet) if SPACE_MARK in text else SPACE_MARK
         mapping = self._processor.encode_as_offset_mapping(text.replace(SPACE_MARK, stand_in))
         offsets, end = [], len(text)
@@ -125,7 +127,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [int(i) for i in ids if i not in self.special_ids and i < self.vocab_size]
-        require_short(self._file, len(known) * self._longest, self._decoding_growth)
+        require_short(self.file, len(known) * self._longest, self._decoding_growth)
         return self._processor.decode(known)
 
     def piece(self, id: int) -> str:
@@ -152,7 +154,7 @@ class HuggingFaceTokenizer:
         values = read_json(path)
         for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
-        self._file, (self._encoding_growth, self._decoding_growth) = path, growths(path, values)
+        self.file, (self._encoding_growth, self._decoding_growth) = path, growths(path, values)
         dropout = values["model"].get("dropout") if isinstance(values.get("model"), dict) else None
         if dropout:
             raise ValueError(f"{path}: model.dropout={dropout!r} would encode equal texts differently; set it to null")
@@ -169,6 +171,13 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"{path}: ids up to {self.vocab_size - 1}; at most {MOST_IDS} ids are possible")
+        for token in added_tokens(path, values):  # the library ignores these ids and numbers the tokens itself
+            if (id := vocabulary.get(token["content"])) != token["id"]:
+                raise ValueError(
+                    f"{path}: added_tokens gives {token['content']!r:.100} the id {token['id']}, but its id is {id}"
+                )
+        if len(set(vocabulary.values())) < len(vocabulary):
+            raise ValueError(f"{path}: several tokens of the vocabulary have the same id")
         self._alphabet = set("".join(vocabulary))
         self._longest = max(len(token.encode()) for token in vocabulary)
         # True for files that were converted from SentencePiece. Byte-level tokenizers have no such character.
@@ -196,7 +205,7 @@ class HuggingFaceTokenizer:
         return self._special.get(token)
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
-        require_short(self._file, len(text.encode()), self._encoding_growth)
+        require_short(self.file, len(text.encode()), self._encoding_growth)
         with _one_line_errors("the tokenizer cannot encode a text"):
             return self._tokenizer.encode(text, add_special_tokens=False)
 
@@ -224,7 +233,7 @@ class HuggingFaceTokenizer:
         return self._decoded([i for i in map(int, ids) if i not in self.special_ids and i < self.vocab_size])
 
     def _decoded(self, ids: list[int]) -> str:
-        require_short(self._file, len(ids) * self._longest, self._decoding_growth)
+        require_short(self.file, len(ids) * self._longest, self._decoding_growth)
         with _one_line_errors("the tokenizer cannot decode tokens"):
             return self._tokenizer.decode(ids)
 
@@ -274,6 +283,11 @@ def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, i
     excluded[[1 + id for id in ends | {tokenizer.mask_id} if id is not None]] = False
     changes = np.flatnonzero(excluded[1:] != excluded[:-1]).tolist()
     return tuple(zip(changes[::2], changes[1::2], strict=True))
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Returns a hash of the tokenizer's file. With another tokenizer, the model's ids would have other texts."""
+    return hashlib.sha256(tokenizer.file.read_bytes()).hexdigest()[:16]
 
 
 def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:

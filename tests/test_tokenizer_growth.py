@@ -144,7 +144,10 @@ def test_a_long_character_map_is_one_error(tmp_path):
 def test_many_rules_and_long_pieces_are_allowed(tmp_path):
     """SentencePiece's longest pieces have 16 characters, of at most 4 bytes."""
     pieces = ["\U0001f600" * length for length in range(1, 17)]
-    edited(tmp_path, normalizer=sequence("normalizers", *[rule("Nmt")] * 63), pre_tokenizer=None, **unigram(pieces))
+    file, values = edited(tmp_path, normalizer=sequence("normalizers", *[rule("Nmt")] * 63), pre_tokenizer=None, **unigram(pieces))
+    for number, token in enumerate(values["added_tokens"], start=17):
+        token["id"] = number
+    file.write_text(json.dumps(values))
     assert sorted(load_tokenizer(tmp_path, 300).encode("\U0001f600" * 40)) == [8, 16, 16]
 
 

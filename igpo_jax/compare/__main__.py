@@ -24,12 +24,14 @@ import threading
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
 from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.runtime.files import atomic_write, open_without_links, require_links_inside, require_same_identity
+from igpo_jax.config import fingerprint
+from igpo_jax.runtime.files import atomic_write, open_without_links, read_json, require_links_inside, require_same_identity
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 
@@ -60,13 +62,21 @@ def main(_) -> None:
         check_arms(config, arms, overrides)
         with locked(output):
             require_links_inside(folder)
-            require_same_identity(folder / "overrides.json", {"config": file, "overrides": overrides}, "comparison")
+            check_comparison(folder / "overrides.json", {"config": file, "overrides": overrides}, config)
             train_all(folder, file, arms, seeds, overrides)
             write_comparison(folder, compare_runs(folder, arms, seeds))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     print(escape_controls((folder / "comparison.md").read_text()))
     print(escape_controls(f"report: {folder / 'comparison.html'}"))
+
+
+def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:
+    """Checks that the folder holds a comparison with the same settings, see `require_same_identity`. The settings include a hash
+    of the whole configuration, because the file that --config names may have changed. Version 0.1.0 wrote no such hash."""
+    if not written.is_file() or "fingerprint" in read_json(written):
+        identity = identity | {"fingerprint": fingerprint(config)}
+    require_same_identity(written, identity, "comparison")
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:

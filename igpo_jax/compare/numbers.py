@@ -14,6 +14,8 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES, resample_chunks
 
+DRAWN = 20_000_000  # random numbers of a bootstrap interval, about a second
+FEWEST_RESAMPLES = 200
 REACHED = 0.5  # accuracy for which the report gives the prompts and network evaluations that an arm needs
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
 Budget = Literal["prompts", "evaluations"]
@@ -88,13 +90,15 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
     """Returns the mean of `values`, float [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
     problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values to
-    average; by default, all values are averaged. NaN means that there is no verdict, and is ignored."""
+    average; by default, all values are averaged. NaN means that there is no verdict, and is ignored. With more than
+    `DRAWN` / `RESAMPLES` problems, there are fewer resamples, so that the time stays limited."""
     known = ~np.isnan(values)
     values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
-    seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
-    means, begin = np.zeros(RESAMPLES), 0
-    for size in resample_chunks(problems):
+    resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWN // problems))
+    seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+    means, begin = np.zeros(resamples), 0
+    for size in resample_chunks(problems, resamples):
         drawn = seed_counts[begin : begin + size]
         problem_counts = rng.multinomial(problems, np.full(problems, 1 / problems), size)
         number = np.maximum(((drawn @ counted) * problem_counts).sum(axis=1), 1)

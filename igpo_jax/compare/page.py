@@ -161,6 +161,8 @@ def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
 
 
 def _ticks(most: float) -> list[float]:
+    if not 1e-9 < most < 1e15:
+        return [0.0]
     power = 10.0 ** np.floor(np.log10(most))
     step = next(power * part for part in (0.1, 0.2, 0.5, 1, 2) if most / (power * part) <= 6)
     return [float(tick) for tick in np.arange(0, most * 1.001, step)]

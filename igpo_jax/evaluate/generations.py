@@ -4,13 +4,14 @@ the keys gold (or answer) and text (or completion). The keys of the first line d
 
 import collections
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from igpo_jax.grading import RULES
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import numbered_lines, parse_json, read_json, require_plain_name, wrap_read_errors
+from igpo_jax.runtime.files import is_inside, numbered_lines, parse_json, read_json, require_plain_name, wrap_read_errors
 
 MOST_FILTERS = 16  # of a harness file; every filter has columns in the table, and every pair of columns a test
 LONGEST_FILTER = 100  # characters of a filter's name
@@ -55,6 +56,8 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
     left_out |= {name: "accepts several answers" for name, task in tasks.items() if task.get("name") in SEVERAL_ANSWERS}
     left_out = {name: reason for name, reason in left_out.items() if not benchmarks or name in benchmarks}
     files = [path / f"{name}.jsonl" for name in benchmarks or tasks if name not in left_out]
+    for file in files:
+        require(is_inside(file, path), f"{file} leads to {os.path.realpath(file)}, outside of {path}; remove the link")
     reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
     samplers = " (--sampler-error: give a file in its folder exact or fast)" if (path / "exact").is_dir() else ""
     require(files, f"{path} has no benchmark to regrade: {reasons}{samplers}")

@@ -63,8 +63,9 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"vocab_size={self.vocab_size}; at most {MOST_IDS} ids are possible")
-        if not (0 < self.rope_theta < math.inf and 0 < self.norm_epsilon < math.inf):
-            raise ValueError(f"rope_theta={self.rope_theta} and norm_epsilon={self.norm_epsilon} must be positive")
+        for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):  # float32 could not hold others
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} must be from {least} to {most}")
         numbers = max(self.layers * self.width * max(self.width, self.mlp_width), self.vocab_size * self.width)
         if numbers > MOST_NUMBERS:
             raise ValueError(

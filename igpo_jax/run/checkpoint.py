@@ -53,6 +53,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.folder = pathlib.Path(folder).absolute()
         with raise_on_all_hosts():
             if jax.process_index() == 0 and not read_only:
+                integrity.check_names(self.folder)
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
@@ -176,7 +177,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 integrity.check_sizes(path, abstract if partial else None)
                 described: Any = ocp.checkpointables_metadata(path)
                 about = described.custom_metadata or {}
-                integrity.check_metadata(about)
+                integrity.check_metadata(about, step)
+                integrity.check_chunks(described.metadata)
                 names = integrity.leaf_names(described.metadata["state"]["params"]) if partial else []
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial

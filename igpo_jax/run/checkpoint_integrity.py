@@ -16,12 +16,22 @@ import jax.numpy as jnp
 
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, folder_size, parse_json, read_bytes, read_json, require_plausible
+from igpo_jax.runtime.files import (
+    MOST_BYTES,
+    first_line,
+    folder_size,
+    parse_json,
+    read_bytes,
+    read_json,
+    require_links_inside,
+    require_plausible,
+)  # fmt: skip
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 
 log = logging.getLogger(__name__)
 
+MOST_DIGITS = 15  # of a step
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
@@ -52,8 +62,8 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in about.items() if k != "crc32"}, sort_keys=True).encode())
 
 
-def check_metadata(about: Mapping[str, Any]) -> None:
-    """Raises ValueError if a checkpoint's metadata is incomplete or damaged. The metadata contains its own CRC-32. Metadata
+def check_metadata(about: Mapping[str, Any], step: int) -> None:
+    """Raises ValueError if the metadata of the checkpoint in the folder `step` is incomplete or damaged, or belongs to another step. The metadata contains its own CRC-32. Metadata
     from earlier versions of this package has no CRC-32, and only its form is checked."""
     crc = metadata_crc(about)
     types = {"sums": Mapping, "data": Mapping, "logs": Mapping, "unlogged": Sequence, "data_position": int}
@@ -62,12 +72,17 @@ def check_metadata(about: Mapping[str, Any]) -> None:
         valid &= name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
     if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
+    require(about["data_position"] == step, f"it was saved as step {about['data_position']}; its folder was renamed or copied")
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
-    """Raises ValueError if a JSON file that Orbax reads has more than `MOST_BYTES`, or if the arrays described by `abstract`
-    are implausibly large for the size of the stored files. Orbax stores compressed arrays, so a small file could otherwise
-    unpack to arrays of zeros that fill the memory."""
+    """Checks the files of a checkpoint before Orbax reads them. Raises ValueError if a symbolic link leads out of the
+    checkpoint, if a named pipe would block the reader, if a JSON file has more than `MOST_BYTES`, or if the arrays described by
+    `abstract` are implausibly large for the size of the stored files. Orbax stores compressed arrays, so a small file could
+    otherwise unpack to arrays of zeros that fill the memory."""
+    require_links_inside(checkpoint)
+    for file in checkpoint.rglob("*"):
+        require(file.is_dir() or file.is_file(), f"{file} is neither a file nor a folder")  # a named pipe would block
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
     for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
@@ -75,9 +90,31 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
             require(file.stat().st_size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
 
 
+def check_chunks(metadata: Any) -> None:
+    """Raises ValueError if an array is stored in chunks that are larger than the array. Reading any number of a chunk unpacks the
+    whole chunk. `metadata` is a pytree with the metadata that Orbax has read."""
+    for path, leaf in jax.tree.leaves_with_path(metadata):
+        stored = getattr(leaf, "storage_metadata", None)
+        for shape in (stored.chunk_shape, stored.write_shape) if stored else ():
+            fits = shape is None or all(part <= max(1, size) for part, size in zip(shape, leaf.shape, strict=True))
+            require(fits, f"{jax.tree_util.keystr(path)}: chunks of {shape} are larger than the array")
+
+
+def is_step(name: str) -> bool:
+    """Returns whether a checkpoint's folder has a name that Orbax gives: a number of updates or iterations."""
+    return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS
+
+
 def steps_in(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
+
+
+def check_names(folder: pathlib.Path) -> None:
+    """Raises ValueError if a folder of checkpoints contains a number that cannot be a step. Orbax would fail at it."""
+    for path in folder.glob("*"):
+        foreign = path.name.isnumeric() and not is_step(path.name)
+        require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
 
 
 def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
@@ -85,7 +122,7 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
     read the arrays of the checkpoint."""
     try:
         about = read_json(checkpoint / METADATA)["custom_metadata"]
-        check_metadata(about)
+        check_metadata(about, int(checkpoint.name))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return about
@@ -104,6 +141,8 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
             "was saved with another configuration (config.json is missing or has changed); give the configuration with which "
             "the run began, or another --workdir"
         )
+    if "tokenizer" in about and about["tokenizer"] != identity.get("tokenizer", about["tokenizer"]):
+        return "was saved with another tokenizer; put the tokenizer's file back with which the run began, or give another --workdir"
     saved, data = about.get("data", {}), identity.get("data", {})
     changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]
     if changed:
@@ -123,7 +162,7 @@ def remove_unreadable_metrics(folder: pathlib.Path) -> None:
     of all checkpoints when it opens the folder, and compares their accuracies when it saves. If a symbolic link leads to
     damaged metrics outside of the folder, raises ValueError and does not remove them."""
     for path in folder.glob("*/metrics/metrics"):
-        if not path.parents[1].name.isdigit():
+        if not is_step(path.parents[1].name):
             continue  # an unfinished save
         try:
             metrics = parse_json(read_bytes(path), path)

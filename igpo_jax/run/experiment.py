@@ -25,10 +25,10 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.layout import with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
-from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_stages, has_checkpoints
+from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
-from igpo_jax.runtime.files import atomic_write, differing_keys, is_inside, read_json, wrap_read_errors
+from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import Content, content_of, untested, warn_of_repeats
@@ -37,7 +37,14 @@ from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tasks.trust import named_code, require_trusted
-from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece, warn_of_no_text
+from igpo_jax.tokenizers import (
+    Tokenizer,
+    completion_text,
+    load_tokenizer,
+    tokenizer_digest,
+    train_sentencepiece,
+    warn_of_no_text,
+)  # fmt: skip
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
@@ -88,7 +95,7 @@ class Experiment:
 
     def identity(self, stage: str) -> dict[str, Any]:
         """Returns the fingerprints that are saved with each checkpoint of a stage, see `other_identity`."""
-        return _identity(stage, self.fingerprints, self.data)
+        return _identity(stage, self.fingerprints, self.data) | {"tokenizer": tokenizer_digest(self.tokenizer)}
 
     def key(self, purpose: int) -> jax.Array:
         """Returns a PRNG root key. `purpose` is 0 (initialization), 1 (supervised stage), 2 (RL stage) or 3 (adapters)."""
@@ -115,8 +122,7 @@ class Experiment:
         return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
-        """Starts grading completions of RL problems. Returns a function that waits for the grades and returns them, see
-        `rl.rollout.Grade`."""
+        """Starts grading completions of RL problems. Returns a function that waits for the grades, see `rl.rollout.Grade`."""
         assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
@@ -188,7 +194,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
     with raise_on_all_hosts():
         config = configuration.parse(requested)
         mesh = make_mesh(**vars(config.mesh))
-        _check_links(workdir)
+        check_links(workdir)
         is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
         if not is_new:
             _check_configuration(workdir, configuration.to_json(requested))
@@ -220,15 +226,6 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
     return dataclasses.replace(experiment, accept_loss=accept_loss)
-
-
-def _check_links(workdir: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from a stranger,
-    and the run would write through the link. The run's folder itself may be a link."""
-    saved = workdir / "checkpoints"
-    for folder in (workdir / "tensorboard", saved, *saved.glob("*"), *saved.glob("*/*")):
-        place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
-        require(is_inside(folder, workdir), f"{place}; move the run to where it shall be and give this place as --workdir")
 
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:

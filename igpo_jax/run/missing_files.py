@@ -1,8 +1,9 @@
-"""Checks that a run's folder lacks no files and no log lines, before the run continues. Without these checks, the run could
-delete lines of its logs, or mix two configurations."""
+"""Checks a run's folder before the run continues: no files and no log lines may be missing, and no symbolic link may lead out of
+the folder. Without these checks, the run could delete lines of its logs, mix two configurations, or write elsewhere."""
 
 import io
 import itertools
+import os
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from igpo_jax.config import Config
 from igpo_jax.run.checkpoint_integrity import other_identity, read_metadata, steps_in
 from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import is_inside
 
 STAGES = ("sft", "rl")
 RESTORE = "restore it from a copy, or start over in another --workdir"
@@ -19,6 +21,15 @@ RESTORE = "restore it from a copy, or start over in another --workdir"
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
     return any(steps_in(workdir / "checkpoints" / stage) for stage in STAGES)
+
+
+def check_links(workdir: pathlib.Path) -> None:
+    """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from a stranger,
+    and the run would write through the link. The run's folder itself may be a link."""
+    saved = workdir / "checkpoints"
+    for folder in (workdir / "tensorboard", *map(workdir.joinpath, LOGS), saved, *saved.glob("*"), *saved.glob("*/*")):
+        place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
+        require(is_inside(folder, workdir), f"{place}; move the run to where it shall be and give this place as --workdir")
 
 
 def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,9 +15,10 @@ from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.runtime.checks import require
-from igpo_jax.tokenizers import Tokenizer
+from igpo_jax.tokenizers import Tokenizer, tokenizer_digest
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import load_params
@@ -70,14 +71,14 @@ def restore_run(
     model = model if quantized else dataclasses.replace(model, base_dtype="")
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.
-    folders = {name: (workdir / "checkpoints" / name).glob("*") for name in ("sft", "rl")}
-    saved = [name for name, steps in folders.items() if any(step.name.isdigit() for step in steps)]
+    saved = [name for name in ("sft", "rl") if steps_in(workdir / "checkpoints" / name)]
     stage = stage or (saved[-1] if saved else "sft")
     folder = workdir / "checkpoints" / stage
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
     begun = as_begun(workdir, values)
     identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}
+    identity["tokenizer"] = tokenizer_digest(tokenizer)
     with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
     if restored is None:

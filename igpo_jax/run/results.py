@@ -13,7 +13,7 @@ import numpy as np
 
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import read_log
-from igpo_jax.runtime.files import atomic_write
+from igpo_jax.runtime.files import atomic_write, wrap_read_errors
 from igpo_jax.runtime.statistics import wilson
 
 EDGE_ROLLOUTS = 4  # number of rollouts to average at the start of the RL stage, and at its end
@@ -112,5 +112,7 @@ def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
 
 def write_result(experiment: Experiment) -> pathlib.Path:
     path = experiment.workdir / "result.json"
-    atomic_write(path, json.dumps(summarize(experiment), indent=2))
+    with wrap_read_errors(experiment.workdir / "metrics.jsonl"):
+        result = summarize(experiment)
+    atomic_write(path, json.dumps(result, indent=2))
     return path

@@ -2,6 +2,7 @@
 is reused only with equal settings."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ MOST_BYTES = 1 << 26  # of a JSON file, and of a line; the largest tokenizer.jso
 # Compressed data that exceeds both limits was made to exhaust the memory.
 MOST_RATIO = 100  # unpacked bytes per stored byte
 ALWAYS_UNPACKED = 1 << 26  # bytes
+MOST_HOLES = 1000  # of a sparse file
 MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursive code needs a stack frame per level
 
 
@@ -118,8 +120,27 @@ def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "
 
 
 def folder_size(folder: pathlib.Path) -> int:
-    """Returns the total size in bytes of all files in a folder and its subfolders."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Returns the total number of bytes that the files in a folder and its subfolders hold. Counts a file once, even if several
+    links lead to it, and leaves out the holes of sparse files, so that a small folder cannot pretend to be large."""
+    files = {(file.stat().st_dev, file.stat().st_ino): file for file in folder.rglob("*") if file.is_file()}
+    return sum(map(_stored_bytes, files.values()))
+
+
+def _stored_bytes(file: pathlib.Path) -> int:
+    """Returns the size of a file in bytes without its first `MOST_HOLES` holes and what follows them."""
+    with file.open("rb") as opened:
+        number = opened.fileno()
+        size, end, total = os.fstat(number).st_size, 0, 0
+        for _ in range(MOST_HOLES):
+            try:
+                begin = os.lseek(number, end, os.SEEK_DATA)
+                end = os.lseek(number, begin, os.SEEK_HOLE)
+            except OSError as error:
+                return total if error.errno == errno.ENXIO else size  # ENXIO: only a hole is left
+            total += end - begin
+            if end >= size:
+                break
+    return total
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:

@@ -50,12 +50,12 @@ def bootstrap_interval(values: np.ndarray) -> list[float]:
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
-def resample_chunks(n: int) -> list[int]:
-    """Returns the number of rows in each chunk when `RESAMPLES` rows of n random numbers are drawn in chunks. A chunk has about
+def resample_chunks(n: int, rows_in_all: int = RESAMPLES) -> list[int]:
+    """Returns the number of rows in each chunk when `rows_in_all` rows of n random numbers are drawn in chunks. A chunk has about
     `AT_ONCE` numbers. Its number of rows is a multiple of 4, because NumPy draws 4 int8 numbers from one random word. Therefore
     drawing in chunks gives the same numbers as drawing all rows at once."""
     rows = max(4, AT_ONCE // max(n, 1) // 4 * 4)
-    return [min(rows, RESAMPLES - begin) for begin in range(0, RESAMPLES, rows)]
+    return [min(rows, rows_in_all - begin) for begin in range(0, rows_in_all, rows)]
 
 
 def wilson(share: float, problems: int) -> list[float]:

@@ -17,7 +17,9 @@ from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, is_evaluated, last_logged
 from igpo_jax.run.missing_files import check_logs, check_stage
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts
+from igpo_jax.runtime.files import wrap_read_errors
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.preemption import Terminated, name_of_signal
 from igpo_jax.runtime.stopwatch import Stopwatch
@@ -78,6 +80,9 @@ class Stage:
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         state = None if restored is None else IterationState(*restored)
+        if state is not None:
+            place = self.checkpoints.folder / str(state.done)
+            require(state.done <= self.total, f"{place} is newer than the end of the stage, which has {self.total} iterations")
         with raise_on_all_hosts():
             if jax.process_index() == 0:
                 self._check_folder(state)
@@ -100,7 +105,8 @@ class Stage:
     def with_counters(self, state: IterationState) -> IterationState:
         """Returns the state with values of `evaluated` and `consecutive_skips` that are read from the log. Call this method
         after `MetricsWriter` has removed the log lines of later steps."""
-        skips = int(self.last_logged("update/consecutive_skips") or 0)
+        with wrap_read_errors(self.experiment.workdir / "metrics.jsonl"):
+            skips = int(self.last_logged("update/consecutive_skips") or 0)
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 
     def is_evaluated(self, state: IterationState) -> bool:

@@ -29,6 +29,7 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
+PARQUET_ROWS = 16  # rows that are decoded at a time; few, because sizes in a file's metadata may be wrong
 PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decoded at a time
 
 
@@ -251,7 +252,7 @@ def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
     largest = max((column.total_uncompressed_size for column in columns), default=0)
     _require_unpacked(file, largest)
     size = 0
-    for batch in table.iter_batches(max(1, min(1024, PARQUET_BATCH // max(1, largest)))):
+    for batch in table.iter_batches(max(1, min(PARQUET_ROWS, PARQUET_BATCH // max(1, largest)))):
         size += batch.nbytes
         _require_unpacked(file, size)
         yield from batch.to_pylist()

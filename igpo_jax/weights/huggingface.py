@@ -82,7 +82,7 @@ HARMLESS = frozenset(
 
 INDEX = "model.safetensors.index.json"
 MAX_SIZE = 2**31 - 1  # XLA indexes an axis with 32 bits
-MAX_LAYERS = 10_000  # bounds the list of tensor names
+MAX_LAYERS = 512  # bounds the number of tensors, each of which takes some 70 ms to read; the deepest known models have 126
 # Release -> file -> hash, for revisions 0f2787f2d87eac5eed8a087d5ecd24277e6255b2 (Base),
 # 08b83a6feb34df1a6011b80c3c00c7563e963b07 (Instruct) and 84346fd91ba60252d260022201ad6fc5a3468fb2 (1.5); only files whose
 # hashes are certain.
@@ -127,6 +127,8 @@ def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numeri
     for key, value in (("mask_token_id", mask_id), ("eos_token_id", eos_id)):
         if value >= vocab_size:
             raise ValueError(f"config.json: {key}={value} is not below vocab_size={vocab_size}")
+    if mask_id == eos_id:
+        raise ValueError(f"config.json: mask_token_id={mask_id} must differ from eos_token_id")
     sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
 

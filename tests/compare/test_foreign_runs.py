@@ -1,10 +1,16 @@
 """Runs that others may have written are compared, or refused in one line that names the file."""
 
 import json
+import time
 
+import numpy as np
 import pytest
 
-from igpo_jax.compare.numbers import read_run_numbers
+from igpo_jax.compare.__main__ import check_comparison
+from igpo_jax.compare.numbers import mean_with_interval, read_run_numbers
+from igpo_jax.compare.page import _ticks
+from igpo_jax.config import base_config
+from igpo_jax.tasks import arithmetic
 
 RESULT = {"versions": {"igpo_jax": "1", "jax": "1"}, "wall_seconds": {"rl": 2.0}, "device": "1 x cpu", "commit": None}
 ROLLOUT = {"step": 1, "stage": "rl", "sampler/prompts": 8.0, "sampler/rows": 64.0}
@@ -36,3 +42,27 @@ def test_values_that_no_run_writes_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as raised:
         read_run_numbers(written(tmp_path, **changes))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("most", [5e-324, 1e-9, 1.0, 7e5, 1e15, 1e308, float("inf")])
+def test_an_axis_has_ticks_whatever_it_ends_with(most):
+    assert 1 <= len(_ticks(most)) < 20
+
+
+def test_an_interval_over_many_problems_draws_a_limited_number_of_times():
+    correct = np.random.default_rng(0).integers(0, 2, (5, 200_000)).astype(float)
+    begin = time.process_time()
+    found = mean_with_interval(correct)
+    assert time.process_time() - begin < 60  # all 10,000 resamples would take minutes
+    assert found["interval95"][0] < found["mean"] < found["interval95"][1]
+
+
+def test_a_comparison_does_not_continue_with_another_configuration(tmp_path):
+    config, identity = base_config(**arithmetic.defaults()), {"config": "arithmetic.py", "overrides": []}
+    check_comparison(tmp_path / "overrides.json", identity, config)
+    check_comparison(tmp_path / "overrides.json", identity, config)
+    config.rl.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"holds another comparison \(differing: fingerprint\)"):
+        check_comparison(tmp_path / "overrides.json", identity, config)
+    (tmp_path / "overrides.json").write_text(json.dumps(identity))  # of version 0.1.0
+    check_comparison(tmp_path / "overrides.json", identity, config)

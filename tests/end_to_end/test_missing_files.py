@@ -17,6 +17,7 @@ from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import LOGS, read_rows
 from igpo_jax.run.missing_files import check_logs
 from igpo_jax.run.restore import restore_run
+from igpo_jax.run.results import write_result
 from igpo_jax.stages import rl
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
@@ -273,3 +274,36 @@ def test_a_run_is_not_written_through_a_link_out_of_its_folder(place, finished, 
         elsewhere.mkdir()
     (run / place).symlink_to(elsewhere)
     assert f"{place} leads to {elsewhere}, outside of the run" in refusal(run)
+
+
+@pytest.mark.parametrize("row", [
+    {"eval/accuracy": None}, {"time/total": None}, {"update/consecutive_skips": float("inf")},
+], ids=str)  # fmt: skip
+def test_a_foreign_line_at_the_end_of_the_log_is_one_error(row, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    last = max(line["step"] for line in read_rows(run / "metrics.jsonl"))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": last, "stage": "rl", **row}) + "\n")
+    if "eval/accuracy" in row:
+        with (run / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps({"step": last, "stage": "rl", "correct": []}) + "\n")
+    with pytest.raises(ValueError, match="metrics.jsonl cannot be read: "):
+        resume(run)
+        write_result(open_experiment(tiny(), run))
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_behind_a_link_is_not_copied_into_the_run(name, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.move(run / name, tmp_path / "private")
+    (run / name).symlink_to(tmp_path / "private")
+    assert f"{name} leads to {tmp_path / 'private'}, outside of the run" in refusal(run)
+
+
+def test_a_stage_does_not_continue_past_its_end(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    [*_, last] = integrity.steps_in(run / "checkpoints/rl")
+    shutil.copytree(run / f"checkpoints/rl/{last}", run / "checkpoints/rl/99")
+    resume(run)  # the copy is moved away
+    assert integrity.steps_in(run / "checkpoints/rl")[-1] == last
+    assert (run / "checkpoints/rl-unreadable/99").is_dir()

@@ -1,7 +1,11 @@
 """A comparison of samplers writes into its own folder only."""
 
+import json
+
 import pytest
 
+from igpo_jax.evaluate.benchmark import run_benchmark
+from igpo_jax.evaluate.generations import find_files
 from igpo_jax.evaluate.protocol import base_evaluation, benchmark
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.tasks import arithmetic
@@ -22,3 +26,22 @@ def test_a_link_out_of_the_folder_is_refused(name, opened, tmp_path):
     with pytest.raises(ValueError, match=f"evaluation/{name} leads out of .*evaluation; remove this link"):
         compare_samplers(model, config, "sums", experiment.test_data.problems[:2], tmp_path / "evaluation")
     assert (tmp_path / "victim" / "sums.jsonl").read_text() == "private"
+
+
+def test_texts_outside_of_an_evaluation_are_not_graded_again(tmp_path):
+    (tmp_path / "private.jsonl").write_text("private")
+    (tmp_path / "evaluation").mkdir()
+    protocol = {"protocol": {"sums": {"task": {"name": "math", "answer": "any"}}}}
+    (tmp_path / "evaluation" / "protocol.json").write_text(json.dumps(protocol))
+    (tmp_path / "evaluation" / "sums.jsonl").symlink_to(tmp_path / "private.jsonl")
+    with pytest.raises(ValueError, match="sums.jsonl leads to .*private.jsonl, outside of .*evaluation; remove the link"):
+        find_files(tmp_path / "evaluation", [])
+
+
+def test_results_behind_a_link_are_not_replaced_by_a_part_of_them(opened, tmp_path):
+    (tmp_path / "sums.jsonl").symlink_to(tmp_path / "elsewhere")
+    model, experiment = opened
+    config = base_evaluation()
+    config.benchmarks.sums = benchmark(arithmetic.defaults(slots=2, test_problems=4))
+    with pytest.raises(ValueError, match="sums.jsonl is a symbolic link; put the file itself in its place"):
+        run_benchmark(model, config, "sums", experiment.test_data.problems[:2], tmp_path)

@@ -1,0 +1,106 @@
+"""Checkpoints that a stranger made or renamed: links, pipes, sparse files, huge chunks and wrong steps are noticed before Orbax
+reads the files."""
+
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorstore
+
+from igpo_jax.run import checkpoint_integrity as integrity
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.runtime.files import folder_size
+
+KEY = jax.random.key(3)
+LENGTH = 32
+
+
+def state_at(step: int) -> dict:
+    return {"params": {"w": jnp.arange(LENGTH) + step * 1.0}, "step": jnp.int32(step)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoint folder with steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("saved") / "sft"
+    with Checkpoints(folder, keep=3) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_at(step), KEY)
+    return folder
+
+
+def newest(folder) -> int:
+    sharding = jnp.zeros(1).sharding
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_at(0))
+    with Checkpoints(folder, keep=3, read_only=True) as checkpoints:
+        step, params = checkpoints.restore_params(abstract["params"])
+    assert params["w"][0] == step
+    return step
+
+
+def make_link(folder):
+    file = next(path for path in (folder / "2" / "state").rglob("*") if path.is_file())
+    shutil.move(file, folder.parent / "private")
+    file.symlink_to(folder.parent / "private")
+
+
+def make_pipe(folder):
+    (folder / "2" / "_CHECKPOINT_METADATA").unlink()
+    os.mkfifo(folder / "2" / "_CHECKPOINT_METADATA")
+
+
+def make_huge_chunks(folder):
+    """Stores the same numbers in a chunk of 4 MB, which takes a few bytes when it is compressed."""
+    store = {"driver": "ocdbt", "base": f"file://{folder / '2' / 'state'}/"}
+    keys = tensorstore.KvStore.open(store).result()
+    metadata = json.loads(keys.read("params.w/zarr.json").result().value)
+    keys.delete_range(tensorstore.KvStore.KeyRange("params.w/", "params.w0")).result()
+    metadata["chunk_grid"]["configuration"]["chunk_shape"] = [1_000_000]
+    metadata["codecs"] = [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "zstd", "configuration": {"level": 3}},
+    ]
+    kept = {name: metadata[name] for name in ("chunk_grid", "chunk_key_encoding", "codecs", "data_type", "fill_value", "shape")}
+    spec = {"driver": "zarr3", "kvstore": store | {"path": "params.w/"}, "metadata": kept, "create": True}
+    tensorstore.open(spec).result().write(np.asarray(state_at(2)["params"]["w"])).result()
+
+
+@pytest.mark.parametrize("change, reason", [
+    (make_link, " leads to "),
+    (make_pipe, "is neither a file nor a folder"),
+    (make_huge_chunks, "are larger than the array"),
+    (lambda folder: shutil.copytree(folder / "1", folder / "7"), "it was saved as step 1; its folder was renamed or copied"),
+], ids=["link", "pipe", "chunks", "copy"])  # fmt: skip
+def test_such_a_checkpoint_is_passed_over(change, reason, saved, tmp_path, caplog):
+    folder = shutil.copytree(saved, tmp_path / "sft")
+    change(folder)
+    assert newest(folder) == (2 if (folder / "7").exists() else 1)
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize("name", ["9" * 30, "²"])
+def test_a_number_that_is_no_step_is_named(name, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "sft")
+    shutil.copytree(folder / "2", folder / name)
+    assert newest(folder) == 2
+    with pytest.raises(ValueError, match=f"{name}.* is not the step of a checkpoint; move it away"):
+        Checkpoints(folder, keep=3)
+
+
+def test_holes_and_second_links_do_not_make_a_folder_larger(tmp_path):
+    (tmp_path / "data").write_bytes(b"x" * 100_000)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    os.truncate(tmp_path / "data", 10**12)
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(10**12)
+    assert 100_000 <= folder_size(tmp_path) < 200_000
+
+
+def test_another_tokenizer_is_another_run():
+    assert integrity.other_identity("rl", {"tokenizer": "a"}, {"tokenizer": "a"}) == ""
+    assert integrity.other_identity("rl", {}, {"tokenizer": "a"}) == ""  # an earlier version
+    assert "another tokenizer" in integrity.other_identity("rl", {"tokenizer": "a"}, {"tokenizer": "b"})
