@@ -30,7 +30,7 @@ from igpo_jax.runtime.mesh import AXES, batch_size_divisor
 from igpo_jax.training.policy import Policy, in_compute_dtype
 from igpo_jax.training.state import TrainState, make_optimizer
 
-USABLE = 0.85  # share of the memory that estimates may fill
+USABLE = 0.82  # share of the memory that estimates may fill; estimates were up to 8 % of a chip below the compiled programs
 UNKNOWN = Chip(ASSUMED_GIB, flops=1e11, hbm=1e10, link=1e10, network=1e9)  # a CPU, or a chip that `CHIPS` does not list
 TOLERANCE = 0.05  # fewer chunks are taken if they are estimated to be slower by at most this share
 MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
