@@ -37,7 +37,7 @@ def table(results: list[dict]) -> str:
     versions = ", ".join(f"{name} {one['versions'][name]}" for name in ("jax", "flax", "optax"))
     lines.append(
         f"\nAll numbers are percentages. Evaluations use {one['after_rl']['problems']} held-out long problems and greedy decoding. "
-        f"The start is the mean over the first {one['rl_start']['rollouts']} rollouts. "
+        f"The accuracy at the start is the mean over the first {one['rl_start']['rollouts']} rollouts. "
         f"Measured on {one['device']}, Python {one['python']}, {versions}."
     )
     return "\n".join(lines) + "\n"

@@ -291,9 +291,9 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:
-    """Logs a warning if a list of token ids in `ids` contains an id without text. The ids without text are `no_text_ids`, and
-    all ids except MASK that are above those of the tokenizer. The warning states how many lists contain such ids. `rows` is the
-    name of the lists in the warning, for example "prompts"."""
+    """Logs a warning if a list of token ids in `ids` contains an id without text. Such an id is in `tokenizer.no_text_ids`, or it
+    is larger than all ids of the tokenizer and is not MASK. The warning states how many lists contain such ids. `rows` names
+    the lists in the warning, for example "prompts"."""
     known, size = tokenizer.no_text_ids, tokenizer.vocab_size
 
     def lacks_text(row: list[int]) -> bool:

@@ -84,8 +84,9 @@ def reward(problem: Problem, text: str, answer: str = "box", reference_code: boo
 
 
 def content(task, problem: Problem) -> Content:
-    """Returns the content (text, capitals) of a problem, by which it is compared with other problems (decontamination.py). The
-    content is that of the bare question, without the text that the template task.prompt adds."""
+    """Returns the content of a problem as a pair (text, capitals), see decontamination.py. Problems with equal content count as
+    the same problem. The content is that of the question without the text that the template task.prompt adds. `text` is the
+    normalized question, and `capitals` are its single letters and short words in their original case."""
     before, _, after = task.prompt.partition("{question}")
     question = problem.question
     if "{question}" not in after and question.startswith(before) and question.endswith(after):
