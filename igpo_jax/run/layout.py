@@ -30,7 +30,9 @@ from igpo_jax.runtime.mesh import AXES, batch_size_divisor
 from igpo_jax.training.policy import Policy, in_compute_dtype
 from igpo_jax.training.state import TrainState, make_optimizer
 
-USABLE = 0.82  # share of the memory that estimates may fill; estimates were up to 8 % of a chip below the compiled programs
+# Share of the memory that estimates may fill, and the share for chips with less than `SMALL` GiB. Compiled programs need up
+# to 1.3 GiB more than estimated.
+USABLE, USABLE_OF_SMALL, SMALL = 0.85, 0.82, 24
 UNKNOWN = Chip(ASSUMED_GIB, flops=1e11, hbm=1e10, link=1e10, network=1e9)  # a CPU, or a chip that `CHIPS` does not list
 TOLERANCE = 0.05  # fewer chunks are taken if they are estimated to be slower by at most this share
 MOST_ROWS = 512  # largest evaluation.batch_size that is chosen
@@ -69,7 +71,7 @@ def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndar
         rows = "the rows of a chunk (rl.prompts / rl.rollout_chunks * rl.group_size)"
         shared = f"the {mesh.devices.size} devices and the network's heads must divide evenly into copies, and {rows} over them"
         raise ValueError(f"sampler.layout={config.sampler.layout!r} is impossible: {shared}; use auto")
-    limit = USABLE * chip_of(mesh).memory_gib * 2**30
+    limit = usable_bytes(mesh)
     fitting = [choice for choice in choices if choice.memory <= limit]
     # If nothing fits, the one that needs least memory is tried.
     fastest = min(fitting or choices, key=lambda choice: choice.seconds if fitting else choice.memory)
@@ -95,7 +97,7 @@ def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_l
     """Returns the largest batch size with which sampling is estimated to fit into memory if each device already holds `held`
     bytes. The size is a power of two times `batch_size_divisor(mesh)`, and at most `MOST_ROWS`. If no size fits, returns
     `batch_size_divisor(mesh)`."""
-    free, divisor = USABLE * chip_of(mesh).memory_gib * 2**30 - held, batch_size_divisor(mesh)
+    free, divisor = usable_bytes(mesh) - held, batch_size_divisor(mesh)
     sizes = [divisor << power for power in range(MOST_ROWS.bit_length()) if divisor << power <= MOST_ROWS]
     loads = (Load(decode, size, prompt_length + decode.completion_length) for size in sizes)
     return max((load.rows for load in loads if temporary_bytes(model, mesh, load) <= free), default=divisor)
@@ -130,7 +132,7 @@ def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, l
     def held(other: Mesh) -> int:
         return shard_bytes(Policy(model, lora).abstract_for_sampling(other)) * (1 if other is mesh else 2)
 
-    limit = USABLE * chip_of(mesh).memory_gib * 2**30
+    limit = usable_bytes(mesh)
     meshes = [other for _, other in sampling_meshes("auto", lora, model, mesh)]
     fitting = [other for other in meshes if held(other) + temporary_bytes(model, other, load) <= limit]
     return min(fitting, key=lambda other: sampling_seconds(model, other, load), default=mesh)
@@ -165,6 +167,12 @@ def _unit(device: Any) -> int:
 def chip_of(mesh: Mesh) -> Chip:
     """Returns the published memory size and peak rates of a mesh's devices, or `UNKNOWN` if `CHIPS` does not list them."""
     return CHIPS.get(mesh.devices.flat[0].device_kind, UNKNOWN)
+
+
+def usable_bytes(mesh: Mesh) -> float:
+    """Returns how many bytes of each device's memory estimates may fill."""
+    memory = chip_of(mesh).memory_gib
+    return (USABLE_OF_SMALL if memory < SMALL else USABLE) * memory * 2**30
 
 
 def _evaluated(config: Config, rows: int) -> Load:

@@ -9,7 +9,7 @@ from igpo_jax.config import Config
 from igpo_jax.model.attention import LARGEST_SCORES
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.run.layout import USABLE, chip_of, held_bytes
+from igpo_jax.run.layout import held_bytes, usable_bytes
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.training.policy import Policy
 
@@ -23,7 +23,7 @@ def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
     if rl.microbatches:
         return config
     numbers = [n for n in range(1, rl.prompts + 1) if rl.prompts % (n * rows) == 0] or [1]
-    limit = USABLE * chip_of(mesh).memory_gib * 2**30
+    limit = usable_bytes(mesh)
     needed = {n: update_bytes(config, model, mesh, n) for n in numbers}
     number = next((n for n in numbers if needed[n] <= limit), min(numbers, key=needed.__getitem__))
     return dataclasses.replace(config, rl=dataclasses.replace(rl, microbatches=number))
