@@ -71,12 +71,13 @@ def cells(case: dict, before: dict, same: dict) -> list[str]:
     if not case["fits"]:
         return ["does not fit", "", "", "", "", peak]
     layout = f"{case['layout']}{' of ' + str(case['sampling_mesh']['tensor']) if case['layout'] == 'tensor' else ''}"
-    fewer = same["fits"] and case["received_gb"] and same["received_gb"] / case["received_gb"]
+    few = case["received_gb"] < 1  # seeds and flags
+    fewer = same["fits"] and not few and same["received_gb"] / case["received_gb"]
     return [
         f"{case['seconds']:.0f}",
         f"{case['seconds'] / before['seconds']:.2f}" if before["fits"] else "",
         f"{case['communication_share']:.0%}",
-        f"{fewer:.1f}x" if fewer else "" if case["received_gb"] else "none left",
+        "none left" if few else f"{fewer:.1f}x" if fewer else "",
         f"{layout}, {case['chunks']} chunks",
         peak,
     ]
@@ -86,7 +87,7 @@ def rows(results: dict) -> list[str]:
     columns = ("s", "of before", "comm.", "bytes", "layout", "peak GiB")
     parts = [f"{key} {column}" for key in ("now", "cached") for column in columns]
     lines = []
-    for name, cases in results.items():
+    for name, cases in sorted(results.items()):
         before = cases["before"]
         old, exact, cached = (
             cells(cases[now], before, cases[same])
