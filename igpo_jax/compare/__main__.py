@@ -24,14 +24,12 @@ import threading
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
-from igpo_jax.compare.arms import ARMS, check_arms, parse_arms, parse_seeds
+from igpo_jax.compare.arms import ARMS, check_arms, check_comparison, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.config import fingerprint
-from igpo_jax.runtime.files import atomic_write, open_without_links, read_json, require_links_inside, require_same_identity
+from igpo_jax.runtime.files import atomic_write, open_without_links, require_links_inside, require_same_identity
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 
@@ -69,14 +67,6 @@ def main(_) -> None:
         sys.exit(f"error: {error}")
     print(escape_controls((folder / "comparison.md").read_text()))
     print(escape_controls(f"report: {folder / 'comparison.html'}"))
-
-
-def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:
-    """Checks that the folder holds a comparison with the same settings, see `require_same_identity`. The settings include a hash
-    of the whole configuration, because the file that --config names may have changed. Version 0.1.0 wrote no such hash."""
-    if not written.is_file() or "fingerprint" in read_json(written):
-        identity = identity | {"fingerprint": fingerprint(config)}
-    require_same_identity(written, identity, "comparison")
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:

@@ -2,11 +2,13 @@
 set of configuration overrides."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
+from igpo_jax.runtime.files import read_json, require_same_identity
 
 Overrides = dict[str, Any]
 
@@ -138,3 +140,11 @@ def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> Non
             configuration.parse(arm_config)
         except ValueError as error:
             raise ValueError(f"arm {arm}: {error}") from None
+
+
+def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:
+    """Checks that the folder holds a comparison with the same settings, see `require_same_identity`. The settings include a hash
+    of the whole configuration, because the file that --config names may have changed. Version 0.1.0 wrote no such hash."""
+    if not written.is_file() or "fingerprint" in read_json(written):
+        identity = identity | {"fingerprint": configuration.fingerprint(config)}
+    require_same_identity(written, identity, "comparison")

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from igpo_jax.compare.__main__ import check_comparison
+from igpo_jax.compare.arms import check_comparison
 from igpo_jax.compare.numbers import mean_with_interval, read_run_numbers
 from igpo_jax.compare.page import _ticks
 from igpo_jax.config import base_config
