@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
     """Interface of tokenizers, which convert between text and token ids. If a text contains the name of a special token,
     encoding treats the name as ordinary text and does not return the id of the special token."""
 
-    file: pathlib.Path
+    digest: str  # hash of the file; with another tokenizer, the model's ids would have other texts
     vocab_size: int
     pad_id: int
     eos_id: int
@@ -85,6 +85,7 @@ class SentencePieceTokenizer:
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
         self.vocab_size = len(pieces)
+        self.digest = _digest(model.serialized_model_proto())
         self._alphabet = set("".join(pieces))
         self._longest = max(len(piece.encode()) for piece in pieces)
         self.file, bounds = pathlib.Path(path), sentencepiece_growths(pathlib.Path(path), model.serialized_model_proto())
@@ -152,6 +153,7 @@ class HuggingFaceTokenizer:
     def __init__(self, path: str | os.PathLike, mask_id: int):
         path = pathlib.Path(path)
         values = read_json(path)
+        self.digest = _digest(json.dumps(values).encode())
         for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
         self.file, (self._encoding_growth, self._decoding_growth) = path, growths(path, values)
@@ -285,9 +287,8 @@ def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, i
     return tuple(zip(changes[::2], changes[1::2], strict=True))
 
 
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Returns a hash of the tokenizer's file. With another tokenizer, the model's ids would have other texts."""
-    return hashlib.sha256(tokenizer.file.read_bytes()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def warn_of_no_text(tokenizer: Tokenizer, rows: str, ids: Iterable[list[int]]) -> None:

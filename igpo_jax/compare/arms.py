@@ -145,6 +145,8 @@ def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> Non
 def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:
     """Checks that the folder holds a comparison with the same settings, see `require_same_identity`. The settings include a hash
     of the whole configuration, because the file that --config names may have changed. Version 0.1.0 wrote no such hash."""
+    config = config.copy_and_resolve_references()
+    config.data.prompt_buckets = config.data.prompt_buckets[-1:]  # a run may continue with other buckets below the largest
     if not written.is_file() or "fingerprint" in read_json(written):
         identity = identity | {"fingerprint": configuration.fingerprint(config)}
     require_same_identity(written, identity, "comparison")

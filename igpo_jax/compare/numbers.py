@@ -14,7 +14,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import RESAMPLES, resample_chunks
 
-DRAWN = 20_000_000  # random numbers of a bootstrap interval, about a second
+DRAWN = 100_000_000  # random numbers of a bootstrap interval, a few seconds
 FEWEST_RESAMPLES = 200
 REACHED = 0.5  # accuracy for which the report gives the prompts and network evaluations that an arm needs
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")

@@ -68,9 +68,10 @@ def run_benchmark(
     grading has failed, and the completion counts neither as correct nor as wrong. Raises ValueError if no completion can be
     graded. In this case, this call saves nothing, and the same command samples and grades the problems again."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
-    require(not file.is_symlink(), f"{file} is a symbolic link; put the file itself in its place")
     decode = decode_config(config, name)
     with raise_on_all_hosts():
+        is_link = jax.process_index() == 0 and file.is_symlink()
+        require(not is_link, f"{file} is a symbolic link; put the file itself in its place")
         saved = len(_whole_rows(file, problems, part.draws)) if jax.process_index() == 0 else 0
     before = done = int(all_gather_hosts(np.int64(saved))[0])
     if saved:

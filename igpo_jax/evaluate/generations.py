@@ -11,7 +11,15 @@ from typing import Any
 
 from igpo_jax.grading import RULES
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import is_inside, numbered_lines, parse_json, read_json, require_plain_name, wrap_read_errors
+from igpo_jax.runtime.files import (
+    hub_blobs,
+    is_inside,
+    numbered_lines,
+    parse_json,
+    read_json,
+    require_plain_name,
+    wrap_read_errors,
+)
 
 MOST_FILTERS = 16  # of a harness file; every filter has columns in the table, and every pair of columns a test
 LONGEST_FILTER = 100  # characters of a filter's name
@@ -34,6 +42,12 @@ class Generation:
 Placed = Iterator[tuple[str, Generation]]  # (place for error messages, generation)
 
 
+def _require_inside(file: pathlib.Path, folder: pathlib.Path) -> None:
+    """Raises ValueError if a file's link leads out of a folder that may come from a stranger. Its text would be copied."""
+    allowed = is_inside(file, folder) or any(is_inside(file, blobs) for blobs in hub_blobs(folder))
+    require(allowed, f"{file} leads to {os.path.realpath(file)}, outside of {folder}; remove the link")
+
+
 def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, str]]:
     """Returns the files to read, and a dict {benchmark: reason} of the benchmarks that cannot be regraded. `path` is a file,
     the folder of an evaluation, or a folder that holds exactly one evaluation or one samples file. `benchmarks` selects
@@ -48,6 +62,7 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
         none = f"{path} holds no evaluation (protocol.json) and no samples_*.jsonl; give a JSON Lines file itself"
         require(found, none)
         require(len(found) == 1, f"{path} holds several generations; give one of: {', '.join(map(str, found))}")
+        _require_inside(found[0], path)
         return find_files(found[0], benchmarks)
     tasks = _tasks(path)
     unknown = ", ".join(sorted(set(benchmarks) - tasks.keys()))
@@ -57,7 +72,7 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
     left_out = {name: reason for name, reason in left_out.items() if not benchmarks or name in benchmarks}
     files = [path / f"{name}.jsonl" for name in benchmarks or tasks if name not in left_out]
     for file in files:
-        require(is_inside(file, path), f"{file} leads to {os.path.realpath(file)}, outside of {path}; remove the link")
+        _require_inside(file, path)
     reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
     samplers = " (--sampler-error: give a file in its folder exact or fast)" if (path / "exact").is_dir() else ""
     require(files, f"{path} has no benchmark to regrade: {reasons}{samplers}")

@@ -29,6 +29,7 @@ Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 
 AUTO = "auto"  # value of `ModelConfig.attention`
 FEW_LAYERS = 4  # see `_is_unrolled`
 KEY_VALUES = P(BATCH, "tensor")  # partition of one layer's keys or values
+SUM = "sum over tensor"  # name for the policy of recomputation
 SUMMED_OVER_TENSOR = ("attention_out", "down")  # matrices whose rows are split over the mesh axis tensor
 
 
@@ -63,7 +64,7 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"vocab_size={self.vocab_size}; at most {MOST_IDS} ids are possible")
-        for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):  # float32 could not hold others
+        for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):  # beyond, angles or norms overflow or are all equal
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} must be from {least} to {most}")
         numbers = max(self.layers * self.width * max(self.width, self.mlp_width), self.vocab_size * self.width)
@@ -215,7 +216,8 @@ def _run_layers(
         if cfg.remat == "none":
             return step
         policies = jax.checkpoint_policies
-        policy = {"full": policies.nothing_saveable, "dots": policies.dots_with_no_batch_dims_saveable}[cfg.remat]
+        products = policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUM)
+        policy = {"full": policies.nothing_saveable, "dots": policies.save_from_both_policies(*products)}[cfg.remat]
         return jax.checkpoint(step, policy=policy, prevent_cse=unrolled)
 
     x = embed(params["embedding"], tokens, jnp.dtype(cfg.compute_dtype))
@@ -358,7 +360,7 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     elif name in SUMMED_OVER_TENSOR and (shares := _shares_of_sum(x.dtype)) > 1:
         y = _sum_of_rounded(rows, weight, adapter, shares)
     else:
-        # Rounds once, after the sum: the adapter's part is small at first, and a rounded product would absorb it.
+        # Rounds once, after the sum of both products: the adapter's part is small at first, and a rounded product would absorb it.
         y = _float32_product(rows, weight, adapter).astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
 
@@ -385,7 +387,8 @@ def _sum_of_rounded(x: jax.Array, weight: Weight, adapter: Params | None, shares
     a = adapter and split(adapter["a"])
     parts = jax.vmap(product, (1, 0, 0))(x.reshape(len(x), shares, -1), w, a).astype(x.dtype)
     # jnp.sum would convert to float32.
-    return jax.lax.reduce(constrain(parts, P("tensor", BATCH)), jnp.zeros((), x.dtype), jax.lax.add, (0,))
+    total = jax.lax.reduce(constrain(parts, P("tensor", BATCH)), jnp.zeros((), x.dtype), jax.lax.add, (0,))
+    return checkpoint_name(total, SUM)
 
 
 def _float32_product(x: jax.Array, weight: Weight, adapter: Params | None) -> jax.Array:

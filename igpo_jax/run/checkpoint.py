@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
+from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.preemption import Terminated
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 described: Any = ocp.checkpointables_metadata(path)
                 about = described.custom_metadata or {}
                 integrity.check_metadata(about, step)
-                integrity.check_chunks(described.metadata)
+                check_chunks(described.metadata)
                 names = integrity.leaf_names(described.metadata["state"]["params"]) if partial else []
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial

@@ -23,11 +23,11 @@ from igpo_jax.runtime.files import (
     parse_json,
     read_bytes,
     read_json,
-    require_links_inside,
     require_plausible,
 )  # fmt: skip
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
+from igpo_jax.runtime.orbax_files import check_files
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,9 @@ def metadata_crc(about: Mapping[str, Any]) -> int:
 
 
 def check_metadata(about: Mapping[str, Any], step: int) -> None:
-    """Raises ValueError if the metadata of the checkpoint in the folder `step` is incomplete or damaged, or belongs to another step. The metadata contains its own CRC-32. Metadata
-    from earlier versions of this package has no CRC-32, and only its form is checked."""
+    """Raises ValueError if the metadata of the checkpoint in the folder `step` is incomplete or damaged, or belongs to another
+    step. The metadata contains its own CRC-32. Metadata from earlier versions of this package has no CRC-32; then only its form
+    and its step are checked."""
     crc = metadata_crc(about)
     types = {"sums": Mapping, "data": Mapping, "logs": Mapping, "unlogged": Sequence, "data_position": int}
     valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
@@ -76,28 +77,16 @@ def check_metadata(about: Mapping[str, Any], step: int) -> None:
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
-    """Checks the files of a checkpoint before Orbax reads them. Raises ValueError if a symbolic link leads out of the
-    checkpoint, if a named pipe would block the reader, if a JSON file has more than `MOST_BYTES`, or if the arrays described by
-    `abstract` are implausibly large for the size of the stored files. Orbax stores compressed arrays, so a small file could
-    otherwise unpack to arrays of zeros that fill the memory."""
-    require_links_inside(checkpoint)
-    for file in checkpoint.rglob("*"):
-        require(file.is_dir() or file.is_file(), f"{file} is neither a file nor a folder")  # a named pipe would block
+    """Checks the files of a checkpoint before Orbax reads them, see `check_files`. Raises ValueError if a JSON file has more than
+    `MOST_BYTES`, or if the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax stores
+    compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
+    check_files(checkpoint, checkpoint.parents[2])
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
-    require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
+    if arrays:
+        require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
     for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
         for file in checkpoint.glob(pattern):
             require(file.stat().st_size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
-
-
-def check_chunks(metadata: Any) -> None:
-    """Raises ValueError if an array is stored in chunks that are larger than the array. Reading any number of a chunk unpacks the
-    whole chunk. `metadata` is a pytree with the metadata that Orbax has read."""
-    for path, leaf in jax.tree.leaves_with_path(metadata):
-        stored = getattr(leaf, "storage_metadata", None)
-        for shape in (stored.chunk_shape, stored.write_shape) if stored else ():
-            fits = shape is None or all(part <= max(1, size) for part, size in zip(shape, leaf.shape, strict=True))
-            require(fits, f"{jax.tree_util.keystr(path)}: chunks of {shape} are larger than the array")
 
 
 def is_step(name: str) -> bool:
@@ -133,7 +122,7 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage, and `identity` is that of the run. Both contain the fingerprint
-    of the configuration and, under the key `data`, the fingerprints of the data splits. A fingerprint that `about` or
+    of the configuration, a hash of the tokenizer and, under the key `data`, the fingerprints of the data splits. A fingerprint that `about` or
     `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):

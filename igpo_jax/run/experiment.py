@@ -37,14 +37,7 @@ from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tasks.trust import named_code, require_trusted
-from igpo_jax.tokenizers import (
-    Tokenizer,
-    completion_text,
-    load_tokenizer,
-    tokenizer_digest,
-    train_sentencepiece,
-    warn_of_no_text,
-)  # fmt: skip
+from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 
@@ -95,7 +88,7 @@ class Experiment:
 
     def identity(self, stage: str) -> dict[str, Any]:
         """Returns the fingerprints that are saved with each checkpoint of a stage, see `other_identity`."""
-        return _identity(stage, self.fingerprints, self.data) | {"tokenizer": tokenizer_digest(self.tokenizer)}
+        return _identity(stage, self.fingerprints, self.data) | {"tokenizer": self.tokenizer.digest}
 
     def key(self, purpose: int) -> jax.Array:
         """Returns a PRNG root key. `purpose` is 0 (initialization), 1 (supervised stage), 2 (RL stage) or 3 (adapters)."""
@@ -218,6 +211,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
         experiment = _with_data(workdir, config, fingerprints, mesh, problems, data, dropped)
         if not is_new:
             _check_dropped(workdir, experiment.dropped)
+    check_same({"tokenizer": experiment.tokenizer.digest})
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})

@@ -18,7 +18,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.runtime.checks import require
-from igpo_jax.tokenizers import Tokenizer, tokenizer_digest
+from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import load_params
@@ -78,7 +78,7 @@ def restore_run(
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
     begun = as_begun(workdir, values)
     identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}
-    identity["tokenizer"] = tokenizer_digest(tokenizer)
+    identity["tokenizer"] = tokenizer.digest
     with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
     if restored is None:

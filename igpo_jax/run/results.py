@@ -52,15 +52,10 @@ def decoding(experiment: Experiment) -> dict[str, Any]:
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
     """Returns the contents of result.json, computed from the run's metrics.jsonl and configuration."""
-    rows = read_log(experiment.workdir / "metrics.jsonl")
-
-    def accuracy(stage: str, index: int) -> dict[str, Any] | None:
-        evaluations = [row for row in rows if row["stage"] == stage and "eval/accuracy" in row]
-        if not evaluations:
-            return None
-        share, problems = evaluations[index]["eval/accuracy"], int(evaluations[index]["eval/problems"])
-        return {"accuracy": share, "interval95": wilson(share, problems), "problems": problems}
-
+    file = experiment.workdir / "metrics.jsonl"
+    rows = read_log(file)
+    with wrap_read_errors(file):
+        logged = _logged(rows)
     result = {
         "task": experiment.config.task.name,
         "seed": experiment.config.seed,
@@ -71,6 +66,21 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "microbatches": experiment.config.rl.microbatches,
         "fingerprint": experiment.fingerprint,
         "data": experiment.data,
+    }
+    return result | logged | {"decode": decoding(experiment)} | environment()
+
+
+def _logged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the part of result.json that is computed from the lines of metrics.jsonl."""
+
+    def accuracy(stage: str, index: int) -> dict[str, Any] | None:
+        evaluations = [row for row in rows if row["stage"] == stage and "eval/accuracy" in row]
+        if not evaluations:
+            return None
+        share, problems = evaluations[index]["eval/accuracy"], int(evaluations[index]["eval/problems"])
+        return {"accuracy": share, "interval95": wilson(share, problems), "problems": problems}
+
+    result: dict[str, Any] = {
         "updates": max((row["step"] for row in rows), default=0),
         "after_sft": accuracy("sft", -1),
         "before_rl": accuracy("rl", 0),
@@ -84,7 +94,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         result["rl_start"] = _rollout_means(rollouts[:EDGE_ROLLOUTS])
         result["rl_end"] = _rollout_means(rollouts[-EDGE_ROLLOUTS:])
     seconds = {stage: sum(row.get("time/total", 0.0) for row in rows if row["stage"] == stage) for stage in ("sft", "rl")}
-    return result | {"wall_seconds": seconds, "decode": decoding(experiment)} | environment()
+    return result | {"wall_seconds": seconds}
 
 
 def _rollout_means(rollouts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -112,7 +122,5 @@ def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
 
 def write_result(experiment: Experiment) -> pathlib.Path:
     path = experiment.workdir / "result.json"
-    with wrap_read_errors(experiment.workdir / "metrics.jsonl"):
-        result = summarize(experiment)
-    atomic_write(path, json.dumps(result, indent=2))
+    atomic_write(path, json.dumps(summarize(experiment), indent=2))
     return path

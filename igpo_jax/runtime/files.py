@@ -189,6 +189,13 @@ def require_links_inside(folder: pathlib.Path) -> None:
                 raise ValueError(f"{path} leads to {os.path.realpath(path)}, outside of {folder}; remove the link")
 
 
+def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folder of blobs that a snapshot in Hugging Face's cache links to, if `path` is in such a snapshot, otherwise
+    []."""
+    real = pathlib.Path(os.path.realpath(path))
+    return [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
+
+
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
     """Opens a file for writing, in a folder that may come from a stranger. If the path is a symbolic link, replaces the link by
     a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""

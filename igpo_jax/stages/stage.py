@@ -105,8 +105,9 @@ class Stage:
     def with_counters(self, state: IterationState) -> IterationState:
         """Returns the state with values of `evaluated` and `consecutive_skips` that are read from the log. Call this method
         after `MetricsWriter` has removed the log lines of later steps."""
+        logged = self.last_logged("update/consecutive_skips") or 0
         with wrap_read_errors(self.experiment.workdir / "metrics.jsonl"):
-            skips = int(self.last_logged("update/consecutive_skips") or 0)
+            skips = int(logged)
         return dataclasses.replace(state, evaluated=self.is_evaluated(state), consecutive_skips=skips)
 
     def is_evaluated(self, state: IterationState) -> bool:

@@ -29,7 +29,7 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
-PARQUET_ROWS = 16  # rows that are decoded at a time; few, because sizes in a file's metadata may be wrong
+PARQUET_ROWS = 64  # rows that are decoded at a time; few, because sizes in a file's metadata may be wrong
 PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decoded at a time
 
 

@@ -30,9 +30,19 @@ from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
-from igpo_jax.runtime.files import atomic_write, first_line, folder_size, read_json, require_links_inside, require_plausible
+from igpo_jax.runtime.files import (
+    atomic_write,
+    first_line,
+    folder_size,
+    hub_blobs,
+    read_json,
+    require_links_inside,
+    require_plausible,
+)
 from igpo_jax.runtime.mesh import AXES
+from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_model_json, tensor_names
@@ -145,7 +155,10 @@ def stream_model_folder(
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
+            for file in place.rglob("*"):
+                require(file.is_file() or file.is_dir(), f"{file} is neither a file nor a folder")  # a pipe would block
             saved = ocp.metadata(place).metadata["value"]
+            check_chunks(saved)
             if saved.shape != leaf.shape:
                 raise ValueError(f"it has shape {saved.shape}, config.json asks for {leaf.shape}")
             require_plausible(place, math.prod(leaf.shape) * saved.dtype.itemsize, folder_size(place))
@@ -321,9 +334,8 @@ def check_link(file: pathlib.Path) -> None:
     model's folder may come from a stranger, and such a link could lead to any file of the user. Links to the blobs of the same
     model in Hugging Face's cache are allowed."""
     folder = pathlib.Path(os.path.realpath(file.parent))
-    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
     found = pathlib.Path(os.path.realpath(file))
-    if not found.is_relative_to(folder) and not (blobs and found.is_relative_to(blobs)):
+    if not any(found.is_relative_to(allowed) for allowed in (folder, *hub_blobs(folder))):
         remedy = "replace the link by a copy of that file if it belongs to the model"
         raise ValueError(f"{file} is a symbolic link to {found}, outside of its folder; {remedy}")
 

@@ -44,8 +44,8 @@ def newest(folder) -> int:
 
 def make_link(folder):
     file = next(path for path in (folder / "2" / "state").rglob("*") if path.is_file())
-    shutil.move(file, folder.parent / "private")
-    file.symlink_to(folder.parent / "private")
+    private = shutil.move(file, folder.parents[2] / "private")
+    file.symlink_to(private)
 
 
 def make_pipe(folder):
@@ -76,15 +76,24 @@ def make_huge_chunks(folder):
     (lambda folder: shutil.copytree(folder / "1", folder / "7"), "it was saved as step 1; its folder was renamed or copied"),
 ], ids=["link", "pipe", "chunks", "copy"])  # fmt: skip
 def test_such_a_checkpoint_is_passed_over(change, reason, saved, tmp_path, caplog):
-    folder = shutil.copytree(saved, tmp_path / "sft")
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
     change(folder)
     assert newest(folder) == (2 if (folder / "7").exists() else 1)
     assert reason in caplog.text
 
 
+def test_links_within_the_run_and_into_the_blobs_of_the_hub_are_followed(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "models--a--b" / "snapshots" / "0123" / "checkpoints" / "sft")
+    for number, file in enumerate([path for path in sorted(folder.rglob("*")) if path.is_file()]):
+        place = tmp_path / "models--a--b" / "blobs" if number % 2 else folder.parents[1] / "kept"
+        place.mkdir(exist_ok=True)
+        file.symlink_to(shutil.move(file, place / str(number)))
+    assert newest(folder) == 2
+
+
 @pytest.mark.parametrize("name", ["9" * 30, "²"])
 def test_a_number_that_is_no_step_is_named(name, saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / "sft")
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
     shutil.copytree(folder / "2", folder / name)
     assert newest(folder) == 2
     with pytest.raises(ValueError, match=f"{name}.* is not the step of a checkpoint; move it away"):

@@ -102,7 +102,7 @@ def test_sums_over_tensor_that_are_rounded_before_the_exchange_stay_as_near_to_f
     if dtype:
         table = transformer.parameter_table(CFG)
         half = jax.tree.map(lambda info, w: w if info.stddev is None else quantize(w, summed_axis(info.axes)), table, half)
-    cfg = dataclasses.replace(CFG, param_dtype="bfloat16", base_dtype=dtype, compute_dtype="bfloat16")
+    cfg = dataclasses.replace(CFG, param_dtype="bfloat16", base_dtype=dtype, compute_dtype="bfloat16", remat="dots")
 
     def run(cfg, mesh):
         placed = jax.tree.map(lambda leaf: leaf.sharding, transformer.abstract_base(cfg, mesh))

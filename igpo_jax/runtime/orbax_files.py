@@ -1,0 +1,35 @@
+"""Checks of folders that Orbax reads and that may come from strangers."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import hub_blobs
+
+
+def check_files(folder: pathlib.Path, boundary: pathlib.Path) -> None:
+    """Raises ValueError if a symbolic link in `folder` leads out of `boundary`, because the numbers of a private file could then be
+    exported. Links to the blobs of Hugging Face's cache are allowed. Also raises ValueError for a named pipe or a device, which
+    could block the reader."""
+    allowed = [pathlib.Path(os.path.realpath(boundary)), *hub_blobs(boundary)]
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = pathlib.Path(place, name)
+            if path.is_symlink():
+                found = pathlib.Path(os.path.realpath(path))
+                inside = any(found.is_relative_to(root) for root in allowed)
+                require(inside, f"{path} leads to {found}, outside of {boundary}; remove the link")
+            require(path.is_file() or path.is_dir(), f"{path} is neither a file nor a folder")
+
+
+def check_chunks(metadata: Any) -> None:
+    """Raises ValueError if an array is stored in chunks that are larger than the array. Reading any number of a chunk unpacks the
+    whole chunk. `metadata` is a pytree with the metadata that Orbax has read."""
+    for path, leaf in jax.tree.leaves_with_path(metadata):
+        stored = getattr(leaf, "storage_metadata", None)
+        for shape in (stored.chunk_shape, stored.write_shape) if stored else ():
+            fits = shape is None or all(part <= max(1, size) for part, size in zip(shape, leaf.shape, strict=True))
+            require(fits, f"{jax.tree_util.keystr(path)}: chunks of {shape} are larger than the array")
