@@ -36,7 +36,7 @@ def test_what_they_start_from_builds(file, variant):
         ({"lora.targets": ("query", 1)}, ["lora.targets=('query', 1)", "no str"]),
         ({"mesh": 3}, ["mesh=3", "no dict"]),
         ({"rl.optimizer.b1": "x"}, ["rl.optimizer.b1='x'", "no float"]),
-        ({"model.rope_theta": -1.0}, ["model.rope_theta=-1.0", "positive"]),
+        ({"model.rope_theta": -1.0}, ["model.rope_theta=-1.0", "must be from 1"]),
         ({"objective.upper_power": 2.0}, ["objective.upper_power=2.0", "objective.upper_weight"]),
         ({"sampler.refresh": 2}, ["sampler.refresh=2", "sampler.cache"]),
         ({"sampler.threshold": 0.5}, ["sampler.threshold=0.5", "sampler.commit='threshold'"]),

@@ -90,6 +90,6 @@ def test_saves_leave_no_open_files_and_threads(saves, tmp_path):
 ])  # fmt: skip
 def test_metadata_of_other_types_is_damaged(part):
     right = {"data_position": 1, "sums": {}, "data": {}, "unlogged": [], "logs": {"metrics.jsonl": [1, 2]}}
-    integrity.check_metadata(right)
+    integrity.check_metadata(right, 1)
     with pytest.raises(ValueError, match="has changed since it was saved"):
-        integrity.check_metadata(right | part)
+        integrity.check_metadata(right | part, 1)
