@@ -64,7 +64,8 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"vocab_size={self.vocab_size}; at most {MOST_IDS} ids are possible")
-        for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):  # beyond, angles or norms overflow or are all equal
+        # Beyond these limits, angles and norms overflow in float32, or are all equal.
+        for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} must be from {least} to {most}")
         numbers = max(self.layers * self.width * max(self.width, self.mlp_width), self.vocab_size * self.width)
@@ -360,7 +361,8 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     elif name in SUMMED_OVER_TENSOR and (shares := _shares_of_sum(x.dtype)) > 1:
         y = _sum_of_rounded(rows, weight, adapter, shares)
     else:
-        # Rounds once, after the sum of both products: the adapter's part is small at first, and a rounded product would absorb it.
+        # Rounds once, after the sum of both products: the adapter's part is small at first, and a rounded product would
+        # absorb it.
         y = _float32_product(rows, weight, adapter).astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
 

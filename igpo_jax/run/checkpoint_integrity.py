@@ -24,7 +24,7 @@ from igpo_jax.runtime.files import (
     read_bytes,
     read_json,
     require_plausible,
-)  # fmt: skip
+)
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.orbax_files import check_files
@@ -122,8 +122,8 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage, and `identity` is that of the run. Both contain the fingerprint
-    of the configuration, a hash of the tokenizer and, under the key `data`, the fingerprints of the data splits. A fingerprint that `about` or
-    `identity` lacks is not compared."""
+    of the configuration, a hash of the tokenizer and, under the key `data`, the fingerprints of the data splits. A fingerprint or
+    hash that `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (
