@@ -55,6 +55,7 @@ def test_folder_its_conversion_and_any_mesh_generate_the_same(folder, model, tmp
         assert tokens_of(igpo_jax.load(path, mesh=mesh).generate(PROMPTS, **LENGTHS)) == expected
 
 
+@pytest.mark.slow
 def test_by_default_the_weights_lie_where_sampling_is_fast(folder, model, monkeypatch):
     """Each of the eight devices has a copy, or, without memory for it, an eighth of the weights."""
     copied = igpo_jax.load(folder)
@@ -66,6 +67,7 @@ def test_by_default_the_weights_lie_where_sampling_is_fast(folder, model, monkey
     assert igpo_jax.load(folder).mesh.shape["fsdp"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base_dtype", ["", "int8"])
 def test_weights_under_adapters_are_copied_for_sampling(base_dtype, mesh_of):
     mesh, cfg = mesh_of((1, 8, 1)), ModelConfig(32, 30, 29, width=32, layers=2, heads=8, kv_heads=8, mlp_width=64)
@@ -81,7 +83,8 @@ def test_weights_under_adapters_are_copied_for_sampling(base_dtype, mesh_of):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_batch_of_mixed_lengths_equals_one_by_one(model, temperature):
     # With an empty prompt all masks of the first block look the same, so rounding would decide between them.
     prompts = [prompt or "no" for prompt in PROMPTS]
@@ -91,6 +94,7 @@ def test_a_batch_of_mixed_lengths_equals_one_by_one(model, temperature):
     assert [done.text for done in together] == [done.text for done in alone]
 
 
+@pytest.mark.slow
 def test_equal_prompts_differ_by_noise_and_seeds_repeat(model):
     first, second, third = tokens_of(model.generate(["Hello"] * 3, temperature=1.0, seed=5, **LENGTHS))
     assert first != second != third
@@ -130,6 +134,7 @@ def wide(tmp_path_factory):
     return igpo_jax.load(folder / "hf", mesh=one_device())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [
     lambda m: m.generate(["Hello"] * 16, temperature=1.2, **LENGTHS),
     lambda m: m.generate(["Hello"] * 8, chat=True, temperature=1.2, cfg_scale=1.0, cache="dual", **LENGTHS),
@@ -147,6 +152,7 @@ def test_every_drawn_token_has_text_or_ends_the_text(call, wide):
     assert any((done.tokens >= tokenizer.vocab_size).any() for done in call(without))
 
 
+@pytest.mark.slow
 def test_given_ids_without_text_stay_and_are_counted_once(wide, caplog):
     mask = wide.config.mask_id
     done = wide.infill([[7, 400, mask, mask], [7, mask], [*wide.tokenizer.encode("a"), mask]], prompts=["", [511], "b"])
@@ -178,6 +184,7 @@ def test_infill_keeps_a_thousand_random_canvases(model):
         assert not np.any(filled.tokens == mask_id) and not np.any(filled.tokens[~kept] == model.config.eos_id)
 
 
+@pytest.mark.slow
 def test_infill_of_mixed_lengths_equals_one_by_one(model):
     templates = [
         "The answer is [MASK:4] because two and two are four.",
@@ -194,6 +201,7 @@ def test_infill_of_mixed_lengths_equals_one_by_one(model):
     assert together[0].text.startswith("The answer is ") and together[0].text.endswith(" because two and two are four.")
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_network(model):
     tokens = np.random.default_rng(0).integers(0, 200, (3, 9))
     prompt_mask = np.arange(9) >= np.array([[0], [2], [5]])
@@ -203,6 +211,7 @@ def test_logits_are_those_of_the_network(model):
     np.testing.assert_allclose(model.logits(tokens), model.logits(tokens, everything), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_score_of_one_token_is_its_log_probability(model):
     prompt = model.tokenizer.encode("two and two are")
     logits = model.logits(np.array([[*prompt, model.config.mask_id]]))[0, -1]
@@ -212,6 +221,7 @@ def test_score_of_one_token_is_its_log_probability(model):
     assert score.log_likelihood == pytest.approx(float(jax.nn.log_softmax(logits)[token[0]]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_score_approaches_the_mean_over_all_maskings_within_its_error(model):
     """Enumerates the 7 maskings of three tokens: weight 3 / k for k masks; k, then the tokens, are uniform."""
     prompt, answer = model.tokenizer.encode("Hello"), model.tokenizer.encode("421")
@@ -240,6 +250,7 @@ def test_impossible_calls_are_refused(call, message, model):
         call(model)
 
 
+@pytest.mark.slow
 def test_a_folder_without_tokenizer_takes_token_ids(folder, tmp_path, mesh):
     shutil.copytree(folder, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -312,6 +323,7 @@ def test_both_options_together():
     assert drawn == [0, 2, 3] and confidence == [1 / 3, 0.0, 0.875]
 
 
+@pytest.mark.slow
 def test_options_reach_the_sampler(model):
     """Uses a network that prefers EOS everywhere: EOS is rare if it is written last, absent if it is excluded."""
     params = jax.tree.map(jnp.zeros_like, model.params)
@@ -349,6 +361,7 @@ def test_what_is_not_asked_for_is_as_the_model_decodes(model):
     assert igpo_jax.DiffusionLM(model.config, model.params, None, model.mesh).decode == DecodeConfig(128, 32, 128)
 
 
+@pytest.mark.slow
 def test_many_prompts_are_denoised_in_batches_of_one_size(model, monkeypatch):
     prompts = [f"two and {i}" for i in range(5)]
     lengths = {"completion_length": 8, "block_length": 8}
@@ -361,6 +374,7 @@ def test_many_prompts_are_denoised_in_batches_of_one_size(model, monkeypatch):
     assert in_parts == at_once and len(sizes) == -(-5 // sizes[0]) and len(set(sizes)) == 1
 
 
+@pytest.mark.slow
 def test_prompts_are_padded_batch_by_batch(model, monkeypatch):
     """One long prompt among many short ones does not fill the memory."""
     sizes, padded = [], api.left_padded

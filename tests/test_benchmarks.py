@@ -54,6 +54,7 @@ def test_update(load, tmp_path, capsys):
     assert tiled["compiled_flops"] == pytest.approx(tiled["model_flops"] + more, rel=0.01)
 
 
+@pytest.mark.slow
 def test_update_without_torch_installed(load, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "torch" else find(name, *more))
@@ -68,6 +69,7 @@ def test_rollout(load, tmp_path, capsys):
     assert all(case["evaluations"] == 4 and case["rows_evaluated"] == 8 for case in cases)
 
 
+@pytest.mark.slow
 def test_rollout_against_torch(load, tmp_path, capsys):
     pytest.importorskip("torch")
     full, ending, hints, second = run(load, "rollout", AGAINST_TORCH, tmp_path, capsys)
@@ -77,6 +79,7 @@ def test_rollout_against_torch(load, tmp_path, capsys):
     assert second["name"] == "second try" and second["evaluations"] < second["baseline_evaluations"] == 20
 
 
+@pytest.mark.slow
 def test_update_notices_another_gradient(load, monkeypatch):
     module = load("update")
     tiled = module.tiled
@@ -89,6 +92,7 @@ def test_update_notices_another_gradient(load, monkeypatch):
         module.main(UPDATE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of,change", [("objective", {"entropy_keep": 1.0}), ("adamw", {"learning_rate": 6e-5})])
 def test_update_notices_another_algorithm_in_torch(load, monkeypatch, of, change):
     pytest.importorskip("torch")
@@ -103,6 +107,7 @@ def test_update_notices_another_algorithm_in_torch(load, monkeypatch, of, change
         module.main(UPDATE)
 
 
+@pytest.mark.slow
 def test_rollout_notices_other_tokens(load, monkeypatch):
     module = load("rollout")
     monkeypatch.setattr(module, "transfer_count", lambda masks, step, steps: masks)  # everything in the first step

@@ -239,6 +239,7 @@ def test_spellings_that_absl_accepts_are_accepted(tmp_path):
     assert "--model" in done.stdout and "--[no]chat" in done.stdout
 
 
+@pytest.mark.slow
 def test_overrides_reach_the_runs_of_a_comparison_however_they_are_spelled():
     program = (
         "import sys\nfrom igpo_jax import cli\ncli.define_config()\n"

@@ -121,6 +121,7 @@ def test_more_problems_held_out_than_there_are(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_the_ends_of_the_ratio_work(ratio, tmp_path):
     """A ratio of 0 reveals no chunk, 1 reveals every chunk."""

@@ -59,6 +59,7 @@ def run(installed, code_or_module, *arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_wheel_has_all_files_of_the_package_and_the_configurations(wheel):
     in_package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "igpo_jax").rglob("*") if path.is_file()}
     expected = {name for name in in_package if "__pycache__" not in name} | {f"igpo_jax/configs/{name}" for name in CONFIGS}
@@ -70,6 +71,7 @@ def test_the_wheel_has_all_files_of_the_package_and_the_configurations(wheel):
     }
 
 
+@pytest.mark.slow
 def test_the_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
     build = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=source, capture_output=True, text=True)
@@ -83,6 +85,7 @@ def test_the_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_the_configurations_from_any_folder(installed, tmp_path):
     program = """
 import math, sys
@@ -134,6 +137,7 @@ def test_an_editable_install_uses_the_configurations_of_the_repository(source, t
 COMMANDS = {"plan": "math.py", "compare": "words.py", "evaluate": "evaluate_math.py", "inspect_data": "gsm8k.py:smoke"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_an_installed_wheel_read_the_configurations(command, installed, tmp_path):
     done = run(installed, ("-m", f"igpo_jax.{command}"), f"--config={COMMANDS[command]}", "--config.zzz=1", cwd=tmp_path)

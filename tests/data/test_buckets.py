@@ -19,6 +19,7 @@ def positions(batches, buckets) -> int:
     return sum(len(batch) * next(size for size in buckets if size >= batch.max()) for batch in batches)
 
 
+@pytest.mark.slow
 @given(BATCHES, st.integers(1, 4), st.sampled_from([1, 3]), st.sampled_from([20, 24]))
 def test_no_choice_of_buckets_has_less_padding(batches, number, multiple, largest):
     found = best_buckets(batches, number, largest, multiple)

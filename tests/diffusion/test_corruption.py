@@ -100,6 +100,7 @@ def test_each_stratified_value_is_uniform():
         assert np.sum((counts - 500) ** 2 / 500) < 29  # chi-square with 7 degrees of freedom, p = 1e-4
 
 
+@pytest.mark.slow
 def test_loss_equals_a_loop_over_masked_tokens():
     params = init(jax.random.key(5), CFG)
     prompt, prompt_mask = jax.random.randint(jax.random.key(6), (3, 2), 3, 16), jnp.ones((3, 2), bool)
@@ -169,6 +170,7 @@ def test_the_grid_of_the_held_out_loss_masks_more_and_more_of_the_same():
     assert before.all()
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_the_mean_cross_entropy_of_the_masked_tokens():
     params = init(jax.random.key(0), CFG)
     prompt, completion = np.array([[3, 4]]), np.array([[5, 3, 2, 2]])

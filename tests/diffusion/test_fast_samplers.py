@@ -59,6 +59,7 @@ def by_hand(params, tokens, begin, end, cache, prompt_mask):
     return transformer.rms_norm(x, params["final_norm"], CFG.norm_epsilon)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window, fresh", [((9, 13), 9), ((5, 13), 9), ((5, 9), 5)])
 def test_a_window_sees_itself_as_it_is_and_the_rest_as_it_was(window, fresh, params):
     prompt, prompt_mask, canvas, _ = batch_of(rows=2)
@@ -77,7 +78,8 @@ def test_a_window_sees_itself_as_it_is_and_the_rest_as_it_was(window, fresh, par
     assert (np.abs(found - whole).max() > 1e-3) == (window != (9, 13)), "what has changed elsewhere is not seen"
 
 
-@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_cached_rows_keep_hints_ignore_padding_neighbours_and_mesh(params, cache, mesh_of):
     setting, batch = fast(cache=cache, refresh=3), batch_of()
     done = decode(params, batch, setting)
@@ -162,6 +164,7 @@ def test_parallel_commits_write_everything_in_fewer_evaluations(commit, fallback
     assert (np.diff(written, axis=1) > 0).all() == (fallback == "leftmost")
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_tokens_bound_parallel_commits(params):
     done = decode(params, batch_of(hints=False), dataclasses.replace(DECODE, commit="threshold", threshold=1.0))
     np.testing.assert_array_equal(done.unmask_step, [[0, 0, 1, 1, 2, 2, 3, 3]] * 8)

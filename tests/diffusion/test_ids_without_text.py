@@ -35,7 +35,9 @@ def drawn(done) -> np.ndarray:
     return np.asarray(done.tokens)[np.asarray(done.unmask_step) != HINT]
 
 
-@pytest.mark.parametrize("change", PATHS, ids=str)
+@pytest.mark.parametrize(
+    "change", [pytest.param(change, marks=[pytest.mark.slow] * (change not in PATHS[::3])) for change in PATHS], ids=str
+)
 def test_no_sampler_draws_an_id_without_text(params, change):
     batch, setting = batch_of(rows=64), dataclasses.replace(SETTING, **change)
     before = drawn(decode(params, batch, setting))
@@ -45,6 +47,7 @@ def test_no_sampler_draws_an_id_without_text(params, change):
     assert setting.logits_eos_inf or setting.temperature == 0 or EOS in drawn(done)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"cache": "dual", "cfg_scale": 1.5}, {"remasking": "entropy"}], ids=str)
 def test_the_stepwise_sampler_neither_draws_nor_shows_them(params, change):
     steps, setting = [], dataclasses.replace(SETTING, **change)
@@ -63,12 +66,14 @@ def test_hints_with_such_ids_stay(params):
     assert not EXCLUDED[drawn(done)].any()
 
 
+@pytest.mark.slow
 def test_the_error_of_a_cached_sampler_stays_finite():
     cfg = dataclasses.replace(TEXT, layers=2)  # with one layer, a dual cache is exact
     error = sampler_error(init(jax.random.key(0), cfg), *batch_of(), cfg, dataclasses.replace(SETTING, cache="dual"))
     assert 0 < error["kl"] < np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", PATHS, ids=str)
 def test_excluding_ids_that_are_impossible_anyway_changes_no_bit(params, change):
     """The noise of the other ids stays the same: here the network itself gives the excluded ids a probability of 0."""
@@ -93,6 +98,7 @@ def test_the_confidence_of_a_token_is_the_same_as_without_exclusion(remasking):
     np.testing.assert_array_equal(drawn[~EXCLUDED[free]], free[~EXCLUDED[free]])
 
 
+@pytest.mark.slow
 def test_a_split_vocabulary_draws_the_same_without_more_communication(params, mesh_of):
     mesh, batch = mesh_of((1, 2, 4)), batch_of()
     expected = decode(params, batch, SETTING, TEXT)

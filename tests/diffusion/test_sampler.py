@@ -186,6 +186,7 @@ def test_equal_confidences_are_written_from_the_left():
 # Early exit
 
 
+@pytest.mark.slow
 def test_a_row_ends_at_its_first_block_of_eos_and_the_others_go_on():
     """Compares with a sampler that ignores EOS and makes the same draws."""
     letter, setting = 7, DecodeConfig(completion_length=8, block_length=2, steps=8, temperature=1.0)
@@ -218,6 +219,7 @@ def test_decoding_stops_when_every_row_has_ended():
     assert done.evaluations == 2  # the steps of one block, of 4
 
 
+@pytest.mark.slow
 def test_rows_that_have_ended_leave_the_batch_and_nothing_changes(monkeypatch):
     """Compares halves, quarters and eighths of the batch with the full batch run to the end."""
     letter, setting = 7, DecodeConfig(completion_length=12, block_length=2, steps=12, temperature=1.0)
@@ -308,6 +310,7 @@ def test_every_knob_has_an_effect(params, change):
         assert not np.array_equal(plain.tokens, changed.tokens)
 
 
+@pytest.mark.slow
 def test_guidance_masks_prompt_and_hints_in_the_unconditional_input(params):
     prompt, prompt_mask, canvas, keys = batch_of(rows=32, length=2, hints=False)
     canvas[:, 0] = prompt[:, -1]

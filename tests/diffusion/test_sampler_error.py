@@ -36,12 +36,14 @@ def test_divergence_is_that_of_the_definition():
     assert float(found) == pytest.approx(float(np.sum(p * np.log(p / q))), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_always_new_has_no_error(params):
     error = sampler_error(params, *batch(), CFG, dataclasses.replace(CACHED, refresh=1))
     assert error["kl"] < 1e-6 and error["changed"] == 0
 
 
-@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_the_error_is_made_between_refreshes_only(cache, params):
     error = sampler_error(params, *batch(), CFG, dataclasses.replace(CACHED, cache=cache, refresh=2))
     by_step = np.array(error["kl_by_step"])
@@ -51,6 +53,7 @@ def test_the_error_is_made_between_refreshes_only(cache, params):
     assert 0 <= whole["changed"] <= 1
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_the_sampler_itself(params):
     """The measured canvases equal those of `sample`."""
     rows = initial_state(*batch(), CFG, CACHED)

@@ -16,8 +16,9 @@ def watched(call, *arguments, **options):
     return call(*arguments, watch=steps.append, **options), steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", [
-    pytest.param({}, marks=pytest.mark.slow),
+    {},
     {"temperature": 0.7, "remasking": "random", "cfg_scale": 0.5},
     {"commit": "threshold", "threshold": 0.02, "cache": "dual", "refresh": 2},
     {"temperature": 0.7, "commit": "threshold", "threshold": 0.02, "remasking": "position_first"},
@@ -31,6 +32,7 @@ def test_steps_and_compiled_blocks_write_the_same_tokens_in_the_same_steps(model
         assert one.text == other.text
 
 
+@pytest.mark.slow
 def test_a_template_is_filled_with_the_same_tokens(model):
     template, options = "The answer is [MASK:6] because", {"temperature": 0.7, "steps": 3, "seed": 1}
     [done], steps = watched(model.infill, [template], prompts=["Hello"], **options)

@@ -35,6 +35,7 @@ def iterations(workdir: pathlib.Path) -> list[dict]:
     return [row for row in untimed(workdir) if "sampler/evaluations" in row]
 
 
+@pytest.mark.slow
 def test_the_error_is_logged_when_it_is_due(fallen_back):
     measured = [row for row in iterations(fallen_back) if "sampler/kl" in row]
     assert [row["step"] for row in measured] == [202, 206, 210]  # after the iterations 0, 2 and 4

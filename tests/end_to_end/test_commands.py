@@ -109,6 +109,7 @@ def test_evaluate_without_a_run_is_an_error(command, tmp_path):
     assert process.stderr.strip().splitlines()[-1] == f"error: {tmp_path} holds no run: it has no config.json"
 
 
+@pytest.mark.slow
 def test_without_hints_and_with_other_nested_keys(command, finished, tmp_path):
     workdir = after_supervised_stage(finished, tmp_path / "run")
     process = command.train(
@@ -136,6 +137,7 @@ def test_without_hints_and_with_other_nested_keys(command, finished, tmp_path):
     assert result(workdir)["before_rl"] == result(finished)["before_rl"]
 
 
+@pytest.mark.slow
 def test_a_config_may_be_called_like_a_module_of_the_standard_library(command, tmp_path):
     """Finds ./configs/math.py by its bare name, names the run's folder runs/math, and leaves `import math` alone."""
     (tmp_path / "configs").mkdir()

@@ -50,6 +50,7 @@ def expected(command, config, finished, tmp_path_factory):
     return folder, evaluated(command, config, finished, folder)
 
 
+@pytest.mark.slow
 def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished):
     card = json.loads((expected[0] / "card.json").read_text())
     assert card["model"]["origin"] == {"path": finished.name, "stage": "rl", "step": ITERATIONS}
@@ -63,9 +64,10 @@ def test_a_card_says_all_that_is_needed_to_judge_its_numbers(expected, finished)
     assert set(rows[0]["completions"][0]) == {"draw", "text", "extracted_answer", "reward", "correct", "outcome", "steps"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags, devices", [
-    pytest.param((), 1, marks=pytest.mark.slow), (("--config.batch_size=5",), 1),
-    pytest.param(("--config.batch_size=16", "--config.mesh.tensor=2"), 8, marks=pytest.mark.slow),
+    ((), 1), (("--config.batch_size=5",), 1),
+    (("--config.batch_size=16", "--config.mesh.tensor=2"), 8),
 ])  # fmt: skip
 def test_batch_size_and_mesh_change_nothing(flags, devices, command, config, finished, expected, tmp_path):
     again = evaluated(command.on_devices(devices), config, finished, tmp_path / "out", *flags)
@@ -74,6 +76,7 @@ def test_batch_size_and_mesh_change_nothing(flags, devices, command, config, fin
         assert again == expected[1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(command, config, finished, expected, tmp_path):
     folder = shutil.copytree(expected[0], tmp_path / "out")
     (folder / "card.json").unlink()
@@ -102,6 +105,7 @@ def test_a_run_is_graded_as_it_grades_itself(command, finished, tmp_path):
         assert (workdir / "evaluations" / name / "arithmetic.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_two_evaluations_are_compared_problem_by_problem(command, config, finished, expected, tmp_path):
     before = tmp_path / "sft"
     evaluated(command, config, finished, before, "--config.stage=sft", "--benchmarks=sums")
@@ -116,6 +120,7 @@ def test_two_evaluations_are_compared_problem_by_problem(command, config, finish
     assert found["sums"]["difference"] == pytest.approx(accuracies[1] - accuracies[0]) and 0 < found["sums"]["p_value"] <= 1
 
 
+@pytest.mark.slow
 def test_stored_texts_of_an_evaluation_are_graded_again(command, expected, tmp_path):
     done = command("evaluate", f"--regrade={expected[0]}", f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr

@@ -86,6 +86,7 @@ def test_a_killed_run_goes_on_with_the_memory_of_its_newest_readable_checkpoint(
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_run_has_something_to_remember(undisturbed):
     """Guards the comparisons above: the state must change during the run."""
     rows = iterations(undisturbed)

@@ -54,6 +54,7 @@ def tensors(folder):
     return {name: values(of).astype(np.float32) for name, of in stored_tensors(folder).items()}
 
 
+@pytest.mark.slow
 def test_convert_generate_and_back(command, llada, tmp_path):
     for source, target, *form in (
         (llada, tmp_path / "model"),
@@ -71,6 +72,7 @@ def test_convert_generate_and_back(command, llada, tmp_path):
     assert generated(command, llada, "--chat") == generated(command, tmp_path / "model", "--chat")
 
 
+@pytest.mark.slow
 def test_generate_reads_files_shows_steps_and_fills_templates(command, llada, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello"}\n\n{"prompt": "two and two"}\n')
     output = tmp_path / "out.jsonl"
@@ -85,6 +87,7 @@ def test_generate_reads_files_shows_steps_and_fills_templates(command, llada, tm
     assert generated(command, llada, "--hint=once more ").startswith("once more ")
 
 
+@pytest.mark.slow
 def test_adapters_are_all_that_is_trained_and_stored(command, llada, run, tmp_path):
     size = {stage: sum(f.stat().st_size for f in (run / "checkpoints" / stage / step).rglob("*") if f.is_file())
             for stage, step in (("sft", "4"), ("rl", "2"))}  # fmt: skip
@@ -101,6 +104,7 @@ def test_adapters_are_all_that_is_trained_and_stored(command, llada, run, tmp_pa
     assert len(generated(command, tmp_path / "one", "--chat")) > 0
 
 
+@pytest.mark.slow
 def test_evaluate_and_generate_work_on_the_run(command, run):
     done = command("evaluate", f"--workdir={run}")
     assert done.returncode == 0, done.stderr
@@ -108,6 +112,7 @@ def test_evaluate_and_generate_work_on_the_run(command, run):
     assert generated(command, run, "--chat").strip() and generated(command, run, "--chat", "--stage=sft").strip()
 
 
+@pytest.mark.slow
 def test_a_run_with_an_int8_base_trains_and_is_merged_into_the_original_weights(command, llada, tmp_path):
     folder, run = tmp_path / "hf", tmp_path / "run"
     shutil.copytree(llada, folder)
@@ -178,6 +183,7 @@ def test_adapters_become_peft_files(command, llada, tmp_path):
     assert with_peft != generated(command, tmp_path / "run", "--chat", "--stage=sft")
 
 
+@pytest.mark.slow
 def test_merging_loses_nothing_by_default_and_says_what_bfloat16_loses(command, llada, run, tmp_path):
     for target, flags in (("full", []), ("half", ["--dtype=bfloat16"])):
         done = command("convert", f"--source={run}", f"--target={tmp_path / target}", "--format=huggingface", *flags)
@@ -192,6 +198,7 @@ def test_merging_loses_nothing_by_default_and_says_what_bfloat16_loses(command, 
     assert 0 < change and 0.1 * change < lost
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_path):
     done = command("convert", f"--source={finished}", f"--target={tmp_path / 'hf'}", "--format=huggingface")
     assert done.returncode == 0, done.stderr
@@ -241,6 +248,7 @@ runpy.run_module("igpo_jax.generate", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_lack_of_memory_is_told_in_one_line(llada):
     """No request within the limits lacks memory on a host, so the allocator is replaced."""
     command = [sys.executable, "-c", WITHOUT_MEMORY, f"--model={llada}", "--prompt=x"]
@@ -265,6 +273,7 @@ def test_a_missing_tokenizer_is_found_before_weights_are_read(command, llada, tm
     assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor a *.model file" in done.stderr
 
 
+@pytest.mark.slow
 def test_convert_says_that_there_is_no_tokenizer_and_converts(command, llada, tmp_path):
     shutil.copytree(llada, tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").unlink()

@@ -12,6 +12,7 @@ from run_log import rows_so_far
 PROBLEM = {"id": "p", "question": "1+1?", "answer": "2", "solution": "It is 2."}
 
 
+@pytest.mark.slow
 def test_a_second_start_changes_nothing(command, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
 

@@ -109,6 +109,7 @@ def test_every_stage_on_one_process_and_on_two_that_are_killed(recipe):
     assert tokens[0] == tokens[1] and len(tokens[0]) > 2
 
 
+@pytest.mark.slow
 def test_inspect_says_what_was_kept_and_why_not_the_rest(command, recipe, tmp_path):
     folder, flags = recipe
     done = command("inspect_data", "--config=math.py:smoke", *flags, "--samples=2", f"--lengths={tmp_path / 'lengths.json'}")

@@ -205,6 +205,7 @@ def test_an_accepted_loss_of_the_rl_stage_repeats_it(finished, tmp_path):
     assert "metrics.jsonl has lost or changed lines since" in refusal(run)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_before_its_second_rl_checkpoint_continues(finished, tmp_path, monkeypatch):
     """The first RL checkpoint vouches for the evaluation before it, which a run that continues there must not cut."""
     run = shutil.copytree(finished, tmp_path / "run")
@@ -224,6 +225,7 @@ def test_a_run_that_is_killed_twice_before_its_second_rl_checkpoint_continues(fi
         monkeypatch.setattr(rl.Stage, "evaluate", killed)  # is not repeated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["metrics.jsonl", "evaluations.jsonl"])
 def test_an_evaluation_after_the_last_checkpoint_is_made_again(log, finished, tmp_path):
     """The supervised stage saves before it evaluates."""
@@ -239,6 +241,7 @@ def test_an_evaluation_after_the_last_checkpoint_is_made_again(log, finished, tm
     assert [row["step"] for row in verdicts] == [row["step"] for row in before[1]] == [0, 100, 200]
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_continues(finished, tmp_path):
     """Its checkpoints have no sums of logs, and no fingerprint of the supervised stage."""
     run = shutil.copytree(finished, tmp_path / "run")

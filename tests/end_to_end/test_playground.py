@@ -6,9 +6,12 @@ import subprocess
 import sys
 import urllib.request
 
+import pytest
+
 from processes import free_port
 
 
+@pytest.mark.slow
 def test_it_begins_with_a_runs_own_decoding_and_a_problem_and_ends_when_told(command, finished):
     port = free_port()
     program = [sys.executable, "-m", "igpo_jax.playground", f"--model={finished}", f"--port={port}"]

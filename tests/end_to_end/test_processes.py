@@ -64,6 +64,7 @@ def start_and_wait_for_rollouts(processes: int, arguments: list[str], workdir: p
 
 
 # tests/faults and tests/runtime/test_interrupts.py send all signals to one process.
+@pytest.mark.slow
 @pytest.mark.parametrize("processes, number", [(1, signal.SIGHUP), (2, signal.SIGTERM)])
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path, processes, number):
     workdir = tmp_path / "run"

@@ -57,6 +57,7 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_single_update(finished, mesh):
     """The parameters of the two stages differ, so the comparisons are meaningful."""
     supervised, reinforced = (final_params(finished, stage, mesh)[1] for stage in ("sft", "rl"))
@@ -83,6 +84,7 @@ def test_a_killed_run_continues_to_the_same_end(stage, step, command, finished, 
     assert_same_run(workdir, finished, mesh)
 
 
+@pytest.mark.slow
 def test_a_corrupt_newest_rl_checkpoint_is_passed_over(command, finished, tmp_path, mesh):
     workdir = shutil.copytree(finished, tmp_path / "run")
     newest, before = workdir / "checkpoints/rl/6", workdir / "checkpoints/rl/5"
@@ -133,8 +135,9 @@ def test_without_a_readable_checkpoint_the_run_stops_and_says_so(command, finish
     assert (workdir / "metrics.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout, first", [
-    ("tensor", "train"), pytest.param("replicated", "tensor", marks=pytest.mark.slow),
+    ("tensor", "train"), ("replicated", "tensor"),
 ])  # fmt: skip
 def test_the_layout_of_sampling_changes_no_completion_and_may_change(layout, first, command, finished, tmp_path):
     """Rollouts, evaluations and held-out losses of four devices are those of one, and a run continues with another layout."""

@@ -30,7 +30,8 @@ FLAGS = (
 FLAGS += ("--config.rl.checkpoint_every=1000", "--config.rl.eval_every=0", "--config.rl.iterations=4")
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_without_verdicts_stops_and_nothing_is_lost(tmp_path, processes):
     (tmp_path / "fickle.py").write_text(FICKLE)
 

@@ -17,6 +17,7 @@ from igpo_jax.evaluate.protocol import base_evaluation, run_evaluation
 from run_configs import tiny
 
 
+@pytest.mark.slow
 def test_prompts_are_padded_to_the_smallest_bucket_that_holds_them_and_cut_to_the_largest(opened):
     model, experiment = opened
     problems, config = experiment.test_data.problems[:4], base_evaluation()
@@ -32,6 +33,7 @@ def test_prompts_are_padded_to_the_smallest_bucket_that_holds_them_and_cut_to_th
     assert prompts_of(model, config, problems).tokens.shape == (4, longest + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, rows", [(1, 3), (2, 4)])
 def test_a_batch_has_no_more_rows_than_there_are_completions(devices, rows, opened, mesh_of):
     model, experiment = opened

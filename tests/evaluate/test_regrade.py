@@ -97,6 +97,7 @@ def gsm8k(gold, *texts):
     return {"question": "?", "answer": answer}, answer, list(texts)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_graded_by_its_protocols_rule(tmp_path):
     folder = evaluation(tmp_path / "run" / "evaluations" / "rl-6")
     files, left_out = find_files(tmp_path / "run", [])  # the run has one evaluation
@@ -107,6 +108,7 @@ def test_an_evaluation_is_graded_by_its_protocols_rule(tmp_path):
     assert_graded_as_alone(generations, "box")
 
 
+@pytest.mark.slow
 def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path):
     docs = [gsm8k(gold, text) for gold, text in CASES]
     file = write_lines(tmp_path / "samples_gsm8k_2025-09-01T10-00-00.000000.jsonl", harness_rows(docs))
@@ -146,6 +148,7 @@ def test_the_gold_answer_of_the_harness_is_the_target_or_in_the_document(doc, ta
     assert [one.gold for one in read_generations(file)] == [gold]
 
 
+@pytest.mark.slow
 def test_plain_rows_may_use_either_name_of_a_key(tmp_path):
     rows = [
         {"gold": gold, "text": text} if i % 2 else {"answer": gold, "completion": text} for i, (gold, text) in enumerate(CASES)
@@ -193,6 +196,7 @@ def test_an_example_is_short_and_has_three_lines():
     assert len(shown.splitlines()) == 3 and len(shown) < 4 * module.SHOWN_CHARS
 
 
+@pytest.mark.slow
 def test_a_text_on_which_a_grader_hangs_gets_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "DEADLINE_SECONDS", 2.0)
     rows = [{"gold": gold, "text": text} for gold, text in (HANGING, ("7", "\\boxed{7}"))]
@@ -203,6 +207,7 @@ def test_a_text_on_which_a_grader_hangs_gets_no_verdict(tmp_path, monkeypatch):
     assert "wrong: igpo_jax, reference_code; timeout: math_verify (1)" in report
 
 
+@pytest.mark.slow
 def test_a_report_names_graders_stored_scores_and_all_disagreements(tmp_path):
     report = regrade(evaluation(tmp_path / "evaluation", draws=2), None, [], tmp_path / "out")
     card = json.loads((tmp_path / "out" / "regrade.json").read_text())
@@ -290,6 +295,7 @@ def test_mistakes_are_told_in_one_line(flags, message, tmp_path):
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_device_and_writes_nothing_by_default(tmp_path):
     file = write_lines(tmp_path / "texts.jsonl", [{"gold": gold, "text": text} for gold, text in CASES])
     environment = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
@@ -308,6 +314,7 @@ def command_line(pid):
     return ""
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_command_and_its_workers(tmp_path):
     file = write_lines(tmp_path / "texts.jsonl", [dict(zip(("gold", "text"), HANGING, strict=True))] * 100)
     log = tmp_path / "log"

@@ -45,6 +45,7 @@ def file(evaluate, tmp_path):
     return tmp_path / "sums.jsonl"
 
 
+@pytest.mark.slow
 def test_rows_that_were_there_before_are_told(evaluate, file, caplog):
     """A stranger's run may contain an evaluation whose rows are forged."""
     file.write_text(as_json_lines(read_rows(file)[:3]))

@@ -57,6 +57,7 @@ def test_what_is_saved_comes_back(saved, tmp_path):
     assert restored(shutil.copytree(saved, tmp_path / "sft")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_damage_to_any_one_file_is_noticed_or_harmless(damage, saved, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
@@ -107,6 +108,7 @@ def test_parameters_alone_are_checked_too(saved, tmp_path):
     np.testing.assert_array_equal(params["w"], state_at(1)["params"]["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}', b"", None], ids=str)
 def test_parameters_are_read_or_those_before_whatever_one_file_holds(content, saved, tmp_path):
     files = [path.relative_to(saved) for path in sorted((saved / "2").rglob("*")) if path.is_file()]

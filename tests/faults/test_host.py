@@ -42,6 +42,7 @@ def last_line(process) -> str:
     return process.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(command, tiny, small_disk):
     folder, mount = small_disk
     flags = (f"--config={tiny}", f"--workdir={folder / 'run'}", *SHORT, "--config.sft.checkpoint_every=4")
@@ -65,6 +66,7 @@ def test_a_file_where_the_folder_should_be_is_one_clear_error(command, tiny, tmp
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_one_error_that_says_what_to_do(command, tiny, tmp_path):
     flags = (*SHORT, f"--config.model.width={2**20}", f"--config.model.mlp_width={2**22}")
     process = command("train", f"--config={tiny}", f"--workdir={tmp_path / 'run'}", *flags)

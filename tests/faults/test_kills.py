@@ -37,8 +37,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit_as_undisturbed(
         assert "metrics.jsonl" in faults.differences(tmp_path / "run", tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", [
-    "inspect_data:SIGINT", pytest.param("train:SIGHUP,evaluate:SIGTERM,rewrite:SIGINT", marks=pytest.mark.slow),
+    "inspect_data:SIGINT", "train:SIGHUP,evaluate:SIGTERM,rewrite:SIGINT",
 ])  # fmt: skip
 def test_signals_at_random_moments_of_commands(commands, campaign):
     """Short tests/campaigns/signals.py, with one signal for each command."""

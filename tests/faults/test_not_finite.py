@@ -126,6 +126,7 @@ def test_a_supervised_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_pat
     assert sum(row.get("update/skipped", 0) for row in read_rows(workdir / "metrics.jsonl")) == 18
 
 
+@pytest.mark.slow
 def test_an_rl_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     workdir = tmp_path / "run"
     config = spoiled(tiny, tmp_path, "igpo_jax.rl.update", [1, 3, 4, 5])
@@ -142,6 +143,7 @@ def test_an_rl_stage_skips_a_few_and_stops_at_many(command, tiny, tmp_path):
     assert saved["groups.completions"].shape[:2] == (8, 8) and "reference" in saved and "old" in saved
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_breaks_the_parameters_says_which(command, tiny, tmp_path):
     workdir = tmp_path / "run"
     process = command("train", f"--config={tiny}", f"--workdir={workdir}", *SHORT, "--config.sft.optimizer.learning_rate=1e42")

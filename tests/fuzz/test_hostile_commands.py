@@ -12,6 +12,7 @@ def fuzz_commands(campaign):
     return campaign("fuzz_commands")
 
 
+@pytest.mark.slow
 def test_commands_on_hostile_files_end_well_and_touch_nothing_else(fuzz_commands, tmp_path, capsys):
     for name in ("run", "run2"):
         (tmp_path / "shared" / name).mkdir(parents=True)

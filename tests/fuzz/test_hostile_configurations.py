@@ -9,6 +9,7 @@ from configurations import CONFIGS, build, generated, starts
 NUMBER = 300
 
 
+@pytest.mark.slow
 def test_generated_configurations_build_or_name_a_key():
     outcomes = [build(generated(number)[0]) for number in range(NUMBER)]
     built = outcomes.count("")

@@ -133,6 +133,7 @@ def test_a_chat_template_of_a_tokenizer_is_not_rendered(tmp_path):
     assert encode_chat(load_tokenizer(tmp_path, 323), conversation) == before
 
 
+@pytest.mark.slow
 def test_long_solutions_are_read_in_linear_time(tmp_path):
     """Reads a million spaces, boxes or marks, for which backtracking regular expressions took hours."""
     for filler in (" ", "\n", "\\boxed ", "####", "#### \n", "<<", "{"):

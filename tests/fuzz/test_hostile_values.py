@@ -161,6 +161,7 @@ def test_sizes_of_the_largest_networks_are_allowed():
     ModelConfig(vocab_size=1 << 18, mask_id=1, eos_id=2, width=1 << 15, layers=200, heads=256, kv_heads=8, mlp_width=1 << 17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linked", ["model.safetensors", "params", "params/final_norm"])
 def test_weights_outside_of_a_folder_are_not_converted(linked, tmp_path, mesh):
     write_folder(tmp_path / "source", mesh)

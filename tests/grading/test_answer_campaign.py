@@ -41,6 +41,7 @@ def test_every_kind_has_its_share_and_the_seed_decides(part, kinds):
     assert rows != answers.made(part, GOLDS, PER_KIND * len(kinds), 1)
 
 
+@pytest.mark.slow
 def test_too_few_golds_are_an_error():
     with pytest.raises(ValueError, match="fewer than 2 different numbers among the golds"):
         answers.made("wrong", answers.by_shape({"15": "inline"}), 130, 0)

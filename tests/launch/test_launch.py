@@ -251,6 +251,7 @@ def pod(stage, *flags):
     return bash("launch/tpu_vm.sh", *TPU, *flags, "--", *workdir_flags(stage), cwd=stage.repository, **stage.env)
 
 
+@pytest.mark.slow
 def test_a_pod_trains_to_the_end_and_the_same_command_trains_no_second_time(stage):
     stage.plan("complete")
     done = pod(stage)
@@ -260,7 +261,8 @@ def test_a_pod_trains_to_the_end_and_the_same_command_trains_no_second_time(stag
     assert [v for v in stage.lines("verbs") if v in ("create", "delete")] == ["create"]
 
 
-@pytest.mark.parametrize("how", ["preempted", pytest.param("lost", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["preempted", "lost"])
 def test_a_babysat_pod_is_made_again_after_it_was_preempted(stage, how):
     stage.plan(how, how, "complete")
     done = pod(stage, "--babysit")
@@ -269,6 +271,7 @@ def test_a_babysat_pod_is_made_again_after_it_was_preempted(stage, how):
     assert [v for v in stage.lines("verbs") if v in ("create", "delete")] == ["create", "delete"] * 2 + ["create"]
 
 
+@pytest.mark.slow
 def test_without_babysitting_it_says_that_the_same_command_goes_on(stage):
     stage.plan("preempted", "complete")
     done = pod(stage)
@@ -277,7 +280,8 @@ def test_without_babysitting_it_says_that_the_same_command_goes_on(stage):
     assert done.returncode == 0 and "complete" in done.stdout
 
 
-@pytest.mark.parametrize("flags, starts", [([], 1), pytest.param(["--babysit"], 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags, starts", [([], 1), (["--babysit"], 3)])
 def test_a_training_that_fails_again_and_again_is_given_up(stage, flags, starts):
     stage.plan(*["fail"] * 5)
     done = pod(stage, *flags)
@@ -285,6 +289,7 @@ def test_a_training_that_fails_again_and_again_is_given_up(stage, flags, starts)
     assert len(stage.lines("started")) == starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["setup", "copy"])
 def test_a_start_that_fails_is_no_success_of_an_earlier_one(stage, broken):
     stage.plan("complete", "complete")
@@ -311,6 +316,7 @@ def test_a_host_that_does_not_answer_once_does_not_lose_its_training(stage):
     end_session(stage)
 
 
+@pytest.mark.slow
 def test_a_stopped_tpu_is_started_and_never_deleted(stage):
     stage.plan("complete", "complete", "complete")
     assert pod(stage).returncode == 0
@@ -330,6 +336,7 @@ def end_session(stage, signal_name="KILL") -> None:
     subprocess.run(["pkill", f"-{signal_name}", "-s", pid, *pattern], check=True)
 
 
+@pytest.mark.slow
 def test_a_training_that_runs_is_followed_not_started_twice(stage):
     stage.plan("stop", "complete")
     command = ["bash", "launch/tpu_vm.sh", *TPU, "--", *workdir_flags(stage)]
@@ -410,6 +417,7 @@ def test_a_failed_installation_is_tried_again(tmp_path):
     assert not (tmp_path / ".venv/installed").exists()
 
 
+@pytest.mark.slow
 def test_tpu_flags_are_known_to_the_tpu_compiler():
     """A flag that a new libtpu dropped would end a run at its start."""
     pytest.importorskip("libtpu")

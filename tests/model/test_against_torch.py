@@ -64,6 +64,7 @@ def logits_of(folder, ids, mesh):
         return params, cfg, llada_parity.logits_of(params, ids.numpy().astype(np.int32), np.ones(ids.shape, bool), cfg)
 
 
+@pytest.mark.slow
 def test_the_reference_equals_the_released_llada():
     """Validates the reference for the tests below."""
     from safetensors.torch import load_file
@@ -105,7 +106,8 @@ def test_the_reference_equals_the_released_llada():
         np.testing.assert_array_equal(trace, arrays[f"{name}/trace"], name)
 
 
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
 def test_logits_loss_and_gradients_with_grouped_heads(tmp_path, mesh, tied):
     config = CONFIG | {"weight_tying": tied}
     weights = reference.random_weights(config, seed=1)

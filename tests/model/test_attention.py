@@ -197,6 +197,7 @@ def test_a_window_attends_as_if_the_cache_was_updated(kv_heads, shape, valid_axe
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_window_in_bfloat16_is_as_near_to_float32_as_an_updated_cache():
     q, fresh, cache, attention_mask = window_inputs(2, dtype=jnp.bfloat16)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (q, fresh, cache))
@@ -210,8 +211,9 @@ def test_a_window_in_bfloat16_is_as_near_to_float32_as_an_updated_cache():
     assert error(attend_window) < 1.1 * error(with_cache_updated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "heads, kv_heads", [pytest.param(4, 4, marks=pytest.mark.slow), (4, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+    "heads, kv_heads", [(4, 4), (4, 2), (4, 1)]
 )
 def test_splash_equals_xla_forward_and_backward(heads, kv_heads):
     arguments, attention_mask, weight = inputs(heads=heads, kv_heads=kv_heads)
@@ -219,8 +221,9 @@ def test_splash_equals_xla_forward_and_backward(heads, kv_heads):
     assert_close(*results, attention_mask, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape", [pytest.param((2, 1, 2), marks=pytest.mark.slow), (2, 2, 2), pytest.param((1, 4, 1), marks=pytest.mark.slow)]
+    "shape", [(2, 1, 2), (2, 2, 2), (1, 4, 1)]
 )
 def test_splash_equals_xla_on_meshes(shape, mesh_of):
     arguments, attention_mask, weight = inputs()

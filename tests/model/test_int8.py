@@ -91,6 +91,7 @@ def adapter_gradients(base, adapters, cfg, mesh):
         return jax.jit(jax.value_and_grad(loss))(adapters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"remat": "full", "tied_head": True, "layers": 5}], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_gradients_equal_those_of_the_dequantized_model(shape, changes, mesh_of):
@@ -105,6 +106,7 @@ def test_gradients_equal_those_of_the_dequantized_model(shape, changes, mesh_of)
         assert 0 < np.linalg.norm(gradient) and difference <= 1e-6 * np.linalg.norm(gradient), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_sampled_tokens_equal_those_of_the_dequantized_model(shape, mesh_of):
     mesh, decode = mesh_of(shape), DecodeConfig(completion_length=12, block_length=6, steps=12, temperature=1.0)
@@ -141,6 +143,7 @@ def test_weights_that_are_not_finite_make_products_not_finite():
     assert np.isfinite(np.asarray(product)).tolist() == [[True, False, False]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_folder_is_loaded_in_int8_with_the_shardings_of_its_weights(dtype, mesh_of, tmp_path):
     mesh, cfg = mesh_of((2, 2, 2)), dataclasses.replace(PLAIN, base_dtype="int8", param_dtype=dtype)
@@ -178,6 +181,7 @@ def test_the_key_decides_the_fingerprint_of_runs_that_use_it():
         assert fingerprint(tiny(**values), stage) != fingerprint(tiny(**values, model__base_dtype="int8"), stage)
 
 
+@pytest.mark.slow
 def test_the_backward_pass_stores_no_dequantized_weights(mesh_of):
     """Otherwise, products keep their matrix in the compute dtype, stacked over layers, if nothing is recomputed."""
     mesh, cfg = mesh_of((1, 1, 1)), dataclasses.replace(CFG, layers=5, compute_dtype="bfloat16")

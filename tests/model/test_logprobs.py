@@ -46,6 +46,7 @@ def test_scores_survive_huge_logits(mesh):
 
 
 # The chunk size changes memory use, not values. Chunks may divide the 32 positions, not divide them, or hold all.
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunk=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_chunking_of_positions_changes_nothing(chunk, seed, mesh):

@@ -45,6 +45,7 @@ def batch():
     return tokens, jnp.ones(tokens.shape, bool).at[0, :4].set(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_output_equals_the_base_exactly_at_first(dtype, base, batch):
     cfg = dataclasses.replace(CFG, compute_dtype=dtype)
@@ -63,6 +64,7 @@ def test_merged_equals_attached(targets, base, adapters, batch):
     np.testing.assert_allclose(forward(attached, *batch, CFG), forward(merged, *batch, CFG), atol=3e-5)
 
 
+@pytest.mark.slow
 def test_merged_into_bfloat16_equals_attached_within_its_rounding(base, adapters, batch):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     merged = merge(half, adapters, LORA)
@@ -123,6 +125,7 @@ def test_sums_over_tensor_that_are_rounded_before_the_exchange_stay_as_near_to_f
         assert 0 < of_two < 1.5 * of_one < 0.1 * float(jnp.linalg.norm(expected))
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch):
     tokens, attention_mask = batch
     corrupted = mask_count(jax.random.key(4), 3, 6)
@@ -135,8 +138,9 @@ def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch
     assert_chain_rule(found, full, adapters, LORA, least=1e-5, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape", [(2, 2, 2), pytest.param((1, 1, 4), marks=pytest.mark.slow), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
+    "shape", [(2, 2, 2), (1, 1, 4), (1, 8, 1)]
 )
 def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
     mesh = mesh_of(shape)

@@ -94,6 +94,7 @@ def test_one_other_token_in_a_trace_is_noticed(fixture, monkeypatch, name):
     assert not outcome.ok and case.name in outcome.text
 
 
+@pytest.mark.slow
 def test_a_damaged_tensor_is_noticed(fixture, tmp_path):
     for file in ("config.json", "forward.npz", "bf16_sharded", "model.safetensors"):
         copy = shutil.copytree if (fixture.folder / file).is_dir() else shutil.copy
@@ -122,12 +123,14 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_reported_as_absent(small, capsys):
     assert main([str(small)]) == 0
     words = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert words == ["ok", "ok", "-", "-", "-"]
 
 
+@pytest.mark.slow
 def test_a_failure_shows_in_the_exit_code(small, capsys):
     recorded = dict(np.load(small / "forward.npz"))
     np.savez(small / "forward.npz", **(recorded | {"logits": recorded["logits"] + 1e-3}))

@@ -32,6 +32,7 @@ def all_valid(tokens):
     return jnp.ones(tokens.shape, bool)
 
 
+@pytest.mark.slow
 def test_left_padding_does_not_change_valid_positions():
     params, tokens = init(jax.random.key(1), CFG), tokens_of()
     plain = forward(params, tokens, all_valid(tokens), CFG)
@@ -107,7 +108,8 @@ def test_random_parameters_keep_the_residual_stream_at_unit_scale():
     assert 0.5 < float(logits.std()) < 2
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_recomputation_does_not_change_gradients(remat):
     params, tokens = init(jax.random.key(4), CFG), tokens_of()
 

@@ -31,12 +31,13 @@ NUMERICS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "numerics, shape",
     [
         ("bfloat16 copy", (1, 1, 1)),
-        pytest.param("supervised stage before", (2, 2, 2), marks=pytest.mark.slow),  # float32
-        pytest.param("supervised stage alone", (2, 2, 2), marks=pytest.mark.slow),
+        ("supervised stage before", (2, 2, 2)),  # float32
+        ("supervised stage alone", (2, 2, 2)),
     ],
 )
 def test_memory_is_what_a_run_holds(numerics, shape, mesh_of, tmp_path, monkeypatch):

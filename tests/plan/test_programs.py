@@ -24,9 +24,10 @@ from run_configs import CONFIGS, parsed
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape, remat, passes", [
-    pytest.param((1, 1, 1), "none", 3, marks=pytest.mark.slow), pytest.param((1, 1, 1), "full", 4, marks=pytest.mark.slow),
-    pytest.param((2, 2, 2), "none", 3, marks=pytest.mark.slow), ((2, 2, 2), "full", 4),
+    ((1, 1, 1), "none", 3), ((1, 1, 1), "full", 4),
+    ((2, 2, 2), "none", 3), ((2, 2, 2), "full", 4),
 ])  # fmt: skip
 def test_an_update_computes_one_row_per_prompt(remat, passes, shape, mesh_of):
     """Counts one forward pass, a backward pass worth two and, with remat, a second forward pass; not one per completion."""
@@ -53,7 +54,8 @@ def test_sampling_is_counted_through_all_its_steps(mesh):
     assert record["flops"] == pytest.approx(decode.steps // decode.blocks * rows * row, rel=0.02)
 
 
-@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_cached_sampling_and_its_probe_are_planned(cache, mesh):
     exact, config = parsed(), parsed(sampler__cache=cache, sampler__steps=16)
     records = {record["name"]: record for record in advice.plan(config, mesh, ["sample", "probe"])["programs"]}
@@ -90,6 +92,7 @@ def test_chunks_of_the_head_are_sized_by_the_memory(mesh_of, monkeypatch):
     assert fit_to_devices(dataclasses.replace(llada, head_chunk=64), mesh_of((1, 1, 1)), None).head_chunk == 64
 
 
+@pytest.mark.slow
 def test_peaks_are_the_sums_of_their_parts(mesh_of):
     mesh, config = mesh_of((1, 4, 2)), parsed(rl__prompts=16, evaluation__batch_size=16)
     result = advice.plan(config, mesh)
@@ -107,12 +110,14 @@ def test_a_model_folder_that_cannot_be_used_is_an_error(tmp_path):
         planning.planned_model(parsed(CONFIGS / "math.py", model__path=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_what_a_run_does_not_have_does_not_count(mesh):
     result = advice.plan(parsed(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])
     sft, update = result["programs"]
     assert not sft["used"] and update["used"] and sft["peak_gib"] > update["peak_gib"] == result["peak_gib"]
 
 
+@pytest.mark.slow
 def test_a_verdict_names_three_changes_of_the_configuration(mesh, monkeypatch):
     monkeypatch.setattr(advice, "device_memory_gib", lambda device: 0.001)
     config = parsed(model__layers=2, sft__updates=0, model__compute_dtype="bfloat16")

@@ -44,8 +44,9 @@ def test_slices_are_parts_of_the_data_axis():
         make_mesh(data=1, fsdp=-1, devices=devices)
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
-@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.slow), "auto"])
+@pytest.mark.parametrize("attention", ["xla", "auto"])
 def test_attention_is_lowered_for_tpus(attention):
     """Compiles the forward pass of the sampler and the backward pass of the update, without and with the kernel, which is the
     default."""

@@ -49,6 +49,7 @@ def test_the_pick_is_the_best_of_all_ways_to_sample():
     assert tuning.overrides(changed, changed) == []
 
 
+@pytest.mark.slow
 def test_a_run_without_rl_and_an_unknown_chip_are_refused(mesh):
     with pytest.raises(ValueError, match="--tune is for the RL stage"):
         tuning.tune(parsed(rl__iterations=0), mesh, None, False, lambda record: None)

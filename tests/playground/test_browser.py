@@ -118,6 +118,7 @@ def shows(page, text: str) -> None:
     expect(page.locator("#panels .status").first).to_contain_text(text, timeout=60_000)
 
 
+@pytest.mark.slow
 def test_a_template_is_filled_step_by_step_and_its_fixed_tokens_stay(visit, gate):
     page = visit()
     page.get_by_label("Fill in blanks").check()
@@ -155,6 +156,7 @@ def test_a_template_is_filled_step_by_step_and_its_fixed_tokens_stay(visit, gate
     assert page.locator("#panels .token:focus").count() == 1
 
 
+@pytest.mark.slow
 def test_play_begins_again_and_ends_with_the_last_step(visit, gate):
     gate.open()
     page = visit()
@@ -181,6 +183,7 @@ def test_two_settings_stand_side_by_side_with_the_same_seed(visit, gate):
     assert page.locator("#panels .how").first.text_content().count("seed=5") == 1
 
 
+@pytest.mark.slow
 def test_a_malicious_prompt_stays_text_here_and_in_the_saved_page(visit, gate, tmp_path):
     gate.open()
     page = visit()
@@ -234,6 +237,7 @@ def test_twenty_at_once_are_queued_with_their_place_shown_and_all_are_served(vis
     assert gate.passed == [16] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", ["close", "stop"])
 def test_whoever_leaves_is_not_worked_for(visit, gate, leave):
     page, next_one = visit(), visit()
@@ -269,6 +273,7 @@ def test_nothing_overlaps_and_everything_is_readable(visit, gate, viewport, sche
     assert page.evaluate(FAINT) == []
 
 
+@pytest.mark.slow
 def test_everything_can_be_done_with_the_keyboard(visit, gate):
     gate.open()
     page = visit()

@@ -62,6 +62,7 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_client_with_many_connections_replaces_its_own(port, monkeypatch):
     """The other client waits longest, and has one connection, of which the address is parsed once."""
     parsed = []

@@ -45,6 +45,7 @@ def filled(events: list[dict]) -> list[str]:
     return canvas
 
 
+@pytest.mark.slow
 def test_the_stream_has_a_step_each_and_ends_in_what_generate_says(client, model):
     response = client.post("/generate", json=ASKED)
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -75,6 +76,7 @@ def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(mod
     ]
 
 
+@pytest.mark.slow
 def test_a_template_keeps_what_is_given(client, model):
     asked = {
         "prompt": "Hello",
@@ -187,6 +189,7 @@ async def connected(app, address="127.0.0.1"):
         yield client
 
 
+@pytest.mark.slow
 def test_twenty_at_once_wait_in_line_know_their_place_and_are_all_served(app, model, monkeypatch):
     monkeypatch.setattr(server, "OF_ONE_CLIENT", 20)
 

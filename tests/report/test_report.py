@@ -155,6 +155,7 @@ def test_the_text_of_problems_and_completions_cannot_become_markup(run):
     assert "b" not in Tags.seen and Tags.seen.count("script") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_path):
     attack = "</script><script>document.title = 'attacked'</script><img src=x onerror=\"document.title='attacked'\">"
@@ -174,6 +175,7 @@ def test_a_browser_shows_a_completion_that_looks_like_a_script_as_text(run, tmp_
     assert "<title>arithmetic · IGPO run</title>" in done.stdout and "<img" not in done.stdout.split("<script")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize(
     "outcome, verdict", [("timeout", "no verdict in time"), ("error", "no verdict, because the grader failed")]

@@ -108,6 +108,7 @@ def card_of(done, tmp_path):
     return card
 
 
+@pytest.mark.slow
 def test_every_kind_of_reply_gets_its_verdict_and_only_right_ones_are_kept(tmp_path, tokenizer, start):
     behaviors = [*OUTCOMES, *OUTCOMES]
     write_problems(tmp_path / "problems.jsonl", behaviors)
@@ -174,6 +175,7 @@ def test_after_kill_9_no_request_whose_reply_is_written_is_repeated(tmp_path, to
     assert card_of(run(tmp_path, tokenizer, port, limit=3), tmp_path)["problems"] == 3
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_dies_half_way_stops_the_command_and_it_goes_on_later(tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 40)
     process, port = start(die_after=12)
@@ -200,6 +202,7 @@ def error_of(done) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_dead_is_an_error_however_few_problems_there_are(tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 3)
     process, port = start()
@@ -243,6 +246,7 @@ def test_replies_that_are_all_rejected_are_an_error(behavior, tmp_path, tokenize
     assert len(rows_of(tmp_path / "out" / "replies.jsonl")) == 2 and (tmp_path / "out" / "kept.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_a_few_problems_lost_to_an_endpoint_are_an_error_and_what_was_replied_is_kept(tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 12)
     _, port = start(die_after=8)
@@ -263,6 +267,7 @@ def test_given_solutions_that_are_all_rejected_are_an_error(tmp_path, tokenizer)
     assert error.endswith("none of 1 solutions is kept (wrong answer: 1)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_was_replied(number, tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 4 + ["hangs"] * 4)
@@ -281,6 +286,7 @@ def test_a_signal_ends_it_with_what_was_replied(number, tmp_path, tokenizer, sta
     assert {reply["id"] for reply in rows_of(replies)} == {"p0", "p1", "p2", "p3"}
 
 
+@pytest.mark.slow
 def test_what_cannot_work_is_said_in_one_line(tmp_path, tokenizer, start):
     write_problems(tmp_path / "problems.jsonl", ["fine"] * 5)
     _, port = start()
@@ -318,6 +324,7 @@ def test_a_torn_last_line_is_mended(end, tmp_path):
         read_replies(file)
 
 
+@pytest.mark.slow
 def test_a_thought_is_left_out_where_the_solution_after_it_states_the_answer(tmp_path, tokenizer):
     texts = ["<think>2+2? Wait.</think>\n\nIt is $\\boxed{4}$.", "<think>It is $\\boxed{4}$.</think>\n\nThat was all."]
     rows = [
@@ -337,6 +344,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
         ask_all([], print, Endpoint("", "", "", timeout=1, retries=0), requests=1)
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_solutions_are_only_filtered(tmp_path, tokenizer):
     rows = [
         {"question": "q", "answer": "It is 2+3 = 5.\n#### 5"},

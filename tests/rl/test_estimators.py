@@ -165,6 +165,7 @@ def test_a_small_power_lacks_a_constant():
     assert bound(2.0) == pytest.approx(math.log(1 / 2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_upper_bound_is_for_negative_advantages_and_has_finite_gradients():
     draw = np.random.default_rng(0)
     log_probs = jnp.asarray(-draw.exponential(size=(1, 3, 2, 5)), jnp.float32)
@@ -209,8 +210,9 @@ def replayed(batch, row):
     return logprobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_step, hinted", [
-    (1, False), pytest.param(1, True, marks=pytest.mark.slow), pytest.param(2, False, marks=pytest.mark.slow), (2, True),
+    (1, False), (1, True), (2, False), (2, True),
 ])  # fmt: skip
 def test_a_trace_without_merged_steps_is_what_the_sampler_did(hinted, per_step, mesh):
     decode = DecodeConfig(completion_length=8, block_length=4, steps=8 // per_step, temperature=1.0)
@@ -225,6 +227,7 @@ def test_a_trace_without_merged_steps_is_what_the_sampler_did(hinted, per_step, 
     np.testing.assert_array_equal(logprobs.loss_mask[0], batch.unmask_step != HINT)
 
 
+@pytest.mark.slow
 def test_merged_steps_score_every_generated_token_once(mesh):
     decode = DecodeConfig(completion_length=8, block_length=4, steps=8, temperature=1.0)
     batch = trace_batch(decode, np.array([MASK, 6, *[MASK] * 6], np.int32))
@@ -236,6 +239,7 @@ def test_merged_steps_score_every_generated_token_once(mesh):
         assert (np.diff(left, axis=1) < 0).all() and (left[:, 0] == 7).all()
 
 
+@pytest.mark.slow
 def test_with_one_view_a_trace_without_hints_is_the_mean_field(mesh):
     decode = DecodeConfig(completion_length=8, block_length=4, steps=8, temperature=1.0)
     batch = trace_batch(decode, np.full(8, MASK, np.int32))

@@ -98,6 +98,7 @@ def batch_of(rows, group, unmask_step):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", VIEWS)
 def test_estimators_draw_the_enumerated_views_with_their_probabilities(estimator):
     number = 4096
@@ -294,7 +295,11 @@ def refused(estimator, upper, loss, ratio, kl, normalization, hint_supervision, 
     )
 
 
-@pytest.mark.parametrize("estimator, upper", ESTIMATES, ids=lambda x: x if isinstance(x, str) else "upper" if x else "")
+@pytest.mark.parametrize(
+    "estimator, upper",
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case not in ESTIMATES[::9])) for case in ESTIMATES],
+    ids=lambda x: x if isinstance(x, str) else "upper" if x else "",
+)
 def test_gradients_are_those_of_the_documented_surrogate(estimator, upper):
     probability, *_, weight, advantage, loss_mask, hint = enumeration(estimator)
     tables = policies()

@@ -80,6 +80,7 @@ def assert_same(one, other):
 # Policies
 
 
+@pytest.mark.slow
 def test_the_default_rollout_is_what_it_was(params, mesh):
     """Compares with a checksum recorded before policies were added."""
     digest = hashlib.sha256()
@@ -91,6 +92,7 @@ def test_the_default_rollout_is_what_it_was(params, mesh):
     assert digest.hexdigest()[:16] == "36c463f65dd33b04"
 
 
+@pytest.mark.slow
 def test_without_hints_a_second_try_is_another_sample(params, mesh):
     """Starts from a blank canvas with the second attempt's keys; replaces wrong completions as always."""
     result = run(params, mesh, inpainting=InpaintingConfig(policy="none"))
@@ -147,6 +149,7 @@ def test_ratios_lie_around_the_centre_and_nothing_is_compiled_again(inpainting, 
 # Own solutions
 
 
+@pytest.mark.slow
 def test_without_a_solution_of_its_own_a_problem_has_no_second_try(params, mesh):
     batch = prompts()
     batch = batch.replace(trace_length=np.array([0, 5, 5, 0], np.int32))

@@ -252,6 +252,7 @@ def test_more_is_shown_where_the_ratio_is_larger():
     assert np.corrcoef(shown, ratio[0])[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_ratio_zero_shows_nothing():
     for cfg in (InpaintingConfig(ratio_min=0, ratio_max=0), dataclasses.replace(REFERENCE_CODE, ratio_min=0, ratio_max=0)):
         _, canvas, is_hint, _ = run_inpaint(cfg)

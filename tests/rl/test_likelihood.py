@@ -100,10 +100,11 @@ def test_abstract_log_probabilities_have_the_shapes_of_real_ones(estimator, samp
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), abstract, real)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator, samples, meshes", [  # test_whole_step compares mean_field on the other meshes
     pytest.param("mean_field", 1, FEW_MESHES, id="mean_field"),
-    pytest.param("masked", 1, FEW_MESHES + MORE_MESHES, id="masked", marks=pytest.mark.slow),
-    pytest.param("coupled", 2, FEW_MESHES, id="coupled", marks=pytest.mark.slow),
+    pytest.param("masked", 1, FEW_MESHES + MORE_MESHES, id="masked"),
+    pytest.param("coupled", 2, FEW_MESHES, id="coupled"),
 ])  # fmt: skip
 def test_scores_do_not_depend_on_the_mesh(estimator, samples, meshes, mesh_of):
     objective = ObjectiveConfig(estimator, samples, inner_steps=2)
@@ -124,6 +125,7 @@ def test_scores_do_not_depend_on_the_mesh(estimator, samples, meshes, mesh_of):
         np.testing.assert_array_equal(have.loss_mask, expected.loss_mask)
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_sharded_by_vocabulary_too(mesh_of):
     """The embedding is sharded over tensor by its first axis, the head that `token_scores` reads by its second."""
     cfg, batch = dataclasses.replace(CFG, tied_head=True), make_batch()

@@ -147,6 +147,7 @@ def test_wd1_pulls_up_what_is_better_and_pushes_down_what_is_worse():
     np.testing.assert_allclose(group_weights(jnp.zeros(4), jnp.ones(4, bool)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["clipped", "wd1"])
 def test_a_completion_without_a_verdict_is_as_if_it_had_not_been_sampled(loss):
     """Apart from the divisor, which is the number of sampled completions."""
@@ -391,6 +392,7 @@ def test_before_the_first_update_ratio_is_one_and_kl_is_zero(estimator, how, par
     assert statistics["policy/clip_fraction"] == statistics["policy/overflow"] == 0
 
 
+@pytest.mark.slow
 def test_groups_of_equal_rewards_have_no_gradient(mesh):
     objective, params = ObjectiveConfig(kl_coefficient=0.0), make_params(0)
     batch = make_batch().replace(advantages=advantages(np.ones((N, G), np.float32), np.ones((N, G), bool), normalize=True))
@@ -430,6 +432,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code,
         )
 
 
+@pytest.mark.slow
 def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
     """mean_field tiles nothing; views with one row per completion send each completion through the network."""
     batch, objective = make_batch(), ObjectiveConfig(kl_coefficient=0.2)
@@ -448,6 +451,7 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(shared.replace(views=views)))
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_changes_nothing(mesh):
     objective, old, batch = ObjectiveConfig(kl_coefficient=0.2), make_params(0), make_batch()
     logprobs = first(scores_of(old, make_params(1), batch, objective, mesh))

@@ -195,6 +195,7 @@ def test_completions_hints_and_swaps_do_not_depend_on_the_place_in_the_batch(par
         np.testing.assert_array_equal(np.asarray(getattr(one.groups, name))[order], np.asarray(getattr(other.groups, name)))
 
 
+@pytest.mark.slow
 def test_slices_of_short_prompts_first_change_nothing(params, mesh):
     """Pads prompts of 1 to 5 tokens to several lengths, one or more at a time. Sorting them by length is a permutation that is
     not its own inverse."""
@@ -219,6 +220,7 @@ def test_the_second_try_draws_other_noise_and_another_key_another_rollout(params
     assert (run(params, mesh, seed=8)[0].first.tokens != result.first.tokens).any()
 
 
+@pytest.mark.slow
 def test_the_same_on_a_mesh(params, mesh, mesh_of):
     one, many = run(params, mesh)[0], run(params, mesh_of((2, 2, 2)))[0]
     np.testing.assert_array_equal(np.asarray(one.groups.completions), np.asarray(many.groups.completions))

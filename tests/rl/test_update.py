@@ -45,6 +45,7 @@ def start(mesh, **optimizer):
     return params, create_state(params, made, Policy(CFG), mesh), made
 
 
+@pytest.mark.slow
 def test_each_program_is_compiled_once(mesh_of):
     mesh, objective = mesh_of((2, 1, 2)), ObjectiveConfig(inner_steps=2)
     reference, state, optimizer = start(mesh)
@@ -70,6 +71,7 @@ def test_each_program_is_compiled_once(mesh_of):
     assert state.step == 6
 
 
+@pytest.mark.slow
 def test_state_is_donated_and_the_callers_parameters_are_not(mesh):
     params, state, optimizer = start(mesh)
     batch, objective = make_batch(), ObjectiveConfig()
@@ -114,6 +116,7 @@ def test_updates_raise_the_likelihood_of_what_was_rewarded(mesh):
     assert losses[0] == pytest.approx(0, abs=1e-5) and losses[1] < -0.01
 
 
+@pytest.mark.slow
 def test_each_inner_step_uses_its_own_masks(mesh):
     params, _, optimizer = start(mesh)
     objective, batch = ObjectiveConfig(estimator="masked", inner_steps=2, kl_coefficient=1.0), make_batch()
@@ -131,6 +134,7 @@ def test_each_inner_step_uses_its_own_masks(mesh):
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_norm_scales_do_not_decay(mesh):
     """Without a gradient, only decay changes the parameters."""
     params, state, optimizer = start(mesh, weight_decay=0.1)
@@ -142,6 +146,7 @@ def test_norm_scales_do_not_decay(mesh):
     np.testing.assert_allclose(state.params["blocks"]["query"], params["blocks"]["query"] * (1 - 1e-3), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_learns_the_same(mesh):
     params, state, _ = start(mesh)
     _, short, optimizer = start(mesh, first_moment_dtype="bfloat16")
@@ -173,7 +178,8 @@ def start_adapters(mesh):
     return frozen, adapters, create_state(adapters, optimizer, Policy(CFG, LORA), mesh), optimizer
 
 
-@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_an_update_of_adapters_changes_nothing_else(shape, mesh_of):
     mesh, objective = mesh_of(shape), ObjectiveConfig()
     frozen, adapters, state, optimizer = start_adapters(mesh)

@@ -67,6 +67,7 @@ def test_the_reference_code_averages_the_ratio_over_the_whole_canvas():
         assert statistics["policy/ratio_mean"][0] == pytest.approx(np.exp(0.4), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bounded_estimates_are_counted():
     new = jnp.zeros((2, 1, 4))
     far = new.at[0, 0, 0].set(6.0).at[1, 0, 0].set(6.0).at[1, 0, 1].set(30.0).at[0, 0, 2].set(30.0)

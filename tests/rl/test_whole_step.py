@@ -95,21 +95,23 @@ def norm(tree) -> float:
     return float(np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape, temperature, adapters", [
     pytest.param((2, 2, 2), 1.0, True, id="adapters"),
-    pytest.param((1, 1, 8), 1.0, True, id="adapters, tensor", marks=pytest.mark.slow),
-    *(pytest.param(shape, 1.0, False, id=f"all parameters {shape}", marks=pytest.mark.slow) for shape in MESHES),
-    pytest.param((2, 2, 2), 0.0, False, id="temperature 0", marks=pytest.mark.slow),
+    pytest.param((1, 1, 8), 1.0, True, id="adapters, tensor"),
+    *(pytest.param(shape, 1.0, False, id=f"all parameters {shape}") for shape in MESHES),
+    pytest.param((2, 2, 2), 0.0, False, id="temperature 0"),
 ])  # fmt: skip
 def test_a_whole_step_does_not_depend_on_the_mesh(shape, temperature, adapters, mesh_of):
     assert_same(whole_step(mesh_of(shape), temperature, adapters), whole_step(mesh_of((1, 1, 1)), temperature, adapters))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape, shared, cache, adapters", [
     ((2, 2, 2), 1, "none", True),
     ((1, 8, 1), 2, "dual", False),
     *(
-        pytest.param(shape, shared, cache, adapters, marks=pytest.mark.slow)
+        (shape, shared, cache, adapters)
         for shape in MESHES for shared, cache, adapters in [(1, "dual", False), (2, "none", True), (8, "prefix", False)]
     ),
 ])  # fmt: skip
@@ -178,6 +180,7 @@ def test_each_device_holds_its_share(shape, lora, mesh_of):
     assert others <= 16  # counters
 
 
+@pytest.mark.slow
 def test_the_copy_that_acts_lies_where_the_parameters_lie_and_computes_the_same(mesh_of):
     mesh, cfg = mesh_of((2, 2, 2)), dataclasses.replace(MODEL, compute_dtype="bfloat16")
     with jax.set_mesh(mesh):

@@ -66,8 +66,9 @@ def open_files_and_threads() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux")
-@pytest.mark.parametrize("saves", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("saves", [20, 200])
 def test_saves_leave_no_open_files_and_threads(saves, tmp_path):
     state = {"params": {"w": jnp.arange(3.0)}}
     before = open_files_and_threads()

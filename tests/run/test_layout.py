@@ -114,6 +114,7 @@ def received(config, mesh) -> float:
     return sum(planning.measure(program)["received_bytes"].values())
 
 
+@pytest.mark.slow
 def test_a_copy_saves_nine_tenths_of_the_communication(mesh_of):
     """Compares the bytes that devices receive while they sample with a cache, read from the compiled programs."""
     mesh = mesh_of((1, 8, 1))

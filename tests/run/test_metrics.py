@@ -147,6 +147,7 @@ def test_a_line_that_is_too_long_is_one_error_that_does_not_read_it(begin, tmp_p
     assert peak < 4 * MOST_BYTES
 
 
+@pytest.mark.slow
 def test_blank_lines_at_the_end_are_dropped_in_linear_time(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "stage": "rl"}\n' + "\n" * 1_000_000)

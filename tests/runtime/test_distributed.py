@@ -94,6 +94,7 @@ def run(variables_of_each: list[dict[str, str]], tpu: bool = False) -> list[dict
     return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [slurm, gke_slice, gke_slices, mpi])
 def test_processes_find_each_other(scheduler):
     found = run([scheduler(rank, 2) for rank in range(2)], tpu=scheduler in (gke_slice, gke_slices))
@@ -130,6 +131,7 @@ def kubernetes(tmp_path):
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(pathlib.Path(__file__).parents[2])])}
 
 
+@pytest.mark.slow
 def test_a_pod_is_asked_only_if_it_belongs_to_an_indexed_job(kubernetes):
     plain, [indexed], [without] = (
         start([POD | kubernetes]),
@@ -148,6 +150,7 @@ def test_the_search_for_a_job_can_be_switched_off():
     assert run([slurm(1, 2) | {"IGPO_DISTRIBUTED": "0"}]) == [ALONE]
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_be_joined_is_one_error():
     [(status, _, errors)] = start([slurm(0, 2) | {"SLURM_PROCID": "none"}])
     assert status == 1 and errors.count("\n") == 1
@@ -245,6 +248,7 @@ def test_only_variables_of_a_job_count(variables, hidden, monkeypatch):
     assert set(distributed.not_of_a_job()) == hidden
 
 
+@pytest.mark.slow
 def test_a_single_task_of_slurm_and_a_single_host_of_gke_are_one_process():
     assert run([slurm(0, 1)]) == run([gke_slice(0, 1)], tpu=True) == [{"index": 0, "count": 1, "ranks": [0]}]
 

@@ -19,6 +19,7 @@ def test_splits_have_their_sizes_and_the_test_split_is_held_out():
     assert arithmetic.load(task(), "test", seed=2) == problems["test"] != arithmetic.load(task(), "rl", seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split, most", [("test", 3600), ("rl", 3550), ("sft", 4150)])
 def test_more_problems_than_there_are_questions_is_an_error_and_no_endless_search(split, most):
     """With two slots there are 100 starts and 36 pairs of coins; the supervised stage also has 600 problems of one coin."""

@@ -83,6 +83,7 @@ def test_one_death_of_the_answer_after_a_late_one_is_not_its_second(pool, tmp_pa
     assert [v.reward for v in verdicts] == [0.0, 1.0, 3.0, 4.0]
 
 
+@pytest.mark.slow
 def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
     """A worker takes 2.4 s to load the function, also the one that replaces a late worker."""
     one = pool("slow_reward:reward", workers=1, deadline_seconds=1.0)
@@ -137,6 +138,7 @@ def test_a_function_that_is_not_there_is_one_clear_error(function, message, pool
         graded(pool(function), "1")
 
 
+@pytest.mark.slow
 def test_workers_know_no_jax_and_end_with_their_parent(tmp_path):
     """Importing jax would cost each worker seconds and memory."""
     code = (
@@ -201,6 +203,7 @@ HANGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_answers_that_are_made_to_hang_cost_at_most_their_deadline(pool):
     one = pool("igpo_jax.tasks.math:reward", {"answer": "box"}, deadline_seconds=3.0)
     problem = Problem("i", "q", r"x^2+1", "", (), "")

@@ -95,6 +95,7 @@ def test_the_teacher_is_careless_and_distractors_come_as_often_as_configured():
     assert 0.21 < np.mean([not set(numbers(p.question)) <= set(numbers(p.trace)) for p in problems]) < 0.29
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["", "smoke"])
 def test_problems_of_the_configuration_fit_and_hints_never_show_the_answer(variant, tmp_path):
     config = runpy.run_path(str(CONFIGS / "words.py"))["get_config"](variant)

@@ -32,6 +32,7 @@ def adapters():
     return jax.jit(lora.init, static_argnums=(1, 2))(jax.random.key(0), PLAIN, LORA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o027])
 def test_every_written_file_has_the_mode_that_the_umask_gives(umask, adapters, mesh, tmp_path):
     before = os.umask(umask)
@@ -49,6 +50,7 @@ def test_every_written_file_has_the_mode_that_the_umask_gives(umask, adapters, m
     assert not wrong
 
 
+@pytest.mark.slow
 def test_adapters_name_the_model_that_was_converted(adapters, mesh, tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--GSAI-ML--LLaDA-8B-Base" / "snapshots" / "0f2787f2"
     old = tmp_path / "old"

@@ -30,6 +30,7 @@ def poison(folder, name: str, value: float, at: tuple[int, ...] = (-1,)) -> None
             file.write(np.array(value, stored.dtype).tobytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, dtype, value", [
     ("model.transformer.wte.weight", "bfloat16", np.nan), ("model.transformer.ff_out.weight", "float32", np.inf),
     (QUERY, "float16", -np.inf), (QUERY, "bfloat16", np.nan), ("model.transformer.blocks.2.ff_norm.weight", "bfloat16", np.nan),
@@ -44,6 +45,7 @@ def test_a_bad_value_in_any_tensor_is_refused_by_name(name, dtype, value, tmp_pa
     assert "\n" not in str(raised.value) and [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+@pytest.mark.slow
 def test_they_can_be_allowed_and_survive_conversion_and_export(tmp_path, mesh, caplog):
     write_folder(tmp_path / "hf", mesh)
     poison(tmp_path / "hf", QUERY, np.nan)
@@ -77,6 +79,7 @@ def test_adapters_are_checked(tmp_path, mesh):
     assert import_peft(tmp_path, PLAIN, allow_nonfinite=True)[0] == settings
 
 
+@pytest.mark.slow
 def test_the_files_are_read_once(tmp_path, mesh):
     read = []
     jax.monitoring.register_scalar_listener(

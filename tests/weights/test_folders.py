@@ -58,17 +58,16 @@ def in_three_files(values, cfg):
     return {name: f"model-{i % 3 + 1:05}-of-00003.safetensors" for i, name in enumerate(names)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, cfg",
     [
-        pytest.param("llada", PLAIN, marks=pytest.mark.slow),
-        pytest.param("llada", GROUPED, marks=pytest.mark.slow),
+        ("llada", PLAIN),
+        ("llada", GROUPED),
         ("illada", GROUPED),
     ],
 )
-@pytest.mark.parametrize(
-    "shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_folder_survives_conversion_and_export_on_any_mesh(family, cfg, shape, tmp_path, mesh, mesh_of):
     values = llada_config(cfg, 64) if family == "llada" else illada_config(cfg)
     original = tmp_path / "original"
@@ -103,7 +102,8 @@ def test_tensors_lie_as_torch_linear_layers_expect(tmp_path, mesh):
     np.testing.assert_array_equal(tensor("blocks.0.attn_norm"), params["blocks"]["attention_norm"][0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), None])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
 def test_dtype_can_be_chosen(dtype, tmp_path, mesh):
     params = write_folder(tmp_path / "hf", mesh, dtype="bfloat16")
     convert(tmp_path / "hf", tmp_path / "model", mesh, dtype)
@@ -309,6 +309,7 @@ def test_known_releases_are_compared_file_by_file(tmp_path, monkeypatch):
     assert check_sha256(tmp_path, "test") == ["config.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage, message", [
     (lambda f: shutil.rmtree(f / "params" / "blocks.gate"), "blocks.gate cannot be read"),
     (lambda f: edit_json(f / "config.json", lambda v: v.update(d_model=32)), "it has shape .*config.json asks for"),
@@ -322,6 +323,7 @@ def test_a_damaged_model_folder_is_refused(damage, message, tmp_path, mesh):
         load_params(tmp_path / "model", folder_model_config(tmp_path / "model"), mesh)
 
 
+@pytest.mark.slow
 def test_an_array_that_unpacks_to_far_more_than_is_stored_is_refused(tmp_path, mesh, monkeypatch):
     """Zeros take almost no space, so a stranger's small folder could fill the memory."""
     write_folder(tmp_path / "hf", mesh)

@@ -83,6 +83,7 @@ def test_an_index_names_no_file_but_plain_ones(file, models, mesh, monkeypatch):
         stored_tensors(models / "hf")
 
 
+@pytest.mark.slow
 def test_plain_names_are_kept(models, mesh):
     files = ["model.safetensors", "model-1.safetensors", "model_ä 2..safetensors"]
     weight_map = {name: files[number % 3] for number, name in enumerate(sorted(NAMES))}
@@ -115,6 +116,7 @@ def test_links_out_of_the_folder_are_not_copied(link, name, models, mesh):
             action(folder, models / "target", mesh)
 
 
+@pytest.mark.slow
 def test_links_inside_the_folder_and_into_the_cache_are_copied(models, mesh, tmp_path):
     (models / "hf" / "more").mkdir()
     (models / "hf" / "more" / "text").write_text("mine")
@@ -175,6 +177,7 @@ with locked(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_two_conversions_to_one_target_do_not_disturb_each_other(models, mesh):
     partial = models / "target.partial"
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(partial)], cwd=ROOT, stdout=subprocess.PIPE)
@@ -190,6 +193,7 @@ def test_two_conversions_to_one_target_do_not_disturb_each_other(models, mesh):
     assert sorted(path.name for path in models.iterdir()) == ["hf", "model", "target"]
 
 
+@pytest.mark.slow
 def test_a_folder_named_as_the_temporary_one_keeps_its_files(models, mesh):
     (models / "target.partial" / "target" / "params").mkdir(parents=True)  # what a killed conversion has left
     (models / "target.partial" / "mine.txt").write_text("mine")
