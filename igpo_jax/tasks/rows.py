@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from igpo_jax.runtime.buckets import local_file
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, require_plausible
 from igpo_jax.runtime.installation import install_command
@@ -34,12 +35,12 @@ PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decode
 
 
 def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
-    """Yields (place, number, row) for each row of a problem file. `place` names the file and the row in messages. `number` is
-    the number of the line, counted from 1, in JSON Lines and CSV. In JSON arrays, Parquet and ArrayRecord, it is the number of
-    the row, counted from 0. Skips and logs up to `max_malformed` malformed rows. Raises ValueError if the file is missing,
-    unreadable or has no rows. If the file has more than `max_malformed` malformed rows, raises a ValueError with the line and
-    the reason."""
-    file = pathlib.Path(path)
+    """Yields (place, number, row) for each row of a problem file. The file may be in a bucket, with the path gs://BUCKET/NAME.
+    `place` names the file and the row in messages. `number` is the number of the line, counted from 1, in JSON Lines and CSV.
+    In JSON arrays, Parquet and ArrayRecord, it is the number of the row, counted from 0. Skips and logs up to `max_malformed`
+    malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file has more than
+    `max_malformed` malformed rows, raises a ValueError with the line and the reason."""
+    file = local_file(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")
     good = malformed = 0
@@ -87,10 +88,10 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
     kinds = [suffix.lower() for suffix in file.suffixes]
     kind = kinds[-1] if kinds else ""
     if kind == ".parquet":
-        yield from _parquet(file)
+        yield from _parquet(file, path)
         return
     if kind in (".array_record", ".arrayrecord"):
-        yield from _array_record(file)
+        yield from _array_record(file, path)
         return
     compressed = kind == ".gz"
     kind = "".join(kinds[-2:-1]) if compressed else kind
@@ -230,18 +231,18 @@ def _require_distinct(names: list[str], place: str) -> None:
         raise ValueError(f"{place}: the column {twice[0]!r} is given twice; rename or remove one")
 
 
-def _parquet(file: pathlib.Path) -> Parsed:
+def _parquet(file: pathlib.Path, path: str) -> Parsed:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"{file}: reading Parquet needs pyarrow: {install_command('data')}") from None
+        raise ValueError(f"{path}: reading Parquet needs pyarrow: {install_command('data')}") from None
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        _require_distinct(table.schema_arrow.names, str(file))
+        _require_distinct(table.schema_arrow.names, path)
         for number, row in enumerate(_parquet_rows(file, table)):
-            yield f"{file}, row {number} (from 0)", number, row
+            yield f"{path}, row {number} (from 0)", number, row
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:  # OverflowError: dates
-        raise ValueError(f"{file}: no Parquet file ({first_line(error)})") from None
+        raise ValueError(f"{path}: no Parquet file ({first_line(error)})") from None
 
 
 def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
@@ -258,15 +259,15 @@ def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _array_record(file: pathlib.Path) -> Parsed:
+def _array_record(file: pathlib.Path, path: str) -> Parsed:
     import grain
 
     try:
         source = grain.sources.ArrayRecordDataSource(str(file))
     except (ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"{file}: no ArrayRecord file ({error})") from None
+        raise ValueError(f"{path}: no ArrayRecord file ({error})") from None
     for number in range(len(source)):
-        place = f"{file}, record {number} (from 0)"
+        place = f"{path}, record {number} (from 0)"
         try:
             record = source[number]
         except (RuntimeError, OSError) as error:

@@ -1,0 +1,137 @@
+"""Files in buckets, with an emulator of Google Cloud Storage on this machine."""
+
+import io
+import json
+import logging
+import re
+
+import pyarrow.parquet
+import pytest
+from absl import flags
+from gcp_storage_emulator.server import create_server
+
+from igpo_jax import doctor
+from igpo_jax.runtime import buckets
+from igpo_jax.tasks.rows import read_rows
+from igpo_jax.tasks.sources import load_sources
+
+PROBLEM = {"problem": "How much is 1+1?", "answer": "2", "solution": "It is $1+1=2$."}
+FIELDS = {"id": "id", "question": "problem", "answer": "answer", "solution": "solution"}
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
+    server = create_server("localhost", 0, in_memory=True, default_bucket="team")
+    server.start()
+    yield f"http://localhost:{server._api._httpd.server_address[1]}"
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def bucket(emulator, monkeypatch, tmp_path):
+    """Returns the file system of the emulator, whose bucket "team" keeps what earlier tests have written."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    buckets.filesystem.cache_clear()
+    yield buckets.filesystem()
+    buckets.filesystem.cache_clear()
+
+
+def in_format(kind: str) -> bytes:
+    if kind == "jsonl":
+        return json.dumps(PROBLEM).encode()
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({key: [value] for key, value in PROBLEM.items()}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_problems_are_read_from_a_bucket(kind, bucket):
+    address = f"gs://team/data/one.{kind}"
+    bucket.pipe_file(address, in_format(kind))
+    [(place, _, row)] = read_rows(address)
+    assert row == PROBLEM and place.startswith(f"{address}, ")
+    [record], _ = load_sources(f"math:{address}", FIELDS)
+    assert (record.id, record.question, record.answer) == ("one-0", PROBLEM["problem"], "2")
+
+
+def test_an_object_is_downloaded_once_and_again_when_it_has_changed(bucket, monkeypatch):
+    address, downloads = "gs://team/changing.jsonl", []
+    bucket.pipe_file(address, b'{"a": 1}')
+    get_file = bucket.get_file
+    monkeypatch.setattr(bucket, "get_file", lambda *given: (downloads.append(given[0]), get_file(*given)))
+    assert [row for _, _, row in read_rows(address)] == [row for _, _, row in read_rows(address)] == [{"a": 1}]
+    assert downloads == [address]
+    bucket.pipe_file(address, b'{"a": 2}')
+    assert [row for _, _, row in read_rows(address)] == [{"a": 2}]
+    assert downloads == [address] * 2
+
+
+def test_a_download_that_is_cut_short_leaves_nothing(bucket, monkeypatch, tmp_path):
+    address = "gs://team/long.jsonl"
+    bucket.pipe_file(address, b'{"a": 1}\n' * 100)
+
+    def cut(_, target):
+        with open(target, "wb") as file:
+            file.write(b'{"a": 1}\n' * 50)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "get_file", cut)
+        with pytest.raises(ValueError, match=f"cannot read {address} as anonymous: 450 of 900 bytes arrived"):
+            list(read_rows(address))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(list(read_rows(address))) == 100
+
+
+@pytest.mark.parametrize("address, message", [
+    ("gs://team/none.jsonl", "cannot read gs://team/none.jsonl as anonymous: there is no such object or no such bucket"),
+    ("gs://nobody/none.jsonl", "cannot read gs://nobody/none.jsonl as anonymous: there is no such object or no such bucket"),
+    ("gs://team/folder", "cannot read gs://team/folder as anonymous: it is a folder"),
+    ("gs://team/", "gs://team/: '' is not a plain file name"),
+    ("s3://team/one.jsonl", "s3://team/one.jsonl: files at s3:// cannot be read; give a local path or gs://BUCKET/NAME"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_one_line(address, message, bucket):
+    bucket.pipe_file("gs://team/folder/one.jsonl", b"{}")
+    with pytest.raises(ValueError) as error:
+        list(read_rows(address))
+    assert str(error.value) == message
+
+
+def test_an_object_that_would_fill_the_disk_is_refused(bucket, monkeypatch):
+    bucket.pipe_file("gs://team/large.jsonl", b"{}")
+    monkeypatch.setattr(buckets, "MOST_BYTES", 1)
+    with pytest.raises(ValueError, match="large.jsonl as anonymous: it has more than 0 GiB"):
+        list(read_rows("gs://team/large.jsonl"))
+
+
+@pytest.fixture
+def flag(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string("bucket", "", "", flag_values=values)
+    values.mark_as_parsed()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    return values
+
+
+@pytest.mark.parametrize("address", ["gs://team", "gs://team/folder/"])
+def test_the_doctor_measures_a_bucket_and_leaves_nothing_in_it(address, flag, bucket):
+    flag.bucket = address
+    before = bucket.find("gs://team")
+    [finding] = doctor.bucket()
+    assert finding.level == "ok" and "MB/s, lists and deletes" in finding.text, finding
+    assert bucket.find("gs://team") == before
+
+
+@pytest.mark.parametrize("address, message", [
+    ("gs://nobody", "cannot write gs://nobody/igpo_jax-doctor-.* as anonymous: there is no such object or no such bucket"),
+    ("team", "team is not gs://BUCKET or gs://BUCKET/FOLDER"),
+])  # fmt: skip
+def test_the_doctor_says_what_is_missing_in_one_line(address, message, flag):
+    flag.bucket = address
+    [finding] = doctor.bucket()
+    assert finding.level == "problem" and re.fullmatch(message, finding.text), finding
+
+
+def test_without_a_bucket_the_doctor_asks_for_none(flag):
+    assert list(doctor.bucket()) == []
