@@ -16,7 +16,7 @@ import sentencepiece
 import tokenizers
 
 from igpo_jax.runtime.checks import MOST_IDS, require
-from igpo_jax.runtime.files import atomic_write, first_line, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_bytes, read_json
 from igpo_jax.tokenizer_growth import growths, require_short, sentencepiece_growths
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: str | os.PathLike, mask_id: int | None = None):
         try:
-            model = self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            model = self._processor = sentencepiece.SentencePieceProcessor(model_proto=read_bytes(pathlib.Path(path)))
             pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None

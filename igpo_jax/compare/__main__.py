@@ -29,7 +29,15 @@ from igpo_jax.cli import config_overrides, define_config, escape_controls, parse
 from igpo_jax.compare.arms import ARMS, check_arms, check_comparison, parse_arms, parse_seeds
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.runtime.files import atomic_write, open_without_links, require_links_inside, require_same_identity
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import (
+    atomic_write,
+    open_without_links,
+    read_json,
+    require_links_inside,
+    require_same_identity,
+    require_stored,
+)
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 
@@ -112,6 +120,8 @@ def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[
     own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
     if (run / "result.json").is_file():
+        other = read_json(run / "result.json").get("seed", seed)
+        require(other == seed, f"{run / 'result.json'} is of the seed {other}; move the folder to seed-{other}, or remove it")
         return
     if not run.exists():
         create_run_folder(run)
@@ -137,6 +147,8 @@ def create_run_folder(run: pathlib.Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     if source.is_dir():  # does not exist if this is the supervised run itself
+        for file in filter(pathlib.Path.is_file, source.rglob("*")):
+            require_stored(file)
         shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
             if (source / name).is_file():

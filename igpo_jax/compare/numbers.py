@@ -16,6 +16,7 @@ from igpo_jax.runtime.statistics import RESAMPLES, resample_chunks
 
 DRAWN = 100_000_000  # random numbers of a bootstrap interval, a few seconds
 FEWEST_RESAMPLES = 200
+ALL_WRONG_METRIC = "groups/all_wrong_before"
 REACHED = 0.5  # accuracy for which the report gives the prompts and network evaluations that an arm needs
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
 Budget = Literal["prompts", "evaluations"]
@@ -51,6 +52,9 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         counts = [row.get(name) for name in ("sampler/prompts", "sampler/rows")]
         valid = all(count is not None and 0 < count < math.inf for count in counts)
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has sampler/prompts and sampler/rows of {counts}")
+        share = row.get(ALL_WRONG_METRIC)
+        valid = share is not None and 0 <= share <= 1
+        require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         prompts, evaluations = (
@@ -58,7 +62,9 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
             for name in ("sampler/prompts", "sampler/rows")
         )
         correct = np.array([row["correct"] for row in verdicts], float)
-        return RunNumbers(prompts, evaluations, correct, rollouts, result)
+    judged = correct.ndim == 2 and correct.size > 0 and not np.isnan(correct).all(axis=1).any()
+    require(judged, f"{folder / 'evaluations.jsonl'} has an evaluation without verdicts")
+    return RunNumbers(prompts, evaluations, correct, rollouts, result)
 
 
 def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
@@ -94,6 +100,8 @@ def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) ->
     `DRAWN` / `RESAMPLES` problems, there are fewer resamples, so that the time stays limited."""
     known = ~np.isnan(values)
     values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
+    if not counted.any():
+        return {"mean": math.nan, "interval95": [math.nan, math.nan]}  # nothing is known, and a claim is undecided
     rng, (seeds, problems) = np.random.default_rng(0), values.shape
     resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWN // problems))
     seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
@@ -117,7 +125,7 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
     of two arms are paired by iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
 
     def all_wrong(arm: str) -> np.ndarray:  # [seeds, iterations]
-        return np.array([[row["groups/all_wrong_before"] for row in run.rollouts] for run in runs[arm]])
+        return np.array([[row[ALL_WRONG_METRIC] for row in run.rollouts] for run in runs[arm]])
 
     def difference(worse: str) -> dict[str, Any]:
         if claim.measure == ALL_WRONG:
@@ -159,7 +167,7 @@ def arm_numbers(
         "equal_prompts": mean_with_interval(by_prompts),
         "hardest_third": mean_with_interval(by_evaluations, hard),
         "of_each_seed": np.nanmean(by_evaluations, axis=1).tolist(),
-        "all_wrong": [mean_of("groups/all_wrong_before", part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
+        "all_wrong": [mean_of(ALL_WRONG_METRIC, part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
         "rescue_rate": rescue_rate([row for run in runs for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),
         "distinct": mean_of("groups/distinct"),
@@ -196,5 +204,5 @@ def _curves(run: RunNumbers) -> dict[str, list[float]]:
         "evaluations": run.evaluations.tolist(),
         "accuracy": np.nanmean(run.correct, axis=1).tolist(),
         "sampled": np.cumsum([row["sampler/prompts"] for row in run.rollouts]).tolist(),
-        "all_wrong": [row["groups/all_wrong_before"] for row in run.rollouts],
+        "all_wrong": [row[ALL_WRONG_METRIC] for row in run.rollouts],
     }

@@ -92,13 +92,15 @@ def protocol_rule(file: pathlib.Path) -> str | None:
 
 def _tasks(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Returns {benchmark: task} for all benchmarks in the folder of an evaluation. A task is the section `task` of the
-    benchmark's protocol."""
+    benchmark's protocol. The name of a built-in task is returned without the name of its package."""
     file = folder / "protocol.json"
     values = read_json(file)
     with wrap_read_errors(file):
         tasks = {name: dict(part["task"]) for name, part in values["protocol"].items()}
-    for name in tasks:
+    for name, task in tasks.items():
         require_plain_name(name, file)
+        if isinstance(task.get("name"), str):
+            task["name"] = task["name"].removeprefix("igpo_jax.tasks.")
     return tasks
 
 

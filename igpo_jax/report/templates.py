@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+MOST_INDENTED = 1 << 20  # characters
 PLOTLY_STYLE = ""  # Plotly creates an empty style element and adds its rules by script
 
 
@@ -75,7 +76,10 @@ def _without_nan(content: Any) -> Any:
 
 
 def _indented_json(content: Any) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    """Returns a JSON value as text with an indented line per entry. A large value is not indented, because the indentation of
+    nested lists could be many times as large as the value."""
+    text = json.dumps(content, ensure_ascii=False)
+    return text if len(text) > MOST_INDENTED else json.dumps(content, indent=2, ensure_ascii=False)
 
 
 _TEMPLATES = jinja2.Environment(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from igpo_jax.model import lora
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime.files import atomic_write
+from igpo_jax.runtime.files import atomic_write, require_stored
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.weights.folders import check_link, copy_small_files, new_folder, original_name, write_safetensors
 from igpo_jax.weights.huggingface import architecture_of, llada_config, read_model_json
@@ -60,6 +60,7 @@ def export_run(
         else:
             tokenizer = pathlib.Path(workdir) / "tokenizer.model"
             check_link(tokenizer)
+            require_stored(tokenizer)
             if jax.process_index() == 0:
                 atomic_write(folder / "config.json", json.dumps(values, indent=2))
                 atomic_write(folder / "tokenizer.model", tokenizer.read_bytes())

@@ -143,6 +143,11 @@ def _stored_bytes(file: pathlib.Path) -> int:
     return total
 
 
+def require_stored(file: pathlib.Path) -> None:
+    """Raises ValueError if a file consists mostly of holes. Such a file is small on disk but large when it is read or copied."""
+    require_plausible(file, file.stat().st_size, _stored_bytes(file), ": it consists mostly of holes")
+
+
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a temporary file and renames it to `path`, so that no partial file is ever visible. Deletes the temporary file if
     writing fails. If several processes or threads write the same path, they write one after the other, and the last content

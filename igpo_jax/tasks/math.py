@@ -27,7 +27,9 @@ RELEASED_DEMONSTRATION = "<reasoning>\n{response}"
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 PLAIN_DEMONSTRATION = "{solution}\n#### {answer}"
 REWARD_OPTIONS = ("answer", "reference_code")
-MOST_TEMPLATE, MOST_FIELDS = 1 << 16, 16  # a template in a stranger's run could otherwise multiply each question
+# Limits that keep the templates of a stranger's run from multiplying each question, and from multiplying a small file.
+MOST_TEMPLATE, MOST_FIELDS = 1 << 16, 16  # characters and fields
+MOST_TEXT = 1 << 30  # characters that the templates add to all problems of a split
 
 
 def defaults(**values) -> dict:
@@ -71,6 +73,9 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
         key = "rl" if split == "sft" else split
         raise ValueError(f"task.{key} is empty; give sources such as math:PATH, separated by commas")
     records, counts = load_sources(sources(task, split), task.fields.to_dict(), task.max_malformed_lines)
+    added = len(records) * (len(task.prompt) + len(task.demonstration))
+    too_much = f"task.prompt and task.demonstration add {added} characters to {len(records)} problems"
+    require(added <= MOST_TEXT, f"{too_much}; at most {MOST_TEXT} are possible")
     return [_problem(record, task) for record in records], counts
 
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from igpo_jax.runtime.buckets import local_file
-from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, require_plausible
+from igpo_jax.runtime.checks import MOST_PROBLEMS, require
+from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, require_plausible, require_stored
 from igpo_jax.runtime.installation import install_command
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ Parsed = Iterator[tuple[str, int, Row | ValueError]]  # (place for messages, num
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
 PARQUET_ROWS = 64  # rows that are decoded at a time; few, because sizes in a file's metadata may be wrong
+FEWEST_BYTES = 8  # stored bytes per row of a compressed file with more than MOST_PROBLEMS rows
 PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decoded at a time
 
 
@@ -43,8 +44,11 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
     file = local_file(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")
+    require_stored(file)
+    most = max(MOST_PROBLEMS, file.stat().st_size // FEWEST_BYTES)
     good = malformed = 0
     for place, number, row in _parsed(file, str(path)):
+        require(good + malformed < most, f"{place}: more than {most} rows in such a small file")
         if not isinstance(row, dict):
             malformed += 1
             if malformed > max_malformed:

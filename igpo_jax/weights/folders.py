@@ -40,6 +40,7 @@ from igpo_jax.runtime.files import (
     read_json,
     require_links_inside,
     require_plausible,
+    require_stored,
 )
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.orbax_files import check_chunks
@@ -123,7 +124,7 @@ def stream_hugging_face(
 
     def read(name: str) -> jax.Array:
         tensor = _read_tensor(stored[name], name, mesh)
-        check_finite(tensor, f"{stored[name].file}, tensor {name}", allow_nonfinite)
+        check_finite(tensor.astype(out_dtype), f"{stored[name].file}, tensor {name}, as {out_dtype}", allow_nonfinite)
         return tensor
 
     for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh).items():
@@ -320,12 +321,13 @@ def write_safetensors(
 
 def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
     """Copies the files of a model that are not weights, such as the configuration, the tokenizer, the modeling code and the
-    license. Does not copy `ORIGIN`. Only process 0 copies files. Raises ValueError on all processes if `check_link` refuses a
-    file."""
+    license. Does not copy `ORIGIN`. Only process 0 copies files. Raises ValueError on all processes if `check_link` or
+    `require_stored` refuses a file."""
     with raise_on_all_hosts():
         for file in sorted(pathlib.Path(source).iterdir()) if jax.process_index() == 0 else ():
             if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
                 check_link(file)
+                require_stored(file)
                 shutil.copyfile(file, target / file.name)
 
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.files import atomic_write, first_line, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_json, require_stored
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
 
@@ -104,8 +104,11 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
                 tensor = tensors.pop(name)
                 if tensor.shape != shape:
                     raise ValueError(f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}")
-                check_finite(tensor, f"{folder / ADAPTER_FILE}, tensor {name}", allow_nonfinite)
-                layers.append(tensor.T.astype(np.float32))
+                values = tensor.T.astype(np.float32)
+                with np.errstate(over="ignore"):  # an overflow is infinite
+                    used = values * np.float32(lora.scale) if part == "b" else values
+                check_finite(used, f"{folder / ADAPTER_FILE}, tensor {name}", allow_nonfinite)
+                layers.append(values)
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):
         raise ValueError(f"{folder / ADAPTER_FILE} has {_shown(name)}, for which the model has no place")
@@ -166,6 +169,7 @@ def _check_targets(file: pathlib.Path, config: dict[str, Any], modules: list[str
 def _read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
+    require_stored(file)
     try:
         tensors = safetensors.numpy.load_file(file)
     except (safetensors.SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError) as error:

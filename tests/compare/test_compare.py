@@ -183,6 +183,16 @@ def test_links_that_lead_out_of_a_comparison_are_refused(place, tmp_path):
     assert list(private.iterdir()) == []
 
 
+def test_a_finished_run_of_another_seed_is_refused(tmp_path):
+    result = tmp_path / "seed-0" / "supervised" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps({"seed": 77}))
+    config = pathlib.Path(__file__).parents[2] / "configs" / "arithmetic.py"
+    done = commands.run("compare", f"--config={config}", "--arms=grpo", "--seeds=0", f"--output={tmp_path}")
+    assert done.returncode == 1
+    assert f"error: {result} is of the seed 77; move the folder to seed-77, or remove it" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("text, seeds", [("0..4", [0, 1, 2, 3, 4]), ("2", [2]), ("0,3,7", [0, 3, 7])])
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds

@@ -6,18 +6,18 @@ import time
 import numpy as np
 import pytest
 
-from igpo_jax.compare.arms import check_comparison
-from igpo_jax.compare.numbers import mean_with_interval, read_run_numbers
+from igpo_jax.compare.arms import Claim, check_comparison
+from igpo_jax.compare.numbers import judge, mean_with_interval, read_run_numbers
 from igpo_jax.compare.page import _ticks
 from igpo_jax.config import base_config
 from igpo_jax.tasks import arithmetic
 
 RESULT = {"versions": {"igpo_jax": "1", "jax": "1"}, "wall_seconds": {"rl": 2.0}, "device": "1 x cpu", "commit": None}
-ROLLOUT = {"step": 1, "stage": "rl", "sampler/prompts": 8.0, "sampler/rows": 64.0}
+ROLLOUT = {"step": 1, "stage": "rl", "sampler/prompts": 8.0, "sampler/rows": 64.0, "groups/all_wrong_before": 0.5}
 
 
-def written(folder, result=(), rollout=()):
-    rows = {"metrics": ROLLOUT | dict(rollout), "evaluations": {"step": 1, "stage": "rl", "correct": [1, 0]}}
+def written(folder, result=(), rollout=(), correct=(1, 0)):
+    rows = {"metrics": ROLLOUT | dict(rollout), "evaluations": {"step": 1, "stage": "rl", "correct": correct}}
     (folder / "result.json").write_text(json.dumps(RESULT | dict(result)))
     for name, row in rows.items():
         (folder / f"{name}.jsonl").write_text(json.dumps({key: x for key, x in row.items() if x is not ...}) + "\n")
@@ -37,6 +37,10 @@ def test_a_run_is_read(tmp_path):
     ({"rollout": {"sampler/prompts": -8}}, r"metrics.jsonl: step 1 has sampler/prompts and sampler/rows of \[-8, 64.0\]"),
     ({"rollout": {"sampler/prompts": ...}}, r"metrics.jsonl: step 1 has sampler/prompts and sampler/rows of \[None, 64.0\]"),
     ({"rollout": {"sampler/rows": ...}}, "metrics.jsonl has no rollout"),
+    ({"rollout": {"groups/all_wrong_before": float("nan")}}, "step 1 has groups/all_wrong_before=nan, which is no share"),
+    ({"rollout": {"groups/all_wrong_before": ...}}, "step 1 has groups/all_wrong_before=None, which is no share"),
+    ({"correct": [None, None]}, "evaluations.jsonl has an evaluation without verdicts"),
+    ({"correct": []}, "evaluations.jsonl has an evaluation without verdicts"),
 ])  # fmt: skip
 def test_values_that_no_run_writes_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as raised:
@@ -66,3 +70,11 @@ def test_a_comparison_does_not_continue_with_another_configuration(tmp_path):
         check_comparison(tmp_path / "overrides.json", identity, config)
     (tmp_path / "overrides.json").write_text(json.dumps(identity))  # of version 0.1.0
     check_comparison(tmp_path / "overrides.json", identity, config)
+
+
+def test_a_claim_about_problems_without_verdicts_is_undecided():
+    unknown = np.full((2, 3), np.nan)
+    assert np.isnan(mean_with_interval(unknown)["interval95"]).all()
+    runs = {arm: [] for arm in ("igpo", "grpo")}
+    claim = Claim("IGPO is above GRPO", "igpo", ("grpo",))
+    assert judge(claim, runs, {"igpo": unknown, "grpo": unknown}, np.ones((2, 3), bool))["verdict"] == "undecided"

@@ -1,6 +1,7 @@
 """Settings of PEFT's adapter_config.json: what changes the network is refused, all else loads."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -123,4 +124,15 @@ def test_adapters_in_eight_bits_are_refused(dtype, message, written, tmp_path):
     (tmp_path / ADAPTER_FILE).write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(data))
     (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(PEFT_0_21))
     with pytest.raises(ValueError, match=rf"{ADAPTER_FILE}.*{message}"):
+        import_peft(tmp_path, CFG)
+
+
+def test_adapters_that_their_scale_makes_infinite_are_refused(written, tmp_path):
+    for name in (ADAPTER_CONFIG, ADAPTER_FILE):
+        (tmp_path / name).write_bytes((written / name).read_bytes())
+    tensors = safetensors.numpy.load_file(tmp_path / ADAPTER_FILE)
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name] = np.full_like(tensors[name], 3e38)
+    safetensors.numpy.save_file(tensors, tmp_path / ADAPTER_FILE)
+    with pytest.raises(ValueError, match=f"tensor {re.escape(name)}: .* values are NaN or infinite"):
         import_peft(tmp_path, CFG)
