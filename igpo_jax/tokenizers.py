@@ -84,6 +84,8 @@ class SentencePieceTokenizer:
             pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
+        if not pieces:
+            raise ValueError(f"{path} is not a SentencePiece model: it has no pieces")
         self.vocab_size = len(pieces)
         self.digest = _digest(model.serialized_model_proto())
         self._alphabet = set("".join(pieces))

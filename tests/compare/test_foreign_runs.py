@@ -53,6 +53,7 @@ def test_an_axis_has_ticks_whatever_it_ends_with(most):
     assert 1 <= len(_ticks(most)) < 20
 
 
+@pytest.mark.slow
 def test_an_interval_over_many_problems_draws_a_limited_number_of_times():
     correct = np.random.default_rng(0).integers(0, 2, (5, 200_000)).astype(float)
     begin = time.process_time()

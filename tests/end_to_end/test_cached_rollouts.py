@@ -42,6 +42,7 @@ def test_the_error_is_logged_when_it_is_due(fallen_back):
     assert all(row["sampler/kl"] > 1e-9 and 0 <= row["sampler/changed"] <= 1 for row in measured)
 
 
+@pytest.mark.slow
 def test_above_the_limit_rollouts_are_exact(fallen_back, finished):
     """Rollouts equal those of a run without a cache, bit for bit."""
     assert [row["sampler/exact"] for row in iterations(fallen_back)] == [1] * 6
@@ -82,6 +83,7 @@ def test_samplers_are_compared_on_a_run(finished, tmp_path):
     assert long[0]["shape"] == {"prompt": 12, "completion": 32, "block": 8, "rows": 8}
 
 
+@pytest.mark.slow
 def test_the_time_of_runs_is_split(finished, fallen_back):
     main = runpy.run_path(str(BENCHMARKS / "step.py"))["main"]
     exact, other = main([f"exact={finished}", f"cached={fallen_back}"])

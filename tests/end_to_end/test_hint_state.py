@@ -97,6 +97,7 @@ def test_the_run_has_something_to_remember(undisturbed):
     assert all(row["sampler/prompts"] in (PROMPTS, 2 * PROMPTS, MOST * PROMPTS) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_memory_holds_correct_completions_only(undisturbed, chance, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(chance._folder)])
     from chance import reward
@@ -110,6 +111,7 @@ def test_the_memory_holds_correct_completions_only(undisturbed, chance, monkeypa
             assert reward(problem, experiment.graded_text(tokens)) == 1.0
 
 
+@pytest.mark.slow
 def test_ratios_follow_the_centre_that_the_log_has(undisturbed):
     hint_ratio_center, width = 0.4, 0.4
     for row in iterations(undisturbed):
@@ -120,6 +122,7 @@ def test_ratios_follow_the_centre_that_the_log_has(undisturbed):
         hint_ratio_center = row["hint/ratio_center"]
 
 
+@pytest.mark.slow
 def test_an_iteration_takes_another_batch_of_prompts_if_it_lacks_mixed_groups(undisturbed):
     experiment = open_experiment(read_run_config(undisturbed), undisturbed)
     config, prompts = experiment.config, experiment.rl_data.prompts
@@ -148,7 +151,7 @@ def test_by_default_there_is_one_batch_and_no_memory(finished):
     assert set(loaded["progress"]) == {"key"}
 
 
-@pytest.mark.parametrize("run", ["finished", "undisturbed"])
+@pytest.mark.parametrize("run", ["finished", pytest.param("undisturbed", marks=pytest.mark.slow)])
 def test_every_evaluation_leaves_its_verdicts(run, request):
     workdir = request.getfixturevalue(run)
     verdicts = read_rows(workdir / "evaluations.jsonl")

@@ -94,7 +94,7 @@ def test_a_small_adapter_is_not_lost_beside_a_product_in_bfloat16():
     assert error < 1.05 * least
 
 
-@pytest.mark.parametrize("with_adapters", [False, True])
+@pytest.mark.parametrize("with_adapters", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", ["", "int8"])
 def test_sums_over_tensor_that_are_rounded_before_the_exchange_stay_as_near_to_float32(
     dtype, with_adapters, base, adapters, batch, mesh_of
