@@ -343,17 +343,26 @@ def bucket() -> Iterator[Finding]:
     name, content, seconds = f"{address}/igpo_jax-doctor-{secrets.token_hex(4)}", os.urandom(BUCKET_BYTES), []
     try:
         files = filesystem()
-        for operation, act in (("write", lambda: files.pipe_file(name, content)), ("read", lambda: files.cat_file(name))):
-            begin = time.perf_counter()
-            with explained_errors(name, operation):
-                arrived = act()
-            seconds.append(time.perf_counter() - begin)
-        with explained_errors(address, "list"):
-            listed = files.ls(address, detail=False, refresh=True)
-        with explained_errors(name, "delete"):
-            files.rm_file(name)
     except ValueError as error:
-        yield Finding("problem", "bucket", str(error), "the account needs the role Storage Object User for this bucket")
+        yield Finding("problem", "bucket", str(error))
+        return
+    try:
+        with contextlib.ExitStack() as last:
+            for operation, act in (("write", lambda: files.pipe_file(name, content)), ("read", lambda: files.cat_file(name))):
+                begin = time.perf_counter()
+                with explained_errors(name, operation):
+                    arrived = act()
+                seconds.append(time.perf_counter() - begin)
+                if operation == "write":
+                    last.callback(files.rm_file, name)
+            with explained_errors(address, "list"):
+                listed = files.ls(address, prefix=name.rpartition("/")[2], detail=False, refresh=True)
+            last.pop_all()
+            with explained_errors(name, "delete"):
+                files.rm_file(name)
+    except ValueError as error:
+        todo = "if access is denied, the account needs the role Storage Object User for this bucket"
+        yield Finding("problem", "bucket", str(error), todo)
         return
     if arrived != content or name.removeprefix("gs://") not in listed:
         yield Finding("problem", "bucket", f"{name} was written, but is not listed or has other content")

@@ -31,7 +31,6 @@ from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
-    atomic_write,
     open_without_links,
     read_json,
     require_links_inside,
@@ -147,13 +146,16 @@ def create_run_folder(run: pathlib.Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     if source.is_dir():  # does not exist if this is the supervised run itself
-        for file in filter(pathlib.Path.is_file, source.rglob("*")):
-            require_stored(file)
-        shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft")
+        shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft", copy_function=_copy)
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
             if (source / name).is_file():
-                atomic_write(new / name, (source / name).read_bytes())
+                _copy(source / name, new / name)
     new.rename(run)
+
+
+def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    require_stored(pathlib.Path(source))
+    shutil.copy2(source, target)
 
 
 def run() -> None:

@@ -53,7 +53,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         valid = all(count is not None and 0 < count < math.inf for count in counts)
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has sampler/prompts and sampler/rows of {counts}")
         share = row.get(ALL_WRONG_METRIC)
-        valid = share is not None and 0 <= share <= 1
+        share = row[ALL_WRONG_METRIC] = math.nan if share is None else share  # None: no group has a verdict
+        valid = math.isnan(share) or 0 <= share <= 1
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
@@ -62,8 +63,10 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
             for name in ("sampler/prompts", "sampler/rows")
         )
         correct = np.array([row["correct"] for row in verdicts], float)
-    judged = correct.ndim == 2 and correct.size > 0 and not np.isnan(correct).all(axis=1).any()
-    require(judged, f"{folder / 'evaluations.jsonl'} has an evaluation without verdicts")
+    require(verdicts, f"{folder / 'evaluations.jsonl'} has no evaluation of the stage rl")
+    for verdict, row in zip(verdicts, correct, strict=True):
+        judged = row.ndim == 1 and not np.isnan(row).all()
+        require(judged, f"{folder / 'evaluations.jsonl'}: step {verdict['step']} has no verdicts")
     return RunNumbers(prompts, evaluations, correct, rollouts, result)
 
 
@@ -133,8 +136,9 @@ def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np
         counted = hard if claim.measure == HARD else None
         return mean_with_interval(correct[claim.better].astype(float) - correct[worse], counted)
 
-    # The strongest of the arms in `claim.worse` is the one with the smallest difference.
-    worse, found = min(((arm, difference(arm)) for arm in claim.worse), key=lambda pair: pair[1]["mean"])
+    # The strongest of the arms in `claim.worse` is the one with the smallest difference. One that is not known could be it.
+    differences = ((arm, difference(arm)) for arm in claim.worse)
+    worse, found = min(differences, key=lambda pair: (not math.isnan(pair[1]["mean"]), pair[1]["mean"]))
     low, high = found["interval95"]
     margin = claim.margin / 100
     verdict = "held" if low > margin else "not held" if high <= margin else "undecided"
@@ -150,7 +154,8 @@ def arm_numbers(
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
         values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
-        return float(np.mean(values)) if values else None
+        known = [value for value in values if not math.isnan(value)]
+        return float(np.mean(known)) if known else None
 
     def cost(budget: Budget) -> float | None:
         """Returns the number of prompts or network evaluations that the arm spends until its accuracy reaches `REACHED`, as the

@@ -144,8 +144,11 @@ def _stored_bytes(file: pathlib.Path) -> int:
 
 
 def require_stored(file: pathlib.Path) -> None:
-    """Raises ValueError if a file consists mostly of holes. Such a file is small on disk but large when it is read or copied."""
-    require_plausible(file, file.stat().st_size, _stored_bytes(file), ": it consists mostly of holes")
+    """Raises ValueError if a file consists mostly of holes, see `MOST_RATIO`. Such a file is small on disk but large when it is
+    read or copied."""
+    size = file.stat().st_size
+    sparse = size > ALWAYS_UNPACKED and size > MOST_RATIO * _stored_bytes(file)
+    require(not sparse, f"{file}: it has {size} bytes, but more than {1 - 1 / MOST_RATIO:.0%} of them are a hole")
 
 
 def atomic_write(path: pathlib.Path, content: str | bytes) -> None:

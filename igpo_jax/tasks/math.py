@@ -29,7 +29,7 @@ PLAIN_DEMONSTRATION = "{solution}\n#### {answer}"
 REWARD_OPTIONS = ("answer", "reference_code")
 # Limits that keep the templates of a stranger's run from multiplying each question, and from multiplying a small file.
 MOST_TEMPLATE, MOST_FIELDS = 1 << 16, 16  # characters and fields
-MOST_TEXT = 1 << 30  # characters that the templates add to all problems of a split
+MOST_TEXT = 1 << 31  # characters that the templates add to all problems of a split
 
 
 def defaults(**values) -> dict:
@@ -75,7 +75,7 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
     records, counts = load_sources(sources(task, split), task.fields.to_dict(), task.max_malformed_lines)
     added = len(records) * (len(task.prompt) + len(task.demonstration))
     too_much = f"task.prompt and task.demonstration add {added} characters to {len(records)} problems"
-    require(added <= MOST_TEXT, f"{too_much}; at most {MOST_TEXT} are possible")
+    require(added <= MOST_TEXT, f"{too_much}; at most {MOST_TEXT} are possible; shorten them or use fewer problems")
     return [_problem(record, task) for record in records], counts
 
 

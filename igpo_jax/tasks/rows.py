@@ -40,7 +40,8 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
     `place` names the file and the row in messages. `number` is the number of the line, counted from 1, in JSON Lines and CSV.
     In JSON arrays, Parquet and ArrayRecord, it is the number of the row, counted from 0. Skips and logs up to `max_malformed`
     malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file has more than
-    `max_malformed` malformed rows, raises a ValueError with the line and the reason."""
+    `max_malformed` malformed rows, raises a ValueError with the line and the reason. Also raises ValueError for a file that
+    consists mostly of holes, or has an implausible number of rows for its size."""
     file = local_file(path)
     if not file.is_file():
         raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")

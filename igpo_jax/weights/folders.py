@@ -124,7 +124,9 @@ def stream_hugging_face(
 
     def read(name: str) -> jax.Array:
         tensor = _read_tensor(stored[name], name, mesh)
-        check_finite(tensor.astype(out_dtype), f"{stored[name].file}, tensor {name}", allow_nonfinite)
+        check_finite(tensor, f"{stored[name].file}, tensor {name}", allow_nonfinite)
+        if tensor.dtype != out_dtype:
+            check_finite(tensor.astype(out_dtype), f"{stored[name].file}, tensor {name} as {out_dtype}", allow_nonfinite)
         return tensor
 
     for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh).items():

@@ -104,10 +104,13 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
                 tensor = tensors.pop(name)
                 if tensor.shape != shape:
                     raise ValueError(f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}")
-                values = tensor.T.astype(np.float32)
+                place = f"{folder / ADAPTER_FILE}, tensor {name}"
                 with np.errstate(over="ignore"):  # an overflow is infinite
-                    used = values * np.float32(lora.scale) if part == "b" else values
-                check_finite(used, f"{folder / ADAPTER_FILE}, tensor {name}", allow_nonfinite)
+                    values = tensor.T.astype(np.float32)
+                    scaled = values * np.float32(lora.scale)
+                check_finite(values, place, allow_nonfinite)
+                if part == "b":
+                    check_finite(scaled, f"{place} times the scale {lora.scale:g}", allow_nonfinite)
                 layers.append(values)
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from igpo_jax.compare.arms import Claim, check_comparison
+from igpo_jax.compare.arms import ALL_WRONG, Claim, check_comparison
 from igpo_jax.compare.numbers import judge, mean_with_interval, read_run_numbers
 from igpo_jax.compare.page import _ticks
 from igpo_jax.config import base_config
@@ -37,10 +37,9 @@ def test_a_run_is_read(tmp_path):
     ({"rollout": {"sampler/prompts": -8}}, r"metrics.jsonl: step 1 has sampler/prompts and sampler/rows of \[-8, 64.0\]"),
     ({"rollout": {"sampler/prompts": ...}}, r"metrics.jsonl: step 1 has sampler/prompts and sampler/rows of \[None, 64.0\]"),
     ({"rollout": {"sampler/rows": ...}}, "metrics.jsonl has no rollout"),
-    ({"rollout": {"groups/all_wrong_before": float("nan")}}, "step 1 has groups/all_wrong_before=nan, which is no share"),
-    ({"rollout": {"groups/all_wrong_before": ...}}, "step 1 has groups/all_wrong_before=None, which is no share"),
-    ({"correct": [None, None]}, "evaluations.jsonl has an evaluation without verdicts"),
-    ({"correct": []}, "evaluations.jsonl has an evaluation without verdicts"),
+    ({"rollout": {"groups/all_wrong_before": 5.0}}, "step 1 has groups/all_wrong_before=5.0, which is no share"),
+    ({"correct": [None, None]}, "evaluations.jsonl: step 1 has no verdicts"),
+    ({"correct": []}, "evaluations.jsonl: step 1 has no verdicts"),
 ])  # fmt: skip
 def test_values_that_no_run_writes_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as raised:
@@ -73,9 +72,18 @@ def test_a_comparison_does_not_continue_with_another_configuration(tmp_path):
     check_comparison(tmp_path / "overrides.json", identity, config)
 
 
-def test_a_claim_about_problems_without_verdicts_is_undecided():
-    unknown = np.full((2, 3), np.nan)
-    assert np.isnan(mean_with_interval(unknown)["interval95"]).all()
-    runs = {arm: [] for arm in ("igpo", "grpo")}
-    claim = Claim("IGPO is above GRPO", "igpo", ("grpo",))
-    assert judge(claim, runs, {"igpo": unknown, "grpo": unknown}, np.ones((2, 3), bool))["verdict"] == "undecided"
+@pytest.mark.parametrize("share", [None, float("nan"), ...])
+def test_a_rollout_without_verdicts_has_no_share_of_wrong_groups(share, tmp_path):
+    run = read_run_numbers(written(tmp_path, rollout={"groups/all_wrong_before": share}))
+    assert np.isnan(run.rollouts[0]["groups/all_wrong_before"])
+    claim = Claim("Fewer groups are all wrong", "igpo", ("grpo",), measure=ALL_WRONG)
+    verdicts = {arm: run.correct for arm in ("igpo", "grpo")}
+    assert judge(claim, {"igpo": [run], "grpo": [run]}, verdicts, np.ones((1, 2), bool))["verdict"] == "undecided"
+
+
+@pytest.mark.parametrize("worse", [("dapo", "grpo"), ("grpo", "dapo")])
+def test_a_claim_about_problems_without_verdicts_is_undecided(worse):
+    verdicts = {"igpo": np.ones((2, 3)), "grpo": np.zeros((2, 3)), "dapo": np.full((2, 3), np.nan)}
+    claim = Claim("IGPO is above the others", "igpo", worse)
+    assert judge(claim, {}, verdicts, np.ones((2, 3), bool))["verdict"] == "undecided"
+    assert judge(Claim("IGPO is above GRPO", "igpo", ("grpo",)), {}, verdicts, np.ones((2, 3), bool))["verdict"] == "held"

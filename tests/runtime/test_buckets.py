@@ -1,9 +1,11 @@
 """Files in buckets, with an emulator of Google Cloud Storage on this machine."""
 
+import http.server
 import io
 import json
 import logging
 import re
+import threading
 
 import pyarrow.parquet
 import pytest
@@ -68,7 +70,7 @@ def test_an_object_is_downloaded_once_and_again_when_it_has_changed(bucket, monk
     assert downloads == [address] * 2
 
 
-def test_a_download_that_is_cut_short_leaves_nothing(bucket, monkeypatch, tmp_path):
+def test_a_download_that_is_cut_short_is_repeated(bucket, monkeypatch, tmp_path):
     address = "gs://team/long.jsonl"
     bucket.pipe_file(address, b'{"a": 1}\n' * 100)
 
@@ -80,7 +82,7 @@ def test_a_download_that_is_cut_short_leaves_nothing(bucket, monkeypatch, tmp_pa
         patch.setattr(bucket, "get_file", cut)
         with pytest.raises(ValueError, match=f"cannot read {address} as anonymous: 450 of 900 bytes arrived"):
             list(read_rows(address))
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not list((tmp_path / "cache").rglob("long.jsonl"))
     assert len(list(read_rows(address))) == 100
 
 
@@ -100,9 +102,57 @@ def test_what_cannot_be_read_is_one_line(address, message, bucket):
 
 def test_an_object_that_would_fill_the_disk_is_refused(bucket, monkeypatch):
     bucket.pipe_file("gs://team/large.jsonl", b"{}")
-    monkeypatch.setattr(buckets, "MOST_BYTES", 1)
+    monkeypatch.setattr(buckets, "MOST_DOWNLOADED", 1)
     with pytest.raises(ValueError, match="large.jsonl as anonymous: it has more than 0 GiB"):
         list(read_rows("gs://team/large.jsonl"))
+
+
+def test_an_object_with_another_size_than_its_content_is_refused(bucket, monkeypatch):
+    address = "gs://team/encoded.jsonl"
+    bucket.pipe_file(address, b"{}")
+    info = bucket.info
+    monkeypatch.setattr(bucket, "info", lambda name: info(name) | {"contentEncoding": "gzip"})
+    with pytest.raises(ValueError, match=f"cannot read {address} as anonymous: it is stored with a content encoding"):
+        list(read_rows(address))
+
+
+def test_an_object_that_changes_while_it_is_read_is_not_kept(bucket, monkeypatch):
+    address = "gs://team/growing.jsonl"
+    bucket.pipe_file(address, b'{"a": 1}')
+    get_file = bucket.get_file
+
+    def late(*given):
+        bucket.pipe_file(address, b'{"a": 2}')
+        get_file(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "get_file", late)
+        with pytest.raises(ValueError, match="it was changed while it was read"):
+            list(read_rows(address))
+    assert [row for _, _, row in read_rows(address)] == [{"a": 2}]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_denied_request_is_one_line_with_its_reason(status, monkeypatch, capfd, caplog):
+    class Denying(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            reason = json.dumps({"error": {"code": status, "message": "me@team has no storage.objects.get access"}}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(reason)))
+            self.end_headers()
+            self.wfile.write(reason)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Denying) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{server.server_address[1]}")
+        buckets.filesystem.cache_clear()
+        with pytest.raises(ValueError, match="cannot read gs://team/denied.jsonl as anonymous: .*storage.objects.get") as error:
+            list(read_rows("gs://team/denied.jsonl"))
+        server.shutdown()
+    assert "\n" not in str(error.value) and not caplog.records and capfd.readouterr() == ("", "")
 
 
 @pytest.fixture
@@ -127,10 +177,24 @@ def test_the_doctor_measures_a_bucket_and_leaves_nothing_in_it(address, flag, bu
     ("gs://nobody", "cannot write gs://nobody/igpo_jax-doctor-.* as anonymous: there is no such object or no such bucket"),
     ("team", "team is not gs://BUCKET or gs://BUCKET/FOLDER"),
 ])  # fmt: skip
-def test_the_doctor_says_what_is_missing_in_one_line(address, message, flag):
+def test_the_doctor_says_what_is_missing_in_one_line(address, message, flag, bucket):
     flag.bucket = address
+    before = bucket.find("gs://team")
     [finding] = doctor.bucket()
+    assert bucket.find("gs://team") == before
     assert finding.level == "problem" and re.fullmatch(message, finding.text), finding
+
+
+def test_the_doctor_deletes_its_object_if_it_may_not_list(flag, bucket, monkeypatch):
+    def denied(*_, **__):
+        raise OSError("Forbidden: b/team/o\nno storage.objects.list")
+
+    flag.bucket, before = "gs://team", bucket.find("gs://team")
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "ls", denied)
+        [finding] = doctor.bucket()
+    assert finding.text == "cannot list gs://team as anonymous: Forbidden: b/team/o; no storage.objects.list"
+    assert "role" in finding.todo and bucket.find("gs://team") == before
 
 
 def test_without_a_bucket_the_doctor_asks_for_none(flag):
