@@ -102,6 +102,7 @@ def test_equal_prompts_differ_by_noise_and_seeds_repeat(model):
     assert tokens_of(model.generate(["Hello"], temperature=1.0, seed=6, **LENGTHS)) != [first]
 
 
+@pytest.mark.slow
 def test_text_ends_at_the_first_eos_and_is_decoded_as_a_whole(model):
     for done in model.generate(PROMPTS, temperature=1.0, **LENGTHS):
         ended = np.flatnonzero(done.tokens == model.config.eos_id)

@@ -45,6 +45,7 @@ def test_a_template_is_filled_with_the_same_tokens(model):
         np.testing.assert_array_equal(step.tokens[0, given], expected.tokens[given])
 
 
+@pytest.mark.slow
 def test_every_step_shows_what_it_has_written_and_what_it_thought(model):
     [done], steps = watched(model.generate, ["Hello"], temperature=0.7, **LENGTHS)
     first, *others = steps

@@ -86,6 +86,7 @@ def test_an_interrupted_evaluation_goes_on(command, config, finished, expected, 
     assert evaluated(command, config, finished, folder) == expected[1]
 
 
+@pytest.mark.slow
 def test_a_folder_keeps_to_its_model_and_protocol(command, config, finished, expected):
     for flags in (["--config.decode.steps=4"], ["--config.stage=sft"]):
         done = command("evaluate", f"--config={config}", f"--config.model={finished}", f"--output={expected[0]}", *flags)

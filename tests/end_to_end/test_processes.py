@@ -13,6 +13,7 @@ from run_log import rows_so_far
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=2", "--config.rl.eval_every=0")
 
 
+@pytest.mark.slow
 def test_folders_that_are_not_shared_are_refused_by_all(tmp_path):
     folders = [[f"--workdir={tmp_path / name}", *SHORT] for name in ("a", "b")]
     codes, printed = ends(start(2, 1, *folders, folder=tmp_path), tmp_path)

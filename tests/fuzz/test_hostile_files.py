@@ -28,7 +28,14 @@ def attack_of():
     return functools.cache(Attack)
 
 
-@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
+LONG = ("endpoint", "evaluations", "report")
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each.name in LONG)) for each in PARSERS],
+    ids=[each.name for each in PARSERS],
+)
 def test_a_damaged_file_is_read_or_refused_by_its_name(parser, attack_of):
     attack = attack_of(parser)
 

@@ -101,6 +101,7 @@ def test_a_large_value_is_not_indented():
     assert _indented_json({"a": [1]}) == '{\n  "a": [\n    1\n  ]\n}'
 
 
+@pytest.mark.slow
 def test_a_weight_that_overflows_in_another_dtype_is_refused(tmp_path, mesh):
     write_folder(tmp_path / "hf", mesh, dtype="float32")
     file = tmp_path / "hf" / "model.safetensors"
