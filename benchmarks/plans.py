@@ -1,6 +1,6 @@
 """Plans LLaDA-8B for the TPU topologies and the GPUs listed in BUILD.md, and makes its tables.
 
-python benchmarks/plans.py            # TPUs, about fifteen minutes on two cores; needs the extra "tpu"
+python benchmarks/plans.py            # TPUs, about an hour and a half on two cores; needs the extra "tpu"
 python benchmarks/plans.py --gpus     # GPUs, about an hour on two cores; needs the extra "plan-gpu"
 python benchmarks/plans.py --tables   # only the tables, from existing results
 """
