@@ -27,8 +27,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     sft or rl. On exit, waits until the last save is finished.
 
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
-    the data, a hash of the tokenizer, checksums of the logs, and, with inpainting.source=own, the bank of the model's own solutions. The data position
-    is the step, because the step alone decides which batch comes next. A checksum of every array is saved with the checkpoint
+    the data, a hash of the tokenizer, checksums of the logs, and, with inpainting.source=own, the bank of the model's own
+    solutions. The data position is the step, because the step alone decides which batch comes next. A checksum of every array is saved with the checkpoint
     and compared on restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions of this package lack
     some or all checksums. Restoring such a checkpoint logs a warning.
 

@@ -125,7 +125,7 @@ def stream_hugging_face(
     def read(name: str) -> jax.Array:
         tensor = _read_tensor(stored[name], name, mesh)
         check_finite(tensor, f"{stored[name].file}, tensor {name}", allow_nonfinite)
-        if tensor.dtype != out_dtype:
+        if jnp.finfo(out_dtype).max < jnp.finfo(tensor.dtype).max:  # the cast may overflow
             check_finite(tensor.astype(out_dtype), f"{stored[name].file}, tensor {name} as {out_dtype}", allow_nonfinite)
         return tensor
 

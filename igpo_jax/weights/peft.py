@@ -107,10 +107,10 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
                 place = f"{folder / ADAPTER_FILE}, tensor {name}"
                 with np.errstate(over="ignore"):  # an overflow is infinite
                     values = tensor.T.astype(np.float32)
-                    scaled = values * np.float32(lora.scale)
-                check_finite(values, place, allow_nonfinite)
-                if part == "b":
-                    check_finite(scaled, f"{place} times the scale {lora.scale:g}", allow_nonfinite)
+                    check_finite(values, place, allow_nonfinite)
+                    if part == "b":
+                        scaled = values * np.float32(lora.scale)
+                        check_finite(scaled, f"{place} times the scale {lora.scale:g}", allow_nonfinite)
                 layers.append(values)
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):
