@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
 import re
 import zlib
 from collections import defaultdict
@@ -34,8 +33,10 @@ from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.lora import LoraConfig, check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, unembed
+from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
+from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import MOST_TOKENS, require
 from igpo_jax.runtime.host import prepare_gpus
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
@@ -325,9 +326,9 @@ def load(
             ValueError that names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     prepare_gpus()
-    path, placed, dtype = pathlib.Path(path), mesh or make_mesh(), dtype or default_dtype()
-    require(path.is_dir(), f"there is no folder {str(path)!r}")
-    if (path / "checkpoints").is_dir():
+    placed, dtype = mesh or make_mesh(), dtype or default_dtype()
+    require(path_of(path).is_dir(), f"there is no folder {str(path)!r}")
+    if is_run(path):
         own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
         require(adapters is None, own)
         run = restore_run(path, placed, stage, trust, allow_nonfinite)

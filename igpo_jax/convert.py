@@ -10,7 +10,6 @@ from igpo_jax.runtime import interrupts
 if __name__ == "__main__":  # before the slow imports
     interrupts.install("interrupted; nothing was written")
 
-import pathlib
 import sys
 
 import jax
@@ -18,8 +17,10 @@ from absl import flags, logging
 
 from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_arguments, run_command
 from igpo_jax.config import with_tokenizer
+from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
@@ -38,9 +39,9 @@ WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export}
 def main(_):
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
-    source, target = pathlib.Path(SOURCE.value), TARGET.value
-    kind = "run" if (source / "checkpoints").is_dir() else "model" if (source / "params").is_dir() else "huggingface"
+    source, target = SOURCE.value, TARGET.value
     try:
+        kind = "run" if is_run(source) else "model" if (path_of(source) / "params").is_dir() else "huggingface"
         if VERIFY.value:
             files = ", ".join(check_sha256(source, VERIFY.value))
             print(escape_controls(f"{source}: as published: {files}"))
@@ -62,7 +63,7 @@ def main(_):
         print(escape_controls(target))
 
 
-def warn_without_tokenizer(folder: pathlib.Path) -> None:
+def warn_without_tokenizer(folder: str) -> None:
     """Prints a warning if a model's folder has no usable tokenizer. The weights can be converted nevertheless."""
     model = folder_model_config(folder)
     try:

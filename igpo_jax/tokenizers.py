@@ -15,6 +15,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import MOST_IDS, require
 from igpo_jax.runtime.files import atomic_write, first_line, read_bytes, read_json
 from igpo_jax.tokenizer_growth import growths, require_short, sentencepiece_growths
@@ -252,7 +253,7 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     """Loads a tokenizer from a tokenizer.json or *.model file, or from a folder with exactly one such file. `mask_id` is the id
     of MASK. It is not needed for a *.model file with the piece <mask>. Raises ValueError if there is no such file, if a folder
     has several of them, or if the file is unusable."""
-    path = pathlib.Path(path)
+    path = small_files(path)
     if path.is_dir():
         found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
         if len(found) != 1:
@@ -271,7 +272,8 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
 
 
 def has_tokenizer(folder: str | os.PathLike) -> bool:
-    return (pathlib.Path(folder) / "tokenizer.json").is_file() or any(pathlib.Path(folder).glob("*.model"))
+    folder = small_files(folder)
+    return (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
 
 
 def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:

@@ -19,6 +19,7 @@ from absl import flags, logging
 from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.report.page import write_report
+from igpo_jax.run.bucket_runs import address_of, checkpoints_of, opened_workdir, with_addresses
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
 from igpo_jax.run.results import write_result
@@ -51,10 +52,10 @@ def main(_):
     workdir = WORKDIR.value or str(default)
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(distributed.sole_writer(workdir))
-            experiment = open_experiment(CONFIG.value, workdir, ACCEPT_LOSS.value)
+            folder, upload = held.enter_context(opened_workdir(workdir))
+            experiment = open_experiment(CONFIG.value, folder, ACCEPT_LOSS.value, upload)
         except (ValueError, OSError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(with_addresses(f"error: {error}"))
         train_and_report(experiment)
 
 
@@ -72,7 +73,7 @@ def train_and_report(experiment: Experiment) -> None:
         )
         chosen += f"GiB of weights per device, {config.rl.rollout_chunks} chunks; microbatches: {config.rl.microbatches}; "
         chosen += f"never drawn: MASK and {excluded}"
-        print(escape_controls(f"{experiment.workdir}: {devices}; {chosen}"), flush=True)
+        print(escape_controls(f"{address_of(experiment.workdir)}: {devices}; {chosen}"), flush=True)
         for split, number in experiment.dropped.items():
             place = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
@@ -83,6 +84,7 @@ def train_and_report(experiment: Experiment) -> None:
         if jax.process_index() == 0:
             result = json.loads(write_result(experiment).read_text())
             write_report(experiment.workdir)
+            experiment.upload()
     except Terminated as stop:
         if jax.process_index() == 0:
             print(escape_controls(f"{stop}; the same command continues the run"), flush=True)
@@ -92,19 +94,19 @@ def train_and_report(experiment: Experiment) -> None:
     except Exception as error:
         shortage = explain_shortage(error, MEMORY_KEYS)
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
-            print(escape_controls(f"error: {shortage or error}"), file=sys.stderr)
+            print(escape_controls(with_addresses(f"error: {shortage or error}")), file=sys.stderr)
             raise  # ends this process at once, because an orderly exit would wait for the other processes
-        sys.exit(f"error: {shortage or error}")
+        sys.exit(with_addresses(f"error: {shortage or error}"))
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
         print(escape_controls(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2)))
-        print(escape_controls(f"report: {experiment.workdir / 'report.html'}"))
+        print(escape_controls(f"report: {address_of(experiment.workdir / 'report.html')}"))
 
 
 def train(experiment: Experiment) -> None:
     """Runs the supervised stage and then the RL stage. Each stage continues from its newest checkpoint if there is one."""
     config = experiment.config
-    folder, keep = experiment.workdir / "checkpoints", config.checkpoints_kept
+    folder, keep = checkpoints_of(experiment.workdir), config.checkpoints_kept
     with preemption.listening() as preempted, jax.set_mesh(experiment.mesh):
         with Checkpoints(folder / "sft", keep=keep, identity=experiment.identity("sft")) as saved:
             start = run_sft(experiment, saved, preempted)

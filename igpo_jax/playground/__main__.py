@@ -10,7 +10,6 @@ from igpo_jax.runtime import interrupts
 if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
-import pathlib
 import sys
 from typing import Any
 
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from igpo_jax.api import DiffusionLM, load
 from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.distributed import listen
 from igpo_jax.runtime.installation import install_command
@@ -61,7 +61,7 @@ def main(_):
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs="text")
-        page = application(model, begin_with(pathlib.Path(MODEL.value), model), HOST.value, TIME_LIMIT.value)
+        page = application(model, begin_with(MODEL.value, model), HOST.value, TIME_LIMIT.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
@@ -71,10 +71,10 @@ def main(_):
     uvicorn.Server(uvicorn.Config(page, log_level="warning", loop="asyncio", **own)).run([listening])
 
 
-def begin_with(path: pathlib.Path, model: DiffusionLM) -> dict:
+def begin_with(path: str, model: DiffusionLM) -> dict:
     """Returns the initial values of the page's fields. For a training run, these are the decoding settings of the run's
     evaluations and one of the run's test problems."""
-    if not (path / "checkpoints").is_dir():
+    if not is_run(path):
         return FIELDS
     config = read_run_config(path, TRUST.value)
     fields = FIELDS | vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}

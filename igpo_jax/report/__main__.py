@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import functools
-import pathlib
 import sys
 
 from absl import flags
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> None:
     try:
         if not runs:
             raise ValueError("give the folder of one run or several: python -m igpo_jax.report RUN [RUN ...]")
-        path = pathlib.Path(OUTPUT.value or (pathlib.Path(runs[0], "report.html") if len(runs) == 1 else "compared.html"))
+        path = OUTPUT.value or (f"{runs[0].rstrip('/')}/report.html" if len(runs) == 1 else "compared.html")
         write_page(runs, path)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

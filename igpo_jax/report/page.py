@@ -16,8 +16,10 @@ from flax.traverse_util import flatten_dict
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
+from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
+from igpo_jax.runtime.buckets import is_address, write_object
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, is_inside, read_json, wrap_read_errors
 from igpo_jax.runtime.statistics import paired, wilson
@@ -58,7 +60,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
     return path
 
 
-def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> None:
+def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
     """Writes the report of one training run, or a page that compares several runs. Raises ImportError if plotly is not
     installed. Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS`
     runs, or if the folder for the page is missing."""
@@ -66,17 +68,20 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: pathlib.Path) -> Non
         raise ValueError(f"{len(workdirs)} runs are too many for one page; give at most {MOST_RUNS}")
     runs = [read_run_folder(workdir) for workdir in workdirs]
     names = short_names([run.folder for run in runs])
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} for the page; make it, or give another --output")
+    if not is_address(path) and not pathlib.Path(path).parent.is_dir():
+        raise ValueError(f"there is no folder {pathlib.Path(path).parent} for the page; make it, or give another --output")
     with wrap_read_errors(", ".join(str(run.folder) for run in runs)):
         content = report_html(dict(zip(names, runs, strict=True)))
-    atomic_write(path, content)
+    if is_address(path):
+        write_object(os.fspath(path), content.encode())
+    else:
+        atomic_write(pathlib.Path(path), content)
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
     """Reads the files of a training run that a report needs. Raises ValueError if the folder or its config.json is missing, if
     a file cannot be read, or if a symbolic link leads out of the folder."""
-    folder = pathlib.Path(os.path.abspath(workdir))
+    folder = pathlib.Path(os.path.abspath(run_folder(workdir)))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
     if not (folder / "config.json").is_file():

@@ -51,9 +51,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             keepers.append(
                 policies.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
             )
-        self.folder = pathlib.Path(folder).absolute()
+        self._local = isinstance(folder, pathlib.Path)  # otherwise, an epath.Path in a bucket
+        self.folder: Any = folder.absolute() if self._local else folder
         with raise_on_all_hosts():
-            if jax.process_index() == 0 and not read_only:
+            if jax.process_index() == 0 and not read_only and self._local:
                 integrity.check_names(self.folder)
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
@@ -120,7 +121,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._remove_paths()
 
     def _remove_paths(self) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and self._local:
             integrity.remove_paths(self.folder, self._with_paths)
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
@@ -211,7 +212,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             if jax.process_index() == 0:
                 aside.mkdir(exist_ok=True)
                 for step in steps:
-                    shutil.rmtree(aside / str(step), ignore_errors=True)
+                    if self._local:
+                        shutil.rmtree(aside / str(step), ignore_errors=True)
+                    elif (aside / str(step)).exists():
+                        (aside / str(step)).rmtree()
                     (self.folder / str(step)).rename(aside / str(step))
                     log.warning("moved to %s", aside / str(step))
         self._checkpointer.reload()

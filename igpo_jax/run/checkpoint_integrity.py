@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from igpo_jax.run.metrics import LOGS
+from igpo_jax.runtime.buckets import is_about_requests, sizes_in
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     MOST_BYTES,
@@ -80,13 +81,19 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
     """Checks the files of a checkpoint before Orbax reads them, see `check_files`. Raises ValueError if a JSON file has more than
     `MOST_BYTES`, or if the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax stores
     compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
-    check_files(checkpoint, checkpoint.parents[2])
+    if isinstance(checkpoint, pathlib.Path):
+        check_files(checkpoint, checkpoint.parents[2])
+        stored = folder_size(checkpoint)
+        sizes = {file.relative_to(checkpoint): file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()}
+    else:
+        objects = sizes_in(str(checkpoint))
+        stored, sizes = sum(objects.values()), {pathlib.PurePath(name): size for name, size in objects.items()}
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     if arrays:
-        require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), folder_size(checkpoint))
-    for pattern in (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
-        for file in checkpoint.glob(pattern):
-            require(file.stat().st_size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
+        require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), stored)
+    for name, size in sizes.items():
+        if any(map(name.match, (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"))):
+            require(size <= MOST_BYTES, f"{checkpoint / name}: more than {MOST_BYTES >> 20} MiB")
 
 
 def is_step(name: str) -> bool:
@@ -96,7 +103,11 @@ def is_step(name: str) -> bool:
 
 def steps_in(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out."""
-    return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
+    if isinstance(folder, pathlib.Path):
+        return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
+    steps = [path for path in folder.iterdir() if is_step(path.name)] if folder.is_dir() else []
+    # Objects cannot be renamed together, so that Orbax writes a mark last.
+    return sorted(int(path.name) for path in steps if (path / COMMITTED).exists())
 
 
 def check_names(folder: pathlib.Path) -> None:
@@ -143,7 +154,7 @@ def is_about_this_machine(error: Exception) -> bool:
     """Returns whether an error in reading a checkpoint is caused by the host and not by the checkpoint. Examples of causes are
     a lack of memory, too many open files, and storage that does not respond."""
     storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    return storage or explain_shortage(error, "") is not None
+    return storage or is_about_requests(error) or explain_shortage(error, "") is not None
 
 
 def remove_unreadable_metrics(folder: pathlib.Path) -> None:

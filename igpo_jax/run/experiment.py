@@ -23,11 +23,12 @@ from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.run.bucket_runs import run_folder, share_settings
 from igpo_jax.run.layout import with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.distributed import check_same, check_shared, own_rows, raise_on_all_hosts, share_rows
+from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
@@ -80,6 +81,7 @@ class Experiment:
     test_data: ProblemSet
     pool: RewardPool
     accept_loss: bool = False  # continue even if lines of the logs, or all checkpoints of a stage, are missing
+    upload: Callable[[], None] = lambda: None  # uploads changed files if the run's folder is in a bucket
 
     @property
     def fingerprint(self) -> str:
@@ -173,16 +175,19 @@ class Experiment:
         return self._grades(test.problems, completions[:, None])()
 
 
-def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_loss: bool = False) -> Experiment:
+def open_experiment(
+    requested: ConfigDict,
+    workdir: str | os.PathLike,
+    accept_loss: bool = False,
+    upload: Callable[[], None] = lambda: None,
+) -> Experiment:
     """Opens a run: validates the configuration and the data, and creates the run's folder or checks that an existing folder
     belongs to this run. Allocates no arrays on devices. Every process of a run must call this function. If one process raises
-    an error, all processes raise one.
+    an error, all processes raise one. `workdir` and `upload` are what `opened_workdir` yields.
 
     Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, if
     files of the run are missing and `accept_loss` is False, or if the processes do not share the folder. Raises OSError if the
     folder cannot be written."""
-    if "://" in os.fspath(workdir):
-        raise ValueError(f"--workdir={workdir} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     workdir = pathlib.Path(workdir).absolute()
     with raise_on_all_hosts():
         config = configuration.parse(requested)
@@ -204,7 +209,7 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
             workdir.mkdir(parents=True, exist_ok=True)
             if not config.model.path and not has_checkpoints(workdir):
                 train_tokenizer(problems, workdir, config)
-    check_shared(workdir)
+    share_settings(workdir, upload)
     splits = {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")}
     check_same({"configuration": fingerprints["rl"]} | splits)
     with raise_on_all_hosts():
@@ -219,7 +224,8 @@ def open_experiment(requested: ConfigDict, workdir: str | os.PathLike, accept_lo
                 written |= {"prompt_buckets": list(begun.data.prompt_buckets)}
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
-    return dataclasses.replace(experiment, accept_loss=accept_loss)
+            upload()
+    return dataclasses.replace(experiment, accept_loss=accept_loss, upload=upload)
 
 
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
@@ -354,7 +360,7 @@ def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), gra
     """Reads the configuration of the run in `workdir`, and imports its task. Raises ValueError if config.json is missing or
     unreadable, or if config.json names code that is neither part of this package nor listed in `trust`, see `require_trusted`.
     The name of the reward function is checked only if `graded` is True."""
-    written = pathlib.Path(workdir) / "config.json"
+    written = run_folder(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
     values, what = read_json(written), f"{written}, as a configuration of this version,"

@@ -3,13 +3,13 @@
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Collection
 
 import jax
 from jax.sharding import Mesh
 
 from igpo_jax.model import lora
+from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write, require_stored
 from igpo_jax.runtime.mesh import to_host
@@ -58,7 +58,7 @@ def export_run(
         if base:
             copy_small_files(base, folder)
         else:
-            tokenizer = pathlib.Path(workdir) / "tokenizer.model"
+            tokenizer = run_folder(workdir) / "tokenizer.model"
             check_link(tokenizer)
             require_stored(tokenizer)
             if jax.process_index() == 0:

@@ -42,10 +42,18 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """Appends records to the logs of a run, on process 0 only. A record is one line of a JSON Lines file. When a run resumes at
     `step`, the constructor removes all records of later steps. If `starting` names a stage, the constructor also removes all
     records of this stage. If only the metrics or only the verdicts of an evaluation were logged, the constructor removes them,
-    because the resumed run repeats this evaluation. Therefore the logs of a resumed run equal those of an uninterrupted run."""
+    because the resumed run repeats this evaluation. Therefore the logs of a resumed run equal those of an uninterrupted run.
+    `upload` is called whenever a checkpoint is about to be saved, see `run.bucket_runs`."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, *, starting: str | None = None):
-        self._workdir, self._step = workdir, step
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        *,
+        starting: str | None = None,
+        upload: Callable[[], None] = lambda: None,
+    ):
+        self._workdir, self._step, self._upload = workdir, step, upload
         self._files: dict[str, TextIO] = {}
         self._sums: dict[str, list[int]] = {}  # name of a log -> [bytes, CRC-32]
         if jax.process_index():
@@ -81,14 +89,15 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self._events.close()
 
     def sums(self) -> dict[str, list[int]]:
-        """Makes sure that all log lines are on the disk. Returns {file name: [size in bytes, CRC-32]} with an entry for each
-        log. Returns {} on processes other than 0."""
+        """Makes sure that all log lines are on the disk, and in the bucket if the run's folder is in one. Returns {file name: [size
+        in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0."""
         for file in self._files.values():
             try:
                 os.fsync(file.fileno())
             except OSError as error:
                 if error.errno not in NO_FSYNC:
                     raise
+        self._upload()
         return dict(self._sums)
 
     def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from igpo_jax.config import Config
+from igpo_jax.run.bucket_runs import checkpoints_of
 from igpo_jax.run.checkpoint_integrity import other_identity, read_metadata, steps_in
 from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.runtime.checks import require
@@ -20,7 +21,7 @@ RESTORE = "restore it from a copy, or start over in another --workdir"
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    return any(steps_in(workdir / "checkpoints" / stage) for stage in STAGES)
+    return any(steps_in(checkpoints_of(workdir) / stage) for stage in STAGES)
 
 
 def check_links(workdir: pathlib.Path) -> None:
@@ -37,7 +38,7 @@ def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str
     than those of the present run. A change is found even if config.json or data.json is missing or has been edited.
     `identities` maps each stage to the fingerprints of the present run, see `other_identity`."""
     for stage in STAGES:
-        folder = workdir / "checkpoints" / stage
+        folder = checkpoints_of(workdir) / stage
         checkpoints = [folder / str(step) for step in reversed(steps_in(folder))]
         readable = ((checkpoint, about) for checkpoint in checkpoints if (about := read_metadata(checkpoint)) is not None)
         for checkpoint, about in itertools.islice(readable, 1):
@@ -73,7 +74,7 @@ def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> No
     this checkpoint is unreadable."""
     for stage, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items():
         if total:
-            check_stage(workdir, config, stage, max(steps_in(workdir / "checkpoints" / stage), default=None), accept_loss)
+            check_stage(workdir, config, stage, max(steps_in(checkpoints_of(workdir) / stage), default=None), accept_loss)
 
 
 def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | None, accept_loss: bool) -> None:
@@ -83,7 +84,7 @@ def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | N
     Args:
         done: number of iterations in the stage's newest checkpoint, or None if the stage has no checkpoints.
         accept_loss: whether a stage without checkpoints may start again even if the logs show that it was trained before."""
-    folder, later, updates = workdir / "checkpoints" / stage, workdir / "checkpoints" / "rl", config.sft.updates
+    folder, later, updates = checkpoints_of(workdir) / stage, checkpoints_of(workdir) / "rl", config.sft.updates
     if stage == "sft" and done != updates and steps_in(later):
         raise ValueError(
             f"{folder} has no checkpoint of the end of the supervised stage (update {updates}), from which the RL stage in {later} "

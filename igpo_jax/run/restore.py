@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Collection
 
 import jax
@@ -14,9 +13,11 @@ from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.lora import check_model_divides
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.run.bucket_runs import checkpoints_of, run_folder
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
+from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import require
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
@@ -58,22 +59,22 @@ def restore_run(
     Raises ValueError if there is no run or no readable checkpoint, if the folder model.path is missing, if the run's task is
     neither part of this package nor listed in `trust`, or if a parameter is NaN or infinite. If `allow_nonfinite` is True, NaN
     and infinite parameters cause a warning instead of an error."""
-    workdir = pathlib.Path(workdir).absolute()
+    workdir = run_folder(workdir).absolute()
     values = read_run_config(workdir, trust)
     config = configuration.parse(values)
     origin = config.model.path
     moved = (
         f"{workdir / 'config.json'}: model.path={origin!r}, the model that the run began with, is no folder; put it back there"
     )
-    require(not origin or pathlib.Path(origin).is_dir(), moved)
+    require(not origin or path_of(origin).is_dir(), moved)
     tokenizer = run_tokenizer(workdir, config)
     model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
     model = model if quantized else dataclasses.replace(model, base_dtype="")
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.
-    saved = [name for name in ("sft", "rl") if steps_in(workdir / "checkpoints" / name)]
+    saved = [name for name in ("sft", "rl") if steps_in(checkpoints_of(workdir) / name)]
     stage = stage or (saved[-1] if saved else "sft")
-    folder = workdir / "checkpoints" / stage
+    folder = checkpoints_of(workdir) / stage
     if not folder.is_dir():
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
     begun = as_begun(workdir, values)

@@ -1,32 +1,62 @@
-"""Files in Google Cloud Storage, with addresses such as gs://BUCKET/NAME. Needs the extra gcs. Its package gcsfs repeats
-requests that fail because of the network or an overloaded server."""
+"""Files in Google Cloud Storage, with addresses such as gs://BUCKET/NAME. Needs the extra gcs."""
 
+import asyncio
 import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import pathlib
+import random
 import re
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import require_plain_name, user_cache
+from igpo_jax.runtime.files import MOST_BYTES, first_line, require_plain_name, user_cache
 from igpo_jax.runtime.installation import install_command
 
+# How TensorStore's errors begin if a server did not answer a request.
+FAILED_REQUEST = re.compile(
+    "UNAVAILABLE|PERMISSION_DENIED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|ABORTED|INTERNAL"
+)
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
 MOST_DOWNLOADED = 1 << 33  # bytes of an object; the address may come from a stranger's file
+COMMAND_PATIENCE, RUN_PATIENCE = 30.0, 1200.0  # seconds in which a failed request is repeated
+
+log = logging.getLogger(__name__)
+_patience = COMMAND_PATIENCE
+_repeated = 0
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Returns whether a path is the address of an object or folder in a bucket. Raises ValueError if it has an unknown scheme,
+    such as s3://."""
+    scheme, separator, _ = os.fspath(path).partition("://")
+    require(not separator or scheme == "gs", f"{path}: {scheme}:// is not supported; give a local path or gs://BUCKET/NAME")
+    return bool(separator)
+
+
+def path_of(path: str | os.PathLike) -> Any:
+    """Returns a path as a pathlib.Path or, if it is an address in a bucket, as an epath.Path, which has the same methods."""
+    if not is_address(path):
+        return pathlib.Path(path)
+    from etils import epath
+
+    filesystem()  # raises if gcsfs is missing, and sets it up
+    return epath.Path(path)
 
 
 def local_file(path: str | os.PathLike) -> pathlib.Path:
     """Returns the path of a file on this machine. An object in a bucket is downloaded to the user's cache first, unless this
     version of the object is already there. All other paths are returned unchanged. Raises ValueError if the address has an
     unknown scheme, such as s3://, or if the object cannot be read."""
-    scheme, separator, _ = str(path).partition("://")
-    if not separator:
+    if not is_address(path):
         return pathlib.Path(path)
-    require(scheme == "gs", f"{path}: files at {scheme}:// cannot be read; give a local path or gs://BUCKET/NAME")
     address = str(path)
     name = address.rpartition("/")[2]
     require_plain_name(name, address)
@@ -55,6 +85,58 @@ def local_file(path: str | os.PathLike) -> pathlib.Path:
     return file
 
 
+@functools.cache
+def _small_files(address: str) -> pathlib.Path:
+    files = filesystem()
+    with explained_errors(address, "read"):
+        files.invalidate_cache()
+        found = {file["name"].rpartition("/")[2]: file for file in files.ls(address, detail=True) if file["type"] == "file"}
+        small = {name: file for name, file in sorted(found.items()) if name and not name.endswith(WEIGHT_FILES)}
+        for name, file in small.items():
+            require_plain_name(name, address)
+            require(file["size"] <= MOST_BYTES, f"{name} has more than {MOST_BYTES >> 20} MiB")
+        versions = "".join(f"{name} {_version(file)} " for name, file in small.items())
+        around = user_cache().absolute() / "gs" / hashlib.sha256(address.encode()).hexdigest()[:32]
+        folder = around / hashlib.sha256(versions.encode()).hexdigest()[:32] / (address.rpartition("/")[2])
+        if not folder.is_dir():
+            around.mkdir(parents=True, exist_ok=True)
+            partial = pathlib.Path(tempfile.mkdtemp(prefix="partial-", dir=around))
+            for name, file in small.items():
+                files.get_file(file["name"], str(partial / name))
+            folder.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                partial.rename(folder)
+    return folder
+
+
+def small_files(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a folder on this machine with the files of a model's folder that are not weights. For a folder in a bucket, these
+    files are downloaded to the user's cache, once per process and only if they have changed. All other paths are returned
+    unchanged. Raises ValueError if a file is too large or cannot be read."""
+    return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else pathlib.Path(path)
+
+
+def read_range(file: Any, begin: int, end: int) -> bytes:
+    """Returns the bytes [begin, end) of a file, which may be in a bucket. Returns fewer bytes if the file is shorter."""
+    if not isinstance(file, pathlib.Path):
+        with explained_errors(str(file), "read"):
+            return filesystem().cat_file(str(file), begin, end)
+    with file.open("rb") as opened:
+        opened.seek(begin)
+        return opened.read(end - begin)
+
+
+def write_object(address: str, content: bytes) -> None:
+    """Writes an object in a bucket. Raises a ValueError that names the reason if this fails."""
+    with explained_errors(address, "write"):
+        filesystem().pipe_file(address, content)
+
+
+def size_of(file: Any) -> int:
+    """Returns the size in bytes of a file, which may be in a bucket."""
+    return file.stat().st_size if isinstance(file, pathlib.Path) else file.stat().length
+
+
 def _version(found: dict[str, Any]) -> str:
     """Returns a text that differs between the versions of an object."""
     return re.sub(r"\W", "", str(found.get("generation") or found["etag"]))
@@ -68,16 +150,60 @@ def filesystem() -> Any:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import aiohttp
+        import fsspec
         import gcsfs
     except ImportError:
         raise ValueError(f"gs:// addresses need gcsfs: {install_command('gcs')}") from None
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for every denied request
+    if not hasattr(gcsfs.GCSFileSystem._request, "repeats"):
+        gcsfs.GCSFileSystem._request = _repeating(gcsfs.GCSFileSystem._request.__wrapped__)
     timeout = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)  # seconds; by default, a silent connection is never ended
     token = "anon" if "STORAGE_EMULATOR_HOST" in os.environ else None
+    options = {"token": token, "requests_timeout": timeout, "use_listings_cache": False}
+    fsspec.config.conf["gs"] = options  # for epath; other processes change the bucket, so that listings cannot be kept
     try:
-        return gcsfs.GCSFileSystem(token=token, requests_timeout=timeout)
+        return gcsfs.GCSFileSystem(**options)
     except Exception as error:  # Google's library may raise anything for credentials that it cannot read
         raise ValueError(f"there are no credentials for gs:// addresses: {type(error).__name__}: {error}") from None
+
+
+def _repeating(request: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
+    """Returns a function that sends a request like `request`, and repeats it for `_patience` seconds if it fails because of the
+    network or an overloaded server. gcsfs itself would give up after half a minute, which is too early for a long run."""
+
+    async def repeated(*args, **options):
+        from gcsfs.retry import is_retriable
+
+        global _repeated
+        begin = time.monotonic()
+        for number in itertools.count():
+            try:
+                return await request(*args, **options)
+            except Exception as error:
+                waited = time.monotonic() - begin
+                if not is_retriable(error):
+                    raise
+                if waited > _patience:  # as an error of a type that gcsfs does not repeat on its part
+                    raise OSError(f"no answer in {waited:.0f} seconds: {first_line(error) or type(error).__name__}") from None
+                _repeated += 1
+                seconds = min(32, 2**number) * random.uniform(0.5, 1)
+                if waited > 10:
+                    log.warning("a request to a bucket fails: %s; trying again in %.0f seconds", first_line(error), seconds)
+                await asyncio.sleep(seconds)
+
+    repeated.repeats = True
+    return repeated
+
+
+def be_patient() -> None:
+    """Makes failed requests of this process be repeated for `RUN_PATIENCE` instead of `COMMAND_PATIENCE` seconds."""
+    global _patience
+    _patience = RUN_PATIENCE
+
+
+def repeated_requests() -> int:
+    """Returns how many requests this process has repeated because they failed. Requests of TensorStore are not counted."""
+    return _repeated
 
 
 def account() -> str:
@@ -97,3 +223,18 @@ def explained_errors(address: str, operation: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and error.errno is None:  # not a local file
             reason = "there is no such object or no such bucket"
         raise ValueError(f"cannot {operation} {address} as {account()}: {reason}") from None
+
+
+def sizes_in(address: str) -> dict[str, int]:
+    """Returns the sizes in bytes of all objects in a folder of a bucket. The keys are names relative to the folder."""
+    files = filesystem()
+    with explained_errors(address, "list"):
+        files.invalidate_cache()
+        begin = files._strip_protocol(address).rstrip("/") + "/"
+        return {name.removeprefix(begin): found["size"] for name, found in files.find(address, detail=True).items()}
+
+
+def is_about_requests(error: BaseException) -> bool:
+    """Returns whether an error means that a bucket did not answer a request, and not that an object is damaged."""
+    library = type(error).__module__.partition(".")[0]
+    return library in ("gcsfs", "aiohttp", "google", "requests") or bool(FAILED_REQUEST.match(str(error)))

@@ -32,8 +32,6 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     locks and child processes do not inherit them. The process must not open the lock file a second time, because closing any
     descriptor of the file frees the lock. Some file systems have no locks. There, the process id and the host that are written
     in the lock file replace the lock."""
-    if "://" in os.fspath(folder):
-        raise ValueError(f"{folder} is no folder; mount the bucket on every host and give its path (BUILD.md)")
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     path = folder / ".lock"
@@ -60,7 +58,7 @@ def _acquire(path: pathlib.Path) -> IO[str]:
         except OSError as error:
             held, no_locks = error.errno in HELD_BY_ANOTHER, error.errno in NO_LOCKS
             holder = _read(file)
-            if held or (no_locks and _may_run(holder)):
+            if held or (no_locks and may_run(holder)):
                 file.close()
                 raise ValueError(_refusal(path, holder, stale_possible=no_locks)) from None
             if not no_locks:
@@ -71,7 +69,7 @@ def _acquire(path: pathlib.Path) -> IO[str]:
                 break
         file.close()  # its holder has deleted it between opening and locking
     file.truncate(0)
-    json.dump(_self(), file)
+    json.dump(this_process(), file)
     file.flush()
     return file
 
@@ -86,7 +84,8 @@ def _open(path: pathlib.Path) -> IO[str]:
     return open_without_links(path, "a+", "utf-8")
 
 
-def _self() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """Returns the host, id, start time and command of this process, which are written into a lock."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     words = " ".join(shlex.join(sys.orig_argv).split())
     command = re.sub(r"//[^/@\s]*@", "//", words)[:500]  # without the password of an address
@@ -103,9 +102,9 @@ def _read(file: IO[str]) -> dict[str, Any]:
         return {}
 
 
-def _may_run(holder: dict[str, Any]) -> bool:
-    """Returns whether the process that wrote the lock file may still be running. This check replaces locks on file systems that
-    have none."""
+def may_run(holder: dict[str, Any]) -> bool:
+    """Returns whether the process that wrote the lock may still be running. This check replaces locks on file systems that have
+    none."""
     if not holder or holder.get("host") != socket.gethostname():
         return bool(holder)
     try:
@@ -118,10 +117,14 @@ def _may_run(holder: dict[str, Any]) -> bool:
 
 
 def _refusal(path: pathlib.Path, holder: dict[str, Any], stale_possible: bool) -> str:
-    who = "another process"
-    if holder:
-        who = f"process {holder['pid']} on {holder.get('host')}, started {holder.get('started')}: {holder.get('command')}"
     remedy = "wait until it ends, end it, or give another folder"
     if stale_possible:
         remedy += f"; if it has ended, delete {path} (this file system has no locks)"
-    return f"{path.parent} is being written by {who}; {remedy}"
+    return f"{path.parent} is being written by {describe_holder(holder)}; {remedy}"
+
+
+def describe_holder(holder: dict[str, Any]) -> str:
+    """Describes the process that wrote `holder` into a lock. `holder` is {} if it is unknown."""
+    if not holder:
+        return "another process"
+    return f"process {holder['pid']} on {holder.get('host')}, started {holder.get('started')}: {holder.get('command')}"

@@ -78,7 +78,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     state = restored or stage.create(start.trained, key, solution_bank)
     if stage.policy.makes_copy() or reference is start.base:
         jax.tree.map(lambda x: x.delete(), start.trained)
-    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=None if restored else "rl")
+    starting, upload = None if restored else "rl", experiment.upload
+    log = MetricsWriter(experiment.workdir, stage.step_of(state.done), starting=starting, upload=upload)
     with log, progress(rl.iterations, state.done, "RL") as bar:
         checkpoints.log_sums = log.sums
         state = _with_counters(stage, state)

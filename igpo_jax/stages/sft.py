@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from igpo_jax.data.pipeline import SFTBatch, batches, cut_to_bucket, take_rows
 from igpo_jax.diffusion.corruption import CORRUPTIONS, HELDOUT_LEVELS, heldout_metric, mask_share, negative_bound, sft_loss
 from igpo_jax.model.sharding import Params
+from igpo_jax.run.bucket_runs import checkpoints_of
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
@@ -99,13 +100,16 @@ def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callabl
     stage, key = Stage("sft", experiment, checkpoints, preempted, policy, base), experiment.key(1)
     state = stage.restore(key) or stage.create(initial(), key)
     evaluated = not sft.eval_every or stage.is_evaluated(state)
-    if state.done == stage.total and (evaluated or steps_in(experiment.workdir / "checkpoints" / "rl")):
+    if state.done == stage.total and (evaluated or steps_in(checkpoints_of(experiment.workdir) / "rl")):
         return PolicyParams(state.train_state.params, base)  # leaves the log unchanged: the RL stage may have begun
 
     order = batches(present(experiment.sft_data), sft.batch_size, config.seed, config.data.prompt_buckets)
     update = make_sft_update(stage.optimizer, policy, sft.corruption, sft.microbatches, experiment.mesh)
     heldout = functools.partial(heldout_losses, experiment)
-    with MetricsWriter(experiment.workdir, state.done) as log, progress(stage.total, state.done, "SFT") as bar:
+    with (
+        MetricsWriter(experiment.workdir, state.done, upload=experiment.upload) as log,
+        progress(stage.total, state.done, "SFT") as bar,
+    ):
         checkpoints.log_sums = log.sums
         state = stage.with_counters(state)
         while True:

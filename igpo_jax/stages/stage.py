@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from igpo_jax.model.sharding import Params
+from igpo_jax.run.bucket_runs import checkpoints_of
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
@@ -93,7 +94,7 @@ class Stage:
         done = None if state is None else state.done
         check_stage(workdir, self.experiment.config, self.name, done, accept)
         # The newest checkpoint of the run is the one whose logs may have been accepted with a loss.
-        is_newest = self.name == "rl" or not steps_in(workdir / "checkpoints" / "rl")
+        is_newest = self.name == "rl" or not steps_in(checkpoints_of(workdir) / "rl")
         if done is not None and is_newest and not accept:
             check_logs(workdir, self.checkpoints.folder / str(done))
 

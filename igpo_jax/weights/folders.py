@@ -30,6 +30,7 @@ from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.buckets import WEIGHT_FILES, is_address, path_of, sizes_in, small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import (
@@ -49,7 +50,6 @@ from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_model_json, tensor_names
 from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
-WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
 ORIGIN = "origin.json"  # of a model folder: the Hugging Face folder or model that it was converted from
 Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
@@ -158,13 +158,13 @@ def stream_model_folder(
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
-            for file in place.rglob("*"):
+            for file in place.rglob("*") if isinstance(place, pathlib.Path) else ():
                 require(file.is_file() or file.is_dir(), f"{file} is neither a file nor a folder")  # a pipe would block
             saved = ocp.metadata(place).metadata["value"]
             check_chunks(saved)
             if saved.shape != leaf.shape:
                 raise ValueError(f"it has shape {saved.shape}, config.json asks for {leaf.shape}")
-            require_plausible(place, math.prod(leaf.shape) * saved.dtype.itemsize, folder_size(place))
+            require_plausible(place, math.prod(leaf.shape) * saved.dtype.itemsize, _stored_bytes(place))
             wanted = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or saved.dtype), sharding=leaf.sharding)
             value = ocp.load(place, {"value": wanted})["value"]
         check_finite(value, str(place), allow_nonfinite)
@@ -172,8 +172,13 @@ def stream_model_folder(
         del value  # frees its memory before the next one is read
 
 
-def _place(folder: str | os.PathLike, path: Path) -> pathlib.Path:
-    return pathlib.Path(folder).absolute() / "params" / ".".join(path)
+def _place(folder: str | os.PathLike, path: Path) -> Any:
+    place = path_of(folder) / "params" / ".".join(path)
+    return place.absolute() if isinstance(place, pathlib.Path) else place
+
+
+def _stored_bytes(place: Any) -> int:
+    return folder_size(place) if isinstance(place, pathlib.Path) else sum(sizes_in(str(place)).values())
 
 
 @contextlib.contextmanager
@@ -189,7 +194,7 @@ def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_n
     over the mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. Raises a
     ValueError that names the file or tensor if the folder is incomplete. Does the same if values are NaN or infinite and
     `allow_nonfinite` is False."""
-    stream = stream_model_folder if (pathlib.Path(folder) / "params").is_dir() else stream_hugging_face
+    stream = stream_model_folder if (path_of(folder) / "params").is_dir() else stream_hugging_face
     params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
     params = _with_progress(params, cfg, mesh, "loading")
     return unflatten_dict(dict(_quantized(params, cfg, mesh) if cfg.base_dtype else params))
@@ -236,7 +241,7 @@ def convert(
     `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config`, `check_tensors`,
     `check_link` or `check_finite` rejects the source. With `allow_nonfinite`, `check_finite` warns instead."""
     cfg = folder_model_config(source)
-    for file in sorted(pathlib.Path(source).glob("model*.safetensors")):
+    for file in sorted(pathlib.Path(source).glob("model*.safetensors")) if not is_address(source) else ():
         check_link(file)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
@@ -253,8 +258,9 @@ def export(
 ) -> None:
     """Converts a model folder to a Hugging Face folder, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
-    check_link(pathlib.Path(source) / "params")
-    require_links_inside(pathlib.Path(source) / "params")
+    if not is_address(source):
+        check_link(pathlib.Path(source) / "params")
+        require_links_inside(pathlib.Path(source) / "params")
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
     with new_folder(target) as folder:
@@ -269,12 +275,15 @@ def original_name(folder: str | os.PathLike) -> str:
     model's name on the hub if the folder is in the hub's cache, otherwise the absolute path of the folder. For a model folder,
     it is the name or path of the Hugging Face folder that was converted. It is empty if an earlier version of this project
     converted the folder."""
-    folder = pathlib.Path(folder).absolute()
-    if (folder / ORIGIN).is_file():
-        source = read_json(folder / ORIGIN).get("source")
+    origin = small_files(folder) / ORIGIN
+    if origin.is_file():
+        source = read_json(origin).get("source")
         return source if isinstance(source, str) and source.isprintable() else ""
-    if (folder / "params").is_dir():
+    if (path_of(folder) / "params").is_dir():
         return ""
+    if is_address(folder):
+        return os.fspath(folder)
+    folder = pathlib.Path(folder).absolute()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
     return str(folder)
@@ -326,7 +335,7 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
     license. Does not copy `ORIGIN`. Only process 0 copies files. Raises ValueError on all processes if `check_link` or
     `require_stored` refuses a file."""
     with raise_on_all_hosts():
-        for file in sorted(pathlib.Path(source).iterdir()) if jax.process_index() == 0 else ():
+        for file in sorted(small_files(source).iterdir()) if jax.process_index() == 0 else ():
             if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
                 check_link(file)
                 require_stored(file)
@@ -348,6 +357,9 @@ def check_link(file: pathlib.Path) -> None:
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Context manager that yields a temporary folder. Renames it to `target` if the body ends without an error, and deletes it
     otherwise. Raises ValueError if `target` exists, or if another process is writing it."""
+    require(
+        not is_address(target), f"{target}: models are written to local folders only; copy the folder to the bucket afterwards"
+    )
     target = pathlib.Path(target).absolute()
     around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
     partial, first = around / target.name, jax.process_index() == 0

@@ -9,6 +9,7 @@ import sys
 from typing import Any, NoReturn
 
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.files import read_json
 from igpo_jax.tokenizers import added_tokens
 
@@ -91,7 +92,7 @@ SHA256 = read_json(pathlib.Path(__file__).with_name("checksums.json"))
 
 def read_model_json(folder: str | os.PathLike) -> dict[str, Any]:
     """Returns the contents of a folder's config.json. Raises ValueError if the file is missing or not a JSON object."""
-    return read_json(pathlib.Path(folder) / "config.json")
+    return read_json(small_files(folder) / "config.json")
 
 
 def architecture_of(values: dict[str, Any]) -> int:
@@ -250,7 +251,7 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network in a Hugging Face or model folder. If config.json lacks the mask id, the mask id
     is read from tokenizer.json."""
-    values, tokenizer = read_model_json(folder), pathlib.Path(folder) / "tokenizer.json"
+    values, tokenizer = read_model_json(folder), small_files(folder) / "tokenizer.json"
     try:
         return model_config(values, mask_id=_mask_id(tokenizer), **numerics)
     except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
+from igpo_jax.runtime.buckets import path_of, read_range, size_of, small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json, read_json, require_file, require_plain_name
 from igpo_jax.weights.huggingface import INDEX
@@ -26,7 +27,7 @@ MAX_FILE_BYTES = 5 * 10**9  # limit if no weight_map of an original folder is gi
 class Stored(NamedTuple):
     """Location of a stored tensor: bytes [begin, end) of a file."""
 
-    file: pathlib.Path
+    file: Any  # pathlib.Path, or epath.Path for a file in a bucket
     dtype: np.dtype
     shape: tuple[int, ...]
     begin: int
@@ -37,7 +38,7 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     """Returns the location of every tensor of a Hugging Face folder, as {tensor name: location}. Reads only the headers of the
     folder's files. Raises ValueError if a file or tensor is missing, truncated or duplicated, has a wrong size, or conflicts
     with the index."""
-    folder = pathlib.Path(folder)
+    folder = path_of(folder)
     present = {path.name for path in folder.glob("model*.safetensors")}
     weight_map = read_weight_map(folder)
     expected = {"model.safetensors"} if weight_map is None else set(weight_map.values())
@@ -65,7 +66,7 @@ def read_weight_map(folder: str | os.PathLike) -> dict[str, str] | None:
     """Returns {tensor name: file name} from the index of a folder, or None if the folder has no index. Raises ValueError if a
     file name does not have the form model*.safetensors, or if it contains a path to another folder. The check is needed because
     an export creates files with these names."""
-    index = pathlib.Path(folder) / INDEX
+    index = small_files(folder) / INDEX
     if not index.is_file():
         return None
     weight_map: Any = read_json(index).get("weight_map")
@@ -89,14 +90,13 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         return dict(pairs)
 
     require_file(file)
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or 8 + length > size:
-            fail(f"cut short, or not a safetensors file: {size} bytes, the header would take {8 + length}")
-        if length > MOST_HEADER:
-            fail(f"a header of {length} bytes; the format allows {MOST_HEADER}")
-        header = parse_json(opened.read(length), f"{file}: the header", object_pairs_hook=without_repetition)
+    size = size_of(file)
+    length = int.from_bytes(read_range(file, 0, 8), "little")
+    if size < 8 or 8 + length > size:
+        fail(f"cut short, or not a safetensors file: {size} bytes, the header would take {8 + length}")
+    if length > MOST_HEADER:
+        fail(f"a header of {length} bytes; the format allows {MOST_HEADER}")
+    header = parse_json(read_range(file, 8, 8 + length), f"{file}: the header", object_pairs_hook=without_repetition)
     if not isinstance(header, dict):
         fail("the header is not a JSON object")
     header.pop("__metadata__", None)

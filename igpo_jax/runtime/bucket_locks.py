@@ -1,0 +1,133 @@
+"""Locks that keep a second process from writing into the same folder of a bucket."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from typing import Any
+
+from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.buckets import explained_errors, filesystem
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import parse_json
+from igpo_jax.runtime.locks import describe_holder, may_run, this_process
+
+HEARTBEAT = 20.0  # seconds between two writes of the lock by its holder
+PATIENCE = 90.0  # seconds without a write after which the holder counts as gone
+
+log = logging.getLogger(__name__)
+
+
+class BucketLock(contextlib.AbstractContextManager):
+    """Context manager that holds the lock `address`/.lock, an object in a bucket. Storage creates the object only if it does not
+    exist, so that only one process succeeds. The holder writes the object again every `HEARTBEAT` seconds, on condition that
+    nobody else has written it.
+
+    If the lock is taken, waits for up to `PATIENCE` seconds. If the holder writes the lock meanwhile, raises a ValueError that
+    names it. Otherwise the holder is gone, as after a preemption, and the lock is taken over. No clocks are compared. If the
+    holder was a process of this machine that has ended, the lock is taken over at once."""
+
+    def __init__(self, address: str):
+        self._object = f"{address}/.lock"
+        self._stop = threading.Event()
+        self.lost = ""  # a message if another process has taken the lock over
+
+    def __enter__(self):
+        with explained_errors(self._object, "lock"):
+            self._generation = self._acquire()
+        self._cleanup = contextlib.ExitStack()
+        self._cleanup.enter_context(interrupts.before_end(self._release))
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._cleanup.close()
+        self._release()
+
+    def check(self) -> None:
+        """Raises ValueError if another process has taken the lock over. Call this function before writing."""
+        require(not self.lost, self.lost)
+
+    def _acquire(self) -> str:
+        while True:
+            generation = self._write("0")
+            if generation:
+                return generation
+            found = self._read()
+            if found is None:  # deleted meanwhile
+                continue
+            generation, holder = found
+            if not holder or may_run(holder):
+                self._wait(generation, holder)
+            self._delete(generation)
+
+    def _wait(self, generation: str, holder: dict[str, Any]) -> None:
+        """Waits until the holder counts as gone. Raises ValueError if the holder writes the lock again."""
+        log.warning("%s is held by %s; waiting %d seconds for a sign of it", self._object, describe_holder(holder), PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            time.sleep(min(HEARTBEAT / 4, max(0.0, end - time.monotonic())))
+            found = self._read()
+            if found is None:
+                return
+            require(found[0] == generation, self._refusal(found[1]))
+
+    def _refusal(self, holder: dict[str, Any]) -> str:
+        folder = self._object.removesuffix("/.lock")
+        return f"{folder} is being written by {describe_holder(holder)}; wait until it ends, end it, or give another folder"
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            try:
+                generation = self._write(self._generation)
+                if generation is None:
+                    self.lost = f"another process has taken over {self._object}; this process writes nothing more"
+                    log.warning(self.lost)
+                    return
+                self._generation = generation
+            except Exception as error:  # gcsfs raises errors of several libraries
+                log.warning("%s cannot be written: %s; trying again", self._object, str(error)[:200])
+
+    def _write(self, generation: str) -> str | None:
+        """Writes the lock if it has the given generation, which is "0" if it does not exist. Returns its new generation, or None
+        if it has another generation."""
+        files = filesystem()
+        bucket, name, _ = files.split_path(self._object)
+        content = json.dumps(this_process() | {"beat": time.time_ns()}).encode()
+        options: dict[str, Any] = {"uploadType": "media", "name": name, "ifGenerationMatch": generation}
+        try:
+            path = f"{files._location}/upload/storage/v1/b/{bucket}/o"  # gcsfs can only write on condition that nothing exists
+            return files.call("POST", path, data=content, json_out=True, **options)["generation"]
+        except FileExistsError:  # the condition does not hold
+            found = self._read()
+            written = found is not None and found[1] == json.loads(content)  # a repeated request, whose first reply was lost
+            return found[0] if found is not None and written else None
+
+    def _read(self) -> tuple[str, dict[str, Any]] | None:
+        """Returns the generation and the content of the lock, or None if it does not exist."""
+        files = filesystem()
+        try:
+            files.invalidate_cache()
+            generation = str(files.info(self._object)["generation"])
+            text = files.cat_file(self._object)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(ValueError):
+            holder = parse_json(text, self._object)
+            if isinstance(holder, dict) and isinstance(holder.get("pid"), int):
+                return generation, holder
+        return generation, {}
+
+    def _delete(self, generation: str) -> None:
+        files = filesystem()
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            files.call("DELETE", "b/{}/o/{}", *files.split_path(self._object)[:2], ifGenerationMatch=generation)
+
+    def _release(self) -> None:
+        if not self.lost:
+            with contextlib.suppress(Exception):
+                self._delete(self._generation)
