@@ -10,7 +10,7 @@ import pytest
 
 import commands
 from igpo_jax.run import bucket_runs
-from igpo_jax.runtime import buckets
+from igpo_jax.runtime import bucket_locks, buckets
 from run_log import rows_so_far
 from same_run import assert_same_run
 from storage_emulator import environment, storage_emulator
@@ -82,16 +82,16 @@ def test_a_stopped_run_continues_to_the_end_of_a_run_on_disk(
     assert str(tmp_path / "cache") not in done.stdout + done.stderr
 
 
-def test_a_second_start_is_one_line_and_changes_nothing(command, storage, address, tiny_config, tmp_path):
-    process = start(command, tiny_config, address, tmp_path / "log")
-    try:
-        signal_at(process, address, "sft", 20, signal.SIGSTOP if False else signal.SIGCONT)
-        other = command.train(address)
-        assert other.returncode == 1 and other.stdout == ""
-        assert other.stderr.splitlines()[-1].startswith(f"error: cannot lock {address}/.lock")
-        assert f"is being written by process {process.pid} on " in other.stderr
-    finally:
-        process.kill()
+def test_a_second_start_is_one_line_and_changes_nothing(command, finished, storage, address, monkeypatch):
+    storage.put(str(finished), address, recursive=True)
+    before = storage.find(address, detail=True)
+    monkeypatch.setattr(bucket_locks, "HEARTBEAT", 0.5)
+    with bucket_locks.BucketLock(address):
+        done = command.train(address)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    refused = f"error: cannot lock {address}/.lock as anonymous: {address} is being written by process {os.getpid()} on "
+    assert done.stderr.splitlines()[-1].startswith(refused)
+    assert storage.find(address, detail=True) == before
 
 
 def test_a_finished_run_in_a_bucket_is_read_by_the_other_commands(command, finished, storage, address, tmp_path):

@@ -1,8 +1,10 @@
 """An emulator of Google Cloud Storage on this machine."""
 
 import contextlib
+import http.server
 import logging
 import threading
+import unittest.mock
 from collections.abc import Iterator
 from http import HTTPStatus
 
@@ -11,6 +13,13 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
 _alone = threading.Lock()
+
+
+class _ThreadingServer(http.server.ThreadingHTTPServer):
+    """Answers requests at the same time. The emulator's own server loses connections if a client opens many of them."""
+
+    request_queue_size = 256
+    daemon_threads = True
 
 
 def _conditional(handler):
@@ -41,8 +50,9 @@ def storage_emulator() -> Iterator[str]:
         for method, handler in handlers.items():
             if handler in (objects.insert, objects.delete):
                 handlers[method] = _conditional(handler)
-    server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="team")
-    server.start()
+    with unittest.mock.patch.object(emulator.server, "HTTPServer", _ThreadingServer):
+        server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="team")
+        server.start()
     yield f"http://localhost:{server._api._httpd.server_address[1]}"
     server.stop()
 
