@@ -42,6 +42,7 @@ from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.buckets import is_address
 from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
 from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
@@ -181,13 +182,13 @@ def output_folder(model: DiffusionLM) -> str:
     redirects the default folder to a place outside of the run, because the run may come from an untrusted source."""
     if OUTPUT.value:
         return OUTPUT.value
-    if "step" in model.origin:
+    if "step" in model.origin and not is_address(str(model.origin["path"])):
         name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
         folder = os.path.join(str(model.origin["path"]), "evaluations", name)
         linked = f"{folder} leads to {os.path.realpath(folder)}, outside of the run; give --output=DIR"
         require(is_inside(folder, str(model.origin["path"])), linked)
         return folder
-    raise ValueError("--output=DIR is missing: the folder to write")
+    raise ValueError("--output=DIR is missing: the local folder to write")
 
 
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict) -> None:

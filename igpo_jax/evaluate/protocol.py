@@ -3,8 +3,7 @@
 import dataclasses
 import hashlib
 import os
-import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +12,7 @@ from igpo_jax.api import default_dtype
 from igpo_jax.config import MeshConfig, RewardConfig, parse
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.buckets import all_files, path_of, read_range, size_of
 from igpo_jax.runtime.files import wrap_read_errors
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
@@ -58,7 +58,7 @@ def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation",
     is neither part of this package nor in `trust`, or if a value of the run's configuration is invalid. The number of grading
     processes is limited to the number of CPUs, or to the default of `RewardConfig.workers` if this default is larger."""
     run, config = read_run_config(workdir, trust, graded=True), base_evaluation()
-    with wrap_read_errors(pathlib.Path(workdir) / "config.json"):
+    with wrap_read_errors(f"{workdir}/config.json"):
         parse(run)
     config.update({"model": workdir, "stage": stage or "", "chat": run.tokenizer.chat, "seed": 0})
     config.prompt_buckets = tuple(run.data.prompt_buckets)
@@ -109,17 +109,19 @@ def weights_digest(origin: dict) -> str:
     """Returns a hash of the files of a model. The hash covers the name, the size and samples of the content of each file.
     Copies of a model have the same hash, and training changes the hash. If the same model is converted twice, the two results
     may have different hashes."""
-    folder, digest = pathlib.Path(origin["path"]), hashlib.sha256()
+    folder, digest = path_of(origin["path"]), hashlib.sha256()
     if "step" in origin:
-        files = [*(folder / "checkpoints" / origin["stage"] / str(origin["step"])).rglob("*")]
+        files = all_files(folder / "checkpoints" / origin["stage"] / str(origin["step"]))
     else:
-        files = [file for part in (folder, origin.get("adapters")) if part for file in pathlib.Path(part).glob("*")]
-        files += (folder / "params").rglob("*")  # weights in a folder of igpo_jax.convert
-    for file in sorted(file for file in files if file.is_file() and file.name != ORIGIN):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
+        files = {file: size_of(file) for part in (folder, origin.get("adapters")) if part for file in _files_in(path_of(part))}
+        files |= all_files(folder / "params")  # weights in a folder of igpo_jax.convert
+    for file, size in sorted(files.items()):
+        if file.name != ORIGIN:
+            digest.update(f"{file.name} {size}".encode())
             for place in (*range(0, size, max(SAMPLED, size // 16)), max(0, size - SAMPLED)):
-                opened.seek(place)
-                digest.update(opened.read(SAMPLED))
+                digest.update(read_range(file, place, min(size, place + SAMPLED)))
     return digest.hexdigest()[:16]
+
+
+def _files_in(folder: Any) -> Iterator[Any]:
+    return (file for file in folder.iterdir() if file.is_file())

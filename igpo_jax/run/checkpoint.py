@@ -6,7 +6,7 @@ import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,25 @@ from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
 from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.preemption import Terminated
 
+SAVE_ATTEMPTS = 10  # of a save to a bucket
+
 log = logging.getLogger(__name__)
+
+
+class _Save(NamedTuple):
+    """A save that has been started."""
+
+    response: Any  # Orbax's
+    step: int
+    saved: dict[str, Any]
+    options: dict[str, Any]
+
+    def error(self) -> Exception | None:
+        try:
+            self.response.result()
+        except Exception as error:  # Orbax and its libraries raise errors of many types
+            return error
+        return None
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -60,13 +78,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._identity = dict(identity)
         self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
         self.log_sums: Callable[[], Mapping[str, Any]] = dict
-        preserved = policies.AnyPreservationPolicy(keepers)
-        self._saving: Any = None  # Orbax's response to the last save, None after it was waited for
+        self._preserved = policies.AnyPreservationPolicy(keepers)
+        self._last: _Save | None = None  # None after it was waited for
         self._checkpointer: Any = None
         if not read_only:  # a Checkpointer reads all metrics, which may be damaged
-            self._checkpointer = ocp.training.Checkpointer(
-                self.folder, preservation_policy=preserved, cleanup_tmp_directories=True
-            )
+            self._checkpointer = self._open()
+
+    def _open(self) -> Any:
+        return ocp.training.Checkpointer(self.folder, preservation_policy=self._preserved, cleanup_tmp_directories=True)
 
     def __exit__(self, error, *_):
         # Closing waits for the other processes, which may be gone after an error.
@@ -105,20 +124,44 @@ class Checkpoints(contextlib.AbstractContextManager):
         about = {"data_position": step, "unlogged": list(unlogged), "sums": integrity.array_sums(saved), **self._identity}
         about["logs"] = dict(self.log_sums())
         metadata = {**about, "crc32": integrity.metadata_crc(about)}
-        metrics = None if accuracy is None else {"accuracy": accuracy}
-        self._saving = self._checkpointer.save_checkpointables_async(
-            step, saved, force=True, overwrite=True, metrics=metrics, custom_metadata=metadata
-        )
+        options = {"metrics": None if accuracy is None else {"accuracy": accuracy}, "custom_metadata": metadata}
+        self._last = self._start(step, saved, options)
         self._with_paths.add(step)
+
+    def _start(self, step: int, saved: dict[str, Any], options: dict[str, Any]) -> "_Save":
+        response = self._checkpointer.save_checkpointables_async(step, dict(saved), force=True, overwrite=True, **options)
+        return _Save(response, step, saved, options)
 
     def wait(self) -> None:
         """Waits until the last save is finished, and raises an error if this save failed. Orbax starts a thread with an event
         loop for each save. The thread ends only when `result` is called on Orbax's response. Without this call, every save
-        would leave a thread and three file descriptors behind."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        would leave a thread and three file descriptors behind.
+
+        A save to a bucket may fail because of the network, which must not end a long run. Such a save is repeated. If updates
+        have meanwhile overwritten the arrays, logs a warning instead, and the run goes on until its next checkpoint."""
+        last, self._last = self._last, None
+        for attempt in range(1, SAVE_ATTEMPTS + 1):
+            error = last and last.error()
+            if error and (self._local or attempt == SAVE_ATTEMPTS):
+                raise error
+            if last is None or self._local or not all_gather_hosts(error is not None).any():
+                break
+            log.warning("checkpoint %s was not saved: %s", self.folder / str(last.step), error or "another process failed")
+            self._discard(last.step)
+            if any(leaf.is_deleted() for leaf in jax.tree.leaves(last.saved) if isinstance(leaf, jax.Array)):
+                break
+            last = self._start(*last[1:])
         self._remove_paths()
+
+    def _discard(self, step: int) -> None:
+        """Deletes the files of a save that has failed. Orbax's checkpointer would raise the same error again, so it is opened
+        again."""
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+        with raise_on_all_hosts():
+            if jax.process_index() == 0 and (self.folder / str(step)).exists():
+                (self.folder / str(step)).rmtree()
+        self._checkpointer = self._open()
 
     def _remove_paths(self) -> None:
         if jax.process_index() == 0 and self._local:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from igpo_jax.run.metrics import LOGS
-from igpo_jax.runtime.buckets import is_about_requests, sizes_in
+from igpo_jax.runtime.buckets import all_files, is_about_requests
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     MOST_BYTES,
@@ -83,17 +83,14 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
     compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
     if isinstance(checkpoint, pathlib.Path):
         check_files(checkpoint, checkpoint.parents[2])
-        stored = folder_size(checkpoint)
-        sizes = {file.relative_to(checkpoint): file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()}
-    else:
-        objects = sizes_in(str(checkpoint))
-        stored, sizes = sum(objects.values()), {pathlib.PurePath(name): size for name, size in objects.items()}
+    sizes = all_files(checkpoint)
+    stored = folder_size(checkpoint) if isinstance(checkpoint, pathlib.Path) else sum(sizes.values())
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     if arrays:
         require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), stored)
-    for name, size in sizes.items():
-        if any(map(name.match, (METADATA, "*/_METADATA", "*/_sharding", "*/array_metadatas/*"))):
-            require(size <= MOST_BYTES, f"{checkpoint / name}: more than {MOST_BYTES >> 20} MiB")
+    for file, size in sizes.items():
+        if any(map(file.match, (METADATA, "_METADATA", "_sharding", "array_metadatas/*"))):
+            require(size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
 
 
 def is_step(name: str) -> bool:

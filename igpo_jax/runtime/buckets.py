@@ -186,12 +186,12 @@ def _repeating(request: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
                 if waited > _patience:  # as an error of a type that gcsfs does not repeat on its part
                     raise OSError(f"no answer in {waited:.0f} seconds: {first_line(error) or type(error).__name__}") from None
                 _repeated += 1
-                seconds = min(32, 2**number) * random.uniform(0.5, 1)
+                seconds = min(32, 2**number / 8) * random.uniform(0.5, 1)
                 if waited > 10:
                     log.warning("a request to a bucket fails: %s; trying again in %.0f seconds", first_line(error), seconds)
                 await asyncio.sleep(seconds)
 
-    repeated.repeats = True
+    repeated.repeats = True  # type: ignore[attr-defined]
     return repeated
 
 
@@ -232,6 +232,14 @@ def sizes_in(address: str) -> dict[str, int]:
         files.invalidate_cache()
         begin = files._strip_protocol(address).rstrip("/") + "/"
         return {name.removeprefix(begin): found["size"] for name, found in files.find(address, detail=True).items()}
+
+
+def all_files(folder: Any) -> dict[Any, int]:
+    """Returns the files in a folder and its subfolders with their sizes in bytes. The folder, which may be in a bucket, need not
+    exist."""
+    if isinstance(folder, pathlib.Path):
+        return {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    return {folder / name: size for name, size in sizes_in(str(folder)).items()}
 
 
 def is_about_requests(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Runs whose folder is in a bucket, with an emulator of Google Cloud Storage."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -10,10 +11,14 @@ import pytest
 
 import commands
 from igpo_jax.run import bucket_runs
+from igpo_jax.run.checkpoint_integrity import read_metadata
+from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime import bucket_locks, buckets
-from run_log import rows_so_far
+from processes import DEVICES, ends
+from processes import start as start_processes
+from run_log import rows_so_far, untimed
 from same_run import assert_same_run
-from storage_emulator import environment, storage_emulator
+from storage_emulator import Network, environment, storage_emulator
 
 LIMIT = 300  # seconds per process
 
@@ -24,16 +29,22 @@ def emulator():
         yield address
 
 
-@pytest.fixture
-def storage(emulator, monkeypatch, tmp_path, command):
-    """Sets the emulator's environment for this process and for commands. Returns its file system."""
-    variables = environment(emulator) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+@contextlib.contextmanager
+def using(emulator: str, monkeypatch, cache: pathlib.Path, command):
+    """Sets the emulator's environment for this process and for commands. Yields its file system."""
+    variables = environment(emulator) | {"XDG_CACHE_HOME": str(cache)}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(command, "_env", command._env | variables)
     buckets.filesystem.cache_clear()
     yield buckets.filesystem()
     buckets.filesystem.cache_clear()
+
+
+@pytest.fixture
+def storage(emulator, monkeypatch, tmp_path, command):
+    with using(emulator, monkeypatch, tmp_path / "cache", command) as files:
+        yield files
 
 
 @pytest.fixture
@@ -48,8 +59,8 @@ def local_copy(storage, address: str, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def start(command, config, address: str, output: pathlib.Path):
-    flags = (f"--config={config}", f"--workdir={address}")
+def start(command, config, address: str, output: pathlib.Path, *overrides: str):
+    flags = (f"--config={config}", f"--workdir={address}", *overrides)
     return commands.start("train", *flags, stdout=output, cwd=command._folder, env=command._env)
 
 
@@ -106,3 +117,63 @@ def test_a_finished_run_in_a_bucket_is_read_by_the_other_commands(command, finis
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model/model.safetensors").is_file()
     os.unlink(tmp_path / "model/model.safetensors")
+
+
+SHORT = ("--config.sft.updates=20", "--config.rl.iterations=6", "--config.rl.eval_every=3", "--config.sft.batch_size=8")
+SHORT += ("--config.sft.heldout=8", "--config.evaluation.problems=8", "--config.rl.prompts=4", "--config.rl.group_size=4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2], ids=["continued by one process", "continued by two processes"])
+def test_a_killed_run_of_two_processes_continues(processes, storage, address, tmp_path):
+    """All processes write checkpoints to the bucket, and each has its own copy of the other files. The reference is an
+    undisturbed run of two processes on disk. The sums of one process round differently."""
+    local = [f"--workdir={tmp_path / 'local'}", *SHORT]
+    codes, printed = ends(start_processes(2, DEVICES // 2, local, local, folder=tmp_path), tmp_path)
+    assert codes == [0, 0], printed
+    flags = [f"--workdir={address}", *SHORT]
+    started = start_processes(2, DEVICES // 2, flags, flags, folder=tmp_path)
+    signal_at(started[0], address, "rl", 24, signal.SIGKILL)
+    ends(started, tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    codes, printed = ends(start_processes(processes, DEVICES // processes, *[flags] * processes, folder=tmp_path), tmp_path)
+    assert codes == [0] * processes, printed
+    run = local_copy(storage, address, tmp_path / "run")
+    metrics, expected = untimed(run), untimed(tmp_path / "local")
+    if processes == 2:
+        assert metrics == expected
+        assert read_rows(run / "rollouts.jsonl") == read_rows(tmp_path / "local/rollouts.jsonl")
+        sums = [read_metadata(folder / "checkpoints/rl/6")["sums"] for folder in (run, tmp_path / "local")]
+        assert sums[0] == sums[1] != {}
+    else:
+        assert [(row["step"], row["stage"]) for row in metrics] == [(row["step"], row["stage"]) for row in expected]
+        for name in ("rl/loss", "eval/accuracy", "reward/final"):
+            values = [[row[name] for row in rows if name in row] for rows in (metrics, expected)]
+            assert values[0] == pytest.approx(values[1], rel=1e-3), name
+
+
+FAULTS = {
+    "unavailable": Network(unavailable=0.2),
+    "cut": Network(cut=0.05),
+    "slow": Network(latency=0.2),
+    "away": Network(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_bucket_with_faults_changes_no_result(kind, command, monkeypatch, tmp_path, tiny_config, mesh):
+    local = command.train(tmp_path / "local", *SHORT)
+    assert local.returncode == 0, local.stderr
+    network, address = FAULTS[kind], f"gs://team/{kind}"
+    with storage_emulator(network) as emulator, using(emulator, monkeypatch, tmp_path / "cache", command) as storage:
+        process = start(command, tiny_config, address, tmp_path / "log", *SHORT)
+        if kind == "away":
+            signal_at(process, address, "rl", 22, signal.SIGCONT)
+            network.away_until = time.monotonic() + 60
+        assert process.wait(LIMIT) == 0, (tmp_path / "log").read_text()
+        network.unavailable = network.cut = network.latency = 0.0
+        run = local_copy(storage, address, tmp_path / "run")
+    assert_same_run(run, tmp_path / "local", mesh)
+    if kind != "slow":
+        assert "requests to the bucket were repeated" in (tmp_path / "log").read_text()

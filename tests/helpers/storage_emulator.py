@@ -1,9 +1,16 @@
 """An emulator of Google Cloud Storage on this machine."""
 
+import collections
 import contextlib
+import dataclasses
 import http.server
 import logging
+import math
+import random
+import re
+import socket
 import threading
+import time
 import unittest.mock
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -20,6 +27,9 @@ class _ThreadingServer(http.server.ThreadingHTTPServer):
 
     request_queue_size = 256
     daemon_threads = True
+
+    def handle_error(self, *_):
+        """Prints nothing, because clients that are killed close their connections."""
 
 
 def _conditional(handler):
@@ -42,9 +52,66 @@ def _conditional(handler):
     return handle
 
 
+@dataclasses.dataclass
+class Network:
+    """What lies between the emulator and its clients. Counts requests and bytes, and makes faults."""
+
+    unavailable: float = 0.0  # share of requests that are answered with the status 503
+    cut: float = 0.0  # share of replies that end in the middle
+    latency: float = 0.0  # seconds
+    bytes_per_second: float = math.inf  # of each request
+    away_until: float = 0.0  # in terms of time.monotonic; until then, connections are closed without a reply
+    requests: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by method and kind
+    received: int = 0  # bytes
+    sent: int = 0
+    draw: random.Random = dataclasses.field(default_factory=lambda: random.Random(0))
+
+    def handle(self, router, method: str) -> None:
+        """Replaces `Router.handle`."""
+        request = router._request_handler
+        size = int(request.headers.get("Content-Length") or 0)
+        kind = "list" if re.search(r"/o/?(\?|$)", request.path) and method == "GET" else "other"
+        self.requests[method, kind] += 1
+        self.received += size
+        if time.monotonic() < self.away_until:
+            request.close_connection = True
+            request.connection.shutdown(socket.SHUT_RDWR)
+            return
+        time.sleep(self.latency + size / self.bytes_per_second)
+        if self.draw.random() < self.unavailable:
+            request.rfile.read(size)
+            request.send_error(503)
+            return
+        _handle(router, method)
+
+    def close(self, response) -> None:
+        """Replaces `Response.close`."""
+        content = response._content.encode() if isinstance(response._content, str) else response._content
+        self.sent += len(content)
+        time.sleep(len(content) / self.bytes_per_second)
+        if content and self.draw.random() < self.cut:
+            handler = response._handler
+            handler.send_response(response.status.value, response.status.phrase)
+            for name, value in (response._headers | {"Content-Length": len(content)}).items():
+                handler.send_header(name, str(value))
+            handler.end_headers()
+            handler.wfile.write(content[: len(content) // 2])
+            handler.wfile.flush()
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            _close(response)
+
+
+_handle, _close = emulator.Router.handle, emulator.Response.close
+
+
 @contextlib.contextmanager
-def storage_emulator() -> Iterator[str]:
+def storage_emulator(network: Network | None = None) -> Iterator[str]:
     """Context manager that runs the emulator with an empty bucket "team". Yields its address."""
+    network = network or Network()
+    emulator.Router.handle = lambda router, method: network.handle(router, method)
+    emulator.Response.close = lambda response: network.close(response)
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     for _, handlers in emulator.HANDLERS:
         for method, handler in handlers.items():
@@ -53,8 +120,10 @@ def storage_emulator() -> Iterator[str]:
     with unittest.mock.patch.object(emulator.server, "HTTPServer", _ThreadingServer):
         server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="team")
         server.start()
-    yield f"http://localhost:{server._api._httpd.server_address[1]}"
-    server.stop()
+    try:
+        yield f"http://localhost:{server._api._httpd.server_address[1]}"
+    finally:
+        server.stop()
 
 
 def environment(address: str) -> dict[str, str]:
