@@ -28,7 +28,7 @@ while [ -n "$signalled" ]; do # that ended the waiting, not the training
   status=$?
 done
 # 129, 130, 143: SIGHUP, ^C, and a second SIGTERM
-if [[ "$status" =~ ^(0|129|130|143)$ ]] && [ ! -f "$folder/result.json" ]; then
+if [[ "$status" =~ ^(0|129|130|143)$ ]] && ! is_complete "$python" "$folder"; then
   echo "not complete: the same command resumes the run"
   exit 42 # what xpk takes for "start again"
 fi

@@ -64,7 +64,15 @@ workdir() {
       --workdir) echo "${training[i + 1]:-}"; return ;;
     esac
   done
-  fail "the flags after -- need a --workdir, a folder that all hosts share"
+  fail "the flags after -- need a --workdir that all hosts share, such as gs://BUCKET/RUN"
+}
+
+is_complete() { # Python with igpo_jax, folder of a run, which may be in a bucket
+  local found='import sys; from igpo_jax.runtime.buckets import path_of; sys.exit(not path_of(sys.argv[1]).is_file())'
+  case $2 in
+    gs://*) "$1" -c "$found" "$2/result.json" ;;
+    *) [ -f "$2/result.json" ] ;;
+  esac
 }
 
 run() { # the command, or with --dry-run only its text

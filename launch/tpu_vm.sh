@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU, one host or a pod, over ssh:
 #   bash launch/tpu_vm.sh --name=NAME --zone=ZONE --type=v5litepod-16 [--project=P] [--version=IMAGE] [--spot]
-#     [--setup=COMMAND] [--babysit] [--dry-run] -- --config=math.py --workdir=/shared/run [flags of igpo_jax.train]
+#     [--setup=COMMAND] [--babysit] [--dry-run] -- --config=math.py --workdir=gs://BUCKET/run [flags of igpo_jax.train]
 # Creates the TPU unless it exists, copies the files that git tracks, starts the training on all hosts and follows host 0's
 # log; ^C stops following, not the training. The same command follows a running training and resumes a stopped one.
-# --setup    runs on every host first, such as: sudo mount -t nfs 10.0.0.2:/share /shared, or gcsfuse (BUILD.md)
+# --setup    runs on every host first. Without a bucket: sudo mount -t nfs 10.0.0.2:/share /shared, or gcsfuse (BUILD.md)
 # --babysit  recreates a preempted TPU and resumes until the run is complete; gives up after three consecutive failures
 # All flags may also be environment variables: IGPO_NAME, IGPO_ZONE, ...; 0 is off.
 set -euo pipefail

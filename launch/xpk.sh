@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains on TPUs of a GKE cluster that xpk manages, one slice or several:
 #   bash launch/xpk.sh --cluster=CLUSTER --name=NAME --type=v5litepod-16 [--slices=2] [--zone=ZONE] [--project=P]
-#     [--storage=NAME] [--image=IMAGE] [--restarts=20] [--dry-run] -- --config=math.py --workdir=/shared/run [flags of igpo_jax.train]
+#     [--storage=NAME] [--image=IMAGE] [--restarts=20] [--dry-run] -- --config=math.py --workdir=gs://BUCKET/run [flags of igpo_jax.train]
 # Hosts that are preempted or fail are restarted and resume the run. The same command resumes a run that ended.
-# --storage  storage that `xpk storage` has attached to the cluster; its mount point holds the --workdir
+# --storage  storage that `xpk storage` has attached to the cluster; without a bucket, its mount point holds the --workdir
 # --image    has igpo_jax[tpu] installed and this folder as its working directory; by default the files that git tracks are copied over
 #            python:3.12 and installed on every start
 # All flags may also be environment variables: IGPO_CLUSTER, IGPO_NAME, ...
@@ -27,7 +27,7 @@ else
   trap 'rm -r "$folder"' EXIT
   git ls-files -z | tar --null --files-from=- -c | tar -x -C "$folder"
   image=(--base-docker-image=python:3.12 --script-dir="$folder")
-  command="pip install --quiet '.[tpu,report]' && $command"
+  command="pip install --quiet '.[tpu,report,gcs]' && $command"
 fi
 flags=(--tpu-type="$IGPO_TYPE" --num-slices="${IGPO_SLICES:-1}" "${image[@]}")
 # 42: a signal stopped it; 1: another host is gone, or a real error, which ends the job after this many attempts.

@@ -27,6 +27,7 @@ from igpo_jax.run.bucket_runs import run_folder, share_settings
 from igpo_jax.run.layout import with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
+from igpo_jax.runtime.buckets import is_address
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
@@ -188,6 +189,7 @@ def open_experiment(
     Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, if
     files of the run are missing and `accept_loss` is False, or if the processes do not share the folder. Raises OSError if the
     folder cannot be written."""
+    require(not is_address(workdir), f"{workdir} is not a local folder; see `opened_workdir`")
     workdir = pathlib.Path(workdir).absolute()
     with raise_on_all_hosts():
         config = configuration.parse(requested)

@@ -82,8 +82,10 @@ def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]
 def require_file(file: pathlib.Path) -> None:
     """Raises ValueError if there is no regular file with this path. For example, the path may be a symbolic link to a missing
     file."""
-    link = "is a symbolic link that leads to no file"
-    require(file.is_file(), f"{file} {link if file.is_symlink() else 'is no file' if file.exists() else 'is missing'}")
+    if not file.is_file():
+        is_link = isinstance(file, pathlib.Path) and file.is_symlink()
+        link = "is a symbolic link that leads to no file"
+        raise ValueError(f"{file} {link if is_link else 'is no file' if file.exists() else 'is missing'}")
 
 
 def require_plain_name(name: Any, place: object) -> None:

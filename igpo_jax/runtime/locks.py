@@ -32,6 +32,8 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     locks and child processes do not inherit them. The process must not open the lock file a second time, because closing any
     descriptor of the file frees the lock. Some file systems have no locks. There, the process id and the host that are written
     in the lock file replace the lock."""
+    if "://" in os.fspath(folder):
+        raise ValueError(f"{folder} is not a local folder; give one, and copy its files to the bucket afterwards")
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     path = folder / ".lock"

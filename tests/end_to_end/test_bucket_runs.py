@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,12 +15,12 @@ import commands
 from igpo_jax.run import bucket_runs
 from igpo_jax.run.checkpoint_integrity import read_metadata
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime import bucket_locks, buckets
+from igpo_jax.runtime import bucket_locks
 from processes import DEVICES, ends
 from processes import start as start_processes
 from run_log import rows_so_far, untimed
 from same_run import assert_same_run
-from storage_emulator import Network, environment, storage_emulator
+from storage_emulator import Network, connected, storage_emulator
 
 LIMIT = 300  # seconds per process
 
@@ -31,14 +33,11 @@ def emulator():
 
 @contextlib.contextmanager
 def using(emulator: str, monkeypatch, cache: pathlib.Path, command):
-    """Sets the emulator's environment for this process and for commands. Yields its file system."""
-    variables = environment(emulator) | {"XDG_CACHE_HOME": str(cache)}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(command, "_env", command._env | variables)
-    buckets.filesystem.cache_clear()
-    yield buckets.filesystem()
-    buckets.filesystem.cache_clear()
+    """Like `connected`, and also for the fixture `command`, which has its own environment."""
+    with connected(emulator, monkeypatch, cache) as files:
+        own = {name: command._env[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS")}
+        monkeypatch.setattr(command, "_env", os.environ | own)
+        yield files
 
 
 @pytest.fixture
@@ -75,7 +74,10 @@ def signal_at(process, address: str, stage: str, step: int, number: signal.Signa
     process.send_signal(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, id="terminated")],
+)
 def test_a_stopped_run_continues_to_the_end_of_a_run_on_disk(
     number, command, finished, storage, address, tiny_config, tmp_path, mesh
 ):
@@ -117,6 +119,34 @@ def test_a_finished_run_in_a_bucket_is_read_by_the_other_commands(command, finis
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model/model.safetensors").is_file()
     os.unlink(tmp_path / "model/model.safetensors")
+
+
+def test_an_evaluation_of_a_run_in_a_bucket_is_that_of_the_run_on_disk(command, finished, storage, address, tmp_path):
+    storage.put(str(finished), address, recursive=True)
+    done = command("evaluate", f"--workdir={address}")
+    assert done.returncode == 1 and done.stderr.endswith("error: --output=DIR is missing: the local folder to write\n")
+    results = []
+    for place, output in ((finished, tmp_path / "here"), (address, tmp_path / "there")):
+        done = command("evaluate", f"--workdir={place}", f"--output={output}")
+        assert done.returncode == 0, done.stderr
+        [file] = output.glob("*.jsonl")
+        results.append(read_rows(file))
+    assert results[0] == results[1] != []
+
+
+def test_commands_that_write_local_folders_refuse_an_address(command, finished, storage, tiny_config):
+    for flags in (["evaluate", f"--workdir={finished}"], ["compare", f"--config={tiny_config}", "--arms=igpo", "--seeds=0"]):
+        done = command(*flags, "--output=gs://team/output")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: gs://team/output is not a local folder; give one")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_launchers_see_whether_a_run_in_a_bucket_is_complete(complete, storage, address):
+    storage.pipe_file(f"{address}/{'result' if complete else 'config'}.json", b"{}")
+    script = f". launch/options.sh; is_complete {sys.executable} {address}"
+    done = subprocess.run(["bash", "-c", script], cwd=commands.ROOT, capture_output=True, text=True)
+    assert done.returncode == (0 if complete else 1), done.stderr
 
 
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=6", "--config.rl.eval_every=3", "--config.sft.batch_size=8")

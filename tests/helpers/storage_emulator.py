@@ -6,6 +6,7 @@ import dataclasses
 import http.server
 import logging
 import math
+import pathlib
 import random
 import re
 import socket
@@ -18,6 +19,8 @@ from http import HTTPStatus
 from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
+
+from igpo_jax.runtime import buckets
 
 _alone = threading.Lock()
 
@@ -63,7 +66,7 @@ class Network:
     away_until: float = 0.0  # in terms of time.monotonic; until then, connections are closed without a reply
     requests: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by method and kind
     received: int = 0  # bytes
-    sent: int = 0
+    downloaded: int = 0  # bytes of contents of objects
     draw: random.Random = dataclasses.field(default_factory=lambda: random.Random(0))
 
     def handle(self, router, method: str) -> None:
@@ -87,7 +90,7 @@ class Network:
     def close(self, response) -> None:
         """Replaces `Response.close`."""
         content = response._content.encode() if isinstance(response._content, str) else response._content
-        self.sent += len(content)
+        self.downloaded += len(content) * bool(re.search("alt=media|/download/", response._handler.path))
         time.sleep(len(content) / self.bytes_per_second)
         if content and self.draw.random() < self.cut:
             handler = response._handler
@@ -126,10 +129,16 @@ def storage_emulator(network: Network | None = None) -> Iterator[str]:
         server.stop()
 
 
-def environment(address: str) -> dict[str, str]:
-    """Returns the environment variables with which a process uses the emulator."""
-    return {
-        "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anon",
-    }
+@contextlib.contextmanager
+def connected(address: str, monkeypatch, cache: pathlib.Path) -> Iterator:
+    """Context manager in whose body this process and the processes that it starts use the emulator, and `cache` as the user's
+    cache. Yields gcsfs's file system."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anon")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for cached in (buckets.filesystem, buckets._small_files):
+        cached.cache_clear()
+    yield buckets.filesystem()
+    for cached in (buckets.filesystem, buckets._small_files):
+        cached.cache_clear()

@@ -114,8 +114,8 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path):
     assert contents(workdir) == before
 
 
-def test_an_address_is_no_folder():
-    with pytest.raises(ValueError, match="gs://bucket/run is no folder; mount the bucket"):
+def test_an_address_is_not_a_local_folder():
+    with pytest.raises(ValueError, match="gs://bucket/run is not a local folder; see `opened_workdir`"):
         open_experiment(tiny(), "gs://bucket/run")
 
 

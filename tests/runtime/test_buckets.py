@@ -3,19 +3,18 @@
 import http.server
 import io
 import json
-import logging
 import re
 import threading
 
 import pyarrow.parquet
 import pytest
 from absl import flags
-from gcp_storage_emulator.server import create_server
 
 from igpo_jax import doctor
 from igpo_jax.runtime import buckets
 from igpo_jax.tasks.rows import read_rows
 from igpo_jax.tasks.sources import load_sources
+from storage_emulator import connected, storage_emulator
 
 PROBLEM = {"problem": "How much is 1+1?", "answer": "2", "solution": "It is $1+1=2$."}
 FIELDS = {"id": "id", "question": "problem", "answer": "answer", "solution": "solution"}
@@ -23,21 +22,15 @@ FIELDS = {"id": "id", "question": "problem", "answer": "answer", "solution": "so
 
 @pytest.fixture(scope="module")
 def emulator():
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
-    server = create_server("localhost", 0, in_memory=True, default_bucket="team")
-    server.start()
-    yield f"http://localhost:{server._api._httpd.server_address[1]}"
-    server.stop()
+    with storage_emulator() as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
 def bucket(emulator, monkeypatch, tmp_path):
     """Returns the file system of the emulator, whose bucket "team" keeps what earlier tests have written."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    buckets.filesystem.cache_clear()
-    yield buckets.filesystem()
-    buckets.filesystem.cache_clear()
+    with connected(emulator, monkeypatch, tmp_path / "cache") as files:
+        yield files
 
 
 def in_format(kind: str) -> bytes:
@@ -91,7 +84,7 @@ def test_a_download_that_is_cut_short_is_repeated(bucket, monkeypatch, tmp_path)
     ("gs://nobody/none.jsonl", "cannot read gs://nobody/none.jsonl as anonymous: there is no such object or no such bucket"),
     ("gs://team/folder", "cannot read gs://team/folder as anonymous: it is a folder"),
     ("gs://team/", "gs://team/: '' is not a plain file name"),
-    ("s3://team/one.jsonl", "s3://team/one.jsonl: files at s3:// cannot be read; give a local path or gs://BUCKET/NAME"),
+    ("s3://team/one.jsonl", "s3://team/one.jsonl: s3:// is not supported; give a local path or gs://BUCKET/NAME"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_one_line(address, message, bucket):
     bucket.pipe_file("gs://team/folder/one.jsonl", b"{}")

@@ -122,5 +122,5 @@ def test_other_errors_of_the_file_system_are_not_hidden(monkeypatch, tmp_path):
     monkeypatch.setattr(locks.fcntl, "lockf", lockf)
     with pytest.raises(OSError, match="Input/output"):
         take(tmp_path)
-    with pytest.raises(ValueError, match="gs://bucket/run is no folder; mount the bucket"):
+    with pytest.raises(ValueError, match="gs://bucket/run is not a local folder; give one"):
         take("gs://bucket/run")
