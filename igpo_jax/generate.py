@@ -27,7 +27,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
 
-MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
+MODEL = flags.DEFINE_string("model", None, "The model's folder, which may be in a bucket, gs://BUCKET/MODEL.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts: one a line, or JSON Lines with the key prompt.")

@@ -36,7 +36,7 @@ MEMORY_KEYS = (
     "higher --config.sft.microbatches, --config.rl.microbatches or --config.rl.rollout_chunks, a lower "
     "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command continues the run"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config> by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, which may be gs://BUCKET/RUN; runs/<config> by default.")
 ACCEPT_LOSS = flags.DEFINE_bool(
     "accept_loss", False, "Continue a run although lines of its logs, or all checkpoints of its last stage, are missing."
 )

@@ -21,7 +21,10 @@ from processes import start as start_processes
 from run_log import rows_so_far, untimed
 from same_run import assert_same_run
 from storage_emulator import Network, connected, storage_emulator
+from tokenizer_files import write_tokenizer
 
+LLADA_TINY = pathlib.Path(__file__).parent / "llada_tiny.py"
+WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 LIMIT = 300  # seconds per process
 
 
@@ -132,6 +135,29 @@ def test_an_evaluation_of_a_run_in_a_bucket_is_that_of_the_run_on_disk(command, 
         [file] = output.glob("*.jsonl")
         results.append(read_rows(file))
     assert results[0] == results[1] != []
+
+
+@pytest.mark.slow
+def test_a_model_in_a_bucket_is_trained_as_one_on_disk(command, storage, address, tmp_path):
+    """Adapters are trained, so that the run keeps needing the model."""
+    model = shutil.copytree(WEIGHTS, tmp_path / "model")
+    write_tokenizer(model)
+    storage.put(str(model), f"{address}/model", recursive=True)
+    places = ((model, tmp_path / "run"), (f"{address}/model", f"{address}/run"))
+    for path, workdir in places:
+        done = command("train", f"--config={LLADA_TINY}", f"--config.model.path={path}", f"--workdir={workdir}")
+        assert done.returncode == 0, done.stderr
+    assert untimed(local_copy(storage, f"{address}/run", tmp_path / "copy")) == untimed(tmp_path / "run")
+    texts = [command("generate", f"--model={workdir}", "--prompt=What?", "--chat") for _, workdir in places]
+    assert texts[1].returncode == 0 and texts[0].stdout == texts[1].stdout != "", texts[1].stderr
+    for form in ("peft", "huggingface"):
+        for (_, workdir), name in zip(places, ("here", "there"), strict=True):
+            done = command("convert", f"--source={workdir}", f"--target={tmp_path / name / form}", f"--format={form}")
+            assert done.returncode == 0, done.stderr
+        files = [{file.name: file.read_bytes() for file in (tmp_path / name / form).iterdir()} for name in ("here", "there")]
+        assert {n: c for n, c in files[0].items() if n.endswith("safetensors")} == {
+            n: c for n, c in files[1].items() if n.endswith("safetensors")
+        }
 
 
 def test_commands_that_write_local_folders_refuse_an_address(command, finished, storage, tiny_config):
