@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before the slow imports
 
 import itertools
 import json
-import pathlib
 import sys
 import time
 from typing import Any
@@ -23,6 +22,7 @@ from igpo_jax.api import Completion, DiffusionLM, load
 from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
+from igpo_jax.runtime.buckets import local_file
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
@@ -110,7 +110,7 @@ def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
 def read_prompts(path: str) -> list[str]:
     """Returns the prompts in a file: the lines of a text file, or the values of the key `prompt` in a JSON Lines file. Raises
     ValueError if the file is missing or has no prompts. If a line is invalid, raises a ValueError that names the line."""
-    file = pathlib.Path(path)
+    file = local_file(path)
     require(file.is_file(), f"there is no file {path!r}")
     prompts: list[str] = []
     for number, line in enumerate(read_bytes(file).splitlines(), 1):  # not str: JSON strings may hold other line ends

@@ -2,7 +2,6 @@
 no arrays."""
 
 import dataclasses
-import pathlib
 import re
 import time
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.layout import with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
+from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.files import first_line
@@ -69,7 +69,7 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
         size = -(-config.tokenizer.vocab_size // 8) * 8
         model = configuration.own_model(config, vocab_size=size, mask_id=MASK, eos_id=EOS)
         return dataclasses.replace(model, never_drawn=((PAD, PAD + 1), (UNKNOWN, UNKNOWN + 1))), "the configuration"
-    if not pathlib.Path(path).exists():
+    if not path_of(path).exists():
         numerics = {key: getattr(config.model, key) for key in configuration.NUMERICS}
         return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B (assumed: folder {path!r} not found)"
     model = present(configuration.folder_model(config))

@@ -165,9 +165,11 @@ def opened_workdir(workdir: str | os.PathLike) -> Iterator[tuple[pathlib.Path, C
             if jax.process_index():
                 download(folder, SETTINGS)
         be_patient()
-        yield folder, upload
-        if repeated_requests():
-            log.warning("%d requests to the bucket were repeated", repeated_requests())
+        try:
+            yield folder, upload
+        finally:
+            if repeated_requests():
+                log.warning("%d requests to the bucket were repeated", repeated_requests())
 
 
 def share_settings(workdir: pathlib.Path, upload: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ import sys
 from typing import Any, NoReturn
 
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.runtime.buckets import small_files
+from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.files import read_json
 from igpo_jax.tokenizers import added_tokens
 
@@ -270,7 +270,7 @@ def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
     if release not in SHA256:
         raise ValueError(f"no sums are known of {release!r}; there are those of {', '.join(SHA256)}")
     for name, wanted in SHA256[release].items():
-        file = pathlib.Path(folder) / name
+        file = path_of(folder) / name
         if not file.is_file():
             raise ValueError(f"{file} is missing; {release} has it")
         with file.open("rb") as opened:

@@ -15,6 +15,7 @@ import safetensors.numpy
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.buckets import local_file
 from igpo_jax.runtime.files import atomic_write, first_line, read_json, require_stored
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
@@ -82,16 +83,16 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
     """Reads adapters that PEFT or `export_peft` wrote, as float32 host arrays. Ignores dropout, which affects training only.
     Raises ValueError if a setting is unsupported or unknown, or if a tensor is missing, is unexpected or has the wrong shape.
     Also raises ValueError for NaN or infinite values, but only logs a warning if `allow_nonfinite` is True."""
-    folder = pathlib.Path(folder)
-    config = read_json(folder / ADAPTER_CONFIG)
-    rank, alpha = _read_settings(folder / ADAPTER_CONFIG, config, cfg.layers)
-    tensors = _read_tensors(folder / ADAPTER_FILE)
+    settings, weights = (local_file(f"{folder}/{name}") for name in (ADAPTER_CONFIG, ADAPTER_FILE))
+    config = read_json(settings)
+    rank, alpha = _read_settings(settings, config, cfg.layers)
+    tensors = _read_tensors(weights)
     architecture = next((i for i in (0, 1) if any(_tensor_name(target, 0, "a", i) in tensors for target in ALL_LINEAR)), 0)
     targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a", architecture) in tensors)
     if not targets:
-        raise ValueError(f"{folder / ADAPTER_FILE} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
+        raise ValueError(f"{weights} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
     names = [TENSORS["blocks", target][architecture].format(layer) for target in targets for layer in range(cfg.layers)]
-    _check_targets(folder / ADAPTER_CONFIG, config, names)
+    _check_targets(settings, config, names)
     lora = LoraConfig(rank, alpha, targets)
     adapters: Params = {target: {} for target in targets}
     for target, infos in adapter_table(cfg, lora).items():
@@ -100,11 +101,11 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
             for layer in range(cfg.layers):
                 name = _tensor_name(target, layer, part, architecture)
                 if name not in tensors:
-                    raise ValueError(f"{folder / ADAPTER_FILE} lacks {name}")
+                    raise ValueError(f"{weights} lacks {name}")
                 tensor = tensors.pop(name)
                 if tensor.shape != shape:
-                    raise ValueError(f"{folder / ADAPTER_FILE}: {name} has shape {tensor.shape}, the model asks for {shape}")
-                place = f"{folder / ADAPTER_FILE}, tensor {name}"
+                    raise ValueError(f"{weights}: {name} has shape {tensor.shape}, the model asks for {shape}")
+                place = f"{weights}, tensor {name}"
                 with np.errstate(over="ignore"):  # an overflow is infinite
                     values = tensor.T.astype(np.float32)
                     check_finite(values, place, allow_nonfinite)
@@ -114,7 +115,7 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
                 layers.append(values)
             adapters[target][part] = np.stack(layers)
     for name in sorted(tensors):
-        raise ValueError(f"{folder / ADAPTER_FILE} has {_shown(name)}, for which the model has no place")
+        raise ValueError(f"{weights} has {_shown(name)}, for which the model has no place")
     return lora, adapters
 
 

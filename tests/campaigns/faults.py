@@ -2,10 +2,11 @@
 optimizer, logs, rollouts, verdicts, result and evaluation.
 
     python tests/campaigns/faults.py --kills=100 --output=benchmarks/results/faults.log
+    python tests/campaigns/faults.py --kills=40 --bucket --output=benchmarks/results/faults-bucket.log
 
 A run is killed about ten times, at a random delay after an announced event (announced.py). Half of the kills are SIGKILL, a
-quarter SIGTERM, an eighth SIGINT and an eighth SIGHUP. Prints one line per kill. tests/faults runs the same code with fewer
-kills.
+quarter SIGTERM, an eighth SIGINT and an eighth SIGHUP. Prints one line per kill. With --bucket, the folders of the killed runs are in
+an emulated bucket. tests/faults runs the same code with fewer kills.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -32,6 +34,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "helpers"))
 
 import jax
 import numpy as np
+import pytest
 from orbax.checkpoint import v1 as ocp
 
 from commands import QUICK
@@ -126,10 +129,13 @@ def kills_of_runs(seed: int) -> Iterator[list[Kill]]:
 
 
 class Runs:
-    """Context manager that runs commands one at a time, with a shared compilation cache. folder: parent of all run folders."""
+    """Context manager that runs commands one at a time, with a shared compilation cache.
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
+    folder: parent of all run folders. bucket: file system of a bucket that has the folders of runs instead, or None.
+    """
+
+    def __init__(self, folder: pathlib.Path, bucket=None):
+        self.folder, self._bucket = folder, bucket
         (folder / "chance.py").write_text(CHANCE)
         environment = {
             "JAX_PLATFORMS": "cpu",
@@ -139,6 +145,8 @@ class Runs:
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot be forked
             "PYTHONPATH": str(HERE.parents[1]),
         }
+        if bucket:
+            environment["XDG_CACHE_HOME"] = str(folder / "cache")
         program = [sys.executable, str(HERE / "announced.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._starter = subprocess.Popen(program, env=os.environ | environment, **pipes)
@@ -152,7 +160,11 @@ class Runs:
     def run(self, command: str, workdir: pathlib.Path, variant: str, kill: Kill | None = None) -> tuple[int, str, bool]:
         """Returns the exit status, the last announced event, and whether the signal was sent."""
         flags = [f"--config={TINY}", *VARIANTS[variant]] if command == "train" else ["--trust=chance:reward"]
-        argv = [f"igpo_jax.{command}", f"--workdir={workdir}", *flags]
+        place: object = workdir
+        if self._bucket:
+            place = f"gs://team/{workdir.name}"
+            flags += [f"--output={workdir / 'evaluations' / 'rl-8'}"] * (command == "evaluate")
+        argv = [f"igpo_jax.{command}", f"--workdir={place}", *flags]
         request = {"argv": argv, "log": str(_log(workdir)), "cwd": str(self.folder)}
         print(json.dumps(request), file=self._starter.stdin, flush=True)
         process, last, seen, sent = int(self._starter.stdout.readline()), "start", 0, False
@@ -176,6 +188,12 @@ class Runs:
         code, last, _ = self.run(command, workdir, variant)
         if code:
             raise RuntimeError(f"{command}, {last}: ended with {code}:\n{_log(workdir).read_text()[-3000:]}")
+
+    def fetch(self, workdir: pathlib.Path) -> None:
+        """Downloads a run from the bucket to its folder."""
+        if self._bucket:
+            self._bucket.invalidate_cache()
+            self._bucket.get(f"team/{workdir.name}/", f"{workdir}/", recursive=True)
 
     def disturb(self, kill: Kill, workdir: pathlib.Path, variant: str) -> str | None:
         """Runs a command and kills it. Returns a description, or None if the process ended before the signal.
@@ -249,6 +267,16 @@ def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str
                 if happened is not None:
                     report(kill, happened)
         runs.finish(command, workdir, variant)
+    runs.fetch(workdir)
+
+
+@contextlib.contextmanager
+def emulated_bucket(cache: pathlib.Path) -> Iterator[Any]:
+    """Context manager that starts an emulated bucket for this process and its children. Yields its file system."""
+    from storage_emulator import connected, storage_emulator
+
+    with pytest.MonkeyPatch.context() as patch, storage_emulator() as address, connected(address, patch, cache) as files:
+        yield files
 
 
 @contextlib.contextmanager
@@ -282,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="at least so many, also of each signal")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bucket", action="store_true", help="the folders of the killed runs are in an emulated bucket")
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
     options = parser.parse_args(arguments)
     lines, say = log_to(options.output)
@@ -290,11 +319,16 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")
     begin, identical, total = time.monotonic(), 0, 0
     done: collections.Counter[signal.Signals] = collections.Counter()
-    with tempfile.TemporaryDirectory() as name, nothing_ignored(), Runs(pathlib.Path(name)) as runs:
-        undisturbed = {variant: runs.folder / variant for variant in VARIANTS}
-        for variant, workdir in undisturbed.items():
-            for command in ("train", "evaluate"):
-                runs.finish(command, workdir, variant)
+    with contextlib.ExitStack() as held:
+        folder = pathlib.Path(held.enter_context(tempfile.TemporaryDirectory()))
+        held.enter_context(nothing_ignored())
+        undisturbed = {variant: folder / variant for variant in VARIANTS}
+        with Runs(folder) as local:
+            for variant, workdir in undisturbed.items():
+                for command in ("train", "evaluate"):
+                    local.finish(command, workdir, variant)
+        bucket = held.enter_context(emulated_bucket(folder / "cache")) if options.bucket else None
+        runs = held.enter_context(Runs(folder, bucket))
         for kills, variant in zip(kills_of_runs(options.seed), itertools.cycle(VARIANTS)):
             if all(done[number] >= options.kills * SIGNALS.count(number) / len(SIGNALS) for number in SIGNALS):
                 break

@@ -22,6 +22,8 @@ from gcp_storage_emulator.handlers import objects
 
 from igpo_jax.runtime import buckets
 
+LIST = r"/o/?(\?|$)"  # in addresses of requests for lists
+
 _alone = threading.Lock()
 
 
@@ -62,25 +64,28 @@ class Network:
     unavailable: float = 0.0  # share of requests that are answered with the status 503
     cut: float = 0.0  # share of replies that end in the middle
     latency: float = 0.0  # seconds
-    bytes_per_second: float = math.inf  # of each request
+    bytes_per_second: float = math.inf  # of all requests together
     away_until: float = 0.0  # in terms of time.monotonic; until then, connections are closed without a reply
     requests: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by method and kind
     received: int = 0  # bytes
     downloaded: int = 0  # bytes of contents of objects
+    listed: int = 0  # bytes of lists of objects
+    free_at: float = 0.0  # when the next byte can be sent, in terms of time.monotonic
     draw: random.Random = dataclasses.field(default_factory=lambda: random.Random(0))
 
     def handle(self, router, method: str) -> None:
         """Replaces `Router.handle`."""
         request = router._request_handler
         size = int(request.headers.get("Content-Length") or 0)
-        kind = "list" if re.search(r"/o/?(\?|$)", request.path) and method == "GET" else "other"
+        kind = "list" if re.search(LIST, request.path) and method == "GET" else "other"
         self.requests[method, kind] += 1
         self.received += size
         if time.monotonic() < self.away_until:
             request.close_connection = True
             request.connection.shutdown(socket.SHUT_RDWR)
             return
-        time.sleep(self.latency + size / self.bytes_per_second)
+        time.sleep(self.latency)
+        self._transfer(size)
         if self.draw.random() < self.unavailable:
             request.rfile.read(size)
             request.send_error(503)
@@ -91,7 +96,9 @@ class Network:
         """Replaces `Response.close`."""
         content = response._content.encode() if isinstance(response._content, str) else response._content
         self.downloaded += len(content) * bool(re.search("alt=media|/download/", response._handler.path))
-        time.sleep(len(content) / self.bytes_per_second)
+        if re.search(LIST, response._handler.path) and response._handler.command == "GET":
+            self.listed += len(content)
+        self._transfer(len(content))
         if content and self.draw.random() < self.cut:
             handler = response._handler
             handler.send_response(response.status.value, response.status.phrase)
@@ -104,6 +111,13 @@ class Network:
             handler.connection.shutdown(socket.SHUT_RDWR)
         else:
             _close(response)
+
+    def _transfer(self, size: int) -> None:
+        """Waits as long as a network of limited speed needs for `size` bytes, after those of earlier calls."""
+        with _alone:
+            self.free_at = max(self.free_at, time.monotonic()) + size / self.bytes_per_second
+            end = self.free_at
+        time.sleep(max(0.0, end - time.monotonic()))
 
 
 _handle, _close = emulator.Router.handle, emulator.Response.close

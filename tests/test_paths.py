@@ -1,0 +1,53 @@
+"""Files that a user names may be in a bucket, so paths are opened through runtime/buckets.py. Code that uses a path of this machine
+directly is listed here with the reason."""
+
+import ast
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "igpo_jax"
+LOCAL = {  # modules that do so -> what the paths are
+    "compare/__main__.py": "runs of a comparison, which are on this machine",
+    "doctor.py": "disks of this machine, a temporary folder",
+    "evaluate/__main__.py": "the output folder inside a run on this machine",
+    "evaluate/generations.py": "the results of an evaluation, which are on this machine",
+    "generate.py": "the output file",
+    "inspect_data.py": "a temporary folder",
+    "report/page.py": "a run on this machine, or the copy of one",
+    "run/bucket_runs.py": "the copy of a run",
+    "run/checkpoint.py": "checkpoints on this machine; those in a bucket have a branch of their own",
+    "run/checkpoint_integrity.py": "checkpoints on this machine",
+    "run/metrics.py": "logs on this machine, or in the copy of a run",
+    "run/missing_files.py": "the run's folder on this machine, or the copy of one",
+    "runtime/buckets.py": "the user's cache; files for which `path_of` has been called",
+    "runtime/files.py": "files on this machine, or files for which `path_of` has been called",
+    "runtime/host.py": "/proc",
+    "runtime/locks.py": "a folder on this machine",
+    "runtime/orbax_files.py": "links, which buckets do not have",
+    "tasks/rows.py": "files that `local_file` returns",
+    "weights/folders.py": "folders that are written, links",
+    "weights/huggingface.py": "files for which `path_of` has been called",
+    "weights/safetensors_files.py": "files that are written",
+}
+
+
+def uses_of_the_file_system(file: pathlib.Path) -> set[str]:
+    """Returns which of open, os.path and shutil a module uses."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            function = node.func
+            if isinstance(function, ast.Name) and function.id == "open":
+                found.add("open")
+            if isinstance(function, ast.Attribute) and function.attr == "open":
+                found.add("open")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id, node.attr) == ("os", "path"):
+                found.add("os.path")
+            if node.value.id == "shutil":
+                found.add("shutil")
+    return found
+
+
+def test_only_files_that_are_local_by_nature_are_used_directly():
+    found = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if uses_of_the_file_system(file)}
+    assert found == LOCAL.keys()
