@@ -36,7 +36,7 @@ from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime.buckets import path_of
+from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import MOST_TOKENS, require
 from igpo_jax.runtime.host import prepare_gpus
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
@@ -327,7 +327,7 @@ def load(
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     prepare_gpus()
     placed, dtype = mesh or make_mesh(), dtype or default_dtype()
-    require(path_of(path).is_dir(), f"there is no folder {str(path)!r}")
+    require(is_folder(path), f"there is no folder {str(path)!r}")
     if is_run(path):
         own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
         require(adapters is None, own)

@@ -20,7 +20,7 @@ from igpo_jax.config import with_tokenizer
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.buckets import path_of
+from igpo_jax.runtime.buckets import is_folder, path_of
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
@@ -41,7 +41,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     source, target = SOURCE.value, TARGET.value
     try:
-        kind = "run" if is_run(source) else "model" if (path_of(source) / "params").is_dir() else "huggingface"
+        kind = "run" if is_run(source) else "model" if is_folder(path_of(source) / "params") else "huggingface"
         if VERIFY.value:
             files = ", ".join(check_sha256(source, VERIFY.value))
             print(escape_controls(f"{source}: as published: {files}"))

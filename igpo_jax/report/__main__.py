@@ -10,12 +10,14 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import functools
+import pathlib
 import sys
 
 from absl import flags
 
 from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.report.page import write_page
+from igpo_jax.runtime.buckets import is_address
 
 OUTPUT = flags.DEFINE_string(
     "output", None, "The file to write; by default RUN/report.html, or compared.html for several runs."
@@ -27,7 +29,11 @@ def main(arguments: list[str]) -> None:
     try:
         if not runs:
             raise ValueError("give the folder of one run or several: python -m igpo_jax.report RUN [RUN ...]")
-        path = OUTPUT.value or (f"{runs[0].rstrip('/')}/report.html" if len(runs) == 1 else "compared.html")
+        path = OUTPUT.value or (
+            (f"{runs[0].rstrip('/')}/report.html" if is_address(runs[0]) else str(pathlib.Path(runs[0], "report.html")))
+            if len(runs) == 1
+            else "compared.html"
+        )
         write_page(runs, path)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

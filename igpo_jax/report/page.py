@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
-from igpo_jax.run.bucket_runs import run_folder
+from igpo_jax.run.bucket_runs import download, run_folder
 from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.buckets import is_address, write_object
@@ -82,6 +82,8 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
     """Reads the files of a training run that a report needs. Raises ValueError if the folder or its config.json is missing, if
     a file cannot be read, or if a symbolic link leads out of the folder."""
     folder = pathlib.Path(os.path.abspath(run_folder(workdir)))
+    if is_address(workdir):
+        download(folder, (*LOGS, "result.json"))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
     if not (folder / "config.json").is_file():

@@ -36,6 +36,7 @@ from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
+from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     atomic_write,
@@ -116,7 +117,7 @@ def rewrite() -> dict[str, Any]:
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
     endpoint = _endpoint()
     records, counts = load_sources(PROBLEMS.value, _fields(FIELDS.value))
-    path = pathlib.Path(TOKENIZER.value)
+    path = small_files(TOKENIZER.value)
     file = next(iter([*path.glob("tokenizer.json"), *path.glob("*.model")]), path) if path.is_dir() else path
     # Lengths do not depend on the mask token, so any id works.
     tokenizer = load_tokenizer(TOKENIZER.value, 0 if file.suffix == ".json" else None)

@@ -8,6 +8,7 @@ The logs in the bucket may have lines of later steps than the newest checkpoint,
 on a disk, a run that continues from this checkpoint removes the later lines, see `MetricsWriter`."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -22,11 +23,13 @@ import jax
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.bucket_locks import BucketLock
 from igpo_jax.runtime.buckets import (
-    MOST_DOWNLOADED,
+    BucketError,
     be_patient,
+    check_download,
     explained_errors,
     filesystem,
     is_address,
+    is_folder,
     path_of,
     repeated_requests,
     write_object,
@@ -45,8 +48,10 @@ def copy_of(address: str, user: str) -> pathlib.Path:
     """Returns the folder on this machine for the copy of a folder in a bucket. `user` keeps copies apart that are used at the
     same time. `address_of` is the inverse of this function."""
     parts = address.removeprefix("gs://").rstrip("/").split("/")
+    require(len(parts) > 1, f"{address} is a bucket; give a folder in it, such as {address.rstrip('/')}/run")
     for part in parts:
         require_plain_name(part, address)
+        require(not set(part) & set("*?[]"), f"{address}: *, ?, [ and ] select several objects; choose another name")
     return user_cache().absolute().joinpath("bucket_runs", user, *parts)
 
 
@@ -69,17 +74,20 @@ def checkpoints_of(workdir: pathlib.Path) -> Any:
 
 def is_run(path: str | os.PathLike) -> bool:
     """Returns whether a folder, which may be in a bucket, has the checkpoints of a run."""
-    return (path_of(path) / "checkpoints").is_dir()
+    return is_folder(path_of(path) / "checkpoints")
 
 
 def run_folder(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a run's folder on this machine. If `path` is the address of a run in a bucket, downloads the run's files but not
-    its checkpoints. Raises ValueError if there is no run in the bucket or if it cannot be read."""
-    if not is_address(path):
-        return pathlib.Path(path)
-    folder = copy_of(os.fspath(path), "reader")
-    download(folder, (*SETTINGS, *LOGS))
-    require((folder / "config.json").is_file(), f"{path} holds no run: it has no config.json")
+    """Returns a run's folder on this machine. If `path` is the address of a run in a bucket, downloads the run's settings, once
+    per process. Raises ValueError if there is no run in the bucket or if it cannot be read."""
+    return _downloaded_settings(os.fspath(path).rstrip("/")) if is_address(path) else pathlib.Path(path)
+
+
+@functools.cache
+def _downloaded_settings(address: str) -> pathlib.Path:
+    folder = copy_of(address, "reader")
+    download(folder, SETTINGS)
+    require((folder / "config.json").is_file(), f"{address} holds no run: it has no config.json")
     return folder
 
 
@@ -92,8 +100,7 @@ def download(folder: pathlib.Path, names: tuple[str, ...]) -> None:
         address, partial = f"{address_of(folder)}/{name}", folder / f"{name}.{os.getpid()}.partial"
         with explained_errors(address, "read"):
             try:
-                size = files.info(address)["size"]
-                require(size <= MOST_DOWNLOADED, f"it has more than {MOST_DOWNLOADED >> 30} GiB")
+                check_download(files.info(address))
                 files.get_file(address, str(partial))
                 partial.replace(folder / name)
             except FileNotFoundError:
@@ -101,7 +108,10 @@ def download(folder: pathlib.Path, names: tuple[str, ...]) -> None:
 
 
 class Uploader(contextlib.AbstractContextManager):
-    """Context manager that uploads changed files of a copy to the bucket every `UPLOAD_SECONDS`, and at the end."""
+    """Context manager that uploads changed files of a copy to the bucket every `UPLOAD_SECONDS`, and at the end.
+
+    Args:
+        check: function that raises an error if this process may not write any more."""
 
     def __init__(self, folder: pathlib.Path, check: Callable[[], None]):
         self._folder, self._check = folder, check
@@ -117,7 +127,10 @@ class Uploader(contextlib.AbstractContextManager):
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
-        self.upload()
+        try:
+            self.upload()
+        except (ValueError, OSError) as error:  # the body may have raised an error that says more
+            log.warning("%s; the files are in %s", error, self._folder)
 
     def upload(self) -> None:
         """Uploads the files that have changed. Raises ValueError if this fails, or if this process has lost the run's lock."""
@@ -140,8 +153,12 @@ class Uploader(contextlib.AbstractContextManager):
         while not self._stop.wait(UPLOAD_SECONDS):
             try:
                 self.upload()
-            except (ValueError, OSError) as error:
+            except FileNotFoundError:  # a file was renamed meanwhile
+                pass
+            except BucketError as error:
                 log.warning("%s; trying again in %d seconds", error, UPLOAD_SECONDS)
+            except ValueError:  # the lock is lost, which `BucketLock` reports
+                return
 
 
 @contextlib.contextmanager
@@ -149,6 +166,8 @@ def opened_workdir(workdir: str | os.PathLike) -> Iterator[tuple[pathlib.Path, C
     """Context manager in whose body this run alone writes into the folder `workdir`, which may be in a bucket. Yields the folder
     on this machine, and a function that uploads changed files. All processes of the run must enter it."""
     if not is_address(workdir):
+        original = address_of(pathlib.Path(workdir).absolute())
+        require(not is_address(original), f"{workdir} is a copy of {original}; give this address")
         with sole_writer(workdir):
             yield pathlib.Path(workdir).absolute(), lambda: None
         return

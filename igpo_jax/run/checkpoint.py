@@ -5,6 +5,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.run import checkpoint_integrity as integrity
+from igpo_jax.runtime.buckets import is_about_requests, move_objects
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
 from igpo_jax.runtime.orbax_files import check_chunks
@@ -25,19 +27,22 @@ log = logging.getLogger(__name__)
 
 
 class _Save(NamedTuple):
-    """A save that has been started."""
+    """A save to a bucket that has been started."""
 
-    response: Any  # Orbax's
     step: int
     saved: dict[str, Any]
     options: dict[str, Any]
+    response: Any = None  # Orbax's
+    failure: Exception | None = None  # why the save could not be started
 
     def error(self) -> Exception | None:
+        """Waits until the save is finished. Returns the reason why it failed, or None."""
         try:
-            self.response.result()
+            if self.response is not None:
+                self.response.result()
         except Exception as error:  # Orbax and its libraries raise errors of many types
             return error
-        return None
+        return self.failure
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -72,14 +77,16 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._local = isinstance(folder, pathlib.Path)  # otherwise, an epath.Path in a bucket
         self.folder: Any = folder.absolute() if self._local else folder
         with raise_on_all_hosts():
-            if jax.process_index() == 0 and not read_only and self._local:
-                integrity.check_names(self.folder)
+            if jax.process_index() == 0 and not read_only:
+                if self._local:
+                    integrity.check_names(self.folder)
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
         self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
         self.log_sums: Callable[[], Mapping[str, Any]] = dict
         self._preserved = policies.AnyPreservationPolicy(keepers)
-        self._last: _Save | None = None  # None after it was waited for
+        self._response: Any = None  # Orbax's response to the last save, None after it was waited for
+        self._last: _Save | None = None  # the same for a save to a bucket
         self._checkpointer: Any = None
         if not read_only:  # a Checkpointer reads all metrics, which may be damaged
             self._checkpointer = self._open()
@@ -90,8 +97,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     def __exit__(self, error, *_):
         # Closing waits for the other processes, which may be gone after an error.
         if self._checkpointer and (error in (None, Terminated) or jax.process_count() == 1):
-            with contextlib.closing(self._checkpointer):
+            try:
                 self.wait()
+            finally:
+                self._checkpointer.close()
         self._remove_paths()
 
     def steps(self) -> list[int]:
@@ -125,12 +134,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         about["logs"] = dict(self.log_sums())
         metadata = {**about, "crc32": integrity.metadata_crc(about)}
         options = {"metrics": None if accuracy is None else {"accuracy": accuracy}, "custom_metadata": metadata}
-        self._last = self._start(step, saved, options)
+        if self._local:
+            self._response = self._start(step, saved, options)
+        else:
+            self._last = self._try_to_start(_Save(step, saved, options))
         self._with_paths.add(step)
 
-    def _start(self, step: int, saved: dict[str, Any], options: dict[str, Any]) -> "_Save":
-        response = self._checkpointer.save_checkpointables_async(step, dict(saved), force=True, overwrite=True, **options)
-        return _Save(response, step, saved, options)
+    def _start(self, step: int, saved: dict[str, Any], options: dict[str, Any]) -> Any:
+        return self._checkpointer.save_checkpointables_async(step, dict(saved), force=True, overwrite=True, **options)
 
     def wait(self) -> None:
         """Waits until the last save is finished, and raises an error if this save failed. Orbax starts a thread with an event
@@ -139,29 +150,43 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         A save to a bucket may fail because of the network, which must not end a long run. Such a save is repeated. If updates
         have meanwhile overwritten the arrays, logs a warning instead, and the run goes on until its next checkpoint."""
+        response, self._response = self._response, None
+        if response is not None:
+            response.result()
         last, self._last = self._last, None
-        for attempt in range(1, SAVE_ATTEMPTS + 1):
-            error = last and last.error()
-            if error and (self._local or attempt == SAVE_ATTEMPTS):
-                raise error
-            if last is None or self._local or not all_gather_hosts(error is not None).any():
-                break
-            log.warning("checkpoint %s was not saved: %s", self.folder / str(last.step), error or "another process failed")
-            self._discard(last.step)
-            if any(leaf.is_deleted() for leaf in jax.tree.leaves(last.saved) if isinstance(leaf, jax.Array)):
-                break
-            last = self._start(*last[1:])
+        if last is not None:
+            self._wait_for_bucket(last)
         self._remove_paths()
 
-    def _discard(self, step: int) -> None:
-        """Deletes the files of a save that has failed. Orbax's checkpointer would raise the same error again, so it is opened
-        again."""
-        with contextlib.suppress(Exception):
-            self._checkpointer.close()
-        with raise_on_all_hosts():
-            if jax.process_index() == 0 and (self.folder / str(step)).exists():
-                (self.folder / str(step)).rmtree()
-        self._checkpointer = self._open()
+    def _wait_for_bucket(self, last: _Save) -> None:
+        for attempt in range(1, SAVE_ATTEMPTS + 1):
+            error = last.error()
+            if not all_gather_hosts(error is not None).any():
+                return
+            error = error or ValueError("another process has failed")
+            log.warning("checkpoint %s was not saved: %s", self.folder / str(last.step), integrity.describe(error))
+            if attempt == SAVE_ATTEMPTS:
+                raise error
+            time.sleep(min(30, 2**attempt))
+            overwritten = any(leaf.is_deleted() for leaf in jax.tree.leaves(last.saved) if isinstance(leaf, jax.Array))
+            last = self._try_to_start(last._replace(saved={} if overwritten else last.saved), discard=True)
+            if overwritten:
+                return
+
+    def _try_to_start(self, save: _Save, discard: bool = False) -> _Save:
+        """Starts a save to a bucket. If `discard` is True, first deletes the files of a save that has failed, and opens Orbax's
+        checkpointer again, which would otherwise raise the same error again. If there are no arrays to save, starts nothing."""
+        try:
+            if discard:
+                with contextlib.suppress(Exception):
+                    self._checkpointer.close()
+                if jax.process_index() == 0 and (self.folder / str(save.step)).exists():
+                    (self.folder / str(save.step)).rmtree()
+                self._checkpointer = self._open()
+            response = self._start(save.step, save.saved, save.options) if save.saved else None
+        except Exception as error:  # as in `_Save.error`
+            return save._replace(response=None, failure=error)
+        return save._replace(response=response, failure=None)
 
     def _remove_paths(self) -> None:
         if jax.process_index() == 0 and self._local:
@@ -230,7 +255,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 with context:
                     loaded = ocp.load_checkpointables(path, abstract)
             except Exception as error:  # a damaged file can make the reader raise anything
-                if integrity.is_about_this_machine(error):
+                if integrity.is_about_this_machine(error) or (not self._local and is_about_requests(error)):
                     raise
                 reason = integrity.describe(error)
             if all_gather_hosts(loaded is not None).all():
@@ -253,13 +278,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         aside = self.folder.with_name(f"{self.folder.name}-unreadable")
         with raise_on_all_hosts():
             if jax.process_index() == 0:
-                aside.mkdir(exist_ok=True)
                 for step in steps:
                     if self._local:
+                        aside.mkdir(exist_ok=True)
                         shutil.rmtree(aside / str(step), ignore_errors=True)
-                    elif (aside / str(step)).exists():
-                        (aside / str(step)).rmtree()
-                    (self.folder / str(step)).rename(aside / str(step))
+                        (self.folder / str(step)).rename(aside / str(step))
+                    else:
+                        move_objects(str(self.folder / str(step)), str(aside / str(step)))
                     log.warning("moved to %s", aside / str(step))
         self._checkpointer.reload()
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from igpo_jax.run.metrics import LOGS
-from igpo_jax.runtime.buckets import all_files, is_about_requests
+from igpo_jax.runtime.buckets import BucketError, all_files, names_in, read_range
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     MOST_BYTES,
@@ -102,9 +102,8 @@ def steps_in(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out."""
     if isinstance(folder, pathlib.Path):
         return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
-    steps = [path for path in folder.iterdir() if is_step(path.name)] if folder.is_dir() else []
-    # Objects cannot be renamed together, so that Orbax writes a mark last.
-    return sorted(int(path.name) for path in steps if (path / COMMITTED).exists())
+    # Objects cannot be renamed together, so Orbax writes a mark last.
+    return sorted(int(name) for name in names_in(folder) if is_step(name) and COMMITTED in names_in(folder / name))
 
 
 def check_names(folder: pathlib.Path) -> None:
@@ -118,8 +117,14 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
     """Returns the metadata that was saved with a checkpoint, or None if the metadata is damaged or cannot be read. Does not
     read the arrays of the checkpoint."""
     try:
-        about = read_json(checkpoint / METADATA)["custom_metadata"]
+        file = checkpoint / METADATA
+        if isinstance(checkpoint, pathlib.Path):
+            about = read_json(file)["custom_metadata"]
+        else:
+            about = parse_json(read_range(file, 0, MOST_BYTES), file)["custom_metadata"]
         check_metadata(about, int(checkpoint.name))
+    except BucketError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return about
@@ -151,25 +156,34 @@ def is_about_this_machine(error: Exception) -> bool:
     """Returns whether an error in reading a checkpoint is caused by the host and not by the checkpoint. Examples of causes are
     a lack of memory, too many open files, and storage that does not respond."""
     storage = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    return storage or is_about_requests(error) or explain_shortage(error, "") is not None
+    return storage or explain_shortage(error, "") is not None
 
 
-def remove_unreadable_metrics(folder: pathlib.Path) -> None:
+def remove_unreadable_metrics(folder: Any) -> None:
     """Removes the metrics of checkpoints if they are damaged. Orbax would fail on damaged metrics, because it reads the metrics
     of all checkpoints when it opens the folder, and compares their accuracies when it saves. If a symbolic link leads to
     damaged metrics outside of the folder, raises ValueError and does not remove them."""
-    for path in folder.glob("*/metrics/metrics"):
-        if not is_step(path.parents[1].name):
-            continue  # an unfinished save
+    local = isinstance(folder, pathlib.Path)
+    if local:
+        paths = [path for path in folder.glob("*/metrics/metrics") if is_step(path.parents[1].name)]  # not of unfinished saves
+    else:
+        steps = [folder / str(step) for step in steps_in(folder)]
+        paths = [step / "metrics" / "metrics" for step in steps if "metrics" in names_in(step)]
+    for path in paths:
         try:
-            metrics = parse_json(read_bytes(path), path)
+            metrics = parse_json(read_bytes(path) if local else read_range(path, 0, MOST_BYTES), path)
             accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
             require(type(accuracy) in (int, float), f"accuracy={accuracy!r} is no number")
+        except BucketError:
+            raise
         except (ValueError, FileNotFoundError, IsADirectoryError) as error:
-            if path.parent.resolve() != folder.resolve() / path.parents[1].name / path.parent.name:
+            if local and path.parent.resolve() != folder.resolve() / path.parents[1].name / path.parent.name:
                 raise ValueError(f"{path.parents[1]} leads out of {folder} and has damaged metrics; remove the link") from None
             log.warning("%s cannot be read (%s); removed", path, describe(error))
-            shutil.rmtree(path.parent, ignore_errors=True)
+            if local:
+                shutil.rmtree(path.parent, ignore_errors=True)
+            else:
+                path.parent.rmtree()
 
 
 def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:

@@ -17,7 +17,7 @@ from igpo_jax.run.bucket_runs import checkpoints_of, run_folder
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
-from igpo_jax.runtime.buckets import path_of
+from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import require
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
@@ -66,7 +66,7 @@ def restore_run(
     moved = (
         f"{workdir / 'config.json'}: model.path={origin!r}, the model that the run began with, is no folder; put it back there"
     )
-    require(not origin or path_of(origin).is_dir(), moved)
+    require(not origin or is_folder(origin), moved)
     tokenizer = run_tokenizer(workdir, config)
     model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
     model = model if quantized else dataclasses.replace(model, base_dtype="")
@@ -75,7 +75,7 @@ def restore_run(
     saved = [name for name in ("sft", "rl") if steps_in(checkpoints_of(workdir) / name)]
     stage = stage or (saved[-1] if saved else "sft")
     folder = checkpoints_of(workdir) / stage
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
     begun = as_begun(workdir, values)
     identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import logging
+import os
+import pathlib
 import threading
 import time
+import uuid
 from typing import Any
 
 from igpo_jax.runtime import interrupts
-from igpo_jax.runtime.buckets import explained_errors, filesystem
+from igpo_jax.runtime.buckets import BucketError, explained_errors, filesystem
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json
 from igpo_jax.runtime.locks import describe_holder, may_run, this_process
@@ -26,16 +29,16 @@ class BucketLock(contextlib.AbstractContextManager):
 
     If the lock is taken, waits for up to `PATIENCE` seconds. If the holder writes the lock meanwhile, raises a ValueError that
     names it. Otherwise the holder is gone, as after a preemption, and the lock is taken over. No clocks are compared. If the
-    holder was a process of this machine that has ended, the lock is taken over at once."""
+    holder was a process of this machine (or of this container) that has ended, the lock is taken over at once."""
 
     def __init__(self, address: str):
         self._object = f"{address}/.lock"
         self._stop = threading.Event()
+        self._writing = threading.Lock()
         self.lost = ""  # a message if another process has taken the lock over
 
     def __enter__(self):
-        with explained_errors(self._object, "lock"):
-            self._generation = self._acquire()
+        self._generation = self._acquire()
         self._cleanup = contextlib.ExitStack()
         self._cleanup.enter_context(interrupts.before_end(self._release))
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -49,7 +52,8 @@ class BucketLock(contextlib.AbstractContextManager):
         self._release()
 
     def check(self) -> None:
-        """Raises ValueError if another process has taken the lock over. Call this function before writing."""
+        """Raises ValueError if another process has taken the lock over. Call this function before writing into the folder."""
+        self._renew()
         require(not self.lost, self.lost)
 
     def _acquire(self) -> str:
@@ -61,7 +65,7 @@ class BucketLock(contextlib.AbstractContextManager):
             if found is None:  # deleted meanwhile
                 continue
             generation, holder = found
-            if not holder or may_run(holder):
+            if holder.get("machine") != _machine() or may_run(holder):
                 self._wait(generation, holder)
             self._delete(generation)
 
@@ -83,39 +87,51 @@ class BucketLock(contextlib.AbstractContextManager):
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             try:
+                self._renew()
+            except BucketError as error:
+                log.warning("%s; trying again", error)
+            if self.lost:
+                log.warning(self.lost)
+                return
+
+    def _renew(self) -> None:
+        with self._writing:
+            if not self.lost:
                 generation = self._write(self._generation)
                 if generation is None:
                     self.lost = f"another process has taken over {self._object}; this process writes nothing more"
-                    log.warning(self.lost)
-                    return
-                self._generation = generation
-            except Exception as error:  # gcsfs raises errors of several libraries
-                log.warning("%s cannot be written: %s; trying again", self._object, str(error)[:200])
+                else:
+                    self._generation = generation
 
     def _write(self, generation: str) -> str | None:
         """Writes the lock if it has the given generation, which is "0" if it does not exist. Returns its new generation, or None
         if it has another generation."""
         files = filesystem()
         bucket, name, _ = files.split_path(self._object)
-        content = json.dumps(this_process() | {"beat": time.time_ns()}).encode()
+        content = json.dumps(this_process() | {"machine": _machine(), "beat": time.time_ns()}).encode()
         options: dict[str, Any] = {"uploadType": "media", "name": name, "ifGenerationMatch": generation}
-        try:
-            path = f"{files._location}/upload/storage/v1/b/{bucket}/o"  # gcsfs can only write on condition that nothing exists
-            return files.call("POST", path, data=content, json_out=True, **options)["generation"]
-        except FileExistsError:  # the condition does not hold
-            found = self._read()
-            written = found is not None and found[1] == json.loads(content)  # a repeated request, whose first reply was lost
-            return found[0] if found is not None and written else None
+        with explained_errors(self._object, "write"):
+            try:
+                path = (
+                    f"{files._location}/upload/storage/v1/b/{bucket}/o"  # gcsfs can only write on condition that nothing exists
+                )
+                return files.call("POST", path, data=content, json_out=True, **options)["generation"]
+            except FileExistsError:  # the condition does not hold
+                pass
+        found = self._read()
+        written = found is not None and found[1] == json.loads(content)  # a repeated request, whose first reply was lost
+        return found[0] if found is not None and written else None
 
     def _read(self) -> tuple[str, dict[str, Any]] | None:
         """Returns the generation and the content of the lock, or None if it does not exist."""
         files = filesystem()
-        try:
-            files.invalidate_cache()
-            generation = str(files.info(self._object)["generation"])
-            text = files.cat_file(self._object)
-        except FileNotFoundError:
-            return None
+        with explained_errors(self._object, "read"):
+            try:
+                files.invalidate_cache()
+                generation = str(files.info(self._object)["generation"])
+                text = files.cat_file(self._object)
+            except FileNotFoundError:
+                return None
         with contextlib.suppress(ValueError):
             holder = parse_json(text, self._object)
             if isinstance(holder, dict) and isinstance(holder.get("pid"), int):
@@ -124,10 +140,19 @@ class BucketLock(contextlib.AbstractContextManager):
 
     def _delete(self, generation: str) -> None:
         files = filesystem()
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
+        with explained_errors(self._object, "delete"), contextlib.suppress(FileNotFoundError, FileExistsError):
             files.call("DELETE", "b/{}/o/{}", *files.split_path(self._object)[:2], ifGenerationMatch=generation)
 
     def _release(self) -> None:
         if not self.lost:
             with contextlib.suppress(Exception):
                 self._delete(self._generation)
+
+
+def _machine() -> str:
+    """Returns a text that differs between machines, between starts of a machine, and between containers, whose process ids are
+    independent of each other. Returns a random text if it cannot be found out."""
+    try:
+        return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return str(uuid.uuid4())

@@ -28,9 +28,25 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5
 MOST_DOWNLOADED = 1 << 33  # bytes of an object; the address may come from a stranger's file
 COMMAND_PATIENCE, RUN_PATIENCE = 30.0, 1200.0  # seconds in which a failed request is repeated
 
+MOST_SMALL = 1 << 30  # bytes of all files of a model that are not weights
+
 log = logging.getLogger(__name__)
+
+
+class BucketError(OSError, ValueError):
+    """A request to a bucket has failed. As an OSError, it is told from an object that is damaged."""
+
+
 _patience = COMMAND_PATIENCE
 _repeated = 0
+
+
+def check_download(found: dict[str, Any]) -> None:
+    """Raises ValueError if an object, described by gcsfs's `info`, is a folder or may fill the disk when it is downloaded."""
+    require(found["type"] == "file", "it is a folder")
+    require(found["size"] <= MOST_DOWNLOADED, f"it has more than {MOST_DOWNLOADED >> 30} GiB")
+    encoded = "it is stored with a content encoding, which changes its size; upload it as it is, such as NAME.jsonl.gz"
+    require(not found.get("contentEncoding"), encoded)
 
 
 def is_address(path: str | os.PathLike) -> bool:
@@ -64,10 +80,7 @@ def local_file(path: str | os.PathLike) -> pathlib.Path:
     with explained_errors(address, "read"):
         files.invalidate_cache()
         found = files.info(address)
-        require(found["type"] == "file", "it is a folder")
-        require(found["size"] <= MOST_DOWNLOADED, f"it has more than {MOST_DOWNLOADED >> 30} GiB")
-        encoded = "it is stored with a content encoding, which changes its size; upload it as it is, such as NAME.jsonl.gz"
-        require(not found.get("contentEncoding"), encoded)
+        check_download(found)
         folder = user_cache() / "gs" / hashlib.sha256(address.encode()).hexdigest()[:32]
         file = folder / _version(found) / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,20 +105,25 @@ def _small_files(address: str) -> pathlib.Path:
         files.invalidate_cache()
         found = {file["name"].rpartition("/")[2]: file for file in files.ls(address, detail=True) if file["type"] == "file"}
         small = {name: file for name, file in sorted(found.items()) if name and not name.endswith(WEIGHT_FILES)}
-        for name, file in small.items():
+        small = {name: file for name, file in small.items() if file["size"] <= MOST_BYTES}  # no file of a model is larger
+        for name in (*small, address.rpartition("/")[2]):
             require_plain_name(name, address)
-            require(file["size"] <= MOST_BYTES, f"{name} has more than {MOST_BYTES >> 20} MiB")
+        for file in small.values():
+            check_download(file)
+        require(sum(file["size"] for file in small.values()) <= MOST_SMALL, f"its files have more than {MOST_SMALL >> 30} GiB")
         versions = "".join(f"{name} {_version(file)} " for name, file in small.items())
         around = user_cache().absolute() / "gs" / hashlib.sha256(address.encode()).hexdigest()[:32]
         folder = around / hashlib.sha256(versions.encode()).hexdigest()[:32] / (address.rpartition("/")[2])
         if not folder.is_dir():
             around.mkdir(parents=True, exist_ok=True)
-            partial = pathlib.Path(tempfile.mkdtemp(prefix="partial-", dir=around))
-            for name, file in small.items():
-                files.get_file(file["name"], str(partial / name))
-            folder.parent.mkdir(exist_ok=True)
-            with contextlib.suppress(OSError):  # another process was faster
-                partial.rename(folder)
+            with tempfile.TemporaryDirectory(dir=around) as temporary:
+                partial = pathlib.Path(temporary, "files")
+                partial.mkdir()
+                for name, file in small.items():
+                    files.get_file(file["name"], str(partial / name))
+                folder.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(OSError):  # another process was faster
+                    partial.rename(folder)
     return folder
 
 
@@ -114,6 +132,33 @@ def small_files(path: str | os.PathLike) -> pathlib.Path:
     files are downloaded to the user's cache, once per process and only if they have changed. All other paths are returned
     unchanged. Raises ValueError if a file is too large or cannot be read."""
     return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else pathlib.Path(path)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Returns whether a folder exists, which may be in a bucket. Raises BucketError if the bucket cannot be read. (epath would
+    return False.)"""
+    place = path_of(path)
+    if isinstance(place, pathlib.Path):
+        return place.is_dir()
+    files = filesystem()
+    with explained_errors(str(place), "read"):
+        try:
+            files.invalidate_cache()
+            return files.info(str(place))["type"] == "directory"
+        except FileNotFoundError:
+            return False
+
+
+def names_in(folder: Any) -> list[str]:
+    """Returns the names of the files and folders in a folder of a bucket, an epath.Path, or [] if it does not exist. Raises
+    BucketError if the bucket cannot be read."""
+    files = filesystem()
+    with explained_errors(str(folder), "list"):
+        try:
+            files.invalidate_cache()
+            return [name.rstrip("/").rpartition("/")[2] for name in files.ls(str(folder), detail=False)]
+        except FileNotFoundError:
+            return []
 
 
 def read_range(file: Any, begin: int, end: int) -> bytes:
@@ -130,6 +175,13 @@ def write_object(address: str, content: bytes) -> None:
     """Writes an object in a bucket. Raises a ValueError that names the reason if this fails."""
     with explained_errors(address, "write"):
         filesystem().pipe_file(address, content)
+
+
+def move_objects(source: str, target: str) -> None:
+    """Moves all objects of a folder in a bucket to another folder of the bucket, and overwrites objects with the same names."""
+    with explained_errors(source, "move"):
+        filesystem().copy(source, target, recursive=True)
+        filesystem().rm(source, recursive=True)
 
 
 def size_of(file: Any) -> int:
@@ -155,8 +207,10 @@ def filesystem() -> Any:
     except ImportError:
         raise ValueError(f"gs:// addresses need gcsfs: {install_command('gcs')}") from None
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for every denied request
-    if not hasattr(gcsfs.GCSFileSystem._request, "repeats"):
-        gcsfs.GCSFileSystem._request = _repeating(gcsfs.GCSFileSystem._request.__wrapped__)
+    for name in ("_request", "_get_file_request"):  # all others call the first one
+        request = getattr(gcsfs.GCSFileSystem, name)
+        if not hasattr(request, "repeats"):
+            setattr(gcsfs.GCSFileSystem, name, _repeating(request.__wrapped__))
     timeout = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)  # seconds; by default, a silent connection is never ended
     token = "anon" if "STORAGE_EMULATOR_HOST" in os.environ else None
     options = {"token": token, "requests_timeout": timeout, "use_listings_cache": False}
@@ -173,6 +227,7 @@ def _repeating(request: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
 
     async def repeated(*args, **options):
         from gcsfs.retry import is_retriable
+        from google.auth.exceptions import TransportError  # of a request for a new token
 
         global _repeated
         begin = time.monotonic()
@@ -181,7 +236,7 @@ def _repeating(request: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
                 return await request(*args, **options)
             except Exception as error:
                 waited = time.monotonic() - begin
-                if not is_retriable(error):
+                if not (is_retriable(error) or isinstance(error, TransportError)):
                     raise
                 if waited > _patience:  # as an error of a type that gcsfs does not repeat on its part
                     raise OSError(f"no answer in {waited:.0f} seconds: {first_line(error) or type(error).__name__}") from None
@@ -214,15 +269,18 @@ def account() -> str:
 
 @contextlib.contextmanager
 def explained_errors(address: str, operation: str) -> Iterator[None]:
-    """Context manager for requests to a bucket. Turns errors into a ValueError with one line that names the address, the
-    operation and the account."""
+    """Context manager for requests to a bucket. Turns errors into a BucketError with one line that names the address, the
+    operation and the account, or into a ValueError if there is no such object."""
     try:
         yield
     except Exception as error:  # gcsfs raises errors of its HTTP client, of its credentials, and its own
         reason = "; ".join(str(error).strip().splitlines())[:300] or type(error).__name__
+        kind: type[Exception] = BucketError
         if isinstance(error, FileNotFoundError) and error.errno is None:  # not a local file
-            reason = "there is no such object or no such bucket"
-        raise ValueError(f"cannot {operation} {address} as {account()}: {reason}") from None
+            kind, reason = ValueError, "there is no such object or no such bucket"
+        elif type(error) is ValueError:  # a check of this package
+            kind = ValueError
+        raise kind(f"cannot {operation} {address} as {account()}: {reason}") from None
 
 
 def sizes_in(address: str) -> dict[str, int]:
@@ -244,5 +302,7 @@ def all_files(folder: Any) -> dict[Any, int]:
 
 def is_about_requests(error: BaseException) -> bool:
     """Returns whether an error means that a bucket did not answer a request, and not that an object is damaged."""
-    library = type(error).__module__.partition(".")[0]
-    return library in ("gcsfs", "aiohttp", "google", "requests") or bool(FAILED_REQUEST.match(str(error)))
+    library = type(error).__module__
+    return library.startswith(("gcsfs", "aiohttp", "google.auth", "google.api_core", "requests")) or bool(
+        FAILED_REQUEST.match(str(error))
+    )

@@ -1,6 +1,7 @@
 """Checks losses, gradients and parameters for non-finite values, and ends a diverged run with a diagnosis."""
 
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpo_jax.model.sharding import Params
+from igpo_jax.run.bucket_runs import address_of
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import leaf_names
 from igpo_jax.runtime.mesh import to_host
@@ -25,7 +27,14 @@ def count_skipped(skipped: np.ndarray, before: int) -> int:
 
 
 def stop_diverged(
-    step: int, stage: str, skips: int, last_update: dict[str, Any], params: Params, batch: Any, checkpoints: Checkpoints
+    workdir: pathlib.Path,
+    step: int,
+    stage: str,
+    skips: int,
+    last_update: dict[str, Any],
+    params: Params,
+    batch: Any,
+    checkpoints: Checkpoints,
 ) -> None:
     """Saves the batch of the last skipped update in the run's folder and raises Diverged with a diagnosis.
 
@@ -43,13 +52,13 @@ def stop_diverged(
         cause = f"parameters and loss are, the gradient of {gradient} is not"
     else:
         cause = f"parameters are, the loss is not, nor is the gradient of {gradient}"
-    file = checkpoints.folder.parents[1] / f"diverged-{stage}-{step}.npz"
+    file = workdir / f"diverged-{stage}-{step}.npz"
     arrays = dict(zip(leaf_names(batch), jax.tree.leaves(to_host(batch)), strict=True))
     if jax.process_index() == 0:
         np.savez(file, **arrays)
     raise Diverged(
         f"update {step} is number {skips} in a row that was skipped, with loss {last_update['loss']:g} and gradient "
-        f"norm {last_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {file}; {_good_checkpoint(checkpoints)}. "
+        f"norm {last_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {address_of(file)}; {_good_checkpoint(checkpoints)}. "
         f"Try a smaller learning rate in another --workdir, or go on with a higher --config.skip_limit"
     )
 

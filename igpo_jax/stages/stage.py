@@ -183,7 +183,8 @@ class Stage:
         """Raises Diverged after `skip_limit` consecutive skipped updates, see `stop_diverged`."""
         if state.consecutive_skips >= self.experiment.config.skip_limit:
             step, params = self.step_of(state.done), state.train_state.params
-            stop_diverged(step, self.name, state.consecutive_skips, last_update, params, batch, self.checkpoints)
+            folder, skips = self.experiment.workdir, state.consecutive_skips
+            stop_diverged(folder, step, self.name, skips, last_update, params, batch, self.checkpoints)
 
 
 def is_due(done: int, total: int, every: int) -> bool:

@@ -30,7 +30,7 @@ from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
-from igpo_jax.runtime.buckets import WEIGHT_FILES, is_address, path_of, sizes_in, small_files
+from igpo_jax.runtime.buckets import WEIGHT_FILES, is_address, is_folder, path_of, sizes_in, small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import (
@@ -194,7 +194,7 @@ def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_n
     over the mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. Raises a
     ValueError that names the file or tensor if the folder is incomplete. Does the same if values are NaN or infinite and
     `allow_nonfinite` is False."""
-    stream = stream_model_folder if (path_of(folder) / "params").is_dir() else stream_hugging_face
+    stream = stream_model_folder if is_folder(path_of(folder) / "params") else stream_hugging_face
     params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
     params = _with_progress(params, cfg, mesh, "loading")
     return unflatten_dict(dict(_quantized(params, cfg, mesh) if cfg.base_dtype else params))
@@ -279,7 +279,7 @@ def original_name(folder: str | os.PathLike) -> str:
     if origin.is_file():
         source = read_json(origin).get("source")
         return source if isinstance(source, str) and source.isprintable() else ""
-    if (path_of(folder) / "params").is_dir():
+    if is_folder(path_of(folder) / "params"):
         return ""
     if is_address(folder):
         return os.fspath(folder)

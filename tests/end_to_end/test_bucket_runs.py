@@ -19,7 +19,7 @@ from igpo_jax.runtime import bucket_locks
 from processes import DEVICES, ends
 from processes import start as start_processes
 from run_log import rows_so_far, untimed
-from same_run import assert_same_run
+from same_run import assert_same_run, corrupt
 from storage_emulator import Network, connected, storage_emulator
 from tokenizer_files import write_tokenizer
 
@@ -105,7 +105,7 @@ def test_a_second_start_is_one_line_and_changes_nothing(command, finished, stora
     with bucket_locks.BucketLock(address):
         done = command.train(address)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    refused = f"error: cannot lock {address}/.lock as anonymous: {address} is being written by process {os.getpid()} on "
+    refused = f"error: {address} is being written by process {os.getpid()} on "
     assert done.stderr.splitlines()[-1].startswith(refused)
     assert storage.find(address, detail=True) == before
 
@@ -173,6 +173,19 @@ def test_launchers_see_whether_a_run_in_a_bucket_is_complete(complete, storage, 
     script = f". launch/options.sh; is_complete {sys.executable} {address}"
     done = subprocess.run(["bash", "-c", script], cwd=commands.ROOT, capture_output=True, text=True)
     assert done.returncode == (0 if complete else 1), done.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_moved_away_and_the_run_continues(command, finished, storage, address, tmp_path, mesh):
+    folder = shutil.copytree(finished, tmp_path / "stopped", ignore=shutil.ignore_patterns("result.json"))
+    corrupt(folder / "checkpoints/rl/6")
+    storage.put(str(folder), address, recursive=True)
+    done = command.train(address)
+    assert done.returncode == 0, done.stderr
+    assert f"moved to {address}/checkpoints/rl-unreadable/6" in done.stderr
+    run = local_copy(storage, address, tmp_path / "run")
+    assert (run / "checkpoints/rl-unreadable/6").is_dir()
+    assert_same_run(run, finished, mesh)
 
 
 SHORT = ("--config.sft.updates=20", "--config.rl.iterations=6", "--config.rl.eval_every=3", "--config.sft.batch_size=8")

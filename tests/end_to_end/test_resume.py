@@ -13,15 +13,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment, read_run_config
 from igpo_jax.run.metrics import read_rows
 from run_log import after_supervised_stage, untimed
-from same_run import assert_same_run, final_params
-
-
-def corrupt(checkpoint: pathlib.Path) -> None:
-    """Overwrites every file with garbage, like a disk that lost its blocks."""
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    assert files
-    for path in files:
-        path.write_bytes(b"garbage")
+from same_run import assert_same_run, corrupt, final_params
 
 
 def steps(folder: pathlib.Path) -> list[int]:

@@ -39,3 +39,11 @@ def assert_same_run(resumed: pathlib.Path, uninterrupted: pathlib.Path, mesh) ->
     assert untimed(resumed) == untimed(uninterrupted)
     assert read_rows(resumed / "rollouts.jsonl") == read_rows(uninterrupted / "rollouts.jsonl")
     assert result(resumed) == result(uninterrupted)
+
+
+def corrupt(checkpoint: pathlib.Path) -> None:
+    """Overwrites every file with garbage, like a disk that lost its blocks."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(b"garbage")

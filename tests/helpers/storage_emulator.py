@@ -20,6 +20,7 @@ from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
+from igpo_jax.run import bucket_runs
 from igpo_jax.runtime import buckets
 
 LIST = r"/o/?(\?|$)"  # in addresses of requests for lists
@@ -151,8 +152,9 @@ def connected(address: str, monkeypatch, cache: pathlib.Path) -> Iterator:
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anon")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    for cached in (buckets.filesystem, buckets._small_files):
+    caches = (buckets.filesystem, buckets._small_files, bucket_runs._downloaded_settings)
+    for cached in caches:
         cached.cache_clear()
     yield buckets.filesystem()
-    for cached in (buckets.filesystem, buckets._small_files):
+    for cached in caches:
         cached.cache_clear()

@@ -56,7 +56,9 @@ def test_a_holder_that_is_gone_is_replaced(bucket):
 
 def test_a_process_of_this_machine_that_has_ended_is_replaced_at_once(bucket, monkeypatch):
     monkeypatch.setattr(bucket_locks, "PATIENCE", 1000.0)
-    bucket.pipe_file("gs://team/ended/.lock", json.dumps(this_process() | {"pid": 2**22 + 1}).encode())
+    bucket.pipe_file(
+        "gs://team/ended/.lock", json.dumps(this_process() | {"machine": bucket_locks._machine(), "pid": 2**22 + 1}).encode()
+    )
     with BucketLock("gs://team/ended"):
         pass
 
@@ -90,6 +92,30 @@ def test_a_holder_that_has_lost_the_lock_writes_nothing_more(bucket):
             time.sleep(0.02)
         with pytest.raises(ValueError, match="another process has taken over gs://team/lost/.lock"):
             lock.check()
+
+
+def test_a_check_finds_a_loss_before_the_next_heartbeat(bucket, monkeypatch):
+    monkeypatch.setattr(bucket_locks, "HEARTBEAT", 1000.0)
+    with BucketLock("gs://team/check") as lock:
+        lock.check()
+        bucket.pipe_file("gs://team/check/.lock", json.dumps(ELSEWHERE).encode())
+        with pytest.raises(ValueError, match="another process has taken over gs://team/check/.lock"):
+            lock.check()
+
+
+def test_another_container_with_the_same_host_name_is_waited_for(bucket):
+    """Its process id may be free here, or this process may have it, too."""
+    bucket.pipe_file("gs://team/container/.lock", json.dumps(this_process() | {"machine": "another"}).encode())
+    begin = time.monotonic()
+    with BucketLock("gs://team/container"):
+        assert time.monotonic() - begin >= bucket_locks.PATIENCE
+
+
+def test_what_a_loser_leaves_is_not_deleted(bucket):
+    lock = BucketLock("gs://team/lost")
+    with lock:
+        bucket.pipe_file("gs://team/lost/.lock", json.dumps(ELSEWHERE).encode())
+        time.sleep(0.3)
     assert json.loads(bucket.cat_file("gs://team/lost/.lock")) == ELSEWHERE
 
 
