@@ -15,17 +15,11 @@ network = Network()
 ELSEWHERE = {"host": "another", "pid": 1, "started": "today", "command": "train"}
 
 
-@pytest.fixture(scope="module")
-def emulator():
-    with storage_emulator(network) as address:
-        yield address
-
-
 @pytest.fixture(autouse=True)
-def bucket(emulator, monkeypatch, tmp_path):
+def bucket(monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_locks, "HEARTBEAT", 0.05)
     monkeypatch.setattr(bucket_locks, "PATIENCE", 0.5)
-    with connected(emulator, monkeypatch, tmp_path) as files:
+    with storage_emulator(network) as address, connected(address, monkeypatch, tmp_path / "cache") as files:
         yield files
 
 

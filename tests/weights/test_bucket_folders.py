@@ -15,15 +15,9 @@ from tiny_llada import write_tiny_llada
 network = Network()
 
 
-@pytest.fixture(scope="module")
-def emulator():
-    with storage_emulator(network) as address:
-        yield address
-
-
 @pytest.fixture(autouse=True)
-def bucket(emulator, monkeypatch, tmp_path):
-    with connected(emulator, monkeypatch, tmp_path / "cache") as files:
+def bucket(monkeypatch, tmp_path):
+    with storage_emulator(network) as address, connected(address, monkeypatch, tmp_path / "cache") as files:
         yield files
 
 
