@@ -28,6 +28,20 @@ LIST = r"/o/?(\?|$)"  # in addresses of requests for lists
 _alone = threading.Lock()
 
 
+def _with_generation(handler):
+    """Adds the header x-goog-generation, which the emulator lacks, to a handler that reads an object. TensorStore needs it for
+    changing an object."""
+
+    def handle(request, response, storage, *args, **kwargs):
+        with _alone:
+            handler(request, response, storage, *args, **kwargs)
+            with contextlib.suppress(NotFound):
+                found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+                response["x-goog-generation"] = found["generation"]
+
+    return handle
+
+
 class _ThreadingServer(http.server.ThreadingHTTPServer):
     """Answers requests at the same time. The emulator's own server loses connections if a client opens many of them."""
 
@@ -135,6 +149,8 @@ def storage_emulator(network: Network | None = None) -> Iterator[str]:
         for method, handler in handlers.items():
             if handler in (objects.insert, objects.delete):
                 handlers[method] = _conditional(handler)
+            if handler in (objects.get, objects.download):
+                handlers[method] = _with_generation(handler)
     with unittest.mock.patch.object(emulator.server, "HTTPServer", _ThreadingServer):
         server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="team")
         server.start()
