@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -215,7 +216,8 @@ class _Worker:
             value = parse_json(line, "a reply")
         match value:
             case [str() | int() as about, None | float() | str() as result] if (type(about), about) == (type(subject), subject):
-                return (result,)
+                if not isinstance(result, float) or math.isfinite(result):  # a worker reports NaN as a text
+                    return (result,)
         self.broken = True
         return None
 

@@ -25,7 +25,16 @@ from igpo_jax.runtime import buckets
 
 LIST = r"/o/?(\?|$)"  # in addresses of requests for lists
 
-_alone = threading.Lock()
+_alone = threading.RLock()  # the emulator's storage is not made for several threads
+
+
+def _locked(handler):
+    def handle(*args, **kwargs):
+        with _alone:
+            return handler(*args, **kwargs)
+
+    handle.alone = True
+    return handle
 
 
 def _with_generation(handler):
@@ -39,6 +48,7 @@ def _with_generation(handler):
                 found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
                 response["x-goog-generation"] = found["generation"]
 
+    handle.alone = True
     return handle
 
 
@@ -69,6 +79,7 @@ def _conditional(handler):
                     return None
             return handler(request, response, storage, *args, **kwargs)
 
+    handle.alone = True
     return handle
 
 
@@ -149,8 +160,10 @@ def storage_emulator(network: Network | None = None) -> Iterator[str]:
         for method, handler in handlers.items():
             if handler in (objects.insert, objects.delete):
                 handlers[method] = _conditional(handler)
-            if handler in (objects.get, objects.download):
+            elif handler in (objects.get, objects.download):
                 handlers[method] = _with_generation(handler)
+            elif not hasattr(handler, "alone"):
+                handlers[method] = _locked(handler)
     with unittest.mock.patch.object(emulator.server, "HTTPServer", _ThreadingServer):
         server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="team")
         server.start()

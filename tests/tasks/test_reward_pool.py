@@ -72,6 +72,8 @@ def test_junk_in_the_connection_costs_its_own_answer_only(pool):
     for text, verdict in zip(texts, verdicts, strict=True):
         assert (verdict.outcome, verdict.reward) == (("ok", 1.0) if text == "1" else ("error", 0.0)), (text, verdict)
         assert ("the function wrote into the connection" in verdict.reason) == (text != "1")
+    [verdict] = graded(pool(), "print NaN")  # looks like a reply about the first answer of a process
+    assert verdict.outcome == "error" and "the function wrote into the connection" in verdict.reason
     [verdict] = graded(one, "odd text")
     assert verdict.outcome == "error" and "RuntimeError: ?" in verdict.reason
 
