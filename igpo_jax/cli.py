@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.buckets import with_addresses
 
 if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages are missing
     from ml_collections import ConfigDict
@@ -62,11 +63,11 @@ def escape_controls(text: str, kept: str = "\n\t") -> str:
 
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
-    message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. Control characters in this
-    message and in log messages are escaped, because names of files may contain control characters. After an error, waits at
-    most `PATIENCE` seconds for other threads, because the threads of a failed save in Orbax can wait for each other for
-    minutes. After a failed read, Orbax's threads and coroutines print tracebacks of errors that cannot be caught. These
-    tracebacks are hidden."""
+    message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. In this message and in log
+    messages, control characters are escaped, because names of files may contain them, and paths of copies of folders in buckets
+    are replaced by addresses. After an error, waits at most `PATIENCE` seconds for other threads, because the threads of a failed
+    save in Orbax can wait for each other for minutes. After a failed read, Orbax's threads and coroutines print tracebacks of
+    errors that cannot be caught. These tracebacks are hidden."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
@@ -77,7 +78,7 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
             sys.exit("error: out of memory")
     except BaseException as end:
         if isinstance(end, SystemExit) and isinstance(end.code, str):
-            code = escape_controls(end.code, kept="")
+            code = escape_controls(with_addresses(end.code), kept="")
             end.code = code if len(code) <= LONGEST else f"{code[:LONGEST]}..."
         jax = sys.modules.get("jax")  # `doctor` runs without it
         is_job = jax is not None and jax.distributed.is_initialized()  # processes of a job wait for each other at the end
@@ -91,7 +92,7 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
 
 def _escaped_record(make: Callable[..., logging.LogRecord], *args, **kwargs) -> logging.LogRecord:
     record = make(*args, **kwargs)
-    record.msg, record.args = escape_controls(record.getMessage()), ()
+    record.msg, record.args = escape_controls(with_addresses(record.getMessage())), ()
     return record
 
 

@@ -19,11 +19,12 @@ from absl import flags, logging
 from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.report.page import write_report
-from igpo_jax.run.bucket_runs import address_of, checkpoints_of, opened_workdir, with_addresses
+from igpo_jax.run.bucket_runs import address_of, checkpoints_of, opened_workdir
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
 from igpo_jax.run.results import write_result
 from igpo_jax.runtime import distributed, preemption
+from igpo_jax.runtime.buckets import with_addresses
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.stages.divergence import Diverged
@@ -55,7 +56,7 @@ def main(_):
             folder, upload = held.enter_context(opened_workdir(workdir))
             experiment = open_experiment(CONFIG.value, folder, ACCEPT_LOSS.value, upload)
         except (ValueError, OSError) as error:
-            sys.exit(with_addresses(f"error: {error}"))
+            sys.exit(f"error: {error}")
         train_and_report(experiment)
 
 
@@ -96,7 +97,7 @@ def train_and_report(experiment: Experiment) -> None:
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
             print(escape_controls(with_addresses(f"error: {shortage or error}")), file=sys.stderr)
             raise  # ends this process at once, because an orderly exit would wait for the other processes
-        sys.exit(with_addresses(f"error: {shortage or error}"))
+        sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
         print(escape_controls(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2)))

@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import pathlib
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from igpo_jax.runtime.buckets import (
     BucketError,
     be_patient,
     check_download,
+    copies_folder,
     explained_errors,
     filesystem,
     is_address,
@@ -36,7 +36,7 @@ from igpo_jax.runtime.buckets import (
 )
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_shared, raise_on_all_hosts, sole_writer
-from igpo_jax.runtime.files import require_plain_name, user_cache
+from igpo_jax.runtime.files import require_plain_name
 
 SETTINGS = ("config.json", "data.json", "tokenizer.model", "result.json")
 UPLOAD_SECONDS = 60.0
@@ -52,19 +52,13 @@ def copy_of(address: str, user: str) -> pathlib.Path:
     for part in parts:
         require_plain_name(part, address)
         require(not set(part) & set("*?[]"), f"{address}: *, ?, [ and ] select several objects; choose another name")
-    return user_cache().absolute().joinpath("bucket_runs", user, *parts)
+    return copies_folder().joinpath(user, *parts)
 
 
 def address_of(folder: pathlib.Path) -> str:
     """Returns the address in a bucket that a folder on this machine is a copy of, or the path itself if it is no copy."""
-    copies = user_cache().absolute() / "bucket_runs"
+    copies = copies_folder()
     return "gs://" + "/".join(folder.relative_to(copies).parts[1:]) if folder.is_relative_to(copies) else str(folder)
-
-
-def with_addresses(text: str) -> str:
-    """Replaces the paths of copies in a message by the addresses, which the user knows."""
-    copies = re.escape(str(user_cache().absolute() / "bucket_runs"))
-    return re.sub(rf"{copies}/[^/]+/", "gs://", text)
 
 
 def checkpoints_of(workdir: pathlib.Path) -> Any:
@@ -130,7 +124,7 @@ class Uploader(contextlib.AbstractContextManager):
         try:
             self.upload()
         except (ValueError, OSError) as error:  # the body may have raised an error that says more
-            log.warning("%s; the files are in %s", error, self._folder)
+            log.warning("%s; what was not uploaded is in %s", error, copies_folder())
 
     def upload(self) -> None:
         """Uploads the files that have changed. Raises ValueError if this fails, or if this process has lost the run's lock."""

@@ -189,6 +189,16 @@ def size_of(file: Any) -> int:
     return file.stat().st_size if isinstance(file, pathlib.Path) else file.stat().length
 
 
+def copies_folder() -> pathlib.Path:
+    """Returns the folder on this machine for the copies of folders in buckets, see run/bucket_runs.py."""
+    return user_cache().absolute() / "bucket_runs"
+
+
+def with_addresses(text: str) -> str:
+    """Replaces the paths of copies in a message by the addresses in the bucket, which the user knows."""
+    return re.sub(rf"{re.escape(str(copies_folder()))}/[^/]+/", "gs://", text)
+
+
 def _version(found: dict[str, Any]) -> str:
     """Returns a text that differs between the versions of an object."""
     return re.sub(r"\W", "", str(found.get("generation") or found["etag"]))

@@ -16,7 +16,7 @@ from igpo_jax.run import bucket_runs
 from igpo_jax.run.checkpoint_integrity import read_metadata
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime import bucket_locks
-from processes import DEVICES, ends
+from processes import DEVICES, TINY, ends
 from processes import start as start_processes
 from run_log import rows_so_far, untimed
 from same_run import assert_same_run, corrupt
@@ -158,6 +158,15 @@ def test_a_model_in_a_bucket_is_trained_as_one_on_disk(command, storage, address
         assert {n: c for n, c in files[0].items() if n.endswith("safetensors")} == {
             n: c for n, c in files[1].items() if n.endswith("safetensors")
         }
+
+
+def test_messages_name_the_address_and_not_the_copy(command, finished, storage, address):
+    storage.pipe_file(f"{address}/config.json", (finished / "config.json").read_bytes())
+    storage.pipe_file(f"{address}/checkpoints/sft/20/commit_success.txt", b"")
+    for flags in (["generate", f"--model={address}", "--prompt=1+1="], ["train", f"--config={TINY}", f"--workdir={address}"]):
+        done = command(*flags)
+        assert done.returncode == 1 and f"{address}/tokenizer.model, with which the run began, is missing" in done.stderr
+        assert "bucket_runs" not in done.stderr
 
 
 def test_commands_that_write_local_folders_refuse_an_address(command, finished, storage, tiny_config):
