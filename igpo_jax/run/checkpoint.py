@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class _Save(NamedTuple):
-    """A save to a bucket that has been started."""
+    """A save that has been started."""
 
     step: int
-    saved: dict[str, Any]
+    saved: dict[str, Any]  # empty for a save to a local folder, which is not repeated, so that the arrays can be freed
     options: dict[str, Any]
     response: Any = None  # Orbax's
     failure: Exception | None = None  # why the save could not be started
@@ -85,8 +85,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
         self.log_sums: Callable[[], Mapping[str, Any]] = dict
         self._preserved = policies.AnyPreservationPolicy(keepers)
-        self._response: Any = None  # Orbax's response to the last save, None after it was waited for
-        self._last: _Save | None = None  # the same for a save to a bucket
+        self._last: _Save | None = None  # None after it was waited for
         self._checkpointer: Any = None
         if not read_only:  # a Checkpointer reads all metrics, which may be damaged
             self._checkpointer = self._open()
@@ -135,7 +134,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         metadata = {**about, "crc32": integrity.metadata_crc(about)}
         options = {"metrics": None if accuracy is None else {"accuracy": accuracy}, "custom_metadata": metadata}
         if self._local:
-            self._response = self._start(step, saved, options)
+            self._last = _Save(step, {}, {}, self._start(step, saved, options))
         else:
             self._last = self._try_to_start(_Save(step, saved, options))
         self._with_paths.add(step)
@@ -150,11 +149,10 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         A save to a bucket may fail because of the network, which must not end a long run. Such a save is repeated. If updates
         have meanwhile overwritten the arrays, logs a warning instead, and the run goes on until its next checkpoint."""
-        response, self._response = self._response, None
-        if response is not None:
-            response.result()
         last, self._last = self._last, None
-        if last is not None:
+        if last is not None and self._local:
+            last.response.result()
+        elif last is not None:
             self._wait_for_bucket(last)
         self._remove_paths()
 

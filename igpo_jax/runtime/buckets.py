@@ -26,19 +26,16 @@ FAILED_REQUEST = re.compile(
 )
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
 MOST_DOWNLOADED = 1 << 33  # bytes of an object; the address may come from a stranger's file
+MOST_SMALL = 1 << 30  # bytes of all files of a model that are not weights
 COMMAND_PATIENCE, RUN_PATIENCE = 30.0, 1200.0  # seconds in which a failed request is repeated
 
-MOST_SMALL = 1 << 30  # bytes of all files of a model that are not weights
-
 log = logging.getLogger(__name__)
+_patience = COMMAND_PATIENCE
+_repeated = 0
 
 
 class BucketError(OSError, ValueError):
     """A request to a bucket has failed. As an OSError, it is told from an object that is damaged."""
-
-
-_patience = COMMAND_PATIENCE
-_repeated = 0
 
 
 def check_download(found: dict[str, Any]) -> None:
@@ -81,7 +78,7 @@ def local_file(path: str | os.PathLike) -> pathlib.Path:
         files.invalidate_cache()
         found = files.info(address)
         check_download(found)
-        folder = user_cache() / "gs" / hashlib.sha256(address.encode()).hexdigest()[:32]
+        folder = _cache_of(address)
         file = folder / _version(found) / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("ab") as lock:
@@ -98,6 +95,15 @@ def local_file(path: str | os.PathLike) -> pathlib.Path:
     return file
 
 
+def _cache_of(address: str) -> pathlib.Path:
+    """Returns the folder on this machine in which the downloaded versions of an object or folder are kept."""
+    return user_cache().absolute() / "gs" / _digest(address)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 @functools.cache
 def _small_files(address: str) -> pathlib.Path:
     files = filesystem()
@@ -112,8 +118,8 @@ def _small_files(address: str) -> pathlib.Path:
             check_download(file)
         require(sum(file["size"] for file in small.values()) <= MOST_SMALL, f"its files have more than {MOST_SMALL >> 30} GiB")
         versions = "".join(f"{name} {_version(file)} " for name, file in small.items())
-        around = user_cache().absolute() / "gs" / hashlib.sha256(address.encode()).hexdigest()[:32]
-        folder = around / hashlib.sha256(versions.encode()).hexdigest()[:32] / (address.rpartition("/")[2])
+        around = _cache_of(address)
+        folder = around / _digest(versions) / address.rpartition("/")[2]
         if not folder.is_dir():
             around.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=around) as temporary:
@@ -129,8 +135,9 @@ def _small_files(address: str) -> pathlib.Path:
 
 def small_files(path: str | os.PathLike) -> pathlib.Path:
     """Returns a folder on this machine with the files of a model's folder that are not weights. For a folder in a bucket, these
-    files are downloaded to the user's cache, once per process and only if they have changed. All other paths are returned
-    unchanged. Raises ValueError if a file is too large or cannot be read."""
+    files are downloaded to the user's cache, once per process and only if they have changed. Files of more than `MOST_BYTES` are
+    left out. All other paths are returned unchanged. Raises ValueError if the files have more than `MOST_SMALL` bytes together, or
+    if one cannot be read."""
     return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else pathlib.Path(path)
 
 
@@ -172,7 +179,7 @@ def read_range(file: Any, begin: int, end: int) -> bytes:
 
 
 def write_object(address: str, content: bytes) -> None:
-    """Writes an object in a bucket. Raises a ValueError that names the reason if this fails."""
+    """Writes an object in a bucket. Raises a BucketError that names the reason if this fails."""
     with explained_errors(address, "write"):
         filesystem().pipe_file(address, content)
 
@@ -186,7 +193,10 @@ def move_objects(source: str, target: str) -> None:
 
 def size_of(file: Any) -> int:
     """Returns the size in bytes of a file, which may be in a bucket."""
-    return file.stat().st_size if isinstance(file, pathlib.Path) else file.stat().length
+    if isinstance(file, pathlib.Path):
+        return file.stat().st_size
+    with explained_errors(str(file), "read"):
+        return filesystem().info(str(file))["size"]
 
 
 def copies_folder() -> pathlib.Path:
@@ -280,7 +290,7 @@ def account() -> str:
 @contextlib.contextmanager
 def explained_errors(address: str, operation: str) -> Iterator[None]:
     """Context manager for requests to a bucket. Turns errors into a BucketError with one line that names the address, the
-    operation and the account, or into a ValueError if there is no such object."""
+    operation and the account, or into such a ValueError if there is no such object or if a check of this package has failed."""
     try:
         yield
     except Exception as error:  # gcsfs raises errors of its HTTP client, of its credentials, and its own
