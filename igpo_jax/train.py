@@ -19,11 +19,12 @@ from absl import flags, logging
 from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.report.page import write_report
-from igpo_jax.run.bucket_runs import address_of, checkpoints_of, opened_workdir
+from igpo_jax.run.bucket_runs import checkpoints_of, opened_workdir
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
 from igpo_jax.run.results import write_result
 from igpo_jax.runtime import distributed, preemption
+from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.buckets import with_addresses
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.preemption import Terminated

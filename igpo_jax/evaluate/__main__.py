@@ -24,6 +24,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,12 +43,12 @@ from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.buckets import is_address
+from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
+from igpo_jax.runtime.buckets import is_address, with_addresses
 from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
-from igpo_jax.runtime.distributed import check_same, check_shared, raise_on_all_hosts
+from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
-from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.problem import Problem
 
@@ -94,9 +95,8 @@ def evaluate_model() -> None:
         sys.exit(f"error: {error}")
     try:
         model = open_model(config)
-        folder = pathlib.Path(output := output_folder(model))
-        with distributed.sole_writer(output):
-            check_identity(folder, model, protocol)
+        with opened_by_all(output_folder(model)) as (folder, upload):
+            check_identity(folder, model, protocol, upload)
             card = evaluate(config, model, problems, protocol, folder)
     except Exception as error:
         shortage = explain_shortage(error, "a lower --config.batch_size; the same command then resumes")
@@ -116,9 +116,9 @@ def print_regraded() -> None:
             raise ValueError("--rule goes with --regrade=RUN_OR_FILE")
         for flag in (CONFIG, WORKDIR, STAGE, SAMPLER_ERROR, SAMPLER, TRUST):
             require(not flag.value, f"--{flag.name} does not go with --regrade, which reads stored texts")
-        output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
-        with locked(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext():
-            print(escape_controls(regrade(pathlib.Path(REGRADE.value), RULE.value, BENCHMARKS.value, output)))
+        with opened_output(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext((None, None)) as (output, _):
+            text = regrade(local_results(REGRADE.value), RULE.value, BENCHMARKS.value, output)
+        print(escape_controls(with_addresses(text)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -182,25 +182,26 @@ def output_folder(model: DiffusionLM) -> str:
     redirects the default folder to a place outside of the run, because the run may come from an untrusted source."""
     if OUTPUT.value:
         return OUTPUT.value
-    if "step" in model.origin and not is_address(str(model.origin["path"])):
+    if "step" in model.origin:
         name = f"{model.origin['stage']}-{model.origin['step']}" + ("-sampler" if SAMPLER_ERROR.value else "")
-        folder = os.path.join(str(model.origin["path"]), "evaluations", name)
+        run = str(model.origin["path"]).rstrip("/")
+        folder = f"{run}/evaluations/{name}"
         linked = f"{folder} leads to {os.path.realpath(folder)}, outside of the run; give --output=DIR"
-        require(is_inside(folder, str(model.origin["path"])), linked)
+        require(is_address(run) or is_inside(folder, run), linked)
         return folder
-    raise ValueError("--output=DIR is missing: the local folder to write")
+    raise ValueError("--output=DIR is missing: the folder to write")
 
 
-def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict) -> None:
+def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upload: Callable[[], None]) -> None:
     """Records the protocol and a hash of the weights in the file protocol.json of an evaluation's folder. Raises ValueError on
     all processes if the folder belongs to an evaluation with another protocol or other weights, or if a process cannot see the
-    files that process 0 writes."""
+    files that process 0 writes. `upload` is that of `opened_by_all`."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
             identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
             require_same_identity(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
-    check_shared(folder)
+    share_files(folder, ("protocol.json",), upload)
 
 
 def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
@@ -233,7 +234,7 @@ def diff(arguments: list[str]) -> None:
     if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:
-        print(escape_controls(json.dumps(compare(*map(pathlib.Path, arguments)), indent=2)))
+        print(escape_controls(json.dumps(compare(*map(local_results, arguments)), indent=2)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,9 +16,10 @@ from flax.traverse_util import flatten_dict
 from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
-from igpo_jax.run.bucket_runs import download, run_folder
+from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
+from igpo_jax.runtime.bucket_folders import download
 from igpo_jax.runtime.buckets import is_address, write_object
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, is_inside, read_json, wrap_read_errors

@@ -36,6 +36,7 @@ from igpo_jax.cli import escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
+from igpo_jax.runtime.bucket_folders import opened_output
 from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
@@ -46,7 +47,6 @@ from igpo_jax.runtime.files import (
     place_name,
     require_same_identity,
 )
-from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
@@ -103,14 +103,15 @@ Judged = tuple[str, str, str]  # outcome, original solution, new solution
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # each request is reported at INFO
     try:
-        with locked(OUTPUT.value):
-            print(escape_controls(json.dumps(rewrite(), indent=2, ensure_ascii=False)))
+        with opened_output(OUTPUT.value) as (folder, _):
+            card = rewrite(folder)
+        print(escape_controls(json.dumps(card, indent=2, ensure_ascii=False)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def rewrite() -> dict[str, Any]:
-    """Runs the command and returns the contents of card.json. If a flag, a file or the endpoint is unusable, raises a
+def rewrite(folder: pathlib.Path) -> dict[str, Any]:
+    """Runs the command, writes its files to `folder`, and returns the contents of card.json. If a flag, a file or the endpoint is unusable, raises a
     ValueError that names it. If no solution is kept, writes the files and then raises ValueError."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
@@ -124,7 +125,6 @@ def rewrite() -> dict[str, Any]:
     rule = ANSWER.value or ("box" if endpoint else "any")
     settings = {"problems": problems_fingerprint(records), **_endpoint_settings(endpoint), "answer": rule}
     settings |= {"min_tokens": least, "max_tokens": most, "tokenizer": hashlib.sha256(file.read_bytes()).hexdigest()}
-    folder = pathlib.Path(OUTPUT.value)
     require_same_identity(folder / "settings.json", settings, "rewriting")
     records = records[: LIMIT.value]
 

@@ -23,10 +23,11 @@ from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.run.bucket_runs import run_folder, share_settings
+from igpo_jax.run.bucket_runs import SETTINGS, run_folder
 from igpo_jax.run.layout import with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
+from igpo_jax.runtime.bucket_folders import share_files
 from igpo_jax.runtime.buckets import is_address
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
@@ -211,7 +212,7 @@ def open_experiment(
             workdir.mkdir(parents=True, exist_ok=True)
             if not config.model.path and not has_checkpoints(workdir):
                 train_tokenizer(problems, workdir, config)
-    share_settings(workdir, upload)
+    share_files(workdir, SETTINGS, upload)
     splits = {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")}
     check_same({"configuration": fingerprints["rl"]} | splits)
     with raise_on_all_hosts():

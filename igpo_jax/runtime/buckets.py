@@ -184,6 +184,12 @@ def write_object(address: str, content: bytes) -> None:
         filesystem().pipe_file(address, content)
 
 
+def upload_file(path: pathlib.Path, address: str) -> None:
+    """Uploads a file of any size. Raises a BucketError that names the reason if this fails."""
+    with explained_errors(address, "write"):
+        filesystem().put_file(str(path), address)
+
+
 def move_objects(source: str, target: str) -> None:
     """Moves all objects of a folder in a bucket to another folder of the bucket, and overwrites objects with the same names."""
     with explained_errors(source, "move"):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpo_jax.model.sharding import Params
-from igpo_jax.run.bucket_runs import address_of
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import leaf_names
+from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.mesh import to_host
 
 

@@ -4,6 +4,7 @@ divergence."""
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,14 +154,18 @@ class Stage:
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
         """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and whenever the number of
         finished iterations is a multiple of `every`. Also saves a checkpoint whenever `accuracy` is given, so that the best
-        checkpoint can be kept. If this is the stage's first checkpoint, waits until it is complete, see `check_stage`."""
+        checkpoint can be kept. If this is the stage's first checkpoint, waits until it is complete, see `check_stage`, and prints
+        its size and the seconds."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
-            is_first = not self.checkpoints.steps()
+            is_first, begin = not self.checkpoints.steps(), time.monotonic()
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
             if is_first:
                 self.checkpoints.wait()
+                size, seconds = sum(leaf.nbytes for leaf in jax.tree.leaves(state.train_state)), time.monotonic() - begin
+                if jax.process_index() == 0:
+                    print(f"the first checkpoint of stage {self.name} has {size / 1e9:.3g} GB: {seconds:.1f} s", flush=True)
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
         """Evaluates the policy on the test problems, logs the accuracy and returns it. Completions without a verdict do not

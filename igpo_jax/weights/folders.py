@@ -30,6 +30,7 @@ from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.bucket_folders import address_of, new_bucket_folder
 from igpo_jax.runtime.buckets import WEIGHT_FILES, is_address, is_folder, path_of, sizes_in, small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
@@ -249,7 +250,7 @@ def convert(
             atomic_write(folder / ORIGIN, json.dumps({"source": original_name(source)}))
         stream = stream_hugging_face(source, cfg, mesh, dtype, allow_nonfinite)
         for path, value in _with_progress(stream, cfg, mesh, "converting"):
-            ocp.save(_place(folder, path), {"value": value})
+            ocp.save(_place(address_of(folder), path), {"value": value})
             del value
 
 
@@ -356,10 +357,12 @@ def check_link(file: pathlib.Path) -> None:
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Context manager that yields a temporary folder. Renames it to `target` if the body ends without an error, and deletes it
-    otherwise. Raises ValueError if `target` exists, or if another process is writing it."""
-    require(
-        not is_address(target), f"{target}: models are written to local folders only; copy the folder to the bucket afterwards"
-    )
+    otherwise. Raises ValueError if `target` exists, or if another process is writing it. If `target` is in a bucket, see
+    `new_bucket_folder`."""
+    if is_address(target):
+        with new_bucket_folder(os.fspath(target)) as folder:
+            yield folder
+        return
     target = pathlib.Path(target).absolute()
     around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
     partial, first = around / target.name, jax.process_index() == 0

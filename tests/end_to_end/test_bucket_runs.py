@@ -12,11 +12,10 @@ import time
 import pytest
 
 import commands
-from igpo_jax.run import bucket_runs
 from igpo_jax.run.checkpoint_integrity import read_metadata
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime import bucket_locks
-from processes import DEVICES, TINY, ends
+from igpo_jax.runtime import bucket_folders, bucket_locks
+from processes import DEVICES, TINY, ends, word_problems
 from processes import start as start_processes
 from run_log import rows_so_far, untimed
 from same_run import assert_same_run, corrupt
@@ -68,7 +67,7 @@ def start(command, config, address: str, output: pathlib.Path, *overrides: str):
 
 def signal_at(process, address: str, stage: str, step: int, number: signal.Signals) -> None:
     """Sends a signal to a training process once its log has a row of this stage at this step or later."""
-    folder = bucket_runs.copy_of(address, "process-0")
+    folder = bucket_folders.copy_of(address, "process-0")
     deadline = time.monotonic() + LIMIT
     while not any(row["stage"] == stage and row["step"] >= step for row in rows_so_far(folder)):
         assert process.poll() is None, f"the run ended before step {step}"
@@ -124,17 +123,68 @@ def test_a_finished_run_in_a_bucket_is_read_by_the_other_commands(command, finis
     os.unlink(tmp_path / "model/model.safetensors")
 
 
-def test_an_evaluation_of_a_run_in_a_bucket_is_that_of_the_run_on_disk(command, finished, storage, address, tmp_path):
+def test_an_evaluation_in_a_bucket_is_that_on_disk(command, finished, storage, address, tmp_path):
+    """It also continues from the rows in the bucket, is compared with `diff`, and is graded again."""
     storage.put(str(finished), address, recursive=True)
+    here, there = tmp_path / "here", f"{address}/evaluations/rl-6"
+    done = command("evaluate", f"--workdir={finished}", f"--output={here}")
+    assert done.returncode == 0, done.stderr
+    [file] = here.glob("*.jsonl")
+    half = file.read_text().splitlines(keepends=True)[:8]
+    storage.pipe_file(f"{there}/{file.name}", "".join(half).encode())
     done = command("evaluate", f"--workdir={address}")
-    assert done.returncode == 1 and done.stderr.endswith("error: --output=DIR is missing: the local folder to write\n")
-    results = []
-    for place, output in ((finished, tmp_path / "here"), (address, tmp_path / "there")):
-        done = command("evaluate", f"--workdir={place}", f"--output={output}")
-        assert done.returncode == 0, done.stderr
-        [file] = output.glob("*.jsonl")
-        results.append(read_rows(file))
-    assert results[0] == results[1] != []
+    assert done.returncode == 0, done.stderr
+    assert f"{there}/{file.name} has 8 of 16 problems from an earlier evaluation" in done.stderr
+    copy = local_copy(storage, there, tmp_path / "there")
+    assert {path.name for path in copy.iterdir()} == {path.name for path in here.iterdir()}
+    assert read_rows(copy / file.name) == read_rows(file) != []
+    compared = command("evaluate", "diff", str(here), there)
+    assert compared.returncode == 0 and '"p_value": 1.0' in compared.stdout, compared.stderr
+    places = ((here, tmp_path / "regraded"), (there, f"{address}/regraded"))
+    graded = [command("evaluate", f"--regrade={place}", f"--output={output}") for place, output in places]
+    assert graded[1].returncode == 0, graded[1].stderr
+    assert (
+        graded[0].stdout.replace(str(tmp_path / "regraded"), f"{address}/regraded").replace(str(here), there)
+        == graded[1].stdout
+    )
+    assert (
+        storage.cat_file(f"{address}/regraded/disagreements.jsonl") == (tmp_path / "regraded/disagreements.jsonl").read_bytes()
+    )
+
+
+def test_rewritten_solutions_in_a_bucket_are_those_on_disk(command, storage, address, finished, tmp_path):
+    word_problems(tmp_path / "problems.jsonl", 12)
+    flags = [f"--problems=gsm8k:{tmp_path / 'problems.jsonl'}", f"--tokenizer={finished / 'tokenizer.model'}"]
+    here, there = (command("rewrite", *flags, f"--output={place}") for place in (tmp_path / "here", address))
+    assert there.returncode == 0, there.stderr
+    kept = (tmp_path / "here/kept.jsonl").read_bytes()
+    assert storage.cat_file(f"{address}/kept.jsonl") == kept != b"" and here.returncode == 0
+    assert {name.rpartition("/")[2] for name in storage.ls(address)} == {path.name for path in (tmp_path / "here").iterdir()}
+    done = command("rewrite", *flags, "--max_tokens=8", f"--output={address}")
+    assert done.returncode == 1 and "differing: max_tokens" in done.stderr
+
+
+@pytest.mark.slow
+def test_models_are_converted_into_a_bucket(command, storage, address, tmp_path):
+    model = shutil.copytree(WEIGHTS, tmp_path / "model")
+    write_tokenizer(model)
+    for source, target in ((model, "model"), ("model", "huggingface")):
+        for place in (str(tmp_path / "here"), address):
+            flags = [f"--source={source if source == model else f'{place}/{source}'}", f"--target={place}/{target}"]
+            done = command("convert", *flags, f"--format={target}")
+            assert done.returncode == 0 and done.stdout == f"{place}/{target}\n", done.stderr
+    copy = local_copy(storage, address, tmp_path / "there")
+    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) for folder in (copy, tmp_path / "here")]
+    assert names[0] == names[1]
+    for file in (tmp_path / "here/huggingface").iterdir():
+        assert (copy / "huggingface" / file.name).read_bytes() == file.read_bytes()
+    done = command("convert", f"--source={model}", f"--target={address}/model")
+    assert done.returncode == 1 and f"error: {address}/model has objects already" in done.stderr
+    storage.pipe_file(f"{address}/broken/config.json", (model / "config.json").read_bytes())
+    done = command("convert", f"--source={address}/broken", f"--target={address}/new")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    storage.invalidate_cache()
+    assert not storage.exists(f"{address}/new")
 
 
 @pytest.mark.slow
@@ -169,11 +219,10 @@ def test_messages_name_the_address_and_not_the_copy(command, finished, storage, 
         assert "bucket_runs" not in done.stderr
 
 
-def test_commands_that_write_local_folders_refuse_an_address(command, finished, storage, tiny_config):
-    for flags in (["evaluate", f"--workdir={finished}"], ["compare", f"--config={tiny_config}", "--arms=igpo", "--seeds=0"]):
-        done = command(*flags, "--output=gs://team/output")
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("error: gs://team/output is not a local folder; give one")
+def test_a_comparison_refuses_an_address(command, storage, tiny_config):
+    done = command("compare", f"--config={tiny_config}", "--arms=igpo", "--seeds=0", "--output=gs://team/output")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: gs://team/output is not a local folder; give one")
 
 
 @pytest.mark.parametrize("complete", [True, False])

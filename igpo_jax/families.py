@@ -1,0 +1,161 @@
+"""Families of masked diffusion language models, whose folders in Hugging Face's format this package reads and writes. A family
+that has the same network as another one needs one entry in `FAMILIES` (docs/models.md)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Path = tuple[str, ...]  # of a parameter in the nested dict of parameters
+
+_MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How messages become one prompt. Markers are special tokens. A turn is `header`, the role, `end_header`, the text
+    `separator`, the message and `end_of_turn`."""
+
+    begin: str  # marker at the start, or ""
+    header: str  # marker
+    end_header: str  # marker, or ""
+    separator: str  # text between the role and the message
+    end_of_turn: str  # marker
+    between: str = ""  # text after a turn
+    system: str = ""  # system message that is used if the first message is of another role
+    answer: str = ""  # what the assistant's turn begins with; names of special tokens in it are encoded as such
+    strip: bool = True  # whether white space around a message is removed
+    text_ends: bool = False  # whether the text of a completion ends at the end of a turn. Otherwise, it ends at EOS only.
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return tuple(marker for marker in (self.begin, self.header, self.end_header, self.end_of_turn) if marker)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What config.json and the tensors of a family's models are called, and how its chat template and special tokens work.
+
+    Attributes:
+        architectures: values of `architectures` in config.json.
+        tensors: parameter -> name of its tensor, with {} for the number of the layer.
+        sizes: field of `ModelConfig` -> key of config.json.
+        tied: key of config.json for a head that is the transposed embedding.
+        required: keys that must be in config.json, because the defaults in the model's code are not supported here.
+        eos: special token that fills a row after a completion, or "" if the tokenizer's files name it. config.json and the
+            tokenizer's files of a chat model may name the end of a turn instead.
+        qkv_bias: whether the projections to queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalized per head, before the rotary embedding.
+        masked: whether the model was trained to predict masked tokens. Otherwise it is autoregressive, and is only a start for
+            training."""
+
+    architectures: tuple[str, ...]
+    tensors: Mapping[Path, str]
+    sizes: Mapping[str, str]
+    tied: str
+    chat: ChatTemplate | None
+    required: tuple[str, ...] = ()
+    eos: str = ""
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    masked: bool = True
+
+
+def _blocks(prefix: str, **names: str) -> dict[Path, str]:
+    return {("blocks", parameter): f"{prefix}.{{}}.{name}" for parameter, name in names.items()}
+
+
+# Matrices except the embedding are [out, in] in the files and [in, out] here.
+_LLADA_TENSORS = {
+    ("embedding",): "model.transformer.wte.weight",
+    **_blocks(
+        "model.transformer.blocks",
+        attention_norm="attn_norm.weight",
+        query="q_proj.weight",
+        key="k_proj.weight",
+        value="v_proj.weight",
+        attention_out="attn_out.weight",
+        mlp_norm="ff_norm.weight",
+        gate="ff_proj.weight",
+        up="up_proj.weight",
+        down="ff_out.weight",
+    ),
+    ("final_norm",): "model.transformer.ln_f.weight",
+    ("head",): "model.transformer.ff_out.weight",
+}
+_LLAMA_TENSORS = {
+    ("embedding",): "model.embed_tokens.weight",
+    **_blocks(
+        "model.layers",
+        attention_norm="input_layernorm.weight",
+        query="self_attn.q_proj.weight",
+        key="self_attn.k_proj.weight",
+        value="self_attn.v_proj.weight",
+        query_bias="self_attn.q_proj.bias",
+        key_bias="self_attn.k_proj.bias",
+        value_bias="self_attn.v_proj.bias",
+        query_norm="self_attn.q_norm.weight",
+        key_norm="self_attn.k_norm.weight",
+        attention_out="self_attn.o_proj.weight",
+        mlp_norm="post_attention_layernorm.weight",
+        gate="mlp.gate_proj.weight",
+        up="mlp.up_proj.weight",
+        down="mlp.down_proj.weight",
+    ),
+    ("final_norm",): "model.norm.weight",
+    ("head",): "lm_head.weight",
+}
+_LLADA_SIZES = {
+    "width": "d_model",
+    "layers": "n_layers",
+    "heads": "n_heads",
+    "kv_heads": "n_kv_heads",
+    "mlp_width": "mlp_hidden_size",
+}
+_LLAMA_SIZES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp_width": "intermediate_size",
+}
+
+LLADA_CHAT = ChatTemplate("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "\n\n", "<|eot_id|>")
+_CHATML = ChatTemplate("", "<|im_start|>", "", "\n", "<|im_end|>", between="\n", strip=False, text_ends=True)
+_QWEN2_CHAT = dataclasses.replace(_CHATML, system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+_QWEN3_CHAT = dataclasses.replace(_CHATML, answer="<think>\n\n</think>\n\n")
+
+_LLAMA_LAYOUT: dict[str, Any] = {"tensors": _LLAMA_TENSORS, "sizes": _LLAMA_SIZES, "tied": "tie_word_embeddings"}
+_QWEN2: dict[str, Any] = _LLAMA_LAYOUT | {"chat": _QWEN2_CHAT, "eos": "<|endoftext|>", "qkv_bias": True}
+_QWEN3: dict[str, Any] = _LLAMA_LAYOUT | {"chat": _QWEN3_CHAT, "eos": "<|endoftext|>", "qk_norm": True}
+FAMILIES = (
+    # In LLaDA's code, blocks are sequential, there are no rotary embeddings, and the head is tied, unless config.json differs.
+    Family(
+        ("LLaDAModelLM",), _LLADA_TENSORS, _LLADA_SIZES, "weight_tying", LLADA_CHAT,
+        required=("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying"),
+    ),
+    Family(("ILLaDAForCausalLM",), chat=LLADA_CHAT, **_LLAMA_LAYOUT),
+    Family(("A2DLlamaLMHeadModel",), chat=None, **_LLAMA_LAYOUT),
+    Family(("A2DQwen2LMHeadModel",), **_QWEN2),
+    Family(("A2DQwen3LMHeadModel",), **_QWEN3),
+)  # fmt: skip
+LLADA, ILLADA = FAMILIES[:2]
+
+
+def family_of(values: Mapping[str, Any]) -> Family:
+    """Returns the family of a model, given the contents of its config.json. Raises ValueError if the architecture is unknown."""
+    found = values.get("architectures")
+    name = found[0] if isinstance(found, list) and len(found) == 1 else found
+    for family in FAMILIES:
+        if name in family.architectures:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    reason = REFUSED.get(name, "") if isinstance(name, str) else ""
+    raise ValueError(f"config.json: architectures={repr(found)[:100]}; {reason or f'this loads {known}'}")
+
+
+# Architecture that is not supported -> the reason
+REFUSED = {
+    "LLaDAMoEModelLM": "mixtures of experts are not supported",
+    "LLaDA2MoeModelLM": "mixtures of experts that sample block by block are not supported",
+    "A2DQwen3BlockLMHeadModel": "models that attend block by block are not supported",
+}
