@@ -19,8 +19,9 @@ import time
 
 import numpy as np
 
+from igpo_jax.families import LLADA
 from igpo_jax.run.results import environment
-from igpo_jax.weights.huggingface import INDEX, TENSORS
+from igpo_jax.weights.huggingface import INDEX
 from igpo_jax.weights.safetensors_files import stored_tensors
 
 WIDTH, MLP, VOCABULARY = 4096, 12288, 126464
@@ -41,13 +42,13 @@ def tensors(layers: int) -> dict[str, tuple[str, int, tuple[int, ...]]]:
     shapes = dict(attention_norm=(WIDTH,), query=square, key=square, value=square, attention_out=square,
                   mlp_norm=(WIDTH,), gate=wide, up=wide, down=wide[::-1])  # fmt: skip
     found = {}
-    for path, (template, _) in TENSORS.items():
+    for path, template in LLADA.tensors.items():
         kind = path[-1]
         if path[0] == "blocks":
-            found |= {f"{template.format(i)}.weight": (kind, i, shapes[kind]) for i in range(layers)}
+            found |= {template.format(i): (kind, i, shapes[kind]) for i in range(layers)}
         else:
             shape = (WIDTH,) if kind == "final_norm" else (VOCABULARY, WIDTH)
-            found[f"{template}.weight"] = (kind, layers if kind != "embedding" else -1, shape)
+            found[template] = (kind, layers if kind != "embedding" else -1, shape)
     return found
 
 

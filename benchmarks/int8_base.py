@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from igpo_jax.chat import completion_text
 from igpo_jax.data.pipeline import PromptBatch, prompt_arrays
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.corruption import mask_count
@@ -31,7 +32,6 @@ from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks import arithmetic
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tokenizers import completion_text
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config
 

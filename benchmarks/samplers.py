@@ -20,6 +20,7 @@ import time
 import jax
 import numpy as np
 
+from igpo_jax.chat import completion_text
 from igpo_jax.data.pipeline import prompt_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.unmasking import DecodeConfig
@@ -28,7 +29,6 @@ from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.runtime.statistics import paired
 from igpo_jax.tasks import arithmetic
-from igpo_jax.tokenizers import completion_text
 
 CACHES, COMMITS = ("none", "prefix", "dual"), ("schedule", "threshold", "factor")
 TURNS = 4  # batches that the exact sampler also decodes

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
+from igpo_jax.chat import completion_text, encode_chat
 from igpo_jax.data.pipeline import left_padded
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.corruption import Corruption, mask_count, negative_bound
@@ -40,7 +41,7 @@ from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import MOST_TOKENS, require
 from igpo_jax.runtime.host import prepare_gpus
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
-from igpo_jax.tokenizers import Tokenizer, completion_text, encode_chat, has_tokenizer, load_tokenizer, warn_of_no_text
+from igpo_jax.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, warn_of_no_text
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config

@@ -31,7 +31,7 @@ class ChatTemplate:
         return tuple(marker for marker in (self.begin, self.header, self.end_header, self.end_of_turn) if marker)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Family:
     """What config.json and the tensors of a family's models are called, and how its chat template and special tokens work.
 
@@ -44,6 +44,7 @@ class Family:
         eos: special token that fills a row after a completion, or "" if the tokenizer's files name it. config.json and the
             tokenizer's files of a chat model may name the end of a turn instead.
         qkv_bias: whether the projections to queries, keys and values have biases.
+        head_dim: whether config.json may give heads another size than width / heads.
         qk_norm: whether queries and keys are normalized per head, before the rotary embedding.
         masked: whether the model was trained to predict masked tokens. Otherwise it is autoregressive, and is only a start for
             training."""
@@ -57,6 +58,7 @@ class Family:
     eos: str = ""
     qkv_bias: bool = False
     qk_norm: bool = False
+    head_dim: bool = True
     masked: bool = True
 
 
@@ -131,31 +133,35 @@ FAMILIES = (
     # In LLaDA's code, blocks are sequential, there are no rotary embeddings, and the head is tied, unless config.json differs.
     Family(
         ("LLaDAModelLM",), _LLADA_TENSORS, _LLADA_SIZES, "weight_tying", LLADA_CHAT,
-        required=("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying"),
+        required=("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying"), head_dim=False,
     ),
-    Family(("ILLaDAForCausalLM",), chat=LLADA_CHAT, **_LLAMA_LAYOUT),
+    Family(("ILLaDAForCausalLM",), chat=LLADA_CHAT, head_dim=False, **_LLAMA_LAYOUT),
     Family(("A2DLlamaLMHeadModel",), chat=None, **_LLAMA_LAYOUT),
     Family(("A2DQwen2LMHeadModel",), **_QWEN2),
     Family(("A2DQwen3LMHeadModel",), **_QWEN3),
 )  # fmt: skip
 LLADA, ILLADA = FAMILIES[:2]
-
-
-def family_of(values: Mapping[str, Any]) -> Family:
-    """Returns the family of a model, given the contents of its config.json. Raises ValueError if the architecture is unknown."""
-    found = values.get("architectures")
-    name = found[0] if isinstance(found, list) and len(found) == 1 else found
-    for family in FAMILIES:
-        if name in family.architectures:
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.architectures)
-    reason = REFUSED.get(name, "") if isinstance(name, str) else ""
-    raise ValueError(f"config.json: architectures={repr(found)[:100]}; {reason or f'this loads {known}'}")
-
-
 # Architecture that is not supported -> the reason
 REFUSED = {
     "LLaDAMoEModelLM": "mixtures of experts are not supported",
     "LLaDA2MoeModelLM": "mixtures of experts that sample block by block are not supported",
     "A2DQwen3BlockLMHeadModel": "models that attend block by block are not supported",
 }
+
+
+def find_family(values: Mapping[str, Any]) -> Family | None:
+    """Returns the family of a model, given the contents of its config.json, or None if the architecture is unknown."""
+    found = values.get("architectures")
+    name = found[0] if isinstance(found, list) and len(found) == 1 else found
+    return next((family for family in FAMILIES if name in family.architectures), None)
+
+
+def family_of(values: Mapping[str, Any]) -> Family:
+    """Like `find_family`, but raises ValueError if the architecture is unknown."""
+    family = find_family(values)
+    if family is None:
+        known = ", ".join(name for family in FAMILIES for name in family.architectures)
+        reasons = [reason for name, reason in REFUSED.items() if name in str(values.get("architectures"))]
+        found = repr(values.get("architectures"))[:100]
+        raise ValueError(f"config.json: architectures={found}; {(*reasons, f'this loads {known}')[0]}")
+    return family

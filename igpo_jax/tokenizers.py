@@ -1,34 +1,40 @@
-"""Tokenizers for tokenizer.json files (Hugging Face) and *.model files (SentencePiece), and LLaDA's chat template."""
+"""Tokenizers for tokenizer.json and vocab.json files (Hugging Face) and *.model files (SentencePiece)."""
 
 import contextlib
 import hashlib
 import io
 import json
 import logging
+import operator
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 import numpy as np
 import sentencepiece
 import tokenizers
 
+from igpo_jax.families import LLADA_CHAT, ChatTemplate, Family, find_family
 from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import MOST_IDS, require
-from igpo_jax.runtime.files import atomic_write, first_line, read_bytes, read_json
+from igpo_jax.runtime.files import atomic_write, first_line, read_bytes, read_json, wrap_read_errors
 from igpo_jax.tokenizer_growth import growths, require_short, sentencepiece_growths
 
 log = logging.getLogger(__name__)
 
 PAD, EOS, MASK, UNKNOWN = range(4)  # ids in models of `train_sentencepiece`
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece silently drops longer training texts
+VOCABULARY = "vocab.json"
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
 STAND_INS = (*range(0xE000, 0xF900), *range(0xAC00, 0xD7A4), *range(0x4E00, 0xA000))  # see `_stand_in`
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn ▁ as a space, and drops training texts with ▅
-START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN = "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
-ENDS_OF_TURN = (END_OF_TURN, "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
+ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
+# The pattern that splits texts into words in Qwen2's tokenizer, which vocab.json and merges.txt do not contain
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 class Tokenizer(Protocol):
@@ -41,6 +47,7 @@ class Tokenizer(Protocol):
     eos_id: int
     mask_id: int
     eot_id: int | None  # end of a chat turn
+    chat: ChatTemplate  # of the model's family
     special_ids: frozenset[int]  # of markers such as EOS, MASK and those of the chat template
     no_text_ids: frozenset[int]  # unknown token, padding unless it is EOS or EoT, and ids below `vocab_size` without a token
 
@@ -101,7 +108,8 @@ class SentencePieceTokenizer:
             raise ValueError(f"{path} has no end-of-text symbol")
         self.eos_id, self.mask_id = model.eos_id(), mask_id
         self.pad_id = model.pad_id() if model.pad_id() >= 0 else self.eos_id
-        self.eot_id = self._special.get(END_OF_TURN)
+        self.chat = LLADA_CHAT
+        self.eot_id = self._special.get(self.chat.end_of_turn)
         self.special_ids = frozenset((*self._special.values(), mask_id))
         unused = {i for i in range(self.vocab_size) if model.is_unknown(i) or model.is_unused(i)}
         self.no_text_ids = frozenset((unused | {self.pad_id}) - {self.eos_id, self.eot_id, mask_id})
@@ -150,12 +158,12 @@ def _one_line_errors(what: str) -> Iterator[None]:
 
 
 class HuggingFaceTokenizer:
-    """Tokenizer of a tokenizer.json file. The file tokenizer_config.json in the same folder names the special tokens
-    (docs/method.md section 4)."""
+    """Tokenizer of a tokenizer.json file, or of a vocab.json file with merges.txt beside it. The file tokenizer_config.json in the
+    same folder names the special tokens (docs/method.md section 4). `family` is the model's family, or None."""
 
-    def __init__(self, path: str | os.PathLike, mask_id: int):
+    def __init__(self, path: str | os.PathLike, mask_id: int, family: Family | None = None):
         path = pathlib.Path(path)
-        values = read_json(path)
+        values = _from_vocabulary(path.parent) if path.name == VOCABULARY else read_json(path)
         self.digest = _digest(json.dumps(values).encode())
         for token in added_tokens(path, values):  # iLLaDA's file does not mark MASK as special, so text could encode to it
             token["special"] = token.get("special", False) or token["id"] == mask_id
@@ -188,7 +196,7 @@ class HuggingFaceTokenizer:
         # True for files that were converted from SentencePiece. Byte-level tokenizers have no such character.
         self._marks_spaces = SPACE_MARK not in self._decoded(self._encoding(SPACE_MARK).ids)
         self.mask_id = mask_id
-        named = _named_tokens(path.parent)
+        named = _named_tokens(path.parent) | ({"eos_token": family.eos} if family and family.eos else {})
         if "eos_token" not in named:
             raise ValueError(f"{path.parent}: neither tokenizer_config.json nor special_tokens_map.json names an eos_token")
 
@@ -200,7 +208,8 @@ class HuggingFaceTokenizer:
 
         self.eos_id = id_of("eos_token")
         self.pad_id = id_of("pad_token") if "pad_token" in named else self.eos_id
-        self.eot_id = self._special.get(END_OF_TURN)
+        self.chat = family.chat if family and family.chat else LLADA_CHAT
+        self.eot_id = self._special.get(self.chat.end_of_turn)
         unused = set(range(self.vocab_size)) - {id for token, id in vocabulary.items() if token}
         unknown = _unknown_ids(path, values["model"], vocabulary)
         unknown |= {vocabulary[named["unk_token"]]} if named.get("unk_token") in vocabulary else set()
@@ -255,11 +264,9 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     has several of them, or if the file is unusable."""
     path = small_files(path)
     if path.is_dir():
-        found = sorted([*path.glob("tokenizer.json"), *path.glob("*.model")])
+        found = _tokenizer_files(path)
         if len(found) != 1:
-            names = ", ".join(file.name for file in found) or "neither tokenizer.json nor a *.model file"
-            if not found and (path / "vocab.json").is_file():
-                names += "; transformers writes tokenizer.json from vocab.json: AutoTokenizer.from_pretrained, save_pretrained"
+            names = ", ".join(file.name for file in found) or "neither tokenizer.json nor vocab.json nor a *.model file"
             raise ValueError(f"{path} must have one tokenizer, but has {names}")
         [path] = found
     if not path.is_file():
@@ -268,12 +275,64 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
         return SentencePieceTokenizer(path, mask_id)
     if mask_id is None:
         raise ValueError(f"{path}: the mask id is not known; the model's configuration has it")
-    return HuggingFaceTokenizer(path, mask_id)
+    settings = path.with_name("config.json")
+    return HuggingFaceTokenizer(path, mask_id, find_family(read_json(settings)) if settings.is_file() else None)
 
 
 def has_tokenizer(folder: str | os.PathLike) -> bool:
-    folder = small_files(folder)
-    return (folder / "tokenizer.json").is_file() or any(folder.glob("*.model"))
+    return bool(_tokenizer_files(small_files(folder)))
+
+
+def _tokenizer_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of a folder that `load_tokenizer` reads. If transformers has written tokenizer.json from vocab.json, both
+    have the same vocabulary, and only the first is returned."""
+    found = sorted([*folder.glob("tokenizer.json"), *folder.glob("*.model")])
+    return found or [file for file in (folder / VOCABULARY,) if file.is_file()]
+
+
+def special_tokens(folder: pathlib.Path) -> dict[str, int]:
+    """Returns {text: id} of the added tokens of a tokenizer that has JSON files, or {} if there are none."""
+    found = [file for file in _tokenizer_files(folder) if file.suffix == ".json"]
+    if not found:
+        return {}
+    values = _from_vocabulary(folder) if found[0].name == VOCABULARY else read_json(found[0])
+    return {token["content"]: token["id"] for token in added_tokens(found[0], values)}
+
+
+def _added_token(id: int, content: str, special: bool = True, **flags: bool) -> dict[str, Any]:
+    known = {name: bool(flags.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    return {"id": operator.index(id), "content": content, "special": special, **known}
+
+
+def _from_vocabulary(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a tokenizer.json for a byte-level tokenizer of Qwen2's kind, which has the files vocab.json,
+    merges.txt, and added_tokens.json or tokenizer_config.json instead. Raises ValueError if a file is missing or malformed."""
+    vocabulary, merges = read_json(folder / VOCABULARY), folder / "merges.txt"
+    require(merges.is_file(), f"{merges} is missing; {VOCABULARY} needs it")
+    with wrap_read_errors(merges):
+        lines = read_bytes(merges).decode("utf-8").split("\n")
+    pairs = [line for line in lines if line and not line.startswith("#version")]
+    added: dict[str, dict[str, Any]] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json"):
+        file = folder / name
+        values = read_json(file) if file.is_file() else {}
+        with wrap_read_errors(file):
+            if name == "tokenizer_config.json":
+                decoder = values.get("added_tokens_decoder") or {}
+                added |= {token["content"]: _added_token(int(id), **token) for id, token in decoder.items()}
+            else:
+                added |= {text: _added_token(id, text) for text, id in values.items()}
+    tokens = sorted(added.values(), key=lambda token: token["id"])
+    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0",
+        "added_tokens": tokens,
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
+        "decoder": to_bytes,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": pairs},
+    }
 
 
 def ids_never_drawn(tokenizer: Tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:
@@ -345,45 +404,6 @@ def _named_tokens(folder: pathlib.Path) -> dict[str, str]:
                 if isinstance(value, str):
                     named[key] = value
     return named
-
-
-def chat_text(messages: Sequence[dict[str, str]]) -> str:
-    """Returns messages as one text in LLaDA's chat template, up to the start of the assistant's next message (docs/method.md
-    section 4)."""
-    turns = [f"{HEADER}{role}{END_HEADER}\n\n{content}{END_OF_TURN}" for role, content in _turns(messages)]
-    return "".join([START_OF_TEXT, *turns, f"{HEADER}assistant{END_HEADER}\n\n"])
-
-
-def completion_text(tokenizer: Tokenizer, tokens: np.ndarray, whole: bool = False) -> str:
-    """Returns the text of a completion, given its token ids, int [l]. The text ends before the first EOS, unless `whole` is
-    true."""
-    ended = np.flatnonzero(tokens == tokenizer.eos_id)
-    return tokenizer.decode(tokens if whole or not ended.size else tokens[: ended[0]])
-
-
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns the token ids of messages in LLaDA's chat template, up to the start of the assistant's next message (see
-    `chat_text`). If a message contains a marker of the chat template, the marker is encoded as ordinary text. Raises ValueError
-    if the vocabulary lacks a marker, or if a message lacks a role or content."""
-    markers = {marker: tokenizer.special_id(marker) for marker in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)}
-    missing = [marker for marker, id in markers.items() if id is None]
-    if missing:
-        lacking = f"the vocabulary has no {', '.join(missing)}: this is the tokenizer of a base model"
-        raise ValueError(f"{lacking}, which knows no chat template; give raw prompts (chat=False)")
-    start, header, end_header, end_of_turn = (id for id in markers.values() if id is not None)
-    ids = [start]
-    for role, content in _turns(messages):
-        ids += [header, *tokenizer.encode(role), end_header, *tokenizer.encode(f"\n\n{content}"), end_of_turn]
-    return [*ids, header, *tokenizer.encode("assistant"), end_header, *tokenizer.encode("\n\n")]
-
-
-def _turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
-    if not messages:
-        raise ValueError("a conversation needs at least one message")
-    for message in messages:
-        if set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
-            raise ValueError(f"a message has the texts role and content, not {message!r}")
-    return [(message["role"], message["content"].strip()) for message in messages]
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: str, vocab_size: int) -> None:

@@ -266,7 +266,7 @@ def test_a_folder_without_tokenizer_takes_token_ids(folder, tmp_path, mesh):
 def test_what_text_or_chat_needs_is_checked_before_weights_are_read(tmp_path, mesh):
     shape = ModelConfig(vocab_size=512, mask_id=1, eos_id=2, width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
     (tmp_path / "config.json").write_text(json.dumps(llada_config(shape, 64)))  # without weights
-    with pytest.raises(ValueError, match="has neither tokenizer.json nor a ..model file"):
+    with pytest.raises(ValueError, match="has neither tokenizer.json nor vocab.json nor a ..model file"):
         igpo_jax.load(tmp_path, mesh=mesh, needs="text")
     write_tokenizer(tmp_path, instruct=False)
     with pytest.raises(ValueError, match="tokenizer of a base model"):

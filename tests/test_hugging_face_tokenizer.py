@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from igpo_jax.tokenizers import chat_text, encode_chat, ids_never_drawn, load_tokenizer
+from igpo_jax.chat import chat_text, encode_chat
+from igpo_jax.tokenizers import ids_never_drawn, load_tokenizer
 from tokenizer_files import BASE, INSTRUCT, write_tokenizer
 
 # Rendered by jinja2 from the template in LLaDA-8B-Instruct's tokenizer_config.json.

@@ -15,10 +15,11 @@ import grain
 import jax
 import numpy as np
 
+from igpo_jax.chat import encode_chat
 from igpo_jax.data.buckets import bucket_of
 from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tokenizers import Tokenizer, encode_chat
+from igpo_jax.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 

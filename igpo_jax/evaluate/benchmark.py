@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from igpo_jax.api import DiffusionLM
+from igpo_jax.chat import completion_text
 from igpo_jax.data.buckets import bucket_of
 from igpo_jax.data.pipeline import PromptBatch, encode_question, prompt_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
@@ -43,7 +44,7 @@ from igpo_jax.tasks import load_task
 from igpo_jax.tasks.grades import FEW, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
-from igpo_jax.tokenizers import completion_text, warn_of_no_text
+from igpo_jax.tokenizers import warn_of_no_text
 
 log = logging.getLogger(__name__)
 

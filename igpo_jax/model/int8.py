@@ -100,13 +100,13 @@ def in_use(w: Weight, axes: tuple[str, ...], dtype: jnp.dtype) -> Weight:
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
     """Returns the same table as `sharding.abstract_table`, but represents each matrix by an `Int8Matrix`. `dtype` is the dtype
-    of the norm scales."""
+    of the other parameters."""
 
     def leaf(shape, dtype, axes):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition(axes)))
 
     def place(info: ParameterInfo):
-        if info.stddev is None:
+        if not info.is_matrix:
             return leaf(info.shape, dtype, info.axes)
         axes, scales = axes_of(info.axes), list(info.shape)
         scales[summed_axis(info.axes)] = 1

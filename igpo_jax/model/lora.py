@@ -120,7 +120,8 @@ def check_model_divides(model: ModelConfig, mesh, lora: LoraConfig | None = None
     ]
     if lora is not None:
         keys = model.kv_heads * model.head_size
-        widths = {"model.width": model.width, "the width of keys": keys, "model.mlp_width": model.mlp_width}
+        widths = {"model.width": model.width, "the width of queries": model.query_width, "the width of keys": keys}
+        widths["model.mlp_width"] = model.mlp_width
         checks += [(name, size, "mesh.fsdp * mesh.tensor", fsdp * tensor) for name, size in widths.items()]
     require_multiples(checks)
 

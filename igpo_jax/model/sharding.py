@@ -34,7 +34,11 @@ class ParameterInfo:
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    stddev: float | None  # None: ones (norm scales)
+    stddev: float | None  # None: ones (norm scales); 0: zeros (biases)
+
+    @property
+    def is_matrix(self) -> bool:
+        return bool(self.stddev)
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:

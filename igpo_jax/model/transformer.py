@@ -48,6 +48,9 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     norm_epsilon: float = 1e-5
     tied_head: bool = False
+    head_dim: int | None = None  # None: width / heads
+    qkv_bias: bool = False  # of the projections to queries, keys and values
+    qk_norm: bool = False  # RMSNorm of every query and key head, before the rotary embedding
     eot_id: int | None = None  # end of a turn, if the vocabulary has one
     # Ranges (first, end) of the ids that, like MASK, are never drawn, see `tokenizers.ids_never_drawn`. () without a tokenizer.
     never_drawn: tuple[tuple[int, int], ...] = ()
@@ -68,15 +71,17 @@ class ModelConfig:
         for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} must be from {least} to {most}")
-        numbers = max(self.layers * self.width * max(self.width, self.mlp_width), self.vocab_size * self.width)
+        numbers = max(self.layers * self.width * max(self.width, self.query_width, self.mlp_width), self.vocab_size * self.width)
         if numbers > MOST_NUMBERS:
             raise ValueError(
                 f"layers, width, mlp_width or vocab_size: a matrix of all layers has {numbers:.3g} numbers; at most {MOST_NUMBERS:.3g}"
             )
         if self.head_chunk < 0:
             raise ValueError(f"head_chunk={self.head_chunk} must not be negative")
-        if self.width % self.heads or self.head_size % 2:
+        if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width={self.width} must divide into heads={self.heads} heads of even size")
+        if self.head_size < 1 or self.head_size % 2:
+            raise ValueError(f"the size of a head, {self.head_size} (width / heads, or head_dim), must be even")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         for name in ("param_dtype", "compute_dtype"):
@@ -91,7 +96,11 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_size
 
     @property
     def excluded(self) -> int:
@@ -108,14 +117,14 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
     def matrix(rows, columns, axes, stddev):
         return ParameterInfo((layers, rows, columns), ("layers", *axes), stddev)
 
-    table = {
+    table: dict[str, Any] = {
         "embedding": ParameterInfo((cfg.vocab_size, width), ("vocab", "embed"), scale if cfg.tied_head else 1.0),
         "blocks": {
             "attention_norm": ParameterInfo((layers, width), ("layers", "norm"), None),
-            "query": matrix(width, width, ("embed", "heads"), scale),
+            "query": matrix(width, cfg.query_width, ("embed", "heads"), scale),
             "key": matrix(width, kv_width, ("embed", "heads"), scale),
             "value": matrix(width, kv_width, ("embed", "heads"), scale),
-            "attention_out": matrix(width, width, ("heads", "embed"), scale * out_scale),
+            "attention_out": matrix(cfg.query_width, width, ("heads", "embed"), out_scale * (1 / math.sqrt(cfg.query_width))),
             "mlp_norm": ParameterInfo((layers, width), ("layers", "norm"), None),
             "gate": matrix(width, cfg.mlp_width, ("embed", "mlp"), scale),
             "up": matrix(width, cfg.mlp_width, ("embed", "mlp"), scale),
@@ -123,6 +132,12 @@ def parameter_table(cfg: ModelConfig) -> dict[str, Any]:
         },
         "final_norm": ParameterInfo((width,), ("norm",), None),
     }
+    if cfg.qkv_bias:
+        for name, columns in (("query", cfg.query_width), ("key", kv_width), ("value", kv_width)):
+            table["blocks"][f"{name}_bias"] = ParameterInfo((layers, columns), ("layers", "heads"), 0.0)
+    if cfg.qk_norm:
+        for name in ("query", "key"):
+            table["blocks"][f"{name}_norm"] = ParameterInfo((layers, cfg.head_size), ("layers", "norm"), None)
     if not cfg.tied_head:
         table["head"] = ParameterInfo((width, cfg.vocab_size), ("embed", "vocab"), scale)
     return table
@@ -158,8 +173,9 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
 
 
 def weight_decay_mask(cfg: ModelConfig) -> Params:
-    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales, even if they are stacked over layers."""
-    return jax.tree.map(lambda info: info.stddev is not None, parameter_table(cfg))
+    """Returns AdamW's weight-decay mask: True for matrices, False for norm scales and biases, even if they are stacked over
+    layers."""
+    return jax.tree.map(lambda info: info.is_matrix, parameter_table(cfg))
 
 
 def forward(
@@ -289,8 +305,8 @@ def forward_flops(cfg: ModelConfig, positions: int, logits: int, attended: int |
     FLOPs. `positions` is the number of computed positions, `logits` is the number of positions with logits, and `attended` is
     the number of keys per query (by default `positions`)."""
     keys = 2 * cfg.width * cfg.kv_heads * cfg.head_size
-    others = 2 * cfg.width * cfg.width + 3 * cfg.width * cfg.mlp_width
-    others += 2 * (positions if attended is None else attended) * cfg.width  # scores, and the weighted sum of values
+    others = 2 * cfg.width * cfg.query_width + 3 * cfg.width * cfg.mlp_width
+    others += 2 * (positions if attended is None else attended) * cfg.query_width  # scores, and the weighted sum of values
     in_last = logits if _is_unrolled(cfg) else positions
     layers = cfg.layers * positions * keys + ((cfg.layers - 1) * positions + in_last) * others
     return 2 * (layers + logits * cfg.width * cfg.vocab_size)
@@ -322,7 +338,10 @@ def _attention(
     h: jax.Array, layer: Params, attention_mask: Array, rope: Rope, cfg: ModelConfig, out_slice: OutSlice, window: Window | None
 ) -> tuple[jax.Array, KVCache]:
     def heads(x, name, number):
-        return _linear(x, layer, name).reshape(*x.shape[:2], number, cfg.head_size)
+        y = _linear(x, layer, name)
+        y = y + layer[f"{name}_bias"] if cfg.qkv_bias else y
+        y = y.reshape(*x.shape[:2], number, cfg.head_size)
+        return rms_norm(y, layer[f"{name}_norm"], cfg.norm_epsilon) if cfg.qk_norm and name != "value" else y
 
     k, v = _rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
     kv = KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2))
@@ -334,7 +353,7 @@ def _attention(
         a = attend(q, k, v, attention_mask, cfg.attention)
     else:
         a = attend_window(q, kv, window, attention_mask)
-    return _linear(a.reshape(*h.shape[:2], cfg.width), layer, "attention_out"), kv
+    return _linear(a.reshape(*h.shape[:2], cfg.query_width), layer, "attention_out"), kv
 
 
 def _for_use(layer: Params, cfg: ModelConfig, dtype: jnp.dtype) -> Params:

@@ -138,7 +138,7 @@ def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[st
         local = at_once // rows
         carried = local * length * model.width * compute * model.layers  # residual stream between layers
         if model.remat != "full" and name != "score":
-            inside = (4 * model.width + 3 * model.mlp_width) // shards
+            inside = (2 * model.width + 2 * model.query_width + 3 * model.mlp_width) // shards
             saving["config.model.remat=full: recompute layers"] = local * length * inside * compute * model.layers
         if at_once % (2 * rows) == 0:
             halved = temporary / 2 if name == "score" else carried / 2

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
+from igpo_jax.chat import completion_text
 from igpo_jax.config import Config, check_divisibility
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
@@ -40,7 +41,7 @@ from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tasks.trust import named_code, require_trusted
-from igpo_jax.tokenizers import Tokenizer, completion_text, load_tokenizer, train_sentencepiece, warn_of_no_text
+from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.folders import load_params
 

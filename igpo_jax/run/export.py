@@ -8,15 +8,15 @@ from collections.abc import Collection
 import jax
 from jax.sharding import Mesh
 
+from igpo_jax.families import family_of
 from igpo_jax.model import lora
 from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write, require_stored
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.weights.folders import check_link, copy_small_files, new_folder, original_name, write_safetensors
-from igpo_jax.weights.huggingface import architecture_of, llada_config, read_model_json
+from igpo_jax.weights.folders import check_link, copy_small_files, new_folder, original_name, weight_names, write_safetensors
+from igpo_jax.weights.huggingface import llada_config, read_model_json
 from igpo_jax.weights.peft import export_peft
-from igpo_jax.weights.safetensors_files import read_weight_map
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def export_run(
 
     length = config.data.prompt_buckets[-1] + config.sampler.completion_length
     values = read_model_json(base) if base else llada_config(run.model, length)
-    weight_map = read_weight_map(base) if base else None
+    names = weight_names(base, values, run.model) if base else ()
     with new_folder(target) as folder:
         if base:
             copy_small_files(base, folder)
@@ -64,7 +64,7 @@ def export_run(
             if jax.process_index() == 0:
                 atomic_write(folder / "config.json", json.dumps(values, indent=2))
                 atomic_write(folder / "tokenizer.model", tokenizer.read_bytes())
-        write_safetensors(folder, leaves(), values, run.model, mesh, dtype, weight_map)
+        write_safetensors(folder, leaves(), values, run.model, mesh, dtype, *names)
 
 
 def export_adapters(
@@ -83,4 +83,4 @@ def export_adapters(
         adapters = to_host(run.adapters)
         if jax.process_index() == 0:
             base = run.config.model.path
-            export_peft(adapters, run.config.lora, folder, original_name(base), architecture_of(read_model_json(base)))
+            export_peft(adapters, run.config.lora, folder, original_name(base), family_of(read_model_json(base)))

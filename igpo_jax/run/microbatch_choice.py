@@ -35,12 +35,12 @@ def update_bytes(config: Config, model: ModelConfig, mesh: Mesh, number: int) ->
     length, shared, size = config.sampler.completion_length, mesh.shape["tensor"], 2 if model.compute_dtype == "bfloat16" else 4
     rows = config.rl.prompts / number / batch_size_divisor(mesh) * config.objective.rows_per_prompt(config.rl.group_size)
     positions = config.data.prompt_buckets[-1] + length
-    inside = 4 * model.width + (3 * model.mlp_width + 2 * model.kv_heads * model.head_size) / shared
+    inside = 2 * model.width + 2 * model.query_width + (3 * model.mlp_width + 2 * model.kv_heads * model.head_size) / shared
     layer = rows * positions * (2 * model.width + 2 * inside) * size  # activations of one layer and their gradients
     scores = 2 * min(rows * model.heads / shared * positions**2 * (4 + size), 2 * LARGEST_SCORES) * (model.attention == "xla")
     kept = model.layers * rows * positions * (model.width + (0 if model.remat == "full" else inside)) * size
     logits = 3 * 4 * min(model.head_chunk or rows * length, rows * length) * model.vocab_size / shared
     gradients = shard_bytes(Policy(model, config.lora).abstract(mesh)) * (2 if number > 1 else 1)
-    matrices = model.width * (2 * model.width + 3 * model.mlp_width) * 2 + model.vocab_size * model.width
+    matrices = model.width * (2 * model.query_width + 3 * model.mlp_width) * 2 + model.vocab_size * model.width
     gathered = size / shared * matrices * (mesh.shape["fsdp"] > 1)
     return held_bytes(config, model, mesh, mesh) + kept + max(layer + scores, logits) + gradients + gathered

@@ -1,4 +1,4 @@
-"""Reads and writes weights of LLaDA and iLLaDA (docs/method.md section 3).
+"""Reads and writes weights (docs/method.md section 3).
 
 A Hugging Face folder has config.json and safetensors files. A model folder is this project's own format. It has the same files,
 except that a folder params/ with one Orbax checkpoint per parameter takes the place of the weight files. Parameters are sharded
@@ -48,7 +48,7 @@ from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.progress import progress
 from igpo_jax.weights.finite import check_finite
-from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, read_model_json, tensor_names
+from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, head_name, read_model_json, tensor_names
 from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
 ORIGIN = "origin.json"  # of a model folder: the Hugging Face folder or model that it was converted from
@@ -68,13 +68,26 @@ def _leaves(cfg: ModelConfig, mesh: Mesh) -> dict[Path, jax.ShapeDtypeStruct]:
     return dict(sorted(flatten_dict(abstract(cfg, mesh)).items()))
 
 
-def _layouts(values: dict[str, Any], cfg: ModelConfig, mesh: Mesh) -> dict[Path, Layout]:
+def _layouts(values: dict[str, Any], cfg: ModelConfig, mesh: Mesh, stores_head: bool) -> dict[Path, Layout]:
     names, layouts = tensor_names(values, cfg), {}
+    if stores_head:
+        names[("embedding",)].append(head_name(values))
     for path, leaf in _leaves(cfg, mesh).items():
         shape = leaf.shape[1:] if path[0] == "blocks" else leaf.shape
         transposed = len(shape) == 2 and path != ("embedding",)
         layouts[path] = Layout(leaf, names[path], shape[::-1] if transposed else shape, transposed)
     return layouts
+
+
+def stores_tied_head(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> bool:
+    """Returns whether the weights of a Hugging Face or model folder have, or had, a second copy of the embedding for its tied
+    head. transformers writes one for some models. `values` is the content of config.json."""
+    if not cfg.tied_head:
+        return False
+    if is_folder(path_of(folder) / "params"):
+        origin = small_files(folder) / ORIGIN
+        return origin.is_file() and read_json(origin).get("stores_tied_head") is True
+    return head_name(values) in stored_tensors(folder)
 
 
 def _turn(tensor: jax.Array, transposed: bool, dtype: np.dtype) -> jax.Array:
@@ -85,7 +98,8 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
     """Returns the locations of all tensors of a Hugging Face folder, as found by `stored_tensors`. Raises ValueError if names
     or shapes do not match config.json, or if the tensors have different dtypes."""
     stored = stored_tensors(folder)
-    wanted = {name: layout.shape for layout in _layouts(values, cfg, mesh).values() for name in layout.names}
+    layouts = _layouts(values, cfg, mesh, stores_tied_head(folder, values, cfg))
+    wanted = {name: layout.shape for layout in layouts.values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     for message, names in (("lacks", missing), ("has tensors that config.json has no place for:", unexpected)):
         if names:
@@ -130,7 +144,7 @@ def stream_hugging_face(
             check_finite(tensor.astype(out_dtype), f"{stored[name].file}, tensor {name} as {out_dtype}", allow_nonfinite)
         return tensor
 
-    for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh).items():
+    for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh, stores_tied_head(folder, values, cfg)).items():
         turn = functools.partial(_turn, transposed=transposed, dtype=out_dtype)
         if path[0] == "blocks":
 
@@ -145,6 +159,9 @@ def stream_hugging_face(
                 jax.block_until_ready(value)  # else tensors of many layers would queue in memory
         else:
             value = read(names[0])
+            for name in names[1:]:
+                differs = f"{stored[name].file}: {name} differs from {names[0]}, but config.json says that they are tied"
+                require(bool((read(name) == value).all()), differs)
             if transposed or value.dtype != out_dtype or not value.sharding.is_equivalent_to(leaf.sharding, value.ndim):
                 value = jax.jit(turn, out_shardings=leaf.sharding)(value)
         yield path, value
@@ -247,7 +264,10 @@ def convert(
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         if jax.process_index() == 0:
-            atomic_write(folder / ORIGIN, json.dumps({"source": original_name(source)}))
+            origin: dict[str, Any] = {"source": original_name(source)}
+            if stores_tied_head(source, read_model_json(source), cfg):
+                origin["stores_tied_head"] = True
+            atomic_write(folder / ORIGIN, json.dumps(origin))
         stream = stream_hugging_face(source, cfg, mesh, dtype, allow_nonfinite)
         for path, value in _with_progress(stream, cfg, mesh, "converting"):
             ocp.save(_place(address_of(folder), path), {"value": value})
@@ -268,7 +288,7 @@ def export(
         copy_small_files(source, folder)
         stream = stream_model_folder(source, cfg, mesh, dtype, allow_nonfinite)
         stream = _with_progress(stream, cfg, mesh, "exporting")
-        write_safetensors(folder, stream, values, cfg, mesh, dtype, read_weight_map(source))
+        write_safetensors(folder, stream, values, cfg, mesh, dtype, *weight_names(source, values, cfg))
 
 
 def original_name(folder: str | os.PathLike) -> str:
@@ -290,6 +310,11 @@ def original_name(folder: str | os.PathLike) -> str:
     return str(folder)
 
 
+def weight_names(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, str] | None, bool]:
+    """Returns the last two arguments of `write_safetensors` for writing the tensors of a folder again."""
+    return read_weight_map(folder), stores_tied_head(folder, values, cfg)
+
+
 def write_safetensors(
     folder: pathlib.Path,
     stream: Stream,
@@ -298,11 +323,12 @@ def write_safetensors(
     mesh: Mesh,
     dtype: str,
     weight_map: dict[str, str] | None = None,
+    stores_head: bool = False,
 ) -> None:
     """Writes all parameters in Hugging Face's layout, with one layer's tensor in memory at a time. `values` is the content of
     config.json, which names the architecture and thereby determines the names of the tensors. `weight_map` is {tensor name:
-    file name}. If `weight_map` is None, each file has at most 5 GB."""
-    layouts, out_dtype = _layouts(values, cfg, mesh), jnp.dtype(dtype)
+    file name}. If `weight_map` is None, each file has at most 5 GB. `stores_head` is the result of `stores_tied_head`."""
+    layouts, out_dtype = _layouts(values, cfg, mesh, stores_head), jnp.dtype(dtype)
     shapes = {name: layout.shape for layout in layouts.values() for name in layout.names}
     size = {name: math.prod(shape) * out_dtype.itemsize for name, shape in shapes.items()}
     weight_map = weight_map or fill_files(size)

@@ -1,48 +1,27 @@
-"""Reads the configuration in Hugging Face folders of LLaDA and iLLaDA, determines the names of their tensors, and compares
-checksums (docs/method.md section 3). The formats are taken from LLaDA's released configuration and modeling code, and from
-iLLaDA's modeling code."""
+"""Reads the configuration in Hugging Face folders, determines the names of the tensors, and compares checksums (docs/method.md
+section 3, docs/models.md). The formats are taken from the released configurations and the modeling code."""
 
 import hashlib
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from igpo_jax.model.transformer import ModelConfig
+from flax.traverse_util import flatten_dict
+
+from igpo_jax.families import FAMILIES, LLADA, Family, Path, family_of
+from igpo_jax.model.transformer import ModelConfig, parameter_table
 from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.files import read_json
-from igpo_jax.tokenizers import added_tokens
+from igpo_jax.tokenizers import special_tokens
 
-Path = tuple[str, ...]  # of a parameter in the nested dict
-ARCHITECTURES = ("LLaDAModelLM", "ILLaDAForCausalLM")
-
-# Parameter -> tensor of LLaDA, tensor of iLLaDA. Matrices except the embedding are [out, in] there and [in, out] here.
-TENSORS: dict[Path, tuple[str, str]] = {
-    ("embedding",): ("model.transformer.wte", "model.embed_tokens"),
-    ("blocks", "attention_norm"): ("model.transformer.blocks.{}.attn_norm", "model.layers.{}.input_layernorm"),
-    ("blocks", "query"): ("model.transformer.blocks.{}.q_proj", "model.layers.{}.self_attn.q_proj"),
-    ("blocks", "key"): ("model.transformer.blocks.{}.k_proj", "model.layers.{}.self_attn.k_proj"),
-    ("blocks", "value"): ("model.transformer.blocks.{}.v_proj", "model.layers.{}.self_attn.v_proj"),
-    ("blocks", "attention_out"): ("model.transformer.blocks.{}.attn_out", "model.layers.{}.self_attn.o_proj"),
-    ("blocks", "mlp_norm"): ("model.transformer.blocks.{}.ff_norm", "model.layers.{}.post_attention_layernorm"),
-    ("blocks", "gate"): ("model.transformer.blocks.{}.ff_proj", "model.layers.{}.mlp.gate_proj"),
-    ("blocks", "up"): ("model.transformer.blocks.{}.up_proj", "model.layers.{}.mlp.up_proj"),
-    ("blocks", "down"): ("model.transformer.blocks.{}.ff_out", "model.layers.{}.mlp.down_proj"),
-    ("final_norm",): ("model.transformer.ln_f", "model.norm"),
-    ("head",): ("model.transformer.ff_out", "lm_head"),
-}
-
-# Field of `ModelConfig` -> key of LLaDA's config.json, key of iLLaDA's.
-SIZES = {
-    "width": ("d_model", "hidden_size"), "layers": ("n_layers", "num_hidden_layers"),
-    "heads": ("n_heads", "num_attention_heads"), "kv_heads": ("n_kv_heads", "num_key_value_heads"),
-    "mlp_width": ("mlp_hidden_size", "intermediate_size"),
-}  # fmt: skip
-# Every key of a config.json is read (READ, SIZES), must have one of the values in FIXED, is known to be harmless (HARMLESS), or
+MASK_TOKENS = ("<[MASK]>", "<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
+# Every key of a config.json is read (READ, `Family.sizes`), must have one of the values in FIXED, is known to be harmless (HARMLESS), or
 # must be off (null, false, 0 or empty).
 READ = frozenset(
     """
-    architectures embedding_size eos_token_id head_dim layer_types mask_token_id mlp_ratio rms_norm_eps rope_parameters
+    architectures embedding_size eos_token_id head_dim layer_types mask_token_id mlp_ratio pad_token_id rms_norm_eps rope_parameters
     rope_scaling rope_theta sliding_window tie_word_embeddings vocab_size weight_tying
     """.split()
 )
@@ -54,8 +33,6 @@ LLADA_FIXED = {
     "layer_norm_with_affine": (True,), "multi_query_attention": (None, False), "residual_dropout": (0,), "rope": (True,),
     "rope_full_precision": (True,), "scale_logits": (False,),
 }  # fmt: skip
-# Keys whose defaults in LLaDA's code (sequential blocks, no rotary embeddings, a tied head) differ from those of its models.
-LLADA_REQUIRED = ("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying")
 FIXED = LLADA_FIXED | {
     "attention_bias": (False,), "embd_pdrop": (0,), "hidden_act": ("silu",), "layer_norm_eps": (None,), "mlp_bias": (False,),
     "partial_rotary_factor": (1, None), "quantization_config": (None,), "resid_pdrop": (0,), "use_sliding_window": (False, None),
@@ -74,7 +51,7 @@ HARMLESS = frozenset(
     keys_to_ignore_at_inference label2id length_penalty max_length max_new_tokens max_position_embeddings
     max_sequence_length max_window_layers min_length model_max_length model_type name_or_path no_repeat_ngram_size
     num_beam_groups num_beams num_labels num_return_sequences original_max_position_embeddings output_attentions
-    output_hidden_states output_scores pad_token_id precision prefix pretraining_tp problem_type
+    output_hidden_states output_scores precision prefix pretraining_tp problem_type
     remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
     task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript transformers_version
     trust_remote_code typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
@@ -95,69 +72,80 @@ def read_model_json(folder: str | os.PathLike) -> dict[str, Any]:
     return read_json(small_files(folder) / "config.json")
 
 
-def architecture_of(values: dict[str, Any]) -> int:
-    """Returns the index in `ARCHITECTURES` of the architecture that a config.json names."""
-    found = values.get("architectures")
-    name = found[0] if isinstance(found, list) and len(found) == 1 else found
-    if name not in ARCHITECTURES:
-        raise ValueError(f"config.json: architectures={found!r}; this loads {' and '.join(ARCHITECTURES)}")
-    return ARCHITECTURES.index(name)
-
-
-def model_config(values: dict[str, Any], *, mask_id: int | None = None, **numerics: Any) -> ModelConfig:
-    """Returns the configuration of the network that a Hugging Face config.json describes. `mask_id` is used if the file has no
-    mask_token_id, as in iLLaDA. `numerics` contains param_dtype, compute_dtype, remat and eot_id. Raises ValueError if a key is
-    missing, or if a value is invalid or selects an unsupported computation."""
-    architecture = architecture_of(values)
-    tied = values.get(("weight_tying", "tie_word_embeddings")[architecture], False)
-    if ARCHITECTURES[architecture] == "LLaDAModelLM":
+def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **numerics: Any) -> ModelConfig:
+    """Returns the configuration of the network that a Hugging Face config.json describes. `special` is {name: id} of the special
+    tokens in the tokenizer's files. It is used for the ids that config.json does not have. `numerics` contains param_dtype,
+    compute_dtype, remat and eot_id. Raises ValueError if a key is missing, or if a value is invalid or selects an unsupported
+    computation."""
+    family = family_of(values)
+    tied = values.get(family.tied, False)
+    if family is LLADA:
         values = _with_llada_defaults(values)
-    _check_keys(values, architecture)
+    _check_keys(values, family)
     if not isinstance(tied, bool):
         raise ValueError(f"config.json: whether the head is tied must be true or false, not {tied!r}")
     sizes: dict[str, Any] = {
-        field: _integer(values, keys[architecture], most=MAX_LAYERS if field == "layers" else MAX_SIZE)
-        for field, keys in SIZES.items()
+        field: _integer(values, key, most=MAX_LAYERS if field == "layers" else MAX_SIZE) for field, key in family.sizes.items()
     }
     vocab_size = _integer(values, "vocab_size")
-    if values.get("mask_token_id") is not None:
-        mask_id = _integer(values, "mask_token_id", least=0)
-    if mask_id is None:
-        raise ValueError("config.json has no mask_token_id, and the tokenizer names no mask token")
-    eos_id = _integer(values, "eos_token_id", least=0)
-    for key, value in (("mask_token_id", mask_id), ("eos_token_id", eos_id)):
+    ids = {"mask_token_id": _mask_id(values, special), **_eos_id(values, family, special)}
+    for key, value in ids.items():
         if value >= vocab_size:
             raise ValueError(f"config.json: {key}={value} is not below vocab_size={vocab_size}")
+    mask_id, eos_id = ids.values()
     if mask_id == eos_id:
-        raise ValueError(f"config.json: mask_token_id={mask_id} must differ from eos_token_id")
+        raise ValueError(f"config.json: mask_token_id={mask_id} must differ from {list(ids)[1]}")
+    if values.get("head_dim") is not None and values["head_dim"] * sizes["heads"] != sizes["width"]:
+        sizes["head_dim"] = _integer(values, "head_dim")
     sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
+    sizes |= {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
 
 
-def _check_keys(values: dict[str, Any], architecture: int) -> None:
+def _mask_id(values: dict[str, Any], special: Mapping[str, int]) -> int:
+    if values.get("mask_token_id") is not None:
+        return _integer(values, "mask_token_id", least=0)
+    found = next((special[name] for name in MASK_TOKENS if name in special), None)
+    if found is None:
+        raise ValueError("config.json has no mask_token_id, and the tokenizer names no mask token")
+    return found
+
+
+def _eos_id(values: dict[str, Any], family: Family, special: Mapping[str, int]) -> dict[str, int]:
+    """Returns {where it was found: id} of the token that fills a row after a completion."""
+    if not family.eos:
+        return {"eos_token_id": _integer(values, "eos_token_id", least=0)}
+    if family.eos in special:
+        return {f"the tokenizer's {family.eos}": special[family.eos]}
+    return {"pad_token_id": _integer(values, "pad_token_id", least=0)}
+
+
+def _check_keys(values: dict[str, Any], family: Family) -> None:
     """Raises ValueError for the first key of a config.json that changes the network in an unsupported way. Also raises
     ValueError for an unknown key, unless its value is null, false, 0 or empty."""
 
     def refuse(key: str, accepted: object) -> NoReturn:
         raise ValueError(f"config.json: {key}={repr(values[key])[:100]} is not supported; only {accepted} is")
 
-    same = {keys[1 - architecture]: keys[architecture] for keys in SIZES.values()}  # key of the other architecture -> own key
+    # Key of another family -> key of this family for the same size
+    same = {other.sizes[field]: key for other in FAMILIES for field, key in family.sizes.items() if other.sizes[field] != key}
+    own = family.sizes.values()
     for key, value in values.items():
         if key in FIXED and value not in FIXED[key]:
             refuse(key, repr(FIXED[key][0]))
         if key in same and value not in (None, values.get(same[key], value)):
             raise ValueError(f"config.json: {key}={value!r} and {same[key]}={values[same[key]]!r} differ")
-        if value and not (key in READ or key in FIXED or key in HARMLESS or key in same or key in same.values()):
+        if value and not (key in READ or key in FIXED or key in HARMLESS or key in same or key in own):
             off = "only null, false, 0 or an empty value is accepted"
             place = f"{repr(key)[1:-1]}={repr(value)[:100]}"  # the key may have line breaks
             raise ValueError(f"config.json: {place} is not known and may change the network; {off}")
-    kinds, window, head = values.get("layer_types"), values.get("sliding_window"), values.get("head_dim")
+    kinds, window = values.get("layer_types"), values.get("sliding_window")
     if kinds and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
         refuse("layer_types", "'full_attention' in all layers")
     if window and values.get("use_sliding_window") is not False:
         refuse("sliding_window", "None, or use_sliding_window=False,")
-    width, heads = (_integer(values, SIZES[field][architecture]) for field in ("width", "heads"))
-    if head not in (None, width / heads):
+    width, heads = (_integer(values, family.sizes[field]) for field in ("width", "heads"))
+    if not family.head_dim and values.get("head_dim") not in (None, width / heads):
         refuse("head_dim", f"{width} / {heads}")
 
 
@@ -189,7 +177,7 @@ def _with_llada_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of the contents of a config.json, in which missing sizes are derived from the other sizes, as in LLaDA's
     modeling code. Raises ValueError if a key is missing and its default value in LLaDA's code is not supported here."""
     values = dict(values)
-    for key in LLADA_REQUIRED:
+    for key in LLADA.required:
         if key not in values:
             raise ValueError(f"config.json: {key} is missing; LLaDA's code would then use a value that is not supported here")
     if values.get("n_kv_heads") is None:
@@ -231,7 +219,7 @@ def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
             "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
         },
         "model_type": "llada",
-        **{key: getattr(cfg, field) for field, (key, _) in SIZES.items()},
+        **{key: getattr(cfg, field) for field, key in LLADA.sizes.items()},
         "vocab_size": cfg.vocab_size, "embedding_size": cfg.vocab_size, "max_sequence_length": max_length,
         "mask_token_id": cfg.mask_id, "eos_token_id": cfg.eos_id, "pad_token_id": cfg.eos_id,
         "rope_theta": cfg.rope_theta, "rms_norm_eps": cfg.norm_epsilon, "weight_tying": cfg.tied_head,
@@ -240,28 +228,25 @@ def llada_config(cfg: ModelConfig, max_length: int) -> dict[str, Any]:
 
 def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[str]]:
     """Returns the names of each parameter's tensors in Hugging Face's files. A parameter has one tensor, or one per layer."""
-    architecture = architecture_of(values)
-    return {
-        path: [f"{names[architecture]}.weight".format(layer) for layer in range(cfg.layers if path[0] == "blocks" else 1)]
-        for path, names in TENSORS.items()
-        if path != ("head",) or not cfg.tied_head
-    }
+    tensors, table = family_of(values).tensors, flatten_dict(parameter_table(cfg))
+    return {path: [tensors[path].format(layer) for layer in range(cfg.layers if path[0] == "blocks" else 1)] for path in table}
+
+
+def head_name(values: dict[str, Any]) -> str:
+    """Returns the name of the tensor of the output head, which a file with tied embeddings may lack."""
+    return family_of(values).tensors["head",]
 
 
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network in a Hugging Face or model folder. If config.json lacks the mask id, the mask id
-    is read from tokenizer.json."""
-    values, tokenizer = read_model_json(folder), small_files(folder) / "tokenizer.json"
+    is read from the tokenizer's files."""
+    values, files = read_model_json(folder), small_files(folder)
     try:
-        return model_config(values, mask_id=_mask_id(tokenizer), **numerics)
+        special = special_tokens(files)
+        return model_config(values, special=special, **numerics)
     except ValueError as error:
-        needed = values.get("mask_token_id") is None and not tokenizer.is_file()
-        raise ValueError(f"{folder}: {error}{'; tokenizer.json is missing' if needed else ''}") from None
-
-
-def _mask_id(tokenizer: pathlib.Path) -> int | None:
-    added = added_tokens(tokenizer, read_json(tokenizer)) if tokenizer.is_file() else []
-    return next((token["id"] for token in added if token["content"] in ("<[MASK]>", "<|mdm_mask|>")), None)
+        needed = values.get("mask_token_id") is None and not special
+        raise ValueError(f"{folder}: {error}{'; the files of the tokenizer are missing' if needed else ''}") from None
 
 
 def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:

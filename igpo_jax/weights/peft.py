@@ -1,4 +1,4 @@
-"""Reads and writes LoRA adapters of LLaDA's and iLLaDA's modules in PEFT's format."""
+"""Reads and writes LoRA adapters in PEFT's format."""
 
 import json
 import math
@@ -12,13 +12,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from igpo_jax.families import ILLADA, LLADA, Family
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, adapter_table
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.buckets import local_file
 from igpo_jax.runtime.files import atomic_write, first_line, read_json, require_stored
 from igpo_jax.weights.finite import check_finite
-from igpo_jax.weights.huggingface import MAX_SIZE, TENSORS
+from igpo_jax.weights.huggingface import MAX_SIZE
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
@@ -45,22 +46,26 @@ HARMLESS = (
 )  # fmt: skip
 
 
-def _tensor_name(target: str, layer: int, part: str, architecture: int = 0) -> str:
-    return f"{PREFIX}{TENSORS['blocks', target][architecture].format(layer)}.lora_{part.upper()}.weight"
+def _module(family: Family, target: str) -> str:
+    """Returns the name of a module, with {} for the number of the layer."""
+    return family.tensors["blocks", target].removesuffix(".weight")
+
+
+def _tensor_name(target: str, layer: int, part: str, family: Family = LLADA) -> str:
+    return f"{PREFIX}{_module(family, target).format(layer)}.lora_{part.upper()}.weight"
 
 
 def export_peft(
-    adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "", architecture: int = 0
+    adapters: Params, lora: LoraConfig, folder: str | os.PathLike, base_model: str = "", family: Family = LLADA
 ) -> None:
     """Writes LoRA adapters in PEFT's format, and creates `folder` if needed. `adapters` is {target: {"a": float32 [n, in, r],
     "b": float32 [n, r, out]}} for n layers and rank r. `base_model` is the name or path of the base model, which PEFT's
-    AutoPeftModel loads. `architecture` is the index in `ARCHITECTURES` of the base model's architecture, which determines the
-    names of the tensors."""
+    AutoPeftModel loads. `family` is the base model's family, which determines the names of the tensors."""
     folder = pathlib.Path(folder)
-    container = TENSORS["blocks", "query"][architecture].partition(".{}.")[0].rpartition(".")[2]
-    modules = "|".join(re.escape(TENSORS["blocks", target][architecture].partition(".{}.")[2]) for target in adapters)
+    container = _module(family, "query").partition(".{}.")[0].rpartition(".")[2]
+    modules = "|".join(re.escape(_module(family, target).partition(".{}.")[2]) for target in adapters)
     tensors = {
-        _tensor_name(target, layer, part, architecture): np.ascontiguousarray(matrix.T)
+        _tensor_name(target, layer, part, family): np.ascontiguousarray(matrix.T)
         for target, parts in adapters.items()
         for part, stack in parts.items()
         for layer, matrix in enumerate(np.asarray(stack, np.float32))
@@ -87,11 +92,13 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
     config = read_json(settings)
     rank, alpha = _read_settings(settings, config, cfg.layers)
     tensors = _read_tensors(weights)
-    architecture = next((i for i in (0, 1) if any(_tensor_name(target, 0, "a", i) in tensors for target in ALL_LINEAR)), 0)
-    targets = tuple(target for target in ALL_LINEAR if _tensor_name(target, 0, "a", architecture) in tensors)
+    present = {one: [name for name in ALL_LINEAR if _tensor_name(name, 0, "a", one) in tensors] for one in (LLADA, ILLADA)}
+    family = max(present, key=lambda one: len(present[one]))  # all others have ILLADA's names
+    targets = tuple(present[family])
     if not targets:
-        raise ValueError(f"{weights} has no adapters of LLaDA's modules, such as {_tensor_name('query', 0, 'a')}")
-    names = [TENSORS["blocks", target][architecture].format(layer) for target in targets for layer in range(cfg.layers)]
+        examples = " or ".join(_tensor_name("query", 0, "a", one) for one in present)
+        raise ValueError(f"{weights} has no adapters of known modules, such as {examples}")
+    names = [_module(family, target).format(layer) for target in targets for layer in range(cfg.layers)]
     _check_targets(settings, config, names)
     lora = LoraConfig(rank, alpha, targets)
     adapters: Params = {target: {} for target in targets}
@@ -99,7 +106,7 @@ def import_peft(folder: str | os.PathLike, cfg: ModelConfig, allow_nonfinite: bo
         for part, info in infos.items():
             shape, layers = info.shape[:0:-1], []
             for layer in range(cfg.layers):
-                name = _tensor_name(target, layer, part, architecture)
+                name = _tensor_name(target, layer, part, family)
                 if name not in tensors:
                     raise ValueError(f"{weights} lacks {name}")
                 tensor = tensors.pop(name)

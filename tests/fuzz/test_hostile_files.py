@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from igpo_jax.chat import encode_chat
 from igpo_jax.grading.answers import box_spans
 from igpo_jax.runtime.files import MAX_NESTED, parse_json
 from igpo_jax.tasks.sources import load_sources
-from igpo_jax.tokenizers import encode_chat, load_tokenizer
+from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.safetensors_files import stored_tensors
 from mutations import mutated

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "igpo_jax"
 FLOORS = (
     "runtime",
     # problems and verdicts
-    "tokenizer_growth tokenizers grading tasks data",
+    "families tokenizer_growth tokenizers chat grading tasks data",
     # the algorithm
     "model",
     "weights diffusion",

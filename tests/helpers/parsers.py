@@ -25,6 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from igpo_jax import config as configuration
 from igpo_jax.api import DiffusionLM
+from igpo_jax.chat import encode_chat
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.config import base_config
 from igpo_jax.data.pipeline import prompt_arrays
@@ -43,7 +44,7 @@ from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import arithmetic, countdown, math, sudoku, words
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import Record, load_sources
-from igpo_jax.tokenizers import END_HEADER, END_OF_TURN, HEADER, START_OF_TEXT, encode_chat, load_tokenizer, train_sentencepiece
+from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 from igpo_jax.weights.folders import check_tensors
 from igpo_jax.weights.huggingface import folder_model_config, llada_config, read_model_json, tensor_names
 from igpo_jax.weights.peft import export_peft, import_peft
@@ -160,7 +161,7 @@ def _use(tokenizer) -> None:
     assert isinstance(tokenizer.decode(ids), str)
     for id in (*tokenizer.encode(TEXT)[:5], 0, tokenizer.vocab_size - 1, tokenizer.vocab_size):
         assert isinstance(tokenizer.piece(id), str)
-    if all(tokenizer.special_id(name) is not None for name in (START_OF_TEXT, HEADER, END_HEADER, END_OF_TURN)):
+    if all(tokenizer.special_id(name) is not None for name in tokenizer.chat.markers):
         encode_chat(tokenizer, [{"role": "user", "content": TEXT}])
 
 

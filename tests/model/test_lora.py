@@ -253,7 +253,7 @@ NAME = "base_model.model.model.transformer.blocks.1.q_proj.lora_A.weight"
     (change_tensors(lambda t: t.pop(NAME)), f"lacks {NAME}"),
     (change_tensors(lambda t: t.update(extra=np.zeros(1, np.float32))), "has 'extra', for which the model has no place"),
     (change_tensors(lambda t: t.update({NAME: t[NAME].T.copy()})), f"{NAME} has shape .32, 4."),
-    (change_tensors(lambda t: t.clear()), "no adapters of LLaDA's modules"),
+    (change_tensors(lambda t: t.clear()), "no adapters of known modules"),
 ])  # fmt: skip
 def test_peft_files_that_cannot_be_used_are_refused(damage, message, adapters, tmp_path):
     export_peft(adapters, LORA, tmp_path)

@@ -66,7 +66,7 @@ def test_what_is_missing_is_one_line(bucket, tmp_path, mesh):
     )
     with pytest.raises(ValueError, match="gs://team/empty has no model"):
         load_params("gs://team/empty", folder_model_config("gs://team/empty"), mesh)
-    with pytest.raises(ValueError, match="gs://team/model has objects already"):
-        convert(tmp_path / "a", "gs://team/model", mesh)
+    with pytest.raises(ValueError, match="gs://team/empty has objects already"):
+        convert(tmp_path / "a", "gs://team/empty", mesh)
     with pytest.raises(ValueError, match="s3://team/a: s3:// is not supported"):
         igpo_jax.load("s3://team/a")

@@ -15,12 +15,12 @@ import pytest
 import safetensors.numpy
 
 from igpo_jax.evaluate.protocol import weights_digest
+from igpo_jax.families import ILLADA
 from igpo_jax.model import lora
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.weights.folders import ORIGIN, convert, export, original_name
-from igpo_jax.weights.huggingface import ARCHITECTURES
 from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, export_peft, import_peft
 from model_folders import PLAIN, write_folder
 
@@ -85,7 +85,7 @@ def test_adapters_of_illada_have_the_names_of_its_modules(adapters, tmp_path):
     both = {"query": adapters["query"], "down": jax.tree.map(lambda x: x + 1, adapters["query"])}
     shape = dataclasses.replace(PLAIN, mlp_width=PLAIN.width)
     settings = dataclasses.replace(LORA, targets=("query", "down"))
-    export_peft(both, settings, tmp_path, architecture=ARCHITECTURES.index("ILLaDAForCausalLM"))
+    export_peft(both, settings, tmp_path, family=ILLADA)
     names = [name.removesuffix(".weight") for name in safetensors.numpy.load_file(tmp_path / ADAPTER_FILE)]
     prefix = "base_model.model.model.layers.0"
     assert {f"{prefix}.self_attn.q_proj.lora_A", f"{prefix}.mlp.down_proj.lora_B"} <= set(names) and len(names) == 12
