@@ -30,9 +30,9 @@ HEADING = re.compile(r"\d{1,2}(?:\.\d+)?[.):]?\s+(?:-\s+)?[A-Z]|\d{1,2}:")
 HEADINGS = set("solution answer final step steps explanation conclusion summary result".split())
 UNREAD = re.compile(r"[-$\d]|(?:[a-z]+\s+){1,3}[-$]?\d")  # a #### line such as "at least 5"
 NO_ANSWER = {"problem", "step", "question", "part", "cannot"}  # a number in a text with one of these words is no answer
-JOINT = re.compile(
-    r"(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*(?:and|or|,)(?:[\s$,;()\[\]\\{}]|\\?quad|\\text|and|or)*\\(?:boxed|fbox)\s*\{?"
-)
+# Possessive, because a text that can be read in several ways would take exponential time.
+_BETWEEN = r"(?:[\s$,;()\[\]{}]|\\(?:quad|text)?+|quad|and|or)"
+JOINT = re.compile(rf"{_BETWEEN}*(?:and|or|,){_BETWEEN}*\\(?:boxed|fbox)\s*\{{?")
 MATH = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+)\$(?:\s*(?:\\?%|percent\b|pct\b|miles\b))?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 )

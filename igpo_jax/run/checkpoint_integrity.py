@@ -135,7 +135,7 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage, and `identity` is that of the run. Both contain the fingerprint
-    of the configuration, a hash of the tokenizer and, under the key `data`, the fingerprints of the data splits. A fingerprint or
+    of the configuration, hashes of the tokenizer and of the base model, and, under the key `data`, the fingerprints of the data splits. A fingerprint or
     hash that `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
@@ -145,6 +145,8 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
         )
     if "tokenizer" in about and about["tokenizer"] != identity.get("tokenizer", about["tokenizer"]):
         return "was saved with another tokenizer; put the tokenizer's file back with which the run began, or give another --workdir"
+    if "base" in about and about["base"] != identity.get("base", about["base"]):
+        return "was saved with another base model in model.path; put the model back, or give another --workdir"
     saved, data = about.get("data", {}), identity.get("data", {})
     changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]
     if changed:

@@ -2,7 +2,9 @@
 spans (docs/method.md section 6)."""
 
 import functools
+import logging
 import re
+import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
@@ -10,11 +12,14 @@ from igpo_jax.grading.answers import box_spans
 from igpo_jax.grading.equality import equal
 from igpo_jax.grading.units import WORDS
 
+log = logging.getLogger(__name__)
+
 Span = tuple[int, int]
 
 # Answers of at most SHORT characters are found in any text, in any notation. Longer ones are found only unchanged if they have
 # more than MOST_ANSWER characters, or if the product of the lengths of answer and text exceeds MOST_WORK, because the time to
 # search for a long answer is proportional to this product.
+SLOW, MOST_SLOW = 0.5, 60.0  # seconds of one comparison of answers, and of all slow ones in a process
 SHORT, MOST_ANSWER, MOST_WORK = 50, 1000, 10**7
 
 NUMBER_WORDS = [*WORDS["numbers"], WORDS["tens"][0]]  # zero to twenty
@@ -34,7 +39,7 @@ REMARK = re.compile(  # a unit or other text after a result
     r"|(?<=[\d\s])[a-zA-Z]{2,}|(?<=\s)a\s|[-/](?=[a-zA-Z]{2})"
 )
 ARITHMETIC = re.compile(
-    r"(?:[-+*/(){}\d\s.−×÷·]|\^{?\d{1,3}}?|\\(?:[dt]?frac|cdot|times|div|left|right)(?![a-zA-Z])|\\[,;:! ])+[\d)}]"
+    r"(?:[-+*/(){}\d\s.−×÷·]|\^\{?\d|\\(?:[dt]?frac|cdot|times|div|left|right)(?![a-zA-Z])|\\[,;:! ])+[\d)}]"
 )
 SYMBOL = re.compile(r"\\[a-z]+|[a-z]|\d+(?:\.\d+)?")
 NOTATION = re.compile(r"\\(?:[dtc]?frac|text(?:bf|rm|it)?|mbox|math(?:rm|bf)|cdot|times|left|right|q?quad|boxed|displaystyle)")
@@ -113,13 +118,32 @@ def states(text: str, answer: str) -> bool:
     wanted, found = _values(answer), _values(text)
     if text == answer or wanted & found:
         return True
-    comparable = ARITHMETIC.fullmatch(text) if wanted else _symbols(text) == _symbols(answer)
-    if found or not comparable or len(text) > 3 * len(answer) + 60:
+    if found or len(text) > 3 * len(answer) + 60:
         return False
+    comparable = ARITHMETIC.fullmatch(text) if wanted else _symbols(text) == _symbols(answer)
+    return bool(comparable) and _patient_equal(answer, text)
+
+
+_slow_seconds = 0.0  # of all slow comparisons in this process
+
+
+def _patient_equal(answer: str, text: str) -> bool:
+    """Returns `equal(answer, text)`, or True if it times out. Also returns True, without a comparison, once this process has spent
+    `MOST_SLOW` seconds in slow comparisons: a file of problems could ask for thousands of them."""
+    global _slow_seconds
+    if _slow_seconds > MOST_SLOW:
+        return True
+    begin = time.monotonic()
     try:
         return equal(answer, text)
     except TimeoutError:
         return True
+    finally:
+        seconds = time.monotonic() - begin
+        if seconds > SLOW:
+            _slow_seconds += seconds
+            if _slow_seconds > MOST_SLOW:
+                log.warning("comparing answers takes long; from now on, texts that may be answers count as answers in hints")
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:

@@ -14,13 +14,14 @@ import itertools
 import logging
 import math
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from igpo_jax.runtime.buckets import local_file
 from igpo_jax.runtime.checks import MOST_PROBLEMS, require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, parse_json, require_plausible, require_stored
+from igpo_jax.runtime.files import MOST_BYTES, first_line, numbered_lines, parse_json, require_plausible, require_stored
 from igpo_jax.runtime.installation import install_command
 
 log = logging.getLogger(__name__)
@@ -198,8 +199,10 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
 
 def _csv(stream: Any, path: str) -> Parsed:
     """Yields the rows of a file of comma-separated values. The first line that is not blank contains the column names."""
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_decoded(stream.read(), path), newline=""), strict=True)
+    csv.field_size_limit(MOST_BYTES)
+    # A line may also end with \r alone, as in old files.
+    decoded = (_decoded(line, path, number) for number, line in numbered_lines(stream, path))
+    reader = csv.reader((part for text in decoded for part in re.split(r"(?<=\r)(?!\n)", text)), strict=True)
     names: list[str] = []
     while True:
         place = f"{path}, line {reader.line_num + 1}"

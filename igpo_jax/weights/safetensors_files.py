@@ -15,7 +15,7 @@ import numpy as np
 
 from igpo_jax.runtime.buckets import path_of, read_range, size_of, small_files
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import parse_json, read_json, require_file, require_plain_name
+from igpo_jax.runtime.files import parse_json, read_json, require_file, require_plain_name, require_stored
 from igpo_jax.weights.huggingface import INDEX
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
@@ -90,6 +90,8 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         return dict(pairs)
 
     require_file(file)
+    if isinstance(file, pathlib.Path):
+        require_stored(file)
     size = size_of(file)
     length = int.from_bytes(read_range(file, 0, 8), "little")
     if size < 8 or 8 + length > size:

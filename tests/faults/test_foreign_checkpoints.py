@@ -112,4 +112,6 @@ def test_holes_and_second_links_do_not_make_a_folder_larger(tmp_path):
 def test_another_tokenizer_is_another_run():
     assert integrity.other_identity("rl", {"tokenizer": "a"}, {"tokenizer": "a"}) == ""
     assert integrity.other_identity("rl", {}, {"tokenizer": "a"}) == ""  # an earlier version
+    assert "another base model in model.path" in integrity.other_identity("rl", {"base": "a"}, {"base": "b"})
+    assert not integrity.other_identity("rl", {}, {"base": "b"}) and not integrity.other_identity("rl", {"base": "a"}, {})
     assert "another tokenizer" in integrity.other_identity("rl", {"tokenizer": "a"}, {"tokenizer": "b"})

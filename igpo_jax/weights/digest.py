@@ -1,0 +1,39 @@
+"""Hashes of models, by which a model is recognized without reading all of it."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from igpo_jax.runtime.buckets import all_files, path_of, read_range, size_of
+from igpo_jax.weights.folders import ORIGIN
+
+SAMPLED = 2**16  # bytes of each sampled piece of a file
+
+
+def files_digest(files: dict[Any, int]) -> str:
+    """Returns a hash of files, given as {file: size in bytes}. The hash covers the name, the size and samples of the content of
+    each file."""
+    digest = hashlib.sha256()
+    for file, size in sorted(files.items()):
+        if file.name != ORIGIN:
+            digest.update(f"{file.name} {size}".encode())
+            for place in (*range(0, size, max(SAMPLED, size // 16)), max(0, size - SAMPLED)):
+                digest.update(read_range(file, place, min(size, place + SAMPLED)))
+    return digest.hexdigest()[:16]
+
+
+def model_files(path: str | os.PathLike) -> dict[Any, int]:
+    """Returns the files of a Hugging Face or model folder, or of a folder of adapters, with their sizes in bytes."""
+    folder = path_of(path)
+    return {file: size_of(file) for file in _files_in(folder)} | all_files(folder / "params")
+
+
+def model_digest(path: str | os.PathLike) -> str:
+    """Returns a hash of a model folder, see `files_digest`. Copies of a model have the same hash. If the same model is converted
+    twice, the two results may have different hashes."""
+    return files_digest(model_files(path))
+
+
+def _files_in(folder: Any) -> Iterator[Any]:
+    return (file for file in folder.iterdir() if file.is_file())
