@@ -190,7 +190,7 @@ class DiffusionLM:
         completion, which has l tokens. In each copy, k random tokens are masked, and the values of k are spread evenly over
         1..l. The estimate is the mean over the copies of `l / k * (sum of the log-probabilities of the masked tokens)`. If the
         completion has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty."""
-        ids, answer = self.encode(prompt, chat), np.array(self.encode(completion), np.int32)
+        ids, answer = self._not_empty(self.encode(prompt, chat)), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         self._warn_of_no_text([[*ids, *answer.tolist()]])
         draws = 1 if answer.size == 1 else draws
@@ -225,6 +225,11 @@ class DiffusionLM:
         require(all(0 <= id < size for id in ids), f"token ids {ids} do not all lie in the vocabulary of {size}")
         return ids
 
+    def _not_empty(self, ids: list[int]) -> list[int]:
+        """Returns a prompt for the network. If the model predicts tokens from the position before them, an empty prompt becomes
+        EOS, which separates the documents of the training data of such models."""
+        return ids or [self.config.eos_id] * self.config.shift
+
     def encode_template(self, canvas: str | Sequence[int]) -> list[int]:
         """Returns the token ids of a text with blanks. A blank of four tokens is written [MASK:4] and becomes four tokens with
         the id `config.mask_id`. Raises ValueError if the text has no blank, or has more than `MOST_TOKENS` tokens."""
@@ -253,6 +258,7 @@ class DiffusionLM:
         """Fills the MASK positions of n canvases, int32 [n, l], batch by batch, and returns the completions. `prompts` holds
         the token ids of one prompt for each canvas. If `whole` is true, the texts of the completions include the tokens after
         the first EOS."""
+        prompts = [self._not_empty(ids) for ids in prompts]
         lengths = [len(ids) for ids in prompts]
         longest = int(np.argmax(lengths))
         fits = lengths[longest] <= MOST_TOKENS

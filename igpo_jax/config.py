@@ -209,6 +209,7 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
+NEW_KEYS = ("top_p", "top_k", "tempered_confidence", "alg_temp")  # of samplers; version 0.1.0 lacks them
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
 RL_KEYS += tuple(f"sampler.{field.name}" for field in dataclasses.fields(DecodeConfig) if field.name != "completion_length")
@@ -293,7 +294,7 @@ def _check(config: Config) -> None:
             ("refresh", decode.cache != "none", "cache"),
             ("threshold", decode.commit == "threshold", "commit='threshold'"),
             ("factor", decode.commit == "factor", "commit='factor'"),
-            ("fallback", decode.commit != "schedule", "commit"),
+            ("fallback", decode.commit in ("threshold", "factor"), "commit"),
         ):
             value = getattr(decode, key)
             unused = f"{section}.{key}={value!r} does nothing without {section}.{needs}; leave it out"
@@ -390,8 +391,16 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
         (values.get(section, {}) if section else values).pop(name, None)
     if not values.get("model", {}).get("base_dtype"):
         values.get("model", {}).pop("base_dtype", None)  # runs of earlier versions have no such key
+    for section in ("sampler", "evaluation"):
+        if section in values:
+            values[section] = without_new_keys(values[section])
     values = renamed(values, {new: old for old, new in RENAMED.items()})  # runs of earlier versions keep their fingerprint
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_new_keys(decode: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a sampler without the keys that earlier versions lacked, if they have their default values."""
+    return {key: value for key, value in decode.items() if key not in NEW_KEYS or value != getattr(DecodeConfig, key)}
 
 
 def row_lengths(config: Config) -> list[int]:

@@ -46,6 +46,7 @@ class Family:
         qkv_bias: whether the projections to queries, keys and values have biases.
         head_dim: whether config.json may give heads another size than width / heads.
         qk_norm: whether queries and keys are normalized per head, before the rotary embedding.
+        shift: whether position i predicts token i + 1, as in the autoregressive model that the model was trained from.
         masked: whether the model was trained to predict masked tokens. Otherwise it is autoregressive, and is only a start for
             training."""
 
@@ -59,6 +60,7 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False
     head_dim: bool = True
+    shift: bool = False
     masked: bool = True
 
 
@@ -124,6 +126,7 @@ _LLAMA_SIZES = {
 LLADA_CHAT = ChatTemplate("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "\n\n", "<|eot_id|>")
 _CHATML = ChatTemplate("", "<|im_start|>", "", "\n", "<|im_end|>", between="\n", strip=False, text_ends=True)
 _QWEN2_CHAT = dataclasses.replace(_CHATML, system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+_DREAM_CHAT = dataclasses.replace(_CHATML, system="You are a helpful assistant.")
 _QWEN3_CHAT = dataclasses.replace(_CHATML, answer="<think>\n\n</think>\n\n")
 
 _LLAMA_LAYOUT: dict[str, Any] = {"tensors": _LLAMA_TENSORS, "sizes": _LLAMA_SIZES, "tied": "tie_word_embeddings"}
@@ -139,6 +142,7 @@ FAMILIES = (
     Family(("A2DLlamaLMHeadModel",), chat=None, **_LLAMA_LAYOUT),
     Family(("A2DQwen2LMHeadModel",), **_QWEN2),
     Family(("A2DQwen3LMHeadModel",), **_QWEN3),
+    Family(("DreamModel",), shift=True, head_dim=False, **_QWEN2 | {"chat": _DREAM_CHAT}),  # Dream, Dream-Coder, DiffuCoder
 )  # fmt: skip
 LLADA, ILLADA = FAMILIES[:2]
 # Architecture that is not supported -> the reason

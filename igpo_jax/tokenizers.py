@@ -32,9 +32,7 @@ STAND_INS = (*range(0xE000, 0xF900), *range(0xAC00, 0xD7A4), *range(0x4E00, 0xA0
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn ▁ as a space, and drops training texts with ▅
 ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
 # The pattern that splits texts into words in Qwen2's tokenizer, which vocab.json and merges.txt do not contain
-QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer(Protocol):

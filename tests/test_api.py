@@ -274,7 +274,7 @@ def test_what_text_or_chat_needs_is_checked_before_weights_are_read(tmp_path, me
     with pytest.raises(ValueError, match="has no model..safetensors"):
         igpo_jax.load(tmp_path, mesh=mesh, needs="text")
     (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.json")
-    with pytest.raises(ValueError, match="transformers writes tokenizer.json from vocab.json"):
+    with pytest.raises(ValueError, match="merges.txt is missing; vocab.json needs it"):
         igpo_jax.load(tmp_path, mesh=mesh, needs="text")
 
 

@@ -36,7 +36,7 @@ from run_configs import CONFIGS, TINY, error_of, tiny
         ({"sampler__block_length": 0}, ["config.sampler", "block_length=0"]),
         ({"sampler__completion_length": 0}, ["config.sampler", "completion_length=0"]),
         ({"sampler__temperature": -1.0}, ["config.sampler", "temperature=-1.0"]),
-        ({"sampler__remasking": "margin"}, ["config.sampler", "remasking='margin'", "low_confidence", "random"]),
+        ({"sampler__remasking": "least"}, ["config.sampler", "remasking='least'", "low_confidence", "random"]),
         ({"sampler__cache": "both"}, ["config.sampler", "cache='both'", "none, prefix, dual"]),
         (
             {"sampler__commit": "factor", "sampler__remasking": "entropy"},

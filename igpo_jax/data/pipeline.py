@@ -17,6 +17,7 @@ import numpy as np
 
 from igpo_jax.chat import encode_chat
 from igpo_jax.data.buckets import bucket_of
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import Tokenizer
@@ -171,6 +172,14 @@ def _fitting(
 def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[int]:
     message = {"role": "user", "content": problem.question}
     return encode_chat(tokenizer, [message]) if chat else tokenizer.encode(problem.question)
+
+
+def require_prompts(shift: bool, prompt_mask: np.ndarray) -> None:
+    """Raises ValueError if a prompt has no tokens and the model predicts a token from the position before it (`shift`).
+    `prompt_mask` is bool [n, length]."""
+    empty = np.flatnonzero(~prompt_mask.any(axis=1))
+    message = f"prompt {empty[:1]} is empty, but this model predicts the first token of a completion from the token before it"
+    require(not shift or not empty.size, message)
 
 
 def left_padded(rows: list[list[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -124,9 +124,12 @@ class Block(flax.struct.PyTreeNode):
         rows, prompt_length, length = self._network_input(tokens), self.state.prompt.shape[1], self.decode.completion_length
         first = prompt_length + self.start
 
+        shifted = int(self.cfg.shift)  # the logits of the first position come from the position before it
+
         def from_window(begin, size):
+            begin, size = begin - shifted, size + shifted
             part = shard_rows(jax.lax.dynamic_slice_in_dim(rows, begin, size, axis=1))
-            out_slice, window = (first - begin, self.decode.block_length), Window(cache, begin, first)
+            out_slice, window = (first - begin, self.decode.block_length), Window(cache, begin, first - shifted)
             return self._logits(forward(self.params, part, self.attention_mask, self.cfg, out_slice, window))
 
         if self.decode.cache == "dual":
@@ -170,9 +173,10 @@ class Block(flax.struct.PyTreeNode):
         with jax.named_scope("draw"):
             keys = jax.vmap(jax.vmap(position_keys, (None, 0)), (0, None))(self.state.keys, positions)
             gumbel = gumbel_noise(keys[..., 0], logits.shape[-1]) if decode.temperature > 0 else None
-            uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if decode.remasking == "random" else None
+            is_random = decode.remasking == "random" or decode.alg_temp > 0
+            uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys[..., 1]) if is_random else None
             drawn, confidence = propose(logits, gumbel, uniform, self.cfg, decode)
-            written = to_write(confidence, active == self.cfg.mask_id, self.masks_at_entry, step, decode)
+            written = to_write(confidence, active == self.cfg.mask_id, self.masks_at_entry, step, decode, uniform)
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.start, axis=1)
         carry = carry.replace(
             tokens=update(carry.tokens, jnp.where(written, drawn, active)),

@@ -83,6 +83,7 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
     cache recomputes."""
     rest = decode.completion_length - block * decode.block_length
     window = decode.block_length if decode.cache == "dual" else next(size for size in window_sizes(decode) if size >= rest)
+    window += int(cfg.shift)
     full_flops = forward_flops(cfg, length, decode.block_length)
     window_flops = forward_flops(cfg, window, decode.block_length, length + window)  # cached keys, and those of the window
     return (full * full_flops + partial * window_flops) * (2 if decode.cfg_scale > 0 else 1)

@@ -13,8 +13,8 @@ from igpo_jax.model.sharding import Array
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.checks import MOST_TOKENS, at_least, check_fields, checked, not_negative, one_of, positive, require
 
-REMASKINGS = ("low_confidence", "position_first", "entropy", "random")
-COMMITS = ("schedule", "threshold", "factor")
+REMASKINGS = ("low_confidence", "position_first", "entropy", "margin", "random")
+COMMITS = ("schedule", "timestep", "threshold", "factor")
 CACHES = ("none", "prefix", "dual")
 
 
@@ -29,11 +29,11 @@ class DecodeConfig:
     cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0 turns it off
     # Positions written first. "low_confidence": those whose drawn token has the highest probability. "position_first": those
     # whose likeliest token has the highest probability, even if another token is drawn. "entropy": those with the lowest
-    # entropy. "random": random ones.
+    # entropy. "margin": those whose two likeliest tokens differ most in probability. "random": random ones.
     remasking: str = checked("low_confidence", one_of(*REMASKINGS))
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
-    # Tokens written per step. "schedule": the same number in every step. "threshold": all with a probability above `threshold`.
+    # Tokens written per step. "schedule": the same number in every step. "timestep": Dream's numbers, see `timestep_shares`. "threshold": all with a probability above `threshold`.
     # "factor": the n likeliest, for the largest n with (n + 1) * (1 - probability of the nth) < `factor`. If these are too few
     # to finish within `steps`, more tokens are written, which `fallback` selects.
     commit: str = checked("schedule", one_of(*COMMITS))
@@ -45,6 +45,12 @@ class DecodeConfig:
     # run after every `refresh` steps.
     cache: str = checked("none", one_of(*CACHES))
     refresh: int = checked(0, at_least(0))
+    # Tokens are drawn only from the likeliest ones: the fewest whose probabilities sum to more than `top_p`, and of these the
+    # `top_k` likeliest. 1 and 0 turn this off.
+    top_p: float = checked(1.0, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
+    top_k: int = checked(0, at_least(0))
+    tempered_confidence: bool = False  # confidence is that of the distribution after `temperature`, `top_p` and `top_k`
+    alg_temp: float = checked(0.0, not_negative)  # above 0: positions are drawn from softmax(confidence / alg_temp)
 
     def __post_init__(self):
         check_fields(self)
@@ -58,10 +64,12 @@ class DecodeConfig:
             f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = {self.blocks}",
         )
         require(
-            self.commit == "schedule" or self.remasking in ("low_confidence", "position_first"),
+            self.commit in ("schedule", "timestep") or self.remasking in ("low_confidence", "position_first"),
             f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not use; use low_confidence or "
             "position_first",
         )
+        by_count = self.commit in ("schedule", "timestep")
+        require(not self.alg_temp or by_count, f"alg_temp={self.alg_temp} needs commit=schedule or timestep")
 
     @property
     def blocks(self) -> int:
@@ -74,7 +82,8 @@ class DecodeConfig:
 
 def exact_sampler(decode: DecodeConfig) -> DecodeConfig:
     """Returns a copy of `decode` without approximations: no cache, and a fixed schedule for the number of tokens per step."""
-    return dataclasses.replace(decode, cache="none", commit="schedule")
+    commit = decode.commit if decode.commit == "timestep" else "schedule"
+    return dataclasses.replace(decode, cache="none", commit=commit)
 
 
 def gumbel_noise(keys: jax.Array, vocab_size: int) -> jax.Array:
@@ -93,6 +102,22 @@ def exclude_ids(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
     return jnp.where(excluded, -jnp.inf, logits)
 
 
+def truncate(logits: jax.Array, decode: DecodeConfig) -> jax.Array:
+    """Returns `logits`, [..., v], with the value -inf for the tokens that `decode.top_p` and `decode.top_k` exclude. The token
+    with which the sum of the probabilities exceeds `top_p` is kept, as in Dream's sampler."""
+    if decode.top_p < 1:
+        descending = -jnp.sort(-logits, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) > decode.top_p
+        kept = 1 + (~before[..., :-1]).sum(axis=-1, keepdims=True)  # a token is kept if the sum before it is not above top_p
+        least = jnp.take_along_axis(descending, kept - 1, axis=-1)
+        rank = jnp.argsort(jnp.argsort(-logits, axis=-1, stable=True), axis=-1)
+        logits = jnp.where((logits > least) | (rank < kept), logits, -jnp.inf)
+    if 0 < decode.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, decode.top_k)[0][..., -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits
+
+
 def propose(
     logits: jax.Array, gumbel: jax.Array | None, uniform: jax.Array | None, cfg: ModelConfig, decode: DecodeConfig
 ) -> tuple[jax.Array, jax.Array]:
@@ -102,20 +127,26 @@ def propose(
     takes the argmax of exp(logits) / (-log u)^T with uniform random u. This argmax is the same, but the expression can
     overflow. The ids in `cfg.never_drawn` are not drawn. `decode.remasking` selects the confidence: "low_confidence" is the
     log-probability of the drawn token, "position_first" is the log-probability of the likeliest token, "entropy" is the
-    negative entropy, and "random" is a random number. The log-probabilities and the entropy are computed without the noise.
-    Their softmax includes the ids in `cfg.never_drawn`, like the softmax in the log-probabilities of completions.
+    negative entropy, "margin" is the difference of the two highest probabilities, and "random" is a random number. These values
+    are computed without the noise. Their softmax includes the ids in `cfg.never_drawn`, like the softmax in the
+    log-probabilities of completions, unless `decode.tempered_confidence` is True.
 
     Args:
         logits: logits after classifier-free guidance, float32 [b, k, v] for b rows, k positions and v vocabulary entries.
         gumbel: Gumbel noise, float32 [b, k, v], or None at temperature 0.
-        uniform: random confidences, float32 [b, k], if `decode.remasking` is "random", otherwise None."""
+        uniform: random confidences, float32 [b, k], if `decode.remasking` is "random", otherwise not used."""
     if decode.logits_eos_inf:
         logits = logits.at[..., cfg.eos_id].set(-jnp.inf)
     drawable = exclude_ids(logits, cfg)
+    tempered = drawable
+    if decode.top_p < 1 or decode.top_k or decode.tempered_confidence:
+        tempered = truncate(drawable / decode.temperature if decode.temperature > 0 else drawable, decode)
+        drawable = jnp.where(tempered == -jnp.inf, -jnp.inf, drawable)
     noisy = drawable if gumbel is None else drawable + decode.temperature * gumbel
     drawn = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
-    if uniform is not None:
+    if decode.remasking == "random" and uniform is not None:
         return drawn, uniform
+    logits = tempered if decode.tempered_confidence else logits
     judged = drawn if decode.remasking == "low_confidence" else jnp.argmax(drawable, axis=-1)
     ends = jnp.zeros(drawn.shape, bool)
     if decode.confidence_eos_eot_inf:
@@ -125,6 +156,9 @@ def propose(
                 ends |= drawn == token
     log_total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, judged[..., None], axis=-1)[..., 0]
+    if decode.remasking == "margin":
+        first, second = jnp.moveaxis(jax.lax.top_k(jax.nn.softmax(logits, axis=-1), 2)[0], -1, 0)
+        return drawn, jnp.where(ends | (chosen == -jnp.inf), -jnp.inf, first - second)
     if decode.remasking != "entropy":
         return drawn, jnp.where(ends, -jnp.inf, chosen - log_total)
     probabilities = jnp.exp(logits - log_total[..., None])
@@ -137,6 +171,17 @@ def transfer_count(masks: Array, step: Array, steps: int) -> Array:
     before its first step, and it has `steps` steps. The tokens are divided evenly among the steps. If there is a remainder, the
     first steps write one more token each."""
     return masks // steps + (step < masks % steps)
+
+
+@functools.cache
+def timestep_shares(steps: int) -> np.ndarray:
+    """Returns the share of the masked tokens that each denoising step writes in Dream's sampler, float32 [steps]. The times of the
+    steps fall evenly from 1 to 0.001. A step from time t to s writes the share 1 - s / t, rounded down to whole tokens, and the
+    last step writes the rest."""
+    times = np.linspace(1, 1e-3, steps + 1, dtype=np.float32)
+    shares = 1 - times[1:] / times[:-1]
+    shares[-1] = 1
+    return shares
 
 
 def most_confident(confidence: jax.Array, masked: jax.Array, count: Array) -> jax.Array:
@@ -154,7 +199,14 @@ def rank_descending(values: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1)
 
 
-def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, step: Array, decode: DecodeConfig) -> jax.Array:
+def to_write(
+    confidence: jax.Array,
+    masked: jax.Array,
+    masks_at_entry: Array,
+    step: Array,
+    decode: DecodeConfig,
+    uniform: jax.Array | None = None,
+) -> jax.Array:
     """Selects the positions of a block that a denoising step writes, bool [b, k] for b rows and k positions.
 
     The parallel rules (`decode.commit` is "threshold" or "factor") come from Fast-dLLM (arXiv 2505.22618). If they select
@@ -162,13 +214,22 @@ def to_write(confidence: jax.Array, masked: jax.Array, masks_at_entry: Array, st
     the most confident ones, depending on `decode.fallback`. The ForkGRPO authors report that RL collapses with most_confident.
 
     Args:
-        confidence: confidence of each position, float32 [b, k]. If `decode.commit` is "schedule", only the order of the values
-            matters. Otherwise the values must be log-probabilities.
+        confidence: confidence of each position, float32 [b, k]. If `decode.commit` is "threshold" or "factor", the values must
+            be log-probabilities. Otherwise only their order matters, unless `decode.alg_temp` is above 0.
         masked: True for masked positions, bool [b, k].
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].
-        step: index of the step within the block, int32 []."""
-    if decode.commit == "schedule":
-        return most_confident(confidence, masked, transfer_count(masks_at_entry, step, decode.steps_per_block))
+        step: index of the step within the block, int32 [].
+        uniform: random numbers, float32 [b, k], if `decode.alg_temp` is above 0, otherwise not used."""
+    if decode.commit in ("schedule", "timestep"):
+        count = transfer_count(masks_at_entry, step, decode.steps_per_block)
+        if decode.commit == "timestep":
+            share = jnp.asarray(timestep_shares(decode.steps_per_block))[step]
+            count = (masked.sum(axis=1).astype(jnp.float32) * share).astype(jnp.int32)
+        if (
+            uniform is not None and decode.alg_temp > 0
+        ):  # the positions with the highest noisy values are a draw without replacement
+            confidence = confidence / decode.alg_temp - jnp.log(-jnp.log(jnp.clip(uniform, 1e-20, 1 - 1e-7)))
+        return most_confident(confidence, masked, count)
     if decode.commit == "threshold":
         likely = masked & (confidence > math.log(decode.threshold))
     else:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from igpo_jax.api import DiffusionLM
 from igpo_jax.chat import completion_text
 from igpo_jax.data.buckets import bucket_of
-from igpo_jax.data.pipeline import PromptBatch, encode_question, prompt_arrays, take_rows
+from igpo_jax.data.pipeline import PromptBatch, encode_question, prompt_arrays, require_prompts, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.denoise import HINT
+from igpo_jax.diffusion.sampler import Sample
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.evaluate.protocol import decode_config
 from igpo_jax.model.sharding import shard_bytes
@@ -45,6 +46,9 @@ from igpo_jax.tasks.grades import FEW, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tokenizers import warn_of_no_text
+
+CHUNK = 64  # batches whose prompts are copied at a time
+MOST_PADDED = 1 << 28  # tokens of the prompts of a benchmark
 
 log = logging.getLogger(__name__)
 
@@ -87,15 +91,12 @@ def run_benchmark(
     divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
     size = config.batch_size or _rows_that_fit(model, config, decode)
     batching = Batching(model.mesh, -(-size // divisor) * divisor, config.prompt_buckets, shortest_first=False)
-    flat = np.arange(done * draws, total)
-    requests = Requests.blank(take_rows(prompts, flat // draws), (flat % draws).astype(np.uint32), model.config, decode)
     waiting: list[dict[str, Any]] = []  # completions of a problem whose other draws are in the next batch
     rows: list[dict[str, Any]] = []  # not saved yet
     outcomes: collections.Counter[str] = collections.Counter()
     with progress(total, done * draws, name) as bar, jax.set_mesh(model.mesh), contextlib.closing(pool):
         key = jax.random.key(config.seed)
-        for batch_rows, sampled in complete(model.params, requests, key, model.config, decode, batching):
-            numbers = flat[batch_rows].tolist()
+        for numbers, sampled in _completions(model, prompts, np.arange(done * draws, total), draws, key, decode, batching):
             texts = [completion_text(present(model.tokenizer), row, config.reward.after_eos) for row in sampled.tokens]
             verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)])
             for number, text, (reward, outcome), steps in zip(numbers, texts, verdicts, sampled.unmask_step, strict=True):
@@ -130,6 +131,28 @@ def run_benchmark(
     return summary(rows)
 
 
+def _completions(
+    model: DiffusionLM,
+    prompts: PromptBatch,
+    flat: np.ndarray,
+    draws: int,
+    key: jax.Array,
+    decode: DecodeConfig,
+    batching: Batching,
+) -> Iterator[tuple[list[int], Sample]]:
+    """Yields the results of `complete` for each batch: the numbers of the completions, and the completions. The completion with
+    the number n in `flat` is draw n % draws of problem n // draws. Prompts are copied for a few batches at a time."""
+    chunk = CHUNK * batching.size
+    begins = [begin for begin in range(0, len(flat), chunk) if begin == 0 or len(flat) - begin >= batching.size]
+    for begin, end in zip(begins, [*begins[1:], len(flat)], strict=True):
+        numbers = flat[begin:end]
+        requests = Requests.blank(
+            take_rows(prompts, numbers // draws), (numbers % draws).astype(np.uint32), model.config, decode
+        )
+        for rows, sampled in complete(model.params, requests, key, model.config, decode, batching):
+            yield numbers[rows].tolist(), sampled
+
+
 def _rows_that_fit(model: DiffusionLM, config: ConfigDict, decode: DecodeConfig) -> int:
     """Returns the number of completions to sample at a time if `config.batch_size` is 0: as many as are estimated to fit into
     the memory of the devices (see `rows_that_fit`)."""
@@ -144,8 +167,12 @@ def prompts_of(model: DiffusionLM, config: ConfigDict, problems: Sequence[Proble
     longest = max(len(encode_question(problem, tokenizer, config.chat)) for problem in problems)
     longest += len(tokenizer.encode(config.prefix)) if config.prefix else 0
     length = bucket_of(min(longest, max(config.prompt_buckets)), config.prompt_buckets)
+    padded = f"{len(problems)} prompts, padded to {length} tokens, have more than {MOST_PADDED} tokens; use fewer problems"
+    require(len(problems) * length <= MOST_PADDED, padded)
     options: dict[str, Any] = {"chat": config.chat, "prefix": config.prefix, "exclude_answer": False, "overflow": "cut"}
-    return prompt_arrays(problems, tokenizer, prompt_length=length, completion_length=1, **options)[1]
+    prompts = prompt_arrays(problems, tokenizer, prompt_length=length, completion_length=1, **options)[1]
+    require_prompts(model.config.shift, prompts.prompt_mask)
+    return prompts
 
 
 def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -1,25 +1,22 @@
 """Configuration and protocol of an evaluation. The protocol records the settings that affect the results."""
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from igpo_jax.api import default_dtype
-from igpo_jax.config import MeshConfig, RewardConfig, parse
+from igpo_jax.config import MeshConfig, RewardConfig, parse, without_new_keys
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.experiment import read_run_config
-from igpo_jax.runtime.buckets import all_files, path_of, read_range, size_of
+from igpo_jax.runtime.buckets import all_files, path_of
 from igpo_jax.runtime.files import wrap_read_errors
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
-from igpo_jax.weights.folders import ORIGIN
-
-SAMPLED = 2**16  # bytes of each sampled piece of a file in `weights_digest`
+from igpo_jax.weights.digest import files_digest, model_files
 
 
 def base_evaluation() -> ConfigDict:
@@ -86,7 +83,7 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
     protocol["reward"] = {key: config.reward[key] for key in ("function", "deadline_seconds", "after_eos")}
     protocol |= {"dtype": config.dtype or default_dtype(), "draws": part["draws"], "problems": len(problems)}
     protocol["data"] = problems_fingerprint((p.id, p.question, p.answer) for p in problems)
-    protocol["decode"] = config.decode.to_dict() | {"temperature": part["temperature"]}
+    protocol["decode"] = without_new_keys(config.decode.to_dict()) | {"temperature": part["temperature"]}
     prompts = {"chat": config.chat, "prefix": config.prefix, "prompt_length": max(config.prompt_buckets)}
     return protocol | prompts | {"seed": config.seed}
 
@@ -106,22 +103,12 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the files of a model. The hash covers the name, the size and samples of the content of each file.
-    Copies of a model have the same hash, and training changes the hash. If the same model is converted twice, the two results
-    may have different hashes."""
-    folder, digest = path_of(origin["path"]), hashlib.sha256()
-    if "step" in origin:
-        files = all_files(folder / "checkpoints" / origin["stage"] / str(origin["step"]))
-    else:
-        files = {file: size_of(file) for part in (folder, origin.get("adapters")) if part for file in _files_in(path_of(part))}
-        files |= all_files(folder / "params")  # weights in a folder of igpo_jax.convert
-    for file, size in sorted(files.items()):
-        if file.name != ORIGIN:
-            digest.update(f"{file.name} {size}".encode())
-            for place in (*range(0, size, max(SAMPLED, size // 16)), max(0, size - SAMPLED)):
-                digest.update(read_range(file, place, min(size, place + SAMPLED)))
-    return digest.hexdigest()[:16]
-
-
-def _files_in(folder: Any) -> Iterator[Any]:
-    return (file for file in folder.iterdir() if file.is_file())
+    """Returns a hash of the weights of a model, see `model_digest`. For a run, this is the hash of a checkpoint, and of the base
+    model if the run trains adapters. Training changes the hash."""
+    if "step" not in origin:
+        return files_digest(
+            {file: size for key in ("path", "adapters") if key in origin for file, size in model_files(origin[key]).items()}
+        )
+    config = parse(read_run_config(origin["path"]))
+    files = all_files(path_of(origin["path"]) / "checkpoints" / origin["stage"] / str(origin["step"]))
+    return files_digest(files | (model_files(config.model.path) if config.lora else {}))

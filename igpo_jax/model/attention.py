@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from igpo_jax.model.sharding import Array
 from igpo_jax.runtime.mesh import BATCH
 
+Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 LANES = 128  # splash: the number of positions and the head size must be multiples of this
 MASKED_SCORE = -1e30  # finite, so that a fully masked row is not NaN
@@ -187,3 +188,17 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: A
     # check_vma: pallas calls do not declare the axes over which their results vary.
     sharded = jax.shard_map(local, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
     return sharded(q, k, v, attention_mask)
+
+
+def rope_table(positions: Array, head_size: int, theta: float) -> Rope:
+    """Returns the sines and cosines of the rotary angles at t positions, both float32 [t, 1, h/2] for head size h."""
+    exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
+    angles = positions.astype(jnp.float32)[:, None] * theta**-exponents
+    return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
+
+
+def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Applies the rotary embedding in float32, and casts back to the dtype of x. Each entry in the first half of a head is
+    paired with the corresponding entry in the second half."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model import int8
-from igpo_jax.model.attention import PLATFORMS, KVCache, Window, attend, attend_window
+from igpo_jax.model.attention import PLATFORMS, KVCache, Rope, Window, attend, attend_window, rope_table, rotate
 from igpo_jax.model.int8 import Int8Matrix, Weight
 from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain
 from igpo_jax.runtime.checks import MOST_IDS
@@ -25,7 +25,6 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 MOST_NUMBERS = 1 << 44  # in a matrix of all layers; XLA ends the process if a product of sizes overflows
 
 OutSlice = tuple[Any, int] | None  # first position, int or int32 [], and number of positions; None: all positions
-Rope = tuple[jax.Array, jax.Array]  # sin and cos of the rotary angles, float32 [t, 1, h/2]
 AUTO = "auto"  # value of `ModelConfig.attention`
 FEW_LAYERS = 4  # see `_is_unrolled`
 KEY_VALUES = P(BATCH, "tensor")  # partition of one layer's keys or values
@@ -51,6 +50,7 @@ class ModelConfig:
     head_dim: int | None = None  # None: width / heads
     qkv_bias: bool = False  # of the projections to queries, keys and values
     qk_norm: bool = False  # RMSNorm of every query and key head, before the rotary embedding
+    shift: bool = False  # position i predicts token i + 1, as in autoregressive models
     eot_id: int | None = None  # end of a turn, if the vocabulary has one
     # Ranges (first, end) of the ids that, like MASK, are never drawn, see `tokenizers.ids_never_drawn`. () without a tokenizer.
     never_drawn: tuple[tuple[int, int], ...] = ()
@@ -71,7 +71,9 @@ class ModelConfig:
         for name, least, most in (("rope_theta", 1, 1e15), ("norm_epsilon", 1e-30, 1)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} must be from {least} to {most}")
-        numbers = max(self.layers * self.width * max(self.width, self.query_width, self.mlp_width), self.vocab_size * self.width)
+        numbers = max(
+            self.layers * self.width * max(self.width, self.query_width, self.mlp_width), self.vocab_size * self.width
+        )
         if numbers > MOST_NUMBERS:
             raise ValueError(
                 f"layers, width, mlp_width or vocab_size: a matrix of all layers has {numbers:.3g} numbers; at most {MOST_NUMBERS:.3g}"
@@ -187,7 +189,8 @@ def forward(
     window: Window | None = None,
 ) -> jax.Array:
     """Runs the transformer and returns its hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns
-    hidden states into logits. There is no causal mask, and the logits at position i predict token i (docs/method.md section 3).
+    hidden states into logits. There is no causal mask, and the result at index i predicts token i (docs/method.md section 3). If
+    `cfg.shift` is True, it is the hidden state of position i - 1. For i = 0, it is that of position 0.
 
     Args:
         tokens: input tokens, int32 [b, t] for b rows and t positions.
@@ -197,7 +200,8 @@ def forward(
         out_slice: the positions whose hidden states are returned.
         window: if given, `tokens` hold only a window of each row, and `window.cache` holds the keys and values of whole rows.
             `attention_mask` covers whole rows, and `out_slice` counts from the start of the window. Do not use the hidden
-            states of positions before `window.fresh_from`: their keys and values come from the cache and may be outdated."""
+            states of positions before `window.fresh_from`: their keys and values come from the cache and may be outdated. If
+            `cfg.shift` is True, `out_slice` must not begin at 0."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
 
@@ -218,10 +222,12 @@ def _run_layers(
     return_cache: bool = False,
 ) -> tuple[jax.Array, Any]:
     positions = jnp.arange(tokens.shape[1])
+    if cfg.shift and out_slice is not None:
+        out_slice = (out_slice[0] - 1, out_slice[1])
     if window is not None:
         positions = window.start + positions
         cfg = dataclasses.replace(cfg, attention="xla")  # the kernels need whole rows, and a window has few scores
-    rope, unrolled = _rope_table(positions, cfg), _is_unrolled(cfg)
+    rope, unrolled = rope_table(positions, cfg.head_size, cfg.rope_theta), _is_unrolled(cfg)
 
     def step(x, layer, out_slice=None):
         weights, cached = layer
@@ -249,6 +255,8 @@ def _run_layers(
     else:
         x, cache = jax.lax.scan(with_remat(step), x, layers)
         x = _only(x, out_slice)
+    if cfg.shift and out_slice is None:
+        x = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
     return rms_norm(x, params["final_norm"], cfg.norm_epsilon), cache
 
 
@@ -343,12 +351,12 @@ def _attention(
         y = y.reshape(*x.shape[:2], number, cfg.head_size)
         return rms_norm(y, layer[f"{name}_norm"], cfg.norm_epsilon) if cfg.qk_norm and name != "value" else y
 
-    k, v = _rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
+    k, v = rotate(heads(h, "key", cfg.kv_heads), *rope), heads(h, "value", cfg.kv_heads)
     kv = KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2))
     if out_slice is not None:
         h, rope = _only(h, out_slice), (_only(rope[0], out_slice, axis=0), _only(rope[1], out_slice, axis=0))
         attention_mask = attention_mask if attention_mask.ndim == 2 else _only(attention_mask, out_slice)
-    q = _rotate(heads(h, "query", cfg.heads), *rope)
+    q = rotate(heads(h, "query", cfg.heads), *rope)
     if window is None:
         a = attend(q, k, v, attention_mask, cfg.attention)
     else:
@@ -434,17 +442,3 @@ def _product_backward(operands, gradient):
 
 
 _product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
-
-
-def _rope_table(positions: Array, cfg: ModelConfig) -> Rope:
-    """Returns the sines and cosines of the rotary angles at t positions, both float32 [t, 1, h/2] for head size h."""
-    exponents = jnp.arange(0, cfg.head_size, 2, dtype=jnp.float32) / cfg.head_size
-    angles = positions.astype(jnp.float32)[:, None] * cfg.rope_theta**-exponents
-    return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
-
-
-def _rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Applies the rotary embedding in float32, and casts back to the dtype of x. Each entry in the first half of a head is
-    paired with the corresponding entry in the second half."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

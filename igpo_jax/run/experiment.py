@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.chat import completion_text
 from igpo_jax.config import Config, check_divisibility
-from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, sft_arrays, take_rows
+from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, require_prompts, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.fitting import fit_to_devices
@@ -28,6 +27,7 @@ from igpo_jax.run.bucket_runs import SETTINGS, run_folder
 from igpo_jax.run.layout import with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
+from igpo_jax.run.problems import Splits, load_run_problems
 from igpo_jax.runtime.bucket_folders import share_files
 from igpo_jax.runtime.buckets import is_address
 from igpo_jax.runtime.checks import require
@@ -35,17 +35,15 @@ from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_host
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.decontamination import Content, content_of, untested, warn_of_repeats
+from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
-from igpo_jax.tasks.sources import SourceCounts
 from igpo_jax.tasks.trust import named_code, require_trusted
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
+from igpo_jax.weights.digest import model_digest
 from igpo_jax.weights.folders import load_params
-
-Splits = dict[str, list[Problem]]  # sft | rl | test -> problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,14 @@ class Experiment:
 
     def identity(self, stage: str) -> dict[str, Any]:
         """Returns the fingerprints that are saved with each checkpoint of a stage, see `other_identity`."""
-        return _identity(stage, self.fingerprints, self.data) | {"tokenizer": self.tokenizer.digest}
+        keeps_base = self.config.model.path and (self.config.lora or not self.config.sft.updates)  # adapters, or KL to the base
+        base = {"base": self.base_digest} if keeps_base else {}
+        return _identity(stage, self.fingerprints, self.data) | {"tokenizer": self.tokenizer.digest} | base
+
+    @functools.cached_property
+    def base_digest(self) -> str:
+        """Hash of the model in model.path."""
+        return model_digest(self.config.model.path)
 
     def key(self, purpose: int) -> jax.Array:
         """Returns a PRNG root key. `purpose` is 0 (initialization), 1 (supervised stage), 2 (RL stage) or 3 (adapters)."""
@@ -232,50 +237,6 @@ def open_experiment(
     return dataclasses.replace(experiment, accept_loss=accept_loss, upload=upload)
 
 
-def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
-    """Loads the problems of the splits that the run uses (sft, rl, test). Drops training problems that are also in the test
-    split, even if evaluations use only a part of this split. Logs a warning if a file contains the same problem several times.
-    Returns three dicts whose keys are splits: the problems, the numbers of dropped problems (only positive ones), and the row
-    counts of data files. Raises a ValueError that names the file and the line if the data is invalid."""
-    problems, contents, counts = _load_splits(config)
-    dropped: dict[str, int] = {}
-    for split in [split for split in problems if split != "test"]:
-        kept = list(itertools.compress(problems[split], untested(contents[split], contents["test"])))
-        if not kept:
-            raise ValueError(f"all {len(problems[split])} problems of the split {split} are in the test split (task.test), too")
-        if len(kept) < len(problems[split]):
-            dropped[split] = len(problems[split]) - len(kept)
-        problems[split] = kept
-    # Evaluations use no solutions. Without its solution, no test problem is dropped because the solution is too long.
-    test = problems["test"][: config.evaluation.problems]
-    problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
-    return problems, dropped, counts
-
-
-def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict[str, list[SourceCounts]]]:
-    """Returns three dicts whose keys are splits: the problems, their contents (see `decontamination`), and the row counts of
-    data files. A generated split has no row counts. If several splits have the same files, they are read only once."""
-    task = load_task(config.task.name)
-    content = content_of(task, config.task)
-    stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
-    problems: Splits = {}
-    contents: dict[str, list[Content]] = {}
-    counts: dict[str, list[SourceCounts]] = {}
-    read: dict[str, str] = {}  # sources -> the split that has them
-    for split in [split for split, used in stages.items() if used]:
-        if not hasattr(task, "sources"):  # a task that generates its problems
-            problems[split] = task.load(config.task, split, config.seed)
-        elif (same := read.setdefault(task.sources(config.task, split), split)) != split:
-            problems[split], contents[split], counts[split] = problems[same], contents[same], counts[same]
-            continue
-        else:
-            problems[split], counts[split] = task.load_counted(config.task, split)
-        contents[split] = list(map(content, problems[split]))
-        if split in counts or config.task.get(split):  # the file of a test split of puzzles
-            warn_of_repeats(f"the split {split}", contents[split])
-    return problems, contents, counts
-
-
 def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
     """Trains a tokenizer on the problems of the run's first stage and writes it to `workdir`/tokenizer.model."""
     first_stage = problems["sft" if "sft" in problems else "rl"]
@@ -315,6 +276,7 @@ def _with_data(
     prompts = rl_data.prompts if rl_data else None
     for split, batch in ("rl", prompts), ("test", test_data.prompts):
         if batch is not None:
+            require_prompts(model.shift, batch.prompt_mask)
             warn_of_no_text(tokenizer, f"problems of the split {split}", _token_ids(batch, batch.trace))
     for arrays, key, size in (sft_data, "sft.batch_size", config.sft.batch_size), (prompts, "rl.prompts", config.rl.prompts):
         if arrays is not None and len(arrays.tokens) < size:

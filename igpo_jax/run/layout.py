@@ -212,7 +212,9 @@ def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
     number = 2 if model.compute_dtype == "bfloat16" else 4
     rows = load.rows / batch_size_divisor(mesh) * (2 if decode.cfg_scale > 0 else 1)
     keys = model.kv_heads * model.head_size
-    stream = rows * load.positions * (4 * model.width + 2 * model.query_width + (3 * model.mlp_width + 2 * keys) / shared) * number
+    stream = (
+        rows * load.positions * (4 * model.width + 2 * model.query_width + (3 * model.mlp_width + 2 * keys) / shared) * number
+    )
     scores = rows * model.heads / shared * load.positions**2 * (4 + number) * (model.attention == "xla")
     scores = min(scores, 2 * LARGEST_SCORES)
     logits = 3 * 4 * rows * decode.block_length * model.vocab_size / shared

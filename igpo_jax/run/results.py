@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from igpo_jax.config import without_new_keys
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import read_log
 from igpo_jax.runtime.files import atomic_write, wrap_read_errors
@@ -47,7 +48,8 @@ def decoding(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     rollout, evaluation = dataclasses.asdict(config.sampler.decode), dataclasses.asdict(config.evaluation.decode)
     differences = [key for key in rollout if rollout[key] != evaluation[key]]
-    return {"rollout": rollout, "evaluation": evaluation, "differences": differences}
+    settings = {"rollout": without_new_keys(rollout), "evaluation": without_new_keys(evaluation)}
+    return settings | {"differences": differences}
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
     if values.get("head_dim") is not None and values["head_dim"] * sizes["heads"] != sizes["width"]:
         sizes["head_dim"] = _integer(values, "head_dim")
     sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
-    sizes |= {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm}
+    sizes |= {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm, "shift": family.shift}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
 
 

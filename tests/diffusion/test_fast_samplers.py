@@ -14,6 +14,7 @@ from igpo_jax.diffusion import sampler
 from igpo_jax.diffusion.denoise import window_sizes
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
+from igpo_jax.model.attention import rope_table, rotate
 from igpo_jax.model.transformer import forward, forward_flops, shardings
 from igpo_jax.plan.hlo_cost import program_cost
 from igpo_jax.runtime.mesh import shard_batch
@@ -42,12 +43,12 @@ def test_a_cache_that_is_made_anew_in_every_step_is_exact(params, cache, cfg_sca
 def by_hand(params, tokens, begin, end, cache, prompt_mask):
     """Hidden states of tokens[begin:end] of one row, layer by layer, with the cached keys and values of all other positions."""
     x, blocks = params["embedding"][tokens][None, begin:end], params["blocks"]
-    sin, cos = transformer._rope_table(jnp.arange(len(tokens)), CFG)
+    sin, cos = rope_table(jnp.arange(len(tokens)), CFG.head_size, CFG.rope_theta)
     for number in range(CFG.layers):
         layer = {name: w[number] for name, w in blocks.items()}
         h = transformer.rms_norm(x, layer["attention_norm"], CFG.norm_epsilon)
         q, k, v = ((h @ layer[name]).reshape(1, end - begin, -1, CFG.head_size) for name in ("query", "key", "value"))
-        q, k = (transformer._rotate(y, sin[begin:end], cos[begin:end]) for y in (q, k))
+        q, k = (rotate(y, sin[begin:end], cos[begin:end]) for y in (q, k))
         old = (cached[number].swapaxes(1, 2) for cached in (cache.k, cache.v))
         keys, values = (kept.at[:, begin:end].set(new) for kept, new in zip(old, (k, v), strict=True))
         scores = jnp.einsum("bqnh,btnh->bnqt", q, keys.repeat(2, axis=2)) / np.sqrt(CFG.head_size)

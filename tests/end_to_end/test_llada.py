@@ -105,6 +105,26 @@ def test_adapters_are_all_that_is_trained_and_stored(command, llada, run, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_base_model_that_was_replaced_is_noticed(command, llada, tmp_path):
+    """Adapters of another model would train on, or would be evaluated, without an error."""
+    base = shutil.copytree(llada, tmp_path / "base")
+    run, output = tmp_path / "run", tmp_path / "evaluation"
+    assert train(command, base, run, "--config.rl.iterations=1").returncode == 0
+    assert command("evaluate", f"--workdir={run}", f"--output={output}").returncode == 0
+    for folder in (run / "checkpoints/rl", run / "result.json"):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    [file, *_] = sorted(base.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-8:] = bytes(byte ^ 1 for byte in content[-8:])
+    file.write_bytes(content)
+    done = train(command, base, run, "--config.rl.iterations=1", "--accept_loss")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "was saved with another base model in model.path; put the model back" in done.stderr
+    done = command("evaluate", f"--workdir={run}", "--stage=sft", f"--output={output}")
+    assert done.returncode == 1 and "differing: weights" in done.stderr
+
+
+@pytest.mark.slow
 def test_evaluate_and_generate_work_on_the_run(command, run):
     done = command("evaluate", f"--workdir={run}")
     assert done.returncode == 0, done.stderr
@@ -270,7 +290,7 @@ def test_a_missing_tokenizer_is_found_before_weights_are_read(command, llada, tm
     shutil.copy(llada / "config.json", tmp_path / "bare")  # without weights: reading them would be another error
     done = command(*(argument.format(bare=tmp_path / "bare", config=CONFIG) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor a *.model file" in done.stderr
+    assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file" in done.stderr
 
 
 @pytest.mark.slow
@@ -280,5 +300,5 @@ def test_convert_says_that_there_is_no_tokenizer_and_converts(command, llada, tm
     done = command("convert", f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'model'}")
     assert done.returncode == 0 and (tmp_path / "model" / "params").is_dir()
     [line] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "has neither tokenizer.json nor a *.model file; add the tokenizer's files to the target" in line
+    assert "has neither tokenizer.json nor vocab.json nor a *.model file; add the tokenizer's files to the target" in line
     assert "warning: " not in command("convert", f"--source={llada}", f"--target={tmp_path / 'other'}").stderr

@@ -27,6 +27,7 @@ from igpo_jax.diffusion.corruption import Corruption, sft_loss
 from igpo_jax.diffusion.sampler import sample
 from igpo_jax.diffusion.unmasking import DecodeConfig, most_confident, propose, transfer_count
 from igpo_jax.model import transformer
+from igpo_jax.model.attention import rope_table, rotate
 from igpo_jax.model.transformer import forward, rms_norm, unembed
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.weights.folders import convert, export, load_params
@@ -220,12 +221,12 @@ def internals(params, tokens, cfg):
     """Returns intermediate values of the first block, computed with its functions. `out` is the output of the block itself."""
     layer = jax.tree.map(lambda w: w[0], params["blocks"])
     x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
-    rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
+    rope = rope_table(jnp.arange(tokens.shape[1]), cfg.head_size, cfg.rope_theta)
     linear, found = functools.partial(transformer._linear, layer=layer), {}
 
     def rotated(projected):
         heads = projected.reshape(*tokens.shape, -1, cfg.head_size)
-        return transformer._rotate(heads, *rope).swapaxes(1, 2)
+        return rotate(heads, *rope).swapaxes(1, 2)
 
     h = found["attn_norm"] = rms_norm(x, layer["attention_norm"], cfg.norm_epsilon)
     for name, ours in (("q", "query"), ("k", "key"), ("v", "value")):
@@ -243,7 +244,7 @@ def internals(params, tokens, cfg):
 def hidden_of(params, tokens, cfg):
     """Returns [layers + 1, b, t, d]: the embeddings, the output of every block but the last, and that of the final norm."""
     x, attention_mask = params["embedding"][tokens], jnp.ones(tokens.shape, bool)
-    rope = transformer._rope_table(jnp.arange(tokens.shape[1]), cfg)
+    rope = rope_table(jnp.arange(tokens.shape[1]), cfg.head_size, cfg.rope_theta)
     states = [x]
     for layer in range(cfg.layers - 1):
         weights = jax.tree.map(lambda w, layer=layer: w[layer], params["blocks"])

@@ -19,6 +19,7 @@ SIZES = dict(
 KINDS = {
     "qwen2": ("Qwen2", "A2DQwen2LMHeadModel", "a2d-qwen2", {}),
     "qwen3": ("Qwen3", "A2DQwen3LMHeadModel", "a2d-qwen3", {"head_dim": 16}),
+    "dream": ("Qwen2", "DreamModel", "Dream", {}),
     "llama": ("Llama", "A2DLlamaLMHeadModel", "a2d-llama", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 
@@ -29,6 +30,7 @@ def make_model(kind: str, seed: int = 0, **changes):
     config = getattr(transformers, f"{name}Config")(**SIZES | special | {"rope_theta": 20000.0} | changes)
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
+    config.shifted = kind == "dream"
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,6 +45,7 @@ def write_model(model, folder: pathlib.Path, kind: str, stored_head: bool = Fals
     transformers do. `changes` are made to config.json."""
     model.save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text())
+    values.pop("shifted")
     values |= {"architectures": [KINDS[kind][1]], "model_type": KINDS[kind][2], "mask_token_id": MASK} | changes
     (folder / "config.json").write_text(json.dumps(values))
     if stored_head:
@@ -62,4 +65,5 @@ def logits_of(model, tokens: np.ndarray, mask: np.ndarray) -> torch.Tensor:
     found = model(
         input_ids=torch.from_numpy(tokens).long(), attention_mask=full_attention(mask), position_ids=positions, use_cache=False
     )
-    return found.logits
+    logits = found.logits
+    return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if model.config.shifted else logits

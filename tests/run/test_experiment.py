@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from igpo_jax import config as configuration
-from igpo_jax.run import experiment as opening
+from igpo_jax.run import problems as run_problems
 from igpo_jax.run.experiment import open_experiment, read_run_config
 from igpo_jax.tasks import math
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
@@ -254,7 +254,7 @@ def test_test_problems_are_dropped_from_training_and_counted(tmp_path):
 def test_a_run_that_began_with_the_test_problems_does_not_go_on_without_them(tmp_path, monkeypatch):
     train, test = shared_files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(opening, "untested", lambda contents, test: [True] * len(contents))
+        patch.setattr(run_problems, "untested", lambda contents, test: [True] * len(contents))
         open_experiment(gsm8k(train, test), tmp_path / "run")
     message = message_of(gsm8k(train, test), tmp_path / "run")
     assert (
@@ -283,7 +283,7 @@ def test_a_file_is_read_once_and_every_question_is_compared_once(tmp_path, monke
     load, content = math.load_counted, math.content
     monkeypatch.setattr(math, "load_counted", lambda task, split: read.append(split) or load(task, split))
     monkeypatch.setattr(math, "content", lambda task, problem: compared.append(problem.id) or content(task, problem))
-    problems, dropped, counts = opening.load_run_problems(configuration.parse(gsm8k(train, test)))
+    problems, dropped, counts = run_problems.load_run_problems(configuration.parse(gsm8k(train, test)))
     assert read == ["sft", "test"] and len(compared) == 20 + 3
     assert problems["rl"] == problems["sft"] and dropped == {"sft": 3, "rl": 3} and counts["rl"] == counts["sft"]
 

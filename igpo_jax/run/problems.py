@@ -1,0 +1,56 @@
+"""Loads the problems of a run."""
+
+import dataclasses
+import itertools
+
+from igpo_jax.config import Config
+from igpo_jax.tasks import load_task
+from igpo_jax.tasks.decontamination import Content, content_of, untested, warn_of_repeats
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.sources import SourceCounts
+
+Splits = dict[str, list[Problem]]  # sft | rl | test -> problems
+
+
+def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
+    """Loads the problems of the splits that the run uses (sft, rl, test). Drops training problems that are also in the test
+    split, even if evaluations use only a part of this split. Logs a warning if a file contains the same problem several times.
+    Returns three dicts whose keys are splits: the problems, the numbers of dropped problems (only positive ones), and the row
+    counts of data files. Raises a ValueError that names the file and the line if the data is invalid."""
+    problems, contents, counts = _load_splits(config)
+    dropped: dict[str, int] = {}
+    for split in [split for split in problems if split != "test"]:
+        kept = list(itertools.compress(problems[split], untested(contents[split], contents["test"])))
+        if not kept:
+            raise ValueError(f"all {len(problems[split])} problems of the split {split} are in the test split (task.test), too")
+        if len(kept) < len(problems[split]):
+            dropped[split] = len(problems[split]) - len(kept)
+        problems[split] = kept
+    # Evaluations use no solutions. Without its solution, no test problem is dropped because the solution is too long.
+    test = problems["test"][: config.evaluation.problems]
+    problems["test"] = [dataclasses.replace(problem, trace="", answer_spans=()) for problem in test]
+    return problems, dropped, counts
+
+
+def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict[str, list[SourceCounts]]]:
+    """Returns three dicts whose keys are splits: the problems, their contents (see `decontamination`), and the row counts of
+    data files. A generated split has no row counts. If several splits have the same files, they are read only once."""
+    task = load_task(config.task.name)
+    content = content_of(task, config.task)
+    stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
+    problems: Splits = {}
+    contents: dict[str, list[Content]] = {}
+    counts: dict[str, list[SourceCounts]] = {}
+    read: dict[str, str] = {}  # sources -> the split that has them
+    for split in [split for split, used in stages.items() if used]:
+        if not hasattr(task, "sources"):  # a task that generates its problems
+            problems[split] = task.load(config.task, split, config.seed)
+        elif (same := read.setdefault(task.sources(config.task, split), split)) != split:
+            problems[split], contents[split], counts[split] = problems[same], contents[same], counts[same]
+            continue
+        else:
+            problems[split], counts[split] = task.load_counted(config.task, split)
+        contents[split] = list(map(content, problems[split]))
+        if split in counts or config.task.get(split):  # the file of a test split of puzzles
+            warn_of_repeats(f"the split {split}", contents[split])
+    return problems, contents, counts

@@ -1,0 +1,80 @@
+"""Models of other families through all commands: train with hints, generate, infill, score, evaluate, export."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import igpo_jax
+from igpo_jax.run.metrics import read_rows
+from model_folders import write_folder
+from qwen_files import write_small
+
+CONFIG = pathlib.Path(__file__).parent / "llada_tiny.py"
+SIZES = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=320,
+    rope_theta=10000.0, rms_norm_eps=1e-6, hidden_act="silu", max_position_embeddings=512, tie_word_embeddings=False,
+)  # fmt: skip
+MODELS = {
+    "dream": {"architectures": ["DreamModel"], "model_type": "Dream", "mask_token_id": None},
+    "qwen3": {"architectures": ["A2DQwen3LMHeadModel"], "model_type": "a2d-qwen3", "head_dim": 16, "tie_word_embeddings": True},
+}
+REWARD = """import zlib
+
+
+def reward(problem, text):
+    return float(zlib.crc32((problem.id + text).encode()) % 4 == 0)
+"""
+
+
+@pytest.fixture(params=[*MODELS])
+def model(request, tmp_path, mesh):
+    from igpo_jax.weights.huggingface import model_config
+
+    ids = write_small(tmp_path / "files", texts=["What is 1+2? It is 3.", "You are a helpful assistant. user system"])
+    values = SIZES | MODELS[request.param] | {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    write_folder(tmp_path / "model", mesh, model_config(values, special=ids), values, "float32")
+    for file in (tmp_path / "files").iterdir():
+        file.rename(tmp_path / "model" / file.name)
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_every_command_works(model, command, tmp_path):
+    (command._folder / "chance.py").write_text(REWARD)
+    workdir = tmp_path / "run"
+    flags = [
+        f"--config={CONFIG}",
+        f"--config.model.path={model}",
+        f"--workdir={workdir}",
+        "--config.reward.function=chance:reward",
+    ]
+    flags += ["--config.sampler.remasking=entropy", "--config.sampler.commit=timestep", "--config.sampler.top_p=0.95"]
+    flags += ["--config.sampler.tempered_confidence=True", "--config.data.prompt_buckets=(96,)", "--config.rl.group_size=4"]
+    done = command("train", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(workdir / "metrics.jsonl")
+    first = [row for row in rows if row["stage"] == "rl" and "policy/ratio_mean" in row][0]
+    assert first["policy/ratio_mean"] == pytest.approx(1, abs=0.05)
+    assert sum(row.get("hint/replaced", 0) for row in rows) > 0
+    done = command("evaluate", f"--workdir={workdir}", "--trust=chance:reward")
+    assert done.returncode == 0, done.stderr
+    done = command("generate", f"--model={workdir}", "--prompt=What is 1+2?", "--chat", "--show")
+    assert done.returncode == 0 and "step 0: " in done.stdout, done.stderr
+    for form, source in (("huggingface", workdir), ("peft", workdir), ("model", model)):
+        done = command("convert", f"--source={source}", f"--target={tmp_path / form}-folder", f"--format={form}")
+        assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "huggingface-folder/config.json").read_text())
+    assert values == json.loads((model / "config.json").read_text())
+    texts = []
+    for place, adapters in ((tmp_path / "huggingface-folder", None), (model, tmp_path / "peft-folder")):
+        loaded = igpo_jax.load(place, adapters=adapters, dtype="float32")
+        [done] = loaded.generate(["What is 1+2?"], chat=True, completion_length=16, block_length=8)
+        texts.append(done.tokens.tolist())
+        assert np.isfinite(loaded.score("What is", " 3.").log_likelihood)
+        [filled] = loaded.infill(["It is [MASK:3] 3."])
+        assert filled.text.startswith("It is ") and filled.text.endswith(" 3.")
+        cached = loaded.generate(["What is 1+2?"], chat=True, completion_length=16, block_length=8, cache="dual", refresh=1)
+        assert cached[0].tokens.tolist() == done.tokens.tolist()
+    assert texts[0] == texts[1]
