@@ -37,6 +37,15 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> lis
     return ids
 
 
+def encode_end_of_turn(tokenizer: Tokenizer) -> list[int]:
+    """Returns the token ids with which the assistant ends its turn before EOS fills the row, or [] if the chat template ends texts
+    with EOS only."""
+    chat = tokenizer.chat
+    if not chat.text_ends or tokenizer.eot_id in (None, tokenizer.eos_id):
+        return []
+    return [cast(int, tokenizer.eot_id), *tokenizer.encode(chat.between)]
+
+
 def _chat_parts(messages: Sequence[dict[str, str]], chat: ChatTemplate) -> Iterator[tuple[str, bool]]:
     """Yields (text, whether it is a marker) for the parts of messages in a chat template. The parts are encoded one by one."""
     turns = _turns(messages, chat.strip)

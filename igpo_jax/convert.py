@@ -1,9 +1,11 @@
 """python -m igpo_jax.convert --source=DIR --target=DIR [--format=model|huggingface|peft]
+python -m igpo_jax.convert --source=DIR --target=DIR --as=A2DQwen3LMHeadModel [--mask_token=NAME]
 
-Converts a model to another format. By default, converts a Hugging Face folder of LLaDA or iLLaDA to a model folder of igpo_jax.
+Converts a model to another format. By default, converts a Hugging Face folder to a model folder of igpo_jax.
 --format=huggingface converts a model folder or a training run to a Hugging Face folder, and merges the adapters of a run into
 the weights. --format=peft writes the adapters of a training run in PEFT's format. The PyTorch code in LLaDA's and iLLaDA's
-folders is copied unchanged; this code needs transformers 4."""
+folders is copied unchanged; this code needs transformers 4. --as makes a start for training from the weights of an
+autoregressive model (docs/models.md)."""
 
 from igpo_jax.runtime import interrupts
 
@@ -21,16 +23,21 @@ from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import is_folder, path_of
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
-from igpo_jax.weights.huggingface import check_sha256, folder_model_config
+from igpo_jax.weights.huggingface import check_sha256, folder_model_config, masked_config
 
 SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)
 FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "The target's format.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the target's parameters; by default the source's.")
 VERIFY = flags.DEFINE_string("verify", None, "First compare the source's files with the checksums of this release.")
+AS = flags.DEFINE_string("as", None, "Architecture of the masked diffusion model that an autoregressive model becomes.")
+MASK_TOKEN = flags.DEFINE_string(
+    "mask_token", "", "With --as: the token (or its id) that becomes MASK; by default an unused one."
+)
 TRUST = define_trust()
 ALLOW_NONFINITE = define_allow_nonfinite()
 WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export}
@@ -47,7 +54,14 @@ def main(_):
             print(escape_controls(f"{source}: as published: {files}"))
         mesh = make_mesh()
         with jax.set_mesh(mesh):
-            if (kind, FORMAT.value) == ("run", "peft"):
+            require(AS.value or not MASK_TOKEN.value, "--mask_token goes with --as")
+            if AS.value:
+                require(
+                    (kind, FORMAT.value) == ("huggingface", "model"), "--as makes a model folder from a Hugging Face folder"
+                )
+                start = masked_config(source, AS.value, MASK_TOKEN.value)
+                convert(source, target, mesh, DTYPE.value, ALLOW_NONFINITE.value, start)
+            elif (kind, FORMAT.value) == ("run", "peft"):
                 export_adapters(source, target, mesh, TRUST.value, ALLOW_NONFINITE.value)
             elif (kind, FORMAT.value) == ("run", "huggingface"):
                 export_run(source, target, mesh, DTYPE.value, TRUST.value, ALLOW_NONFINITE.value)

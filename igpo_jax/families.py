@@ -47,8 +47,9 @@ class Family:
         head_dim: whether config.json may give heads another size than width / heads.
         qk_norm: whether queries and keys are normalized per head, before the rotary embedding.
         shift: whether position i predicts token i + 1, as in the autoregressive model that the model was trained from.
-        masked: whether the model was trained to predict masked tokens. Otherwise it is autoregressive, and is only a start for
-            training."""
+        model_type: value of the key of this name in config.json.
+        causal: architectures of autoregressive models with the same tensors, from which a model of this family can be
+            trained."""
 
     architectures: tuple[str, ...]
     tensors: Mapping[Path, str]
@@ -61,7 +62,8 @@ class Family:
     qk_norm: bool = False
     head_dim: bool = True
     shift: bool = False
-    masked: bool = True
+    model_type: str = ""
+    causal: tuple[str, ...] = ()
 
 
 def _blocks(prefix: str, **names: str) -> dict[Path, str]:
@@ -139,12 +141,19 @@ FAMILIES = (
         required=("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying"), head_dim=False,
     ),
     Family(("ILLaDAForCausalLM",), chat=LLADA_CHAT, head_dim=False, **_LLAMA_LAYOUT),
-    Family(("A2DLlamaLMHeadModel",), chat=None, **_LLAMA_LAYOUT),
-    Family(("A2DQwen2LMHeadModel",), **_QWEN2),
-    Family(("A2DQwen3LMHeadModel",), **_QWEN3),
-    Family(("DreamModel",), shift=True, head_dim=False, **_QWEN2 | {"chat": _DREAM_CHAT}),  # Dream, Dream-Coder, DiffuCoder
+    Family(("A2DLlamaLMHeadModel",), chat=_CHATML, model_type="a2d-llama", causal=("LlamaForCausalLM",), **_LLAMA_LAYOUT),
+    Family(("A2DQwen2LMHeadModel",), model_type="a2d-qwen2", causal=("Qwen2ForCausalLM",), **_QWEN2),
+    Family(("A2DQwen3LMHeadModel",), model_type="a2d-qwen3", causal=("Qwen3ForCausalLM",), **_QWEN3),
+    Family(  # Dream, Dream-Coder, DiffuCoder
+        ("DreamModel",), shift=True, head_dim=False, model_type="Dream", causal=("Qwen2ForCausalLM",),
+        **_QWEN2 | {"chat": _DREAM_CHAT},
+    ),
 )  # fmt: skip
 LLADA, ILLADA = FAMILIES[:2]
+CAUSAL = (
+    "this is an autoregressive model, whose weights make no sense of masks; make a start for training from it: "
+    "python -m igpo_jax.convert --source=FOLDER --target=NEW --as=A2DQwen2LMHeadModel (or another architecture)"
+)
 # Architecture that is not supported -> the reason
 REFUSED = {
     "LLaDAMoEModelLM": "mixtures of experts are not supported",
@@ -166,6 +175,7 @@ def family_of(values: Mapping[str, Any]) -> Family:
     if family is None:
         known = ", ".join(name for family in FAMILIES for name in family.architectures)
         reasons = [reason for name, reason in REFUSED.items() if name in str(values.get("architectures"))]
+        reasons += [CAUSAL for family in FAMILIES for name in family.causal if name in str(values.get("architectures"))]
         found = repr(values.get("architectures"))[:100]
         raise ValueError(f"config.json: architectures={found}; {(*reasons, f'this loads {known}')[0]}")
     return family

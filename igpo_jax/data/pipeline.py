@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 
-from igpo_jax.chat import encode_chat
+from igpo_jax.chat import encode_chat, encode_end_of_turn
 from igpo_jax.data.buckets import bucket_of
 from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.answer_spans import Span, merged
@@ -112,7 +112,8 @@ def sft_arrays(
 ) -> tuple[list[Problem], SFTBatch]:
     """Tokenizes problems for supervised fine-tuning. Returns a list of the problems whose prompt and demonstration fit, and an
     `SFTBatch` with one row for each of these problems. The arguments have the same meaning as in `prompt_arrays`."""
-    encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration)) for p in problems]
+    end = encode_end_of_turn(tokenizer) if chat else []
+    encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration) + end) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)

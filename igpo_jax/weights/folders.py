@@ -47,8 +47,17 @@ from igpo_jax.runtime.files import (
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.progress import progress
+from igpo_jax.tokenizers import special_tokens
 from igpo_jax.weights.finite import check_finite
-from igpo_jax.weights.huggingface import INDEX, Path, folder_model_config, head_name, read_model_json, tensor_names
+from igpo_jax.weights.huggingface import (
+    INDEX,
+    Path,
+    folder_model_config,
+    head_name,
+    model_config,
+    read_model_json,
+    tensor_names,
+)
 from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
 ORIGIN = "origin.json"  # of a model folder: the Hugging Face folder or model that it was converted from
@@ -129,11 +138,16 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
 
 
 def stream_hugging_face(
-    folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
+    folder: str | os.PathLike,
+    cfg: ModelConfig,
+    mesh: Mesh,
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    values: dict[str, Any] | None = None,
 ) -> Stream:
     """Checks a Hugging Face folder and yields its parameters as sharded arrays. Their dtype is `dtype`, or the stored dtype if
-    `dtype` is None. Raises ValueError at the first tensor with NaN or infinite values, unless `allow_nonfinite` is True."""
-    values = read_model_json(folder)
+    `dtype` is None. `values` replaces the content of config.json. Raises ValueError at the first tensor with NaN or infinite values, unless `allow_nonfinite` is True."""
+    values = values or read_model_json(folder)
     stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
 
@@ -253,22 +267,31 @@ def peak_memory() -> int:
 
 
 def convert(
-    source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    mesh: Mesh,
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    start: dict[str, Any] | None = None,
 ) -> None:
     """Converts a Hugging Face folder to a model folder. `dtype` is float32, bfloat16, or None for the stored dtype. The folder
     `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config`, `check_tensors`,
-    `check_link` or `check_finite` rejects the source. With `allow_nonfinite`, `check_finite` warns instead."""
-    cfg = folder_model_config(source)
+    `check_link` or `check_finite` rejects the source. With `allow_nonfinite`, `check_finite` warns instead. If the source is an
+    autoregressive model, `start` is the config.json of the masked diffusion model, see `masked_config`."""
+    values = start or read_model_json(source)
+    cfg = model_config(values, special=special_tokens(small_files(source))) if start else folder_model_config(source)
     for file in sorted(pathlib.Path(source).glob("model*.safetensors")) if not is_address(source) else ():
         check_link(file)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         if jax.process_index() == 0:
+            if start:
+                atomic_write(folder / "config.json", json.dumps(start, indent=2))
             origin: dict[str, Any] = {"source": original_name(source)}
-            if stores_tied_head(source, read_model_json(source), cfg):
+            if stores_tied_head(source, values, cfg):
                 origin["stores_tied_head"] = True
             atomic_write(folder / ORIGIN, json.dumps(origin))
-        stream = stream_hugging_face(source, cfg, mesh, dtype, allow_nonfinite)
+        stream = stream_hugging_face(source, cfg, mesh, dtype, allow_nonfinite, values)
         for path, value in _with_progress(stream, cfg, mesh, "converting"):
             ocp.save(_place(address_of(folder), path), {"value": value})
             del value

@@ -14,7 +14,7 @@ from igpo_jax.families import FAMILIES, LLADA, Family, Path, family_of
 from igpo_jax.model.transformer import ModelConfig, parameter_table
 from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.files import read_json
-from igpo_jax.tokenizers import special_tokens
+from igpo_jax.tokenizers import load_tokenizer, special_tokens
 
 MASK_TOKENS = ("<[MASK]>", "<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
 # Every key of a config.json is read (READ, `Family.sizes`), must have one of the values in FIXED, is known to be harmless (HARMLESS), or
@@ -100,6 +100,42 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
     sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
     sizes |= {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm, "shift": family.shift}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
+
+
+def masked_config(folder: str | os.PathLike, architecture: str, mask_token: str = "") -> dict[str, Any]:
+    """Returns the config.json of a masked diffusion model with the weights of the autoregressive model in `folder`, from which it
+    can be trained.
+
+    Args:
+        architecture: of the masked diffusion model, see `Family.causal`.
+        mask_token: name or id of the token that becomes MASK. By default, the mask token that the tokenizer names, or the first
+            id above those of the tokenizer, if the network has more embeddings.
+
+    Raises:
+        ValueError: the architectures do not go together, or there is no such mask token."""
+    values, family = read_model_json(folder), family_of({"architectures": [architecture]})
+    found = values.get("architectures")
+    name = found[0] if isinstance(found, list) and len(found) == 1 else found
+    if name not in family.causal:
+        known = ", ".join(family.causal) or "no autoregressive model"
+        raise ValueError(f"{folder}: architectures={repr(found)[:100]}; {architecture} can be made from {known}")
+    special = special_tokens(small_files(folder))
+    if mask_token:
+        mask_id = int(mask_token) if mask_token.isdecimal() else special.get(mask_token)
+        if mask_id is None:
+            raise ValueError(
+                f"{folder}: the tokenizer has no added token {mask_token!r}; give one of its added tokens, or an id"
+            )
+    else:
+        mask_id = next((special[name] for name in MASK_TOKENS if name in special), None)
+    if mask_id is None:
+        mask_id = load_tokenizer(folder, 0).vocab_size
+        if mask_id >= _integer(values, "vocab_size"):
+            raise ValueError(
+                f"{folder}: no id is free for MASK; give an unused special token of the tokenizer as the mask token"
+            )
+    values = {key: value for key, value in values.items() if key != "auto_map"}
+    return values | {"architectures": [architecture], "model_type": family.model_type, "mask_token_id": mask_id}
 
 
 def _mask_id(values: dict[str, Any], special: Mapping[str, int]) -> int:
