@@ -3,7 +3,8 @@
     python -m igpo_jax.train --config=gsm8k.py --config.task.rl=gsm8k:DIR/train.jsonl --config.task.test=gsm8k:DIR/test.jsonl
 
 The files are from github.com/openai/grade-school-math. `gsm8k.py:smoke` runs every stage in a few minutes on a CPU.
-`gsm8k.py:llada` starts from LLaDA-8B-Instruct (--config.model.path) and trains adapters.
+`gsm8k.py:llada` starts from LLaDA-8B-Instruct (--config.model.path) and trains adapters. `gsm8k.py:small` trains all parameters
+of a model of up to 0.6 B parameters on one GPU with 24 GB, such as Qwen3-0.6B-diffusion-mdlm or a model of configs/a2d.py.
 """
 
 from igpo_jax.config import base_config
@@ -11,8 +12,8 @@ from igpo_jax.tasks import math
 
 
 def get_config(variant=""):
-    if variant not in ("", "smoke", "llada"):
-        raise ValueError(f"gsm8k.py has no variant {variant!r}; there are: smoke, llada")
+    if variant not in ("", "smoke", "llada", "small"):
+        raise ValueError(f"gsm8k.py has no variant {variant!r}; there are: smoke, llada, small")
     config = base_config(
         **math.defaults(
             rl="gsm8k:data/gsm8k/train.jsonl",
@@ -31,6 +32,19 @@ def get_config(variant=""):
         config.data.update({"prompt_buckets": (128, 192, 256), "overflow": "drop"})
         config.sft.updates = 0  # the model already follows instructions
         config.rl.update({"iterations": 500, "prompts": 16, "eval_every": 50})
+        return config
+    if variant == "small":
+        config.model.update({"path": "Qwen3-0.6B-diffusion-mdlm-v0.1", "compute_dtype": "bfloat16", "remat": "full"})
+        config.tokenizer.chat = True
+        config.task.prompt = "{question}"
+        config.data.update({"prompt_buckets": (128, 192, 256), "overflow": "drop"})
+        config.evaluation.batch_size = 32
+        config.sft.update({"updates": 500, "batch_size": 32, "microbatches": 8, "checkpoint_every": 100, "heldout": 128})
+        config.sft.update({"eval_every": 250, "corruption": "independent"})
+        config.sft.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 50})
+        config.rl.update({"iterations": 1000, "prompts": 8, "rollout_chunks": 0, "microbatches": 0, "checkpoint_every": 50})
+        config.rl.eval_every = 100
+        config.rl.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 20})
         return config
     config.tokenizer.update({"kind": "unigram", "vocab_size": 4096})
     config.data.update({"prompt_buckets": (64, 96, 128, 192, 256), "overflow": "drop"})

@@ -148,6 +148,9 @@ FAMILIES = (
         ("DreamModel",), shift=True, head_dim=False, model_type="Dream", causal=("Qwen2ForCausalLM",),
         **_QWEN2 | {"chat": _DREAM_CHAT},
     ),
+    Family(  # CoDA; its config.json has no tie_word_embeddings, and its head is not tied
+        ("CoDALanguageModel",), shift=True, model_type="CoDA", causal=("Qwen3ForCausalLM",), **_QWEN3 | {"chat": _CHATML}
+    ),
 )  # fmt: skip
 LLADA, ILLADA = FAMILIES[:2]
 CAUSAL = (

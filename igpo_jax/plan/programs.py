@@ -49,6 +49,14 @@ LLADA_8B = ModelConfig(
 )  # fmt: skip
 
 
+QWEN3_SMALL = ModelConfig(
+    vocab_size=151936, mask_id=151669, eos_id=151643, eot_id=151645,
+    width=1024, layers=28, heads=16, kv_heads=8, head_dim=128, mlp_width=3072,
+    rope_theta=1e6, norm_epsilon=1e-6, tied_head=True, qk_norm=True,
+    never_drawn=((151644, 151645), (151646, 151667), (151670, 151936)),
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     name: str
@@ -71,7 +79,8 @@ def planned_model(config: Config) -> tuple[ModelConfig, str]:
         return dataclasses.replace(model, never_drawn=((PAD, PAD + 1), (UNKNOWN, UNKNOWN + 1))), "the configuration"
     if not path_of(path).exists():
         numerics = {key: getattr(config.model, key) for key in configuration.NUMERICS}
-        return dataclasses.replace(LLADA_8B, **numerics), f"LLaDA-8B (assumed: folder {path!r} not found)"
+        assumed = (QWEN3_SMALL, "Qwen3-0.6B") if "Qwen3-0.6B" in path else (LLADA_8B, "LLaDA-8B")
+        return dataclasses.replace(assumed[0], **numerics), f"{assumed[1]} (assumed: folder {path!r} not found)"
     model = present(configuration.folder_model(config))
     if has_tokenizer(path):
         model = configuration.with_tokenizer(model, load_tokenizer(path, model.mask_id), path)

@@ -44,16 +44,16 @@ PLAIN_ROPE = {"rope_type": "default", "type": "default", "factor": 1, "partial_r
 HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path alibi_bias_max attn_implementation
-    attention_layer_norm_with_affine auto_map bad_words_ids begin_suppress_tokens bos_token_id cls_token_id
+    attention_layer_norm_with_affine auto_map bad_words_ids begin_suppress_tokens block_masking_probability bos_token_id cls_token_id
     decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eot_token_id
     exponential_decay_length_penalty finetuning_task flash_attention forced_bos_token_id forced_eos_token_id
     gradient_checkpointing id2label init_cutoff_factor init_device init_fn init_std initializer_range
-    keys_to_ignore_at_inference label2id length_penalty max_length max_new_tokens max_position_embeddings
+    keys_to_ignore_at_inference label2id length_penalty mask_block_sizes max_length max_new_tokens max_position_embeddings
     max_sequence_length max_window_layers min_length model_max_length model_type name_or_path no_repeat_ngram_size
     num_beam_groups num_beams num_labels num_return_sequences original_max_position_embeddings output_attentions
-    output_hidden_states output_scores precision prefix pretraining_tp problem_type
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    output_hidden_states output_scores precision prefix prefix_probability pretraining_tp problem_type
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sampling_eps sep_token_id suppress_tokens
+    task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript transformers_version truncate_probability
     trust_remote_code typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
     """.split()
 )

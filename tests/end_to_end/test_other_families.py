@@ -8,7 +8,9 @@ import pytest
 
 import igpo_jax
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.weights.huggingface import model_config
 from model_folders import write_folder
+from processes import word_problems
 from qwen_files import write_small
 
 CONFIG = pathlib.Path(__file__).parent / "llada_tiny.py"
@@ -30,8 +32,6 @@ def reward(problem, text):
 
 @pytest.fixture(params=[*MODELS])
 def model(request, tmp_path, mesh):
-    from igpo_jax.weights.huggingface import model_config
-
     ids = write_small(tmp_path / "files", texts=["What is 1+2? It is 3.", "You are a helpful assistant. user system"])
     values = SIZES | MODELS[request.param] | {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
     write_folder(tmp_path / "model", mesh, model_config(values, special=ids), values, "float32")
@@ -78,3 +78,37 @@ def test_every_command_works(model, command, tmp_path):
         cached = loaded.generate(["What is 1+2?"], chat=True, completion_length=16, block_length=8, cache="dual", refresh=1)
         assert cached[0].tokens.tolist() == done.tokens.tolist()
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_a_model_is_made_from_an_autoregressive_one(command, tmp_path, mesh):
+    """convert --as, configs/a2d.py, and configs/gsm8k.py:small from the result."""
+    ids = write_small(tmp_path / "files", texts=["What is 1+2? It is 3.", "user system assistant boxes books pens cups left?"])
+    values = SIZES | {"architectures": ["A2DQwen2LMHeadModel"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    write_folder(tmp_path / "causal", mesh, model_config(values, special=ids), values, "float32")
+    for file in (tmp_path / "files").iterdir():
+        file.rename(tmp_path / "causal" / file.name)
+    (tmp_path / "causal/config.json").write_text(json.dumps(values | {"architectures": ["Qwen2ForCausalLM"]}))
+    start, run, model = (tmp_path / name for name in ("start", "run", "model"))
+    done = command("convert", f"--source={tmp_path / 'causal'}", f"--target={start}", "--as=A2DQwen2LMHeadModel")
+    assert done.returncode == 0 and done.stdout == f"{start}\n", done.stderr
+    word_problems(tmp_path / "problems.jsonl", 48)
+    word_problems(tmp_path / "test.jsonl", 60)
+    rows = (tmp_path / "test.jsonl").read_text().splitlines()[48:]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows))
+    data = [f"--config.task.{split}=gsm8k:{tmp_path / 'problems.jsonl'}" for split in ("sft", "rl")]
+    data += [f"--config.task.test=gsm8k:{tmp_path / 'test.jsonl'}"]
+    small = [f"--config.{s}.{key}" for s in ("sampler", "evaluation") for key in ("completion_length=256", "steps=8")]
+    done = command("train", "--config=a2d.py:smoke", f"--config.model.path={start}", f"--workdir={run}", *data, *small)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert result["heldout_loss"]["last"] < result["heldout_loss"]["first"]
+    done = command("convert", f"--source={run}", f"--target={model}", "--format=huggingface")
+    assert done.returncode == 0, done.stderr
+    short = ["--config.sft.updates=2", "--config.sft.batch_size=8", "--config.sft.heldout=4", "--config.rl.iterations=1"]
+    short += ["--config.rl.group_size=2", "--config.sft.microbatches=1", "--config.evaluation.problems=8"]
+    short += ["--config.evaluation.batch_size=8", "--config.model.compute_dtype=float32", *small]
+    done = command("train", "--config=gsm8k.py:small", f"--config.model.path={model}", f"--workdir={tmp_path / 'rl'}", *data, *short)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "rl/metrics.jsonl")
+    assert any("policy/ratio_mean" in row for row in rows)

@@ -20,6 +20,7 @@ KINDS = {
     "qwen2": ("Qwen2", "A2DQwen2LMHeadModel", "a2d-qwen2", {}),
     "qwen3": ("Qwen3", "A2DQwen3LMHeadModel", "a2d-qwen3", {"head_dim": 16}),
     "dream": ("Qwen2", "DreamModel", "Dream", {}),
+    "coda": ("Qwen3", "CoDALanguageModel", "CoDA", {"head_dim": 16}),
     "llama": ("Llama", "A2DLlamaLMHeadModel", "a2d-llama", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 
@@ -30,7 +31,7 @@ def make_model(kind: str, seed: int = 0, **changes):
     config = getattr(transformers, f"{name}Config")(**SIZES | special | {"rope_theta": 20000.0} | changes)
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    config.shifted = kind == "dream"
+    config.shifted = kind in ("dream", "coda")
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

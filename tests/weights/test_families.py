@@ -37,7 +37,7 @@ def batch(rows=3, length=11, padding=4):
 def defined(kind, mask):
     """Returns the positions whose logits are defined. A shifted model reads those after the padding at padding."""
     after = np.concatenate([mask[:, :1], mask[:, :-1]], axis=1)
-    return mask & after if kind == "dream" else mask
+    return mask & after if kind in ("dream", "coda") else mask
 
 
 def ours(params, cfg, tokens, mask):
@@ -56,7 +56,7 @@ def test_logits_with_padding_and_gradients_are_those_of_transformers(kind, tied,
     write_model(model, tmp_path / "hf", kind)
     cfg, (tokens, mask) = folder_model_config(tmp_path / "hf"), batch()
     ends = TURN if kind == "llama" else EOS
-    assert (cfg.mask_id, cfg.eos_id, cfg.tied_head, cfg.head_size) == (MASK, ends, tied, {"qwen3": 16, "llama": 8}.get(kind, 12))
+    assert (cfg.mask_id, cfg.eos_id, cfg.tied_head, cfg.head_size) == (MASK, ends, tied, {"qwen3": 16, "coda": 16, "llama": 8}.get(kind, 12))
     with jax.set_mesh(mesh):
         params = load_params(tmp_path / "hf", cfg, mesh)
         expected = logits_of(model, tokens, mask)
@@ -78,6 +78,19 @@ def test_logits_with_padding_and_gradients_are_those_of_transformers(kind, tied,
             wanted = wanted.T if wanted.ndim == 2 and path != ("embedding",) else wanted
             assert np.linalg.norm(found - wanted) <= 1e-3 * np.linalg.norm(wanted), name
             assert np.linalg.norm(wanted) > 0
+
+
+def test_a_causal_mask_makes_it_the_autoregressive_model(kind, tmp_path, mesh):
+    """So the weights of autoregressive models are read rightly."""
+    model = make_model(kind)
+    write_model(model, tmp_path / "hf", kind)
+    cfg = dataclasses.replace(folder_model_config(tmp_path / "hf"), shift=False)
+    tokens, _ = batch()
+    causal = np.broadcast_to(np.tril(np.ones((11, 11), bool)), (3, 11, 11))
+    with jax.set_mesh(mesh), torch.no_grad():
+        found = ours(load_params(tmp_path / "hf", cfg, mesh), cfg, tokens, causal)
+        expected = model(input_ids=torch.from_numpy(tokens).long()).logits
+    np.testing.assert_allclose(found, expected.numpy(), **SAME)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
@@ -102,7 +115,7 @@ def test_files_survive_a_round_trip_and_load_in_transformers(kind, stored_head, 
         export(tmp_path / "model", tmp_path / "again", mesh)
     assert_same_files(tmp_path / "hf", tmp_path / "again")
     values = json.loads((tmp_path / "again/config.json").read_text())
-    values |= {"architectures": [type(model).__name__], "model_type": model.config.model_type, "shifted": kind == "dream"}
+    values |= {"architectures": [type(model).__name__], "model_type": model.config.model_type, "shifted": kind in ("dream", "coda")}
     (tmp_path / "again/config.json").write_text(json.dumps(values))
     loaded = type(model).from_pretrained(tmp_path / "again", attn_implementation="eager").eval()
     np.testing.assert_array_equal(logits_of(loaded, *batch()).detach(), logits_of(model, *batch()).detach())
