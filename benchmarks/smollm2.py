@@ -39,7 +39,7 @@ PARTS = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
 SETTINGS = (
-    "--config.model.compute_dtype=float32", "--config.model.remat=none", "--config.data.prompt_buckets=(128,)",
+    "--config.model.compute_dtype=float32", "--config.model.remat=full", "--config.data.prompt_buckets=(128,)",
     "--config.sampler.completion_length=128", "--config.evaluation.completion_length=128",
     # An evaluation of 16 held-out problems at eight shares of masks takes as long as five updates.
     "--config.sft.batch_size=8", "--config.sft.microbatches=1", "--config.sft.heldout=16", "--config.sft.checkpoint_every=8",

@@ -39,7 +39,7 @@ def get_config(variant=""):
         config.task.prompt = "{question}"
         config.data.update({"prompt_buckets": (128, 192, 256), "overflow": "drop"})
         config.evaluation.batch_size = 32
-        config.sft.update({"updates": 500, "batch_size": 32, "microbatches": 8, "checkpoint_every": 100, "heldout": 128})
+        config.sft.update({"updates": 1000, "batch_size": 16, "checkpoint_every": 100, "heldout": 128})
         config.sft.update({"eval_every": 250, "corruption": "independent"})
         config.sft.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 50})
         config.rl.update({"iterations": 1000, "prompts": 8, "rollout_chunks": 0, "microbatches": 0, "checkpoint_every": 50})

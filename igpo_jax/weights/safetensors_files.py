@@ -90,14 +90,14 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         return dict(pairs)
 
     require_file(file)
-    if isinstance(file, pathlib.Path):
-        require_stored(file)
     size = size_of(file)
     length = int.from_bytes(read_range(file, 0, 8), "little")
     if size < 8 or 8 + length > size:
         fail(f"cut short, or not a safetensors file: {size} bytes, the header would take {8 + length}")
     if length > MOST_HEADER:
         fail(f"a header of {length} bytes; the format allows {MOST_HEADER}")
+    if isinstance(file, pathlib.Path):
+        require_stored(file)
     header = parse_json(read_range(file, 8, 8 + length), f"{file}: the header", object_pairs_hook=without_repetition)
     if not isinstance(header, dict):
         fail("the header is not a JSON object")

@@ -55,7 +55,7 @@ def test_a_start_has_the_weights_a_mask_and_all_files(causal, tmp_path, mesh):
     with jax.set_mesh(mesh):
         convert(source, tmp_path / "start", mesh, start=start)
         cfg = folder_model_config(tmp_path / "start")
-        assert cfg.shift == (target == "DreamModel") and cfg.eos_id == ids["<|endoftext|>"]
+        assert cfg.shift == (target in ("DreamModel", "CoDALanguageModel")) and cfg.eos_id == ids["<|endoftext|>"]
         params = load_params(tmp_path / "start", cfg, mesh)
         export(tmp_path / "start", tmp_path / "again", mesh)
     assert np.isfinite(np.asarray(params["embedding"])).all()
