@@ -276,9 +276,8 @@ def head_name(values: dict[str, Any]) -> str:
 def folder_model_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network in a Hugging Face or model folder. If config.json lacks the mask id, the mask id
     is read from the tokenizer's files."""
-    values, files = read_model_json(folder), small_files(folder)
+    values, special = read_model_json(folder), special_tokens(small_files(folder))
     try:
-        special = special_tokens(files)
         return model_config(values, special=special, **numerics)
     except ValueError as error:
         needed = values.get("mask_token_id") is None and not special

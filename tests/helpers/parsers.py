@@ -46,9 +46,10 @@ from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.sources import Record, load_sources
 from igpo_jax.tokenizers import load_tokenizer, train_sentencepiece
 from igpo_jax.weights.folders import check_tensors
-from igpo_jax.weights.huggingface import folder_model_config, llada_config, read_model_json, tensor_names
+from igpo_jax.weights.huggingface import folder_model_config, llada_config, model_config, read_model_json, tensor_names
 from igpo_jax.weights.peft import export_peft, import_peft
 from igpo_jax.weights.safetensors_files import stored_tensors
+from qwen_files import write_small
 from tokenizer_files import write_tokenizer
 
 SECONDS, MEMORY = 5.0, 500 * 2**20  # CPU seconds per input; bytes above the previous peak
@@ -126,7 +127,23 @@ MESH = make_mesh(devices=jax.devices()[:1])
 def _write_model(folder: pathlib.Path) -> None:
     ids = write_tokenizer(folder)
     cfg = dataclasses.replace(SHAPE, mask_id=ids["<|mdm_mask|>"], eos_id=ids["<|endoftext|>"])
-    values, params = llada_config(cfg, 64), init(jax.random.key(0), cfg)
+    _write_weights(folder, llada_config(cfg, 64), cfg, "blocks.0")
+
+
+def _write_qwen(folder: pathlib.Path) -> None:
+    """Writes a model of the family with the most features: biases, a shift, and a tokenizer of four files."""
+    ids = write_small(folder)
+    values = {
+        "architectures": ["DreamModel"], "model_type": "Dream", "vocab_size": 336, "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+        "hidden_act": "silu", "use_sliding_window": False, "tie_word_embeddings": False, "eos_token_id": [ids["<|im_end|>"]],
+        "mask_token_id": None, "rope_scaling": None, "layer_types": ["full_attention"] * 2,
+    }  # fmt: skip
+    _write_weights(folder, values, model_config(values, special=ids), "layers.0")
+
+
+def _write_weights(folder: pathlib.Path, values: dict, cfg: ModelConfig, in_first: str) -> None:
+    params = init(jax.random.key(0), cfg)
     (folder / "config.json").write_text(json.dumps(values))
     tensors = {}
     for path, names in tensor_names(values, cfg).items():
@@ -136,7 +153,7 @@ def _write_model(folder: pathlib.Path) -> None:
         for name, tensor in zip(names, parameter if path[0] == "blocks" else [parameter], strict=True):
             turned = tensor.T if tensor.ndim == 2 and path != ("embedding",) else tensor
             tensors[name] = np.ascontiguousarray(turned)
-    first = {name: tensor for name, tensor in tensors.items() if "blocks.0" in name}
+    first = {name: tensor for name, tensor in tensors.items() if in_first in name}
     shards = {"model-1.safetensors": first, "model-2.safetensors": {k: v for k, v in tensors.items() if k not in first}}
     for name, shard in shards.items():
         safetensors.numpy.save_file(shard, folder / name)
@@ -391,8 +408,10 @@ def _lines(name: str, row: dict):
 PARSERS = [
     Parser("model", _write_model, _read_model),
     Parser("weights", _write_model, stored_tensors, ("model-1.safetensors", "model.safetensors.index.json")),
+    Parser("model Dream", _write_qwen, _read_model),
     Parser("adapters", _write_adapters, lambda folder: import_peft(folder, SHAPE)),
     Parser("tokenizer.json", write_tokenizer, lambda folder: _use(load_tokenizer(folder, 323))),
+    Parser("vocab.json", write_small, lambda folder: _use(load_tokenizer(folder, 303))),
     Parser("tokenizer.model", _write_pieces, lambda folder: _use(load_tokenizer(folder))),
     *(Parser(f"problems {name}", write_problems, _read_problems(name), (name,)) for name in (*ROWS, *PUZZLE_FILES)),
     Parser("config.json", write_run, _read_run_config, ("config.json",)),
