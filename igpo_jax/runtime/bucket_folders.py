@@ -16,6 +16,7 @@ import jax
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.bucket_locks import BucketLock
 from igpo_jax.runtime.buckets import (
+    LOCK,
     MOST_DOWNLOADED,
     BucketError,
     check_download,
@@ -29,7 +30,7 @@ from igpo_jax.runtime.buckets import (
     write_object,
 )
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.distributed import check_shared, raise_on_all_hosts
+from igpo_jax.runtime.distributed import all_gather_hosts, check_shared, raise_on_all_hosts
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.locks import locked
 
@@ -199,7 +200,7 @@ def new_bucket_folder(address: str) -> Iterator[pathlib.Path]:
             shutil.rmtree(folder, ignore_errors=True)
             if jax.process_index() == 0:
                 held.enter_context(BucketLock(address_of(folder)))
-                found = sorted(name for name in sizes_in(address) if name != ".lock")
+                found = sorted(name for name in sizes_in(address) if name != LOCK)
                 require(not found, f"{address} has objects already, such as {found[:1]}; give a folder that does not exist")
                 folder.mkdir(parents=True)
                 held.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -212,12 +213,13 @@ def new_bucket_folder(address: str) -> Iterator[pathlib.Path]:
         except BaseException:
             _delete_objects(address)
             raise
+    all_gather_hosts(0)  # no process reads the folder before its lock is gone
 
 
 def _delete_objects(address: str) -> None:
     if jax.process_index() == 0:
         for name in sizes_in(address):
-            if name != ".lock":
+            if name != LOCK:
                 filesystem().rm_file(f"{address.rstrip('/')}/{name}")
 
 

@@ -25,6 +25,7 @@ FAILED_REQUEST = re.compile(
     "UNAVAILABLE|PERMISSION_DENIED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|ABORTED|INTERNAL"
 )
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
+LOCK = ".lock"  # the object of a lock, see bucket_locks.py
 MOST_DOWNLOADED = 1 << 33  # bytes of an object; the address may come from a stranger's file
 MOST_SMALL = 1 << 30  # bytes of all files of a model that are not weights
 COMMAND_PATIENCE, RUN_PATIENCE = 30.0, 1200.0  # seconds in which a failed request is repeated
@@ -110,7 +111,9 @@ def _small_files(address: str) -> pathlib.Path:
     with explained_errors(address, "read"):
         files.invalidate_cache()
         found = {file["name"].rpartition("/")[2]: file for file in files.ls(address, detail=True) if file["type"] == "file"}
-        small = {name: file for name, file in sorted(found.items()) if name and not name.endswith(WEIGHT_FILES)}
+        small = {
+            name: file for name, file in sorted(found.items()) if name not in ("", LOCK) and not name.endswith(WEIGHT_FILES)
+        }
         small = {name: file for name, file in small.items() if file["size"] <= MOST_BYTES}  # no file of a model is larger
         for name in (*small, address.rpartition("/")[2]):
             require_plain_name(name, address)

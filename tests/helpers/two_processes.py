@@ -1,4 +1,4 @@
-"""One of two processes: python two_processes.py RANK PORT SOURCE FOLDER. Converts, exports, loads and generates."""
+"""One of two processes: python two_processes.py RANK PORT SOURCE TARGET RESULTS. Converts, exports, loads and generates."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 from commands import QUICK
 
-rank, port, source, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
+rank, port, source, target = int(sys.argv[1]), *sys.argv[2:5]
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {QUICK}"
 
 import jax
@@ -25,12 +25,12 @@ jax.monitoring.register_scalar_listener(
 )
 mesh = make_mesh(data=1, fsdp=2, tensor=2)
 with jax.set_mesh(mesh):
-    convert(source, folder / "model", mesh)
+    convert(source, f"{target}/model", mesh)
     bytes_read = sum(read)
-    export(folder / "model", folder / "exported", mesh)
-model = igpo_jax.load(folder / "model", mesh=mesh)
+    export(f"{target}/model", f"{target}/exported", mesh)
+model = igpo_jax.load(f"{target}/model", mesh=mesh)
 tokens = [done.tokens.tolist() for done in model.generate(["Hello", "two and two"], completion_length=16, block_length=8)]
 score = model.score("Hello", " there").log_likelihood
 infilled = model.infill(["The answer is [MASK:4] because"])[0].tokens.tolist()
 result = {"bytes_read": bytes_read, "tokens": tokens, "score": score, "infilled": infilled}
-(folder / f"{rank}.json").write_text(json.dumps(result))
+pathlib.Path(sys.argv[5], f"{rank}.json").write_text(json.dumps(result))
