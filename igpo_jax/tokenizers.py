@@ -308,7 +308,7 @@ def _from_vocabulary(folder: pathlib.Path) -> dict[str, Any]:
     vocabulary, merges = read_json(folder / VOCABULARY), folder / "merges.txt"
     require(merges.is_file(), f"{merges} is missing; {VOCABULARY} needs it")
     with wrap_read_errors(merges):
-        lines = read_bytes(merges).decode("utf-8").split("\n")
+        lines = read_bytes(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
     pairs = [line for line in lines if line and not line.startswith("#version")]
     added: dict[str, dict[str, Any]] = {}
     for name in ("added_tokens.json", "tokenizer_config.json"):

@@ -33,8 +33,8 @@ class DecodeConfig:
     remasking: str = checked("low_confidence", one_of(*REMASKINGS))
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
-    # Tokens written per step. "schedule": the same number in every step. "timestep": Dream's numbers, see `timestep_shares`. "threshold": all with a probability above `threshold`.
-    # "factor": the n likeliest, for the largest n with (n + 1) * (1 - probability of the nth) < `factor`. If these are too few
+    # Tokens written per step. "schedule": the same number in every step. "timestep": Dream's numbers, see `timestep_shares`.
+    # "threshold": all with a probability above `threshold`. "factor": the n likeliest, for the largest n with (n + 1) * (1 - probability of the nth) < `factor`. If these are too few
     # to finish within `steps`, more tokens are written, which `fallback` selects.
     commit: str = checked("schedule", one_of(*COMMITS))
     threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
@@ -106,12 +106,9 @@ def truncate(logits: jax.Array, decode: DecodeConfig) -> jax.Array:
     """Returns `logits`, [..., v], with the value -inf for the tokens that `decode.top_p` and `decode.top_k` exclude. The token
     with which the sum of the probabilities exceeds `top_p` is kept, as in Dream's sampler."""
     if decode.top_p < 1:
-        descending = -jnp.sort(-logits, axis=-1)
-        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) > decode.top_p
-        kept = 1 + (~before[..., :-1]).sum(axis=-1, keepdims=True)  # a token is kept if the sum before it is not above top_p
-        least = jnp.take_along_axis(descending, kept - 1, axis=-1)
-        rank = jnp.argsort(jnp.argsort(-logits, axis=-1, stable=True), axis=-1)
-        logits = jnp.where((logits > least) | (rank < kept), logits, -jnp.inf)
+        total = jnp.cumsum(jax.nn.softmax(-jnp.sort(-logits, axis=-1), axis=-1), axis=-1)
+        kept = 1 + (total[..., :-1] <= decode.top_p).sum(axis=-1, keepdims=True)  # the token that crosses top_p is the last one
+        logits = jnp.where(rank_descending(logits) < kept, logits, -jnp.inf)
     if 0 < decode.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, decode.top_k)[0][..., -1:]
         logits = jnp.where(logits >= least, logits, -jnp.inf)
@@ -225,9 +222,10 @@ def to_write(
         if decode.commit == "timestep":
             share = jnp.asarray(timestep_shares(decode.steps_per_block))[step]
             count = (masked.sum(axis=1).astype(jnp.float32) * share).astype(jnp.int32)
-        if (
-            uniform is not None and decode.alg_temp > 0
-        ):  # the positions with the highest noisy values are a draw without replacement
+        if uniform is not None and decode.alg_temp > 0:
+            if decode.remasking in ("low_confidence", "position_first"):  # Dream takes the probability, not its logarithm
+                confidence = jnp.where(confidence == -jnp.inf, -jnp.inf, jnp.exp(confidence))
+            # The positions with the highest noisy values are a draw without replacement.
             confidence = confidence / decode.alg_temp - jnp.log(-jnp.log(jnp.clip(uniform, 1e-20, 1 - 1e-7)))
         return most_confident(confidence, masked, count)
     if decode.commit == "threshold":

@@ -38,7 +38,14 @@ from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, es
 from igpo_jax.config import MeshConfig
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
-from igpo_jax.evaluate.protocol import benchmark_protocol, decode_config, load_benchmark, run_evaluation, weights_digest
+from igpo_jax.evaluate.protocol import (
+    base_digest,
+    benchmark_protocol,
+    decode_config,
+    load_benchmark,
+    run_evaluation,
+    weights_digest,
+)
 from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
@@ -47,7 +54,7 @@ from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened
 from igpo_jax.runtime.buckets import is_address, with_addresses
 from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
 from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
-from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
+from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_json, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.problem import Problem
@@ -200,7 +207,12 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upl
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
             identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
-            require_same_identity(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation")
+            file = folder / "protocol.json"
+            if (base := base_digest(model.origin)) and not (
+                file.is_file() and "base" not in read_json(file)
+            ):  # older ones lack it
+                identity["base"] = base
+            require_same_identity(file, json.loads(json.dumps(identity)), "evaluation")
     share_files(folder, ("protocol.json",), upload)
 
 

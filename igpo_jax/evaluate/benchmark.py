@@ -4,6 +4,7 @@ interrupted evaluation can be resumed. The completions do not depend on the batc
 
 import collections
 import contextlib
+import itertools
 import logging
 import math
 import pathlib
@@ -144,7 +145,7 @@ def _completions(
     the number n in `flat` is draw n % draws of problem n // draws. Prompts are copied for a few batches at a time."""
     chunk = CHUNK * batching.size
     begins = [begin for begin in range(0, len(flat), chunk) if begin == 0 or len(flat) - begin >= batching.size]
-    for begin, end in zip(begins, [*begins[1:], len(flat)], strict=True):
+    for begin, end in itertools.pairwise([*begins, len(flat)]):
         numbers = flat[begin:end]
         requests = Requests.blank(
             take_rows(prompts, numbers // draws), (numbers % draws).astype(np.uint32), model.config, decode

@@ -16,7 +16,7 @@ from igpo_jax.runtime.files import wrap_read_errors
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
-from igpo_jax.weights.digest import files_digest, model_files
+from igpo_jax.weights.digest import files_digest, model_files, network_digest
 
 
 def base_evaluation() -> ConfigDict:
@@ -103,12 +103,17 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the weights of a model, see `model_digest`. For a run, this is the hash of a checkpoint, and of the base
-    model if the run trains adapters. Training changes the hash."""
+    """Returns a hash of the weights of a model, see `files_digest`. For a run, this is the hash of a checkpoint. Training changes
+    the hash."""
+    if "step" in origin:
+        return files_digest(all_files(path_of(origin["path"]) / "checkpoints" / origin["stage"] / str(origin["step"])))
+    folders = (origin[key] for key in ("path", "adapters") if key in origin)
+    return files_digest({file: size for folder in folders for file, size in model_files(folder).items()})
+
+
+def base_digest(origin: dict) -> str:
+    """Returns a hash of the base model of a run that trains adapters, and "" for other models."""
     if "step" not in origin:
-        return files_digest(
-            {file: size for key in ("path", "adapters") if key in origin for file, size in model_files(origin[key]).items()}
-        )
+        return ""
     config = parse(read_run_config(origin["path"]))
-    files = all_files(path_of(origin["path"]) / "checkpoints" / origin["stage"] / str(origin["step"]))
-    return files_digest(files | (model_files(config.model.path) if config.lora else {}))
+    return network_digest(config.model.path) if config.lora else ""

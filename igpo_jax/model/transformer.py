@@ -197,11 +197,10 @@ def forward(
         attention_mask: bool [b, t], False for left padding, which no position attends to. Alternatively bool [b, t, t], True if
             the query (first t) may attend to the key (second t). Positions count from the start of the padded row, but padding
             does not change the result, because rotary embeddings are relative.
-        out_slice: the positions whose hidden states are returned.
+        out_slice: the positions whose hidden states are returned. If `cfg.shift` is True, it must not begin at 0.
         window: if given, `tokens` hold only a window of each row, and `window.cache` holds the keys and values of whole rows.
             `attention_mask` covers whole rows, and `out_slice` counts from the start of the window. Do not use the hidden
-            states of positions before `window.fresh_from`: their keys and values come from the cache and may be outdated. If
-            `cfg.shift` is True, `out_slice` must not begin at 0."""
+            states of positions before `window.fresh_from`: their keys and values come from the cache and may be outdated."""
     return _run_layers(params, tokens, attention_mask, cfg, out_slice, window)[0]
 
 

@@ -195,7 +195,7 @@ function settingsOf(form, isTemplate) {
 
 function settingsText(settings) {
   const {commit, cache} = settings;
-  const left = {threshold: commit !== "threshold", factor: commit !== "factor", fallback: commit === "schedule",
+  const left = {threshold: commit !== "threshold", factor: commit !== "factor", fallback: !["threshold", "factor"].includes(commit),
     refresh: cache === "none", cfg_scale: !settings.cfg_scale, cache: cache === "none"};
   return Object.entries(settings).filter(([name, value]) => !left[name] && value !== false)
     .map(([name, value]) => value === true ? name : name + "=" + value).join(", ");

@@ -42,7 +42,7 @@ from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.trust import named_code, require_trusted
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
-from igpo_jax.weights.digest import model_digest
+from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.folders import load_params
 
 
@@ -91,14 +91,16 @@ class Experiment:
 
     def identity(self, stage: str) -> dict[str, Any]:
         """Returns the fingerprints that are saved with each checkpoint of a stage, see `other_identity`."""
-        keeps_base = self.config.model.path and (self.config.lora or not self.config.sft.updates)  # adapters, or KL to the base
-        base = {"base": self.base_digest} if keeps_base else {}
-        return _identity(stage, self.fingerprints, self.data) | {"tokenizer": self.tokenizer.digest} | base
+        return _identity(stage, self.fingerprints, self.data) | self.files
 
     @functools.cached_property
-    def base_digest(self) -> str:
-        """Hash of the model in model.path."""
-        return model_digest(self.config.model.path)
+    def files(self) -> dict[str, str]:
+        """Hashes of the tokenizer and, if the whole run needs it, of the model in model.path."""
+        needed = self.config.model.path and (
+            self.config.lora or not self.config.sft.updates
+        )  # for adapters, or for the KL term
+        base = {"base": network_digest(self.config.model.path)} if needed else {}
+        return {"tokenizer": self.tokenizer.digest} | base
 
     def key(self, purpose: int) -> jax.Array:
         """Returns a PRNG root key. `purpose` is 0 (initialization), 1 (supervised stage), 2 (RL stage) or 3 (adapters)."""
@@ -225,7 +227,9 @@ def open_experiment(
         experiment = _with_data(workdir, config, fingerprints, mesh, problems, data, dropped)
         if not is_new:
             _check_dropped(workdir, experiment.dropped)
-    check_same({"tokenizer": experiment.tokenizer.digest})
+    with raise_on_all_hosts():
+        files = experiment.files
+    check_same(files)
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})

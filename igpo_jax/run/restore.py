@@ -21,6 +21,7 @@ from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import require
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
+from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import load_params
 
@@ -80,6 +81,8 @@ def restore_run(
     begun = as_begun(workdir, values)
     identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}
     identity["tokenizer"] = tokenizer.digest
+    if config.lora is not None:
+        identity["base"] = network_digest(origin)
     with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:
         restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
     if restored is None:

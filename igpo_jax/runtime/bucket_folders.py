@@ -3,6 +3,7 @@
 Objects in a bucket cannot be appended to. A process therefore works in a copy of the folder on its own disk, and process 0
 uploads the files that have changed, every `UPLOAD_SECONDS` and at the end."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -93,10 +94,10 @@ def local_results(path: str | os.PathLike) -> pathlib.Path:
     address = os.fspath(path).rstrip("/")
     if address.endswith(RESULTS):
         return local_file(address)
-    folder = copy_of(address, "reader")
+    folder = copy_of(address, f"reader-{os.getpid()}")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     names = result_names(address)
     require(names, f"{address} has no files with results (.json or .jsonl)")
-    shutil.rmtree(folder, ignore_errors=True)
     download(folder, names)
     return folder
 
@@ -125,7 +126,7 @@ class Uploader(contextlib.AbstractContextManager):
         try:
             self.upload()
         except (ValueError, OSError) as error:  # the body may have raised an error that says more
-            log.warning("%s; what was not uploaded is in %s", error, copies_folder())
+            log.warning("%s; what was not uploaded is in %s until the command is started again", error, copies_folder())
 
     def upload(self) -> None:
         """Uploads the files that have changed. Raises ValueError if this fails, or if this process has lost the folder's lock."""
@@ -179,7 +180,8 @@ def opened_copy(folder: pathlib.Path, names: Collection[str], patterns: Collecti
 @contextlib.contextmanager
 def opened_output(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
     """Context manager in whose body this process alone writes into the folder `path`, which may be in a bucket. Yields the folder
-    on this machine, which has the results of the bucket, and a function that uploads changed files."""
+    on this machine, which has the results of the bucket, and a function that uploads changed files. Raises ValueError if the last
+    upload fails."""
     if not is_address(path):
         with locked(path):
             yield pathlib.Path(path), lambda: None
@@ -187,6 +189,7 @@ def opened_output(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Calla
     folder = copy_of(os.fspath(path), "output")
     with opened_copy(folder, result_names(address_of(folder)), ("**/*",)) as upload, interrupts.before_end(upload):
         yield folder, upload
+        upload()
 
 
 @contextlib.contextmanager
@@ -194,39 +197,47 @@ def new_bucket_folder(address: str) -> Iterator[pathlib.Path]:
     """Context manager that yields an empty folder on this machine, the copy of a new folder in a bucket. Uploads its files if the
     body ends without an error. Otherwise, deletes what the body has written to the bucket. All processes must enter it, and only
     process 0 has files. Raises ValueError if the folder in the bucket has objects already, or if another process is writing it."""
-    folder = copy_of(address, f"new-{jax.process_index()}")
+    folder, lock = copy_of(address, f"new-{jax.process_index()}"), None
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():
             shutil.rmtree(folder, ignore_errors=True)
             if jax.process_index() == 0:
-                held.enter_context(BucketLock(address_of(folder)))
+                lock = held.enter_context(BucketLock(address_of(folder)))
                 found = sorted(name for name in sizes_in(address) if name != LOCK)
                 require(not found, f"{address} has objects already, such as {found[:1]}; give a folder that does not exist")
                 folder.mkdir(parents=True)
                 held.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
-            with interrupts.before_end(lambda: _delete_objects(address)):
+            with interrupts.before_end(lambda: _delete_objects(address, lock)):
                 yield folder
                 with raise_on_all_hosts():
+                    if lock:
+                        lock.check()
                     for path in sorted(_files_of(folder, ("**/*",)), key=lambda path: (path.name == "config.json", path)):
                         upload_file(path, f"{address_of(folder)}/{path.relative_to(folder).as_posix()}")
         except BaseException:
-            _delete_objects(address)
+            _delete_objects(address, lock)
             raise
     all_gather_hosts(0)  # no process reads the folder before its lock is gone
 
 
-def _delete_objects(address: str) -> None:
-    if jax.process_index() == 0:
-        for name in sizes_in(address):
-            if name != LOCK:
-                filesystem().rm_file(f"{address.rstrip('/')}/{name}")
+def _delete_objects(address: str, lock: BucketLock | None) -> None:
+    """Deletes the objects of a folder, unless the lock belongs to another process. Logs a warning if this fails."""
+    try:
+        if lock:
+            lock.check()
+            for name in sizes_in(address):
+                if name != LOCK:
+                    with explained_errors(f"{address}/{name}", "delete"):
+                        filesystem().rm_file(f"{address.rstrip('/')}/{name}")
+    except ValueError as error:
+        log.warning("%s; %s is not complete", error, address)
 
 
 @contextlib.contextmanager
 def opened_by_all(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
     """Like `opened_output`, for a job of several processes, which all enter this context manager. Only process 0 writes. If the
-    folder is in a bucket, each of the others has an empty copy."""
+    folder is in a bucket, the folders of the others are places for `share_files`."""
     folder, upload = pathlib.Path(path), lambda: None
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():

@@ -24,15 +24,17 @@ def files_digest(files: dict[Any, int]) -> str:
 
 
 def model_files(path: str | os.PathLike) -> dict[Any, int]:
-    """Returns the files of a Hugging Face or model folder, or of a folder of adapters, with their sizes in bytes."""
+    """Returns all files of a Hugging Face or model folder, or of a folder of adapters, with their sizes in bytes."""
     folder = path_of(path)
     return {file: size_of(file) for file in _files_in(folder)} | all_files(folder / "params")
 
 
-def model_digest(path: str | os.PathLike) -> str:
-    """Returns a hash of a model folder, see `files_digest`. Copies of a model have the same hash. If the same model is converted
-    twice, the two results may have different hashes."""
-    return files_digest(model_files(path))
+def network_digest(path: str | os.PathLike) -> str:
+    """Returns a hash of the weights and of config.json in a Hugging Face or model folder, see `files_digest`. Copies have the same
+    hash. If the same model is converted twice, the two results may have different hashes."""
+    folder = path_of(path)
+    files = {file: size for file, size in model_files(path).items() if file.name.endswith((".safetensors", "config.json"))}
+    return files_digest(files | all_files(folder / "params"))
 
 
 def _files_in(folder: Any) -> Iterator[Any]:

@@ -95,8 +95,8 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
     mask_id, eos_id = ids.values()
     if mask_id == eos_id:
         raise ValueError(f"config.json: mask_token_id={mask_id} must differ from {list(ids)[1]}")
-    if values.get("head_dim") is not None and values["head_dim"] * sizes["heads"] != sizes["width"]:
-        sizes["head_dim"] = _integer(values, "head_dim")
+    if values.get("head_dim") is not None and (head := _integer(values, "head_dim")) * sizes["heads"] != sizes["width"]:
+        sizes["head_dim"] = head
     sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
     sizes |= {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm, "shift": family.shift}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)

@@ -164,14 +164,18 @@ def test_confidence_is_that_of_the_tempered_distribution_if_asked_for(remasking)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_noisy_positions_are_drawn_from_the_softmax_of_confidence():
-    n, decode = 20_000, DecodeConfig(4, 4, 4, alg_temp=0.5)
+@pytest.mark.parametrize("remasking", ["low_confidence", "entropy"])
+def test_noisy_positions_are_drawn_from_the_softmax_of_confidence(remasking):
+    """Dream's confidence is a probability where ours is its logarithm."""
+    n, decode = 20_000, DecodeConfig(4, 4, 4, alg_temp=0.5, remasking=remasking)
     confidence = jnp.broadcast_to(jnp.array([-0.1, -0.5, -1.0, -2.0]), (n, 4))
     masked = jnp.broadcast_to(jnp.array([True, True, False, True]), (n, 4))
     uniform = jax.random.uniform(jax.random.key(0), (n, 4))
     written = np.asarray(to_write(confidence, masked, jnp.full(n, 4), jnp.int32(0), decode, uniform))
     assert (written.sum(axis=1) == 1).all() and not written[:, 2].any()
-    expected = np.exp(np.array([-0.1, -0.5, -np.inf, -2.0]) / 0.5)
+    theirs = np.array([-0.1, -0.5, 0.0, -2.0])
+    theirs = np.exp(theirs) if remasking == "low_confidence" else theirs
+    expected = np.exp(theirs / 0.5) * [1, 1, 0, 1]
     np.testing.assert_allclose(written.mean(axis=0), expected / expected.sum(), atol=0.015)
 
 

@@ -138,6 +138,9 @@ def test_an_evaluation_in_a_bucket_is_that_on_disk(command, finished, storage, a
     copy = local_copy(storage, there, tmp_path / "there")
     assert {path.name for path in copy.iterdir()} == {path.name for path in here.iterdir()}
     assert read_rows(copy / file.name) == read_rows(file) != []
+    for place in (f"--output={here}", f"--output={there}"):  # nothing is left to do
+        again = command("evaluate", f"--workdir={finished}", place)
+        assert again.returncode == 0 and "has 16 of 16 problems" in again.stderr, again.stderr
     compared = command("evaluate", "diff", str(here), there)
     assert compared.returncode == 0 and '"p_value": 1.0' in compared.stdout, compared.stderr
     places = ((here, tmp_path / "regraded"), (there, f"{address}/regraded"))
