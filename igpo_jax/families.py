@@ -46,6 +46,7 @@ class Family:
         qkv_bias: whether the projections to queries, keys and values have biases.
         head_dim: whether config.json may give heads another size than width / heads.
         qk_norm: whether queries and keys are normalized per head, before the rotary embedding.
+        llama3_rope: whether config.json may scale the rotary embedding as Llama 3.1 and later do.
         shift: whether position i predicts token i + 1, as in the autoregressive model that the model was trained from.
         model_type: value of the key of this name in config.json.
         causal: architectures of autoregressive models with the same tensors, from which a model of this family can be
@@ -61,6 +62,7 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False
     head_dim: bool = True
+    llama3_rope: bool = False
     shift: bool = False
     model_type: str = ""
     causal: tuple[str, ...] = ()
@@ -141,7 +143,10 @@ FAMILIES = (
         required=("activation_type", "block_type", "layer_norm_type", "rope", "weight_tying"), head_dim=False,
     ),
     Family(("ILLaDAForCausalLM",), chat=LLADA_CHAT, head_dim=False, **_LLAMA_LAYOUT),
-    Family(("A2DLlamaLMHeadModel",), chat=_CHATML, model_type="a2d-llama", causal=("LlamaForCausalLM",), **_LLAMA_LAYOUT),
+    Family(
+        ("A2DLlamaLMHeadModel",), chat=_CHATML, model_type="a2d-llama", causal=("LlamaForCausalLM",), llama3_rope=True,
+        **_LLAMA_LAYOUT,
+    ),
     Family(("A2DQwen2LMHeadModel",), model_type="a2d-qwen2", causal=("Qwen2ForCausalLM",), **_QWEN2),
     Family(("A2DQwen3LMHeadModel",), model_type="a2d-qwen3", causal=("Qwen3ForCausalLM",), **_QWEN3),
     Family(  # Dream, Dream-Coder, DiffuCoder

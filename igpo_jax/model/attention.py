@@ -2,6 +2,8 @@
 The back end xla runs everywhere. cudnn is NVIDIA's fused kernel. splash is JAX's TPU kernel, which never stores the matrix of
 scores."""
 
+from typing import NamedTuple
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -190,10 +192,24 @@ def splash_attention(q: jax.Array, k: jax.Array, v: jax.Array, attention_mask: A
     return sharded(q, k, v, attention_mask)
 
 
-def rope_table(positions: Array, head_size: int, theta: float) -> Rope:
+class RopeScaling(NamedTuple):
+    """Scaling of the rotary angles in Llama 3.1 and later: slow rotations become slower by `factor`."""
+
+    factor: float
+    low: float  # rotations over `original` positions; slower ones are scaled by the whole factor
+    high: float  # faster ones are not scaled, and between `low` and `high` the scale is interpolated
+    original: int  # positions
+
+
+def rope_table(positions: Array, head_size: int, theta: float, scaling: RopeScaling | None = None) -> Rope:
     """Returns the sines and cosines of the rotary angles at t positions, both float32 [t, 1, h/2] for head size h."""
     exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-    angles = positions.astype(jnp.float32)[:, None] * theta**-exponents
+    speeds = theta**-exponents  # radians per position
+    if scaling:
+        rotations = scaling.original * speeds / (2 * jnp.pi)
+        unscaled = jnp.clip((rotations - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        speeds = speeds * (unscaled + (1 - unscaled) / scaling.factor)
+    angles = positions.astype(jnp.float32)[:, None] * speeds
     return jnp.sin(angles)[:, None, :], jnp.cos(angles)[:, None, :]
 
 

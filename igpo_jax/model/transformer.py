@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model import int8
-from igpo_jax.model.attention import PLATFORMS, KVCache, Rope, Window, attend, attend_window, rope_table, rotate
+from igpo_jax.model.attention import PLATFORMS, KVCache, Rope, RopeScaling, Window, attend, attend_window, rope_table, rotate
 from igpo_jax.model.int8 import Int8Matrix, Weight
 from igpo_jax.model.sharding import Array, ParameterInfo, Params, abstract_table, adapter_axes, constrain
 from igpo_jax.runtime.checks import MOST_IDS
@@ -45,6 +45,7 @@ class ModelConfig:
     kv_heads: int
     mlp_width: int
     rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-5
     tied_head: bool = False
     head_dim: int | None = None  # None: width / heads
@@ -226,7 +227,7 @@ def _run_layers(
     if window is not None:
         positions = window.start + positions
         cfg = dataclasses.replace(cfg, attention="xla")  # the kernels need whole rows, and a window has few scores
-    rope, unrolled = rope_table(positions, cfg.head_size, cfg.rope_theta), _is_unrolled(cfg)
+    rope, unrolled = rope_table(positions, cfg.head_size, cfg.rope_theta, cfg.rope_scaling), _is_unrolled(cfg)
 
     def step(x, layer, out_slice=None):
         weights, cached = layer

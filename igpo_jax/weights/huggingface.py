@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from flax.traverse_util import flatten_dict
 
 from igpo_jax.families import FAMILIES, LLADA, Family, Path, family_of
+from igpo_jax.model.attention import RopeScaling
 from igpo_jax.model.transformer import ModelConfig, parameter_table
 from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.files import read_json
@@ -39,6 +40,7 @@ FIXED = LLADA_FIXED | {
 }  # fmt: skip
 # Keys of rope_parameters and rope_scaling, beside rope_theta -> value of unscaled rotary embeddings.
 PLAIN_ROPE = {"rope_type": "default", "type": "default", "factor": 1, "partial_rotary_factor": 1}
+LLAMA3_ROPE = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Keys without effect on the network: they describe files, the class of the model, initialization, precision or generation, or
 # belong to computations that FIXED and READ rule out.
 HARMLESS = frozenset(
@@ -79,9 +81,10 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
     computation."""
     family = family_of(values)
     tied = values.get(family.tied, False)
-    if family is LLADA:
+    if family.required:
         values = _with_llada_defaults(values)
     _check_keys(values, family)
+    values, scaling = _without_llama3_rope(values) if family.llama3_rope else (values, None)
     if not isinstance(tied, bool):
         raise ValueError(f"config.json: whether the head is tied must be true or false, not {tied!r}")
     sizes: dict[str, Any] = {
@@ -97,7 +100,7 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
         raise ValueError(f"config.json: mask_token_id={mask_id} must differ from {list(ids)[1]}")
     if values.get("head_dim") is not None and (head := _integer(values, "head_dim")) * sizes["heads"] != sizes["width"]:
         sizes["head_dim"] = head
-    sizes |= {"rope_theta": _rope_theta(values), "norm_epsilon": _positive(values, "rms_norm_eps")}
+    sizes |= {"rope_theta": _rope_theta(values), "rope_scaling": scaling, "norm_epsilon": _positive(values, "rms_norm_eps")}
     sizes |= {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm, "shift": family.shift}
     return ModelConfig(vocab_size, mask_id, eos_id, tied_head=tied, **sizes, **numerics)
 
@@ -183,6 +186,28 @@ def _check_keys(values: dict[str, Any], family: Family) -> None:
     width, heads = (_integer(values, family.sizes[field]) for field in ("width", "heads"))
     if not family.head_dim and values.get("head_dim") not in (None, width / heads):
         refuse("head_dim", f"{width} / {heads}")
+
+
+def _without_llama3_rope(values: dict[str, Any]) -> tuple[dict[str, Any], RopeScaling | None]:
+    """Returns the contents of a config.json without the scaling of Llama 3.1's rotary embedding, and this scaling, if there is
+    one. transformers 4 writes it into rope_scaling, and transformers 5 into rope_parameters. Raises ValueError if it is invalid."""
+    found = set()
+    for key in ("rope_parameters", "rope_scaling"):
+        group = values.get(key)
+        if not isinstance(group, dict) or group.get("rope_type", group.get("type")) != "llama3":
+            continue
+        factor, low, high = (_positive(group, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+        original = _integer(group, "original_max_position_embeddings")
+        if factor < 1 or low >= high:
+            raise ValueError(
+                f"config.json: {key}={repr(group)[:200]}: factor must be at least 1, low_freq_factor below high_freq_factor"
+            )
+        found.add(RopeScaling(factor, low, high, original))
+        rest = {name for name in group if name not in LLAMA3_ROPE}
+        values = values | {key: {name: group[name] for name in rest}}
+    if len(found) > 1:
+        raise ValueError("config.json: rope_parameters and rope_scaling differ")
+    return values, next(iter(found), None)
 
 
 def _rope_theta(values: dict[str, Any]) -> float:

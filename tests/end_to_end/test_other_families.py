@@ -5,8 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 import igpo_jax
+from igpo_jax.playground.server import application
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.weights.huggingface import model_config
 from model_folders import write_folder
@@ -78,6 +80,10 @@ def test_every_command_works(model, command, tmp_path):
         cached = loaded.generate(["What is 1+2?"], chat=True, completion_length=16, block_length=8, cache="dual", refresh=1)
         assert cached[0].tokens.tolist() == done.tokens.tolist()
     assert texts[0] == texts[1]
+    client = TestClient(application(loaded, {}, "127.0.0.1", 600), base_url="http://localhost:8000")
+    asked = {"prompt": "What is 1+2?", "chat": True, "completion_length": 16, "block_length": 8, "steps": 16, "seed": 0}
+    events = [json.loads(event.removeprefix("data: ")) for event in client.post("/generate", json=asked).text.split("\n\n") if event]
+    assert events[-1]["type"] == "done" and events[-1]["text"] == done.text
 
 
 @pytest.mark.slow

@@ -27,6 +27,11 @@ from transformers_models import EOS, KINDS, MASK, TURN, logits_of, make_model, w
 SAME = {"rtol": 2e-4, "atol": 2e-4}
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16
+}  # fmt: skip
+
+
 def batch(rows=3, length=11, padding=4):
     tokens = np.random.default_rng(1).integers(0, 90, (rows, length)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
@@ -104,6 +109,21 @@ def test_meshes_give_the_same_logits(kind, shape, layers, tmp_path, mesh, mesh_o
         with jax.set_mesh(one):
             found.append(np.asarray(ours(load_params(tmp_path / "hf", cfg, one), cfg, tokens, mask)))
     np.testing.assert_allclose(found[1], found[0], **SAME)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_the_scaled_rotary_embedding_of_llama_3_is_that_of_transformers(key, tmp_path, mesh):
+    scaled = {"rope_scaling": LLAMA3} if key == "rope_scaling" else {"rope_parameters": LLAMA3 | {"rope_theta": 20000.0}}
+    model = make_model("llama", head_dim=16, **scaled)
+    write_model(model, tmp_path / "hf", "llama", **({"rope_parameters": None, "rope_theta": 20000.0} | scaled))
+    cfg, (tokens, mask) = folder_model_config(tmp_path / "hf"), batch(length=64)
+    assert cfg.rope_scaling == (8.0, 1.0, 4.0, 16) and cfg.rope_theta == 20000.0
+    with jax.set_mesh(mesh):
+        params = load_params(tmp_path / "hf", cfg, mesh)
+        found = np.asarray(ours(params, cfg, tokens, mask))
+        plain = np.asarray(ours(params, dataclasses.replace(cfg, rope_scaling=None), tokens, mask))
+    np.testing.assert_allclose(found[mask], logits_of(model, tokens, mask).detach().numpy()[mask], **SAME)
+    assert np.abs(plain - found)[mask].max() > 0.1
 
 
 @pytest.mark.parametrize("stored_head", [False, True])
@@ -207,7 +227,12 @@ BIAS = "model.layers.1.self_attn.k_proj.bias"
     ("qwen3", edited({"pad_token_id": None}), "pad_token_id must be an integer"),
     ("qwen3", edited({"head_dim": 15}), "the size of a head, 15"),
     ("qwen3", edited({"head_dim": 8}), "has shape .*, config.json asks for"),
-    ("llama", edited({"rope_scaling": {"rope_type": "llama3", "factor": 32.0}}), "rope_scaling=.*: rope_type='llama3' is not"),
+    ("llama", edited({"rope_scaling": {"rope_type": "yarn", "factor": 32.0}}), "rope_scaling=.*: rope_type='yarn' is not"),
+    ("qwen3", edited({"rope_scaling": LLAMA3}), "rope_scaling=.*: rope_type='llama3' is not"),
+    ("llama", edited({"rope_scaling": LLAMA3 | {"factor": "x"}}), "factor must be a positive number, not 'x'"),
+    ("llama", edited({"rope_scaling": LLAMA3 | {"low_freq_factor": 9.0}}), "low_freq_factor below high_freq_factor"),
+    ("llama", edited({"rope_scaling": LLAMA3 | {"beta_fast": 2}}), "beta_fast=2 is not supported"),
+    ("llama", edited({"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 2.0}}), "rope_parameters and rope_scaling differ"),
     ("llama", with_tensor("model.embed_tokens.bias", 48), "no place for: model.embed_tokens.bias"),
 ])  # fmt: skip
 def test_a_folder_that_cannot_be_loaded_is_one_line(kind, change, message, tmp_path, mesh):
