@@ -7,8 +7,6 @@ from typing import Any
 
 Path = tuple[str, ...]  # of a parameter in the nested dict of parameters
 
-_MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
-
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
@@ -68,64 +66,33 @@ class Family:
     causal: tuple[str, ...] = ()
 
 
-def _blocks(prefix: str, **names: str) -> dict[Path, str]:
-    return {("blocks", parameter): f"{prefix}.{{}}.{name}" for parameter, name in names.items()}
+def _tensors(embedding: str, blocks: str, norm: str, head: str, **of_block: str) -> dict[Path, str]:
+    """Returns `Family.tensors`. Names ending in ".bias" are complete, and all others lack ".weight"."""
+    names = {("embedding",): embedding, ("final_norm",): norm, ("head",): head}
+    names |= {("blocks", parameter): f"{blocks}.{{}}.{name}" for parameter, name in of_block.items()}
+    return {path: name if name.endswith(".bias") else f"{name}.weight" for path, name in names.items()}
 
 
 # Matrices except the embedding are [out, in] in the files and [in, out] here.
-_LLADA_TENSORS = {
-    ("embedding",): "model.transformer.wte.weight",
-    **_blocks(
-        "model.transformer.blocks",
-        attention_norm="attn_norm.weight",
-        query="q_proj.weight",
-        key="k_proj.weight",
-        value="v_proj.weight",
-        attention_out="attn_out.weight",
-        mlp_norm="ff_norm.weight",
-        gate="ff_proj.weight",
-        up="up_proj.weight",
-        down="ff_out.weight",
-    ),
-    ("final_norm",): "model.transformer.ln_f.weight",
-    ("head",): "model.transformer.ff_out.weight",
-}
-_LLAMA_TENSORS = {
-    ("embedding",): "model.embed_tokens.weight",
-    **_blocks(
-        "model.layers",
-        attention_norm="input_layernorm.weight",
-        query="self_attn.q_proj.weight",
-        key="self_attn.k_proj.weight",
-        value="self_attn.v_proj.weight",
-        query_bias="self_attn.q_proj.bias",
-        key_bias="self_attn.k_proj.bias",
-        value_bias="self_attn.v_proj.bias",
-        query_norm="self_attn.q_norm.weight",
-        key_norm="self_attn.k_norm.weight",
-        attention_out="self_attn.o_proj.weight",
-        mlp_norm="post_attention_layernorm.weight",
-        gate="mlp.gate_proj.weight",
-        up="mlp.up_proj.weight",
-        down="mlp.down_proj.weight",
-    ),
-    ("final_norm",): "model.norm.weight",
-    ("head",): "lm_head.weight",
-}
+_LLADA_TENSORS = _tensors(
+    "model.transformer.wte", "model.transformer.blocks", "model.transformer.ln_f", "model.transformer.ff_out",
+    attention_norm="attn_norm", query="q_proj", key="k_proj", value="v_proj", attention_out="attn_out",
+    mlp_norm="ff_norm", gate="ff_proj", up="up_proj", down="ff_out",
+)  # fmt: skip
+_LLAMA_TENSORS = _tensors(
+    "model.embed_tokens", "model.layers", "model.norm", "lm_head",
+    attention_norm="input_layernorm", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
+    query_bias="self_attn.q_proj.bias", key_bias="self_attn.k_proj.bias", value_bias="self_attn.v_proj.bias",
+    query_norm="self_attn.q_norm", key_norm="self_attn.k_norm", attention_out="self_attn.o_proj",
+    mlp_norm="post_attention_layernorm", gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj",
+)  # fmt: skip
 _LLADA_SIZES = {
-    "width": "d_model",
-    "layers": "n_layers",
-    "heads": "n_heads",
-    "kv_heads": "n_kv_heads",
-    "mlp_width": "mlp_hidden_size",
-}
+    "width": "d_model", "layers": "n_layers", "heads": "n_heads", "kv_heads": "n_kv_heads", "mlp_width": "mlp_hidden_size"
+}  # fmt: skip
 _LLAMA_SIZES = {
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "mlp_width": "intermediate_size",
-}
+    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads", "mlp_width": "intermediate_size",
+}  # fmt: skip
 
 LLADA_CHAT = ChatTemplate("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "\n\n", "<|eot_id|>")
 _CHATML = ChatTemplate("", "<|im_start|>", "", "\n", "<|im_end|>", between="\n", strip=False, text_ends=True)
