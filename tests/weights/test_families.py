@@ -55,9 +55,9 @@ def kind(request):
     return request.param
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_logits_with_padding_and_gradients_are_those_of_transformers(kind, tied, tmp_path, mesh):
-    model = make_model(kind, tie_word_embeddings=tied)
+@pytest.mark.parametrize("tied, layers", [(False, 2), (True, 2), (True, 6)])  # few layers are unrolled, many are scanned
+def test_logits_with_padding_and_gradients_are_those_of_transformers(kind, tied, layers, tmp_path, mesh):
+    model = make_model(kind, tie_word_embeddings=tied, num_hidden_layers=layers)
     write_model(model, tmp_path / "hf", kind)
     cfg, (tokens, mask) = folder_model_config(tmp_path / "hf"), batch()
     ends = TURN if kind == "llama" else EOS
