@@ -20,6 +20,15 @@ def names(bucket, folder=FOLDER):
     return sorted(name.removeprefix(f"{folder.removeprefix('gs://')}/") for name in bucket.find(folder))
 
 
+@pytest.mark.parametrize("content", [b"", b"\r", b"a\r\n", b"\n\n", b"\r\n\r\n--x", bytes(range(256))])
+def test_the_emulator_keeps_every_byte(content, bucket, tmp_path):
+    buckets.write_object(f"{FOLDER}/a", content)
+    assert bucket.cat_file(f"{FOLDER}/a") == content
+    (tmp_path / "b").write_bytes(content)
+    buckets.upload_file(tmp_path / "b", f"{FOLDER}/b")
+    assert bucket.cat_file(f"{FOLDER}/b") == content
+
+
 def refused(*_, **__):
     raise buckets.BucketError("cannot write: 403")
 
