@@ -68,7 +68,7 @@ class Family:
 
 def _tensors(embedding: str, blocks: str, norm: str, head: str, **of_block: str) -> dict[Path, str]:
     """Returns `Family.tensors`. Names ending in ".bias" are complete, and all others lack ".weight"."""
-    names = {("embedding",): embedding, ("final_norm",): norm, ("head",): head}
+    names: dict[Path, str] = {("embedding",): embedding, ("final_norm",): norm, ("head",): head}
     names |= {("blocks", parameter): f"{blocks}.{{}}.{name}" for parameter, name in of_block.items()}
     return {path: name if name.endswith(".bias") else f"{name}.weight" for path, name in names.items()}
 
