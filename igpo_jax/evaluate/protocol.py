@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from igpo_jax.api import default_dtype
 from igpo_jax.config import MeshConfig, RewardConfig, parse, without_new_keys
 from igpo_jax.diffusion.unmasking import DecodeConfig
+from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.buckets import all_files, path_of
-from igpo_jax.runtime.files import wrap_read_errors
+from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
@@ -115,5 +116,5 @@ def base_digest(origin: dict) -> str:
     """Returns a hash of the base model of a run that trains adapters, and "" for other models."""
     if "step" not in origin:
         return ""
-    config = parse(read_run_config(origin["path"]))
-    return network_digest(config.model.path) if config.lora else ""
+    values = read_json(run_folder(origin["path"]) / "config.json")  # parsing it would ask for trust again
+    return network_digest(values["model"]["path"]) if values["lora"]["rank"] and values["model"]["path"] else ""

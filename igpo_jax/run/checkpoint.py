@@ -22,6 +22,7 @@ from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.preemption import Terminated
 
 SAVE_ATTEMPTS = 10  # of a save to a bucket
+MOST_TRIED = 50  # checkpoints to read if the newest ones are damaged; a run keeps fewer
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Returns (step, arrays described by `abstract`, metadata, names of the saved parameters) of the newest readable
         checkpoint, or None if there are no checkpoints. The sequence of names is empty unless `partial` is True. Raises
         ValueError if there are checkpoints but none of them is readable."""
-        steps = self.steps()
+        steps = self.steps()[-MOST_TRIED:]
         for step in reversed(steps):
             path = self.folder / str(step)
             loaded, reason = None, "another process cannot read it"

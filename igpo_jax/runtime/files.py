@@ -175,6 +175,9 @@ def _open_alone(path: pathlib.Path) -> IO[bytes]:
     """Opens a temporary file for writing and locks it until it is closed. All writers use the same file name, so that a file
     that a killed writer has left is overwritten by the next writer."""
     while True:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat(follow_symlinks=False).st_nlink > 1:  # another name of this file may be outside of the folder
+                path.unlink()
         file = open_without_links(path, "ab")
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -92,8 +92,8 @@ def _parts(value: Any) -> list[Any]:
     """Returns the items of `value`, which is a list or a text that contains a list. NumPy prints a list as `[ 30 100  93]`.
     Other accepted forms of the text are `30,100,93`, `[30, 100, 93]` and `['30', '100']`. Raises ValueError for other types."""
     if isinstance(value, str):
-        inner = re.fullmatch(r"\s*(?:\[(.*)\]|\((.*)\)|(.*?))\s*", value, re.DOTALL)
-        text = next((part for part in inner.groups() if part is not None), "") if inner else ""
+        text = value.strip()
+        text = text[1:-1] if text[:1] + text[1:][-1:] in ("[]", "()") else text
         return [part.strip(" '\"") for part in (text.split(",") if "," in text else text.split())]
     require(isinstance(value, list | tuple), f"{value!r:.80} is no list of numbers")
     return list(value)

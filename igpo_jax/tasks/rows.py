@@ -59,6 +59,7 @@ def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row
             continue
         good += 1
         yield place, number, row
+        del row  # before the next row is read; a row may be large
     if not good:
         raise ValueError(f"{path}: no problems in this file")
 

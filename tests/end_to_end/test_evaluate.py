@@ -9,7 +9,7 @@ import pytest
 
 from igpo_jax.config import to_json
 from igpo_jax.evaluate.benchmark import compare
-from igpo_jax.evaluate.protocol import benchmark_protocol, run_evaluation, weights_digest
+from igpo_jax.evaluate.protocol import base_digest, benchmark_protocol, run_evaluation, weights_digest
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.files import as_json_lines
 
@@ -204,3 +204,10 @@ def test_a_problem_without_a_verdict_on_one_side_is_left_out(expected, tmp_path)
     (folder / "sums.jsonl").write_text(as_json_lines(rows))
     with pytest.raises(ValueError, match="benchmark sums: no problem has a verdict in both evaluations"):
         compare(folder, expected[0])
+
+
+def test_the_hash_of_a_base_model_needs_no_trust(tmp_path):
+    """A run of a user's own task was refused here, although --trust named the task."""
+    values = {"task": {"name": "mytask"}, "model": {"path": ""}, "lora": {"rank": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert base_digest({"path": tmp_path, "stage": "rl", "step": 6}) == base_digest({"path": tmp_path}) == ""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from igpo_jax.grading.answers import BOX, JOINT, extract
-from igpo_jax.tasks import answer_spans, rows
+from igpo_jax.runtime.files import atomic_write
+from igpo_jax.tasks import answer_spans, countdown, rows
 from igpo_jax.tasks.decontamination import question_content
 from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.safetensors_files import stored_tensors
@@ -57,6 +58,28 @@ def test_slow_comparisons_have_a_budget(monkeypatch, caplog):
     found = [answer_spans.states(f"y + x + {' ' * n}1", "x + y + 1") for n in range(40)]
     assert len(calls) == 25 and found == [False] * 25 + [True] * 15  # 60 seconds of 2.5 each, and the one that exceeds them
     assert "comparing answers takes long" in caplog.text
+
+
+def test_numbers_with_many_spaces_between_them():
+    assert countdown._parts("1" + " " * 200_000 + "2") == ["1", "2"]
+    for text in ("[ 30 100  93]", "30,100,93", " [30, 100, 93] ", "['30', '100', '93']", "(30, 100, 93)"):
+        assert [int(part) for part in countdown._parts(text)] == [30, 100, 93]
+    assert countdown._parts("[]") == countdown._parts("") == countdown._parts(" ") == [] and countdown._parts("[") == ["["]
+
+
+def test_comparisons_of_a_solution_have_a_limit(monkeypatch):
+    calls = []
+    monkeypatch.setattr(answer_spans, "MOST_COMPARED", 10)
+    monkeypatch.setattr(answer_spans, "equal", lambda answer, text: bool(calls.append(text)))
+    text = "\n".join(f"= y +{' ' * n} x" for n in range(1, 30))
+    assert len(answer_spans.answer_spans(text, "x + y")) == 19 and len(calls) == 10
+
+
+def test_a_file_that_has_another_name_is_not_written(tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / "page.partial").hardlink_to(tmp_path / "secret")
+    atomic_write(tmp_path / "page", "new")
+    assert (tmp_path / "secret").read_text() == "mine" and (tmp_path / "page").read_text() == "new"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
