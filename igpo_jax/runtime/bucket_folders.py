@@ -20,6 +20,7 @@ from igpo_jax.runtime.buckets import (
     LOCK,
     MOST_DOWNLOADED,
     BucketError,
+    be_patient,
     check_download,
     copies_folder,
     explained_errors,
@@ -162,9 +163,9 @@ def _files_of(folder: pathlib.Path, patterns: Collection[str]) -> set[pathlib.Pa
 
 
 @contextlib.contextmanager
-def opened_copy(folder: pathlib.Path, names: Collection[str], patterns: Collection[str]) -> Iterator[Callable[[], None]]:
+def opened_copy(folder: pathlib.Path, names: Collection[str] | None, patterns: Collection[str]) -> Iterator[Callable[[], None]]:
     """Context manager in whose body this process alone writes into the folder in a bucket of which `folder` is the copy. Makes the
-    copy anew, with the files `names` of the bucket. Yields a function that uploads changed files.
+    copy anew, with the files `names` of the bucket, or with its `result_names`. Yields a function that uploads changed files.
 
     Args:
         patterns: which files belong to the copy, as arguments of `Path.glob`."""
@@ -172,7 +173,7 @@ def opened_copy(folder: pathlib.Path, names: Collection[str], patterns: Collecti
         folder.mkdir(parents=True, exist_ok=True)
         for path in _files_of(folder, patterns):
             path.unlink()
-        download(folder, names)
+        download(folder, result_names(address_of(folder)) if names is None else names)
         with Uploader(folder, patterns, lock.check) as uploader:
             yield uploader.upload
 
@@ -187,7 +188,8 @@ def opened_output(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Calla
             yield pathlib.Path(path), lambda: None
         return
     folder = copy_of(os.fspath(path), "output")
-    with opened_copy(folder, result_names(address_of(folder)), ("**/*",)) as upload, interrupts.before_end(upload):
+    with opened_copy(folder, None, ("**/*",)) as upload, interrupts.before_end(upload):
+        be_patient()
         yield folder, upload
         upload()
 

@@ -205,6 +205,7 @@ def connected(address: str, monkeypatch, cache: pathlib.Path) -> Iterator:
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anon")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(buckets, "_patience", buckets.COMMAND_PATIENCE)  # `be_patient` changes it
     caches = (buckets.filesystem, buckets._small_files, bucket_runs._downloaded_settings)
     for cached in caches:
         cached.cache_clear()
