@@ -20,7 +20,7 @@ class ChatTemplate:
     end_of_turn: str  # marker
     between: str = ""  # text after a turn
     system: str = ""  # system message that is used if the first message is of another role
-    answer: str = ""  # what the assistant's turn begins with; names of special tokens in it are encoded as such
+    answer: str = ""  # what the assistant's turn begins with
     strip: bool = True  # whether white space around a message is removed
     text_ends: bool = False  # whether the text of a completion ends at the end of a turn. Otherwise, it ends at EOS only.
 
@@ -54,7 +54,7 @@ class Family:
     tensors: Mapping[Path, str]
     sizes: Mapping[str, str]
     tied: str
-    chat: ChatTemplate | None
+    chat: ChatTemplate
     required: tuple[str, ...] = ()
     eos: str = ""
     qkv_bias: bool = False
@@ -137,11 +137,16 @@ REFUSED = {
 }
 
 
-def find_family(values: Mapping[str, Any]) -> Family | None:
-    """Returns the family of a model, given the contents of its config.json, or None if the architecture is unknown."""
+def architecture_of(values: Mapping[str, Any]) -> str:
+    """Returns the architecture that the contents of a config.json name, or "" if they name none or several."""
     found = values.get("architectures")
     name = found[0] if isinstance(found, list) and len(found) == 1 else found
-    return next((family for family in FAMILIES if name in family.architectures), None)
+    return name if isinstance(name, str) else ""
+
+
+def find_family(values: Mapping[str, Any]) -> Family | None:
+    """Returns the family of a model, given the contents of its config.json, or None if the architecture is unknown."""
+    return next((family for family in FAMILIES if architecture_of(values) in family.architectures), None)
 
 
 def family_of(values: Mapping[str, Any]) -> Family:
@@ -149,8 +154,8 @@ def family_of(values: Mapping[str, Any]) -> Family:
     family = find_family(values)
     if family is None:
         known = ", ".join(name for family in FAMILIES for name in family.architectures)
-        reasons = [reason for name, reason in REFUSED.items() if name in str(values.get("architectures"))]
-        reasons += [CAUSAL for family in FAMILIES for name in family.causal if name in str(values.get("architectures"))]
+        name = architecture_of(values)
+        reasons = [REFUSED[name]] if name in REFUSED else [CAUSAL for family in FAMILIES if name in family.causal]
         found = repr(values.get("architectures"))[:100]
         raise ValueError(f"config.json: architectures={found}; {(*reasons, f'this loads {known}')[0]}")
     return family

@@ -206,7 +206,7 @@ class HuggingFaceTokenizer:
 
         self.eos_id = id_of("eos_token")
         self.pad_id = id_of("pad_token") if "pad_token" in named else self.eos_id
-        self.chat = family.chat if family and family.chat else LLADA_CHAT
+        self.chat = family.chat if family else LLADA_CHAT
         self.eot_id = self._special.get(self.chat.end_of_turn)
         unused = set(range(self.vocab_size)) - {id for token, id in vocabulary.items() if token}
         unknown = _unknown_ids(path, values["model"], vocabulary)

@@ -14,7 +14,8 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.runtime.checks import MOST_TOKENS, at_least, check_fields, checked, not_negative, one_of, positive, require
 
 REMASKINGS = ("low_confidence", "position_first", "entropy", "margin", "random")
-COMMITS = ("schedule", "timestep", "threshold", "factor")
+BY_COUNT = ("schedule", "timestep")
+COMMITS = (*BY_COUNT, "threshold", "factor")
 CACHES = ("none", "prefix", "dual")
 
 
@@ -34,8 +35,9 @@ class DecodeConfig:
     logits_eos_inf: bool = False  # EOS is never drawn
     confidence_eos_eot_inf: bool = False  # EOS and end of turn are written last
     # Tokens written per step. "schedule": the same number in every step. "timestep": Dream's numbers, see `timestep_shares`.
-    # "threshold": all with a probability above `threshold`. "factor": the n likeliest, for the largest n with (n + 1) * (1 - probability of the nth) < `factor`. If these are too few
-    # to finish within `steps`, more tokens are written, which `fallback` selects.
+    # "threshold": all with a probability above `threshold`. "factor": the n likeliest, for the largest n with
+    # (n + 1) * (1 - probability of the nth) < `factor`. If these are too few to finish within `steps`, more tokens are
+    # written, which `fallback` selects.
     commit: str = checked("schedule", one_of(*COMMITS))
     threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
     factor: float = checked(1.0, positive)
@@ -64,12 +66,11 @@ class DecodeConfig:
             f"steps={self.steps} is not a multiple of the number of blocks, completion_length // block_length = {self.blocks}",
         )
         require(
-            self.commit in ("schedule", "timestep") or self.remasking in ("low_confidence", "position_first"),
+            self.commit in BY_COUNT or self.remasking in ("low_confidence", "position_first"),
             f"commit={self.commit} compares probabilities, which remasking={self.remasking} does not use; use low_confidence or "
             "position_first",
         )
-        by_count = self.commit in ("schedule", "timestep")
-        require(not self.alg_temp or by_count, f"alg_temp={self.alg_temp} needs commit=schedule or timestep")
+        require(not self.alg_temp or self.commit in BY_COUNT, f"alg_temp={self.alg_temp} needs commit=schedule or timestep")
 
     @property
     def blocks(self) -> int:
@@ -217,7 +218,7 @@ def to_write(
         masks_at_entry: number of masked positions in the block before its first step, int32 [b].
         step: index of the step within the block, int32 [].
         uniform: random numbers, float32 [b, k], if `decode.alg_temp` is above 0, otherwise not used."""
-    if decode.commit in ("schedule", "timestep"):
+    if decode.commit in BY_COUNT:
         count = transfer_count(masks_at_entry, step, decode.steps_per_block)
         if decode.commit == "timestep":
             share = jnp.asarray(timestep_shares(decode.steps_per_block))[step]

@@ -111,8 +111,8 @@ def main(_) -> None:
 
 
 def rewrite(folder: pathlib.Path) -> dict[str, Any]:
-    """Runs the command, writes its files to `folder`, and returns the contents of card.json. If a flag, a file or the endpoint is unusable, raises a
-    ValueError that names it. If no solution is kept, writes the files and then raises ValueError."""
+    """Runs the command, writes its files to `folder`, and returns the contents of card.json. If a flag, a file or the endpoint is
+    unusable, raises a ValueError that names it. If no solution is kept, writes the files and then raises ValueError."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")

@@ -135,8 +135,8 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage, and `identity` is that of the run. Both contain the fingerprint
-    of the configuration, hashes of the tokenizer and of the base model, and, under the key `data`, the fingerprints of the data splits. A fingerprint or
-    hash that `about` or `identity` lacks is not compared."""
+    of the configuration, hashes of the tokenizer and of the base model, and, under the key `data`, the fingerprints of the data
+    splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (

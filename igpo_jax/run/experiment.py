@@ -95,10 +95,8 @@ class Experiment:
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
-        """Hashes of the tokenizer and, if the whole run needs it, of the model in model.path."""
-        needed = self.config.model.path and (
-            self.config.lora or not self.config.sft.updates
-        )  # for adapters, or for the KL term
+        """Hashes of the tokenizer and, if the whole run needs it for adapters or for the KL term, of the model in model.path."""
+        needed = self.config.model.path and (self.config.lora or not self.config.sft.updates)
         base = {"base": network_digest(self.config.model.path)} if needed else {}
         return {"tokenizer": self.tokenizer.digest} | base
 

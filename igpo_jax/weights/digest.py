@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from igpo_jax.runtime.buckets import all_files, path_of, read_range, size_of
@@ -26,16 +25,12 @@ def files_digest(files: dict[Any, int]) -> str:
 def model_files(path: str | os.PathLike) -> dict[Any, int]:
     """Returns all files of a Hugging Face or model folder, or of a folder of adapters, with their sizes in bytes."""
     folder = path_of(path)
-    return {file: size_of(file) for file in _files_in(folder)} | all_files(folder / "params")
+    return {file: size_of(file) for file in folder.iterdir() if file.is_file()} | all_files(folder / "params")
 
 
 def network_digest(path: str | os.PathLike) -> str:
     """Returns a hash of the weights and of config.json in a Hugging Face or model folder, see `files_digest`. Copies have the same
     hash. If the same model is converted twice, the two results may have different hashes."""
     folder = path_of(path)
-    files = {file: size for file, size in model_files(path).items() if file.name.endswith((".safetensors", "config.json"))}
-    return files_digest(files | all_files(folder / "params"))
-
-
-def _files_in(folder: Any) -> Iterator[Any]:
-    return (file for file in folder.iterdir() if file.is_file())
+    own = (file for file in folder.iterdir() if file.suffix == ".safetensors" or file.name == "config.json")
+    return files_digest({file: size_of(file) for file in own} | all_files(folder / "params"))

@@ -107,7 +107,7 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
     """Returns the locations of all tensors of a Hugging Face folder, as found by `stored_tensors`. Raises ValueError if names
     or shapes do not match config.json, or if the tensors have different dtypes."""
     stored = stored_tensors(folder)
-    layouts = _layouts(values, cfg, mesh, stores_tied_head(folder, values, cfg))
+    layouts = _layouts(values, cfg, mesh, cfg.tied_head and head_name(values) in stored)
     wanted = {name: layout.shape for layout in layouts.values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     for message, names in (("lacks", missing), ("has tensors that config.json has no place for:", unexpected)):
@@ -146,7 +146,8 @@ def stream_hugging_face(
     values: dict[str, Any] | None = None,
 ) -> Stream:
     """Checks a Hugging Face folder and yields its parameters as sharded arrays. Their dtype is `dtype`, or the stored dtype if
-    `dtype` is None. `values` replaces the content of config.json. Raises ValueError at the first tensor with NaN or infinite values, unless `allow_nonfinite` is True."""
+    `dtype` is None. `values` replaces the content of config.json. Raises ValueError at the first tensor with NaN or infinite
+    values, unless `allow_nonfinite` is True."""
     values = values or read_model_json(folder)
     stored = check_tensors(folder, values, cfg, mesh)
     out_dtype = jnp.dtype(dtype or next(iter(stored.values())).dtype)
@@ -158,7 +159,9 @@ def stream_hugging_face(
             check_finite(tensor.astype(out_dtype), f"{stored[name].file}, tensor {name} as {out_dtype}", allow_nonfinite)
         return tensor
 
-    for path, (leaf, names, _, transposed) in _layouts(values, cfg, mesh, stores_tied_head(folder, values, cfg)).items():
+    for path, (leaf, names, _, transposed) in _layouts(
+        values, cfg, mesh, cfg.tied_head and head_name(values) in stored
+    ).items():
         turn = functools.partial(_turn, transposed=transposed, dtype=out_dtype)
         if path[0] == "blocks":
 

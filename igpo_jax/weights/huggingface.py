@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from flax.traverse_util import flatten_dict
 
-from igpo_jax.families import FAMILIES, LLADA, Family, Path, family_of
+from igpo_jax.families import FAMILIES, LLADA, Family, Path, architecture_of, family_of
 from igpo_jax.model.attention import RopeScaling
 from igpo_jax.model.transformer import ModelConfig, parameter_table
 from igpo_jax.runtime.buckets import path_of, small_files
@@ -117,11 +117,9 @@ def masked_config(folder: str | os.PathLike, architecture: str, mask_token: str 
     Raises:
         ValueError: the architectures do not go together, or there is no such mask token."""
     values, family = read_model_json(folder), family_of({"architectures": [architecture]})
-    found = values.get("architectures")
-    name = found[0] if isinstance(found, list) and len(found) == 1 else found
-    if name not in family.causal:
-        known = ", ".join(family.causal) or "no autoregressive model"
-        raise ValueError(f"{folder}: architectures={repr(found)[:100]}; {architecture} can be made from {known}")
+    if architecture_of(values) not in family.causal:
+        known, found = ", ".join(family.causal) or "no autoregressive model", repr(values.get("architectures"))[:100]
+        raise ValueError(f"{folder}: architectures={found}; {architecture} can be made from {known}")
     special = special_tokens(small_files(folder))
     if mask_token:
         mask_id = int(mask_token) if mask_token.isdecimal() else special.get(mask_token)
@@ -130,7 +128,7 @@ def masked_config(folder: str | os.PathLike, architecture: str, mask_token: str 
                 f"{folder}: the tokenizer has no added token {mask_token!r}; give one of its added tokens, or an id"
             )
     else:
-        mask_id = next((special[name] for name in MASK_TOKENS if name in special), None)
+        mask_id = _named_mask(special)
     if mask_id is None:
         mask_id = load_tokenizer(folder, 0).vocab_size
         if mask_id >= _integer(values, "vocab_size"):
@@ -141,10 +139,14 @@ def masked_config(folder: str | os.PathLike, architecture: str, mask_token: str 
     return values | {"architectures": [architecture], "model_type": family.model_type, "mask_token_id": mask_id}
 
 
+def _named_mask(special: Mapping[str, int]) -> int | None:
+    return next((special[name] for name in MASK_TOKENS if name in special), None)
+
+
 def _mask_id(values: dict[str, Any], special: Mapping[str, int]) -> int:
     if values.get("mask_token_id") is not None:
         return _integer(values, "mask_token_id", least=0)
-    found = next((special[name] for name in MASK_TOKENS if name in special), None)
+    found = _named_mask(special)
     if found is None:
         raise ValueError("config.json has no mask_token_id, and the tokenizer names no mask token")
     return found

@@ -305,6 +305,13 @@ def log_to(output: pathlib.Path | None) -> tuple[list[str], Callable[[str], None
     return lines, say
 
 
+def heading() -> str:
+    """Returns a line with the date, the device and the versions."""
+    where = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the number of runs whose result differs from the undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -314,9 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
     options = parser.parse_args(arguments)
     lines, say = log_to(options.output)
-    where = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")
+    say(heading())
     begin, identical, total = time.monotonic(), 0, 0
     done: collections.Counter[signal.Signals] = collections.Counter()
     with contextlib.ExitStack() as held:

@@ -18,7 +18,6 @@ import signal
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 
 import pytest
 
@@ -26,10 +25,9 @@ sys.path += [str(pathlib.Path(__file__).parents[1] / name) for name in ("helpers
 
 from test_math_recipe import WEIGHTS, write_data
 
-from faults import CHANCE, emulated_bucket, log_to, nothing_ignored
+from faults import CHANCE, emulated_bucket, heading, log_to, nothing_ignored
 from igpo_jax.run.checkpoint_integrity import read_metadata
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.run.results import environment
 from processes import LIMIT, ends, start
 from run_log import untimed
 from same_run import result
@@ -121,9 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="a copy of what is printed")
     options = parser.parse_args(arguments)
     _, say = log_to(options.output)
-    where = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    say(f"{datetime.now(UTC):%Y-%m-%d}, {where['device']}, Python {where['python']}, {versions}, commit {where['commit']}")
+    say(heading())
     draw, runs, identical = random.Random(options.seed), 0, 0
     signals = [signal.SIGTERM, signal.SIGKILL] * (options.kills // 2)
     draw.shuffle(signals)
