@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.int8 import Int8Matrix, Weight, partition_of
-from igpo_jax.model.sharding import Array, Params
+from igpo_jax.model.sharding import Array, Params, all_gather
 from igpo_jax.model.transformer import ModelConfig, head_matrix, project_to_vocabulary
 from igpo_jax.runtime.mesh import BATCH, make_mesh
 
@@ -39,9 +39,9 @@ def token_scores(hidden: jax.Array, head: Weight, completions: jax.Array, chunk:
     share a row. `head`, [d / size of fsdp, v / size of tensor], is this device's part of the output matrix, see
     `head_partition`."""
     if isinstance(head, Int8Matrix):
-        head = head._replace(values=jax.lax.all_gather(head.values, "fsdp", tiled=True))
+        head = head._replace(values=all_gather(head.values, "fsdp"))
     else:
-        head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", tiled=True)
+        head = all_gather(head.astype(hidden.dtype), "fsdp")
     n, r, length, width = hidden.shape
     per_state = completions.shape[1] // r
     states = hidden.reshape(-1, width)

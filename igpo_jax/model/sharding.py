@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -73,6 +74,18 @@ def _gathered_backward(axes, _, gradient):
 
 
 gathered.defvjp(lambda w, axes: (gathered(w, axes), None), _gathered_backward)
+
+
+def all_gather(x: jax.Array, axis: str) -> jax.Array:
+    """Joins the parts of an array that the devices along the mesh axis `axis` hold, [n, ...] -> [n * size, ...]. Runs inside
+    `jax.shard_map`.
+
+    On CPUs of several processes, the gradient is an all-reduce instead of a reduce-scatter. Their library for collectives, Gloo,
+    has a reduce-scatter that sends from a buffer which it overwrites, so that sums are sometimes wrong (jax-ml/jax#40830)."""
+    if jax.default_backend() != "cpu" or not jax.distributed.is_initialized():
+        return jax.lax.all_gather(x, axis, tiled=True)
+    parts = jnp.zeros((jax.lax.axis_size(axis), *x.shape), x.dtype)
+    return jax.lax.psum(parts.at[jax.lax.axis_index(axis)].set(x), axis).reshape(-1, *x.shape[1:])
 
 
 def adapter_axes(part: str, row_axis: str, column_axis: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from igpo_jax.model.logprobs import head_partition, token_log_probs, token_scores
+from igpo_jax.model.sharding import all_gather
 from igpo_jax.model.transformer import ModelConfig, init, shardings, unembed
 from igpo_jax.runtime.mesh import BATCH, shard_batch
 
@@ -104,3 +105,29 @@ def test_whole_logits_never_exist():
     gradient = jax.grad(lambda *arrays: token_log_probs(*arrays, cfg).sum())
     memory = jax.jit(gradient).lower(params, hidden, targets).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * 64 * 4096 * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_no_sum_goes_through_the_reduce_scatter_of_gloo(dtype, mesh_of, monkeypatch):
+    draw = np.random.default_rng(0)
+    matrix, weight = draw.integers(-9, 9, (16, 12)).astype(dtype), draw.normal(size=(16, 12)).astype(np.float32)
+
+    def run():
+        def total(matrix):
+            gathered = jax.shard_map(
+                lambda x: (all_gather(x, "fsdp") * weight[:, :3]).sum(keepdims=True),
+                mesh=mesh_of((2, 2, 2)),
+                in_specs=P("fsdp", "tensor"),
+                out_specs=P("fsdp", "tensor"),
+            )
+            return gathered(matrix[:, :6]).sum()
+
+        function = jax.jit(jax.value_and_grad(total) if dtype == np.float32 else total)
+        return function(matrix), function.lower(matrix).compile().as_text()
+
+    value, program = run()
+    assert ("reduce-scatter(" in program) == (dtype == np.float32)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with_gloo, program = run()
+    assert "reduce-scatter(" not in program and "all-reduce(" in program
+    jax.tree.map(np.testing.assert_array_equal, with_gloo, value)
