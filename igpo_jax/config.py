@@ -129,6 +129,7 @@ class RLConfig:
     `objective.inner_steps` updates."""
 
     iterations: int = checked(100, at_least(0))  # 0: no RL stage
+    seed: int = checked(0, at_least(0))  # with the configuration's seed, decides prompts and samples: one stage, several runs
     prompts: int = checked(16, at_least(1, most=MOST_ROWS))  # N, per rollout
     group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare", MOST_ROWS))  # G
     # A rollout samples its chunks one after the other, to save memory and to pad short prompts less. 0: the fastest number of
@@ -209,6 +210,7 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
+UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"))  # which runs of earlier versions lack
 NEW_KEYS = ("top_p", "top_k", "tempered_confidence", "alg_temp")  # of samplers; version 0.1.0 lacks them
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
@@ -277,6 +279,7 @@ def _check(config: Config) -> None:
         ("sft.batch_size", sft.batch_size, "sft.microbatches", sft.microbatches),
         ("rl.prompts", rl.prompts, "rl.microbatches", rl.microbatches),
         ("rl.prompts", rl.prompts, "rl.rollout_chunks", rl.rollout_chunks),
+        ("rl.group_size", rl.group_size, "inpainting.tries", hints.tries),
     ):
         require(not number or size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
@@ -389,8 +392,9 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
     for key in RESUMABLE_KEYS + (RL_KEYS if stage == "sft" else ()):
         section, _, name = key.rpartition(".")
         (values.get(section, {}) if section else values).pop(name, None)
-    if not values.get("model", {}).get("base_dtype"):
-        values.get("model", {}).pop("base_dtype", None)  # runs of earlier versions have no such key
+    for section, name in UNSET_KEYS:
+        if not values.get(section, {}).get(name):
+            values.get(section, {}).pop(name, None)
     for section in ("sampler", "evaluation"):
         if section in values:
             values[section] = without_new_keys(values[section])

@@ -29,6 +29,7 @@ POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
 # before or after tokens are sampled.
 HOT: Overrides = {"sampler.temperature": 1.0}
 FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
+TRIES: Overrides = {"inpainting.tries": 4}
 NO_HINT_TOKENS: Overrides = {"objective.entropy_keep": 0.0}
 
 
@@ -43,6 +44,7 @@ ARMS = {
     "resample": Arm("GRPO, all-wrong groups sampled again", {"inpainting.policy": "none"}),
     "dapo": Arm("GRPO with dynamic sampling (DAPO), up to 4 batches", NO_HINTS | {"rl.dynamic_batches": 4}),
     "igpo": Arm("IGPO as in the paper", {}),
+    "igpo_tries": Arm("IGPO, hinted completions 4 at a time until enough are correct", TRIES),
     "igpo_ref": Arm("IGPO as the released code does it", REFERENCE_CODE),
     "full_hint": Arm("the whole solution as hint, without the answer", FULL_HINT),
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
@@ -62,6 +64,9 @@ ARMS = {
     "igpo_hot": Arm("IGPO, temperature 1", HOT),
     "grpo_position_first_hot": Arm("GRPO, position-first sampling, temperature 1", NO_HINTS | POSITION_FIRST | HOT),
     "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
+    "igpo_position_first_hot_tries": Arm(
+        "the same, hinted completions 4 at a time until enough are correct", POSITION_FIRST | HOT | TRIES
+    ),
 }
 
 # Measures of a claim: accuracy on all problems, accuracy on the hardest third, negated share of all-wrong groups before hints

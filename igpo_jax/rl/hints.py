@@ -45,6 +45,9 @@ class InpaintingConfig:
     ratio_min: float = 0.2  # eta ~ U[ratio_min, ratio_max)
     ratio_max: float = 0.6
     replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
+    # Hinted completions of a group that are sampled at once, until lambda * G of them are correct or G are sampled. 0: all G, as
+    # in the paper.
+    tries: int = checked(0, not_negative)
     exclude_answer: bool = True  # hints never show the answer. REF: False, the last chunk is always revealed
     round_up: bool = False  # of N chunks, False reveals floor(ratio * N), at least one. REF: True, N - floor(N * (1 - ratio))
     stretch: bool = False  # False: hints keep their positions in the trace. REF: True, they are spread over the canvas
@@ -62,6 +65,8 @@ class InpaintingConfig:
         require(1 <= self.chunk_min <= self.chunk_max, f"{chunks} must be ordered and at least 1")
         ratios = f"inpainting.ratio_min={self.ratio_min} and inpainting.ratio_max={self.ratio_max}"
         require(0 <= self.ratio_min <= self.ratio_max <= 1, f"{ratios} must be ordered within [0, 1]")
+        both = self.tries and self.by_completion  # then the first completions of a group have the smallest ratios
+        require(not both, f"inpainting.tries={self.tries} does not go with inpainting.by_completion=True; set one of them")
 
 
 @flax.struct.dataclass

@@ -89,6 +89,7 @@ class SampleStats:
 
     completions: int = 0
     evaluations: int = 0  # network evaluations, summed over completions
+    second_evaluations: int = 0  # the part of `evaluations` that second attempts cost
     flops: int = 0
     sampling_seconds: float = 0.0
     grading_seconds: float = 0.0  # time spent waiting for grades after sampling
@@ -161,14 +162,32 @@ def rollout(
 
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
     """Samples and grades new completions for the groups `triggered`, whose first completions are all wrong. The sampler starts
-    from canvases with hints."""
-    cfg = context.cfg
+    from canvases with hints. It samples `inpainting.tries` completions of a group at once, and goes on with the groups that have
+    fewer correct completions than may be swapped in. The completions do not depend on `tries`, only how many are sampled."""
+    cfg, g = context.cfg, context.cfg.group_size
+    tries, enough = cfg.inpainting.tries or g, max(1, max_replaced(cfg.inpainting, g))
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
-    padded = _pad_rows(triggered, cfg.prompts_at_once, cfg.group_size, batch_size_divisor(context.mesh))
-    chosen, start = take_rows((prompts, hints), padded)
-    attempt, stats = _sample_attempt(context, chosen, start, KeyPurpose.SECOND_ATTEMPT)
-    return take_rows(attempt, np.arange(len(triggered))), stats
+    attempt, stats = _not_sampled(take_rows(hints, triggered)), SampleStats()
+    unfinished, groups_at_once = np.arange(len(triggered)), cfg.prompts_at_once * g // tries
+    for begin in range(0, g, tries):
+        padded = _pad_rows(triggered[unfinished], groups_at_once, tries, batch_size_divisor(context.mesh))
+        chosen, start = take_rows((prompts, hints), padded)
+        start = jax.tree.map(lambda x: x[:, begin : begin + tries], start)
+        part, part_stats = _sample_attempt(context, chosen, start, KeyPurpose.SECOND_ATTEMPT, begin)
+        stats += part_stats
+        for values, new in zip(jax.tree.leaves(attempt), jax.tree.leaves(part), strict=True):
+            values[unfinished, begin : begin + tries] = new[: len(unfinished)]
+        unfinished = unfinished[attempt.grades.correct[unfinished].sum(axis=1) < enough]
+        if not unfinished.size:
+            break
+    return attempt, dataclasses.replace(stats, second_evaluations=stats.evaluations)
+
+
+def _not_sampled(start: InitialCanvas) -> Attempt:
+    no = np.zeros(start.ratio.shape, bool)
+    grades = Grades(np.full(no.shape, np.nan, np.float32), no, no.copy(), no.copy())
+    return Attempt(np.array(start.canvas), np.zeros(start.canvas.shape, np.int32), grades, np.array(start.ratio))
 
 
 def _blank_canvas(prompts: PromptBatch, cfg: RolloutConfig) -> InitialCanvas:
@@ -186,22 +205,23 @@ def _hinted_canvas(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> 
 
 
 def _sample_attempt(
-    context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose
+    context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose, first_draw: int = 0
 ) -> tuple[Attempt, SampleStats]:
-    """Samples and grades G completions of each prompt, chunk by chunk. While one chunk is graded, the next one is sampled."""
+    """Samples and grades the completions that `start` begins, g of each prompt, chunk by chunk. While one chunk is graded, the
+    next one is sampled. The noise of a group's completions depends on their index, which starts with `first_draw`."""
     clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
     n, g, length = start.canvas.shape
     row = take_rows(prompts, np.repeat(np.arange(n), g))
-    draw, canvas = np.tile(np.arange(g, dtype=np.uint32), n), start.canvas.reshape(n * g, length)
+    draw, canvas = np.tile(np.arange(first_draw, first_draw + g, dtype=np.uint32), n), start.canvas.reshape(n * g, length)
     requests = Requests(row.tokens, row.prompt_mask, canvas, row.problem_id, draw)
-    batching = Batching(context.mesh, cfg.prompts_at_once * g, cfg.prompt_buckets, fill=False)
+    batching = Batching(context.mesh, cfg.prompts_at_once * cfg.group_size, cfg.prompt_buckets, fill=False)
     chunks, grading = [], []
     with clock.measure("sampling"):
         for rows, done in complete(context.params, requests, context.key, cfg.model, cfg.decode, batching, purpose):
             group = rows[::g] // g
             tokens, unmask_step = (np.asarray(x).reshape(-1, g, length) for x in (done.tokens, done.unmask_step))
             chunks.append((group, tokens, unmask_step))
-            stats += SampleStats(len(rows), done.rows_evaluated, done.flops)
+            stats += SampleStats(len(rows), done.rows_evaluated, flops=done.flops)
             grading.append(context.grade(prompts.problem_id[group], tokens))
             context.check_preemption()
     with clock.measure("grading"):
@@ -290,8 +310,10 @@ def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
     if second is not None:
         metrics |= {
             "hint/rescue_rate": mean(second.grades.correct.any(axis=1), second.grades.graded.any(axis=1)),
-            "hint/ratio": mean(second.ratio),
-            "hint/tokens": mean(second.hint.sum(axis=-1)),
+            "hint/ratio": mean(second.ratio, second.grades.sampled),
+            "hint/tokens": mean(second.hint.sum(axis=-1), second.grades.sampled),
+            "hint/sampled": mean(second.grades.sampled.sum(axis=1)),
+            "hint/rows": float(stats.second_evaluations),
         }
     return metrics | {
         "sampler/evaluations": stats.evaluations / stats.completions,

@@ -165,7 +165,7 @@ class Experiment:
         `tasks.grades.lack_of_verdicts`. All processes must call this method with the same grades, and get the same result."""
         counts = {"timeout": sum(int(each.late.sum()) for each in grades)}
         counts["error"] = sum(int(each.broken.sum()) for each in grades)
-        total, limit = sum(each.late.size for each in grades), self.config.reward.max_ungraded
+        total, limit = sum(int(each.sampled.sum()) for each in grades), self.config.reward.max_ungraded
         text = lack_of_verdicts(counts, total, self.pool.reasons, limit)
         return text and f"{text} (reward.max_ungraded={limit:g})"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,8 +69,10 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
             evaluation."""
     config, rl = experiment.config, experiment.config.rl
     stage = Stage("rl", experiment, checkpoints, preempted, Policy(experiment.model, config.lora), start.base)
-    reference, key = _reference(stage, start), experiment.key(2)
-    order = batches(present(experiment.rl_data).prompts, rl.prompts, config.seed, config.data.prompt_buckets)
+    reference, key, seed = _reference(stage, start), experiment.key(2), config.seed
+    if rl.seed:
+        key, seed = jax.random.fold_in(key, rl.seed), zlib.crc32(f"{seed} {rl.seed}".encode())
+    order = batches(present(experiment.rl_data).prompts, rl.prompts, seed, config.data.prompt_buckets)
     update = make_update(stage.optimizer, stage.policy, config.objective, experiment.mesh, rl.microbatches)
     run = RLRun(stage, reference, order, update, _rollout_config(experiment))
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
@@ -152,7 +155,7 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
     if state.hint_ratio_center is not None:
         metrics["hint/ratio_center"] = state.hint_ratio_center
     metrics |= means | watch.seconds | device_memory() | {"policy/entropy": entropy} | skips
-    tokens = sum(attempt.tokens.size for attempt in attempts)
+    tokens = sum(attempt.grades.sampled.sum() for attempt in attempts) * config.sampler.completion_length
     metrics["speed/tokens_per_second"] = tokens / metrics["time/rollout"]
     batch = {"groups": groups, "old": logprobs.old, "reference": logprobs.reference}
     return state, Iteration(sampled, metrics, batch, last_update)

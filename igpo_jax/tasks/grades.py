@@ -15,7 +15,7 @@ FEW = 4  # up to this number of completions without a verdict never stop a run, 
 class Grades:
     """Grades of n groups of g completions. A completion without a verdict counts neither as correct nor as wrong."""
 
-    rewards: np.ndarray  # f32[n, g]
+    rewards: np.ndarray  # f32[n, g], NaN for a completion that was not sampled, see `inpainting.tries`
     correct: np.ndarray  # bool[n, g], False without a verdict
     late: np.ndarray  # bool[n, g], no verdict in time
     broken: np.ndarray  # bool[n, g], no verdict, because the reward function failed
@@ -23,7 +23,11 @@ class Grades:
     @property
     def graded(self) -> np.ndarray:
         """Mask of the completions with a verdict, bool [n, g]."""
-        return ~(self.late | self.broken)
+        return self.sampled & ~(self.late | self.broken)
+
+    @property
+    def sampled(self) -> np.ndarray:
+        return ~np.isnan(self.rewards)
 
     @property
     def all_wrong(self) -> np.ndarray:

@@ -240,3 +240,55 @@ def test_up_to_the_first_eos_inclusive():
 def test_second_tries_have_few_sizes(rows, most, group_size, divisor, size):
     padded = _pad_rows(np.arange(rows) + 20, most, group_size, divisor)
     assert len(padded) == size and padded[:rows].tolist() == list(range(20, 20 + rows)) and set(padded[rows:]) <= {20}
+
+
+def graded_by(correct):
+    """Returns a grader of second attempts, whose verdict on a completion depends on its tokens alone."""
+
+    def grade(problem_id, completions):
+        right = np.array([[correct(row) for row in group] for group in completions.tolist()])
+        return lambda: Grades(right.astype(np.float32), right, np.zeros_like(right), np.zeros_like(right))
+
+    return grade
+
+
+def rolled_out(params, mesh, tries, share, seed, prompts_at_once=PROBLEMS):
+    """First attempts are all wrong. Of second attempts, which contain hints, about `share` are correct."""
+    hints = dataclasses.replace(CFG.inpainting, tries=tries, replace_fraction=0.5)
+    cfg = dataclasses.replace(CFG, inpainting=hints, group_size=8, prompts_at_once=prompts_at_once)
+    calls = []
+
+    def grade(problem_id, completions):
+        calls.append(completions.shape[1])
+        second = len(calls) > PROBLEMS // prompts_at_once
+        return graded_by(lambda row: second and np.random.default_rng(row).random() < share)(problem_id, completions)
+
+    with jax.set_mesh(mesh):
+        return rollout(params, prompts(), grade, jax.random.key(seed), cfg, mesh)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_tries_sample_fewer_of_the_same_completions_and_swap_in_as_many(share, params, mesh):
+    for seed in range(4):
+        whole = rolled_out(params, mesh, 0, share, seed)
+        for tries, at_once in (1, 4), (2, 4), (4, 4), (8, 4), (4, 2):
+            part = rolled_out(params, mesh, tries, share, seed, at_once)
+            sampled = part.second.grades.sampled
+            np.testing.assert_array_equal(part.second.tokens[sampled], whole.second.tokens[sampled])
+            np.testing.assert_array_equal(part.second.ratio, whole.second.ratio)
+            np.testing.assert_array_equal(part.replaced.sum(axis=1), whole.replaced.sum(axis=1))
+            right = np.cumsum(whole.second.grades.correct, axis=1)
+            needed = np.where(right[:, -1] >= 4, (right < 4).sum(axis=1) + 1, 8)
+            assert sampled.sum(axis=1).tolist() == (-(-needed // tries) * tries).tolist()
+            assert part.metrics["hint/rescue_rate"] == whole.metrics["hint/rescue_rate"]
+            assert part.metrics["hint/sampled"] == sampled.sum(axis=1).mean()
+            rows = part.metrics["sampler/rows"] - part.first.tokens.shape[0] * 8 * CFG.decode.steps
+            assert part.metrics["hint/rows"] == rows >= sampled.sum() * CFG.decode.steps
+            for group, row in enumerate(part.replaced):
+                swapped = {tuple(tokens) for tokens in part.final.tokens[group, row].tolist()}
+                assert swapped <= {tuple(x) for x in part.second.tokens[group][part.second.grades.correct[group]].tolist()}
+
+
+def test_tries_do_not_go_with_ascending_hint_ratios():
+    with pytest.raises(ValueError, match=r"inpainting\.tries=2 does not go with inpainting\.by_completion=True"):
+        InpaintingConfig(tries=2, by_completion=True)
